@@ -1,14 +1,32 @@
 """Factorised checkpoints: ordinary safetensors plus ``quantization_config`` in ``config.json``.
 
-``"quantization_config": {"quant_method": "lowrank", "version": 1, "ranks": {module: rank}}`` names the factorised
-modules; each has the tensors ``<module>.lr_a`` (r, in), ``<module>.lr_b`` (out, r) and its old ``<module>.bias``. After
-`register` (done by importing this module) transformers loads such a folder factorised.
+    "quantization_config": {
+        "quant_method": "lowrank",
+        "version": 1,
+        "ranks": {"model.layers.0.self_attn.q_proj": 96, …},
+        "shared": {"model.layers.0.self_attn.k_proj": "model.layers.0.self_attn.q_proj", …},
+        "added_bias": ["model.layers.0.self_attn.q_proj", …],
+        "dense": ["lm_head", …],
+        "guard": "model.layers.0.self_attn.q_proj.weight"
+    }
+
+``ranks`` names every factorised module; each has the tensors ``<module>.lr_a`` (r, in), ``<module>.lr_b`` (out, r) and
+its old ``<module>.bias``. A module in ``shared`` has no ``lr_a`` of its own: it uses that of the named owner, which
+comes before it in the model. A module in ``added_bias`` has an ``<module>.lr_bias`` (out,) that its dense form lacks.
+``dense`` names the linear layers that stayed as they were. ``guard`` names an empty tensor: without this package
+transformers only warns about unknown quantisation and fills the factors with noise, but a tensor of another shape than
+the dense layer's is an error there.
+
+After `register` (done by importing this module) transformers loads such a folder factorised.
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
@@ -16,33 +34,22 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..foundation.errors import UserError
 from .layers import LowRankLinear
-from .matrices import get_linear, low_rank_layers, replace_module
+from .layout import LOWRANK, Layout
+from .matrices import get_linear, low_rank_layers, matrices, replace_module
 
-QUANT_METHOD = "lowrank"
-VERSION = 1
+QUANT_METHOD = LOWRANK
 
 
 class LowRankConfig(QuantizationConfigMixin):
-    """The ``quantization_config`` of a factorised checkpoint.
+    """The ``quantization_config`` of a factorised checkpoint as transformers keeps it; see `layout.Layout`."""
 
-    Args:
-        ranks: rank of every factorised module by dotted name.
-        version: layout version; only 1 exists.
-    """
-
-    def __init__(self, ranks: Mapping[str, int] | None = None, version: int = VERSION, **extra: Any) -> None:
+    def __init__(self, **fields: Any) -> None:
         self.quant_method = QUANT_METHOD
-        self.version = version
-        self.ranks = dict(ranks or {})
-        if version != VERSION:
-            raise UserError(
-                f"the checkpoint has layout version {version} of '{QUANT_METHOD}', this lowrank-bench reads version "
-                f"{VERSION}; install the lowrank-bench that wrote it"
-            )
+        self.layout = Layout.read(fields)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain data that goes into ``config.json``."""
-        return {"quant_method": self.quant_method, "version": self.version, "ranks": dict(self.ranks)}
+        return self.layout.to_dict()
 
 
 class LowRankQuantizer(HfQuantizer):
@@ -50,8 +57,10 @@ class LowRankQuantizer(HfQuantizer):
 
     requires_calibration = True
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-        for name, rank in self.quantization_config.ranks.items():
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        layout: Layout = self.quantization_config.layout
+        made: dict[str, LowRankLinear] = {}
+        for name, rank in layout.ranks.items():
             try:
                 dense = get_linear(model, name)
             except (AttributeError, TypeError) as error:
@@ -59,15 +68,25 @@ class LowRankQuantizer(HfQuantizer):
                     f"the checkpoint announces factors for '{name}', which is no linear layer of "
                     f"{type(model).__name__}; the checkpoint and its config.json do not belong together"
                 ) from error
-            layer = LowRankLinear(
+            made[name] = LowRankLinear(
                 dense.in_features,
                 dense.out_features,
                 rank,
                 dense.bias is not None,
                 dense.weight.dtype,
                 dense.weight.device,
+                name in layout.added_bias,
+                made[layout.shared[name]] if name in layout.shared else None,
             )
-            replace_module(model, name, layer)
+            replace_module(model, name, made[name])
+        if layout.guard:
+            ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+            model._keys_to_ignore_on_load_unexpected = {*ignored, re.escape(layout.guard)}
+
+    def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """Return what `save_pretrained` writes: the model's tensors and the guard."""
+        guard = self.quantization_config.layout.guard
+        return model.state_dict() | ({guard: torch.empty(0)} if guard else {}), {}
 
     def is_serializable(self) -> bool:
         """Whether `save_pretrained` may write the model."""
@@ -102,7 +121,7 @@ def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
     layers = low_rank_layers(model)
     quantizer = getattr(model, "hf_quantizer", None)
     if layers:
-        config = LowRankConfig({name: layer.rank for name, layer in layers.items()})
+        config = LowRankConfig(**describe(model).to_dict())
         model.config.quantization_config = config
         model.hf_quantizer = LowRankQuantizer(config)
     elif isinstance(quantizer, LowRankQuantizer):
@@ -113,30 +132,18 @@ def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def verify_factors(announced: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], folder: Path) -> None:
-    """Check that both factors of every announced module exist with the announced rank.
-
-    Args:
-        announced: the ``quantization_config`` of ``config.json``.
-        shapes: tensor shapes by name, as found in the safetensors files.
-        folder: named in the error.
-
-    Raises:
-        UserError: a missing tensor or a rank that does not fit, by name.
-    """
-    ranks = announced.get("ranks")
-    if not isinstance(ranks, dict) or not all(isinstance(rank, int) for rank in ranks.values()):
-        raise UserError(f"{folder / 'config.json'} names no rank for each factorised module; copy the checkpoint again")
-    config = LowRankConfig(ranks, announced.get("version", 0))
-    for name, rank in config.ranks.items():
-        for tensor, axis in ((f"{name}.lr_a", 0), (f"{name}.lr_b", 1)):
-            if tensor not in shapes:
-                raise UserError(f"{folder} lacks the tensor {tensor}; make or copy the checkpoint again")
-            if shapes[tensor][axis] != rank:
-                raise UserError(
-                    f"{folder}: the tensor {tensor} has shape {shapes[tensor]} but config.json says rank {rank}; "
-                    "make or copy the checkpoint again"
-                )
+def describe(model: nn.Module) -> Layout:
+    """Return the layout of a factorised model."""
+    layers = low_rank_layers(model)
+    names = {layer: name for name, layer in layers.items()}
+    shared = {name: names[layer.source] for name, layer in layers.items() if layer.source is not None}
+    return Layout(
+        ranks={name: layer.rank for name, layer in layers.items()},
+        shared=shared,
+        added_bias=tuple(name for name, layer in layers.items() if layer.lr_bias is not None),
+        dense=tuple(matrix.name for matrix in matrices(model, required=False)),
+        guard=f"{next(iter(layers))}.weight",
+    )
 
 
 register()

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..foundation.errors import UserError
 from . import checkpoint
+from .layout import Layout, check_tensors
 from .matrices import Size, model_size
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -120,7 +121,7 @@ def verify_folder(folder: Path) -> None:
                 f"{file} is corrupt or cut short ({_first_line(error)}); make or copy the checkpoint again"
             ) from error
     if announced.get("quant_method") == checkpoint.QUANT_METHOD:
-        checkpoint.verify_factors(announced, shapes, folder)
+        check_tensors(Layout.read(announced), shapes, str(folder))
 
 
 def weights_size(location: str | Path, revision: str = "", dtype: str = "float32") -> Size:

@@ -55,7 +55,7 @@ def head_name(model: nn.Module) -> str | None:
     return next((name for name, module in model.named_modules() if module is head), None) if head is not None else None
 
 
-def matrices(model: nn.Module, head: bool = True) -> list[Matrix]:
+def matrices(model: nn.Module, head: bool = True, required: bool = True) -> list[Matrix]:
     """List the matrices to compress, in the model's own order.
 
     Every ``nn.Linear`` counts, as in the Basis Selection authors' code (``methods/basis_selection.py``), except those
@@ -64,6 +64,7 @@ def matrices(model: nn.Module, head: bool = True) -> list[Matrix]:
     Args:
         model: the model; meta tensors are enough.
         head: whether an untied output head is included.
+        required: whether it is an error that there is none.
 
     Raises:
         UserError: the model has no linear layer to compress.
@@ -74,7 +75,7 @@ def matrices(model: nn.Module, head: bool = True) -> list[Matrix]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and name not in skip
     ]
-    if not found:
+    if not found and required:
         raise UserError(
             f"{type(model).__name__} has no nn.Linear layer that could be compressed; choose a model with linear "
             "layers (tied output heads and fused Conv1D layers do not count)"

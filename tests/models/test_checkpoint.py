@@ -1,7 +1,10 @@
 """Checkpoints: what is written, and that a damaged one is an error that names the tensor or the file."""
 
+import copy
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from lowrank_bench.models.matrices import get_linear, low_rank_layers, matrices,
 
 QUERY = "model.layers.0.self_attn.q_proj"
 UP = "model.layers.1.mlp.up_proj"
+DOWN = "model.layers.0.mlp.down_proj"
 
 
 def factorised() -> Any:
@@ -30,6 +34,22 @@ def factorised() -> Any:
     return model
 
 
+def shared() -> Any:
+    """A model whose queries and keys share a factor, across layers too, with an added bias and a factorised head."""
+    model, owner = random_model("llama", tied=False), None
+    for layer in (0, 1):
+        for kind in ("q_proj", "k_proj"):
+            name = f"model.layers.{layer}.self_attn.{kind}"
+            out, width = get_linear(model, name).weight.shape
+            new = LowRankLinear.from_factors(torch.randn(20, width), torch.randn(out, 20), source=owner)
+            replace_module(model, name, new)
+            owner = owner or new
+    a, b = torch.randn(5, 96), torch.randn(32, 5)
+    replace_module(model, DOWN, LowRankLinear.from_factors(a, b, added_bias=torch.randn(32)))
+    replace_module(model, "lm_head", LowRankLinear.from_factors(torch.randn(9, 32), torch.randn(96, 9)))
+    return model
+
+
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A factorised and a dense checkpoint."""
@@ -37,6 +57,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     save_checkpoint(factorised(), None, folder / "lowrank")
     save_checkpoint(random_model("qwen2", tied=False), None, folder / "dense")
+    save_checkpoint(shared(), None, folder / "shared")
     return folder
 
 
@@ -72,12 +93,16 @@ def write(name: str, text: str) -> Callable[[Path], object]:
 
 def test_layout(originals: Path) -> None:
     config = json.loads((originals / "lowrank" / "config.json").read_text())["quantization_config"]
-    assert config == {"quant_method": "lowrank", "version": 1, "ranks": {QUERY: 3, UP: 7}}
+    assert config.pop("dense") == [
+        m.name for m in matrices(random_model("qwen2", tied=False)) if m.name not in (QUERY, UP)
+    ]
+    empty = {"shared": {}, "added_bias": [], "guard": f"{QUERY}.weight"}
+    assert config == {"quant_method": "lowrank", "version": 1, "ranks": {QUERY: 3, UP: 7}} | empty
     shapes = {name: tuple(t.shape) for name, t in load_file(originals / "lowrank" / "model.safetensors").items()}
     assert shapes[f"{QUERY}.lr_a"] == (3, 32)
     assert shapes[f"{QUERY}.lr_b"] == (32, 3)
     assert shapes[f"{QUERY}.bias"] == (32,)
-    assert f"{QUERY}.weight" not in shapes
+    assert shapes[f"{QUERY}.weight"] == (0,)
     assert "quantization_config" not in json.loads((originals / "dense" / "config.json").read_text())
 
 
@@ -85,11 +110,53 @@ def test_round_trip_is_exact_and_trains(originals: Path) -> None:
     model = load_model(originals / "lowrank")
     stored = load_file(originals / "lowrank" / "model.safetensors")
     found = dict(model.named_parameters())
-    assert found.keys() == stored.keys()
-    assert all(torch.equal(found[name], stored[name]) for name in stored)
+    assert found.keys() == stored.keys() - {f"{QUERY}.weight"}
+    assert all(torch.equal(found[name], stored[name]) for name in found)
     ids = torch.randint(3, 96, (2, 5))
     model.train()(input_ids=ids, labels=ids).loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in low_rank_layers(model)[QUERY].parameters())
+
+
+def test_shared_factors_are_stored_once_and_stay_shared(originals: Path) -> None:
+    torch.manual_seed(0)
+    factorised()
+    expected = shared()
+    model = load_model(originals / "shared")
+    layers = low_rank_layers(model)
+    owner, *members = (layers[f"model.layers.{i}.self_attn.{k}_proj"] for i in (0, 1) for k in "qk")
+    assert all(layer.lr_a is owner.lr_a and layer.source is owner for layer in members)
+    stored = load_file(originals / "shared" / "model.safetensors")
+    assert [name for name in stored if name.endswith("lr_a")] == ["lm_head.lr_a", f"{DOWN}.lr_a", f"{QUERY}.lr_a"]
+    assert model_size(model).parameters == sum(tensor.numel() for tensor in stored.values())
+    ids = torch.randint(3, 96, (2, 7))
+    assert torch.equal(model(input_ids=ids).logits, expected(input_ids=ids).logits)
+    again = copy.deepcopy(model)
+    with torch.no_grad():
+        low_rank_layers(again)[QUERY].lr_a.zero_()
+    assert not low_rank_layers(again)["model.layers.1.self_attn.k_proj"].lr_a.any(), "a copy shares as the original"
+    assert owner.lr_a.any(), "and is a copy"
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert owner.lr_a.grad is not None
+
+
+IMPORTS = {
+    "package first": "import lowrank_bench; from transformers import AutoModelForCausalLM as Auto",
+    "package last": "from transformers import AutoModelForCausalLM as Auto; import lowrank_bench",
+    "loader first": "import lowrank_bench.models.loading; from transformers import AutoModelForCausalLM as Auto",
+    "no package": "from transformers import AutoModelForCausalLM as Auto",
+}
+
+
+@pytest.mark.parametrize("order", IMPORTS)
+def test_transformers_loads_factors_with_the_package_and_refuses_without(originals: Path, order: str) -> None:
+    code = f"{IMPORTS[order]}; m = Auto.from_pretrained({str(originals / 'lowrank')!r})"
+    code += f"; print('rank', m.get_submodule({QUERY!r}).rank)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if order == "no package":
+        assert done.returncode != 0
+        assert "ignore_mismatched_sizes" in done.stderr
+    else:
+        assert done.stdout.split() == ["rank", "3"], done.stderr
 
 
 def test_loaded_models_can_be_saved_again(originals: Path, tmp_path: Path) -> None:
@@ -134,7 +201,27 @@ DAMAGE = {
     "rank gone": (
         "lowrank",
         edit_config(lambda c: c["quantization_config"]["ranks"].pop(QUERY)),
-        rf"{QUERY}\.weight is missing",
+        rf"holds the tensor {QUERY}\.lr_\w+ but config\.json names no rank for {QUERY}",
+    ),
+    "shared with a stranger": (
+        "lowrank",
+        edit_config(lambda c: c["quantization_config"].update(shared={UP: QUERY})),
+        rf"'{UP}' share the first factor of '{QUERY}', which are not two factorised modules of one rank",
+    ),
+    "shared factor gone": (
+        "shared",
+        edit_tensors(lambda t: t.pop(f"{QUERY}.lr_a")),
+        rf"lacks the tensor {QUERY}\.lr_a",
+    ),
+    "added bias gone": (
+        "shared",
+        edit_tensors(lambda t: t.pop(f"{DOWN}.lr_bias")),
+        rf"lacks the tensor {DOWN}\.lr_bias",
+    ),
+    "added bias of another": (
+        "shared",
+        edit_config(lambda c: c["quantization_config"].update(added_bias=["model.norm"])),
+        r"adds a bias to 'model\.norm', which is not factorised",
     ),
     "ranks no mapping": (
         "lowrank",

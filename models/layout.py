@@ -1,0 +1,114 @@
+"""What the ``quantization_config`` of a factorised checkpoint says, as plain data that every loader reads alike.
+
+Imports no torch, so that loaders of other engines can use it. See `checkpoint` for the meaning of the fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..foundation.errors import UserError
+
+LOWRANK = "lowrank"
+VERSION = 1
+_AGAIN = "make or copy the checkpoint again"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which modules are factorised, and how.
+
+    Attributes:
+        ranks: rank of every factorised module by dotted name, owners of shared factors before those that use them.
+        shared: owner of the first factor, by module that has none of its own.
+        added_bias: modules with a bias that their dense form lacks.
+        dense: linear layers that stayed dense.
+        guard: name of the empty tensor that keeps other loaders from filling factors with noise; empty for none.
+    """
+
+    ranks: Mapping[str, int]
+    shared: Mapping[str, str] = field(default_factory=dict)
+    added_bias: Sequence[str] = ()
+    dense: Sequence[str] = ()
+    guard: str = ""
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> Layout:
+        """Read the plain data of ``quantization_config``.
+
+        Raises:
+            UserError: another version, or fields that contradict each other; names the module.
+        """
+        version = config.get("version")
+        if version != VERSION:
+            raise UserError(
+                f"the checkpoint has layout version {version} of '{LOWRANK}', this lowrank-bench reads version "
+                f"{VERSION}; install the lowrank-bench that wrote it"
+            )
+        ranks = config.get("ranks")
+        if not isinstance(ranks, Mapping) or not all(type(rank) is int and rank > 0 for rank in ranks.values()):
+            raise UserError(f"config.json names no rank for each factorised module; {_AGAIN}")
+        shared, added = config.get("shared") or {}, config.get("added_bias") or ()
+        for name, owner in shared.items():
+            if name not in ranks or owner not in ranks or owner in shared or ranks[name] != ranks[owner]:
+                raise UserError(
+                    f"config.json lets '{name}' share the first factor of '{owner}', which are not two factorised "
+                    f"modules of one rank; {_AGAIN}"
+                )
+        for name in added:
+            if name not in ranks:
+                raise UserError(f"config.json adds a bias to '{name}', which is not factorised; {_AGAIN}")
+        order = sorted(ranks, key=lambda name: name in shared)  # stable: owners first
+        return cls(
+            {name: ranks[name] for name in order},
+            dict(shared),
+            tuple(added),
+            tuple(config.get("dense") or ()),
+            config.get("guard") or "",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plain data that goes into ``config.json``."""
+        return {
+            "quant_method": LOWRANK,
+            "version": VERSION,
+            "ranks": dict(self.ranks),
+            "shared": dict(self.shared),
+            "added_bias": list(self.added_bias),
+            "dense": list(self.dense),
+            "guard": self.guard,
+        }
+
+    def tensors(self) -> dict[str, int]:
+        """Return the name of every factor on disk and the place of the rank in its shape."""
+        first = {f"{name}.lr_a": 0 for name in self.ranks if name not in self.shared}
+        return first | {f"{name}.lr_b": 1 for name in self.ranks}
+
+
+def check_tensors(layout: Layout, shapes: Mapping[str, Sequence[int]], where: str) -> None:
+    """Check that every announced tensor exists with the announced rank.
+
+    Args:
+        layout: what ``config.json`` announces.
+        shapes: tensor shapes by name, as found in the safetensors files.
+        where: named in the error.
+
+    Raises:
+        UserError: a missing tensor, one that is not announced, or a rank that does not fit, by name.
+    """
+    for tensor in shapes:
+        name, _, factor = tensor.rpartition(".")
+        if factor in ("lr_a", "lr_b", "lr_bias") and name not in layout.ranks:
+            raise UserError(f"{where} holds the tensor {tensor} but config.json names no rank for {name}; {_AGAIN}")
+    wanted = {**layout.tensors(), **{f"{name}.lr_bias": None for name in layout.added_bias}}
+    for tensor, axis in wanted.items():
+        if tensor not in shapes:
+            raise UserError(f"{where} lacks the tensor {tensor}; {_AGAIN}")
+        rank = layout.ranks[tensor.rpartition(".")[0]]
+        if axis is not None and shapes[tensor][axis] != rank:
+            raise UserError(
+                f"{where}: the tensor {tensor} has shape {tuple(shapes[tensor])} but config.json says rank {rank}; "
+                f"{_AGAIN}"
+            )
