@@ -166,8 +166,8 @@ def methods(
     policies: Annotated[bool, typer.Option("--policies", help="List rank policies instead.")] = False,
 ) -> None:
     """List the compression methods, or the rank policies."""
-    from .methods.policies.base import policies as policy_registry
     from .methods.registry import methods as registry
+    from .methods.registry import policies as policy_registry
 
     listings = policy_registry.listings() if policies else registry.listings()
     rows = [(row.name, row.summary, row.origin) for row in listings]

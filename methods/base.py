@@ -124,6 +124,8 @@ class Compressor(BaseModel, ABC):
 
     name: ClassVar[str]
     trains: ClassVar[bool] = False
+    affine: ClassVar[bool] = False
+    """Whether factorised layers get a bias that restores the mean output."""
     needs_data: ClassVar[bool] = False
     default_policy: ClassVar[str] = "uniform"
 
@@ -134,6 +136,16 @@ class Compressor(BaseModel, ABC):
     def fit_needs_data(self) -> bool:
         """Whether `fit` reads task data."""
         return self.needs_data
+
+    @property
+    def compress_needs_data(self) -> bool:
+        """Whether `compress` reads task data without training on them, as searches do."""
+        return False
+
+    @property
+    def calibration_task(self) -> str:
+        """Return the task whose training data `fit` and searches read, or empty for the sweep's own."""
+        return ""
 
     def targets(self, model: nn.Module) -> list[Matrix]:
         """Return the matrices that the method may replace."""
@@ -161,8 +173,23 @@ class Compressor(BaseModel, ABC):
         """Compute all that does not depend on the ratio; the model is left unchanged."""
 
     @abstractmethod
-    def compress(self, model: nn.Module, fitted: Fitted, budget: Budget, trainer: Trainer | None) -> CompressionReport:
-        """Put factorised layers into the model, in place, so that the budget is met within one rank."""
+    def compress(
+        self,
+        model: nn.Module,
+        fitted: Fitted,
+        budget: Budget,
+        trainer: Trainer | None,
+        data: CalibrationData | None = None,
+    ) -> CompressionReport:
+        """Put factorised layers into the model, in place, so that the budget is met within one rank.
+
+        Args:
+            model: the dense model.
+            fitted: what `fit` gave for it.
+            budget: the target.
+            trainer: for methods that train.
+            data: for methods whose `compress_needs_data`; training data, never the test split.
+        """
 
     def compress_path(
         self,
@@ -171,6 +198,7 @@ class Compressor(BaseModel, ABC):
         budgets: Sequence[Budget],
         trainer: Trainer | None,
         emit: Callable[[Budget, nn.Module, CompressionReport], None],
+        data: CalibrationData | None = None,
     ) -> None:
         """Compress to several budgets; methods that can serve them from one run override this.
 
@@ -180,11 +208,12 @@ class Compressor(BaseModel, ABC):
             budgets: any order.
             trainer: for methods that train.
             emit: called once per budget, from the lowest ratio to the highest, with the compressed model.
+            data: for methods whose `compress_needs_data`.
         """
         ordered = sorted(budgets, key=lambda budget: budget.ratio)
         for budget in ordered:
             target = model if budget is ordered[-1] else copy.deepcopy(model)
-            emit(budget, target, self.compress(target, fitted, budget, trainer))
+            emit(budget, target, self.compress(target, fitted, budget, trainer, data))
 
 
 def create_method(name: str, options: Mapping[str, Any] | None = None) -> Compressor:

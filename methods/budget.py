@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..foundation.errors import UserError
-from .policies.base import Demand, Policy
+from .policies.base import Demand, Evidence, Loss, Policy
 
 _BISECTIONS = 60
 
@@ -102,7 +102,14 @@ class Budget:
                 "must be above 1, such as 2 for half the size"
             )
 
-    def allocate(self, shape: ModelShape, policy: Policy, spectra: Mapping[str, Tensor] | None = None) -> Allocation:
+    def allocate(
+        self,
+        shape: ModelShape,
+        policy: Policy,
+        spectra: Mapping[str, Tensor] | None = None,
+        measured: Mapping[str, Tensor] | None = None,
+        loss: Loss | None = None,
+    ) -> Allocation:
         """Return the ranks, within one rank of the target and never above it.
 
         The policy says which rank each unit wants at a level; the largest level that the budget affords is found by
@@ -113,6 +120,8 @@ class Budget:
             shape: the model's size and units.
             policy: how to share.
             spectra: importance of each unit's components, descending, for policies that need it.
+            measured: what the policy measured while fitting.
+            loss: for policies that search; see `Evidence`.
 
         Raises:
             UserError: the ratio is out of reach; names the largest one that is not.
@@ -125,7 +134,9 @@ class Budget:
                 f"the ratio {self.ratio:g} is out of reach for this model, of which {shape.untouched:,} of "
                 f"{shape.parameters:,} parameters stay as they are; {_advice(largest)}"
             )
-        wants = [policy.demand(unit, spectra.get(unit.name) if spectra else None) for unit in shape.units]
+        whole = shape.parameters - shape.untouched
+        share = min(max(affordable / whole, 0.0), 1.0) if whole else 1.0
+        wants = policy.demands(Evidence(shape.units, spectra or {}, share, measured or {}, loss))
 
         def ranks_at(level: float) -> list[int]:
             return [

@@ -112,7 +112,7 @@ class FixedRank(Budget):
     guard: bool = False
     rank: int = sys.maxsize
 
-    def allocate(self, shape: ModelShape, policy: Policy, spectra: Mapping[str, Tensor] | None = None) -> Allocation:
+    def allocate(self, shape: ModelShape, policy: Policy, *evidence: Any) -> Allocation:
         """Return min(rank, full rank) for every unit."""
         ranks = {unit.name: max(min(self.rank, unit.max_rank), unit.min_rank) for unit in shape.units}
         cost = sum(unit.factorised(ranks[unit.name]) for unit in shape.units)
@@ -191,7 +191,7 @@ class CompressorContract:
         method, model = self.make(**changes), copy.deepcopy(dense)
         budget = budget or Budget(self.ratio, method.guard)
         fitted = fitted or method.fit(dense, RandomData())
-        report = method.compress(model, fitted, budget, self.trainer(**settings))
+        report = method.compress(model, fitted, budget, self.trainer(**settings), RandomData())
         return Case(dense, model, report, method.shape(dense))
 
     def case(self, architecture: str, dtype: torch.dtype = torch.float32, tied: bool | None = None) -> Case:
@@ -223,8 +223,12 @@ class CompressorContract:
             layer = case.model.get_submodule(matrix.name)
             assert (layer.out_features, layer.in_features) == (matrix.out_features, matrix.in_features), matrix.name
             assert (layer.bias is not None) == matrix.bias, f"{matrix.name} lost or gained a bias"
+            added = getattr(layer, "lr_bias", None) is not None
+            assert added <= self.make().affine, f"{matrix.name} gained a bias, but the method is not affine"
             assert (matrix.name in case.report.ranks) != (matrix.name in case.report.dense), f"report on {matrix.name}"
-            limit = min(matrix.out_features, matrix.in_features)
+            # A factor that narrow matrices share may have more rows than any of them has outputs.
+            shared = getattr(self.make(), "shares", False)
+            limit = matrix.in_features if shared else min(matrix.out_features, matrix.in_features)
             assert 1 <= case.report.ranks.get(matrix.name, 1) <= limit, f"rank of {matrix.name}"
         assert torch.isfinite(logits(case.model)).all(), "logits are not finite"
 
@@ -235,7 +239,10 @@ class CompressorContract:
         biases = {name: value for name, value in weights(case.dense).items() if name.endswith("bias")}
         assert biases
         after = weights(case.model)
-        assert same(biases, {name: after.get(name, torch.empty(0)) for name in biases}), "a bias changed"
+        if self.make().affine:
+            assert all(after[name].shape == value.shape for name, value in biases.items()), "a bias is gone"
+        else:
+            assert same(biases, {name: after.get(name, torch.empty(0)) for name in biases}), "a bias changed"
 
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
     def test_full_rank_changes_nothing(self, architecture: str) -> None:

@@ -24,16 +24,27 @@ class Factors:
     Attributes:
         left: (m, k), B at full rank.
         right: (k, n), A at full rank.
-        spectrum: (k,) importance of the parts, descending, in the method's own metric (singular values).
+        spectrum: (k,) importance of the parts, descending, in the method's own metric: the squares are what the
+            method's objective loses when parts are dropped.
+        output_mean: (m,) mean of W x over the calibration inputs, for methods that add a bias; else None.
+        hidden_mean: (k,) mean of ``right @ x`` over the same inputs; given with ``output_mean``.
     """
 
     left: Tensor
     right: Tensor
     spectrum: Tensor
+    output_mean: Tensor | None = None
+    hidden_mean: Tensor | None = None
 
     def truncate(self, rank: int) -> tuple[Tensor, Tensor]:
         """Return A (rank, n) and B (m, rank)."""
         return self.right[:rank], self.left[:, :rank]
+
+    def offset(self, rank: int) -> Tensor | None:
+        """Return the bias (m,) with which the rank-r version has the mean output of W, or None."""
+        if self.output_mean is None or self.hidden_mean is None:
+            return None
+        return self.output_mean - self.left[:, :rank] @ self.hidden_mean[:rank]
 
 
 @dataclass
@@ -52,8 +63,9 @@ class Fitted:
         """Collect factors computed in memory."""
         tensors = {}
         for name, part in factors.items():
-            for key in ("left", "right", "spectrum"):
-                tensors[f"{name}.{key}"] = getattr(part, key).contiguous()
+            for key, value in vars(part).items():
+                if value is not None:
+                    tensors[f"{name}.{key}"] = value.contiguous()
         return cls(tensors, dict(meta))
 
     def _read(self, key: str) -> Tensor:
@@ -65,7 +77,29 @@ class Fitted:
 
     def factors(self, name: str) -> Factors:
         """Return the factors of one matrix."""
-        return Factors(*(self._read(f"{name}.{key}") for key in ("left", "right", "spectrum")))
+        keys = [
+            "left",
+            "right",
+            "spectrum",
+            *(("output_mean", "hidden_mean") if self.has(f"{name}.output_mean") else ()),
+        ]
+        return Factors(*(self._read(f"{name}.{key}") for key in keys))
+
+    def has(self, key: str) -> bool:
+        """Whether there is a tensor of that name."""
+        if self.file is None:
+            return key in self.tensors
+        with safe_open(self.file, framework="pt") as tensors:
+            return key in tensors.keys()  # noqa: SIM118 - not a mapping
+
+    def evidence(self, prefix: str) -> dict[str, Tensor]:
+        """Return what a rank policy measured while fitting, by name without its prefix."""
+        if self.file is None:
+            found = [key for key in self.tensors if key.startswith(prefix)]
+        else:
+            with safe_open(self.file, framework="pt") as tensors:
+                found = [key for key in tensors.keys() if key.startswith(prefix)]  # noqa: SIM118
+        return {key.removeprefix(prefix): self._read(key) for key in found}
 
     def spectrum(self, name: str) -> Tensor:
         """Return the spectrum of one matrix, shape (k,)."""

@@ -1,14 +1,14 @@
-"""The driver for methods that only say how one matrix is decomposed."""
+"""The driver for methods that only say how one matrix, or one group that shares an input, is decomposed."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
-from pydantic import field_validator
-from torch import Tensor, nn
+from pydantic import Field, field_validator
+from torch import nn
 
 from ..foundation.errors import UserError
 from ..models.layers import LowRankLinear
@@ -16,46 +16,86 @@ from ..models.matrices import get_linear, low_rank_layers, model_size, replace_m
 from .base import CalibrationData, CompressionReport, Compressor, Trainer
 from .budget import Budget, ModelShape
 from .fitted import Factors, Fitted
-from .policies.base import Policy, policies
+from .groups import Group, singles
+from .policies.base import Loss, Policy, parse_policy
+from .probe import Probe
+
+Statistic = Any
+"""What a method gathers for one group: a tensor, or a small dataclass of tensors."""
 
 
 class MatrixCompressor(Compressor):
-    """Walks the model, decomposes each matrix once, turns the budget into ranks, truncates.
+    """Walks the model, decomposes each group of matrices once, turns the budget into ranks, truncates.
 
-    A subclass implements `decompose` and, if it needs data, `collect`.
+    A subclass implements `decompose` and, if it needs data, `collect`; one that shares factors overrides `groups`.
 
     Args:
-        policy: rank policy, by name (see ``bench methods --policies``).
+        policy: rank policy, by name or as ``name(option=value;…)`` (see ``bench methods --policies``).
+        probe_samples: examples on which policies that ask the model's loss ask it.
     """
 
+    shares: ClassVar[bool] = False
+    """Whether several matrices share a factor."""
+
     policy: str = "uniform"
+    probe_samples: int = Field(default=64, ge=1)
 
     @field_validator("policy")
     @classmethod
     def _known_policy(cls, value: str) -> str:
-        policies.get(value)
+        parse_policy(value)
         return value
 
+    @property
+    def fit_needs_data(self) -> bool:
+        """Whether the method's statistics or its policy's measurements read task data."""
+        return self.needs_data or parse_policy(self.policy).measures
+
+    @property
+    def compress_needs_data(self) -> bool:
+        """Whether the policy asks the model's loss while it chooses ranks."""
+        return parse_policy(self.policy).needs_loss
+
+    def groups(self, model: nn.Module) -> list[Group]:
+        """Return what is decomposed together; by default every matrix alone."""
+        return singles(self.targets(model))
+
+    def shape(self, model: nn.Module, ratio: float | None = None) -> ModelShape:
+        """Return the groups as units of a budget; a model on the meta device is enough."""
+        units = tuple(group.unit(self.affine) for group in self.groups(model))
+        return ModelShape(model_size(model).parameters, units)
+
     @abstractmethod
-    def decompose(self, weight: Tensor, statistic: Tensor | None = None) -> Factors:
+    def decompose(self, weight: torch.Tensor, statistic: Statistic = None) -> Factors:
         """Decompose one weight matrix.
 
         Args:
-            weight: (m, n), the weight of an ``nn.Linear`` as (out, in), float32.
-            statistic: what `collect` gave for this matrix.
+            weight: (m, n), the weight of an ``nn.Linear`` as (out, in), or of a group one above the other, float32.
+            statistic: what `collect` gave for this group.
         """
 
-    def collect(self, model: nn.Module, data: CalibrationData | None) -> Mapping[str, Tensor]:
-        """Gather one statistic per matrix name; methods without data gather nothing."""
-        return {}
+    def collect(
+        self, model: nn.Module, data: CalibrationData | None, groups: Sequence[Group]
+    ) -> Iterator[tuple[Group, Statistic]]:
+        """Yield each group with its statistic, so that no more of them than necessary exist at a time.
+
+        Args:
+            model: the dense model.
+            data: task data, None for methods that need none.
+            groups: what to gather for, in the model's order.
+        """
+        yield from ((group, None) for group in groups)
 
     def fit_key(self) -> dict[str, Any]:
         """Return the method's name and the options that the factors depend on."""
-        ignored = {"policy", "guard"}
-        return {"factors": self.name} | {k: v for k, v in self.model_dump(mode="json").items() if k not in ignored}
+        ignored = {"policy", "guard", "probe_samples"}
+        key = {"factors": self.name} | {k: v for k, v in self.model_dump(mode="json").items() if k not in ignored}
+        if parse_policy(self.policy).measures:
+            key |= {"measured": self.policy, "probe_samples": self.probe_samples}
+        return key
 
     def fit(self, model: nn.Module, data: CalibrationData | None) -> Fitted:
-        """Decompose every matrix of the model.
+        """Decompose every group of the model, and let the policy measure what it needs.
 
         Raises:
             UserError: a weight holds a NaN or an infinity.
@@ -66,48 +106,77 @@ class MatrixCompressor(Compressor):
                     f"the weight {matrix.name} holds NaN or infinite entries and cannot be decomposed; the checkpoint "
                     "is damaged or its training diverged, so use another or a lower learning rate"
                 )
-        statistics = self.collect(model, data)
-        factors = {}
-        for matrix in self.targets(model):
-            weight = get_linear(model, matrix.name).weight.detach().float()
-            part = self.decompose(weight, statistics.get(matrix.name))
-            for key in ("left", "right", "spectrum"):
-                if not torch.isfinite(getattr(part, key)).all():
-                    raise ValueError(f"{self.name} gave NaN or infinite factors for {matrix.name}")
-            factors[matrix.name] = part
-        return Fitted.of(factors, self.fit_key())
+        groups, factors = self.groups(model), {}
+        for group, statistic in self.collect(model, data, groups):
+            part = self.decompose(group.weight(model), statistic)
+            for key, value in vars(part).items():
+                if value is not None and not torch.isfinite(value).all():
+                    raise ValueError(f"{self.name} gave NaN or infinite factors for {group.name} ({key})")
+            factors[group.name] = part
+        fitted = Fitted.of(factors, self.fit_key())
+        policy = parse_policy(self.policy)
+        if policy.measures:
+            units = self.shape(model).units
+            spectra = {name: part.spectrum for name, part in factors.items()}
+            measured = policy.measure(units, spectra, self._loss(model, fitted, groups, data))
+            fitted.tensors = {**fitted.tensors, **{f"policy.{key}": value for key, value in measured.items()}}
+        return fitted
+
+    def _loss(self, model: nn.Module, fitted: Fitted, groups: Sequence[Group], data: CalibrationData | None) -> Loss:
+        if data is None:
+            raise UserError(f"the policy '{self.policy}' asks for the model's loss; add --task, such as --task math")
+        return Probe(model, groups, fitted, data, self.probe_samples).loss
 
     def compress(
-        self, model: nn.Module, fitted: Fitted, budget: Budget, trainer: Trainer | None = None
+        self,
+        model: nn.Module,
+        fitted: Fitted,
+        budget: Budget,
+        trainer: Trainer | None = None,
+        data: CalibrationData | None = None,
     ) -> CompressionReport:
-        """Truncate every matrix to its share of the budget."""
-        shape = self.shape(model, budget.ratio)
-        policy: Policy = policies.get(self.policy)()
+        """Truncate every group to its share of the budget."""
+        shape, groups = self.shape(model, budget.ratio), self.groups(model)
+        policy: Policy = parse_policy(self.policy)
         spectra = {unit.name: fitted.spectrum(unit.name) for unit in shape.units} if policy.needs_spectrum else None
-        allocation = budget.allocate(shape, policy, spectra)
-        for name, rank in allocation.ranks.items():
-            install(model, name, *fitted.factors(name).truncate(rank))
-        return report(model, shape, policy=self.policy, level=allocation.level)
+        loss = self._loss(model, fitted, groups, data) if policy.needs_loss else None
+        allocation = budget.allocate(shape, policy, spectra, fitted.evidence("policy."), loss)
+        for group in groups:
+            if group.name in allocation.ranks:
+                install(model, group, fitted.factors(group.name), allocation.ranks[group.name])
+        return report(model, shape, groups, policy=self.policy, level=allocation.level)
 
 
-def install(model: nn.Module, name: str, a: Tensor, b: Tensor) -> None:
-    """Replace the linear layer at ``name`` by its factors A (r, n) and B (m, r), keeping its bias, dtype and device."""
-    dense = get_linear(model, name)
-    bias = None if dense.bias is None else dense.bias.detach()
-    layer = LowRankLinear.from_factors(a.to(dense.weight), b.to(dense.weight), bias)
-    replace_module(model, name, layer.train(dense.training))
+def install(model: nn.Module, group: Group, factors: Factors, rank: int) -> None:
+    """Replace the linear layers of a group by factors of one rank, keeping dtype and device.
+
+    A native bias is kept, or gets the factors' offset added; a layer without one gets the offset as an added bias.
+    """
+    a, b = factors.truncate(rank)
+    offset = factors.offset(rank)
+    offsets = [None] * len(group.members) if offset is None else group.split(offset)
+    owner: LowRankLinear | None = None
+    for matrix, rows, part in zip(group.members, group.split(b), offsets, strict=True):
+        dense = get_linear(model, matrix.name)
+        bias, added = None if dense.bias is None else dense.bias.detach(), None
+        if part is not None:
+            bias, added = (None, part.to(dense.weight)) if bias is None else (bias + part.to(bias), None)
+        layer = LowRankLinear.from_factors(a.to(dense.weight), rows.to(dense.weight), bias, added, owner)
+        owner = owner or layer
+        replace_module(model, matrix.name, layer.train(dense.training))
 
 
-def report(model: nn.Module, shape: ModelShape, **details: Any) -> CompressionReport:
+def report(model: nn.Module, shape: ModelShape, groups: Sequence[Group], **details: Any) -> CompressionReport:
     """Count what stands in the module tree after compression.
 
     Args:
         model: the compressed model.
         shape: the shape of the dense model.
+        groups: all that could have been factorised.
         details: kept in the report.
     """
     layers = low_rank_layers(model)
-    names = [unit.name for unit in shape.units]
+    names = [matrix.name for group in groups for matrix in group.members]
     after = model_size(model).parameters
     return CompressionReport(
         ranks={name: layers[name].rank for name in names if name in layers},
@@ -118,3 +187,8 @@ def report(model: nn.Module, shape: ModelShape, **details: Any) -> CompressionRe
         matrices_after=after - shape.untouched,
         details=details,
     )
+
+
+def by_name(groups: Sequence[Group], statistics: Mapping[str, Statistic]) -> Iterator[tuple[Group, Statistic]]:
+    """Pair groups with statistics that are all there already."""
+    yield from ((group, statistics[group.name]) for group in groups)

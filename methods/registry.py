@@ -1,4 +1,4 @@
-"""The registry of compression methods; importing it, and listing methods, imports no torch."""
+"""The registries of compression methods and rank policies; importing them, and listing, imports no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from ..foundation.registry import Registry
 
 if TYPE_CHECKING:
     from .base import Compressor
+    from .policies.base import Policy
 
 methods: Registry[Compressor] = Registry(
     "method", "lowrank_bench.methods.library", Path(__file__).parent / "library", "lowrank_bench.methods"
+)
+
+policies: Registry[Policy] = Registry(
+    "policy", "lowrank_bench.methods.policies", Path(__file__).parent / "policies", "lowrank_bench.policies"
 )

@@ -197,6 +197,7 @@ class _Layout:
         self.recover = merge_settings(recover, plan.config.recover.model_dump())
         self.data_dir = plan.config.data.expanduser().resolve() if plan.config.data else None
         self.data = train_set_identity(plan.config.task, plan.config.train_set, self.data_dir)
+        self.calibration: dict[str, dict[str, Any]] = {plan.config.task: self.data}
         self.source = _Model(plan.source.sha256, plan.source.location, plan.source.revision)
         for name in names:
             benchmarks.get(name)().check(self._settings("finetuned", 0))
@@ -218,14 +219,18 @@ class _Layout:
             "device": self.plan.device,
             "data": str(self.data_dir) if self.data_dir else None,
             "train_set": self.config.train_set,
+            "task": self.config.task,
             **more,
         }
 
     def _training(self, settings: TrainSettings, seed: int) -> dict[str, Any]:
         return {"train": settings.model_dump(), **self._sampled(settings, seed)}
 
-    def _sampled(self, settings: TrainSettings, seed: int) -> dict[str, Any]:
-        return {"data": self.data | {"max_length": settings.max_length}, "seed": seed}
+    def _sampled(self, settings: TrainSettings, seed: int, task: str = "") -> dict[str, Any]:
+        name = task or self.config.task
+        if name not in self.calibration:
+            self.calibration[name] = train_set_identity(name, None, self.data_dir)
+        return {"data": self.calibration[name] | {"max_length": settings.max_length}, "seed": seed}
 
     def _finetuned(self, seed: int) -> tuple[_Model, dict[str, str]]:
         if self.finetune.steps == 0:
@@ -248,7 +253,7 @@ class _Layout:
         options = method.model_dump(mode="json")
         config: dict[str, Any] = {"fit": method.fit_key()}
         if method.fit_needs_data:
-            config |= self._sampled(self.finetune, seed)
+            config |= self._sampled(self.finetune, seed, method.calibration_task)
         fit_title = f"fit {config['fit'].get('factors', spec.name)}, seed {seed}"
         # Options of a method that its fit does not depend on must not be in the fit's identity: they travel beside it.
         maker = {"method": spec.name, "options": options}
@@ -271,6 +276,8 @@ class _Layout:
         }
         if method.trains:
             config |= self._training(self.recover, seed) | {"extra_pruning_steps": self.config.extra_pruning_steps}
+        elif method.compress_needs_data:
+            config |= self._sampled(self.finetune, seed, method.calibration_task)
         shown = " and ".join(f"{ratio:g}x" for ratio in ratios)
         stage = Stage(
             "compress",

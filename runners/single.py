@@ -68,7 +68,7 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
     skeleton = load_skeleton(source.location, source.revision)
     recipe = RECIPES[pick_recipe(request.recipe, source, model_size(skeleton).parameters)]
     method = build_method(request.method, recipe, request.seed)
-    if (method.needs_data or method.trains) and request.task is None:
+    if (method.fit_needs_data or method.compress_needs_data or method.trains) and request.task is None:
         raise UserError(f"method '{request.method.name}' needs task data; add --task, such as --task math")
     method.shape(skeleton, request.ratio)
     budget = Budget(request.ratio, method.guard)
@@ -88,7 +88,7 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
             )
             title = f"compress {request.method.shown} {request.ratio:g}x"
             trainer = TaskTrainer(data, settings, 0, device, request.seed, title, progress)
-        report = method.compress(model, method.fit(model, data), budget, trainer if method.trains else None)
+        report = method.compress(model, method.fit(model, data), budget, trainer if method.trains else None, data)
         save_checkpoint(model.to(DTYPES[request.dtype or recipe.dtype]), tokenizer, folder)
         summary = asdict(report) | {"ratio": report.ratio, "ratio_matrices": report.ratio_matrices}
         origin = {"model": source.name, "model_sha256": source.sha256, "method": method.model_dump(mode="json")}

@@ -58,6 +58,8 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
             run_stages(todo, plan.needs, plan.store, workers, threads, progress.event, progress.start)
     else:
         out.print(f"all {len(plan.stages)} stages stand already; nothing to do", highlight=False)
+    for warning in fit_warnings(plan):
+        out.print(f"[yellow]note:[/yellow] {warning}", highlight=False)
     result = write_results(plan, len(pending))
     render_terminal(to_frame(collect(plan)), out)
     out.print(f"results  {result.csv}", soft_wrap=True, highlight=False)
@@ -83,6 +85,15 @@ def plan_warnings(plan: Plan) -> list[str]:
     if plan.config.limit:
         notes.append(f"only the first {plan.config.limit} problems are evaluated; the rows say so with their n")
     return notes
+
+
+def fit_warnings(plan: Plan) -> list[str]:
+    """Return what the finished fits warn of, each sentence once."""
+    found: dict[str, None] = {}
+    for key, stage in plan.stages.items():
+        if stage.kind == "fit":
+            found |= dict.fromkeys(plan.store.read(key)["result"].get("warnings", []))
+    return list(found)
 
 
 def plan_seconds(plan: Plan) -> float:

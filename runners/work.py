@@ -51,7 +51,7 @@ def _data(stage: Stage, model: Any, tokenizer: Any) -> TaskData:
     context = int(getattr(model.config, "max_position_embeddings", None) or 2048)
     return load_task_data(
         chosen["task"],
-        runtime["train_set"],
+        runtime["train_set"] if chosen["task"] == runtime.get("task", chosen["task"]) else None,
         Path(runtime["data"]) if runtime["data"] else None,
         tokenizer,
         chosen["max_length"],
@@ -94,14 +94,20 @@ def _fit(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, 
     data = _data(stage, model, tokenizer) if "data" in stage.config else None
     fitted = method.fit(model, data)
     fitted.save(folder)
-    return {"matrices": len(method.targets(model)), "dropped": data.dropped if data else 0}
+    return {
+        "matrices": len(method.targets(model)),
+        "dropped": data.dropped if data else 0,
+        "calibration": fitted.meta.get("calibration", {}),
+        "warnings": fitted.meta.get("warnings", []),
+    }
 
 
 def _compress(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
     model, tokenizer = _model(stage)
     method = create_method(stage.config["method"], stage.config["options"])
     fitted = Fitted.load(Path(stage.runtime["fit"]))
-    trainer = _trainer(stage, _data(stage, model, tokenizer), progress) if "train" in stage.config else None
+    data = _data(stage, model, tokenizer) if "data" in stage.config else None
+    trainer = _trainer(stage, data, progress) if data is not None and "train" in stage.config else None
     budgets = [Budget(ratio, method.guard) for ratio in stage.config["ratios"]]
     reports: dict[str, Any] = {}
 
@@ -112,7 +118,7 @@ def _compress(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
         write_json(target / "report.json", summary)
         reports[f"{budget.ratio:g}"] = summary
 
-    method.compress_path(model, fitted, budgets, trainer, emit)
+    method.compress_path(model, fitted, budgets, trainer, emit, data)
     return {"reports": reports}
 
 

@@ -6,7 +6,7 @@ f_j = Σ_i E[(∂L/∂W_ij)²] the method minimises ‖(W - BA) diag(√f)‖_F:
 again. The Fisher is per example, on the finetuned model's own task loss, labels shifted once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from ..base import CalibrationData, methods
 from ..fitted import Factors
+from ..groups import Group
 from ..linalg import svd
-from ..matrixwise import MatrixCompressor
+from ..matrixwise import MatrixCompressor, by_name
 from ..statistics import input_fisher
 
 _FLOOR = 1e-6  # of the mean: keeps inputs without any gradient finite, after normalising f by its mean
@@ -38,12 +39,14 @@ class FWSVD(MatrixCompressor):
     samples: int | None = Field(default=1024, ge=1)
     batch_size: int = Field(default=8, ge=1)
 
-    def collect(self, model: nn.Module, data: CalibrationData | None) -> Mapping[str, Tensor]:
-        """Return the Fisher information per input (or output) feature of each matrix."""
+    def collect(
+        self, model: nn.Module, data: CalibrationData | None, groups: Sequence[Group]
+    ) -> Iterator[tuple[Group, Tensor]]:
+        """Yield each group with the Fisher information per input (or output) feature of its matrix."""
         if data is None:
             raise ValueError("fwsvd needs task data for its Fisher information")
-        names = [matrix.name for matrix in self.targets(model)]
-        return input_fisher(model, names, data, self.samples, self.batch_size, self.axis)
+        names = [group.name for group in groups]
+        return by_name(groups, input_fisher(model, names, data, self.samples, self.batch_size, self.axis))
 
     def decompose(self, weight: Tensor, statistic: Tensor | None = None) -> Factors:
         """Return the factors of the weighted problem; a constant ``statistic`` of any size gives the plain SVD."""

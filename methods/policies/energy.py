@@ -1,5 +1,7 @@
 """Every matrix keeps the same share of the sum of its singular values."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ class Energy(Policy):
     runs over s, not s².
     """
 
-    needs_spectrum = True
+    needs_spectrum: ClassVar[bool] = True
 
     def demand(self, unit: Unit, spectrum: Tensor | None) -> Demand:
         """Return the rank by the cumulative rule; components below the unit's minimum rank are always wanted."""

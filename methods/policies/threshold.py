@@ -1,6 +1,7 @@
 """One threshold on the singular values of all matrices together."""
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ class Threshold(Policy):
     Raw singular values of different layers are comparable only in so far as their inputs have a comparable scale.
     """
 
-    needs_spectrum = True
+    needs_spectrum: ClassVar[bool] = True
 
     def demand(self, unit: Unit, spectrum: Tensor | None) -> Demand:
         """Return how many components pass; level 0..1 runs over thresholds from very large to zero, exponentially."""

@@ -50,7 +50,7 @@ def test_listing_methods_and_policies_imports_no_torch() -> None:
     code = (
         "import sys\n"
         "from lowrank_bench.methods.registry import methods\n"
-        "from lowrank_bench.methods.policies.base import policies\n"
+        "from lowrank_bench.methods.registry import policies\n"
         "print(*methods.names(), *policies.names(), all(row.summary for row in methods.listings()))\n"
         "print(sorted({'torch', 'transformers', 'numpy', 'pydantic'} & set(sys.modules)))\n"
     )

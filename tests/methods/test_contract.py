@@ -20,7 +20,7 @@ class TestFWSVD(CompressorContract):
         if not hasattr(self, "fisher"):
             method = self.make()
             assert isinstance(method, FWSVD)
-            self.fisher = method.collect(model, RandomData())
+            self.fisher = {g.name: f for g, f in method.collect(model, RandomData(), method.groups(model))}
         return error * fisher_scale(self.fisher[name])
 
 

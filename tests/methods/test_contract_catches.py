@@ -22,9 +22,9 @@ class Flawed(SVD):
     def after(self, model: Any) -> None: ...
 
     def compress(
-        self, model: nn.Module, fitted: Fitted, budget: Budget, trainer: Trainer | None = None
+        self, model: nn.Module, fitted: Fitted, budget: Budget, trainer: Trainer | None = None, data: Any = None
     ) -> CompressionReport:
-        report = super().compress(model, fitted, budget, trainer)
+        report = super().compress(model, fitted, budget, trainer, data)
         with torch.no_grad():
             self.after(model)
         return report
@@ -83,9 +83,9 @@ class MovesTheModel(SVD):
 
 class UsesUpItsFit(SVD):
     def compress(
-        self, model: nn.Module, fitted: Fitted, budget: Budget, trainer: Trainer | None = None
+        self, model: nn.Module, fitted: Fitted, budget: Budget, trainer: Trainer | None = None, data: Any = None
     ) -> CompressionReport:
-        report = super().compress(model, fitted, budget, trainer)
+        report = super().compress(model, fitted, budget, trainer, data)
         for tensor in fitted.tensors.values():
             tensor.mul_(0.5)
         return report
@@ -93,10 +93,10 @@ class UsesUpItsFit(SVD):
 
 class SaysNothing(SVD):
     def compress(
-        self, model: nn.Module, fitted: Fitted, budget: Budget, trainer: Trainer | None = None
+        self, model: nn.Module, fitted: Fitted, budget: Budget, trainer: Trainer | None = None, data: Any = None
     ) -> CompressionReport:
         try:
-            return super().compress(model, fitted, budget, trainer)
+            return super().compress(model, fitted, budget, trainer, data)
         except UserError as error:
             raise UserError("no") from error
 

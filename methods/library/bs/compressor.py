@@ -20,6 +20,7 @@ from ...base import (
 )
 from ...budget import Budget, ModelShape, Unit
 from ...fitted import Fitted
+from ...groups import singles
 from ...matrixwise import MatrixCompressor, report
 from ...policies.base import policies
 from .layer import Start
@@ -78,8 +79,11 @@ class BasisSelection(Compressor):
     @field_validator("start")
     @classmethod
     def _gives_bases(cls, value: str) -> str:
-        if not issubclass(methods.get(value), MatrixCompressor):
-            raise ValueError("it must be a method that decomposes one matrix at a time, such as 'svd' or 'fwsvd'")
+        start = methods.get(value)
+        if not issubclass(start, MatrixCompressor) or start.shares or start.affine:
+            raise ValueError(
+                "it must be a method that decomposes one matrix at a time and adds no bias, such as 'svd' or 'fwsvd'"
+            )
         return value
 
     def _bases(self) -> Compressor:
@@ -112,7 +116,14 @@ class BasisSelection(Compressor):
         before = self.keep_epochs + self.prune_epochs
         return round(trainer.total_steps * before / (before + self.post_epochs))
 
-    def compress(self, model: nn.Module, fitted: Fitted, budget: Budget, trainer: Trainer | None) -> CompressionReport:
+    def compress(
+        self,
+        model: nn.Module,
+        fitted: Fitted,
+        budget: Budget,
+        trainer: Trainer | None,
+        data: CalibrationData | None = None,
+    ) -> CompressionReport:
         """Train, prune and merge down to one ratio; see `compress_path`."""
         reports: list[CompressionReport] = []
         self.compress_path(model, fitted, [budget], trainer, lambda _, __, report: reports.append(report))
@@ -125,6 +136,7 @@ class BasisSelection(Compressor):
         budgets: Sequence[Budget],
         trainer: Trainer | None,
         emit: Callable[[Budget, nn.Module, CompressionReport], None],
+        data: CalibrationData | None = None,
     ) -> None:
         """Prune down to the deepest budget in one run and hand out the merged model at each budget on the way.
 
@@ -134,6 +146,7 @@ class BasisSelection(Compressor):
             budgets: any order.
             trainer: None prunes without training.
             emit: called once per budget, from the lowest ratio to the highest.
+            data: not used; the training run has its own.
         """
         steps = self.pruning_run_steps(trainer) if trainer else 0
         before = self.keep_epochs + self.prune_epochs
@@ -142,12 +155,13 @@ class BasisSelection(Compressor):
         used = TrainingLog(0, 0, 0.0, 0.0)
 
         def hand_out(index: int, merged: nn.Module) -> None:
-            result = report(merged, run.dense_shape, **run.details(index))
+            result = report(merged, run.dense_shape, groups, **run.details(index))
             result.steps, result.tokens = used.steps, used.tokens
             if self.lr_scaling == "paper":
                 result.recover_lr_scale = 1.0 / math.sqrt(run.kept_share[index])
             emit(run.budgets[index], merged, result)
 
+        groups = singles(self.targets(model))
         run = PruningRun(self, model, fitted, budgets, hand_out)
 
         def on_gradients(step: int, tokens: int) -> None:

@@ -1,0 +1,90 @@
+"""Input moments and the truncation probe against one plain pass per example."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from lowrank_bench.methods.contract import RandomData, logits, same, weights
+from lowrank_bench.methods.fitted import Factors, Fitted
+from lowrank_bench.methods.groups import Group, singles
+from lowrank_bench.methods.linalg import svd
+from lowrank_bench.methods.probe import Probe
+from lowrank_bench.methods.statistics import input_moments
+from lowrank_bench.models.architectures import ARCHITECTURES, random_model
+from lowrank_bench.models.matrices import get_linear, matrices
+
+
+def plain(model: Any, name: str, data: RandomData) -> torch.Tensor:
+    """All inputs of one layer, one unpadded example at a time, (tokens, n) in float64."""
+    found: list[torch.Tensor] = []
+    handle = model.get_submodule(name).register_forward_pre_hook(
+        lambda _, args: found.append(args[0].detach().reshape(-1, args[0].shape[-1]).double())
+    )
+    for example in data.batches(None, 1):
+        length = int(example["attention_mask"].sum())
+        with torch.no_grad():
+            model(input_ids=example["input_ids"][:, :length])
+    handle.remove()
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_moments_equal_a_plain_pass_without_padding(architecture: str) -> None:
+    model, data = random_model(architecture), RandomData(5)
+    names = [matrix.name for matrix in matrices(model)]
+    before = weights(model)
+    for limit in (1 << 30, 1):  # one pass for all, one pass for each
+        found = dict(input_moments(model, names, data, None, 2, limit))
+        assert list(found) == names
+        for name in names:
+            x, moments = plain(model, name, data), found[name]
+            assert moments.tokens == len(x)
+            scale = float(moments.gram.abs().max())
+            torch.testing.assert_close(moments.gram, x.T @ x, rtol=1e-4, atol=1e-5 * scale)
+            torch.testing.assert_close(moments.total, x.sum(0), rtol=1e-4, atol=1e-3)
+            torch.testing.assert_close(moments.absolute, x.abs().sum(0), rtol=1e-4, atol=1e-3)
+            assert moments.gram.dtype == torch.float64
+    assert same(before, weights(model))
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_queries_keys_and_values_share_one_gram() -> None:
+    names = [f"model.layers.0.self_attn.{kind}_proj" for kind in "qkvo"]
+    found = dict(input_moments(random_model("llama"), names, RandomData(3), None))
+    q, k, v, o = (found[name].gram for name in names)
+    assert q.data_ptr() == k.data_ptr() == v.data_ptr() != o.data_ptr()
+
+
+def test_probe_truncates_in_place_and_restores() -> None:
+    model = random_model("qwen2", tied=False)
+    groups = singles(matrices(model))
+    parts = {}
+    for group in groups:
+        u, s, vt = svd(group.weight(model))
+        mean = torch.randn(group.out_features)
+        parts[group.name] = Factors(u * s, vt, s, mean, torch.zeros(len(s)))
+    probe = Probe(model, groups, Fitted.of(parts, {}), RandomData(6), 4, 2)
+    before, dense = weights(model), logits(model)
+    assert sum(len(batch["input_ids"]) for batch in probe.batches) == 4
+    whole = probe.loss({})
+    torch.testing.assert_close(logits(model), dense)
+    name = "model.layers.0.mlp.down_proj"  # no bias of its own
+    query = "model.layers.1.self_attn.q_proj"  # one of its own
+    with probe.truncated({name: 3, query: 2}) as cut:
+        layer = get_linear(cut, name)
+        torch.testing.assert_close(layer.weight, (parts[name].left[:, :3] @ parts[name].right[:3]))
+        torch.testing.assert_close(layer.bias, parts[name].output_mean)
+        torch.testing.assert_close(get_linear(cut, query).bias, before[f"{query}.bias"] + parts[query].output_mean)
+    assert same(before, weights(model))
+    assert probe.loss({}) == whole
+    assert probe.loss({name: 1}) != whole
+
+
+def test_groups_need_a_common_input() -> None:
+    found = {matrix.name: matrix for matrix in matrices(random_model("llama"))}
+    pair = Group((found["model.layers.0.self_attn.q_proj"], found["model.layers.0.self_attn.k_proj"]))
+    assert (pair.in_features, pair.out_features, pair.unit().cost) == (32, 48, 80)
+    assert pair.unit(affine=True).overhead == 48
+    with pytest.raises(ValueError, match="different widths"):
+        Group((found["model.layers.0.self_attn.q_proj"], found["model.layers.0.mlp.down_proj"]))
