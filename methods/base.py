@@ -147,6 +147,11 @@ class Compressor(BaseModel, ABC):
         """Return the task whose training data `fit` and searches read, or empty for the sweep's own."""
         return ""
 
+    @property
+    def calibration_length(self) -> int | None:
+        """Return the longest example in tokens that `fit` and searches read, or None for the task's own."""
+        return None
+
     def targets(self, model: nn.Module) -> list[Matrix]:
         """Return the matrices that the method may replace."""
         return matrices(model, head=self.head)

@@ -226,11 +226,12 @@ class _Layout:
     def _training(self, settings: TrainSettings, seed: int) -> dict[str, Any]:
         return {"train": settings.model_dump(), **self._sampled(settings, seed)}
 
-    def _sampled(self, settings: TrainSettings, seed: int, task: str = "") -> dict[str, Any]:
-        name = task or self.config.task
+    def _sampled(self, settings: TrainSettings, seed: int, method: Compressor | None = None) -> dict[str, Any]:
+        name = (method.calibration_task if method else "") or self.config.task
+        length = (method.calibration_length if method else None) or settings.max_length
         if name not in self.calibration:
             self.calibration[name] = train_set_identity(name, None, self.data_dir)
-        return {"data": self.calibration[name] | {"max_length": settings.max_length}, "seed": seed}
+        return {"data": self.calibration[name] | {"max_length": length}, "seed": seed}
 
     def _finetuned(self, seed: int) -> tuple[_Model, dict[str, str]]:
         if self.finetune.steps == 0:
@@ -253,7 +254,7 @@ class _Layout:
         options = method.model_dump(mode="json")
         config: dict[str, Any] = {"fit": method.fit_key()}
         if method.fit_needs_data:
-            config |= self._sampled(self.finetune, seed, method.calibration_task)
+            config |= self._sampled(self.finetune, seed, method)
         fit_title = f"fit {config['fit'].get('factors', spec.name)}, seed {seed}"
         # Options of a method that its fit does not depend on must not be in the fit's identity: they travel beside it.
         maker = {"method": spec.name, "options": options}
@@ -277,7 +278,7 @@ class _Layout:
         if method.trains:
             config |= self._training(self.recover, seed) | {"extra_pruning_steps": self.config.extra_pruning_steps}
         elif method.compress_needs_data:
-            config |= self._sampled(self.finetune, seed, method.calibration_task)
+            config |= self._sampled(self.finetune, seed, method)
         shown = " and ".join(f"{ratio:g}x" for ratio in ratios)
         stage = Stage(
             "compress",

@@ -14,17 +14,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..base import CalibrationData, methods
+from ..calibrated import CalibratedCompressor
 from ..fitted import Factors
 from ..groups import Group
 from ..linalg import svd
-from ..matrixwise import MatrixCompressor, by_name
+from ..matrixwise import by_name
 from ..statistics import input_fisher
 
 _FLOOR = 1e-6  # of the mean: keeps inputs without any gradient finite, after normalising f by its mean
 
 
 @methods.register("fwsvd")
-class FWSVD(MatrixCompressor):
+class FWSVD(CalibratedCompressor):
     """SVD weighted by the empirical Fisher information.
 
     Args:
@@ -33,11 +34,8 @@ class FWSVD(MatrixCompressor):
         batch_size: examples per backward pass; has no influence on the result.
     """
 
-    needs_data = True
-
     axis: Literal["in", "out"] = "in"
     samples: int | None = Field(default=1024, ge=1)
-    batch_size: int = Field(default=8, ge=1)
 
     def collect(
         self, model: nn.Module, data: CalibrationData | None, groups: Sequence[Group]

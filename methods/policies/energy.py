@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ..budget import Unit
@@ -13,9 +14,14 @@ from .base import Demand, Policy, policies
 class Energy(Policy):
     """rank = smallest r with s_1 + … + s_r >= level · (s_1 + … + s_k), level common to all matrices.
 
+    Args:
+        power: 1 sums s, 2 sums s² (one relative squared error for all matrices).
+
     The cumulative rule of Basis Selection (authors' code, ``methods/basis_selection.py:select_basis_layer``): the sum
     runs over s, not s².
     """
+
+    power: float = Field(default=1.0, gt=0)
 
     needs_spectrum: ClassVar[bool] = True
 
@@ -24,7 +30,7 @@ class Energy(Policy):
         if spectrum is None:
             raise ValueError(f"the energy policy needs the spectrum of {unit.name}")
         fixed = unit.max_rank - len(spectrum)  # ranks that carry no singular value of their own
-        sums = torch.cumsum(spectrum.double().clamp_min(0), 0).cpu()
+        sums = torch.cumsum(spectrum.double().clamp_min(0) ** self.power, 0).cpu()
         total = float(sums[-1]) if len(sums) else 0.0
 
         def rank(level: float) -> float:

@@ -9,8 +9,8 @@ from lowrank_bench.methods.contract import RandomData, logits, same, weights
 from lowrank_bench.methods.fitted import Factors, Fitted
 from lowrank_bench.methods.groups import Group, singles
 from lowrank_bench.methods.linalg import svd
+from lowrank_bench.methods.moments import input_moments
 from lowrank_bench.methods.probe import Probe
-from lowrank_bench.methods.statistics import input_moments
 from lowrank_bench.models.architectures import ARCHITECTURES, random_model
 from lowrank_bench.models.matrices import get_linear, matrices
 

@@ -1,0 +1,84 @@
+"""The driver for methods that read task data while fitting: what they read, and a warning where it is too little."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+from pydantic import Field
+from torch import nn
+
+from .base import CalibrationData
+from .fitted import Fitted
+from .groups import Group
+from .matrixwise import MatrixCompressor
+from .moments import Moments, input_moments
+
+
+class CalibratedCompressor(MatrixCompressor):
+    """A per-matrix method that needs data.
+
+    Args:
+        samples: examples to read; None reads all. Which ones is decided by the seed of the run.
+        batch_size: examples per forward pass; changes results by rounding only.
+        calibration: task whose training texts are read (see ``bench tasks``); empty is the task of the run.
+        length: longest example in tokens; None takes the task's own.
+    """
+
+    needs_data: ClassVar[bool] = True
+
+    samples: int | None = Field(default=256, ge=1)
+    batch_size: int = Field(default=8, ge=1)
+    calibration: str = ""
+    length: int | None = Field(default=None, ge=8)
+
+    @property
+    def calibration_task(self) -> str:
+        """Return the task that is read, or empty for the run's own."""
+        return self.calibration
+
+    @property
+    def calibration_length(self) -> int | None:
+        """Return the longest example in tokens, or None for the task's own."""
+        return self.length
+
+    def fit(self, model: nn.Module, data: CalibrationData | None) -> Fitted:
+        """Decompose every group and note how much was read."""
+        if data is None:
+            raise ValueError(f"{self.name} needs task data")
+        fitted = super().fit(model, data)
+        examples = tokens = 0
+        for batch in data.batches(self.samples, self.batch_size):
+            examples += len(batch["input_ids"])
+            tokens += int(batch["attention_mask"].sum())
+        fitted.meta["calibration"] = {"examples": examples, "tokens": tokens}
+        widest = max(group.in_features for group in self.groups(model))
+        if tokens < widest:
+            fitted.meta["warnings"] = [
+                f"{self.name} was calibrated on {tokens:,} tokens, fewer than the {widest:,} inputs of the widest "
+                "matrix, so its statistics are singular; give it more samples"
+            ]
+        return fitted
+
+
+class MomentCompressor(CalibratedCompressor):
+    """A calibrated method whose statistic is the `Moments` of each group's input."""
+
+    def collect(
+        self, model: nn.Module, data: CalibrationData | None, groups: Sequence[Group]
+    ) -> Iterator[tuple[Group, Any]]:
+        """Yield each group with the moments of its (first member's) input."""
+        if data is None:
+            raise ValueError(f"{self.name} needs task data")
+        found = input_moments(model, [group.name for group in groups], data, self.samples, self.batch_size)
+        yield from ((group, moments) for group, (_, moments) in zip(groups, found, strict=True))
+
+
+def pooled(moments: Sequence[Moments]) -> Moments:
+    """Return the moments over all tokens of several layers' inputs."""
+    return Moments(
+        sum((m.gram for m in moments[1:]), moments[0].gram),
+        sum((m.total for m in moments[1:]), moments[0].total),
+        sum((m.absolute for m in moments[1:]), moments[0].absolute),
+        sum(m.tokens for m in moments),
+    )

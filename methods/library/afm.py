@@ -1,0 +1,43 @@
+"""Principal components of each matrix's outputs, with the bias that restores their mean.
+
+AFM (Yu & Wu, AAAI 2023), as restated by Bolaco (arXiv 2405.10616, eq. 2); LoRD (Kaushal 2023) is the same on code
+models. With Cov(Y) = U Λ Uᵀ: B = U_r, A = U_rᵀ W, b = (I - U_r U_rᵀ) E[Y]. The loss is the sum of the dropped
+eigenvalues of the centred covariance, which no bias-free factors can beat. Outputs need not be collected: Cov(Y) = W
+Cov(X) Wᵀ.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..base import methods
+from ..calibrated import MomentCompressor
+from ..fitted import Factors
+from ..moments import Moments
+from ..whitening import whiten
+
+
+class FeatureSpace(MomentCompressor):
+    """What all methods with these factors share."""
+
+    affine: ClassVar[bool] = True
+
+    def fit_key(self) -> dict[str, Any]:
+        """Return one name for the factors, whatever the method that asks for them is called."""
+        return super().fit_key() | {"factors": "feature-space"}
+
+    def decompose(self, weight: Tensor, statistic: Moments | None = None) -> Factors:
+        """Return the factors with the means that each rank's bias follows from."""
+        if statistic is None:
+            raise ValueError(f"{self.name} needs the moments of the matrix's input")
+        mean = statistic.total / max(statistic.tokens, 1)
+        centred = statistic.gram - statistic.tokens * torch.outer(mean, mean)
+        return whiten(weight, centred, mean=mean)
+
+
+@methods.register("afm")
+class AFM(FeatureSpace):
+    """PCA of the outputs, uniform ranks, one added bias a layer (counted)."""

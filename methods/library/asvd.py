@@ -1,0 +1,41 @@
+"""SVD with input channels scaled by their mean activation.
+
+ASVD (Yuan et al., arXiv 2312.05821; hahnyuan/ASVD4LLM ``act_aware_utils.py``, ``modules/svd_linear.py``): W diag(s) is
+decomposed with s_j = (mean |x_j|)^α + 1e-6, α = 0.5. Only a diagonal, so not the optimum of the outputs' error. The
+authors' randomised SVD is replaced by an exact one; where theirs fails they go on with a random layer.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor
+
+from ..base import methods
+from ..calibrated import MomentCompressor
+from ..fitted import Factors
+from ..linalg import svd
+from ..moments import Moments
+from ..whitening import balance
+
+
+@methods.register("asvd")
+class ASVD(MomentCompressor):
+    """W ≈ SVD_r(W S) S⁻¹ with a diagonal S of activation magnitudes.
+
+    Args:
+        alpha: exponent of the magnitudes.
+    """
+
+    samples: int | None = Field(default=32, ge=1)
+    alpha: float = Field(default=0.5, ge=0)
+    policy: str = "sensitivity"
+
+    def decompose(self, weight: Tensor, statistic: Moments | None = None) -> Factors:
+        """Return the factors; α = 0 gives the plain SVD."""
+        if statistic is None:
+            raise ValueError("asvd needs the moments of the matrix's input")
+        scale = (statistic.absolute / max(statistic.tokens, 1)) ** self.alpha + 1e-6
+        wide = weight.double()
+        u, s, vt = svd(wide * scale)
+        left, right = balance(u, s[:, None] * vt / scale)
+        return Factors(left.float(), right.float(), s.float())

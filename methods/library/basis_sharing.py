@@ -1,0 +1,75 @@
+"""Whitened SVD across layers: consecutive layers share one input basis for each kind of matrix.
+
+Basis Sharing (Wang et al., ICLR 2025, arXiv 2410.03765; TUDa-HWAI/Basis_Sharing ``group.py``): g consecutive layers' q,
+k, v, gate and up matrices are stacked along the output axis, whitened by the sum of their input Grams, and truncated;
+the input basis is stored once. o and down stay private. g = 1 is SVD-LLM. The authors' refit of the coefficients and
+their LoRA are not done; eigen form in place of Cholesky (see ``whitening``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from ...models.matrices import Matrix
+from ..base import CalibrationData, methods
+from ..calibrated import MomentCompressor, pooled
+from ..fitted import Factors
+from ..groups import Group
+from ..moments import Moments, input_moments
+from ..whitening import JITTER, whiten
+
+SHARED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+_LAYER = re.compile(r"^(.*?\.)(\d+)(\..+)$")
+
+
+@methods.register("basis-sharing")
+class BasisSharing(MomentCompressor):
+    """SVD-LLM over groups of consecutive layers.
+
+    Args:
+        layers: g, how many consecutive layers share.
+        kinds: last names of the matrices that share, with '+' between them; others are decomposed alone.
+        jitter: least eigenvalue of a Gram matrix relative to the mean one.
+    """
+
+    shares: ClassVar[bool] = True
+
+    layers: int = Field(default=2, ge=1)
+    kinds: str = "+".join(SHARED)
+    jitter: float = Field(default=JITTER, gt=0, lt=1)
+
+    def groups(self, model: nn.Module) -> list[Group]:
+        """Return groups of the same kind in consecutive layers, in the order of their first members."""
+        shared = set(self.kinds.split("+"))
+        members: dict[tuple[Any, ...], list[Matrix]] = {}
+        for matrix in self.targets(model):
+            place = _LAYER.match(matrix.name)
+            alike = place is not None and matrix.name.rpartition(".")[2] in shared
+            if place is not None and alike:
+                key: tuple[Any, ...] = (place[1], int(place[2]) // self.layers, place[3], matrix.in_features)
+            else:
+                key = (matrix.name,)
+            members.setdefault(key, []).append(matrix)
+        return [Group(tuple(found)) for found in members.values()]
+
+    def collect(
+        self, model: nn.Module, data: CalibrationData | None, groups: Sequence[Group]
+    ) -> Iterator[tuple[Group, Any]]:
+        """Yield each group with the moments over all its members' inputs."""
+        if data is None:
+            raise ValueError("basis-sharing needs task data")
+        names = [matrix.name for group in groups for matrix in group.members]
+        found = input_moments(model, names, data, self.samples, self.batch_size)
+        for group in groups:
+            yield group, pooled([next(found)[1] for _ in group.members])
+
+    def decompose(self, weight: Tensor, statistic: Moments | None = None) -> Factors:
+        """Return the whitened factors of the stack."""
+        if statistic is None:
+            raise ValueError("basis-sharing needs the moments of the group's inputs")
+        return whiten(weight, statistic.gram, jitter=self.jitter)

@@ -1,0 +1,24 @@
+"""A control: the input columns (or output rows) of largest norm are kept as they are, the others dropped."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..base import methods
+from ..fitted import Factors
+from ..matrixwise import MatrixCompressor
+
+
+@methods.register("magnitude")
+class Magnitude(MatrixCompressor):
+    """W ≈ W[:, S] I_S with S the r columns of largest norm; rows where W is wide. Stored as factors, as all are."""
+
+    def decompose(self, weight: Tensor, statistic: object = None) -> Factors:
+        """Return the selection; the spectrum holds the norms."""
+        m, n = weight.shape
+        wide = weight if m >= n else weight.T
+        norms, order = wide.norm(dim=0).sort(descending=True, stable=True)
+        kept = wide[:, order]
+        one_hot = torch.eye(len(order), device=weight.device)[order]
+        return Factors(kept, one_hot, norms) if m >= n else Factors(one_hot.T, kept.T, norms)

@@ -1,0 +1,32 @@
+"""A control: projection onto random directions. What any method has to beat."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..base import methods
+from ..fitted import Factors
+from ..matrixwise import MatrixCompressor
+
+
+@methods.register("random")
+class RandomProjection(MatrixCompressor):
+    """W ≈ W Q_r Q_rᵀ (or Q_r Q_rᵀ W where W is wide) with Q from the QR decomposition of Gaussian noise.
+
+    Args:
+        seed: of the noise.
+    """
+
+    seed: int = 42
+
+    def decompose(self, weight: Tensor, statistic: object = None) -> Factors:
+        """Return the projections, one more random direction with each rank; the spectrum is flat."""
+        m, n = weight.shape
+        side = min(m, n)
+        noise = torch.randn(side, side, generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
+        q = torch.linalg.qr(noise).Q.to(weight.device)
+        wide = weight.double()
+        left, right = (q, q.T @ wide) if m <= n else (wide @ q, q.T)
+        flat = torch.full((side,), float(wide.norm()) / side**0.5)
+        return Factors(left.float(), right.float(), flat)

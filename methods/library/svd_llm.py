@@ -1,0 +1,82 @@
+"""SVD that minimises the error of each matrix's outputs on calibration data.
+
+SVD-LLM (Wang et al., ICLR 2025, arXiv 2403.07378; AIoT-MLSys-Lab/SVD-LLM), truncation part: ‖(W - BA) X‖_F is least for
+the truncated SVD of W S with S Sᵀ = X Xᵀ. The authors take the Cholesky factor and retry with more diagonal when it
+fails; here S is in eigen form and float64 (`whitening`), which gives the same product. All layers see the dense model's
+activations, as in the authors' W-only results. Their LoRA update is what this project's recovery stage stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..base import CalibrationData, methods
+from ..calibrated import MomentCompressor
+from ..fitted import Factors
+from ..groups import Group
+from ..moments import Moments, gradient_grams
+from ..whitening import JITTER, Side, whiten
+
+
+class Whitened(MomentCompressor):
+    """What all methods with these factors share.
+
+    Args:
+        side: ``input`` or ``output`` eigenproblem, or the cheaper one; the result is the same.
+        two_sided: also weight by the second moments of the output gradients (GFWSVD, KFAC-SVD, IO-SVD).
+        shrink_input, shrink_output: share a of the mean diagonal mixed into the moments, (1-a)·C + a·mean(diag C)·I;
+            used where ``two_sided``, with the defaults of KFAC-SVD's code.
+        jitter: least eigenvalue relative to the mean one.
+    """
+
+    side: Side = "auto"
+    two_sided: bool = False
+    shrink_input: float = Field(default=0.1, ge=0, le=1)
+    shrink_output: float = Field(default=0.3, ge=0, le=1)
+    jitter: float = Field(default=JITTER, gt=0, lt=1)
+
+    def fit_key(self) -> dict[str, Any]:
+        """Return one name for the factors, whatever the method that asks for them is called."""
+        return super().fit_key() | {"factors": "whitened"}
+
+    def collect(
+        self, model: nn.Module, data: CalibrationData | None, groups: Sequence[Group]
+    ) -> Iterator[tuple[Group, Any]]:
+        """Yield each group with its input moments and, if two-sided, its output-gradient moments (m, m)."""
+        one_sided = super().collect(model, data, groups)
+        if not self.two_sided or data is None:
+            yield from ((group, (moments, None)) for group, moments in one_sided)
+            return
+        gradients = gradient_grams(model, [group.name for group in groups], data, self.samples, self.batch_size)
+        for (group, moments), (_, gram) in zip(one_sided, gradients, strict=True):
+            yield group, (moments, gram)
+
+    def decompose(self, weight: Tensor, statistic: tuple[Moments, Tensor | None] | None = None) -> Factors:
+        """Return the factors of the weighted problem; equal weights give the plain SVD."""
+        if statistic is None:
+            raise ValueError(f"{self.name} needs the moments of the matrix's input")
+        moments, gradients = statistic
+        if gradients is None:
+            return whiten(weight, moments.gram, None, self.side, self.jitter)
+        return whiten(
+            weight,
+            shrunk(moments.gram, self.shrink_input),
+            shrunk(gradients, self.shrink_output),
+            jitter=self.jitter,
+        )
+
+
+def shrunk(gram: Tensor, share: float) -> Tensor:
+    """Return (1-a)·C + a·mean(diag C)·I."""
+    mixed = (1 - share) * gram
+    mixed.diagonal().add_(share * gram.diagonal().mean())
+    return mixed
+
+
+@methods.register("svd-llm")
+class SVDLLM(Whitened):
+    """W ≈ SVD_r(W S) S⁻¹ with S Sᵀ the Gram matrix of the inputs; uniform ranks."""

@@ -1,0 +1,66 @@
+"""Few matrices truncated strongly, in the order of the loss that each causes alone.
+
+LASER (arXiv 2312.13558) truncates single matrices to a small share ρ of their rank and composes several. The
+budget-exact form is ours: matrices are cut to ρ·min(m, n) in a fixed order until the budget is met, the last one only
+as far as needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..budget import Unit
+from .base import Demand, Evidence, Loss, Policy, policies
+
+
+@policies.register("laser")
+class Laser(Policy):
+    """Cut the matrix whose truncation hurts least first.
+
+    Args:
+        rho: share of the rank that a cut matrix keeps.
+        per_parameter: order by loss per saved parameter rather than by loss.
+    """
+
+    measures: ClassVar[bool] = True
+
+    rho: float = Field(default=0.1, gt=0, lt=1)
+    per_parameter: bool = True
+
+    def cut(self, unit: Unit) -> int:
+        """Return the rank of a cut unit."""
+        return max(math.ceil(self.rho * unit.max_rank), unit.min_rank)
+
+    def measure(self, units: Sequence[Unit], spectra: Mapping[str, Tensor], loss: Loss) -> dict[str, Tensor]:
+        """Return the loss with each unit cut alone, minus that of the dense model, shape (units,)."""
+        dense = loss({})
+        return {"laser": torch.tensor([loss({unit.name: self.cut(unit)}) - dense for unit in units])}
+
+    def demands(self, evidence: Evidence) -> list[Demand]:
+        """Return demands that fall to the cut rank one unit after the other as the level falls."""
+        harm = evidence.measured["laser"].double()
+        if self.per_parameter:
+            saved = [max(unit.parameters - unit.factorised(self.cut(unit)), 1) for unit in evidence.units]
+            # A truncation that helps is taken first, however little it saves.
+            harm = torch.where(harm > 0, harm / torch.tensor(saved, dtype=torch.float64), harm)
+        number = len(evidence.units)
+        # The least harmful is cut at the highest levels: place 0 moves between (number-1)/number and 1.
+        place = {index: rank for rank, index in enumerate(torch.argsort(harm, stable=True).tolist())}
+
+        def demand(unit: Unit, position: int) -> Demand:
+            low, even = self.cut(unit), unit.parameters / unit.cost
+            start = (number - 1 - position) / number
+
+            def rank(level: float) -> float:
+                part = min(max((level - start) * number, 0.0), 1.0)
+                return float(unit.max_rank) if part >= 1.0 else low + part * max(even - low, 0.0)
+
+            return rank
+
+        return [demand(unit, place[index]) for index, unit in enumerate(evidence.units)]
