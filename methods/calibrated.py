@@ -56,7 +56,7 @@ class CalibratedCompressor(MatrixCompressor):
         if tokens < widest:
             fitted.meta["warnings"] = [
                 f"{self.name} was calibrated on {tokens:,} tokens, fewer than the {widest:,} inputs of the widest "
-                "matrix, so its statistics are singular; give it more samples"
+                "matrix, so its statistics are noisy or singular; give it more samples"
             ]
         return fitted
 

@@ -90,7 +90,7 @@ def _eigen(matrix: Tensor, jitter: float) -> tuple[Tensor, Tensor]:
     if not mean > 0:
         return torch.ones_like(symmetric[0]), torch.eye(len(symmetric), dtype=torch.float64, device=matrix.device)
     values, vectors = torch.linalg.eigh(symmetric / mean)
-    return values.clamp_min(jitter), vectors
+    return values.clamp_min(jitter) * mean, vectors
 
 
 def _descending(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,11 +2,15 @@
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from lowrank_bench.methods.base import methods
+from lowrank_bench.methods.calibrated import MomentCompressor
 from lowrank_bench.methods.contract import CompressorContract, RandomData
 from lowrank_bench.methods.library.fwsvd import FWSVD, fisher_scale
+from lowrank_bench.methods.library.svd_llm import Whitened as WhitenedMethod
+from lowrank_bench.methods.library.svd_llm import shrunk
 
 
 class TestSVD(CompressorContract):
@@ -24,6 +28,111 @@ class TestFWSVD(CompressorContract):
         return error * fisher_scale(self.fisher[name])
 
 
+class Whitened(CompressorContract):
+    """Methods that minimise the error of the outputs over the calibration inputs."""
+
+    __test__ = False
+
+    def weigh(self, model: nn.Module, name: str, error: Tensor) -> Tensor:
+        if not hasattr(self, "grams"):
+            method = self.make()
+            assert isinstance(method, MomentCompressor)
+            found = method.collect(model, RandomData(), method.groups(model))
+            self.grams = {m.name: self.gram(statistic) for group, statistic in found for m in group.members}
+        values, vectors = torch.linalg.eigh(self.grams[name])
+        return error @ (vectors * values.clamp_min(0).sqrt())
+
+    def gram(self, statistic: Any) -> Tensor:
+        gram: Tensor = statistic[0].gram
+        return gram
+
+
+class TestSVDLLM(Whitened):
+    __test__ = True
+    method = "svd-llm"
+
+
+class TestSVDLLMV2(Whitened):
+    __test__ = True
+    method = "svd-llm-v2"
+
+
+class TestDrone(Whitened):
+    __test__ = True
+    method = "drone"
+
+
+class TestIOSVD(CompressorContract):
+    method = "io-svd"
+
+    def weigh(self, model: nn.Module, name: str, error: Tensor) -> Tensor:
+        if not hasattr(self, "statistics"):
+            method = self.make()
+            assert isinstance(method, WhitenedMethod)
+            self.statistics = {g.name: s for g, s in method.collect(model, RandomData(), method.groups(model))}
+        moments, gradients = self.statistics[name]
+        roots = []
+        for gram, share in ((gradients, 0.3), (moments.gram, 0.1)):
+            values, vectors = torch.linalg.eigh(shrunk(gram, share))
+            roots.append(vectors * values.clamp_min(0).sqrt())
+        return roots[0].T @ error @ roots[1]
+
+
+class TestASVD(CompressorContract):
+    method = "asvd"
+
+    def weigh(self, model: nn.Module, name: str, error: Tensor) -> Tensor:
+        if not hasattr(self, "scales"):
+            method = self.make()
+            assert isinstance(method, MomentCompressor)
+            found = method.collect(model, RandomData(), method.groups(model))
+            self.scales = {g.name: (m.absolute / m.tokens) ** 0.5 + 1e-6 for g, m in found}
+        return error * self.scales[name]
+
+
+class TestAFM(Whitened):
+    __test__ = True
+    method = "afm"
+
+    def gram(self, statistic: Any) -> Tensor:
+        mean = statistic.total / statistic.tokens
+        centred: Tensor = statistic.gram - statistic.tokens * torch.outer(mean, mean)
+        return centred
+
+
+class TestSFSD(TestAFM):
+    method = "sfsd"
+
+
+class TestSWSD(CompressorContract):
+    method = "swsd"
+
+
+class TestLASER(CompressorContract):
+    method = "laser"
+
+
+class TestJointRankK(CompressorContract):
+    method = "joint-rank-k"
+
+
+class TestBasisSharing(Whitened):
+    __test__ = True
+    method = "basis-sharing"
+
+    def gram(self, statistic: Any) -> Tensor:
+        gram: Tensor = statistic.gram
+        return gram
+
+
+class TestRandom(CompressorContract):
+    method = "random"
+
+
+class TestMagnitude(CompressorContract):
+    method = "magnitude"
+
+
 class TestBasisSelection(CompressorContract):
     method = "bs"
     options: ClassVar[dict[str, Any]] = {"prunings": 4, "additional_dimension": 2}
@@ -31,5 +140,7 @@ class TestBasisSelection(CompressorContract):
 
 
 def test_every_built_in_method_is_under_contract() -> None:
-    tested = {vars(cls).get("method") for cls in CompressorContract.__subclasses__()}
+    tested = {
+        value.method for value in globals().values() if getattr(value, "__test__", True) and hasattr(value, "method")
+    }
     assert {row.name for row in methods.listings() if row.origin == "built in"} <= tested

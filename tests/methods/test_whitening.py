@@ -1,0 +1,246 @@
+"""The whitened core against the papers' own formulas, in float64."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lowrank_bench.methods.base import create_method
+from lowrank_bench.methods.contract import RandomData
+from lowrank_bench.methods.fitted import Factors
+from lowrank_bench.methods.library.afm import AFM
+from lowrank_bench.methods.library.asvd import ASVD
+from lowrank_bench.methods.moments import Moments, gradient_grams, input_moments
+from lowrank_bench.methods.whitening import balance, whiten
+from lowrank_bench.models.architectures import ARCHITECTURES, random_model
+from lowrank_bench.models.matrices import get_linear, matrices
+
+SHAPES = st.tuples(st.integers(2, 9), st.integers(2, 9), st.integers(0, 1000))
+
+
+def problem(m: int, n: int, seed: int, tokens: int = 40) -> tuple[Tensor, Tensor]:
+    """W (m, n) and X (n, tokens) with inputs of very different sizes that are correlated and not centred."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(n, n, generator=generator, dtype=torch.float64) * torch.logspace(0, 1, n, dtype=torch.float64)
+    x = mix @ torch.randn(n, tokens, generator=generator, dtype=torch.float64) + 2
+    return torch.randn(m, n, generator=generator, dtype=torch.float64), x
+
+
+def moments(x: Tensor) -> Moments:
+    return Moments(x @ x.T, x.sum(1), x.abs().sum(1), x.shape[1])
+
+
+def product(factors: Factors, rank: int) -> Tensor:
+    a, b = factors.truncate(rank)
+    return b.double() @ a.double()
+
+
+def loss(error: Tensor, x: Tensor) -> float:
+    return float((error @ x).square().sum())
+
+
+def close(a: float, b: float, scale: float) -> bool:
+    return abs(a - b) <= 1e-5 * scale + 1e-9
+
+
+@settings(deadline=None, max_examples=40)
+@given(SHAPES, st.sampled_from(["input", "output", "auto"]))
+def test_loss_is_the_tail_of_the_spectrum_and_of_wx(shape: tuple[int, int, int], side: str) -> None:
+    m, n, seed = shape
+    w, x = problem(m, n, seed)
+    found = whiten(w, x @ x.T, side=side, jitter=1e-14)  # type: ignore[arg-type]
+    singular = torch.linalg.svdvals(w @ x)[: min(m, n)]
+    torch.testing.assert_close(found.spectrum.double(), singular, rtol=1e-4, atol=1e-4 * float(singular[0]))
+    whole = float(singular.square().sum())
+    for rank in range(1, min(m, n) + 1):
+        assert close(loss(w - product(found, rank), x), float(singular[rank:].square().sum()), whole)
+
+
+@settings(deadline=None, max_examples=30)
+@given(SHAPES)
+def test_cholesky_symmetric_root_drone_and_swift_svd_give_the_same_matrix(shape: tuple[int, int, int]) -> None:
+    m, n, seed = shape
+    w, x = problem(m, n, seed)
+    gram = x @ x.T
+    values, vectors = torch.linalg.eigh(gram)
+    rank = max(1, min(m, n) // 2)
+    singular = torch.linalg.svdvals(w @ x)
+    if singular[rank - 1] - (singular[rank] if rank < len(singular) else 0) < 1e-3 * singular[0]:
+        return  # two components of one size: the best matrix is not unique
+    roots = {"cholesky": torch.linalg.cholesky(gram), "symmetric": vectors * values.sqrt() @ vectors.T}
+    expected = {}
+    for name, root in roots.items():
+        u, s, vt = torch.linalg.svd(w @ root, full_matrices=False)
+        expected[name] = (u[:, :rank] * s[:rank]) @ vt[:rank] @ torch.linalg.inv(root)
+    ux, sx, _ = torch.linalg.svd(x, full_matrices=False)
+    uw, sw, vwt = torch.linalg.svd(w, full_matrices=False)
+    zu, zs, zvt = torch.linalg.svd(torch.diag(sw) @ vwt @ ux @ torch.diag(sx), full_matrices=False)
+    expected["drone"] = uw @ ((zu[:, :rank] * zs[:rank]) @ zvt[:rank]) @ torch.diag(1 / sx) @ ux.T
+    outputs = torch.linalg.eigh(w @ gram @ w.T).eigenvectors.flip(1)[:, :rank]
+    expected["swift-svd"] = outputs @ outputs.T @ w
+    for side in ("input", "output"):
+        found = product(whiten(w, gram, side=side, jitter=1e-14), rank)  # type: ignore[arg-type]
+        for name, value in expected.items():
+            torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-3 * float(value.abs().max()), msg=name)
+
+
+@settings(deadline=None, max_examples=30)
+@given(SHAPES)
+def test_not_above_svd_nor_asvd_on_the_calibration_data(shape: tuple[int, int, int]) -> None:
+    m, n, seed = shape
+    w, x = problem(m, n, seed)
+    best = whiten(w, x @ x.T)
+    u, s, vt = torch.linalg.svd(w, full_matrices=False)
+    asvd = create_method("asvd")
+    assert isinstance(asvd, ASVD)
+    diagonal = asvd.decompose(w, moments(x))
+    for rank in range(1, min(m, n)):
+        least = loss(w - product(best, rank), x)
+        slack = 1e-5 * loss(w, x)
+        assert least <= loss(w - (u[:, :rank] * s[:rank]) @ vt[:rank], x) + slack
+        assert least <= loss(w - product(diagonal, rank), x) + slack
+
+
+@pytest.mark.parametrize(("m", "n"), [(5, 7), (7, 5)])
+def test_equal_weights_are_the_svd(m: int, n: int) -> None:
+    w, _ = problem(m, n, 3)
+    u, s, vt = torch.linalg.svd(w, full_matrices=False)
+    expected = (u[:, :2] * s[:2]) @ vt[:2]
+    eye = torch.eye(n, dtype=torch.float64)
+    for found in (
+        whiten(w, 5 * eye),
+        whiten(w, torch.zeros(n, n)),  # an input that is always zero says nothing
+        whiten(w, eye, torch.eye(m, dtype=torch.float64)),
+        create_method("asvd", {"alpha": 0.0}).decompose(w, moments(torch.ones(n, 4))),  # type: ignore[attr-defined]
+    ):
+        torch.testing.assert_close(product(found, 2), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rank_deficient_grams_need_no_retry() -> None:
+    """Fewer tokens than inputs: a Cholesky factor does not exist; the loss is the optimum all the same."""
+    w, x = problem(8, 12, 1, tokens=5)
+    with pytest.raises(torch.linalg.LinAlgError):
+        torch.linalg.cholesky(x @ x.T)
+    singular = torch.linalg.svdvals(w @ x)
+    for side in ("input", "output"):
+        found = whiten(w, x @ x.T, side=side)  # type: ignore[arg-type]
+        for rank in (1, 3, 4):
+            assert close(
+                loss(w - product(found, rank), x), float(singular[rank:].square().sum()), float(singular[0]) ** 2
+            )
+        torch.testing.assert_close(product(found, 8), w, rtol=1e-3, atol=1e-3)
+
+
+def test_dead_inputs_keep_their_weights_finite() -> None:
+    w, x = problem(6, 6, 2)
+    x[2] = 0
+    found = whiten(w, x @ x.T)
+    assert all(bool(torch.isfinite(value).all()) for value in (found.left, found.right, found.spectrum))
+    torch.testing.assert_close(product(found, 6), w, rtol=1e-3, atol=1e-3)
+
+
+@settings(deadline=None, max_examples=30)
+@given(SHAPES)
+def test_two_sided_loss_is_the_tail(shape: tuple[int, int, int]) -> None:
+    m, n, seed = shape
+    w, x = problem(m, n, seed)
+    g = problem(m, m, seed + 1)[1]
+    r = g @ g.T / 40
+    found = whiten(w, x @ x.T, r, jitter=1e-14)
+    right, left = torch.linalg.cholesky(x @ x.T), torch.linalg.cholesky(r)
+    singular = torch.linalg.svdvals(left.T @ w @ right)
+    for rank in range(1, min(m, n)):
+        error = w - product(found, rank)
+        value = float(torch.trace(r @ error @ (x @ x.T) @ error.T))
+        assert close(value, float(singular[rank:].square().sum()), float(singular.square().sum()))
+    torch.testing.assert_close(
+        product(whiten(w, x @ x.T, torch.eye(m, dtype=torch.float64)), 1),
+        product(whiten(w, x @ x.T), 1),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+
+
+@settings(deadline=None, max_examples=30)
+@given(SHAPES)
+def test_affine_optimum_beats_any_without_a_bias_and_keeps_the_mean(shape: tuple[int, int, int]) -> None:
+    m, n, seed = shape
+    w, x = problem(m, n, seed)
+    afm = create_method("afm")
+    assert isinstance(afm, AFM)
+    found = afm.decompose(w, moments(x))
+    y = w @ x
+    centred = y - y.mean(1, keepdim=True)
+    tail = torch.linalg.svdvals(centred).square()
+    plain = torch.linalg.svdvals(y).square()
+    for rank in range(1, min(m, n)):
+        offset = found.offset(rank)
+        assert offset is not None
+        error = y - product(found, rank) @ x - offset.double()[:, None]
+        assert close(float(error.square().sum()), float(tail[rank:].sum()), float(plain.sum()))
+        assert float(error.square().sum()) <= float(plain[rank:].sum()) + 1e-5 * float(plain.sum())
+        assert float(error.mean(1).abs().max()) <= 1e-4 * float(y.abs().max())
+        without = y - product(found, rank) @ x  # the released SFSD code: centred directions and no bias
+        assert float(without.square().sum()) >= float(plain[rank:].sum()) - 1e-5 * float(plain.sum())
+
+
+def test_balance_keeps_the_product() -> None:
+    left, right = torch.randn(4, 3, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
+    right[1] = 0
+    a, b = balance(left, right)
+    torch.testing.assert_close(a @ b, left @ right)
+    torch.testing.assert_close(a.norm(dim=0)[[0, 2]], b.norm(dim=1)[[0, 2]])
+
+
+def test_overflown_statistics_are_an_error() -> None:
+    with pytest.raises(ValueError, match="overflow"):
+        whiten(torch.ones(2, 2), torch.full((2, 2), float("inf")))
+
+
+def keeper(name: str, store: dict[str, Tensor]) -> Any:
+    def hook(_: Any, __: Any, output: Tensor) -> None:
+        output.retain_grad()
+        store[name] = output
+
+    return hook
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_gradient_grams_equal_one_example_at_a_time(architecture: str) -> None:
+    model, data = random_model(architecture), RandomData(4)
+    names = [matrix.name for matrix in matrices(model)]
+    expected = {name: torch.zeros(get_linear(model, name).out_features, 1).double() for name in names}
+    for example in data.batches(None, 1):
+        length = int(example["attention_mask"].sum())
+        kept: dict[str, Tensor] = {}
+
+        handles = [model.get_submodule(name).register_forward_hook(keeper(name, kept)) for name in names]
+        out = model(input_ids=example["input_ids"][:, :length], labels=example["labels"][:, :length])
+        targets = int((example["labels"][0, 1:length] != -100).sum())
+        (out.loss * targets).backward()
+        for handle in handles:
+            handle.remove()
+        for name, output in kept.items():
+            g = output.grad.reshape(-1, output.shape[-1]).double()
+            expected[name] = expected[name] + g.T @ g
+    model.zero_grad()
+    for limit in (1 << 30, 1):
+        found = dict(gradient_grams(model, names, data, None, 3, limit))
+        for name in names:
+            scale = float(expected[name].abs().max())
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-5 * scale, msg=name)
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_few_tokens_are_warned_of() -> None:
+    model = random_model("llama")
+    few = create_method("svd-llm", {"samples": 1}).fit(model, RandomData())
+    assert "fewer than the 96 inputs" in few.meta["warnings"][0]
+    many = create_method("svd-llm").fit(model, RandomData(40))
+    assert "warnings" not in many.meta
+    assert many.meta["calibration"]["examples"] == 40
+    names = [matrix.name for matrix in matrices(model)]
+    assert next(input_moments(model, names, RandomData(40), 256))[1].tokens == many.meta["calibration"]["tokens"]
