@@ -61,8 +61,13 @@ class MatrixCompressor(Compressor):
         return singles(self.targets(model))
 
     def shape(self, model: nn.Module, ratio: float | None = None) -> ModelShape:
-        """Return the groups as units of a budget; a model on the meta device is enough."""
+        """Return the groups as units of a budget; a model on the meta device is enough.
+
+        Raises:
+            UserError: the policy's options do not fit the model.
+        """
         units = tuple(group.unit(self.affine) for group in self.groups(model))
+        parse_policy(self.policy).check(units)
         return ModelShape(model_size(model).parameters, units)
 
     @abstractmethod
@@ -125,7 +130,7 @@ class MatrixCompressor(Compressor):
     def _loss(self, model: nn.Module, fitted: Fitted, groups: Sequence[Group], data: CalibrationData | None) -> Loss:
         if data is None:
             raise UserError(f"the policy '{self.policy}' asks for the model's loss; add --task, such as --task math")
-        return Probe(model, groups, fitted, data, self.probe_samples).loss
+        return Probe(model, groups, fitted, data, self.probe_samples, metric=parse_policy(self.policy).asks()).loss
 
     def compress(
         self,

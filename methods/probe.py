@@ -12,7 +12,60 @@ from ..models.matrices import get_linear
 from .base import CalibrationData
 from .fitted import Factors, Fitted
 from .groups import Group
+from .policies.base import Metric
 from .statistics import example_losses
+
+
+class Examples:
+    """A fixed set of examples and what is asked about a model on them.
+
+    Args:
+        data: task data; never the test split.
+        samples: how many examples, or None for all.
+        batch_size: examples per forward pass.
+        device: where the model is.
+        metric: ``loss``, the mean over examples of each one's mean cross-entropy over its target tokens, or
+            ``accuracy``, which asks for the error rate: the mean over examples of the share of target tokens that are
+            not the model's first choice given the tokens before them.
+    """
+
+    def __init__(
+        self, data: CalibrationData, samples: int | None, batch_size: int, device: torch.device, metric: Metric = "loss"
+    ) -> None:
+        self.metric = metric
+        self.batches = [
+            {key: value.to(device) for key, value in batch.items()} for batch in data.batches(samples, batch_size)
+        ]
+
+    @torch.inference_mode()
+    def loss(self, model: nn.Module) -> float:
+        """Return the mean over the examples; the model is put into evaluation mode for it and back."""
+        training, total, count = model.training, 0.0, 0
+        model.eval()
+        try:
+            for batch in self.batches:
+                logits = model(
+                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+                ).logits
+                each = (example_losses if self.metric == "loss" else example_errors)(logits, batch["labels"])
+                total += float(each.sum())
+                count += len(batch["input_ids"])
+        finally:
+            model.train(training)
+        return total / max(count, 1)
+
+
+def example_errors(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return each example's share of target tokens that are not the most likely ones, shape (b,), 0 without a target.
+
+    Args:
+        logits: (b, t, vocabulary).
+        labels: (b, t), -100 where nothing counts; shifted once, here.
+    """
+    targets = labels[:, 1:]
+    counted = targets != -100
+    wrong = (logits[:, :-1].argmax(-1) != targets) & counted
+    return wrong.sum(1).float() / counted.sum(1).clamp_min(1)
 
 
 class Probe:
@@ -25,6 +78,7 @@ class Probe:
         data: task data; never the test split.
         samples: examples per evaluation, or None for all.
         batch_size: examples per forward pass.
+        metric: what `loss` returns, see `Examples`.
     """
 
     def __init__(
@@ -35,18 +89,17 @@ class Probe:
         data: CalibrationData,
         samples: int | None,
         batch_size: int = 8,
+        metric: Metric = "loss",
     ) -> None:
         self.model, self.fitted = model, fitted
         self.groups = {group.name: group for group in groups}
-        device = next(model.parameters()).device
-        self.batches = [
-            {key: value.to(device) for key, value in batch.items()} for batch in data.batches(samples, batch_size)
-        ]
+        self.examples = Examples(data, samples, batch_size, next(model.parameters()).device, metric)
+        self.batches = self.examples.batches
 
     def loss(self, ranks: Mapping[str, int]) -> float:
-        """Return the mean loss per example (each its mean over target tokens) with these units cut to these ranks."""
+        """Return the mean loss, or the error rate, of the examples with these units cut to these ranks."""
         with self.truncated(ranks):
-            return self._mean_loss()
+            return self.examples.loss(self.model)
 
     @contextmanager
     def truncated(self, ranks: Mapping[str, int]) -> Iterator[nn.Module]:
@@ -72,18 +125,3 @@ class Probe:
         offsets = [None] * len(group.members) if offset is None else group.split(offset)
         for matrix, rows, part in zip(group.members, group.split(b), offsets, strict=True):
             yield get_linear(self.model, matrix.name), rows @ a, part
-
-    @torch.inference_mode()
-    def _mean_loss(self) -> float:
-        training, total, count = self.model.training, 0.0, 0
-        self.model.eval()
-        try:
-            for batch in self.batches:
-                logits = self.model(
-                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-                ).logits
-                total += float(example_losses(logits, batch["labels"]).sum())
-                count += len(batch["input_ids"])
-        finally:
-            self.model.train(training)
-        return total / max(count, 1)

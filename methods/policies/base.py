@@ -6,7 +6,7 @@ import re
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ...foundation.errors import UserError
 from ..registry import policies
 
-__all__ = ["Demand", "Evidence", "Loss", "Policy", "parse_policy", "policies"]
+__all__ = ["Demand", "Evidence", "Loss", "Metric", "Policy", "parse_policy", "policies"]
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 Demand = Callable[[float], float]
 """The rank that one unit wants at a level in 0..1; must not decrease with the level."""
 
+Metric = Literal["loss", "accuracy"]
+"""What of the model a policy asks for."""
+
 Loss = Callable[[Mapping[str, int]], float]
-"""Mean loss per target token with the named units cut to the given ranks."""
+"""Mean loss with the named units cut to the given ranks; the error rate for policies whose metric is the accuracy."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Evidence:
         spectra: importance of each unit's components by name, descending; empty where no policy needs them.
         share: q, the share of the units' parameters that the budget can afford, 0..1.
         measured: what the policy's own `Policy.measure` gave while fitting.
-        loss: mean loss per target token over the calibration data when the named units are cut to the given ranks and
-            all others are dense; None where there is no data.
+        loss: mean loss over the calibration data when the named units are cut to the given ranks and all others are
+            dense, or the error rate where the policy's metric is the accuracy; None where there is no data.
     """
 
     units: Sequence[Unit]
@@ -67,6 +70,13 @@ class Policy(BaseModel, ABC):
     needs_spectrum: ClassVar[bool] = False
     needs_loss: ClassVar[bool] = False
     measures: ClassVar[bool] = False
+
+    def asks(self) -> Metric:
+        """Return what the policy wants `Evidence.loss` to be made of: the loss, or 1 - accuracy."""
+        return "loss"
+
+    def check(self, units: Sequence[Unit]) -> None:
+        """Raise a `UserError` when the options do not fit the units of a model; called before anything is computed."""
 
     def measure(self, units: Sequence[Unit], spectra: Mapping[str, Tensor], loss: Loss) -> dict[str, Tensor]:
         """Measure, once per fit, what does not depend on the ratio; the result comes back in `Evidence.measured`."""

@@ -3,11 +3,8 @@
 from torch import Tensor
 
 from ..budget import Unit
+from ._shares import by_share
 from .base import Demand, Policy, policies
-
-# Up to this level the share q rises to 1 (break-even); the rest of the way leads to full rank, which only budgets
-# without a break-even guard ask for.
-_BREAK_EVEN_LEVEL = 0.999
 
 
 @policies.register("uniform")
@@ -16,11 +13,4 @@ class Uniform(Policy):
 
     def demand(self, unit: Unit, spectrum: Tensor | None = None) -> Demand:
         """Return q·parameters/cost, q proportional to the level."""
-        even = unit.parameters / unit.cost
-        rest = max(unit.max_rank - even, 0.0)
-
-        def rank(level: float) -> float:
-            beyond = max(level - _BREAK_EVEN_LEVEL, 0.0) / (1 - _BREAK_EVEN_LEVEL)
-            return min(level / _BREAK_EVEN_LEVEL, 1.0) * even + beyond * rest
-
-        return rank
+        return by_share(unit, lambda share: share)

@@ -1,0 +1,88 @@
+"""All components of all matrices in one pool; those that save the most loss per stored number are kept."""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..budget import Unit
+from ._shares import tail_energy, values
+from .base import Demand, Evidence, Loss, Policy, policies
+
+
+@policies.register("greedy")
+class Greedy(Policy):
+    """Keep the components with the highest weight_i·s² / cost_i, weight_i common to a matrix.
+
+    For a loss that is a sum over matrices, Σ weight_i·Σ_dropped s², this is optimal but for the remainder of less than
+    one rank: inside a matrix the gains fall, so what is kept of each is a prefix, and no exchange of a kept for a
+    dropped component of the same cost lowers the loss. The pool of IO-SVD (arXiv 2605.15626) and of
+    variants of ZS-SVD and UniRank. Raw values are comparable between matrices only where the method's metric is one
+    for all of them, so the default divides by each matrix's own Σs².
+
+    Equal gains are taken in turns over the matrices, the stronger components first.
+
+    Args:
+        normalise: ``none`` weight 1, for spectra in units of the task's loss; ``relative`` weight 1 / Σs²; ``loss``
+            weight ΔL / Σ_dropped s², where ΔL is the measured rise of the model's loss with that matrix alone cut to
+            ``at`` of its parameters. The last one is ours.
+        at: kept share of a matrix at which ``loss`` measures.
+    """
+
+    needs_spectrum: ClassVar[bool] = True
+
+    normalise: Literal["none", "relative", "loss"] = "relative"
+    at: float = Field(default=0.5, gt=0, lt=1)
+
+    @property
+    def measures(self) -> bool:  # type: ignore[override]
+        """Whether the model's loss is asked while fitting."""
+        return self.normalise == "loss"
+
+    def measure(self, units: Sequence[Unit], spectra: Mapping[str, Tensor], loss: Loss) -> dict[str, Tensor]:
+        """Return for each unit the rank that was tried and the rise of the loss, shape (2,); 1 + units evaluations."""
+        dense, found = loss({}), {}
+        for unit in units:
+            rank = max(int(self.at * unit.parameters / unit.cost), unit.min_rank)
+            found[unit.name] = torch.tensor([float(rank), loss({unit.name: rank}) - dense], dtype=torch.float64)
+        return found
+
+    def demands(self, evidence: Evidence) -> list[Demand]:
+        """Return how many of a unit's components are among the best of the pool, a share of the pool = the level."""
+        spectra = [values(evidence.spectra, unit, "greedy") for unit in evidence.units]
+        weights = self._weights(evidence, spectra)
+        pool = [
+            (-weight * value * value / unit.cost, component, index)
+            for index, (unit, weight, spectrum) in enumerate(zip(evidence.units, weights, spectra, strict=True))
+            for component, value in enumerate(spectrum)
+        ]
+        pool.sort()
+        places: list[list[int]] = [[] for _ in spectra]
+        for place, (_, _, index) in enumerate(pool):
+            places[index].append(place + 1)
+        return [_demand(unit, own, len(pool)) for unit, own in zip(evidence.units, places, strict=True)]
+
+    def _weights(self, evidence: Evidence, spectra: Sequence[list[float]]) -> list[float]:
+        if self.normalise == "none":
+            return [1.0] * len(spectra)
+        if self.normalise == "relative":
+            return [1.0 / (sum(value * value for value in spectrum) or 1.0) for spectrum in spectra]
+        rises = [float(evidence.measured[unit.name][1]) for unit in evidence.units]
+        finite = [rise for rise in rises if rise < float("inf")]
+        largest = max(finite, default=0.0)
+        # A truncation that breaks the model weighs as much as the worst that does not; one that does no harm, or even
+        # helps on these examples, keeps an order among its own components.
+        rises = [max(rise if rise < float("inf") else largest, 1e-6 * largest, 1e-12) for rise in rises]
+        found = []
+        for unit, spectrum, rise in zip(evidence.units, spectra, rises, strict=True):
+            dropped = tail_energy(unit, spectrum, float(evidence.measured[unit.name][0]))
+            found.append(rise / (dropped or sum(value * value for value in spectrum) or 1.0))
+        return found
+
+
+def _demand(unit: Unit, places: Sequence[int], pool: int) -> Demand:
+    fixed = unit.max_rank - len(places)  # ranks that carry no component of their own
+    return lambda level: float(fixed + bisect_right(places, level * pool + 1e-9))

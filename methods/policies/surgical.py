@@ -1,0 +1,122 @@
+"""Last matrix to first, each takes the smallest rank that the model's loss tolerates (SFSD)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from ..budget import Unit
+from ._search import Search
+from ._shares import BREAK_EVEN_LEVEL, dense_rank
+from .base import Demand, Evidence, Metric, Policy, policies
+
+_TOP = 0.99  # level of the tolerance 0; a tolerance δ has the level 0.99 / (1 + δ)
+
+
+@policies.register("surgical")
+class Surgical(Policy):
+    """r_i = smallest rank of {1} ∪ {0.1 … 0.9}·κ_i at which the model, cut so far, stays within the tolerance δ.
+
+    Surgical Feature-Space Decomposition (arXiv 2405.13039; authors' code nyunAI/SFSD-LLM, ``perplexity_test.py``,
+    ``surgical.py``). Matrices are visited from the last to the first, those of the first blocks not at all. With
+    ``metric=loss`` the k-th visited one is accepted if perplexity <= dense perplexity · (1 + δ)^k, whether or not those
+    before it used theirs; with ``metric=accuracy`` if accuracy >= dense accuracy - δ. If no rank is accepted the matrix
+    stays dense.
+
+    Adaptations, all ours:
+
+    - The authors choose δ (0.005) and report the size they reach. Here the size is given, so δ is searched:
+      geometric bisection for the smallest δ whose ranks meet the budget. What that leaves of the budget moves all
+      matrices towards the ranks of the largest δ that was too small. The level of the allocation says which δ it was:
+      δ = 0.99 / level - 1. With ``tolerance`` given there is one search at that δ, and its ranks are scaled to the
+      budget. A mode that does not meet the ratio does not exist.
+    - Loss and accuracy are those of training data of the task (authors: parts of the evaluation data), and
+      the accuracy is the share of target tokens that the model would predict (authors: multiple choice). Without
+      their chunks of the data, which guard against noise.
+    - The untouched first matrices stay dense as long as they take at most half of what the budget affords; beyond that
+      they are visited last. An output head that the method compresses is the first to be visited (authors: left out).
+    - Evaluations are cached and bounded; a search that would pass the bound is given up, and the best one so far
+      counts. If none is done within the bound, ranks are those of the largest tolerance, which is least rank for all,
+      filled up in proportion.
+
+    Args:
+        tolerance: fixed δ, or 0 to search for the one that meets the budget.
+        untouched: share of the matrices, from the start of the model, that stay dense (authors: 28 of 224).
+        metric: ``loss`` or ``accuracy``.
+        rounds: bisections of δ between 1e-5 and 1000 (between 1e-5 and 1 for the accuracy).
+        evaluations: most evaluations of the model for one ratio.
+    """
+
+    needs_loss: ClassVar[bool] = True
+
+    tolerance: float = Field(default=0.0, ge=0)
+    untouched: float = Field(default=0.125, ge=0, lt=1)
+    metric: Literal["loss", "accuracy"] = "loss"
+    rounds: int = Field(default=8, ge=1)
+    evaluations: int = Field(default=5000, ge=1)
+
+    def asks(self) -> Metric:
+        """Return the metric."""
+        return self.metric
+
+    def demands(self, evidence: Evidence) -> list[Demand]:
+        """Search, and return demands that pass through the ranks found at the level of their tolerance."""
+        if evidence.loss is None:
+            raise ValueError("the surgical policy needs the loss of the model")
+        affordable = evidence.share * sum(unit.parameters for unit in evidence.units)
+        search = Search(evidence.loss, self._visited(evidence, affordable), self.metric, self.evaluations)
+        spent = sum(unit.parameters for unit in evidence.units) - sum(unit.parameters for unit in search.units)
+        least = {unit.name: unit.min_rank for unit in search.units}
+        if self.tolerance:
+            found = search.run(self.tolerance, None)
+            return _through(evidence.units, [(_level(self.tolerance), least if found is None else found)])
+        low, high = 1e-5, 1.0 if self.metric == "accuracy" else 1e3
+        under: Mapping[str, int] = least
+        over: Mapping[str, int] = {}
+        low_level = _TOP
+        for _ in range(self.rounds):
+            middle = math.sqrt(low * high)
+            ranks = search.run(middle, affordable - spent)
+            if ranks is None:
+                break
+            if search.fits(ranks, affordable - spent):
+                high, under = middle, ranks
+            else:
+                low, over, low_level = middle, ranks, _level(middle)
+        return _through(evidence.units, [(_level(high), under), (low_level, over)])
+
+    def _visited(self, evidence: Evidence, affordable: float) -> list[Unit]:
+        first = int(self.untouched * len(evidence.units))
+        if sum(unit.parameters for unit in evidence.units[:first]) > affordable / 2:
+            first = 0
+        return list(reversed(evidence.units[first:]))
+
+
+def _level(tolerance: float) -> float:
+    return _TOP / (1 + tolerance)
+
+
+def _through(units: Sequence[Unit], found: Sequence[tuple[float, Mapping[str, int]]]) -> list[Demand]:
+    """Return demands that rise from 0 through the ranks found, dense where a unit is missing, to full rank."""
+    demands = []
+    for unit in units:
+        dense = dense_rank(unit)
+        knots = [(0.0, 0.0)]
+        for level, ranks in found:
+            knots.append((level, max(knots[-1][1], float(ranks.get(unit.name, dense)))))
+        demands.append(_line([*knots, (BREAK_EVEN_LEVEL, float(dense)), (1.0, float(unit.max_rank))]))
+    return demands
+
+
+def _line(knots: Sequence[tuple[float, float]]) -> Demand:
+    def rank(level: float) -> float:
+        for (left, low), (right, high) in pairwise(knots):
+            if level < right:
+                return low + (high - low) * (level - left) / (right - left)
+        return knots[-1][1]
+
+    return rank
