@@ -11,8 +11,9 @@ answer-is  `extract.answer_is`            the strings of hendrycks/math         
 math-verify found by the library          the library                              lm-eval's ``math_verify``
 ========== ============================== ======================================== ============================
 
-Equal strings are equal before any algebra is tried, and integers, decimals and simple fractions are compared exactly
-without it. The rest is computed in processes that can be killed (`math_pool`).
+Equal strings are equal before any algebra is tried, integers, decimals and simple fractions are compared exactly
+without it, and simple expressions with clearly different values are different (`math_value`). The rest is computed in
+processes that can be killed (`math_pool`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from . import extract
 from .generative import Scored
 from .math_pool import ITEM_SECONDS, Request, compare_all
 from .math_text import TEXT_RULES_VERSION, exact_number, normalize_minerva, same_original
+from .math_value import clearly_differ, unreadable
 from .metrics import Verdict
 
 MATH_RULES_VERSION = 1
@@ -91,10 +93,12 @@ def compare_minerva(answer: str, gold: str) -> Outcome:
     numbers = exact_number(left), exact_number(right)
     if None not in numbers:
         return Outcome("correct" if numbers[0] == numbers[1] else "wrong")
-    if not left:
+    if not left or clearly_differ(left, right):
         return Outcome("wrong")
     if not parseable(left):
         return Outcome("timeout")
+    if unreadable(left) or unreadable(right):
+        return Outcome("wrong")
     return Outcome(None, Request("minerva", right, left))
 
 
@@ -125,18 +129,21 @@ def nesting(text: str) -> int:
     return deepest
 
 
-def score_texts(texts: Sequence[str], golds: Sequence[str], workers: int | None = None) -> list[Scored]:
-    """Score completions against reference answers (contents of ``\\boxed{}``) by every rule."""
+def score_texts(
+    texts: Sequence[str], golds: Sequence[str], workers: int | None = None, scorers: Sequence[str] = SCORERS
+) -> list[Scored]:
+    """Score completions against reference answers (contents of ``\\boxed{}``) by every rule, or by some."""
     scored, places, requests = [], [], []
     for index, (text, gold) in enumerate(zip(texts, golds, strict=True)):
-        answers = {name: read(text) for name, read in EXTRACTORS.items()}
+        answers = {name: read(text) for name, read in EXTRACTORS.items() if name in scorers}
         outcomes = {
             name: (compare_minerva if name == "minerva" else compare_strings)(found, gold)
             if found is not None
             else Outcome("no-answer")
             for name, found in answers.items()
         }
-        outcomes["math-verify"] = read_by_library(text, gold)
+        if "math-verify" in scorers:
+            outcomes["math-verify"] = read_by_library(text, gold)
         scored.append(Scored(answers, {name: one.verdict or "wrong" for name, one in outcomes.items()}, {"gold": gold}))
         for name, one in outcomes.items():
             if one.request is not None:

@@ -4,8 +4,9 @@ Run as ``python -m lowrank_bench.evals.math_worker``. It writes the line ``ready
 reads one JSON list ``[rule, gold, text]`` a line and writes one verdict a line. See `math_rules` for the rules.
 
 Reading and simplifying take milliseconds. So plain numbers are read directly, everything read is kept, an answer that
-math-verify finds written just as the reference answer is not read at all, and a difference that is clearly not zero at
-one point is not simplified. None of this changes a verdict: the tests compare with the libraries as they are.
+math-verify finds written just as the reference answer is not read at all, nor are two simple answers that clearly
+differ (`math_value`), and a difference that is clearly not zero at one point is not simplified. None of this changes a
+verdict: the tests compare with the libraries as they are.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from antlr4.atn.PredictionMode import PredictionMode
 from math_verify import grader, parse, parser, verify
 from sympy.parsing.latex import parse_latex
 
+from .math_value import answers_clearly_differ, simple
+
 MEMORY_BYTES = 4 << 30
 
 _NUMBER = re.compile(
@@ -32,6 +35,10 @@ _NUMBER = re.compile(
 )
 _SAME = sympy.Symbol("written just as the reference answer")
 _TRIAL = (sympy.Rational(13, 7), sympy.Rational(29, 23), sympy.Rational(41, 17), sympy.Rational(7, 31))
+
+
+class _Later(sympy.Symbol):
+    """In the place of a simple expression that is read only where it is needed; its name is the expression's LaTeX."""
 
 
 def plain_number(latex: str) -> Any:
@@ -126,10 +133,11 @@ def prepare() -> None:
 
 
 @lru_cache(maxsize=8192)
-def _gold_latex(answer: str) -> str:
-    """Return the reference answer's LaTeX as the library normalises it."""
+def _gold_latex(answer: str) -> tuple[str, bool]:
+    """Return the reference answer's LaTeX as the library normalises it, and whether that is all of the answer."""
     parser.parse_latex_cached = lambda latex: _SAME
-    return str(parse(f"\\boxed{{{answer}}}", parsing_timeout=None)[-1])
+    found = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)
+    return str(found[-1]), found[0] is _SAME
 
 
 @lru_cache(maxsize=8192)
@@ -140,14 +148,25 @@ def _gold(answer: str) -> list[Any]:
 
 def math_verify(gold: str, text: str) -> str:
     """Let math-verify find an answer in the text and compare it with the reference answer."""
-    same = _gold_latex(gold)
-    parser.parse_latex_cached = lambda latex: _SAME if latex == same else _read_library(latex)
+    same, whole = _gold_latex(gold)
+
+    def read_later(latex: str) -> Any:
+        """Put off reading what is simple: the library only has to know that it can be read."""
+        if latex == same:
+            return _SAME
+        return _read_library(latex) if simple(latex) is None else _Later(latex)
+
+    parser.parse_latex_cached = read_later
     found = parse(text, parsing_timeout=None)
     if not found:
         return "no-answer"
     if found[0] is _SAME:
         return "correct"
-    if isinstance(found[0], sympy.Basic) and _SAME in found[0].free_symbols:
+    if whole and isinstance(found[0], _Later) and answers_clearly_differ(found[0].name, same):
+        return "wrong"
+    if isinstance(found[0], sympy.Basic) and any(
+        part is _SAME or isinstance(part, _Later) for part in found[0].free_symbols
+    ):
         parser.parse_latex_cached = _read_library
         found = parse(text, parsing_timeout=None)
     expected = _gold(gold)
@@ -173,6 +192,9 @@ def main() -> None:
     """Serve standard input until it is closed."""
     prepare()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    # The grammars are loaded when first used, which is not to be paid out of an answer's time.
+    minerva("x+2", "2+x")
+    math_verify("x+2", "$2+x$")
     print("ready", flush=True)
     for line in sys.stdin:
         print(answer(*json.loads(line)), flush=True)
