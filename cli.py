@@ -163,15 +163,16 @@ _PLAIN = {
 
 @app.command()
 def methods(
+    name: Annotated[str | None, typer.Argument(help="One method: all that is known of it, and its options.")] = None,
     policies: Annotated[bool, typer.Option("--policies", help="List rank policies instead.")] = False,
 ) -> None:
-    """List the compression methods, or the rank policies."""
-    from .methods.registry import methods as registry
-    from .methods.registry import policies as policy_registry
+    """List the compression methods, or the rank policies; with a name, its options and where it stands."""
+    from . import cli_methods
 
-    listings = policy_registry.listings() if policies else registry.listings()
-    rows = [(row.name, row.summary, row.origin) for row in listings]
-    print_rows("rank policies" if policies else "methods", ["name", "what it does", "from"], rows)
+    if name is not None:
+        cli_methods.show(name, policies)
+    else:
+        cli_methods.list_all(policies)
 
 
 @app.command()

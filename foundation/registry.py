@@ -8,8 +8,9 @@ have registered itself under that very name with the right base class.
 
 import ast
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -23,11 +24,16 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 @dataclass(frozen=True)
 class Listing:
-    """One name of a registry: where it comes from and one line about it, known without importing it."""
+    """One name of a registry: where it comes from and one line about it, known without importing it.
+
+    Attributes:
+        facts: what the module says of itself in a literal ``FACTS = {"paper": "…", …}``; empty if it says nothing.
+    """
 
     name: str
     summary: str
     origin: str
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 class Registry(Generic[T]):
@@ -88,8 +94,9 @@ class Registry(Generic[T]):
         """Return every known name in alphabetical order, importing none of them."""
         rows = {}
         for name, path in self._files().items():
-            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-            rows[name] = Listing(name, text.split("\n")[0].rstrip("."), "built in")
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            text = ast.get_docstring(tree) or ""
+            rows[name] = Listing(name, text.split("\n")[0].rstrip("."), "built in", _facts(tree))
         for name, point in self._entry_points().items():
             if name in rows:
                 raise UserError(
@@ -97,8 +104,9 @@ class Registry(Generic[T]):
                 )
             rows[name] = Listing(name, point.value, point.dist.name if point.dist else "entry point")
         for name, cls in self._classes.items():
-            if name not in rows:
-                rows[name] = Listing(name, (cls.__doc__ or "").strip().split("\n")[0], cls.__module__)
+            if name not in rows or not rows[name].facts:
+                facts = getattr(sys.modules.get(cls.__module__), "FACTS", {})
+                rows[name] = Listing(name, (cls.__doc__ or "").strip().split("\n")[0], cls.__module__, facts)
         return [rows[name] for name in sorted(rows)]
 
     def names(self) -> list[str]:
@@ -125,3 +133,11 @@ class Registry(Generic[T]):
         if name not in self._classes:
             raise UserError(f"the module of {self.kind} '{name}' registers no '{name}'; name its class with @register")
         return self._classes[name]
+
+
+def _facts(tree: ast.Module) -> Mapping[str, str]:
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "FACTS" for t in node.targets):
+            found: Mapping[str, str] = ast.literal_eval(node.value)
+            return found
+    return {}

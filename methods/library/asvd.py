@@ -17,6 +17,17 @@ from ..linalg import svd
 from ..moments import Moments
 from ..whitening import balance
 
+FACTS = {
+    "data": "calibration",
+    "gradients": "no",
+    "training": "no",
+    "shares": "no",
+    "ranks": "global, by sensitivity",
+    "storage": "r(m+n)",
+    "paper": "arXiv 2312.05821",
+    "status": "exact SVD for the authors' randomised one; not verified at 7B",
+}
+
 
 @methods.register("asvd")
 class ASVD(MomentCompressor):

@@ -23,6 +23,17 @@ from ..groups import Group
 from ..moments import Moments, input_moments
 from ..whitening import JITTER, whiten
 
+FACTS = {
+    "data": "calibration",
+    "gradients": "no",
+    "training": "no",
+    "shares": "across layers",
+    "ranks": "per group, uniform",
+    "storage": "k(n+Σm)",
+    "paper": "arXiv 2410.03765",
+    "status": "grouping as the authors' code; not verified at 7B",
+}
+
 SHARED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 _LAYER = re.compile(r"^(.*?\.)(\d+)(\..+)$")
 

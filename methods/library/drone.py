@@ -9,6 +9,17 @@ all matrices and set by the budget; the paper's weighting by time is left out, s
 from ..base import methods
 from .svd_llm import Whitened
 
+FACTS = {
+    "data": "calibration",
+    "gradients": "no",
+    "training": "no",
+    "shares": "no",
+    "ranks": "per matrix, one error threshold",
+    "storage": "r(m+n)",
+    "paper": "Chen et al., NeurIPS 2021",
+    "status": "product equals the theorem's; ranks without the paper's weighting by time",
+}
+
 
 @methods.register("drone")
 class Drone(Whitened):

@@ -11,6 +11,17 @@ are left out.
 from ..base import methods
 from .svd_llm import Whitened
 
+FACTS = {
+    "data": "calibration",
+    "gradients": "yes",
+    "training": "no",
+    "shares": "no",
+    "ranks": "global pool",
+    "storage": "r(m+n)",
+    "paper": "arXiv 2605.15626",
+    "status": "from a description, no code seen; not verified at 7B",
+}
+
 
 @methods.register("io-svd")
 class IOSVD(Whitened):

@@ -21,6 +21,17 @@ from ..groups import Group
 from ..linalg import svd
 from ..matrixwise import MatrixCompressor
 
+FACTS = {
+    "data": "none",
+    "gradients": "no",
+    "training": "no",
+    "shares": "q with k, gate with up",
+    "ranks": "per group, uniform",
+    "storage": "k(n+Σm)",
+    "paper": "arXiv 2402.16319",
+    "status": "axis and untouched matrices inferred, paper's text not reachable",
+}
+
 PAIRS = (("q_proj", "k_proj"), ("gate_proj", "up_proj"))
 """Names of matrices in one module that read the same input and are decomposed together."""
 

@@ -9,6 +9,17 @@ are taken as the budget asks for, in the order of the loss that each causes alon
 from ..base import methods
 from .svd import SVD
 
+FACTS = {
+    "data": "search",
+    "gradients": "no",
+    "training": "no",
+    "shares": "no",
+    "ranks": "few matrices cut",
+    "storage": "r(m+n)",
+    "paper": "arXiv 2312.13558",
+    "status": "an adaptation: factors are stored, the budget decides how many matrices are cut",
+}
+
 
 @methods.register("laser")
 class LASER(SVD):

@@ -9,6 +9,17 @@ from ..base import methods
 from ..fitted import Factors
 from ..matrixwise import MatrixCompressor
 
+FACTS = {
+    "data": "none",
+    "gradients": "no",
+    "training": "no",
+    "shares": "no",
+    "ranks": "per matrix, uniform",
+    "storage": "r(m+n)",
+    "paper": "",
+    "status": "control",
+}
+
 
 @methods.register("magnitude")
 class Magnitude(MatrixCompressor):

@@ -11,6 +11,17 @@ from pydantic import Field
 from ..base import methods
 from .afm import FeatureSpace
 
+FACTS = {
+    "data": "calibration, search",
+    "gradients": "no",
+    "training": "no",
+    "shares": "no",
+    "ranks": "searched, last to first",
+    "storage": "r(m+n)+m",
+    "paper": "arXiv 2405.13039",
+    "status": "with the bias that the released code loses; searched on training data; not verified at 7B",
+}
+
 
 @methods.register("sfsd")
 class SFSD(FeatureSpace):

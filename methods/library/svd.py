@@ -12,6 +12,17 @@ from ..fitted import Factors
 from ..linalg import svd
 from ..matrixwise import MatrixCompressor
 
+FACTS = {
+    "data": "none",
+    "gradients": "no",
+    "training": "no",
+    "shares": "no",
+    "ranks": "per matrix, uniform",
+    "storage": "r(m+n)",
+    "paper": "Ben Noach & Goldberg, AACL 2020",
+    "status": "reproduces Eckart-Young; the paper's distillation left out",
+}
+
 
 @methods.register("svd")
 class SVD(MatrixCompressor):

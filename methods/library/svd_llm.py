@@ -21,6 +21,17 @@ from ..groups import Group
 from ..moments import Moments, gradient_grams
 from ..whitening import JITTER, Side, whiten
 
+FACTS = {
+    "data": "calibration",
+    "gradients": "if two_sided",
+    "training": "no",
+    "shares": "no",
+    "ranks": "per matrix, uniform",
+    "storage": "r(m+n)",
+    "paper": "arXiv 2403.07378",
+    "status": "truncation equals the paper's formula; not verified at 7B",
+}
+
 
 class Whitened(MomentCompressor):
     """What all methods with these factors share.

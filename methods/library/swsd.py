@@ -7,6 +7,17 @@ statistics.
 from ..base import methods
 from .svd import SVD
 
+FACTS = {
+    "data": "search",
+    "gradients": "no",
+    "training": "no",
+    "shares": "no",
+    "ranks": "searched, last to first",
+    "storage": "r(m+n)",
+    "paper": "arXiv 2405.13039",
+    "status": "searched on training data; not verified at 7B",
+}
+
 
 @methods.register("swsd")
 class SWSD(SVD):
