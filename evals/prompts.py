@@ -71,15 +71,16 @@ def encode_answer(tokenizer: Any, text: str) -> list[int]:
     return ids if tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
 
 
-def encode_example(tokenizer: Any, prompt: str, answer: str, max_length: int) -> Encoded | None:
+def encode_example(tokenizer: Any, prompt: str, answer: str, max_length: int, cut: bool = False) -> Encoded | None:
     """Encode a prompt and its answer; only the answer and its end-of-sequence token are learnt.
 
-    Returns None if the example has more than ``max_length`` tokens: a cut answer would teach a wrong ending.
+    Returns None if the example has more than ``max_length`` tokens: a cut answer would teach a wrong ending. With
+    ``cut``, for statistics, its first ``max_length`` tokens are returned instead.
     """
     head, tail = encode_prompt(tokenizer, prompt), encode_answer(tokenizer, answer)
-    if len(head) + len(tail) > max_length:
+    if len(head) + len(tail) > max_length and not cut:
         return None
-    return Encoded(head + tail, [IGNORED] * len(head) + tail)
+    return Encoded((head + tail)[:max_length], ([IGNORED] * len(head) + tail)[:max_length])
 
 
 def encode_documents(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[Encoded]:

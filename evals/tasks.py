@@ -109,13 +109,20 @@ class Task:
         examples, origin = self.loaders[name](data_dir, seed)
         return TrainSet(examples, digest([[e.prompt, e.answer] for e in examples]), origin)
 
-    def encode(self, tokenizer: Any, examples: list[Example], max_length: int) -> EncodedSet:
-        """Turn examples into token ids and labels; instruction examples that are too long are dropped and counted."""
+    def encode(self, tokenizer: Any, examples: list[Example], max_length: int, cut: bool = False) -> EncodedSet:
+        """Turn examples into token ids and labels; instruction examples that are too long are dropped and counted.
+
+        Args:
+            tokenizer: of the model.
+            examples: of this task.
+            max_length: in tokens.
+            cut: keep the beginning of examples that are too long, for statistics.
+        """
         if self.kind == "language":
             texts = [example.answer for example in examples]
             encode = encode_joined if self.joined else encode_documents
             return EncodedSet(encode(tokenizer, texts, max_length), 0)
-        encoded = [encode_example(tokenizer, e.prompt, e.answer, max_length) for e in examples]
+        encoded = [encode_example(tokenizer, e.prompt, e.answer, max_length, cut) for e in examples]
         items = [item for item in encoded if item is not None]
         return EncodedSet(items, len(encoded) - len(items))
 

@@ -64,13 +64,18 @@ class CalibratedCompressor(MatrixCompressor):
 class MomentCompressor(CalibratedCompressor):
     """A calibrated method whose statistic is the `Moments` of each group's input."""
 
+    grams: ClassVar[bool] = True
+    """Whether second moments are needed; without them all layers are gathered in one pass."""
+
     def collect(
         self, model: nn.Module, data: CalibrationData | None, groups: Sequence[Group]
     ) -> Iterator[tuple[Group, Any]]:
         """Yield each group with the moments of its (first member's) input."""
         if data is None:
             raise ValueError(f"{self.name} needs task data")
-        found = input_moments(model, [group.name for group in groups], data, self.samples, self.batch_size)
+        found = input_moments(
+            model, [group.name for group in groups], data, self.samples, self.batch_size, grams=self.grams
+        )
         yield from ((group, moments) for group, (_, moments) in zip(groups, found, strict=True))
 
 

@@ -41,6 +41,7 @@ def input_moments(
     samples: int | None,
     batch_size: int = 8,
     limit_bytes: int = GRAM_BYTES,
+    grams: bool = True,
 ) -> Iterator[tuple[str, Moments]]:
     """Yield the moments of each linear layer's input, in the order of the names.
 
@@ -55,17 +56,20 @@ def input_moments(
         samples: examples to use, or None for all.
         batch_size: examples per forward pass; changes the result by rounding only.
         limit_bytes: see above; one matrix at least is taken at a time.
+        grams: False leaves the Gram matrices empty (0, 0).
     """
-    for chunk in _chunks(names, [model.get_submodule(name).in_features for name in names], limit_bytes):
-        yield from _chunk_moments(model, chunk, data, samples, batch_size).items()
+    for chunk in _chunks(
+        names, [model.get_submodule(name).in_features for name in names], limit_bytes if grams else None
+    ):
+        yield from _chunk_moments(model, chunk, data, samples, batch_size, grams).items()
 
 
-def _chunks(names: Sequence[str], widths: Sequence[Any], limit_bytes: int) -> Iterator[list[str]]:
+def _chunks(names: Sequence[str], widths: Sequence[Any], limit_bytes: int | None) -> Iterator[list[str]]:
     chunk: list[str] = []
     used = 0
     for name, width in zip(names, widths, strict=True):
         size = 8 * int(width) ** 2
-        if chunk and used + size > limit_bytes:
+        if chunk and limit_bytes is not None and used + size > limit_bytes:
             yield chunk
             chunk, used = [], 0
         chunk.append(name)
@@ -79,7 +83,7 @@ class _Reached(Exception):
 
 
 def _chunk_moments(
-    model: nn.Module, names: Sequence[str], data: CalibrationData, samples: int | None, batch_size: int
+    model: nn.Module, names: Sequence[str], data: CalibrationData, samples: int | None, batch_size: int, grams: bool
 ) -> dict[str, Moments]:
     device = next(model.parameters()).device
     sums: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
@@ -92,7 +96,7 @@ def _chunk_moments(
         first = same.setdefault(name, next((other for other, x in seen.items() if x is args[0]), name))
         if first == name:
             x = args[0].detach().reshape(-1, args[0].shape[-1])[mask].double()
-            new = (x.T @ x, x.sum(0), x.abs().sum(0))
+            new = (x.T @ x if grams else x.new_zeros(0, 0), x.sum(0), x.abs().sum(0))
             gram, total, absolute = sums.get(name, (torch.zeros(()),) * 3)
             sums[name] = (gram + new[0], total + new[1], absolute + new[2])
         if len(seen) == len(names):

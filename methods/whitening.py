@@ -47,13 +47,13 @@ def whiten(
         ValueError: a matrix holds a NaN or an infinity.
     """
     wide = weight.detach().double()
+    gram = gram.to(wide)
+    gradients = None if gradients is None else gradients.to(wide)
     if not all(bool(torch.isfinite(x).all()) for x in (wide, gram, *(() if gradients is None else (gradients,)))):
         raise ValueError("a weight or its statistics hold NaN or infinite entries; the model's activations overflow")
     m, n = wide.shape
     if gradients is None and (side == "output" or (side == "auto" and m < n)):
-        values, vectors = _eigen(gram, jitter)
-        scaled = wide @ (vectors * values.sqrt())
-        outer, spectrum_squared = _descending(scaled @ scaled.T)
+        outer, spectrum_squared = _descending(wide @ _regular(gram, jitter) @ wide.T)
         kept = min(m, n)
         left = outer[:, :kept]
         right, spectrum = left.T @ wide, spectrum_squared[:kept].clamp_min(0).sqrt()
@@ -72,7 +72,7 @@ def whiten(
     left, right = balance(left, right)
     if mean is None:
         return Factors(left.float(), right.float(), spectrum.float())
-    centre = mean.double()
+    centre = mean.to(wide)
     return Factors(left.float(), right.float(), spectrum.float(), (wide @ centre).float(), (right @ centre).float())
 
 
@@ -83,14 +83,19 @@ def balance(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     return left * scale, right / scale[:, None]
 
 
-def _eigen(matrix: Tensor, jitter: float) -> tuple[Tensor, Tensor]:
-    """Return floored eigenvalues (n,) and eigenvectors (n, n) of a positive matrix; zero gives the identity."""
-    symmetric = (matrix.double() + matrix.double().T) / 2
+def _regular(gram: Tensor, jitter: float) -> Tensor:
+    """Return G + jitter·mean·I, symmetric; the identity for a zero matrix."""
+    symmetric = (gram + gram.T) / 2
     mean = symmetric.diagonal().mean()
-    if not mean > 0:
-        return torch.ones_like(symmetric[0]), torch.eye(len(symmetric), dtype=torch.float64, device=matrix.device)
-    values, vectors = torch.linalg.eigh(symmetric / mean)
-    return values.clamp_min(jitter) * mean, vectors
+    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return symmetric + jitter * mean * eye if mean > 0 else eye
+
+
+def _eigen(gram: Tensor, jitter: float) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues (n,), none below half the jitter, and eigenvectors (n, n) of the regular matrix."""
+    regular = _regular(gram, jitter)
+    values, vectors = torch.linalg.eigh(regular)
+    return values.clamp_min(jitter * float(regular.diagonal().mean()) / 2), vectors
 
 
 def _descending(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -72,6 +72,7 @@ def load_task_data(
     max_length: int | None,
     context: int,
     seed: int,
+    cut: bool = False,
 ) -> TaskData:
     """Load and encode a task's training set.
 
@@ -81,6 +82,7 @@ def load_task_data(
         max_length: longest example in tokens, or None for the task's own; never more than ``context``.
         context: the model's context length.
         seed: of the order of `TaskData.batches`.
+        cut: keep the beginning of examples that are too long, for statistics, instead of leaving them out.
 
     Raises:
         UserError: no example fits.
@@ -88,7 +90,7 @@ def load_task_data(
     found = get_task(task)
     limit = min(max_length or found.max_length, context)
     examples = found.train_examples(source, data_dir, DATA_SEED).examples
-    encoded = found.encode(tokenizer, examples, limit)
+    encoded = found.encode(tokenizer, examples, limit, cut)
     if not encoded.items:
         raise UserError(
             f"none of the {len(examples)} training examples of '{task}' fits {limit} tokens; raise max_length (the "

@@ -57,6 +57,7 @@ def _data(stage: Stage, model: Any, tokenizer: Any) -> TaskData:
         chosen["max_length"],
         context,
         stage.config["seed"],
+        cut="train" not in stage.config,
     )
 
 

@@ -7,6 +7,8 @@ authors' randomised SVD is replaced by an exact one; where theirs fails they go 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 from torch import Tensor
 
@@ -18,7 +20,7 @@ from ..moments import Moments
 from ..whitening import balance
 
 FACTS = {
-    "data": "calibration",
+    "data": "calibration, search",
     "gradients": "no",
     "training": "no",
     "shares": "no",
@@ -38,6 +40,8 @@ class ASVD(MomentCompressor):
     """
 
     samples: int | None = Field(default=32, ge=1)
+    grams: ClassVar[bool] = False
+
     alpha: float = Field(default=0.5, ge=0)
     policy: str = "sensitivity"
 
@@ -45,8 +49,8 @@ class ASVD(MomentCompressor):
         """Return the factors; α = 0 gives the plain SVD."""
         if statistic is None:
             raise ValueError("asvd needs the moments of the matrix's input")
-        scale = (statistic.absolute / max(statistic.tokens, 1)) ** self.alpha + 1e-6
         wide = weight.double()
+        scale = (statistic.absolute.to(wide) / max(statistic.tokens, 1)) ** self.alpha + 1e-6
         u, s, vt = svd(wide * scale)
         left, right = balance(u, s[:, None] * vt / scale)
         return Factors(left.float(), right.float(), s.float())

@@ -4,6 +4,7 @@ SFSD (Chavan et al., ACL 2024, arXiv 2405.13039; nyunAI/SFSD-LLM). Factors as in
 zero by mistake, here it is the one that restores the mean output. The search is the policy ``surgical``, on training
 data: the released code searches on the evaluation split. Padding is left out of the statistics, which the released code
 counts in.
+Covariances are the dense model's; the released code takes them while earlier layers already run at break-even rank.
 """
 
 from pydantic import Field

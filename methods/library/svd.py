@@ -5,6 +5,8 @@ truncate, finetune, as Basis Selection's baseline (arXiv 2405.15877, §4.1). By 
 closer to W in the Frobenius norm; the error is the sum of the dropped squared singular values.
 """
 
+from typing import Any
+
 from torch import Tensor
 
 from ..base import methods
@@ -27,6 +29,10 @@ FACTS = {
 @methods.register("svd")
 class SVD(MatrixCompressor):
     """W ≈ U_r S_r V_rᵀ, with √S in both factors, which conditions the training that follows."""
+
+    def fit_key(self) -> dict[str, Any]:
+        """Return one name for the factors, whatever the method that asks for them is called."""
+        return super().fit_key() | {"factors": "svd"}
 
     def decompose(self, weight: Tensor, statistic: Tensor | None = None) -> Factors:
         """Return the singular value decomposition with S split evenly."""
