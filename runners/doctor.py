@@ -10,8 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from ..evals.dataset_specs import specs
-from ..evals.datasets import find_file
+from ..evals.datasets import find_file, specs
 from ..evals.sandbox.isolation import isolation_level
 from ..foundation.errors import UserError
 from .provenance import processor, versions
