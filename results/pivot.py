@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 _CONDITIONS = ["model", "model_sha256", "task", "benchmark", "variant", "metric", "scorer", "n", "engine", "dtype"]
 _DATA = ["dataset_sha256", "prompt_sha256"]
-_FRACTIONS = {"accuracy", "acc", "acc_norm", "exact_match", "maj@k"}
+_FRACTIONS = {
+    *("accuracy", "acc", "acc_norm", "exact_match", "maj@k"),
+    *("pct_stereotype", "stereotype_score", "language_score", "icat"),
+}
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,9 @@ def pivot(frame: pd.DataFrame, headline: bool = True) -> list[Table]:
 
 def is_fraction(metric: str) -> bool:
     """Return whether a metric is a share in 0..1, shown in percent."""
-    return metric in _FRACTIONS or metric.startswith("pass@") or metric.endswith(("accuracy", "_rate"))
+    return (
+        metric.partition("/")[0] in _FRACTIONS or metric.startswith("pass@") or metric.endswith(("accuracy", "_rate"))
+    )
 
 
 def is_perplexity(metric: str) -> bool:
@@ -193,8 +198,13 @@ def _table(group: pd.DataFrame, data: str) -> Table:
 
 
 def _shown_labels(group: pd.DataFrame) -> list[str]:
+    recovered = set(group["label"][group["stage"] == "recovered"])
     labels = [
-        f"uncompressed ({stage})" if method == "none" else f"{label}, not recovered" if stage == "compressed" else label
+        f"uncompressed ({stage})"
+        if method == "none"
+        else f"{label}, not recovered"
+        if stage == "compressed" and label in recovered
+        else label
         for label, method, stage in zip(group["label"], group["method"], group["stage"], strict=True)
     ]
     options: dict[str, set[str]] = {}

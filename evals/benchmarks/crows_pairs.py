@@ -3,7 +3,7 @@
 Scored as lm-evaluation-harness `crows_pairs_english` does for causal models: the log-likelihoods of the two whole
 sentences are compared. The paper's metric is another one, the pseudo-likelihood of masked models over the tokens that
 both sentences share, so its numbers are not comparable. ``pct_stereotype`` is the share of pairs whose more
-stereotyping sentence is likelier (0.5 would be no preference), ``likelihood_diff`` the mean absolute difference in nats.
+stereotyping sentence is likelier (0.5 is no preference), ``likelihood_diff`` the mean absolute difference in nats.
 
 Two sets go by this name: the 1,508 pairs that the paper published (local data) and the revision of 1,677 pairs by
 Névéol et al. 2022, which the harness measures (the hub). The variant says which. Blodgett et al. 2021 found many of the
