@@ -323,6 +323,9 @@ def table(
     run: Annotated[Path, typer.Argument(help="Folder of a run, or its results.csv or .parquet.")],
     format: Annotated[str, typer.Option(help="terminal, markdown, csv or latex.")] = "terminal",
     all_metrics: Annotated[bool, typer.Option("--all-metrics", help="Not only each benchmark's headline.")] = False,
+    overview: Annotated[
+        bool, typer.Option("--overview", help="One table over all benchmarks, with the change against uncompressed.")
+    ] = False,
 ) -> None:
     """Show the results of a run as a table."""
     formats = ["terminal", "markdown", "csv", "latex"]
@@ -332,10 +335,26 @@ def table(
     from .results.records import read_records
 
     frame = read_records(run)
+    if overview:
+        _overview(frame, format)
+        return
     if format == "terminal":
         tables.render_terminal(frame, console(), headline=not all_metrics)
     else:
         sys.stdout.write(getattr(tables, f"to_{format}")(frame, headline=not all_metrics))
+
+
+def _overview(frame: Any, format: str) -> None:
+    from .results import overview as views
+
+    if not views.overviews(frame):
+        raise UserError(f"an overview needs {views.MIN_BENCHMARKS} benchmarks or more; leave out --overview")
+    if format == "terminal":
+        views.render_overview(frame, console())
+    elif format in ("markdown", "csv"):
+        sys.stdout.write(getattr(views, f"overview_{format}")(frame))
+    else:
+        raise UserError(f"an overview cannot be written as {format}; use --format terminal, markdown or csv")
 
 
 @app.command()

@@ -25,6 +25,9 @@ from .engines.base import Engine
 from .likelihood import ENCODING_VERSION, Likelihood, Pair, likelihoods
 from .prompts import prompt_sha256
 
+MEASURED = ("loglikelihoods", "token_counts", "cut")
+"""Fields of a line that scoring wrote; what `judge` adds follows from them and the data."""
+
 Row = Mapping[str, Any]
 Line = dict[str, Any]
 
@@ -63,6 +66,10 @@ class ChoiceBenchmark(Benchmark):
     @abstractmethod
     def requests(self, rows: Sequence[Row], settings: EvalSettings) -> list[list[Pair]]:
         """Return each problem's contexts and continuations."""
+
+    def prompts(self, rows: Sequence[Row], settings: EvalSettings) -> list[str]:
+        """Return each problem's requests as text for people."""
+        return ["\n".join(f"{head}⟶{tail}" for head, tail in pairs) for pairs in self.requests(rows, settings)]
 
     @abstractmethod
     def scorer(self) -> str:

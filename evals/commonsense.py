@@ -53,7 +53,12 @@ def mixture(data_dir: Path | None) -> tuple[list[str], str]:
 
 
 def arc_validation(data_dir: Path | None) -> tuple[list[str], str]:
-    """Return the texts of both validation splits of ARC, whose test splits are the benchmarks."""
-    loaded = {name: load_rows(name, "validation", data_dir) for name in ("arc_easy", "arc_challenge")}
-    texts = [answered(name, row) for name, data in loaded.items() for row in data.rows]
+    """Return the texts of both validation splits of ARC, whose test splits are the benchmarks.
+
+    Two questions are asked again in a test split, with other choices; they are left out.
+    """
+    names = ("arc_easy", "arc_challenge")
+    asked = {row["question"] for name in names for row in load_rows(name, "test", data_dir).rows}
+    loaded = {name: load_rows(name, "validation", data_dir) for name in names}
+    texts = [answered(name, row) for name, data in loaded.items() for row in data.rows if row["question"] not in asked]
     return texts, "+".join(data.source for data in loaded.values())

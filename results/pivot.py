@@ -21,6 +21,12 @@ _FRACTIONS = {
     *("pct_stereotype", "stereotype_score", "language_score", "icat"),
 }
 
+_IDEALS = {
+    "pct_stereotype": "50 is no preference",
+    "stereotype_score": "50 is no preference",
+    "accuracy_gap": "0 is no gap",
+}
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -150,6 +156,14 @@ def is_fraction(metric: str) -> bool:
     return (
         metric.partition("/")[0] in _FRACTIONS or metric.startswith("pass@") or metric.endswith(("accuracy", "_rate"))
     )
+
+
+def direction(metric: str, higher_is_better: bool) -> str:
+    """Return in words which values are good; measures of bias have their ideal in the middle."""
+    name = metric.partition("/")[0]
+    if name in _IDEALS:
+        return _IDEALS[name]
+    return f"{'higher' if higher_is_better else 'lower'} is better"
 
 
 def is_perplexity(metric: str) -> bool:

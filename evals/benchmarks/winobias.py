@@ -22,9 +22,9 @@ from functools import lru_cache
 from typing import Any
 
 from ...foundation.errors import UserError
-from ...results.intervals import mean_interval
 from ..base import EvalSettings, Metric, benchmarks
 from ..choice import ChoiceBenchmark, Judged, Row
+from ..compare import paired_interval
 from ..datasets import Rows, content_sha256
 from ..generative import cached_rows
 from ..likelihood import Likelihood, Pair
@@ -81,8 +81,11 @@ class WinoBias(ChoiceBenchmark):
                 continue
             ending = f"/{name}" if name else ""
             gaps = [one.values["gap"] for one in chosen]
-            mean, interval = sum(gaps) / len(gaps), mean_interval(gaps, lower=-1.0, upper=1.0)
-            found.append(Metric(f"accuracy_gap{ending}", mean, interval.low, interval.high, len(gaps), not name, False))
+            mean = sum(gaps) / len(gaps)
+            low, high = paired_interval(gaps.count(-1.0), gaps.count(1.0), len(gaps))
+            found.append(
+                Metric(f"accuracy_gap{ending}", mean, min(low, mean), max(high, mean), len(gaps), not name, False)
+            )
             found += [
                 rate(f"accuracy{ending}", [float(one.verdicts[side] == "correct") for one in chosen], side)
                 for side in SIDES
