@@ -24,12 +24,12 @@ from itertools import chain, zip_longest
 
 import numpy as np
 
-from ...results.intervals import mean_interval
 from ..base import EvalSettings, Metric, benchmarks
 from ..choice import ChoiceBenchmark, Judged, Row
 from ..datasets import Rows, content_sha256
 from ..generative import cached_rows
 from ..likelihood import Likelihood, Pair
+from ..metrics import rate
 
 SENTENCES = ("stereotype", "anti_stereotype", "unrelated")
 KINDS = ("intrasentence", "intersentence")
@@ -117,18 +117,10 @@ def _scores(chosen: Sequence[tuple[Row, Judged]], scorer: str, headline: bool = 
     )
     terms = len(by_term)
     return [
-        _mean("stereotype_score", stereotype, scorer, headline, better=False),
-        _mean("language_score", language, scorer),
+        rate("stereotype_score", stereotype.tolist(), scorer, headline, better=False),
+        rate("language_score", language.tolist(), scorer),
         Metric("icat", *_icat_interval(stereotype, language), terms, False, True, scorer),
     ]
-
-
-def _mean(name: str, terms: np.ndarray, scorer: str, headline: bool = False, better: bool = True) -> Metric:
-    value = float(terms.mean())
-    interval = mean_interval(terms.tolist(), lower=0.0, upper=1.0)
-    return Metric(
-        name, value, min(interval.low, value), max(interval.high, value), len(terms), headline, better, scorer
-    )
 
 
 def _icat(stereotype: float, language: float) -> float:
