@@ -81,7 +81,16 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     seeds: Annotated[str | None, typer.Option(help="Seeds with commas.  [default: 42]")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first problems of each benchmark.")] = None,
-    benchmarks: Annotated[str | None, typer.Option(help="Instead of the task's own (see bench benchmarks).")] = None,
+    training_free: Annotated[
+        bool | None, typer.Option("--training-free", help="Compress the model as it is; no finetuning before or after.")
+    ] = None,
+    benchmarks: Annotated[
+        str | None,
+        typer.Option(help="Instead of the task's own (see bench benchmarks); a task stands for its benchmarks."),
+    ] = None,
+    context: Annotated[
+        str | None, typer.Option(help="Windows of perplexities in tokens: 128,2048.  [default: the benchmark's]")
+    ] = None,
     train_set: Annotated[str | None, typer.Option(help="Training set of the task (see bench tasks).")] = None,
     recipe: Annotated[str | None, typer.Option(help="Training defaults: paper, small or auto.")] = None,
     finetune_steps: Annotated[int | None, typer.Option(help="Optimizer steps of the first finetuning.")] = None,
@@ -127,6 +136,7 @@ def run(
         "ratios": _numbers("ratio", ratios, float, "2,4,7"),
         "seeds": _numbers("seed", seeds, int, "1,2,3"),
         "benchmarks": _list(benchmarks),
+        "context": _numbers("context", context, int, "128,2048"),
         "allow_weak_isolation": allow_weak_isolation or None,
         **{k: v for k, v in locals().items() if k in _PLAIN},
     }
@@ -155,7 +165,17 @@ def run(
 
 
 _PLAIN = {
-    *("data", "limit", "train_set", "recipe", "extra_pruning_steps", "pretrained", "before_recovery", "revision"),
+    *(
+        "data",
+        "limit",
+        "train_set",
+        "recipe",
+        "extra_pruning_steps",
+        "training_free",
+        "pretrained",
+        "before_recovery",
+        "revision",
+    ),
     *("engine", "dtype", "device", "eval_batch_size", "max_new_tokens", "workers", "out", "name"),
     *("samples", "temperature", "top_p"),
 }
@@ -244,7 +264,7 @@ def compress(
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="Preset, folder (dense or factorised) or hub id.")],
-    benchmarks: Annotated[str, typer.Option(help="Benchmarks with commas.")],
+    benchmarks: Annotated[str, typer.Option(help="Benchmarks with commas; a task stands for its benchmarks.")],
     data: Data = None,
     limit: Annotated[int | None, typer.Option(help="Only the first problems.")] = None,
     stage: Annotated[
@@ -261,6 +281,9 @@ def evaluate(
     top_p: Annotated[float, typer.Option(help="Nucleus share.")] = 1.0,
     allow_weak_isolation: Weak = False,
     revision: Revision = None,
+    context: Annotated[
+        str | None, typer.Option(help="Windows of perplexities in tokens: 128,2048.  [default: the benchmark's]")
+    ] = None,
 ) -> None:
     """Evaluate one model or checkpoint."""
     if stage not in ("pretrained", "finetuned"):
@@ -279,7 +302,8 @@ def evaluate(
         allow_weak_isolation=allow_weak_isolation,
     )
     names = _list(benchmarks) or []
-    outcomes = evaluate_model(model, names, settings, revision, engine, dtype, device, out)
+    contexts = _numbers("context", context, int, "128,2048")
+    outcomes = evaluate_model(model, names, settings, revision, engine, dtype, device, out, contexts=contexts)
     rows = [
         (
             name,
@@ -300,6 +324,9 @@ def table(
     run: Annotated[Path, typer.Argument(help="Folder of a run, or its results.csv or .parquet.")],
     format: Annotated[str, typer.Option(help="terminal, markdown, csv or latex.")] = "terminal",
     all_metrics: Annotated[bool, typer.Option("--all-metrics", help="Not only each benchmark's headline.")] = False,
+    overview: Annotated[
+        bool, typer.Option("--overview", help="One table over all benchmarks, with the change against uncompressed.")
+    ] = False,
 ) -> None:
     """Show the results of a run as a table."""
     formats = ["terminal", "markdown", "csv", "latex"]
@@ -309,10 +336,26 @@ def table(
     from .results.records import read_records
 
     frame = read_records(run)
+    if overview:
+        _overview(frame, format)
+        return
     if format == "terminal":
         tables.render_terminal(frame, console(), headline=not all_metrics)
     else:
         sys.stdout.write(getattr(tables, f"to_{format}")(frame, headline=not all_metrics))
+
+
+def _overview(frame: Any, format: str) -> None:
+    from .results import overview as views
+
+    if not views.overviews(frame):
+        raise UserError(f"an overview needs {views.MIN_BENCHMARKS} benchmarks or more; leave out --overview")
+    if format == "terminal":
+        views.render_overview(frame, console())
+    elif format in ("markdown", "csv"):
+        sys.stdout.write(getattr(views, f"overview_{format}")(frame))
+    else:
+        raise UserError(f"an overview cannot be written as {format}; use --format terminal, markdown or csv")
 
 
 @app.command()

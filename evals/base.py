@@ -75,6 +75,7 @@ class EvalSettings:
         samples: completions per problem; more than one needs a temperature.
         temperature: 0 is greedy.
         top_p: nucleus share of sampling, 1 is off.
+        context: window of a perplexity in tokens, or None for the benchmark's own.
     """
 
     data_dir: Path | None = None
@@ -87,6 +88,7 @@ class EvalSettings:
     samples: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
+    context: int | None = None
 
 
 Progress = Callable[[int, int], None]
@@ -101,11 +103,13 @@ class Benchmark(ABC):
         variant: the full name that goes into records, e.g. ``gsm8k-0shot-alpaca``; depends on the stage.
         generates: whether completions are sampled (else likelihoods are read).
         runs_code: whether model output is executed, so that isolation is checked before generation starts.
+        has_context: whether `EvalSettings.context` applies.
     """
 
     name: ClassVar[str]
     generates: ClassVar[bool] = True
     runs_code: ClassVar[bool] = False
+    has_context: ClassVar[bool] = False
 
     @abstractmethod
     def variant(self, settings: EvalSettings) -> str:

@@ -6,14 +6,16 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from ..foundation.errors import UserError, unknown
+from .metrics import Verdict
 
 RESAMPLES = 10_000
 SIGNIFICANCE = 0.05
+VERDICTS = get_args(Verdict)
 
 Lines = Iterable[Mapping[str, Any]]
 
@@ -32,6 +34,7 @@ class Comparison:
         only_a, only_b: problems that only A, only B solves (greedy samples), or solves more often.
         test: ``McNemar, exact`` or ``bootstrap over problems``.
         left_out: problems that only one of them has.
+        verb: what is counted: ``solve``, or ``prefer the stereotype in``.
     """
 
     benchmark: str
@@ -48,6 +51,7 @@ class Comparison:
     only_b: int
     test: str
     left_out: int = 0
+    verb: str = "solve"
 
     @property
     def significant(self) -> bool:
@@ -62,9 +66,10 @@ class Comparison:
             f"p = {self.p_value:.2g} ({self.test})"
         )
         if not self.significant:
-            return f"{a} and {b} solve {numbers}; this does not show that they differ."
+            return f"{a} and {b} {self.verb} {numbers}; this does not show that they differ."
         better, worse = (b, a) if self.difference > 0 else (a, b)
-        return f"{a} and {b} solve {numbers}; {better} is better than {worse}."
+        judgement = f"is better than {worse}" if self.verb == "solve" else f"does so more often than {worse}"
+        return f"{a} and {b} {self.verb} {numbers}; {better} {judgement}."
 
 
 def compare(a: Lines, b: Lines, scorer: str | None = None, seed: int = 0) -> Comparison:
@@ -121,6 +126,7 @@ def compare(a: Lines, b: Lines, scorer: str | None = None, seed: int = 0) -> Com
         only_b=only_b,
         test=test,
         left_out=len(set(first) ^ set(second)),
+        verb="solve" if head["verdicts"][scorer] in VERDICTS else "prefer the stereotype in",
     )
 
 
@@ -189,4 +195,4 @@ def _headline(
 
 def _solved(lines: list[Mapping[str, Any]], scorer: str) -> float:
     """Return the share of a problem's samples that are right."""
-    return sum(line["verdicts"][scorer] == "correct" for line in lines) / len(lines)
+    return sum(line["verdicts"][scorer] in ("correct", "stereotype") for line in lines) / len(lines)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,16 @@ class DatasetSpec:
 
     Attributes:
         name: name of the local folder and of the dataset everywhere else.
-        hub_id: hub repository.
+        hub_id: hub repository; empty where the hub has no copy in a form that is read here.
         fields: fields that every record must have; others are dropped.
         licence: licence of the data.
         configs: hub configurations, joined in this order; empty for the default one.
-        revision: commit of the hub repository; None means "not pinned", and callers must warn.
+        revision: commit of the hub repository; None means that none has been verified, so that the user has to name
+            one (``LOWRANK_BENCH_REVISIONS``, see `datasets.pinned_revision`).
         splits: split name to what is known about it.
         data_files: hub file to read instead of a configuration.
+        from_hub: makes a record of these fields from a hub row and the name of its configuration.
+        origin: where to get the files, shown where there is no hub copy.
     """
 
     name: str
@@ -46,6 +50,8 @@ class DatasetSpec:
     configs: tuple[str, ...] = ()
     revision: str | None = None
     data_files: str | None = None
+    from_hub: Callable[[Mapping[str, Any], str | None], dict[str, Any]] | None = None
+    origin: str = ""
 
 
 _MATH_SUBJECTS = (

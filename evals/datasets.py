@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import re
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,7 +23,14 @@ from typing import Any
 
 from ..foundation.errors import UserError, unknown
 from ..foundation.files import digest
-from .dataset_specs import DatasetSpec, specs
+from .choice_specs import choice_specs
+from .dataset_specs import DatasetSpec
+from .dataset_specs import specs as text_specs
+
+specs: dict[str, DatasetSpec] = text_specs | choice_specs
+
+REVISIONS_VARIABLE = "LOWRANK_BENCH_REVISIONS"
+"""Environment variable that names commits of hub datasets: ``stereoset=<40 digits>,crows_pairs=<40 digits>``."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +78,11 @@ def find_file(name: str, split: str, data_dir: Path) -> Path:
         path = folder / f"{split}{suffix}"
         if path.is_file():
             return path
-    raise UserError(
-        f"no file '{name}/{split}.jsonl.gz' in '{data_dir}'; put it there, or leave out --data to load "
-        f"{specs[name].hub_id} from the hub"
+    spec = specs[name]
+    other = (
+        f"leave out --data to load {spec.hub_id} from the hub" if spec.hub_id else f"see docs/data.md ({spec.origin})"
     )
+    raise UserError(f"no file '{name}/{split}.jsonl.gz' in '{data_dir}'; put it there, or {other}")
 
 
 def _load_local(spec: DatasetSpec, split: str, data_dir: Path) -> Rows:
@@ -136,26 +146,53 @@ def _check_variant(path: Path, split: str, actual: str, expected: str) -> None:
         )
 
 
+def pinned_revision(spec: DatasetSpec) -> str:
+    """Return the commit of a dataset's hub repository: the user's from `REVISIONS_VARIABLE`, else the spec's own.
+
+    Raises:
+        UserError: there is none, or the variable cannot be read. A branch name is no identity.
+    """
+    for part in filter(None, os.environ.get(REVISIONS_VARIABLE, "").split(",")):
+        name, _, commit = (text.strip() for text in part.partition("="))
+        if not re.fullmatch(r"[0-9a-f]{40}", commit):
+            raise UserError(f"{REVISIONS_VARIABLE} has '{part}'; write NAME=COMMIT with a commit of 40 digits")
+        if name == spec.name:
+            return commit
+    if spec.revision is None:
+        raise UserError(
+            f"no commit of {spec.hub_id} has been verified for this version; name one with "
+            f"{REVISIONS_VARIABLE}={spec.name}=<40 digits>, or pass --data DIR with local files of '{spec.name}'"
+        )
+    return spec.revision
+
+
 def _load_hub(spec: DatasetSpec, split: str) -> Rows:
+    if not spec.hub_id:
+        raise UserError(
+            f"'{spec.name}' is not read from the hub; pass --data DIR with '{spec.name}/{split}.jsonl.gz' "
+            f"(docs/data.md; {spec.origin})"
+        )
+    revision = pinned_revision(spec)
     import datasets  # slow to import, and not needed for local files
 
     entry = spec.splits[split]
     hub_split = entry.hub_split or split
     rows: list[dict[str, Any]] = []
-    where = f"{spec.hub_id}@{spec.revision or 'main'}/{hub_split}"
+    where = f"{spec.hub_id}@{revision}/{hub_split}"
     for config in spec.configs or (None,):
         try:
             loaded = datasets.load_dataset(
                 spec.hub_id,
                 config,
                 split=hub_split,
-                revision=spec.revision,
+                revision=revision,
                 data_files={hub_split: spec.data_files} if spec.data_files else None,
                 streaming=entry.head is not None,
             )
             if entry.head is not None:
                 loaded = loaded.take(entry.head)
-            rows.extend(_checked(row, spec, f"a record of {where}") for row in loaded)
+            made = loaded if spec.from_hub is None else (spec.from_hub(row, config) for row in loaded)
+            rows.extend(_checked(row, spec, f"a record of {where}") for row in made)
         except UserError:
             raise
         except Exception as error:  # the hub client raises many unrelated types for "cannot reach it"

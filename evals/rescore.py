@@ -10,6 +10,7 @@ from typing import Any
 from ..foundation.errors import UserError
 from ..foundation.files import digest
 from .base import Benchmark, EvalSettings, Outcome
+from .choice import MEASURED, ChoiceBenchmark
 from .generative import GenerativeBenchmark, Line
 
 KEPT = (
@@ -53,10 +54,13 @@ def rescore(lines: Iterable[Mapping[str, Any]], benchmark: Benchmark, settings: 
         UserError: other benchmark; no lines; problems that are not those of the dataset as it is now; problems with
             differing numbers of samples.
     """
-    stored = [{name: line[name] for name in KEPT} for line in lines]
+    kept = (*KEPT, *MEASURED) if isinstance(benchmark, ChoiceBenchmark) else KEPT
+    stored = [{name: line[name] for name in kept if name in line} for line in lines]
     if not stored:
         raise UserError("there are no samples to score; name a run whose samples.jsonl is not empty")
-    if not isinstance(benchmark, GenerativeBenchmark) or {line["benchmark"] for line in stored} != {benchmark.name}:
+    if not isinstance(benchmark, GenerativeBenchmark | ChoiceBenchmark) or {line["benchmark"] for line in stored} != {
+        benchmark.name
+    }:
         names = ", ".join(sorted({str(line["benchmark"]) for line in stored}))
         raise UserError(
             f"these samples are of benchmark {names}, not '{benchmark.name}'; rescore them as what they are"
@@ -77,6 +81,8 @@ def rescore(lines: Iterable[Mapping[str, Any]], benchmark: Benchmark, settings: 
         raise UserError(
             "these samples are not complete: every problem needs the same number of samples, each once; evaluate again"
         )
+    if isinstance(benchmark, ChoiceBenchmark):
+        return benchmark.judge([rows[problem] for problem in problems], stored, settings)
     for line in stored:
         line["scorer"] = benchmark.headline(settings)
     return benchmark.judge([rows[problem] for problem in problems], stored, replace(settings, samples=count))

@@ -9,13 +9,15 @@ becomes that line and its calculator marks (``<<48/2=24>>``) go; a MATH solution
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ..foundation.errors import unknown
 from ..foundation.files import digest
+from .base import benchmarks as benchmark_registry
+from .commonsense import arc_validation, mixture
 from .datasets import load_rows
 from .extract import last_boxed
 from .prompts import Encoded, encode_documents, encode_example, encode_joined, finetuning_prompt
@@ -26,6 +28,9 @@ from .toy.math import toy_math_problems
 
 TINYSTORIES_TEST = 40
 """The first stories of `tinystories/train_head` are the benchmark, the rest is for training."""
+
+C4_TEST = 200
+"""The first documents of `c4/train_head` are the benchmark, the rest is for training and calibration."""
 
 MBPP_INSTRUCTION = "{text}\nYour code should pass these tests:\n{tests}"
 """Instruction of MBPP tasks for finetuned models, in training and evaluation; after Austin et al. 2021."""
@@ -187,6 +192,21 @@ def _wikitext2(data_dir: Path | None, seed: int) -> tuple[list[Example], str]:
     return [Example("", r["text"]) for r in data.rows], data.source
 
 
+def _c4(data_dir: Path | None, seed: int) -> tuple[list[Example], str]:
+    data = load_rows("c4", "train_head", data_dir)
+    return [Example("", r["text"]) for r in data.rows[C4_TEST:]], data.source
+
+
+def _sfsd_mixture(data_dir: Path | None, seed: int) -> tuple[list[Example], str]:
+    texts, source = mixture(data_dir)
+    return [Example("", text) for text in texts], source
+
+
+def _arc_validation(data_dir: Path | None, seed: int) -> tuple[list[Example], str]:
+    texts, source = arc_validation(data_dir)
+    return [Example("", text) for text in texts], source
+
+
 def _toy_math(data_dir: Path | None, seed: int) -> tuple[list[Example], str]:
     rows = toy_math_problems("train", TOY_MATH_TRAIN, seed)
     return [Example(finetuning_prompt(r["question"], "question"), r["answer"]) for r in rows], f"generated:{seed}"
@@ -238,6 +258,37 @@ _TASKS = (
         joined=True,
     ),
     Task(
+        "language-c4",
+        "perplexity of web pages (C4)",
+        "language",
+        ("c4",),
+        1024,
+        {"c4": _c4},
+        pretrained_row=True,
+        joined=True,
+    ),
+    # Local data have no training splits of these tasks, so that ARC's validation split serves there; a split that is
+    # evaluated never does.
+    Task(
+        "commonsense",
+        "multiple choice by likelihood, the seven tasks of the low-rank papers",
+        "language",
+        ("piqa", "hellaswag", "winogrande", "arc-easy", "arc-challenge", "boolq", "openbookqa"),
+        512,
+        {"sfsd-mixture": _sfsd_mixture, "arc-validation": _arc_validation, "c4": _c4, "tinystories": _tinystories},
+        local_source="arc-validation",
+        pretrained_row=True,
+    ),
+    Task(
+        "bias",
+        "stereotypes in what a model finds likely (CrowS-Pairs, StereoSet, WinoBias)",
+        "language",
+        ("crows-pairs", "stereoset", "winobias"),
+        512,
+        {"c4": _c4, "tinystories": _tinystories, "wikitext2": _wikitext2},
+        pretrained_row=True,
+    ),
+    Task(
         "toy-math",
         "generated two-step word problems in GSM8K's format",
         "instruction",
@@ -262,3 +313,21 @@ def get_task(name: str) -> Task:
     if name not in tasks:
         raise unknown("task", name, tasks)
     return tasks[name]
+
+
+def benchmark_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return registered benchmark names for what was typed: a task stands for its benchmarks, ``_`` for ``-``.
+
+    Raises:
+        UserError: a name that is neither; with the nearest one.
+    """
+    known, found = set(benchmark_registry.names()), []
+    for name in names:
+        plain = name.replace("_", "-")
+        if plain in known:
+            found.append(plain)
+        elif plain in tasks:
+            found += tasks[plain].benchmarks
+        else:
+            raise unknown("benchmark", name, known)
+    return tuple(dict.fromkeys(found))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..foundation.files import digest, write_atomic
-from .pivot import Cell, Row, Table, is_fraction, is_perplexity, pivot
+from .pivot import Cell, Row, Table, direction, is_fraction, is_perplexity, pivot
 from .tables import clean
 
 if TYPE_CHECKING:
@@ -192,8 +192,8 @@ def _y_axis(axes: Any, table: Table, rows: Sequence[Row], scale: float) -> None:
 
     unit = "%" if is_fraction(table.metric) else "nats" if table.metric.startswith("nats") else ""
     scorer = f" ({table.scorer})" if table.scorer else ""
-    better = "higher" if table.higher_is_better else "lower"
-    axes.set_ylabel(_plain(f"{table.metric}{scorer}{f' [{unit}]' if unit else ''}, {better} is better"))
+    good = direction(table.metric, table.higher_is_better)
+    axes.set_ylabel(_plain(f"{table.metric}{scorer}{f' [{unit}]' if unit else ''}, {good}"))
     cells = [cell for row in rows for cell in row.cells.values() if math.isfinite(cell.value)]
     if is_fraction(table.metric):
         top = max([c.high for c in cells if math.isfinite(c.high)], default=1.0) * scale

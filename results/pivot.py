@@ -16,7 +16,16 @@ if TYPE_CHECKING:
 
 _CONDITIONS = ["model", "model_sha256", "task", "benchmark", "variant", "metric", "scorer", "n", "engine", "dtype"]
 _DATA = ["dataset_sha256", "prompt_sha256"]
-_FRACTIONS = {"accuracy", "acc", "acc_norm", "exact_match", "maj@k"}
+_FRACTIONS = {
+    *("accuracy", "acc", "acc_norm", "exact_match", "maj@k"),
+    *("pct_stereotype", "stereotype_score", "language_score", "icat"),
+}
+
+_IDEALS = {
+    "pct_stereotype": "50 is no preference",
+    "stereotype_score": "50 is no preference",
+    "accuracy_gap": "0 is no gap",
+}
 
 
 @dataclass(frozen=True)
@@ -144,7 +153,17 @@ def pivot(frame: pd.DataFrame, headline: bool = True) -> list[Table]:
 
 def is_fraction(metric: str) -> bool:
     """Return whether a metric is a share in 0..1, shown in percent."""
-    return metric in _FRACTIONS or metric.startswith("pass@") or metric.endswith(("accuracy", "_rate"))
+    return (
+        metric.partition("/")[0] in _FRACTIONS or metric.startswith("pass@") or metric.endswith(("accuracy", "_rate"))
+    )
+
+
+def direction(metric: str, higher_is_better: bool) -> str:
+    """Return in words which values are good; measures of bias have their ideal in the middle."""
+    name = metric.partition("/")[0]
+    if name in _IDEALS:
+        return _IDEALS[name]
+    return f"{'higher' if higher_is_better else 'lower'} is better"
 
 
 def is_perplexity(metric: str) -> bool:
@@ -193,8 +212,13 @@ def _table(group: pd.DataFrame, data: str) -> Table:
 
 
 def _shown_labels(group: pd.DataFrame) -> list[str]:
+    recovered = set(group["label"][group["stage"] == "recovered"])
     labels = [
-        f"uncompressed ({stage})" if method == "none" else f"{label}, not recovered" if stage == "compressed" else label
+        f"uncompressed ({stage})"
+        if method == "none"
+        else f"{label}, not recovered"
+        if stage == "compressed" and label in recovered
+        else label
         for label, method, stage in zip(group["label"], group["method"], group["stage"], strict=True)
     ]
     options: dict[str, set[str]] = {}

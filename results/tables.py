@@ -54,11 +54,11 @@ def to_markdown(frame: pd.DataFrame, headline: bool = True) -> str:
     parts = []
     for key, group in _by_model(pivot(frame, headline)):
         for table in group:
-            parts += [f"### {_markdown(table.title)}", _markdown_table(_header(table), _grid(table))]
-        parts.append(_markdown(_note(group)))
+            parts += [f"### {markdown_text(table.title)}", markdown_table(_header(table), _grid(table))]
+        parts.append(markdown_text(_note(group)))
         if rows := _detail_rows(group):
-            parts += [f"### {_markdown(f'{key[0]} · {key[1]}: sizes and training tokens')}"]
-            parts.append(_markdown_table(["", *_DETAILS], rows))
+            parts += [f"### {markdown_text(f'{key[0]} · {key[1]}: sizes and training tokens')}"]
+            parts.append(markdown_table(["", *_DETAILS], rows))
     return "\n\n".join(parts) + "\n"
 
 
@@ -215,7 +215,8 @@ def _detail_table(rows: Sequence[Sequence[str]]) -> object:
     return grid
 
 
-def _markdown(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """Return text that stays text in Markdown."""
     escaped = "".join(f"\\{c}" if c in "\\`*_{}[]<>#|~$!" else c for c in clean(text))
     return escaped.replace("&", "&amp;")
 
@@ -224,8 +225,9 @@ def _lines(header: Sequence[str], rows: Sequence[Sequence[str]], escape: Callabl
     return [[escape(text) for text in line] for line in (header, *rows)]
 
 
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head, *body = (f"| {' | '.join(line)} |" for line in _lines(header, rows, _markdown))
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table; the first column is to the left."""
+    head, *body = (f"| {' | '.join(line)} |" for line in _lines(header, rows, markdown_text))
     return "\n".join([head, f"| --- |{' ---: |' * (len(header) - 1)}", *body])
 
 

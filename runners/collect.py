@@ -19,7 +19,8 @@ def collect(plan: Plan) -> list[Record]:
 def _cell_records(plan: Plan, cell: Cell) -> list[Record]:
     made = stage_records(cell.stages, plan.store)
     rows = []
-    for name, key in cell.evaluations.items():
+    for place, key in cell.evaluations.items():
+        name = place.partition("@")[0]
         evaluation = plan.store.read(key)
         common = _common(plan, cell, made, evaluation) | {"benchmark": name, "stage_key": key}
         for metric in evaluation["result"]["metrics"]:
@@ -50,7 +51,7 @@ def _common(plan: Plan, cell: Cell, made: dict[str, Any], evaluation: dict[str, 
         "params": params,
         "bytes": result["bytes"],
         "seed": cell.seed,
-        "variant": evaluation["config"]["variant"],
+        "variant": result.get("variant") or evaluation["config"]["variant"],
         "confidence": 0.95,
         "engine": evaluation["config"]["engine"],
         "dtype": evaluation["config"]["dtype"],

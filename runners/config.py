@@ -95,7 +95,9 @@ class SweepConfig(BaseModel):
         recipe: defaults of training; ``auto`` takes the preset's, else by model size.
         finetune, recover: changes to the recipe.
         extra_pruning_steps: optimizer steps that training methods get on top of the common budget.
-        benchmarks: instead of the task's own.
+        training_free: compress the model as it is, without any training; it is evaluated as a pretrained one.
+        benchmarks: instead of the task's own; a task's name stands for its benchmarks.
+        context: windows of perplexities in tokens; None takes each benchmark's own.
         limit: only the first problems of each benchmark.
         pretrained: also evaluate the model before finetuning; None leaves it to the task.
         before_recovery: also evaluate each compressed model before its recovery.
@@ -124,7 +126,9 @@ class SweepConfig(BaseModel):
     finetune: TrainOverrides = TrainOverrides()
     recover: TrainOverrides = TrainOverrides()
     extra_pruning_steps: int = Field(default=0, ge=0)
+    training_free: bool = False
     benchmarks: tuple[str, ...] | None = None
+    context: tuple[int, ...] | None = Field(default=None, min_length=1)
     limit: int | None = Field(default=None, ge=1)
     pretrained: bool | None = None
     before_recovery: bool = False
@@ -164,6 +168,25 @@ class SweepConfig(BaseModel):
     def _distinct_seeds(cls, values: tuple[int, ...]) -> tuple[int, ...]:
         _no_repeats("seed", [str(value) for value in values])
         return values
+
+    @field_validator("context")
+    @classmethod
+    def _distinct_contexts(cls, values: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        for value in values or ():
+            if value < 2:
+                raise ValueError(f"the context {value} predicts nothing; use 2 tokens or more, such as 2048")
+        _no_repeats("context", [str(value) for value in values or ()])
+        return values
+
+    @model_validator(mode="after")
+    def _no_training(self) -> SweepConfig:
+        asked = self.finetune.steps or self.finetune.epochs or self.recover.steps or self.recover.epochs
+        if self.training_free and (asked or self.extra_pruning_steps or self.before_recovery):
+            raise ValueError(
+                "--training-free leaves out both finetunings, so it does not go with steps, epochs or "
+                "--before-recovery; leave one of them out"
+            )
+        return self
 
     @field_validator("name")
     @classmethod

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from ..evals.dataset_specs import specs
-from ..evals.datasets import find_file
+from ..evals.datasets import find_file, specs
 from ..evals.sandbox.isolation import isolation_level
 from ..foundation.errors import UserError
 from .provenance import processor, versions
@@ -70,6 +69,9 @@ def _engines() -> list[Finding]:
         rows.append(
             Finding("engine vllm", True, "vLLM is installed, but this version of lowrank-bench does not use it yet")
         )
+    harness = importlib.util.find_spec("lm_eval") is not None
+    remedy = "" if harness else "commonsense and CrowS-Pairs need it: pip install 'lowrank-bench[harness]'"
+    rows.append(Finding("lm-eval", True, "installed" if harness else "not installed", remedy))
     return rows
 
 

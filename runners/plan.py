@@ -13,7 +13,7 @@ from torch import nn
 from ..evals.base import EvalSettings, benchmarks
 from ..evals.base import Stage as EvalStage
 from ..evals.engines.base import engines
-from ..evals.tasks import get_task
+from ..evals.tasks import benchmark_names, get_task
 from ..foundation.errors import UserError, unknown
 from ..methods.base import Compressor, create_method
 from ..methods.budget import Allocation, Budget
@@ -39,7 +39,7 @@ class Cell:
         ratio: target; 1 for the uncompressed model.
         state: ``pretrained``, ``finetuned``, ``compressed`` or ``recovered``.
         stages: keys of the stages on the way, by kind; evaluate keys are in ``evaluations``.
-        evaluations: evaluate key by benchmark name.
+        evaluations: evaluate key by benchmark name, with ``@CONTEXT`` behind it where a context was asked for.
     """
 
     method: MethodSpec
@@ -150,15 +150,22 @@ def make_plan(config: SweepConfig) -> Plan:
     if config.engine not in engines.names():
         raise unknown("engine", config.engine, engines.names())
     for spec in config.methods:
-        create_method(spec.name, spec.options)
-    names = config.benchmarks or task.benchmarks
-    for name in names:
-        benchmarks.get(name)
+        if create_method(spec.name, spec.options).trains and config.training_free:
+            raise UserError(f"method '{spec.name}' trains while it compresses; leave it out, or --training-free")
+    names = benchmark_names(config.benchmarks or task.benchmarks)
+    if config.context and not any(benchmarks.get(name).has_context for name in names):
+        raise UserError(f"--context is for perplexities and none of {', '.join(names)} is one; leave it out")
     source = resolve_model(config.model, config.revision)
     device = pick_device(config.device)
     if config.data is not None and not config.data.is_dir():
         raise UserError(f"the data folder {config.data} does not exist; name the folder that holds gsm8k/, math/, …")
-    skeleton = load_skeleton(source.location, source.revision)
+    skeleton: Any = load_skeleton(source.location, source.revision)
+    most = getattr(skeleton.config, "max_position_embeddings", None)
+    if config.context and most and max(config.context) > most:
+        raise UserError(
+            f"--context {max(config.context)} is more than {source.name} takes ({most}); ask for at most that many "
+            "tokens"
+        )
     recipe_name = pick_recipe(config.recipe, source, model_size(skeleton).parameters)
     recipe = RECIPES[recipe_name]
     store = StageStore(config.out.expanduser().resolve() / "stages")
@@ -195,20 +202,24 @@ class _Layout:
         finetune, recover = plan.recipe.for_kind(get_task(plan.config.task).kind)
         self.finetune = merge_settings(finetune, plan.config.finetune.model_dump())
         self.recover = merge_settings(recover, plan.config.recover.model_dump())
+        if plan.config.training_free:
+            self.finetune, self.recover = (run.model_copy(update={"steps": 0}) for run in (self.finetune, self.recover))
         self.data_dir = plan.config.data.expanduser().resolve() if plan.config.data else None
         self.data = train_set_identity(plan.config.task, plan.config.train_set, self.data_dir)
         self.calibration: dict[str, dict[str, Any]] = {plan.config.task: self.data}
         self.source = _Model(plan.source.sha256, plan.source.location, plan.source.revision)
         for name in names:
-            benchmarks.get(name)().check(self._settings("finetuned", 0))
+            for context in self._contexts(name):
+                benchmarks.get(name)().check(self._settings(self._stage("finetuned"), context))
 
     def lay_out(self) -> None:
         """Add every stage and cell of the sweep."""
         for seed in self.config.seeds:
-            if self.pretrained:
+            shown = self.pretrained or self.config.training_free
+            if shown:
                 self._cell(BASELINE, 1.0, seed, "pretrained", {}, self.source)
             tuned, keys = self._finetuned(seed)
-            if keys or not self.pretrained:
+            if keys or not shown:
                 self._cell(BASELINE, 1.0, seed, "finetuned", keys, tuned)
             for spec in self.config.methods:
                 self._method(spec, seed, tuned, keys)
@@ -311,7 +322,14 @@ class _Layout:
         key = self.plan.add(stage, small.stage)
         self._cell(spec, ratio, seed, "recovered", keys | {"recover": key}, self._made(key, MODEL_FOLDER))
 
-    def _settings(self, state: EvalStage, seed: int) -> EvalSettings:
+    def _stage(self, state: str) -> EvalStage:
+        """Return whether a model counts as finetuned: its prompts follow from that."""
+        return "pretrained" if state == "pretrained" or self.config.training_free else "finetuned"
+
+    def _contexts(self, name: str) -> tuple[int | None, ...]:
+        return self.config.context or (None,) if benchmarks.get(name).has_context else (None,)
+
+    def _settings(self, state: EvalStage, context: int | None = None) -> EvalSettings:
         return EvalSettings(
             data_dir=self.data_dir,
             limit=self.config.limit,
@@ -323,25 +341,34 @@ class _Layout:
             top_p=self.config.top_p,
             seed=DATA_SEED,
             allow_weak_isolation=self.config.allow_weak_isolation,
+            context=context,
         )
 
     def _cell(self, spec: MethodSpec, ratio: float, seed: int, state: str, keys: dict[str, str], model: _Model) -> None:
-        settings = self._settings("pretrained" if state == "pretrained" else "finetuned", seed)
         evaluations = {}
         for name in self.names:
-            benchmark = benchmarks.get(name)()
-            stage = Stage(
-                "evaluate",
-                {
-                    "benchmark": name,
-                    "variant": benchmark.variant(settings),
-                    "identity": dict(benchmark.identity(settings)),
-                    "engine": self.config.engine,
-                    "dtype": self.plan.dtype,
-                },
-                {"model": model.identity},
-                self._runtime(model, settings=asdict(settings) | {"data_dir": None}),
-                f"evaluate {name} on {spec.shown} {ratio:g}x ({state}), seed {seed}",
-            )
-            evaluations[name] = self.plan.add(stage, model.stage)
+            for context in self._contexts(name):
+                settings = self._settings(self._stage(state), context)
+                place = f"{name}@{context}" if context else name
+                evaluations[place] = self._evaluation(name, spec, ratio, seed, state, model, settings)
         self.plan.cells.append(Cell(spec, ratio, seed, state, keys, evaluations))
+
+    def _evaluation(
+        self, name: str, spec: MethodSpec, ratio: float, seed: int, state: str, model: _Model, settings: EvalSettings
+    ) -> str:
+        benchmark = benchmarks.get(name)()
+        shown = f"{name} at {settings.context}" if settings.context else name
+        stage = Stage(
+            "evaluate",
+            {
+                "benchmark": name,
+                "variant": benchmark.variant(settings),
+                "identity": dict(benchmark.identity(settings)),
+                "engine": self.config.engine,
+                "dtype": self.plan.dtype,
+            },
+            {"model": model.identity},
+            self._runtime(model, settings=asdict(settings) | {"data_dir": None}),
+            f"evaluate {shown} on {spec.shown} {ratio:g}x ({state}), seed {seed}",
+        )
+        return self.plan.add(stage, model.stage)

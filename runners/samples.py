@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..evals.base import EvalSettings, benchmarks
+from ..evals.choice import ChoiceBenchmark
 from ..evals.compare import Comparison, compare
+from ..evals.generative import GenerativeBenchmark
 from ..evals.rescore import read_lines, rescore
 from ..foundation.errors import UserError
 from ..results.records import Record, read_records, write_records
@@ -108,7 +110,7 @@ def rescore_run(run: Path, data: Path | None, out: Path | None, allow_weak: bool
     for key, rows in frame.groupby("stage_key", sort=False):
         common = {name: rows.iloc[0][name] for name in names}
         cls = benchmarks.get(common["benchmark"])
-        if not cls.generates:
+        if not issubclass(cls, (GenerativeBenchmark, ChoiceBenchmark)):
             records += [Record(**{name: row[name] for name in names}) for _, row in rows.iterrows()]
             continue
         settings = EvalSettings(data_dir=data, seed=DATA_SEED, allow_weak_isolation=allow_weak)
@@ -168,9 +170,10 @@ def problem_text(line: dict[str, Any], data: Path | None) -> str:
     benchmark = benchmarks.get(line["benchmark"])()
     settings = EvalSettings(data_dir=data, stage=line["stage"], seed=DATA_SEED)
     try:
-        rows = benchmark.data(settings)  # type: ignore[attr-defined]
-        prompts = benchmark.prompts(rows.rows, settings)  # type: ignore[attr-defined]
-        ids = [benchmark.problem_id(row, index) for index, row in enumerate(rows.rows)]  # type: ignore[attr-defined]
+        data_rows = benchmark.data(settings).rows  # type: ignore[attr-defined]
+        for index, row in enumerate(data_rows):
+            if benchmark.problem_id(row, index) == line["problem"]:  # type: ignore[attr-defined]
+                return str(benchmark.prompts([row], settings)[0])  # type: ignore[attr-defined]
     except UserError:
-        return ""
-    return str(dict(zip(ids, prompts, strict=True)).get(line["problem"], ""))
+        pass
+    return ""

@@ -8,15 +8,15 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import transformers
 
-from ..evals.base import EvalSettings, Outcome, benchmarks
+from ..evals.base import Benchmark, EvalSettings, Outcome, benchmarks
 from ..evals.engines.base import engines
-from ..evals.tasks import get_task
+from ..evals.tasks import benchmark_names, get_task
 from ..foundation.errors import UserError
 from ..foundation.files import write_json
 from ..methods.base import CompressionReport
@@ -130,28 +130,40 @@ def evaluate_model(
     device: str = "auto",
     out: Path | None = None,
     progress: Progress | None = None,
+    contexts: Sequence[int] | None = None,
 ) -> dict[str, Outcome]:
     """Evaluate one model or checkpoint on benchmarks, everything checked before the model is loaded.
 
     Args:
         model: preset, folder (dense or factorised) or hub id.
-        names: benchmarks.
+        names: benchmarks; a task's name stands for its benchmarks.
         settings: data, limit, stage, and so on.
         revision: of a hub model.
         engine, dtype, device: how it runs.
         out: new folder for ``metrics.json`` and one ``samples-BENCHMARK.jsonl`` each, or None.
         progress: called with (problems done, problems in all).
+        contexts: windows of perplexities in tokens, or None for each benchmark's own.
+
+    Returns:
+        What came out by benchmark, with ``@CONTEXT`` behind the name where a context was asked for.
     """
     transformers.utils.logging.disable_progress_bar()
-    chosen = {name: benchmarks.get(name)() for name in names}
+    chosen: dict[str, tuple[Benchmark, EvalSettings]] = {}
+    for name in benchmark_names(names):
+        benchmark = benchmarks.get(name)()
+        for context in contexts or (None,) if benchmark.has_context else (None,):
+            place = f"{name}@{context}" if context else name
+            chosen[place] = benchmark, replace(settings, context=context)
+    if contexts and not any(each.context for _, each in chosen.values()):
+        raise UserError(f"--context is for perplexities and none of {', '.join(chosen)} is one; leave it out")
     make_engine: Any = engines.get(engine)
     source = resolve_model(model, revision)
-    for benchmark in chosen.values():
-        benchmark.check(settings)
+    for benchmark, each in chosen.values():
+        benchmark.check(each)
     outcomes = {}
     with make_engine(source.location, dtype, pick_device(device), source.revision or None) as running:
-        for name, benchmark in chosen.items():
-            outcomes[name] = benchmark.evaluate(running, settings, progress)
+        for name, (benchmark, each) in chosen.items():
+            outcomes[name] = benchmark.evaluate(running, each, progress)
     if out is not None:
         with new_folder(out) as folder:
             for name, outcome in outcomes.items():
@@ -164,7 +176,7 @@ def evaluate_model(
                     "model_sha256": source.sha256,
                     "benchmarks": {
                         name: {
-                            "variant": chosen[name].variant(settings),
+                            "variant": outcome.variant or chosen[name][0].variant(chosen[name][1]),
                             "metrics": [asdict(metric) for metric in outcome.metrics],
                             "dataset_sha256": outcome.dataset_sha256,
                             "prompt_sha256": outcome.prompt_sha256,

@@ -12,6 +12,7 @@ from rich.console import Console
 from ..foundation.errors import UserError
 from ..foundation.files import write_atomic
 from ..results.curves import draw_curves
+from ..results.overview import render_overview
 from ..results.records import to_frame, write_records
 from ..results.tables import render_terminal
 from .collect import collect
@@ -61,7 +62,9 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
     for warning in fit_warnings(plan):
         out.print(f"[yellow]note:[/yellow] {warning}", highlight=False)
     result = write_results(plan, len(pending))
-    render_terminal(to_frame(collect(plan)), out)
+    frame = to_frame(collect(plan))
+    render_terminal(frame, out)
+    render_overview(frame, out)
     out.print(f"results  {result.csv}", soft_wrap=True, highlight=False)
     for path in result.curves:
         if path.suffix == ".png":

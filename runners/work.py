@@ -152,6 +152,7 @@ def _evaluate(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
         "dataset_sha256": outcome.dataset_sha256,
         "prompt_sha256": outcome.prompt_sha256,
         "details": outcome.details,
+        "variant": outcome.variant or stage.config["variant"],
         "parameters": size.parameters,
         "bytes": size.bytes,
     }

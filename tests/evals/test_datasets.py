@@ -41,8 +41,40 @@ def test_plain_file_has_the_same_hash_as_the_compressed_one(tmp_path, data_dir):
     assert load_rows("gsm8k", "test", tmp_path).sha256 == load_rows("gsm8k", "test", data_dir).sha256
 
 
-def test_every_revision_is_a_commit():
-    assert all(len(spec.revision or "") == 40 and int(spec.revision, 16) for spec in specs.values())
+def test_every_revision_is_a_commit_or_has_to_be_named(monkeypatch):
+    open_ones = [spec.name for spec in specs.values() if spec.revision is None]
+    assert open_ones == ["crows_pairs", "stereoset", "winobias"]
+    pinned = [spec.revision for spec in specs.values() if spec.revision]
+    assert all(len(revision) == 40 and int(revision, 16) for revision in pinned)
+    with pytest.raises(UserError, match="LOWRANK_BENCH_REVISIONS=stereoset="):
+        load_rows("stereoset", "validation", None)
+    with pytest.raises(UserError, match=r"not read from the hub; pass --data DIR"):
+        load_rows("winobias", "test", None)
+    monkeypatch.setenv("LOWRANK_BENCH_REVISIONS", "stereoset=main")
+    with pytest.raises(UserError, match="40 digits"):
+        load_rows("stereoset", "validation", None)
+
+
+def test_a_named_revision_is_used_and_hub_rows_become_records(monkeypatch, data_dir):
+    import datasets
+
+    local = load_rows("stereoset", "validation", data_dir).rows
+    labels = {"unrelated": 2, "stereotype": 1, "anti_stereotype": 0}
+
+    def hub(name, config, revision, **kwargs):
+        assert (name, revision) == ("McGill-NLP/stereoset", "a" * 40)
+        rows = [row for row in local if row["kind"] == config]
+        return [
+            {name: row[name] for name in ("id", "target", "bias_type", "context")}
+            | {"sentences": {"sentence": [row[k] for k in labels], "gold_label": list(labels.values())}}
+            for row in rows
+        ]
+
+    monkeypatch.setenv("LOWRANK_BENCH_REVISIONS", f"stereoset={'a' * 40}")
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    data = load_rows("stereoset", "validation", None)
+    assert data.sha256 == specs["stereoset"].splits["validation"].sha256
+    assert data.source == f"hub:McGill-NLP/stereoset@{'a' * 40}/validation"
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,25 @@ def test_stages_of_no_steps_are_left_out(tmp_path):
     assert {cell.state for cell in plan.cells} == {"finetuned", "compressed"}
 
 
+def test_training_free_trains_nothing_and_asks_as_of_a_pretrained_model(tmp_path, data_dir):
+    free = {"training_free": True, "finetune": {}, "recover": {}, "methods": ["svd", "fwsvd"]}
+    plan = make_plan(small_sweep(tmp_path, **free))
+    assert kinds(plan) == {"fit": 2, "compress": 4, "evaluate": 5}
+    assert [cell.state for cell in plan.cells] == ["pretrained", *["compressed"] * 4]
+    plan = make_plan(small_sweep(tmp_path, task="math", data=data_dir, benchmarks=["gsm8k"], **free))
+    assert {stage.config["variant"] for stage in plan.stages.values() if stage.kind == "evaluate"} == {"gsm8k-5shot"}
+
+
+def test_each_context_is_a_stage_of_its_own(tmp_path, data_dir):
+    changes = {"task": "commonsense", "data": data_dir, "benchmarks": ["wikitext2", "piqa"], "training_free": True}
+    changes |= {"finetune": {}, "recover": {}, "methods": ["svd"], "ratios": [2]}
+    plan = make_plan(small_sweep(tmp_path, context=[64, 128], **changes))
+    assert kinds(plan) == {"fit": 1, "compress": 1, "evaluate": 6}
+    assert set(plan.cells[0].evaluations) == {"wikitext2@64", "wikitext2@128", "piqa"}
+    variants = {plan.stages[key].config["variant"] for key in plan.cells[0].evaluations.values()}
+    assert variants == {"wikitext2-test-64", "wikitext2-test-128", "piqa-0shot"}
+
+
 def test_language_shows_the_pretrained_model(tmp_path, data_dir):
     plan = make_plan(small_sweep(tmp_path, task="language", data=data_dir))
     assert [cell.state for cell in plan.cells[:2]] == ["pretrained", "finetuned"]
@@ -89,6 +108,11 @@ def test_language_shows_the_pretrained_model(tmp_path, data_dir):
         ({"ratios": [1000]}, "ask for at most"),
         ({"device": "cuda:99"}, "--device cpu"),
         ({"train_set": "gsm8k"}, "allowed: generated"),
+        ({"context": [128]}, "none of toy-math is one"),
+        ({"context": [128, 128]}, "given twice"),
+        ({"context": [1]}, "predicts nothing"),
+        ({"training_free": True}, "leave one of them out"),
+        ({"training_free": True, "finetune": {}, "recover": {}}, "method 'bs' trains"),
         ({"data": "nowhere"}, "does not exist"),
     ],
 )

@@ -1,0 +1,103 @@
+"""Perplexities name their context, and what is trained on is never what is evaluated."""
+
+import pytest
+import torch
+
+from lowrank_bench.evals.base import EvalSettings, benchmarks
+from lowrank_bench.evals.commonsense import MIXTURE, answered
+from lowrank_bench.evals.datasets import load_rows, specs
+from lowrank_bench.evals.engines.transformers import TransformersEngine
+from lowrank_bench.evals.tasks import C4_TEST, benchmark_names, get_task
+from lowrank_bench.foundation.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def engine(data_dir):
+    torch.set_num_threads(1)
+    return TransformersEngine(data_dir / "models" / "stories260K", dtype="float32")
+
+
+@pytest.mark.parametrize("name", ["wikitext2", "c4", "tinystories"])
+def test_the_context_is_in_the_name_and_in_the_identity(name, engine, data_dir):
+    benchmark, seen = benchmarks.get(name)(), {}
+    for context in (None, 64, 128):
+        settings = EvalSettings(data_dir, limit=2, context=context)
+        outcome = benchmark.evaluate(engine, settings)
+        window = context or 512  # the model's context, where the benchmark's own is longer
+        assert outcome.variant.endswith(f"-{window}")
+        assert outcome.details["window"] == window
+        seen[outcome.variant] = benchmark.identity(settings)
+        if context:
+            assert benchmark.variant(settings) == outcome.variant
+    assert len({str(identity) for identity in seen.values()}) == 3
+    with pytest.raises(UserError, match=r"--context 1024 is more than the model takes \(512\)"):
+        benchmark.evaluate(engine, EvalSettings(data_dir, context=1024))
+    with pytest.raises(UserError, match="--context 1 "):
+        benchmark.check(EvalSettings(data_dir, context=1))
+
+
+def test_c4_is_split_between_benchmark_and_training(data_dir):
+    whole = [row["text"] for row in load_rows("c4", "train_head", data_dir).rows]
+    held_out = [row["text"] for row in benchmarks.get("c4")().data(EvalSettings(data_dir)).rows]
+    for task in ("language-c4", "bias"):
+        trained = [e.answer for e in get_task(task).train_examples("c4", data_dir, 1).examples]
+        assert held_out + trained == whole
+    assert len(held_out) == C4_TEST
+
+
+def test_local_calibration_of_commonsense_is_no_evaluated_split(data_dir):
+    task = get_task("commonsense")
+    found = task.train_examples(None, data_dir, 1)
+    assert found.source == "local:arc_easy/validation.jsonl.gz+local:arc_challenge/validation.jsonl.gz"
+    texts = [example.answer for example in found.examples]
+    assert len(texts) == 299 + 570 - 2
+    assert texts[0].startswith("Question: ")
+    questions = {
+        row["question"] for name in ("arc_easy", "arc_challenge") for row in load_rows(name, "test", data_dir).rows
+    }
+    assert not {text.split("\nAnswer: ")[0].removeprefix("Question: ") for text in texts} & questions
+    assert task.default_source(None) == "sfsd-mixture"
+    with pytest.raises(UserError, match=r"piqa/train.jsonl.gz"):
+        task.train_examples("sfsd-mixture", data_dir, 1)
+
+
+def test_the_mixture_takes_equal_parts_of_six_tasks(monkeypatch, data_dir):
+    from lowrank_bench.evals import commonsense
+
+    splits = {name: next(s for s, known in specs[name].splits.items() if known.sha256) for name in MIXTURE}
+    rows = {name: load_rows(name, split, data_dir) for name, split in splits.items()}
+    monkeypatch.setattr(commonsense, "load_rows", lambda name, split, data_dir: rows[name])
+    texts, _ = commonsense.mixture(None)
+    assert len(texts) == 6 * min(len(data.rows) for data in rows.values())
+    assert texts[:6] == [answered(name, rows[name].rows[0]) for name in MIXTURE]
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "expected"),
+    [
+        ("piqa", "validation", "Question: dresser\nAnswer: finish, woodgrain with  bobby pin "),
+        ("winogrande", "validation", "Sarah was a much better surgeon than Maria so Sarah always got the harder "
+         "cases."),
+        ("openbookqa", "test", "There is most likely going to be fog around: a marsh"),
+        ("arc_easy", "test", "Question: Which piece of safety equipment is used to keep mold spores from entering the "
+         "respiratory system?\nAnswer: breathing mask"),
+    ],
+)  # fmt: skip
+def test_a_question_is_put_together_with_its_right_answer(name, split, expected, data_dir):
+    assert answered(name, load_rows(name, split, data_dir).rows[1]) == expected
+
+
+def test_texts_with_passages_and_brackets(data_dir):
+    boolq = answered("boolq", load_rows("boolq", "validation", data_dir).rows[0])
+    assert boolq.endswith("\nQuestion: does ethanol take more energy make that produces?\nAnswer: no")
+    for row in load_rows("hellaswag", "validation_1000", data_dir).rows:
+        text = answered("hellaswag", row)
+        assert "[title]" not in text
+        assert "[header]" not in text
+
+
+def test_tasks_and_underscores_stand_for_benchmarks():
+    assert benchmark_names(["arc_easy", "bias", "winobias"]) == ("arc-easy", "crows-pairs", "stereoset", "winobias")
+    assert benchmark_names(["math"]) == ("math",), "a benchmark comes before a task of the same name"
+    with pytest.raises(UserError, match="did you mean 'stereoset'"):
+        benchmark_names(["stereo-set"])

@@ -1,0 +1,77 @@
+"""One command gives perplexity, accuracies and biases of a model that is compressed without training."""
+
+import pytest
+from sweeps import small_sweep
+
+from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.results import overview
+from lowrank_bench.results.records import read_records
+from lowrank_bench.results.tables import pivot
+from lowrank_bench.runners.plan import make_plan
+from lowrank_bench.runners.sweep import run_sweep
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory, data_dir):
+    config = small_sweep(
+        tmp_path_factory.mktemp("commonsense"),
+        model=str(data_dir / "models" / "stories260K"),
+        task="commonsense",
+        data=data_dir,
+        training_free=True,
+        finetune={},
+        recover={},
+        methods=["svd", "fwsvd:samples=8"],
+        ratios=[2],
+        benchmarks=["piqa", "hellaswag", "boolq", "crows_pairs", "stereoset", "winobias", "wikitext2"],
+        context=[64, 128],
+        limit=3,
+        workers=1,
+    )
+    run_sweep(config)
+    return read_records(config.out / "stories260k-commonsense")
+
+
+def test_records_name_variants_and_no_training(swept):
+    assert set(swept.variant) == {
+        *("piqa-0shot", "hellaswag-1000of10042-local-0shot", "boolq-0shot", "crows_pairs-original-1508"),
+        *("stereoset-dev", "winobias-refers-to", "wikitext2-test-64", "wikitext2-test-128"),
+    }
+    assert set(swept.stage) == {"pretrained", "compressed"}
+    assert not swept[[name for name in swept.columns if name.startswith(("steps_", "tokens_"))]].to_numpy().any()
+
+
+def test_contexts_never_share_a_table(swept):
+    tables = [table for table in pivot(swept) if table.benchmark == "wikitext2"]
+    assert [table.variant for table in tables] == ["wikitext2-test-128", "wikitext2-test-64"]
+    assert all(
+        {row.label for row in table.rows} == {"uncompressed (pretrained)", "svd", "fwsvd:samples=8"} for table in tables
+    )
+
+
+def test_the_overview_puts_all_beside_each_other(swept):
+    (view,) = overview.overviews(swept)
+    assert len(view.header) == 4
+    assert len(view.lines) == 9
+    names = [line[0] for line in view.lines]
+    assert any(name.startswith("hellaswag-1000of10042-local-0shot: acc_norm") for name in names)
+    assert any("50 is no preference" in name for name in names)
+    assert names[-1] == "mean of the 3 accuracies above, %"
+    accuracies = swept[swept.headline & swept.metric.isin(["acc", "acc_norm"]) & (swept.label == "svd")]
+    column = next(place for place, name in enumerate(view.header) if name.startswith("svd"))
+    assert view.lines[-1][column] == f"{100 * accuracies.value.mean():.1f}"
+    assert "| mean of the 3 accuracies above, % |" in overview.overview_markdown(swept)
+    assert overview.overview_csv(swept).count("\n") == 10
+    assert overview.overviews(swept[swept.benchmark == "piqa"]) == []
+
+
+def test_a_default_window_is_named_by_what_the_model_takes(tmp_path, data_dir):
+    changes = {"training_free": True, "finetune": {}, "recover": {}, "methods": ["svd"], "ratios": [2], "limit": 2}
+    model, task = str(data_dir / "models" / "stories260K"), "commonsense"
+    config = small_sweep(
+        tmp_path, model=model, task=task, data=data_dir, benchmarks=["wikitext2"], workers=1, **changes
+    )
+    run_sweep(config)
+    assert set(read_records(tmp_path / "stories260k-commonsense").variant) == {"wikitext2-test-512"}
+    with pytest.raises(UserError, match=r"--context 2048 is more than stories260K takes \(512\)"):
+        make_plan(config.model_copy(update={"context": (2048,)}))
