@@ -4,6 +4,9 @@ Two processes. This one stays outside, is killed with the grader and keeps one e
 first process of the new namespaces, builds a file system of read-only views, gives up what it does not need and starts
 Python anew in there, so that nothing of the old root is left in it, not even the running program's file. The kernel
 kills everything in the namespaces when that first process ends, and it is killed with this one.
+
+Covered: what a sandbox can reach of the machine, as by bubblewrap. Not covered: limits, the filter for system calls and
+what parts one task from the next, which are `limits`', `syscalls`' and `forker`'s work at both levels.
 """
 
 from __future__ import annotations
