@@ -30,7 +30,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	@touch $@
 
-# Generated code is only run inside bubblewrap. Where the user may, it is installed; else the tests say what is missing.
+# Generated code runs inside bubblewrap, or in namespaces made without it. Where the user may, bubblewrap is installed.
 sandbox:
 	@command -v bwrap >/dev/null 2>&1 || { \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
@@ -38,7 +38,7 @@ sandbox:
 			{ apt-get install -y -qq bubblewrap || { apt-get update -qq && apt-get install -y -qq bubblewrap; }; } >/dev/null 2>&1; \
 		fi; \
 		command -v bwrap >/dev/null 2>&1 || \
-			echo "note: bubblewrap (0.8 or newer) is missing and code benchmarks need it; install it with: sudo apt-get install bubblewrap"; }
+			echo "note: bubblewrap (0.8 or newer) is missing; code benchmarks do without where the kernel allows it, the tests need it: sudo apt-get install bubblewrap"; }
 
 clean:
 	rm -rf $(VENV) .types build .pytest_cache .mypy_cache .ruff_cache

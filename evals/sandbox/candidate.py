@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from channel import Channel  # type: ignore[import-not-found]
 from limits import Limits  # type: ignore[import-not-found]
+from syscalls import block  # type: ignore[import-not-found]
 from wire import WireError, encode  # type: ignore[import-not-found]
 
 TYPE_CHECKING = False
@@ -19,6 +20,7 @@ def main(read_fd: int, write_fd: int, *numbers: int) -> None:
     """Serve one judge over two file descriptors, within the limits."""
     channel = Channel(read_fd, write_fd)
     Limits(*numbers).apply()
+    block()  # nothing is left to do where a server has done it
     channel.send("ready")
     load(channel, channel.receive())
 

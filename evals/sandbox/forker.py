@@ -1,5 +1,8 @@
 """A warm process inside a sandbox that forks one judge or one candidate a task, so that none starts Python anew.
 
+Covered: what isolates one task from the next and from this process. Not covered: what isolates this process from the
+machine, which is bubblewrap's or `enter`'s work.
+
 The judge's server holds no candidate, the candidate's server no test; neither reads anything but its parent's requests.
 A candidate gets a sandbox of its own inside the server's: new process, network, mount, ipc, host-name and control-group
 namespaces, a /proc, a /tmp and a /dev/shm of its own, and none of the capabilities that made them. Three processes:
@@ -9,12 +12,24 @@ kernel protects from signals from inside) waits for the candidate; the candidate
 
 from __future__ import annotations
 
-import ctypes
 import os
+import select
 import socket
 
 import candidate  # type: ignore[import-not-found]
 import judge  # type: ignore[import-not-found]
+from kernel import (  # type: ignore[import-not-found]
+    NEW_OTHERS,
+    NODEV,
+    NOEXEC,
+    NOSUID,
+    give_up_privileges,
+    mount,
+    private_mounts,
+    seal,
+    unshare,
+)
+from syscalls import block  # type: ignore[import-not-found]
 
 # What programs and tests import most; a child has them without reading a file.
 for _name in (
@@ -23,12 +38,6 @@ for _name in (
 ):
     __import__(_name)
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
-_NEW_NAMESPACES = 0x0002_0000 | 0x0200_0000 | 0x0400_0000 | 0x0800_0000 | 0x2000_0000 | 0x4000_0000
-_NOSUID, _NODEV, _NOEXEC, _RECURSIVE, _PRIVATE = 2, 4, 8, 1 << 14, 1 << 18
-_SET_NO_NEW_PRIVS, _CAPBSET_DROP, _CAP_AMBIENT, _CAP_AMBIENT_CLEAR = 38, 24, 47, 4
-_CAPABILITY_VERSION_3 = 0x2008_0522
 FAILED = 70
 """Exit code of a child that did not get as far as the program."""
 
@@ -38,8 +47,9 @@ def main(kind: str, socket_fd: int, tmp_bytes: int) -> None:
 
     For a judge they are: to read from and to write to the candidate, the job, the verdict. For a candidate: to read
     from and to write to the judge, where to write the exit code, and one that is not used. The answer to each request
-    is a descriptor of the process to be killed.
+    is a descriptor of the process to be killed, or ``x`` if there is none.
     """
+    block()
     server = socket.socket(fileno=socket_fd)
     while True:
         message, fds, _, _ = socket.recv_fds(server, 256, 4)
@@ -58,15 +68,22 @@ def main(kind: str, socket_fd: int, tmp_bytes: int) -> None:
             os._exit(0)
         for fd in fds:
             os.close(fd)
+        handle = os.pidfd_open(child)
         if kind == "judge":
-            _send_process(server, child)
-        os.waitpid(child, 0)
+            socket.send_fds(server, [b"p"], [handle])
+        _wait(server, handle)
+        os.close(handle)
+        while os.wait()[0] != child:  # as first process of its namespace it also gets what others leave
+            pass
 
 
-def _send_process(server: socket.socket, pid: int) -> None:
-    handle = os.pidfd_open(pid)
-    socket.send_fds(server, [b"p"], [handle])
-    os.close(handle)
+def _wait(server: socket.socket, handle: int) -> None:
+    """Wait for a child's end; if the parent is gone before it, end here, and with this process the sandbox."""
+    poll = select.poll()
+    poll.register(server, 0)  # tells of a closed end only
+    poll.register(handle, select.POLLIN)
+    if any(fd != handle for fd, _ in poll.poll()):
+        os._exit(0)
 
 
 def become_judge(server: socket.socket, fds: list[int], uid: int, numbers: list[int]) -> None:
@@ -80,21 +97,28 @@ def become_judge(server: socket.socket, fds: list[int], uid: int, numbers: list[
 
 def keep_candidate(server: socket.socket, fds: list[int], uid: int, numbers: list[int], tmp_bytes: int) -> None:
     """Start a candidate in new namespaces, tell the parent of their first process, and report its exit code."""
-    _check(_libc.unshare(_NEW_NAMESPACES))
-    ready, go = os.pipe()
-    first = os.fork()
+    try:
+        unshare(NEW_OTHERS)
+        ready, go = os.pipe()
+        first = os.fork()
+    except OSError:
+        server.send(b"x")
+        raise
     if first == 0:
         try:
             os.close(go)
-            os.read(ready, 1)  # the parent can kill this process before anything untrusted runs
-            _first_process(fds, uid, numbers, tmp_bytes)
+            if os.read(ready, 1) == b"g":  # from now on the parent can kill this process
+                _first_process(fds, uid, numbers, tmp_bytes)
         finally:
             os._exit(FAILED)
     os.close(ready)
-    _send_process(server, first)
+    handle = os.pidfd_open(first)
+    socket.send_fds(server, [b"p"], [handle])
+    os.close(handle)
     server.close()
     os.close(fds[0])
     os.close(fds[1])
+    os.write(go, b"g")
     os.close(go)
     code = os.waitstatus_to_exitcode(os.waitpid(first, 0)[1])
     os.write(fds[2], b"%d\n" % code)
@@ -109,12 +133,15 @@ def _first_process(fds: list[int], uid: int, numbers: list[int], tmp_bytes: int)
     os.closerange(3, keep[0])
     os.closerange(keep[0] + 1, keep[1])
     os.closerange(keep[1] + 1, 1024)
-    _mount(b"none", b"/", None, _RECURSIVE | _PRIVATE)
-    _mount(b"proc", b"/proc", b"proc", _NOSUID | _NODEV | _NOEXEC)
-    _mount(b"tmpfs", b"/tmp", b"tmpfs", _NOSUID | _NODEV, b"mode=1777,size=%d" % tmp_bytes)
-    _mount(b"tmpfs", b"/dev/shm", b"tmpfs", _NOSUID | _NODEV, b"mode=1777,size=4096")
+    private_mounts()
+    mount("proc", "/proc", "proc", NOSUID | NODEV | NOEXEC)
+    mount("tmpfs", "/tmp", "tmpfs", NOSUID | NODEV, f"mode=1777,size={tmp_bytes},nr_inodes=4096")
+    mount("tmpfs", "/dev/shm", "tmpfs", NOSUID | NODEV, "mode=1777,size=4096,nr_inodes=64")
     os.chdir("/tmp")
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")  # a machine out of memory ends a candidate, not the grader
     give_up_privileges(uid)
+    seal()  # this process has no limits of its own, so a candidate of the same user must not take it over
     child = os.fork()
     if child == 0:
         try:
@@ -128,31 +155,3 @@ def _first_process(fds: list[int], uid: int, numbers: list[int], tmp_bytes: int)
         if pid == child:
             code = os.waitstatus_to_exitcode(status)
             os._exit(128 - code if code < 0 else code)
-
-
-def give_up_privileges(uid: int) -> None:
-    """Become a user that owns nothing (if given) and drop every capability for good."""
-    _prctl(_CAP_AMBIENT, _CAP_AMBIENT_CLEAR)
-    for capability in range(64):
-        if _libc.prctl(_CAPBSET_DROP, capability, 0, 0, 0):
-            break  # the kernel knows no further one, or this process may not change the set
-    if uid:
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    _check(_libc.capset(header, (ctypes.c_uint32 * 6)()))
-    _prctl(_SET_NO_NEW_PRIVS, 1)
-
-
-def _prctl(option: int, value: int) -> None:
-    _check(_libc.prctl(option, value, 0, 0, 0))
-
-
-def _mount(source: bytes, target: bytes, kind: bytes | None, flags: int, data: bytes | None = None) -> None:
-    _check(_libc.mount(source, target, kind, flags, data))
-
-
-def _check(result: int) -> None:
-    if result:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

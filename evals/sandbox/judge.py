@@ -11,6 +11,7 @@ import os
 
 from channel import Channel  # type: ignore[import-not-found]
 from limits import Limits  # type: ignore[import-not-found]
+from syscalls import block  # type: ignore[import-not-found]
 from wire import WireError, decode, encode  # type: ignore[import-not-found]
 
 TYPE_CHECKING = False
@@ -55,11 +56,9 @@ class Candidate:
             if not isinstance(answer, tuple) or len(answer) < 2:
                 raise WireError("malformed answer")
         except (EOFError, OSError):
-            self.gone = CandidateGone("crashed", "the program ended before it answered")
-            raise self.gone from None
+            raise self._end("crashed", "the program ended before it answered") from None
         except WireError as error:
-            self.gone = CandidateGone("output", str(error))
-            raise self.gone from None
+            raise self._end("output", str(error)) from None
         if answer[0] == "error":
             self._raise(str(answer[1]), str(answer[-1]))
         return answer
@@ -69,23 +68,27 @@ class Candidate:
         try:
             encoded = decode(encode((args, kwargs)))
         except WireError as error:
-            raise CandidateGone("unjudgeable", f"the test passes no plain data ({error})") from None
+            raise self._end("unjudgeable", f"the test passes no plain data ({error})") from None
         if contains_opaque(encoded):
-            raise CandidateGone("unjudgeable", "the test passes an object that is no plain data")
+            raise self._end("unjudgeable", "the test passes an object that is no plain data")
         self.calls += 1
         answer = self.ask(name, args, kwargs)
-        if len(answer) != 3:
-            raise CandidateGone("output", "malformed answer")
+        if len(answer) != 3 or answer[0] != "value":
+            raise self._end("output", "malformed answer")
         if isinstance(answer[2], tuple):
             for mine, theirs in zip(args, answer[2], strict=False):
                 write_back(mine, theirs)
         return answer[1]
 
+    def _end(self, kind: str, detail: str) -> CandidateGone:
+        """Return what ends the test. It is kept, so that a test with a bare ``except`` does not pass after it."""
+        self.gone = CandidateGone(kind, detail)
+        return self.gone
+
     def _raise(self, name: str, message: str) -> None:
         kinds = {"SystemExit": "exited", "MemoryError": "memory", "WireError": "output", "SyntaxError": "syntax"}
         if name in ("SystemExit", "KeyboardInterrupt", "GeneratorExit", "WireError"):
-            self.gone = CandidateGone(kinds.get(name, "exception"), f"{name}: {message}"[:300])
-            raise self.gone
+            raise self._end(kinds.get(name, "exception"), f"{name}: {message}"[:300])
         cls = getattr(builtins, name, None)
         is_error = isinstance(cls, type) and issubclass(cls, Exception)
         try:
@@ -158,9 +161,10 @@ def main(read_fd: int, write_fd: int, *numbers: int) -> None:
     verdict_fd = os.dup(1)
     null = os.open("/dev/null", os.O_RDWR)
     job = Channel(0, verdict_fd).receive()
-    os.dup2(null, 0)
-    os.dup2(null, 1)
+    for place in range(3):
+        os.dup2(null, place)
     Limits(*numbers).apply()
+    block()  # nothing is left to do where a server has done it
     channel = Channel(read_fd, write_fd)
     if channel.receive() != "ready":
         raise SystemExit("the candidate did not start")

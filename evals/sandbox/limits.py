@@ -33,7 +33,11 @@ class Limits:
             os.setresgid(self.uid, self.uid, self.uid)
             os.setresuid(self.uid, self.uid, self.uid)
         for name, soft, hard in (
-            (resource.RLIMIT_CORE, 0, 0),
+            (
+                resource.RLIMIT_CORE,
+                1,
+                1,
+            ),  # 1, not 0: a host's crash collector (a piped core_pattern) runs in spite of 0
             (resource.RLIMIT_NOFILE, 64, 64),
             (resource.RLIMIT_FSIZE, self.file_size, self.file_size),
             (resource.RLIMIT_NPROC, self.processes, self.processes),

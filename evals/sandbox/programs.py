@@ -25,10 +25,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+from ...foundation.errors import UserError
 from .channel import Channel
-from .isolation import Shut, private_uid, select_readable
 from .limits import Limits
 from .servers import Forked, Pair
+from .shut import ISOLATING, Shut, select_readable
 from .wire import WireError, encode
 
 RULES_VERSION = 2
@@ -107,7 +108,7 @@ def run_programs(
     """
     verdicts: list[Verdict] = []
     count = workers or os.cpu_count() or 1
-    pairs = [Pair() for _ in range(min(count, len(jobs)))]
+    pairs = [Pair(level) for _ in range(min(count, len(jobs)))]
     idle: queue.SimpleQueue[Pair] = queue.SimpleQueue()
     for pair in pairs:
         idle.put(pair)
@@ -125,13 +126,14 @@ def run_programs(
                 verdicts.append(verdict)
                 if progress:
                     progress(len(verdicts), len(jobs))
-        for index, verdict in enumerate(verdicts):
-            if verdict.kind == "timeout":
-                again = _run(jobs[index], level, pairs[0], timeout, RERUN_WALL_FACTOR)
-                verdicts[index] = replace(again, reruns=1)
     finally:
         for pair in pairs:
             pair.close()
+    with closing(Pair(level)) as alone:  # servers end with the thread that started them, so these are new
+        for index, verdict in enumerate(verdicts):
+            if verdict.kind == "timeout":
+                again = _run(jobs[index], level, alone, timeout, RERUN_WALL_FACTOR)
+                verdicts[index] = replace(again, reruns=1)
     return verdicts
 
 
@@ -141,9 +143,9 @@ def run_one(job: Job, level: str, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> V
     The program is not even compiled outside its sandbox. A job without a test fails.
 
     Raises:
-        RuntimeError: the sandbox itself does not start.
+        UserError: the sandbox itself does not start.
     """
-    with closing(Pair()) as pair:
+    with closing(Pair(level)) as pair:
         return _run(job, level, pair, timeout)
 
 
@@ -151,21 +153,27 @@ def _run(job: Job, level: str, pair: Pair, timeout: float, wall_factor: int = 1)
     if not job.test.strip():
         return Verdict(False, "no-test", 0.0, "the task has no test", job.together)
     try:
-        encode(job.program)
+        encode(_message(job))
     except WireError as error:
         return Verdict(False, "output", 0.0, str(error), job.together)
-    for attempt in range(_ATTEMPTS):
-        warm = pair if level == "bwrap" and attempt < _ATTEMPTS - 1 else None
-        verdict = _attempt(job, level, warm, timeout, timeout * wall_factor)
+    for _ in range(_ATTEMPTS):
+        verdict = _attempt(job, level, pair if level in ISOLATING else None, timeout, timeout * wall_factor)
         if verdict is not None:
             return verdict
-    raise RuntimeError(f"the code sandbox (level {level}) did not start {_ATTEMPTS} times in a row")
+    said = f": {pair.last_words}" if pair.last_words else ""
+    raise UserError(f"the code sandbox ({level}) does not start{said}")
+
+
+def _message(job: Job) -> dict[str, object]:
+    """Return what a judge is told, with a new token where program and test share a process."""
+    token = secrets.token_hex(16) if job.together else None
+    return {"program": job.program, "test": job.test, "names": job.names, "setup": job.setup, "token": token}
 
 
 def _attempt(job: Job, level: str, pair: Pair | None, cpu: float, wall: float) -> Verdict | None:
     """Run one job once; None if judge or candidate did not get as far as the program's first line.
 
-    Without a pair of servers, judge and candidate are started anew, each in a bwrap of its own where that is the level.
+    Without a pair of servers, judge and candidate are started anew, under resource limits only.
     """
     limits = Limits(memory=_MEMORY_BYTES, cpu=math.ceil(cpu) + 1)
     to_candidate, to_judge, job_pipe, verdict_pipe = os.pipe(), os.pipe(), os.pipe(), os.pipe()
@@ -178,9 +186,8 @@ def _attempt(job: Job, level: str, pair: Pair | None, cpu: float, wall: float) -
             started.append(pair.candidates.fork(inner, limits))
             started.append(pair.judges.fork((*outer, job_pipe[0], verdict_pipe[1]), limits))
         else:
-            arguments = limits.numbers(private_uid(level))
+            arguments = limits.numbers(0)
             started.append(Shut(level, "candidate", (*inner, *arguments), inner))
-            arguments = limits.numbers(private_uid(level))
             started.append(Shut(level, "judge", (*outer, *arguments), outer, job_pipe[0], verdict_pipe[1]))
         for fd in theirs:
             os.close(fd)
@@ -198,10 +205,8 @@ def _attempt(job: Job, level: str, pair: Pair | None, cpu: float, wall: float) -
 
 
 def _conversation(job: Job, candidate: Shut | Forked, job_fd: int, verdict_fd: int, wall: float) -> Verdict | None:
-    token = secrets.token_hex(16) if job.together else None
-    message = {"program": job.program, "test": job.test, "names": job.names, "setup": job.setup, "token": token}
     try:
-        Channel(-1, job_fd).send(message)
+        Channel(-1, job_fd).send(_message(job))
     except BrokenPipeError:
         return None
     if not select_readable(verdict_fd, _START_SECONDS) or os.read(verdict_fd, 1) != b"r":

@@ -8,8 +8,8 @@ import signal
 import socket
 from collections.abc import Sequence
 
-from .isolation import TMP_BYTES, Shut, private_uid, select_readable
 from .limits import Limits
+from .shut import TMP_BYTES, Shut, private_uid, select_readable
 
 _ANSWER_SECONDS = 60.0
 
@@ -53,8 +53,9 @@ class Forked:
 class Server:
     """A sandboxed process that forks judges, or candidates, on request; started again where it was lost."""
 
-    def __init__(self, kind: str) -> None:
-        self._kind = kind
+    def __init__(self, kind: str, level: str) -> None:
+        self._kind, self._level = kind, level
+        self.last_words = ""
         self._shut: Shut | None = None
         self._socket: socket.socket | None = None
 
@@ -63,7 +64,7 @@ class Server:
         status_read, status_write = os.pipe()
         try:
             line = self._running()
-            numbers = limits.numbers(private_uid("bwrap"))
+            numbers = limits.numbers(private_uid(self._level))
             message = " ".join(map(str, (numbers[-1], *numbers[:-1])))
             four = [*fds, status_write, status_write][:4]
             socket.send_fds(line, [message.encode()], four)
@@ -83,11 +84,11 @@ class Server:
     def _running(self) -> socket.socket:
         if self._socket is None:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._socket = ours
             extra = ("CAP_SYS_ADMIN", "CAP_SETPCAP") if self._kind == "candidate" else ()
             with theirs:
                 arguments = (self._kind, theirs.fileno(), TMP_BYTES)
-                self._shut = Shut("bwrap", "forker", arguments, (theirs.fileno(),), capabilities=extra)
-            self._socket = ours
+                self._shut = Shut(self._level, "forker", arguments, (theirs.fileno(),), capabilities=extra)
             if not self._shut.attach():
                 raise ConnectionError
         return self._socket
@@ -98,15 +99,20 @@ class Server:
             self._socket.close()
             self._socket = None
         if self._shut is not None:
-            self._shut.end()
+            self.last_words = self._shut.last_words()
             self._shut = None
 
 
 class Pair:
-    """The servers of one worker."""
+    """The servers of one worker. They end with the thread that first used them, so that thread has to outlive them."""
 
-    def __init__(self) -> None:
-        self.judges, self.candidates = Server("judge"), Server("candidate")
+    def __init__(self, level: str) -> None:
+        self.judges, self.candidates = Server("judge", level), Server("candidate", level)
+
+    @property
+    def last_words(self) -> str:
+        """What a server said that could not start, if it said anything."""
+        return self.candidates.last_words or self.judges.last_words
 
     def close(self) -> None:
         """End both."""

@@ -94,6 +94,31 @@ TRICKS = {
         "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
         "assert libc.ptrace(16, os.getppid(), 0, 0) == 0\ndef f(x): return 2"
     ),
+    "virtual-socket": "import socket\nsocket.socket(40, socket.SOCK_STREAM)\ndef f(x): return 2",
+    "user-namespace": "import ctypes\nassert ctypes.CDLL(None).unshare(0x10020000) == 0\ndef f(x): return 2",
+    "clone-namespace": "import os\nassert os.system('unshare --user --map-root-user true') == 0\ndef f(x): return 2",
+    "second-tmpfs": (
+        "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.unshare(0x10020000)\n"
+        "assert libc.mount(b'x', b'/tmp', b'tmpfs', 0, b'size=1g') == 0\ndef f(x): return 2"
+    ),
+    "system-v-memory": "import ctypes\nassert ctypes.CDLL(None).shmget(0, 1 << 28, 0o1600) >= 0\ndef f(x): return 2",
+    "memory-files": "import os\nfor _ in range(40): os.write(os.memfd_create('x'), bytes(1 << 24))\ndef f(x): return 2",
+    "many-files": "for n in range(20000): open(f'/tmp/{n}', 'w').close()\ndef f(x): return 2",
+    "keyring": (
+        "import ctypes, os\nnumber = {'x86_64': 248, 'aarch64': 217}[os.uname().machine]\n"
+        "assert ctypes.CDLL(None).syscall(number, b'user', b'lowrank-bench', b'x', 1, -2) > 0\ndef f(x): return 2"
+    ),
+    "first-process-memory": "open('/proc/1/mem', 'r+b')\ndef f(x): return 2",
+    "interpreter-file": "import os\nos.chmod('/proc/self/exe', 0o755)\ndef f(x): return 2",
+    "through-namespaces": "import os\nos.open('/proc/1/ns/mnt', os.O_RDONLY)\ndef f(x): return 2",
+    "colliding-value": (
+        "import candidate\nitems = b''.join(b'i%x;' % (n * (2**61 - 1)) for n in range(1 << 17))\n"
+        "candidate.answer = lambda *a: b't3:s5:valueS131072:' + items + b'N'\ndef f(x): return 0"
+    ),
+    "many-values": (
+        "import candidate\ncandidate.answer = lambda *a: b't3:s5:valuel5000000:' + b'S0:' * 5000000 + b'N'\n"
+        "def f(x): return 0"
+    ),
     "null-byte": "def f(x): return 2\0",
     "surrogate": "def f(x): return '\udc80'",
     "megabyte": "x = '" + "a" * (1 << 20) + "'\ndef f(x): return 0",
@@ -102,6 +127,24 @@ TRICKS = {
     "empty": "",
 }
 """Name to program. Some end in ``return 2``, the right value: they fail because what comes before it must not work."""
+
+MACHINE_TRICKS = (
+    *(
+        "parent-memory",
+        "kill-parent",
+        "kill-all",
+        "ignores-signals",
+        "memory",
+        "close-everything",
+        "fork-bomb",
+        "threads",
+    ),
+    *("disk-fill", "write-outside", "symlink-out", "remount", "chroot", "network", "abstract-socket", "become-root"),
+    *("raise-limits", "environment", "trace-parent", "virtual-socket", "user-namespace", "clone-namespace"),
+    *("second-tmpfs", "system-v-memory", "memory-files", "many-files", "keyring", "first-process-memory"),
+    *("interpreter-file", "through-namespaces"),
+)
+"""Those that what isolates the program has to withstand; the others are the judge's."""
 
 DAEMON = """
 import os, sys

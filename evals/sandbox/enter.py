@@ -1,0 +1,146 @@
+"""Level ``namespaces``: shuts a server in where there is no bubblewrap, with nothing but the kernel's own calls.
+
+Two processes. This one stays outside, is killed with the grader and keeps one end of a pipe; its child becomes the
+first process of the new namespaces, builds a file system of read-only views, gives up what it does not need and starts
+Python anew in there, so that nothing of the old root is left in it, not even the running program's file. The kernel
+kills everything in the namespaces when that first process ends, and it is killed with this one.
+
+Covered: what a sandbox can reach of the machine, as by bubblewrap. Not covered: limits, the filter for system calls and
+what parts one task from the next, which are `limits`', `syscalls`' and `forker`'s work at both levels.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+
+from kernel import (  # type: ignore[import-not-found]
+    ATTR_NODEV,
+    ATTR_NOEXEC,
+    ATTR_NOSUID,
+    ATTR_READ_ONLY,
+    BIND,
+    NEW_OTHERS,
+    NEW_USER,
+    NODEV,
+    NOEXEC,
+    NOSUID,
+    RECURSIVE,
+    detach,
+    die_with_parent,
+    keep_capabilities,
+    mount,
+    new_root,
+    no_new_privileges,
+    private_mounts,
+    set_mount,
+    unshare,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` is slow to import, and this starts once per server
+    from collections.abc import Sequence
+
+NOBODY = 65534
+_DEVICES = ("null", "zero", "full", "random", "urandom")
+_OLD = "/old"
+
+
+def main(
+    info_fd: int,
+    grader: int,
+    own_users: bool,
+    kept: Sequence[int],
+    view: Sequence[tuple[str, str, str]],
+    tmp_bytes: int,
+    command: Sequence[str],
+) -> None:
+    """Start a command in namespaces of its own, tell its process id, and wait for its end.
+
+    Args:
+        info_fd: where to write the process id, as JSON.
+        grader: the process that started this one; without it there is nothing to do.
+        own_users: whether the machine's superuser runs this; otherwise a user namespace is needed.
+        kept: capabilities that the command keeps.
+        view: what it sees: ``bind`` or ``link``, path, source.
+        tmp_bytes: size of its /tmp.
+        command: program and arguments, as seen from inside.
+    """
+    if not own_users:
+        _own_user_namespace()
+    unshare(NEW_OTHERS)
+    alive, ours = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(ours)
+        os.close(info_fd)
+        os.setsid()
+        _build(view, tmp_bytes)
+        no_new_privileges()
+        keep_capabilities(kept)
+        die_with_parent()
+        if select.select([alive], [], [], 0)[0]:  # the other process ended before this one was to be killed with it
+            os._exit(1)
+        os.execve(command[0], [*command], {"PYTHONHASHSEED": "0"})
+    die_with_parent()
+    if os.getppid() != grader:
+        os._exit(1)
+    os.write(info_fd, b'{"child-pid": %d}' % child)
+    os.closerange(3, ours)
+    os.closerange(ours + 1, 1024)
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
+
+
+def _own_user_namespace() -> None:
+    """Become nobody in a user namespace, where that user alone exists and no further one can be made."""
+    user, group = os.geteuid(), os.getegid()
+    unshare(NEW_USER)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{NOBODY} {user} 1"), ("gid_map", f"{NOBODY} {group} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+    try:
+        with open("/proc/sys/user/max_user_namespaces", "w") as file:
+            file.write("0")
+    except OSError:
+        pass  # read-only in some containers; the filter for system calls refuses them too
+
+
+def _build(view: Sequence[tuple[str, str, str]], tmp_bytes: int) -> None:
+    """Build the file system of the sandbox and make it the root."""
+    os.umask(0o022)
+    private_mounts()
+    mount("tmpfs", "/tmp", "tmpfs", NOSUID | NODEV, "mode=755,size=1m,nr_inodes=1024")
+    os.mkdir("/tmp" + _OLD)
+    new_root("/tmp", _OLD)
+    for kind, path, source in view:
+        if kind == "link":
+            os.symlink(source, path)
+        else:
+            _bind(source, path, ATTR_READ_ONLY | ATTR_NOSUID | ATTR_NODEV)
+    for name in _DEVICES:
+        _bind(f"/dev/{name}", f"/dev/{name}", ATTR_READ_ONLY | ATTR_NOSUID | ATTR_NOEXEC)
+    for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
+        os.symlink(f"/proc/self/fd{target}", f"/dev/{name}")
+    for folder in ("/dev/shm", "/proc", "/tmp"):
+        os.mkdir(folder)
+    mount("proc", "/proc", "proc", NOSUID | NODEV | NOEXEC)
+    mount("tmpfs", "/dev/shm", "tmpfs", NOSUID | NODEV, "mode=1777,size=4096,nr_inodes=64")
+    mount("tmpfs", "/tmp", "tmpfs", NOSUID | NODEV, f"mode=1777,size={tmp_bytes},nr_inodes=4096")
+    detach(_OLD)
+    os.rmdir(_OLD)
+    set_mount("/", ATTR_READ_ONLY)
+    os.chdir("/tmp")
+
+
+def _bind(source: str, path: str, attributes: int) -> None:
+    """Show a file or folder of the old root, without its rights to change it."""
+    source = _OLD + source
+    if os.path.isdir(source):
+        os.makedirs(path, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if not os.path.exists(path):
+            with open(path, "x"):
+                pass
+    mount(source, path, None, BIND | RECURSIVE)
+    set_mount(path, attributes, recursive=True)

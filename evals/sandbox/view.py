@@ -1,0 +1,44 @@
+"""What a sandbox can see of the machine, whatever shuts it in: the system's libraries, this Python and the grader."""
+
+from __future__ import annotations
+
+import compileall
+import os
+import sys
+from functools import cache
+from pathlib import Path
+
+INSIDE = Path(__file__).resolve().parent
+GRADER = "/grader"
+"""Where this folder is inside of a sandbox."""
+
+_MODULES = ("candidate", "channel", "enter", "forker", "judge", "kernel", "limits", "syscalls", "wire")
+_SYSTEM_FOLDERS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+
+
+@cache
+def python() -> tuple[str, str]:
+    """Return this Python's real executable and its base prefix, outside any virtual environment."""
+    executable = getattr(sys, "_base_executable", None) or sys.executable
+    return os.path.realpath(executable), os.path.realpath(sys.base_prefix)
+
+
+@cache
+def read_only_view() -> tuple[tuple[str, str, str], ...]:
+    """Return what is seen read-only: ``bind`` or ``link``, the path inside, what it shows or points to."""
+    for module in _MODULES:  # else compiled anew in every server
+        compileall.compile_file(str(INSIDE / f"{module}.py"), quiet=2)
+    seen = [("bind", "/usr", "/usr")]
+    for folder in _SYSTEM_FOLDERS:
+        if os.path.islink(folder):
+            seen.append(("link", folder, os.readlink(folder)))
+        elif os.path.isdir(folder):
+            seen.append(("bind", folder, folder))
+    executable, prefix = python()
+    for path in (prefix, executable):
+        if not any(Path(path).is_relative_to(place) for _, place, _ in seen):
+            seen.append(("bind", path, path))
+    cache_of_libraries = "/etc/ld.so.cache"
+    if os.path.isfile(cache_of_libraries):
+        seen.append(("bind", cache_of_libraries, os.path.realpath(cache_of_libraries)))
+    return (*seen, ("bind", GRADER, str(INSIDE)))
