@@ -27,8 +27,8 @@ class Search:
 
         Args:
             tolerance: δ.
-            affordable: parameters for the units; once they are certain to be exceeded, the units not visited yet are
-                left dense without being asked for.
+            affordable: parameters for the units; once they are certain to be exceeded, the units not visited yet get
+                their least rank without being asked for.
         """
         ranks: dict[str, int] = {}
         dense = self._ask(ranks)
@@ -47,7 +47,7 @@ class Search:
             least -= _stored(unit, unit.min_rank)
             spent += _stored(unit, ranks.get(unit.name))
             if affordable is not None and spent + least > affordable:
-                break
+                return ranks | {unit.name: unit.min_rank for unit in self.units[number:]}
         return ranks
 
     def fits(self, ranks: Mapping[str, int], affordable: float) -> bool:
