@@ -65,10 +65,14 @@ class Search:
 
 
 def grid(unit: Unit) -> list[int]:
-    """Return the ranks that are tried, ascending: the least one, and tenths of κ = parameters / cost below it."""
-    tenths = [int(part * unit.parameters / unit.cost / 10) for part in range(1, 10)]
+    """Return the ranks that are tried, ascending: the least one, and tenths of κ = parameters / cost below it.
+
+    Where the largest rank is below κ, as in a layer that was pruned already, they are tenths of the largest rank.
+    """
+    top = min(unit.parameters / unit.cost, unit.max_rank)
+    tenths = [int(part * top / 10) for part in range(1, 10)]
     return sorted({unit.min_rank, *(rank for rank in tenths if rank > unit.min_rank and unit.saves(rank))})
 
 
 def _stored(unit: Unit, rank: int | None) -> int:
-    return unit.parameters if rank is None else unit.stored(rank, guard=True)
+    return unit.stored(unit.max_rank if rank is None else rank, guard=True)
