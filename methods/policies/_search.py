@@ -27,8 +27,8 @@ class Search:
 
         Args:
             tolerance: δ.
-            affordable: parameters for the units; once they are certain to be exceeded, the units not visited yet are
-                left dense without being asked for.
+            affordable: parameters for the units; once they are certain to be exceeded, the units not visited yet get
+                their least rank without being asked for.
         """
         ranks: dict[str, int] = {}
         dense = self._ask(ranks)
@@ -47,7 +47,7 @@ class Search:
             least -= _stored(unit, unit.min_rank)
             spent += _stored(unit, ranks.get(unit.name))
             if affordable is not None and spent + least > affordable:
-                break
+                return ranks | {unit.name: unit.min_rank for unit in self.units[number:]}
         return ranks
 
     def fits(self, ranks: Mapping[str, int], affordable: float) -> bool:
@@ -65,10 +65,14 @@ class Search:
 
 
 def grid(unit: Unit) -> list[int]:
-    """Return the ranks that are tried, ascending: the least one, and tenths of κ = parameters / cost below it."""
-    tenths = [int(part * unit.parameters / unit.cost / 10) for part in range(1, 10)]
+    """Return the ranks that are tried, ascending: the least one, and tenths of κ = parameters / cost below it.
+
+    Where the largest rank is below κ, as in a layer that was pruned already, they are tenths of the largest rank.
+    """
+    top = min(unit.parameters / unit.cost, unit.max_rank)
+    tenths = [int(part * top / 10) for part in range(1, 10)]
     return sorted({unit.min_rank, *(rank for rank in tenths if rank > unit.min_rank and unit.saves(rank))})
 
 
 def _stored(unit: Unit, rank: int | None) -> int:
-    return unit.parameters if rank is None else unit.stored(rank, guard=True)
+    return unit.stored(unit.max_rank if rank is None else rank, guard=True)

@@ -31,7 +31,7 @@ def by_share(unit: Unit, share: Callable[[float], float]) -> Demand:
         if level >= BREAK_EVEN_LEVEL:
             return dense + (level - BREAK_EVEN_LEVEL) / (1 - BREAK_EVEN_LEVEL) * (unit.max_rank - dense)
         kept = share(level / BREAK_EVEN_LEVEL)
-        return float(dense) if kept >= 1 else max(kept, 0.0) * even
+        return float(dense) if kept >= 1 else min(max(kept, 0.0) * even, float(dense))
 
     return rank
 

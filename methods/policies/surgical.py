@@ -69,7 +69,8 @@ class Surgical(Policy):
             raise ValueError("the surgical policy needs the loss of the model")
         affordable = evidence.share * sum(unit.parameters for unit in evidence.units)
         search = Search(evidence.loss, self._visited(evidence, affordable), self.metric, self.evaluations)
-        spent = sum(unit.parameters for unit in evidence.units) - sum(unit.parameters for unit in search.units)
+        visited = {unit.name for unit in search.units}
+        spent = sum(unit.stored(unit.max_rank, True) for unit in evidence.units if unit.name not in visited)
         least = {unit.name: unit.min_rank for unit in search.units}
         if self.tolerance:
             found = search.run(self.tolerance, None)
@@ -91,7 +92,7 @@ class Surgical(Policy):
 
     def _visited(self, evidence: Evidence, affordable: float) -> list[Unit]:
         first = int(self.untouched * len(evidence.units))
-        if sum(unit.parameters for unit in evidence.units[:first]) > affordable / 2:
+        if sum(unit.stored(unit.max_rank, True) for unit in evidence.units[:first]) > affordable / 2:
             first = 0
         return list(reversed(evidence.units[first:]))
 

@@ -36,7 +36,8 @@ def shapes(draw: st.DrawFn) -> ModelShape:
         m, n = draw(st.integers(1, 48)), draw(st.integers(1, 48))
         least = draw(st.integers(1, max(1, min(m, n) // 4)))
         overhead = draw(st.sampled_from([0, 0, m]))
-        units.append(Unit(f"unit{index}", m * n, m + n, min(m, n), least, overhead))
+        top = min(m, n) if draw(st.booleans()) else draw(st.integers(least, min(m, n)))  # or pruned already
+        units.append(Unit(f"unit{index}", m * n, m + n, top, least, overhead))
     return ModelShape(sum(u.parameters for u in units) + draw(st.integers(0, 4000)), tuple(units))
 
 

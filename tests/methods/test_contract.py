@@ -140,6 +140,12 @@ class TestBasisSelection(CompressorContract):
     plain: ClassVar[dict[str, Any]] = {"additional_dimension": 0}
 
 
+class TestImportanceGuidedBasisSelection(CompressorContract):
+    method = "bsi"
+    options: ClassVar[dict[str, Any]] = {"prunings": 4, "additional_dimension": 2, "hessian_samples": 8}
+    plain: ClassVar[dict[str, Any]] = {"additional_dimension": 0, "criterion": "s"}
+
+
 def test_every_built_in_method_is_under_contract() -> None:
     tested = {
         value.method for value in globals().values() if getattr(value, "__test__", True) and hasattr(value, "method")

@@ -22,7 +22,7 @@ from ...budget import Budget, ModelShape, Unit
 from ...fitted import Fitted
 from ...groups import singles
 from ...matrixwise import MatrixCompressor, report
-from ...policies.base import policies
+from ...policies.base import parse_policy, policies
 from .layer import Start
 from .pruning import Schedule, lr_factor, pruning_steps
 from .run import PruningRun
@@ -45,14 +45,23 @@ class BasisSelection(Compressor):
         new_vectors: ``zero`` starts them as in LoRA (authors), ``top`` from the strongest bases.
         keep_epochs, prune_epochs, post_epochs: how the common budget of steps is divided between training before the
             first pruning, pruning, and the recovery that follows.
-        criterion: importance of a basis: ``s`` (authors), ``s2``, or ``taylor`` (|s · ∂L/∂s|, running mean).
+        criterion: importance of a basis: ``s`` (authors), ``s2``, ``taylor`` (|s · ∂L/∂s|, running mean), or
+            ``hessian`` (the second-order estimate of BSI, see `curvature`).
         schedule: how the kept share falls, ``exponential`` (authors) or ``linear``.
         scope: ``layer`` applies the cumulative rule to each matrix (authors), ``global`` one threshold to all.
         train_others: also train embeddings, norms and biases (authors).
         lr_scaling: ``paper`` applies the authors' factors to the learning rates of pruning and recovery, ``none`` 1.
         split: where the singular values go in the merge: ``first`` (authors) or ``even``.
         trajectory: serve all ratios of a sweep from one pruning run, with a snapshot at each ratio.
-        seed: of the new vectors.
+        seed: of the new vectors, and of the signs of the ``hessian`` probes.
+        final_policy: rank policy of the pruning that meets the budget, such as ``surgical`` for SFSD's search over the
+            bases that are left; empty for the rule of ``scope``.
+        final_share: share of the way to K (in the schedule's own measure) that is left for a final policy to decide.
+        final_samples: examples on which a final policy asks the model's loss.
+        hessian_probes: probes before each pruning and at the start; each costs two forward and backward passes over
+            8 examples, which the report counts in its details and not in its steps and tokens.
+        hessian_samples: examples that the probes take turns on.
+        hessian_step, hessian_memory: see `curvature.Curvature`.
     """
 
     trains: ClassVar[bool] = True
@@ -67,7 +76,7 @@ class BasisSelection(Compressor):
     keep_epochs: float = Field(default=1.0, ge=0)
     prune_epochs: float = Field(default=2.0, gt=0)
     post_epochs: float = Field(default=3.0, ge=0)
-    criterion: Literal["s", "s2", "taylor"] = "s"
+    criterion: Literal["s", "s2", "taylor", "hessian"] = "s"
     schedule: Schedule = "exponential"
     scope: Literal["layer", "global"] = "layer"
     train_others: bool = True
@@ -75,6 +84,13 @@ class BasisSelection(Compressor):
     split: Literal["first", "even"] = "first"
     trajectory: bool = False
     seed: int = 42
+    final_policy: str = ""
+    final_share: float = Field(default=0.25, ge=0, le=1)
+    final_samples: int = Field(default=64, ge=1)
+    hessian_probes: int = Field(default=1, ge=1)
+    hessian_samples: int = Field(default=64, ge=1)
+    hessian_step: float = Field(default=0.01, gt=0, lt=1)
+    hessian_memory: float = Field(default=0.9, ge=0, le=1)
 
     @field_validator("start")
     @classmethod
@@ -86,13 +102,27 @@ class BasisSelection(Compressor):
             )
         return value
 
+    @field_validator("final_policy")
+    @classmethod
+    def _known_policy(cls, value: str) -> str:
+        if value:
+            parse_policy(value)
+        return value
+
     def _bases(self) -> Compressor:
-        return create_method(self.start, {"head": self.head})
+        # The start's own policy never chooses a rank here, so it shall not measure either.
+        return create_method(self.start, {"head": self.head, "policy": "uniform"})
 
     @property
     def fit_needs_data(self) -> bool:
         """Whether the method that gives the bases reads task data."""
         return self._bases().fit_needs_data
+
+    @property
+    def compress_needs_data(self) -> bool:
+        """Whether the criterion or the final policy asks the model."""
+        policy = parse_policy(self.final_policy or "uniform")
+        return self.criterion == "hessian" or policy.needs_loss or policy.measures
 
     def fit_key(self) -> dict[str, Any]:
         """Share the fit of the method that gives the bases."""
@@ -105,6 +135,8 @@ class BasisSelection(Compressor):
     def shape(self, model: nn.Module, ratio: float | None = None) -> ModelShape:
         """Return the units; with a ratio, each one's least rank is its new vectors plus one basis."""
         shape = super().shape(model)
+        if self.final_policy:
+            parse_policy(self.final_policy).check(shape.units)
         if ratio is None:
             return shape
         return with_extra(shape, self.extra_vectors(shape, Budget(ratio, self.guard)))
@@ -126,7 +158,7 @@ class BasisSelection(Compressor):
     ) -> CompressionReport:
         """Train, prune and merge down to one ratio; see `compress_path`."""
         reports: list[CompressionReport] = []
-        self.compress_path(model, fitted, [budget], trainer, lambda _, __, report: reports.append(report))
+        self.compress_path(model, fitted, [budget], trainer, lambda _, __, report: reports.append(report), data)
         return reports[0]
 
     def compress_path(
@@ -146,7 +178,7 @@ class BasisSelection(Compressor):
             budgets: any order.
             trainer: None prunes without training.
             emit: called once per budget, from the lowest ratio to the highest.
-            data: not used; the training run has its own.
+            data: for the criterion ``hessian`` and for final policies that ask the model.
         """
         steps = self.pruning_run_steps(trainer) if trainer else 0
         before = self.keep_epochs + self.prune_epochs
@@ -162,7 +194,7 @@ class BasisSelection(Compressor):
             emit(run.budgets[index], merged, result)
 
         groups = singles(self.targets(model))
-        run = PruningRun(self, model, fitted, budgets, hand_out)
+        run = PruningRun(self, model, fitted, budgets, hand_out, data)
 
         def on_gradients(step: int, tokens: int) -> None:
             nonlocal used

@@ -28,7 +28,7 @@ def keep_largest(scores: Tensor, theta: float) -> Tensor:
     return scores.double() >= ordered[min(last, len(ordered) - 1)]
 
 
-def target_share(keep: float, pruning: int, prunings: int, schedule: Schedule = "exponential") -> float:
+def target_share(keep: float, pruning: float, prunings: int, schedule: Schedule = "exponential") -> float:
     """Return the share of the first sum that should be left after ``pruning`` of ``prunings`` (1-based).
 
     Exponential: K^{p/P}, the schedule that the authors' learning-rate factor implies. Linear: 1 - (1-K)·p/P.

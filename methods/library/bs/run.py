@@ -13,11 +13,14 @@ from ....models.layers import LowRankLinear
 from ....models.matrices import get_linear, replace_module
 from ...budget import Allocation, Budget, ModelShape, Unit
 from ...fitted import Fitted
-from ...policies.base import policies
+from ...policies.base import parse_policy, policies
+from .curvature import CurvatureProbes
+from .final import BasisProbe
 from .layer import BasisLinear
 from .pruning import compensated_threshold, keep_largest, target_share
 
 if TYPE_CHECKING:
+    from ...base import CalibrationData
     from .compressor import BasisSelection
 
 
@@ -30,6 +33,7 @@ class PruningRun:
         fitted: the bases.
         budgets: the ratios to hand out.
         hand_out: called with the position of a budget and the merged model that meets it, for all but the deepest.
+        data: task data for criteria and policies that ask the model; None for the others.
 
     Attributes:
         budgets: from the lowest ratio to the highest.
@@ -46,8 +50,9 @@ class PruningRun:
         fitted: Fitted,
         budgets: Sequence[Budget],
         hand_out: Callable[[int, nn.Module], None],
+        data: CalibrationData | None = None,
     ) -> None:
-        self.method, self.model, self.hand_out = method, model, hand_out
+        self.method, self.model, self.hand_out, self.data = method, model, hand_out, data
         self.budgets = sorted(budgets, key=lambda budget: budget.ratio)
         self.dense_shape = method.shape(model)
         self.shape = method.shape(model, self.budgets[-1].ratio)
@@ -78,6 +83,11 @@ class PruningRun:
         self.slope = {name: torch.zeros_like(layer.weight_root) for name, layer in self.layers.items()}
         self.observed = 0
         self.reached = self.prunings_done = 0
+        self.met = False
+        self.final_levels: dict[int, float] = {}
+        self.probes = CurvatureProbes(method, model, self.layers, data) if method.criterion == "hessian" else None
+        if self.probes is not None:
+            self.probes.run()
         plans = [self._allocate(budget) for budget in self.budgets]
         self.kept_share = [self._kept_share(plan, freed) for plan in plans]
         self.keep = plans[-1].level if method.scope == "layer" else self._kept_share(plans[-1], 0.0)
@@ -88,6 +98,8 @@ class PruningRun:
             return s**2
         if self.method.criterion == "taylor" and self.observed:
             return (self.slope[name] / self.observed)[layer.kept].float() + 1e-12 * s
+        if self.probes is not None:
+            return self.probes.curvature.importance(name)
         return s
 
     def _kept_share(self, plan: Allocation, freed: float) -> float:
@@ -106,34 +118,67 @@ class PruningRun:
             if layer.weight_root.grad is not None:
                 self.slope[name] += (layer.weight_root.grad * layer.weight_root.detach()).abs() / 2
 
+    def _unit(self, unit: Unit) -> Unit:
+        """Return a unit whose largest rank is what is left of its layer."""
+        top = min(self.layers[unit.name].rank, unit.max_rank)
+        return Unit(unit.name, unit.parameters, unit.cost, top, min(unit.min_rank, top), unit.overhead)
+
+    def _spectra(self, units: Sequence[Unit]) -> dict[str, Tensor]:
+        scores = {unit.name: self._scores(self.layers[unit.name], unit.name) for unit in units}
+        return {
+            unit.name: scores[unit.name].sort(descending=True).values[: unit.max_rank - self.layers[unit.name].extra]
+            for unit in units
+        }
+
     def _allocate(self, budget: Budget) -> Allocation:
         """Return the budget-exact ranks under the run's rule, given the bases that are still there."""
         policy = policies.get("energy" if self.method.scope == "layer" else "threshold")()
-        units, spectra = [], {}
-        for unit in self.shape.units:
-            layer = self.layers[unit.name]
-            top = min(layer.rank, unit.max_rank)
-            units.append(Unit(unit.name, unit.parameters, unit.cost, top, min(unit.min_rank, top), unit.overhead))
-            scores = self._scores(layer, unit.name).sort(descending=True).values
-            spectra[unit.name] = scores[: top - layer.extra]
-        return budget.allocate(ModelShape(self.shape.parameters, tuple(units)), policy, spectra)
+        units = tuple(self._unit(unit) for unit in self.shape.units)
+        return budget.allocate(ModelShape(self.shape.parameters, units), policy, self._spectra(units))
+
+    def _allocate_last(self, budget: Budget) -> Allocation:
+        """Return the budget-exact ranks under the final policy.
+
+        A policy expects spectra whose squares are what is lost; scores that are losses already give their roots.
+        """
+        policy = parse_policy(self.method.final_policy)
+        units = tuple(self._unit(unit) for unit in self.shape.units)
+        spectra = self._spectra(units)
+        if self.method.criterion != "s":
+            spectra = {name: scores.clamp_min(0).sqrt() for name, scores in spectra.items()}
+        loss = measured = None
+        if policy.needs_loss or policy.measures:
+            loss = BasisProbe(
+                self.model, self.layers, self._mask, self.data, self.method.final_samples, policy.asks()
+            ).loss
+            measured = policy.measure(units, spectra, loss) if policy.measures else None
+        found = budget.allocate(ModelShape(self.shape.parameters, units), policy, spectra, measured, loss)
+        self.final_levels[self.reached] = found.level
+        return found
 
     def prune(self) -> None:
         """Do the next pruning of the schedule; the last one meets the deepest budget exactly.
 
         A pruning that would pass a budget stops at it instead: the model that stands there is handed out if it is a
-        shallower one of a trajectory, and the schedule goes on from it.
+        shallower one of a trajectory, and the schedule goes on from it. The pruning that meets a budget is the one
+        that follows the final policy, if there is one.
         """
         self.prunings_done += 1
+        if self.met:
+            return
+        if self.probes is not None:
+            self.probes.run()
         final = self.prunings_done == self.method.prunings
         while True:
-            exact = self._allocate(self.budgets[self.reached])
+            budget = self.budgets[self.reached]
+            exact = self._allocate(budget)
             masks = None if final else self._scheduled(self.prunings_done)
             if masks is not None and self._size(masks) >= exact.parameters:
                 self._apply(masks)
                 return
-            self._apply(self._exact(exact))
+            self._apply(self._exact(self._allocate_last(budget) if self.method.final_policy else exact))
             if self.reached == len(self.budgets) - 1:
+                self.met = True
                 return
             self.hand_out(self.reached, self.merged(copy.deepcopy(self.model)))
             self.reached += 1
@@ -142,7 +187,8 @@ class PruningRun:
 
     def _scheduled(self, pruning: int) -> dict[str, Tensor]:
         """Return the masks of the authors' rule, without prunings that would not bring a matrix below break-even."""
-        share = target_share(self.keep, pruning, self.method.prunings, self.method.schedule)
+        before_last = 1 - self.method.final_share if self.method.final_policy else 1.0
+        share = target_share(self.keep, pruning * before_last, self.method.prunings, self.method.schedule)
         if self.method.scope == "global":
             pool = torch.cat([self._scores(layer, name) for name, layer in self.layers.items()])
             theta = compensated_threshold(share, self.product[next(iter(self.layers))])
@@ -164,16 +210,20 @@ class PruningRun:
     def _at_least_one(scores: Tensor, limit: Tensor) -> Tensor:
         return scores >= torch.minimum(limit, scores.max())
 
+    def _mask(self, name: str, rank: int) -> Tensor:
+        """Return which bases of a layer survive at a rank: the best ones that its new vectors leave room for."""
+        scores = self._scores(self.layers[name], name)
+        mask = torch.ones_like(scores, dtype=torch.bool)
+        mask[scores.argsort(descending=True, stable=True)[rank - self.layers[name].extra :]] = False
+        return mask
+
     def _exact(self, allocation: Allocation) -> dict[str, Tensor]:
-        masks = {}
-        for name, layer in self.layers.items():
-            scores = self._scores(layer, name)
-            mask = torch.ones_like(scores, dtype=torch.bool)
-            if name in allocation.ranks:
-                order = scores.argsort(descending=True, stable=True)
-                mask[order[allocation.ranks[name] - layer.extra :]] = False
-            masks[name] = mask
-        return masks
+        return {
+            name: self._mask(name, allocation.ranks[name])
+            if name in allocation.ranks
+            else torch.ones_like(layer.kept, dtype=torch.bool)
+            for name, layer in self.layers.items()
+        }
 
     def _size(self, masks: Mapping[str, Tensor]) -> int:
         return self.shape.untouched + sum(
@@ -224,9 +274,14 @@ class PruningRun:
 
     def details(self, index: int) -> dict[str, Any]:
         """Return what a reader of the record needs to know about the run, for one of its budgets."""
-        return {
+        found = {
             "keep": self.keep,
             "kept_share": self.kept_share[index],
             "additional_dimension": dict(self.extra),
             "trajectory_ratios": [budget.ratio for budget in self.budgets],
         }
+        if index in self.final_levels:
+            found["final_level"] = self.final_levels[index]
+        if self.probes is not None:
+            found |= {"hessian_passes": 2 * self.probes.done, "hessian_tokens": self.probes.tokens}
+        return found

@@ -1,0 +1,143 @@
+"""What dropping a basis would cost, to second order: the criterion of Importance-Guided Basis Selection (BSI)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ....foundation.errors import UserError
+from ...probe import Examples
+from ...statistics import example_losses
+from .layer import BasisLinear
+
+if TYPE_CHECKING:
+    from ...base import CalibrationData
+    from .compressor import BasisSelection
+
+
+class Curvature:
+    """Running estimates of s_i·g_i and s_i²·H_ii, g and H the gradient and Hessian of the loss in the singular values.
+
+    BSI (arXiv 2605.01627; we know the abstract only): ΔL_i ≈ -g_i s_i + ½ H_ii s_i² when s_i goes to 0, with H_ii from
+    a Hutchinson-type estimator under symmetric perturbations of the parameters: H_ii = E[z_i (g_i(s + d) -
+    g_i(s - d)) / (2 d_i)] · z_i² for independent random signs z. Exact on average where the loss is quadratic.
+
+    Left open by what we know of the source and chosen here: d_i = ε·s_i·z_i, relative to s, so that no singular value
+    changes its sign and estimates come out as s_i² H_ii without a division; all matrices are perturbed together; g is
+    the mean of the two gradients; means forget exponentially, because s and the other parameters go on training.
+
+    Args:
+        layers: basis layers by name.
+        seed: of the signs.
+        step: ε; never below the square root of the dtype's precision.
+        memory: weight of the past relative to the newest probe, 1 for a plain mean.
+    """
+
+    def __init__(self, layers: Mapping[str, BasisLinear], seed: int, step: float = 0.01, memory: float = 0.9) -> None:
+        self.layers, self.step, self.memory = layers, step, memory
+        self.slope = {name: torch.zeros_like(layer.weight_root.detach()).float() for name, layer in layers.items()}
+        self.bend = {name: value.clone() for name, value in self.slope.items()}
+        self.weight = 0.0
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def observe(self, loss: Callable[[], Tensor]) -> None:
+        """Do one probe: two gradients of the loss, at s·(1 + εz) and s·(1 - εz); parameters and gradients stay.
+
+        Args:
+            loss: gives the loss (a scalar with a graph) of the model as it stands.
+        """
+        roots = {name: layer.weight_root for name, layer in self.layers.items()}
+        saved = {name: root.data for name, root in roots.items()}
+        step = {name: max(self.step, torch.finfo(root.dtype).eps ** 0.5) for name, root in roots.items()}
+        signs = {
+            name: (torch.randint(0, 2, root.shape, generator=self._generator) * 2 - 1).to(root.device)
+            for name, root in roots.items()
+        }
+        found: list[dict[str, Tensor]] = []
+        try:
+            for direction in (1.0, -1.0):
+                stretch = {name: (1 + direction * step[name] * signs[name]).sqrt() for name in roots}
+                for name, root in roots.items():
+                    root.data = (saved[name] * stretch[name]).to(saved[name])
+                gradients = torch.autograd.grad(loss(), list(roots.values()), allow_unused=True)
+                # s = w², so s_i·∂L/∂s_i = w_i² / (2 w'_i) · ∂L/∂w'_i with w' = w·stretch
+                found.append(
+                    {
+                        name: torch.zeros_like(self.slope[name])
+                        if gradient is None
+                        else gradient.float() * saved[name].float() / (2 * stretch[name].float())
+                        for (name, _), gradient in zip(roots.items(), gradients, strict=True)
+                    }
+                )
+        finally:
+            for name, root in roots.items():
+                root.data = saved[name]
+        up, down = found
+        self.weight = self.memory * self.weight + 1
+        for name in roots:
+            slope, bend = (up[name] + down[name]) / 2, signs[name] * (up[name] - down[name]) / (2 * step[name])
+            self.slope[name] = self.memory * self.slope[name] + slope
+            self.bend[name] = self.memory * self.bend[name] + bend
+
+    def increase(self, name: str) -> Tensor:
+        """Return the expected rise of the loss when each basis alone is dropped, shape (k,); may be negative."""
+        return (self.bend[name] / 2 - self.slope[name]) / max(self.weight, 1e-30)
+
+    def importance(self, name: str) -> Tensor:
+        """Return scores of the kept bases for pruning, shape (kept,), not negative.
+
+        A negative increase counts as 0; a millionth of the mean increase, shared in proportion to s, orders those.
+        """
+        layer = self.layers[name]
+        positive = self.increase(name)[layer.kept].clamp_min(0)
+        s = layer.singular_values().float()
+        level = positive.mean() if bool(positive.any()) else torch.ones_like(positive).mean()
+        return positive + 1e-6 * level * s / s.mean().clamp_min(1e-30) if len(s) else positive
+
+
+class CurvatureProbes:
+    """Observes the curvature of a model's task loss, one batch of 8 examples after the other.
+
+    Args:
+        method: how many probes at a time, on how many examples, and the options of `Curvature`.
+        model: the model that holds the layers.
+        layers: by name.
+        data: task data; never the test split.
+
+    Attributes:
+        done: probes so far; each is two forward and backward passes.
+        tokens: tokens of all those passes, padding left out.
+    """
+
+    def __init__(
+        self,
+        method: BasisSelection,
+        model: nn.Module,
+        layers: Mapping[str, BasisLinear],
+        data: CalibrationData | None,
+    ) -> None:
+        if data is None:
+            raise UserError("the criterion 'hessian' asks for the model's loss; add --task, such as --task math")
+        self.model, self.number = model, method.hessian_probes
+        self.batches = Examples(data, method.hessian_samples, 8, next(model.parameters()).device).batches
+        self.curvature = Curvature(layers, method.seed, method.hessian_step, method.hessian_memory)
+        self.done = self.tokens = 0
+
+    def run(self) -> None:
+        """Do the probes of one pruning; the model is put into evaluation mode for them and back."""
+        training = self.model.training
+        self.model.eval()
+        for _ in range(self.number):
+            batch = self.batches[self.done % len(self.batches)]
+            self.curvature.observe(partial(self._loss, batch))
+            self.done += 1
+            self.tokens += 2 * int(batch["attention_mask"].sum())
+        self.model.train(training)
+
+    def _loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+        return example_losses(self.model(**inputs, use_cache=False).logits, batch["labels"]).mean()

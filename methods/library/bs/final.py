@@ -1,0 +1,61 @@
+"""A last pruning under a rank policy of its own: the model with basis layers cut further, and what a policy sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from ....foundation.errors import UserError
+from ...probe import Examples
+from .layer import BasisLinear
+
+if TYPE_CHECKING:
+    from ...base import CalibrationData
+    from ...policies.base import Metric
+
+MaskAt = Callable[[str, int], Tensor]
+"""Which bases of a named layer survive at a rank (new vectors included), shape (kept,), bool."""
+
+
+class BasisProbe:
+    """Evaluates prunings of a model of basis layers in place; the layers are left as they were.
+
+    The twin of `methods.probe.Probe`, which truncates dense matrices.
+
+    Args:
+        model: the model that holds the layers.
+        layers: by name.
+        mask_at: the bases that survive.
+        data: task data; never the test split.
+        samples: examples per evaluation.
+        metric: see `methods.probe.Examples`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, BasisLinear],
+        mask_at: MaskAt,
+        data: CalibrationData | None,
+        samples: int,
+        metric: Metric,
+    ) -> None:
+        if data is None:
+            raise UserError("the final policy asks for the model's loss; add --task, such as --task math")
+        self.model, self.layers, self.mask_at = model, layers, mask_at
+        self.examples = Examples(data, samples, 8, next(model.parameters()).device, metric)
+
+    def loss(self, ranks: Mapping[str, int]) -> float:
+        """Return the mean loss, or the error rate, with the named layers pruned to these ranks."""
+        saved: list[tuple[BasisLinear, Tensor, Tensor, Tensor]] = []
+        try:
+            for name, rank in ranks.items():
+                layer = self.layers[name]
+                saved.append((layer, layer.left, layer.right, layer.kept))
+                layer.prune(self.mask_at(name, rank))
+            return self.examples.loss(self.model)
+        finally:
+            for layer, left, right, kept in saved:
+                layer.left, layer.right, layer.kept = left, right, kept
