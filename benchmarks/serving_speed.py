@@ -1,10 +1,10 @@
 """Tokens per second and memory of vLLM with a factorised model and with its dense form, in one run on one machine.
 
-    OMP_NUM_THREADS=1 python benchmarks/serving_speed.py                    # 1024-wide Llama, 8 layers, ratio 4, float32
+    OMP_NUM_THREADS=1 python benchmarks/serving_speed.py               # 1024-wide Llama, 8 layers, ratio 4, float32
     OMP_NUM_THREADS=1 python benchmarks/serving_speed.py --dtype bfloat16 --ratio 2
 
-The weights are random: speed does not depend on them. Both engines live in one process and take turns; the table has the
-median of the rounds. Memory is the resident set of a process of its own after the engine has started.
+The weights are random: speed does not depend on them. Both engines live in one process and take turns; the table has
+the median of the rounds. Memory is the resident set of a process of its own after the engine has started.
 """
 
 import argparse
@@ -25,7 +25,7 @@ PROMPT, NEW = 16, 32
 
 
 def make_models(folder: Path, width: int, layers: int, ratio: float, dtype: str) -> None:
-    """Write ``dense`` and ``lowrank``: every matrix but embedding and head at the rank that makes it ratio times smaller."""
+    """Write ``dense`` and ``lowrank``: every matrix but embedding and head ratio times smaller."""
     import torch
     import transformers as tf
 
@@ -63,7 +63,9 @@ def seconds(llm: Any, batch: int, round_: int) -> float:
     from vllm import SamplingParams
 
     sampling = SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True, detokenize=False)
-    prompts = [{"prompt_token_ids": [3 + (7 * i + 13 * j + round_) % 4000 for j in range(PROMPT)]} for i in range(batch)]
+    prompts = [
+        {"prompt_token_ids": [3 + (7 * i + 13 * j + round_) % 4000 for j in range(PROMPT)]} for i in range(batch)
+    ]
     start = time.perf_counter()
     llm.generate(prompts, sampling, use_tqdm=False)
     return time.perf_counter() - start
@@ -112,7 +114,8 @@ def main() -> None:
                 f"{speed['lowrank'] / speed['dense']:.2f} |",
                 flush=True,
             )
-        print(f"| MiB resident | {sizes['dense']:.0f} | {sizes['lowrank']:.0f} | {sizes['lowrank'] / sizes['dense']:.2f} |")
+        dense, lowrank = sizes.values()
+        print(f"| MiB resident | {dense:.0f} | {lowrank:.0f} | {lowrank / dense:.2f} |")
 
 
 if __name__ == "__main__":

@@ -5,39 +5,41 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lowrank_bench.models.matrices import low_rank_layers
 from served_models import NEW, dense_twin, prompts, save_pair, served_models, tokens
+
+from lowrank_bench.models.matrices import low_rank_layers
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
 _CHILD = Path(__file__).parents[2] / "vllm_child.py"
-EAGER = {"dtype": "float32", "enforce_eager": True, "block_size": 32}
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+}
+FACTORISED = {"llama": 9, "mistral": 9, "qwen2": 8, "gemma": 8, "opt": 8, "gpt-neox": 9, "phi3": 9}
+"""Four layers of each decoder layer, fused ones counted once, and the head where it is not tied."""
 
 
-def serve(folders: Sequence[Path], engine: dict[str, Any], cache: Path, **environment: str) -> list[dict[str, Any]]:
+def serve(cache: Path, *jobs: dict[str, Any], **environment: str) -> list[dict[str, Any]]:
     """Run vLLM in a process that knows this package only by its installed entry points."""
-    job = {"engine": engine, "prompts": prompts(), "new": NEW, "folders": [str(folder) for folder in folders]}
-    settings = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # to send a function that counts layers to the workers
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_CACHE_ROOT": str(cache),
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
+    jobs = tuple({"dtype": "float32", "enforce_eager": True, "block_size": 32} | job for job in jobs)
+    task = {"prompts": prompts(), "new": NEW, "jobs": jobs}
+    # Functions are sent to the workers, to count layers there.
+    settings = ENVIRONMENT | {"VLLM_CACHE_ROOT": str(cache), "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
     done = subprocess.run(
-        [sys.executable, str(_CHILD), json.dumps(job)],
+        [sys.executable, str(_CHILD), json.dumps(task)],
         env=os.environ | settings | environment,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("FOUND ")]
@@ -53,44 +55,41 @@ def folders(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
 
 
 def test_same_greedy_tokens_from_transformers_vllm_and_the_dense_model(folders: Path, tmp_path: Path) -> None:
-    names = sorted(folder.name for folder in folders.iterdir())
-    run = [folders / name / kind for name in names for kind in ("lowrank", "dense") if (folders / name / kind).exists()]
-    found = dict(zip(run, serve(run, EAGER, tmp_path), strict=True))
-    expected = {name: tokens(folders / name / "lowrank") for name in names}
-    wrong = [f"{f.parent.name}/{f.name}" for f, answer in found.items() if answer["tokens"] != expected[f.parent.name]]
-    assert not wrong
-    # Served as factors, not multiplied out: four fused layers a decoder layer, and the head where it is not tied.
-    counts = {folder.parent.name: answer["layers"] for folder, answer in found.items() if folder.name == "lowrank"}
-    assert counts == {
-        "llama": 9, "mistral": 9, "qwen2": 9, "gemma": 8, "opt": 8, "gpt-neox": 9, "phi3": 9, "stories260K": 20, "mixed": 8
-    }  # fmt: skip
-    assert all(answer["layers"] == 0 for folder, answer in found.items() if folder.name == "dense")
+    expected = {folder.name: tokens(folder / "lowrank") for folder in folders.iterdir()}
+    served = [folder / "lowrank" for folder in folders.iterdir()]
+    dense = [folders / name / "dense" for name in ("llama", "mistral", "qwen2", "gemma", "stories260K")]
+    half = [{"model": str(folders / "mixed" / "lowrank"), "dtype": dtype} for dtype in ("bfloat16", "float16")]
+    answers = serve(tmp_path, *({"model": str(folder)} for folder in served + dense), *half)
+    found = dict(zip([*served, *dense, "bfloat16", "float16"], answers, strict=True))
+
+    assert not [folder for folder in served + dense if found[folder]["tokens"] != expected[folder.parent.name]]
+    # Served as factors, not multiplied out.
+    counts = {folder.parent.name: found[folder]["layers"] for folder in served}
+    assert counts == FACTORISED | {"stories260K": 20, "mixed": 8}
+    assert not any(found[folder]["layers"] for folder in dense)
     # The second time the long prompt's first block came from the prefix cache.
-    assert all(answer["cached"] == 32 and answer["again"] == answer["tokens"] for answer in found.values())
+    assert all(found[folder]["cached"] == 32 for folder in served)
+    assert all(found[folder]["again"] == found[folder]["tokens"] for folder in served)
+    for dtype in ("bfloat16", "float16"):
+        assert found[dtype]["layers"] == 8
+        assert {len(made) for made in found[dtype]["tokens"]} == {NEW}
 
 
 def test_two_processes_share_a_model(folders: Path, tmp_path: Path) -> None:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         pytest.skip("tensor parallelism on the CPU needs two cores")
-    engine = EAGER | {"tensor_parallel_size": 2}
+    folder = folders / "mixed" / "lowrank"
     bind = {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[1]}", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    (answer,) = serve([folders / "mixed" / "lowrank"], engine, tmp_path, **bind)
-    assert answer["tokens"] == tokens(folders / "mixed" / "lowrank")
+    (answer,) = serve(tmp_path, {"model": str(folder), "tensor_parallel_size": 2}, **bind)
+    assert answer["tokens"] == tokens(folder)
     assert answer["layers"] == 2 * 8
 
 
 def test_compiled(folders: Path, tmp_path: Path) -> None:
-    engine = EAGER | {"enforce_eager": False}
-    (answer,) = serve([folders / "mixed" / "lowrank"], engine, tmp_path)
-    assert answer["tokens"] == tokens(folders / "mixed" / "lowrank")
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_runs_factorised(folders: Path, tmp_path: Path, dtype: str) -> None:
-    (answer,) = serve([folders / "mixed" / "lowrank"], EAGER | {"dtype": dtype}, tmp_path)
-    assert answer["layers"] == 8
-    assert all(len(made) == NEW for made in answer["tokens"])
+    folder = folders / "mixed" / "lowrank"
+    (answer,) = serve(tmp_path, {"model": str(folder), "enforce_eager": False})
+    assert answer["tokens"] == tokens(folder)
 
 
 def test_twins_are_dense(data_dir: Path) -> None:
