@@ -33,7 +33,7 @@ def main() -> None:
             "tokens": [list(answer.outputs[0].token_ids) for answer in first],
             "again": [list(answer.outputs[0].token_ids) for answer in again],
             "cached": sum(answer.num_cached_tokens or 0 for answer in again),
-            "layers": sum(llm.apply_model(factorised_layers)),
+            "layers": sum(llm.apply_model(factorised_layers)) if "tensor_parallel_size" not in job else None,
         }
         print(f"FOUND {json.dumps(found)}", flush=True)
         del llm

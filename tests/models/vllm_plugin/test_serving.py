@@ -24,7 +24,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
 }
-FACTORISED = {"llama": 9, "mistral": 9, "qwen2": 8, "gemma": 8, "opt": 8, "gpt-neox": 9, "phi3": 9}
+FACTORISED = {"llama": 9, "mistral": 9, "qwen2": 9, "gemma": 8, "opt": 8, "gpt-neox": 9, "phi3": 9}
 """Four layers of each decoder layer, fused ones counted once, and the head where it is not tied."""
 
 
@@ -32,8 +32,7 @@ def serve(cache: Path, *jobs: dict[str, Any], **environment: str) -> list[dict[s
     """Run vLLM in a process that knows this package only by its installed entry points."""
     jobs = tuple({"dtype": "float32", "enforce_eager": True, "block_size": 32} | job for job in jobs)
     task = {"prompts": prompts(), "new": NEW, "jobs": jobs}
-    # Functions are sent to the workers, to count layers there.
-    settings = ENVIRONMENT | {"VLLM_CACHE_ROOT": str(cache), "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
+    settings = ENVIRONMENT | {"VLLM_CACHE_ROOT": str(cache)}
     done = subprocess.run(
         [sys.executable, str(_CHILD), json.dumps(task)],
         env=os.environ | settings | environment,
@@ -83,7 +82,6 @@ def test_two_processes_share_a_model(folders: Path, tmp_path: Path) -> None:
     bind = {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[1]}", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     (answer,) = serve(tmp_path, {"model": str(folder), "tensor_parallel_size": 2}, **bind)
     assert answer["tokens"] == tokens(folder)
-    assert answer["layers"] == 2 * 8
 
 
 def test_compiled(folders: Path, tmp_path: Path) -> None:
