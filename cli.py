@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from . import cli_samples
+from . import cli_results, cli_samples, cli_serving
 from .cli_output import console, escape, print_rows
 from .foundation.errors import UserError, unknown
 
@@ -229,15 +229,19 @@ def compress(
     request = CompressRequest(
         model, parse_method(method), wanted[0], out, task, revision, data, train_set, steps, seed, dtype, device, recipe
     )
-    report = compress_model(request)
+    done = compress_model(request)
+    report = done.report
     dense = f", {len(report.dense)} kept dense" if report.dense else ""
     console().print(
         f"{report.parameters_before:,} → {report.parameters:,} parameters: {report.ratio:.3f}x (kept "
         f"{100 / report.ratio:.1f} %, matrices alone {report.ratio_matrices:.3f}x); {len(report.ranks)} matrices "
-        f"factorised{dense}\ncheckpoint  {out}",
+        f"factorised{dense}",
         highlight=False,
         soft_wrap=True,
     )
+    rows = [(part.what, f"{part.parameters:,}", f"{100 * part.share:.1f} %", part.why) for part in done.dense]
+    print_rows("stays dense", ["what", "parameters", "of what is left", "why"], rows)
+    console().print(f"checkpoint  {out}", highlight=False, soft_wrap=True)
 
 
 @app.command("eval")
@@ -295,43 +299,6 @@ def evaluate(
 
 
 @app.command()
-def table(
-    run: Annotated[Path, typer.Argument(help="Folder of a run, or its results.csv or .parquet.")],
-    format: Annotated[str, typer.Option(help="terminal, markdown, csv or latex.")] = "terminal",
-    all_metrics: Annotated[bool, typer.Option("--all-metrics", help="Not only each benchmark's headline.")] = False,
-) -> None:
-    """Show the results of a run as a table."""
-    formats = ["terminal", "markdown", "csv", "latex"]
-    if format not in formats:
-        raise unknown("format", format, formats)
-    from .results import tables
-    from .results.records import read_records
-
-    frame = read_records(run)
-    if format == "terminal":
-        tables.render_terminal(frame, console(), headline=not all_metrics)
-    else:
-        sys.stdout.write(getattr(tables, f"to_{format}")(frame, headline=not all_metrics))
-
-
-@app.command()
-def plot(
-    run: Annotated[Path, typer.Argument(help="Folder of a run, or its results.csv or .parquet.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for the pictures.  [default: the run's]")] = None,
-) -> None:
-    """Draw each benchmark's metric over the ratio, as PNG and SVG."""
-    from .results.curves import draw_curves
-    from .results.records import read_records
-
-    folder = out or (run if run.is_dir() else run.parent)
-    paths = draw_curves(read_records(run), folder)
-    if not paths:
-        raise UserError(f"{run} has no compressed model to draw; run bench run with at least one method first")
-    for path in paths:
-        console().print(str(path), soft_wrap=True, highlight=False)
-
-
-@app.command()
 def doctor(data: Data = None, out: Out = Path("runs")) -> None:
     """Say what this machine can do: devices, engines, isolation, data."""
     from .runners.doctor import examine
@@ -343,7 +310,8 @@ def doctor(data: Data = None, out: Out = Path("runs")) -> None:
         sys.exit(1)
 
 
-cli_samples.add_to(app)
+for _group in (cli_results, cli_samples, cli_serving):
+    _group.add_to(app)
 
 if __name__ == "__main__":
     main()
