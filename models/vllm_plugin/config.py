@@ -1,0 +1,116 @@
+"""The quantisation method ``lowrank`` as vLLM sees it: which layers are factorised, and by what they are replaced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.quantization import register_quantization_config
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+from ...foundation.errors import UserError
+from ..layout import LOWRANK, Layout
+from .method import LowRankMethod
+from .sharing import FirstFactors
+
+
+@register_quantization_config(LOWRANK)
+class LowRankServingConfig(QuantizationConfig):
+    """vLLM's side of ``quantization_config``; the names in it become vLLM's own as the model is built.
+
+    Args:
+        layout: what the checkpoint announces.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        self.layout = layout
+        self.factors = FirstFactors(layout.shared)
+
+    def get_name(self) -> str:
+        """Return ``lowrank``."""
+        return LOWRANK
+
+    def get_supported_act_dtypes(self) -> list[torch.dtype]:
+        """Return every dtype that a plain matrix product has."""
+        return [torch.float32, torch.bfloat16, torch.float16]
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        """Return 0: there is no kernel of our own."""
+        return 0
+
+    @staticmethod
+    def get_config_filenames() -> list[str]:
+        """Return nothing: ``config.json`` says it all."""
+        return []
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> LowRankServingConfig:
+        """Read ``quantization_config``.
+
+        Raises:
+            UserError: another layout version, or fields that contradict each other.
+        """
+        return cls(Layout.read(config))
+
+    def maybe_update_config(self, model_name: str, hf_config: Any = None, revision: str | None = None) -> None:
+        """Check that a local folder is whole, so that a damaged one is an error that names the tensor.
+
+        Raises:
+            UserError: a file cut short, a missing tensor, or a rank that does not fit.
+        """
+        from ..loading import verify_folder
+
+        if Path(model_name).is_dir():
+            verify_folder(Path(model_name))
+
+    def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
+        """Rename the modules as vLLM names them (OPT, GPT-NeoX and others differ from transformers)."""
+
+        def rename(name: str) -> str:
+            return hf_to_vllm_mapper.map_name(name) or name
+
+        old = self.layout
+        self.layout = Layout(
+            {rename(name): rank for name, rank in old.ranks.items()},
+            {rename(name): rename(owner) for name, owner in old.shared.items()},
+            tuple(map(rename, old.added_bias)),
+            tuple(map(rename, old.dense)),
+            old.guard,
+        )
+        self.factors.shared = self.layout.shared
+
+    def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
+        """Return the factorised method for a layer with a factorised part, vLLM's dense one for the rest.
+
+        Args:
+            layer: the layer being built.
+            prefix: its dotted name in vLLM; a fused layer stands for several modules of the checkpoint.
+
+        Raises:
+            UserError: the checkpoint factorises a layer that only works dense (experts of a mixture).
+        """
+        modules = self._modules(prefix)
+        factorised = any(name in self.layout.ranks for name in modules)
+        if isinstance(layer, LinearBase):
+            return LowRankMethod(self, prefix, modules) if factorised else UnquantizedLinearMethod()
+        if isinstance(layer, ParallelLMHead) and factorised:
+            return LowRankMethod(self, prefix, modules)
+        inner = next((name for name in self.layout.ranks if name == prefix or name.startswith(f"{prefix}.")), None)
+        if inner and not isinstance(layer, ParallelLMHead):
+            raise UserError(
+                f"the checkpoint factorises '{inner}', inside a {type(layer).__name__} that vLLM only serves dense; "
+                "export the model dense, or evaluate it with transformers"
+            )
+        return None
+
+    def _modules(self, prefix: str) -> tuple[str, ...]:
+        if prefix in self.layout.ranks:  # one matrix on disk too, as Phi-3's qkv_proj
+            return (prefix,)
+        parent, dot, leaf = prefix.rpartition(".")
+        return tuple(f"{parent}{dot}{name}" for name in self.packed_modules_mapping.get(leaf, [leaf]))

@@ -1,0 +1,98 @@
+"""Collects the tensors of one vLLM layer: cut to this process's share, kept by their place in the fused layer."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.model_executor.utils import set_weight_attrs
+
+from ...foundation.errors import UserError
+
+TENSORS = ("weight", "lr_a", "lr_b", "lr_bias")
+_QKV = {"q": 0, "k": 1, "v": 2}
+
+
+class Loaded:
+    """What has been read for a layer.
+
+    vLLM hands each tensor to the parameter of its name together with the part of the fused layer it belongs to. The
+    parameters are empty: sizes follow from what comes, because ranks differ between the parts.
+
+    Args:
+        layer: vLLM's layer.
+        columns: this process's columns of the first factor.
+        outputs: number of outputs of this process.
+        dtype: of everything kept.
+    """
+
+    def __init__(self, layer: nn.Module, columns: slice, outputs: int, dtype: torch.dtype) -> None:
+        self._columns, self._outputs = columns, outputs
+        self._parts: dict[str, dict[int, Tensor]] = {name: {} for name in TENSORS}
+        for name in TENSORS:
+            parameter = nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
+            set_weight_attrs(parameter, {"weight_loader": partial(self._load, layer, name)})
+            layer.register_parameter(name, parameter)
+
+    def _load(self, layer: Any, name: str, parameter: nn.Parameter, tensor: Tensor, part: Any = None) -> None:
+        if name == "weight" and tensor.numel() == 0:  # the checkpoint's guard
+            return
+        if name == "lr_a":
+            kept = tensor[:, self._columns]
+        else:
+            kept = tensor[held_rows(layer, self._outputs, len(tensor), part)]
+        # Always a copy: some loaders reuse the memory of what they hand over.
+        self._parts[name][_position(part)] = kept.to(parameter.device, parameter.dtype, copy=True)
+
+    def take(self, layer: nn.Module, modules: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
+        """Return the tensors of every module by name, and forget them.
+
+        Args:
+            layer: loses its empty parameters, except ``weight``, which parts of vLLM expect to exist.
+            modules: what the layer stands for, in the order of its outputs.
+
+        Raises:
+            UserError: a module came without its second factor or dense weight.
+        """
+        for name in TENSORS:
+            if name != "weight":
+                delattr(layer, name)
+        starts = sorted(self._parts["lr_b"].keys() | self._parts["weight"].keys())
+        if len(starts) != len(modules):
+            missing = [name for place, name in enumerate(modules) if place not in starts]
+            raise UserError(
+                f"the checkpoint has no tensor {missing[0] if missing else modules[0]}.lr_b; "
+                "make or copy the checkpoint again"
+            )
+        found: dict[str, dict[str, Tensor]] = {
+            module: {name: parts[start] for name, parts in self._parts.items() if start in parts}
+            for module, start in zip(modules, starts, strict=True)
+        }
+        self._parts.clear()
+        return found
+
+
+def held_rows(layer: Any, outputs: int, rows: int, part: Any) -> Tensor:
+    """Return which rows of a matrix on disk this process holds, as the layer's own loader decides it.
+
+    The loader is given row numbers in place of a weight, so query heads, replicated key-value heads, merged matrices and
+    the vocabulary are cut exactly as in the dense model.
+
+    Args:
+        layer: vLLM's layer.
+        outputs: number of outputs of this process, all parts together.
+        rows: number of rows on disk.
+        part: what vLLM calls the part of the fused layer, or None.
+    """
+    numbers = nn.Parameter(torch.zeros(outputs, dtype=torch.int64, device="cpu"), requires_grad=False)
+    set_weight_attrs(numbers, {"output_dim": 0})
+    layer.weight_loader(numbers, torch.arange(1, rows + 1, device="cpu"), *(() if part is None else (part,)))
+    return numbers.data[numbers.data > 0] - 1
+
+
+def _position(part: Any) -> int:
+    if isinstance(part, tuple):
+        part = part[0]
+    return _QKV.get(part, 0) if part is None or isinstance(part, str) else part

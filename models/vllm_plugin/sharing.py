@@ -1,0 +1,114 @@
+"""First factors, kept once however many layers use them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...foundation.errors import UserError
+
+
+class Factor(nn.Module):
+    """One matrix as vLLM's dense method wants it.
+
+    Args:
+        weight: (out, in).
+        bias: (out,) or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a module's first factor lies: rows ``start`` to ``stop`` of a stack of first factors.
+
+    Attributes:
+        stack: several first factors on top of each other, so that one product serves them all.
+        kind: how the stack is sharded; only layers of one kind may share it.
+    """
+
+    stack: Factor
+    start: int
+    stop: int
+    kind: tuple[int, int]
+
+
+class FirstFactors:
+    """The stacks of a model.
+
+    First factors that exactly the same layers use are stacked; so nothing is stored twice, and a layer needs as many
+    products as there are different sets (one, unless it shares only some of its factors with other layers).
+
+    Args:
+        shared: owner of the first factor, by module that has none of its own.
+    """
+
+    def __init__(self, shared: Mapping[str, str]) -> None:
+        self.shared = shared
+        self._layer: dict[str, str] = {}
+        self._places: dict[str, Place] = {}
+
+    def announce(self, layer: str, modules: tuple[str, ...]) -> None:
+        """Say which modules a layer stands for; every layer does so before the first is filled."""
+        self._layer |= dict.fromkeys(modules, layer)
+
+    def owner(self, module: str) -> str:
+        """Return the module whose first factor this one uses."""
+        return self.shared.get(module, module)
+
+    def stacks(self, modules: list[str]) -> list[list[str]]:
+        """Group a layer's own first factors, in order, by who uses them."""
+        groups: list[tuple[frozenset[str], list[str]]] = []
+        for module in modules:
+            users = frozenset(
+                layer for name, layer in self._layer.items() if name == module or self.shared.get(name) == module
+            )
+            if groups and groups[-1][0] == users:
+                groups[-1][1].append(module)
+            else:
+                groups.append((users, [module]))
+        return [group for _, group in groups]
+
+    def store(self, modules: list[str], factors: list[Tensor], multiple: int, kind: tuple[int, int]) -> Factor:
+        """Stack first factors and remember where each one lies.
+
+        Args:
+            modules: their owners.
+            factors: (rank, in) each, of one dtype and device.
+            multiple: each gets zero rows up to the next multiple, so that the parts of the product start aligned.
+            kind: input width of the whole matrix and of this process's part.
+        """
+        padded = [nn.functional.pad(factor, (0, 0, 0, -len(factor) % multiple)) for factor in factors]
+        stack = Factor(torch.cat(padded))
+        start = 0
+        for module, factor in zip(modules, padded, strict=True):
+            self._places[module] = Place(stack, start, start + len(factor), kind)
+            start += len(factor)
+        return stack
+
+    def place(self, module: str, kind: tuple[int, int]) -> Place:
+        """Return where the first factor of a module lies.
+
+        Raises:
+            UserError: this process does not hold it, or holds a different part of it.
+        """
+        owner = self.owner(module)
+        place = self._places.get(owner)
+        if place is None:
+            raise UserError(
+                f"'{module}' uses the first factor of '{owner}', which this process does not hold; serve models that "
+                "share factors between layers without pipeline parallelism"
+            )
+        if place.kind != kind:
+            raise UserError(
+                f"'{module}' and '{owner}' share a first factor but are sharded along different axes; serve this model "
+                "with --tensor-parallel-size 1"
+            )
+        return place
