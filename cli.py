@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from . import cli_results, cli_samples, cli_serving
-from .cli_output import console, escape, print_rows
+from .cli_output import console, escape, numbers, print_rows, split_list
 from .foundation.errors import UserError, unknown
 
 app = typer.Typer(
@@ -48,20 +48,6 @@ def main() -> None:
 def _fail(message: str) -> NoReturn:
     console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
     sys.exit(2)
-
-
-def _list(text: str | None) -> list[str] | None:
-    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _numbers(kind: str, text: str | None, convert: type[float] | type[int], example: str) -> list[Any] | None:
-    values = []
-    for part in _list(text) or []:
-        try:
-            values.append(convert(part.removesuffix("x") if kind == "ratio" else part))
-        except ValueError:
-            raise UserError(f"the {kind} '{part}' is not a number; write them with commas, such as {example}") from None
-    return None if text is None else values
 
 
 @app.command()
@@ -124,9 +110,9 @@ def run(
         "methods": split_methods(methods) if methods is not None else None,
         "model": model,
         "task": task,
-        "ratios": _numbers("ratio", ratios, float, "2,4,7"),
-        "seeds": _numbers("seed", seeds, int, "1,2,3"),
-        "benchmarks": _list(benchmarks),
+        "ratios": numbers("ratio", ratios, float, "2,4,7"),
+        "seeds": numbers("seed", seeds, int, "1,2,3"),
+        "benchmarks": split_list(benchmarks),
         "allow_weak_isolation": allow_weak_isolation or None,
         **{k: v for k, v in locals().items() if k in _PLAIN},
     }
@@ -223,7 +209,7 @@ def compress(
     from .runners.config import parse_method
     from .runners.single import CompressRequest, compress_model
 
-    wanted = _numbers("ratio", ratio, float, "4") or []
+    wanted = numbers("ratio", ratio, float, "4") or []
     if len(wanted) != 1:
         raise UserError(f"the ratio '{ratio}' must be one number; run bench compress once per ratio, or use bench run")
     request = CompressRequest(
@@ -281,7 +267,7 @@ def evaluate(
         top_p=top_p,
         allow_weak_isolation=allow_weak_isolation,
     )
-    names = _list(benchmarks) or []
+    names = split_list(benchmarks) or []
     outcomes = evaluate_model(model, names, settings, revision, engine, dtype, device, out)
     rows = [
         (
