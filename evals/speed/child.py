@@ -21,14 +21,13 @@ def measure(spec: SpeedSpec) -> Measured:
     torch.set_num_threads(spec.threads)
     make: Any
     if spec.engine == "vllm":
-        import vllm  # noqa: F401 - its import is no part of the load time
-
         from .on_vllm import VllmRun as make
+        from .on_vllm import prepare
     else:
-        from ...models.loading import load_skeleton
         from .on_transformers import TransformersRun as make
+        from .on_transformers import prepare
 
-        load_skeleton(spec.folder)  # imports the architecture's module
+    prepare(spec)
     gpu = spec.device.startswith("cuda")
     started = time.perf_counter()
     run = make(spec)

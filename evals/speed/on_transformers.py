@@ -8,8 +8,13 @@ from typing import Any
 import torch
 import transformers
 
-from ...models.loading import load_model
+from ...models.loading import load_model, load_skeleton
 from .spec import SpeedSpec, Timing
+
+
+def prepare(spec: SpeedSpec) -> None:
+    """Import what loading the model imports."""
+    load_skeleton(spec.folder)
 
 
 class TransformersRun:

@@ -11,6 +11,15 @@ _BLOCK_TOKENS = 128
 _SPARE_BYTES = 32 << 20
 
 
+def prepare(spec: SpeedSpec) -> None:
+    """Import what loading the model imports, and make factorised folders known."""
+    from vllm import LLM  # noqa: F401 - vllm imports its parts when they are asked for
+
+    from ...models import vllm_plugin
+
+    vllm_plugin.register()  # where the package is only on the path, no entry point leads to it
+
+
 class VllmRun:
     """A vLLM engine whose steps are timed.
 
@@ -26,9 +35,6 @@ class VllmRun:
         import transformers
         import vllm
 
-        from ...models import vllm_plugin
-
-        vllm_plugin.register()  # where the package is only on the path, no entry point leads to it
         self._spec, self._vllm, self._runs = spec, vllm, 0
         config = transformers.AutoConfig.from_pretrained(spec.folder)
         self._vocabulary = config.vocab_size
