@@ -36,13 +36,33 @@ def table(
 def plot(
     run: Results,
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures.  [default: the run's]")] = None,
+    x: Annotated[str, typer.Option(help="ratio, bytes or tokens_per_second.")] = "ratio",
+    speed: Annotated[
+        Path | None, typer.Option(help="Where bench speed put its records.  [default: speed/ beside the run]")
+    ] = None,
 ) -> None:
-    """Draw each benchmark's metric over the ratio, as PNG and SVG."""
+    """Draw each benchmark's metric over the ratio, the weights' bytes or measured tokens per second."""
+    from .results.axes import AXES
     from .results.curves import draw_curves
     from .results.records import read_records
+    from .results.speed import speed_variants, with_speed
 
-    folder = out or (run if run.is_dir() else run.parent)
-    paths = draw_curves(read_records(run), folder)
+    if x not in AXES:
+        raise unknown("x-axis", x, AXES)
+    frame = read_records(run)
+    base = run if run.is_dir() else run.parent
+    folder, paths = out or base, []
+    if x == "tokens_per_second":
+        speeds = read_records(speed or base.resolve().parent / "speed")
+        for variant in speed_variants(speeds):
+            paths += draw_curves(with_speed(frame, speeds, variant), folder, x=x, condition=variant)
+    else:
+        paths = draw_curves(frame, folder, x=x)
+    if not paths and x == "tokens_per_second":
+        raise UserError(
+            f"no compressed model of {run} has a measured speed; measure its cells first, such as bench speed "
+            "runs/tiny-toy-math:svd@3"
+        )
     if not paths:
         raise UserError(f"{run} has no compressed model to draw; run bench run with at least one method first")
     for path in paths:

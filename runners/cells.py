@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..foundation.errors import UserError
-from ..results.records import Record, read_records
+from ..results.records import read_records
 from ..results.schema import STAGES
 from .stages import StageStore
 
@@ -77,7 +77,7 @@ def find_cell(
         options = "--seed" if any_benchmark else "--benchmark or --seed"
         problem = "is no cell" if not keys else f"stands for several evaluations; add {options}"
         raise UserError(f"'{match['label']}@{match['ratio']}' {problem} of {run}; its cells: {', '.join(cells)}")
-    record = {column: rows.iloc[0][column] for column in Record.model_fields}
+    record = {str(column): value for column, value in rows.to_dict("records")[0].items()}
     return FoundCell(record, stage_folder(run, keys[0]))
 
 

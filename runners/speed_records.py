@@ -10,16 +10,15 @@ from typing import Any
 
 from ..foundation.files import canonical_json, digest, write_json
 from ..results.records import CSV_NAME, KEY_COLUMNS, Record, read_records, write_records
+from ..results.speed import BENCHMARK, HEADLINE
 from .provenance import git_commit, processor, versions
 from .speed import Series
 
-BENCHMARK = "speed"
 _PER_BATCH = {
     "first_token_seconds": "time_to_first_token_seconds",
     "decode_tokens_per_second": "decode_tokens_per_second",
 }
 _PER_PROCESS = ("load_seconds", "peak_memory_bytes", "weight_bytes")
-HEADLINE = "decode_tokens_per_second"
 
 
 def speed_records(series: Sequence[Series]) -> list[Record]:
