@@ -136,7 +136,8 @@ def measure_speed(
             for engine in request.engines
             for subject in subjects
         ]
-        rounds = _rounds(specs, [s.name for s in subjects] * len(request.engines), request.repeats, progress, measure)
+        names = [subject.name for subject in subjects] * len(request.engines)
+        rounds = alternate(specs, request.repeats, progress, measure, names)
         return _series(subjects, specs, rounds)
 
 
@@ -203,16 +204,33 @@ def _with_dense(subjects: Sequence[Subject], scratch: Path, dtype: str) -> list[
     return found
 
 
-def _rounds(
-    specs: Sequence[SpeedSpec], names: Sequence[str], repeats: int, progress: Progress | None, measure: Measure
+def alternate(
+    specs: Sequence[SpeedSpec],
+    repeats: int,
+    progress: Progress | None = None,
+    measure: Measure = measure_apart,
+    names: Sequence[str] = (),
 ) -> list[list[Measured]]:
+    """Measure every spec once a round, every other round in the opposite order.
+
+    Args:
+        specs: what to measure.
+        repeats: rounds.
+        progress: called with (measurements done, in all, what comes next).
+        measure: makes one measurement.
+        names: for people, one a spec; the folders' names otherwise.
+
+    Returns:
+        The rounds of each spec.
+    """
     found: list[list[Measured]] = [[] for _ in specs]
+    shown = names or [Path(spec.folder).name for spec in specs]
     done = 0
     for number in range(repeats):
         order = range(len(specs)) if number % 2 == 0 else range(len(specs) - 1, -1, -1)
         for place in order:
             if progress:
-                what = f"round {number + 1} of {repeats}: {names[place]}, {specs[place].engine}"
+                what = f"round {number + 1} of {repeats}: {shown[place]}, {specs[place].engine}"
                 progress(done, repeats * len(specs), what)
             found[place].append(measure(specs[place]))
             done += 1
