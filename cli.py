@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from . import cli_samples
-from .cli_output import console, escape, print_rows
+from . import cli_results, cli_samples, cli_serving
+from .cli_output import console, escape, numbers, print_rows, split_list
 from .foundation.errors import UserError, unknown
 
 app = typer.Typer(
@@ -48,20 +48,6 @@ def main() -> None:
 def _fail(message: str) -> NoReturn:
     console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
     sys.exit(2)
-
-
-def _list(text: str | None) -> list[str] | None:
-    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _numbers(kind: str, text: str | None, convert: type[float] | type[int], example: str) -> list[Any] | None:
-    values = []
-    for part in _list(text) or []:
-        try:
-            values.append(convert(part.removesuffix("x") if kind == "ratio" else part))
-        except ValueError:
-            raise UserError(f"the {kind} '{part}' is not a number; write them with commas, such as {example}") from None
-    return None if text is None else values
 
 
 @app.command()
@@ -133,10 +119,10 @@ def run(
         "methods": split_methods(methods) if methods is not None else None,
         "model": model,
         "task": task,
-        "ratios": _numbers("ratio", ratios, float, "2,4,7"),
-        "seeds": _numbers("seed", seeds, int, "1,2,3"),
-        "benchmarks": _list(benchmarks),
-        "context": _numbers("context", context, int, "128,2048"),
+        "ratios": numbers("ratio", ratios, float, "2,4,7"),
+        "seeds": numbers("seed", seeds, int, "1,2,3"),
+        "benchmarks": split_list(benchmarks),
+        "context": numbers("context", context, int, "128,2048"),
         "allow_weak_isolation": allow_weak_isolation or None,
         **{k: v for k, v in locals().items() if k in _PLAIN},
     }
@@ -244,21 +230,25 @@ def compress(
     from .runners.config import parse_method
     from .runners.single import CompressRequest, compress_model
 
-    wanted = _numbers("ratio", ratio, float, "4") or []
+    wanted = numbers("ratio", ratio, float, "4") or []
     if len(wanted) != 1:
         raise UserError(f"the ratio '{ratio}' must be one number; run bench compress once per ratio, or use bench run")
     request = CompressRequest(
         model, parse_method(method), wanted[0], out, task, revision, data, train_set, steps, seed, dtype, device, recipe
     )
-    report = compress_model(request)
+    done = compress_model(request)
+    report = done.report
     dense = f", {len(report.dense)} kept dense" if report.dense else ""
     console().print(
         f"{report.parameters_before:,} → {report.parameters:,} parameters: {report.ratio:.3f}x (kept "
         f"{100 / report.ratio:.1f} %, matrices alone {report.ratio_matrices:.3f}x); {len(report.ranks)} matrices "
-        f"factorised{dense}\ncheckpoint  {out}",
+        f"factorised{dense}",
         highlight=False,
         soft_wrap=True,
     )
+    rows = [(part.what, f"{part.parameters:,}", f"{100 * part.share:.1f} %", part.why) for part in done.dense]
+    print_rows("stays dense", ["what", "parameters", "of what is left", "why"], rows)
+    console().print(f"checkpoint  {out}", highlight=False, soft_wrap=True)
 
 
 @app.command("eval")
@@ -301,8 +291,8 @@ def evaluate(
         top_p=top_p,
         allow_weak_isolation=allow_weak_isolation,
     )
-    names = _list(benchmarks) or []
-    contexts = _numbers("context", context, int, "128,2048")
+    names = split_list(benchmarks) or []
+    contexts = numbers("context", context, int, "128,2048")
     outcomes = evaluate_model(model, names, settings, revision, engine, dtype, device, out, contexts=contexts)
     rows = [
         (
@@ -320,62 +310,6 @@ def evaluate(
 
 
 @app.command()
-def table(
-    run: Annotated[Path, typer.Argument(help="Folder of a run, or its results.csv or .parquet.")],
-    format: Annotated[str, typer.Option(help="terminal, markdown, csv or latex.")] = "terminal",
-    all_metrics: Annotated[bool, typer.Option("--all-metrics", help="Not only each benchmark's headline.")] = False,
-    overview: Annotated[
-        bool, typer.Option("--overview", help="One table over all benchmarks, with the change against uncompressed.")
-    ] = False,
-) -> None:
-    """Show the results of a run as a table."""
-    formats = ["terminal", "markdown", "csv", "latex"]
-    if format not in formats:
-        raise unknown("format", format, formats)
-    from .results import tables
-    from .results.records import read_records
-
-    frame = read_records(run)
-    if overview:
-        _overview(frame, format)
-        return
-    if format == "terminal":
-        tables.render_terminal(frame, console(), headline=not all_metrics)
-    else:
-        sys.stdout.write(getattr(tables, f"to_{format}")(frame, headline=not all_metrics))
-
-
-def _overview(frame: Any, format: str) -> None:
-    from .results import overview as views
-
-    if not views.overviews(frame):
-        raise UserError(f"an overview needs {views.MIN_BENCHMARKS} benchmarks or more; leave out --overview")
-    if format == "terminal":
-        views.render_overview(frame, console())
-    elif format in ("markdown", "csv"):
-        sys.stdout.write(getattr(views, f"overview_{format}")(frame))
-    else:
-        raise UserError(f"an overview cannot be written as {format}; use --format terminal, markdown or csv")
-
-
-@app.command()
-def plot(
-    run: Annotated[Path, typer.Argument(help="Folder of a run, or its results.csv or .parquet.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for the pictures.  [default: the run's]")] = None,
-) -> None:
-    """Draw each benchmark's metric over the ratio, as PNG and SVG."""
-    from .results.curves import draw_curves
-    from .results.records import read_records
-
-    folder = out or (run if run.is_dir() else run.parent)
-    paths = draw_curves(read_records(run), folder)
-    if not paths:
-        raise UserError(f"{run} has no compressed model to draw; run bench run with at least one method first")
-    for path in paths:
-        console().print(str(path), soft_wrap=True, highlight=False)
-
-
-@app.command()
 def doctor(data: Data = None, out: Out = Path("runs")) -> None:
     """Say what this machine can do: devices, engines, isolation, data."""
     from .runners.doctor import examine
@@ -387,7 +321,8 @@ def doctor(data: Data = None, out: Out = Path("runs")) -> None:
         sys.exit(1)
 
 
-cli_samples.add_to(app)
+for _group in (cli_results, cli_samples, cli_serving):
+    _group.add_to(app)
 
 if __name__ == "__main__":
     main()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from .foundation.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,3 +35,23 @@ def print_rows(title: str, columns: Sequence[str], rows: Sequence[tuple[str, ...
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     console().print(table)
+
+
+def split_list(text: str | None) -> list[str] | None:
+    """Split at commas; None stays None."""
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def numbers(kind: str, text: str | None, convert: type[float] | type[int], example: str) -> list[Any] | None:
+    """Read numbers with commas; a ratio may end in x.
+
+    Raises:
+        UserError: one of them is no number; names the kind and shows the example.
+    """
+    values = []
+    for part in split_list(text) or []:
+        try:
+            values.append(convert(part.removesuffix("x") if kind == "ratio" else part))
+        except ValueError:
+            raise UserError(f"the {kind} '{part}' is not a number; write them with commas, such as {example}") from None
+    return None if text is None else values

@@ -3,9 +3,14 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from .errors import UserError
 
 _CHUNK_BYTES = 1 << 20
 
@@ -60,3 +65,27 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a folder to fill that becomes ``path`` when all went well, and leaves nothing when not.
+
+    Raises:
+        UserError: ``path`` exists already, or cannot be made.
+    """
+    path = path.expanduser().resolve()
+    if path.exists():
+        raise UserError(f"{path} exists already; name a new folder with --out or remove it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    except OSError as error:
+        raise UserError(f"{path} cannot be made ({error.strerror}); choose another folder with --out") from error
+    try:
+        yield part
+        part.chmod(0o755)
+        os.rename(part, path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..foundation.files import digest, write_atomic
+from .axes import AXES, XAxis, set_x_axis
 from .pivot import Cell, Row, Table, direction, is_fraction, is_perplexity, pivot
 from .tables import clean
 
@@ -21,6 +22,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 _REFERENCE = {"finetuned": ("#222222", (0, (9, 3))), "pretrained": ("#888888", (0, (2, 3)))}
+_REFERENCE_MARKER = {"finetuned": "h", "pretrained": "p"}
 _STYLE: Any = {
     "text.parse_math": False,
     "svg.hashsalt": "lowrank-bench",
@@ -36,33 +38,38 @@ _STYLE: Any = {
 }
 
 
-def draw_curves(frame: pd.DataFrame, folder: Path, headline: bool = True) -> list[Path]:
+def draw_curves(
+    frame: pd.DataFrame, folder: Path, headline: bool = True, x: str = "ratio", condition: str = ""
+) -> list[Path]:
     """Draw each task's benchmarks as PNG and SVG; equal records give equal SVG bytes.
 
     The x-axis is the achieved ratio on a base-2 logarithmic scale, with the share of parameters kept above; bands are
     the records' intervals; the uncompressed model is a horizontal line, also where it was measured under another
-    variant (few-shot before finetuning), which the legend then names.
+    variant (few-shot before finetuning), which the legend then names. Over bytes or tokens per second lines go from
+    ratio to ratio, and the uncompressed model is a point as well.
 
     Args:
         frame: records as `records.read_records` returns them.
         folder: made if missing.
         headline: draw headline metrics only.
+        x: one of `axes.AXES`.
+        condition: of a measured x, shown in the title and part of the file name.
 
     Returns:
-        The paths written, PNG before SVG; none where no compressed model was evaluated.
+        The paths written, PNG before SVG; none where no compressed model was evaluated, or has an x.
     """
     import matplotlib
 
-    tables = pivot(frame, headline)
+    tables, axis = pivot(frame, headline), AXES[x]
     paths: list[Path] = []
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         for table in tables:
-            if not table.compressed:
+            if not any(axis.cells(row) for row in table.rows if not row.uncompressed):
                 continue
-            figure = _figure(table, _references(table, tables))
-            stem = folder / _stem(table, tables)
+            figure = _figure(table, _references(table, tables), axis, condition)
+            stem = folder / (_stem(table, tables) + (f"-by-{_slug(condition or x)}" if x != "ratio" else ""))
             for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=suffix[1:], dpi=160, metadata=metadata)
@@ -96,7 +103,7 @@ def _references(table: Table, tables: Sequence[Table]) -> list[tuple[Row, str]]:
     return found
 
 
-def _figure(table: Table, references: Sequence[tuple[Row, str]]) -> Any:
+def _figure(table: Table, references: Sequence[tuple[Row, str]], axis: XAxis, condition: str) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -105,27 +112,27 @@ def _figure(table: Table, references: Sequence[tuple[Row, str]]) -> Any:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     scale = 100.0 if is_fraction(table.metric) else 1.0
-    lines = [row for row in table.rows if not row.uncompressed]
-    handles = [_reference(axes, row, scale) for row, _ in references]
-    handles += [_line(axes, row, i, scale) for i, row in enumerate(lines)]
+    lines = [row for row in table.rows if not row.uncompressed and axis.cells(row)]
+    handles = [_reference(axes, row, scale, axis) for row, _ in references]
+    handles += [_line(axes, row, i, scale, axis) for i, row in enumerate(lines)]
     texts = [_plain(text) for _, text in references] + [_plain(row.label) for row in lines]
-    _x_axis(axes, lines)
+    set_x_axis(axes, axis, lines, [row for row, _ in references])
     _y_axis(axes, table, [row for row, _ in references] + lines, scale)
     axes.grid(True, color="#e4e4e4", linewidth=0.7)
     axes.set_axisbelow(True)
     columns = 1 if max(map(len, texts)) > 40 else min(3, len(texts))
     figure.legend(handles, texts, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.6)
-    _title(figure, table)
+    _title(figure, table, condition)
     return figure
 
 
-def _line(axes: Any, row: Row, index: int, scale: float) -> Any:
-    cells = sorted((c for c in row.cells.values() if math.isfinite(c.value)), key=lambda c: c.ratio)
+def _line(axes: Any, row: Row, index: int, scale: float, axis: XAxis) -> Any:
+    cells = axis.cells(row)
     colour = _COLOURS[index % len(_COLOURS)]
-    x = [c.ratio for c in cells]
+    x = [axis.value(c) for c in cells]
     y = [c.value * scale for c in cells]
     low, high = _ends(cells, scale)
-    if len(cells) > 1:
+    if len(cells) > 1 and axis.name == "ratio":  # else the line may turn back
         axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
     below, above = [v - a for v, a in zip(y, low, strict=True)], [b - v for v, b in zip(y, high, strict=True)]
     axes.errorbar(x, y, yerr=[below, above], fmt="none", ecolor=colour, elinewidth=1, capsize=3, alpha=0.55)
@@ -143,12 +150,17 @@ def _line(axes: Any, row: Row, index: int, scale: float) -> Any:
     )[0]
 
 
-def _reference(axes: Any, row: Row, scale: float) -> Any:
+def _reference(axes: Any, row: Row, scale: float, axis: XAxis) -> Any:
     cell = next(iter(row.cells.values()))
     colour, dashes = _REFERENCE[row.stage]
     low, high = _ends([cell], scale)
     axes.axhspan(low[0], high[0], color=colour, alpha=0.09, linewidth=0)
-    return axes.axhline(cell.value * scale, color=colour, linestyle=dashes, linewidth=1.3, zorder=2)
+    line = axes.axhline(cell.value * scale, color=colour, linestyle=dashes, linewidth=1.3, zorder=2)
+    if axis.name == "ratio" or not math.isfinite(axis.value(cell)):
+        return line
+    style = {"color": colour, "linestyle": dashes, "linewidth": 1.3, "marker": _REFERENCE_MARKER[row.stage]}
+    place = [axis.value(cell)], [cell.value * scale]
+    return axes.plot(*place, **style, markersize=9, markerfacecolor="white", markeredgewidth=1.4, zorder=4)[0]
 
 
 def _ends(cells: Sequence[Cell], scale: float) -> tuple[list[float], list[float]]:
@@ -156,35 +168,6 @@ def _ends(cells: Sequence[Cell], scale: float) -> tuple[list[float], list[float]
     low = [(c.low if math.isfinite(c.low) else c.value) * scale for c in cells]
     high = [(c.high if math.isfinite(c.high) else c.value) * scale for c in cells]
     return low, high
-
-
-def _x_axis(axes: Any, lines: Sequence[Row]) -> None:
-    from matplotlib.ticker import FixedLocator, NullLocator
-
-    achieved = [cell.ratio for row in lines for cell in row.cells.values()]
-    margin = max(1.08, (max(achieved) / min(achieved)) ** 0.06)
-    axes.set_xscale("log", base=2)
-    axes.set_xlim(min(achieved) / margin, max(achieved) * margin)
-    ticks = _ticks(sorted({ratio for row in lines for ratio in row.cells}), axes.get_xlim())
-    axes.set_xlabel("achieved ratio, original / compressed parameters of the whole model")
-    top = axes.secondary_xaxis("top")
-    top.set_xlabel("parameters kept [%]")
-    top.spines["top"].set_visible(True)
-    texts = [f"{ratio:.3g}×" for ratio in ticks], [f"{100 / ratio:.3g}" for ratio in ticks]
-    for axis, labels in zip((axes.xaxis, top.xaxis), texts, strict=True):
-        axis.set_major_locator(FixedLocator(ticks))
-        axis.set_minor_locator(NullLocator())
-        axis.set_ticklabels(labels)
-
-
-def _ticks(targets: Sequence[float], limits: tuple[float, float]) -> list[float]:
-    """Return the target ratios inside the limits that lie far enough apart for their labels."""
-    apart = 0.07 * math.log(limits[1] / limits[0])
-    ticks: list[float] = []
-    for ratio in targets:
-        if limits[0] <= ratio <= limits[1] and (not ticks or math.log(ratio / ticks[-1]) >= apart):
-            ticks.append(ratio)
-    return ticks or [math.sqrt(limits[0] * limits[1])]
 
 
 def _y_axis(axes: Any, table: Table, rows: Sequence[Row], scale: float) -> None:
@@ -209,7 +192,7 @@ def _y_axis(axes: Any, table: Table, rows: Sequence[Row], scale: float) -> None:
         axes.set_ylim(max(bottom, low / 3), min(top, high * 3))
 
 
-def _title(figure: Any, table: Table) -> None:
+def _title(figure: Any, table: Table, condition: str) -> None:
     import textwrap
 
     seeds = f"seed {table.seeds[0]}" if len(table.seeds) == 1 else f"{len(table.seeds)} seeds"
@@ -218,7 +201,8 @@ def _title(figure: Any, table: Table) -> None:
     data = f" · data {table.data}" if table.data else ""
     first = textwrap.fill(clean(f"{table.model} · {table.task} · {table.variant}"), 80)
     second = f"n = {table.n} · {seeds} · {bands}{data}"
-    figure.suptitle(_plain(first, keep="\n") + "\n" + _plain(second), fontsize=10.5)
+    third = "\n" + _plain(textwrap.fill(clean(condition), 80), keep="\n") if condition else ""
+    figure.suptitle(_plain(first, keep="\n") + "\n" + _plain(second) + third, fontsize=10.5)
 
 
 def _plain(text: str, keep: str = "") -> str:

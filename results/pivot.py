@@ -41,6 +41,7 @@ class Cell:
         ratio, kept, ratio_matrices: achieved ratios.
         params, bytes: size of the model.
         tokens: training tokens after the first finetuning (compress + recover).
+        tokens_per_second: decoding speed, where `speed.with_speed` joined one; else NaN.
     """
 
     value: float
@@ -54,6 +55,7 @@ class Cell:
     params: float
     bytes: float
     tokens: float
+    tokens_per_second: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -255,4 +257,5 @@ def _cell(label: str, rows: pd.DataFrame) -> Cell:
     names = ("ratio", "kept", "ratio_matrices", "params", "bytes")
     means = {name: float(rows[name].mean()) for name in names}
     tokens = float((rows["tokens_compress"] + rows["tokens_recover"]).mean())
-    return Cell(value, low, high, seeds, spread, **means, tokens=tokens)
+    speed = float(rows["tokens_per_second"].mean()) if "tokens_per_second" in rows else math.nan
+    return Cell(value, low, high, seeds, spread, **means, tokens=tokens, tokens_per_second=speed)

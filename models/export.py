@@ -1,0 +1,139 @@
+"""Writing a factorised checkpoint as a plain dense one, which loads without this package."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from ..foundation.errors import UserError, unknown
+from ..foundation.files import new_folder
+from .checkpoint import QUANT_METHOD, save_checkpoint
+from .layers import LowRankLinear
+from .loading import DTYPES, load_model
+from .matrices import Size, low_rank_layers, model_size, replace_module
+
+_NOT_COPIED = (".safetensors", ".index.json")
+_WRITTEN_ANEW = ("config.json", "compression.json")
+
+
+def is_factorised(folder: Path) -> bool:
+    """Whether ``config.json`` of a folder announces factors; False where it cannot be read."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return bool(config["quantization_config"]["quant_method"] == QUANT_METHOD)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def export_dense(folder: Path, out: Path, dtype: str = "auto") -> Size:
+    """Multiply the factors of a checkpoint out and write a dense one; every other file is copied.
+
+    Products are computed in float32 or better and rounded once. A bias that factorising added is kept where the
+    architecture has a configuration flag for it; layers that the flag gives a bias too get zeros.
+
+    Args:
+        folder: factorised checkpoint.
+        out: new folder.
+        dtype: of the weights written: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the checkpoint's own.
+
+    Returns:
+        Parameters and bytes of the dense weights.
+
+    Raises:
+        UserError: ``folder`` is damaged or not factorised, ``out`` exists, or the architecture has no place for an
+            added bias.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise unknown("dtype", dtype, ["auto", *DTYPES])
+    if not (folder / "config.json").is_file():
+        raise UserError(f"the folder {folder} holds no model (config.json is missing); name a factorised checkpoint")
+    if not is_factorised(folder):
+        raise UserError(f"{folder} is not factorised, so there is nothing to multiply out; use the folder as it is")
+    transformers.utils.logging.disable_progress_bar()
+    with new_folder(out) as part:
+        model = load_model(folder, dtype="auto")
+        multiply_out(model, None if dtype == "auto" else DTYPES[dtype])
+        save_checkpoint(model, None, part)
+        for file in folder.iterdir():
+            if file.is_file() and not file.name.endswith(_NOT_COPIED) and file.name not in _WRITTEN_ANEW:
+                shutil.copy(file, part / file.name)
+        return model_size(model)
+
+
+@torch.no_grad()
+def multiply_out(model: Any, dtype: torch.dtype | None = None) -> None:
+    """Replace every factorised layer of a model by a dense one, in place.
+
+    Args:
+        model: a transformers model.
+        dtype: of all weights afterwards; None keeps each as it is.
+
+    Raises:
+        UserError: the architecture has no place for an added bias; names the layer.
+    """
+    layers = low_rank_layers(model)
+    flags = bias_flags(model.config, [name for name, layer in layers.items() if layer.lr_bias is not None])
+    for name, layer in layers.items():
+        replace_module(model, name, _dense(layer, dtype))
+    for flag in flags:
+        setattr(model.config, flag, True)
+    for name in _biased(model.config) if flags else ():
+        dense = model.get_submodule(name)
+        if dense.bias is None:
+            dense.bias = nn.Parameter(dense.weight.new_zeros(dense.out_features))
+    if dtype is not None:
+        model.to(dtype)
+        model.config.dtype = dtype
+
+
+def _dense(layer: LowRankLinear, dtype: torch.dtype | None) -> nn.Linear:
+    wide = torch.promote_types(layer.lr_a.dtype, torch.float32)
+    weight = (layer.lr_b.to(wide) @ layer.lr_a.to(wide)).to(dtype or layer.lr_a.dtype)
+    dense = nn.Linear(1, 1, bias=False)
+    dense.in_features, dense.out_features = layer.in_features, layer.out_features
+    dense.weight = nn.Parameter(weight)
+    bias = layer.lr_bias if layer.bias is None else layer.bias
+    if bias is not None:
+        dense.bias = nn.Parameter(bias.to(weight.dtype))
+    return dense
+
+
+def bias_flags(config: Any, names: Collection[str]) -> list[str]:
+    """Return the configuration flags that give the named linear layers a bias, such as ``attention_bias`` in Llama.
+
+    Raises:
+        UserError: no flag gives one of them a bias.
+    """
+    missing, flags = set(names), []
+    for flag, value in config.to_dict().items():
+        if missing and "bias" in flag and value is False:
+            changed = copy.deepcopy(config)
+            setattr(changed, flag, True)
+            if found := missing & _biased(changed):
+                missing -= found
+                flags.append(flag)
+    if missing:
+        raise UserError(
+            f"{(config.architectures or [config.model_type])[0]} has no bias at {min(missing)} and no configuration "
+            "flag for one, so this checkpoint has no plain dense form; use it factorised, or compress without an "
+            "added bias"
+        )
+    return flags
+
+
+def _biased(config: Any) -> set[str]:
+    """Return the linear layers that have a bias in a model of this configuration."""
+    plain = copy.deepcopy(config)
+    if hasattr(plain, "quantization_config"):
+        del plain.quantization_config
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(plain)
+    return {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module.bias is not None}

@@ -1,0 +1,80 @@
+"""What compression left dense, and why, with its share of the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from .layers import LowRankLinear
+from .matrices import head_name, tied_modules
+
+
+@dataclass(frozen=True)
+class Untouched:
+    """One kind of parameters that stays dense.
+
+    Attributes:
+        what: what they are: ``embeddings``, ``experts``, ``3 linear layers`` …
+        why: why they stay.
+        parameters: how many there are.
+        share: of all parameters of the model, 0..1.
+    """
+
+    what: str
+    why: str
+    parameters: int
+    share: float
+
+
+def untouched(model: nn.Module, reasons: Mapping[str, str]) -> list[Untouched]:
+    """List what stands dense in a model, largest first; small things such as norms and biases come as one line.
+
+    Args:
+        model: the compressed model.
+        reasons: why single linear layers stayed dense, by name, as the method reports it.
+    """
+    tied = bool(tied_modules(model))
+    head = head_name(model)
+    seen: set[int] = set()
+    sizes: dict[tuple[str, str], int] = {}
+    layers: dict[tuple[str, str], int] = {}
+    total = 0
+    for name, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            total += parameter.numel()
+            if isinstance(module, LowRankLinear) and key in ("lr_a", "lr_b", "lr_bias"):
+                continue
+            kind = _kind(name, module, key, parameter.ndim, tied, name == head, reasons)
+            sizes[kind] = sizes.get(kind, 0) + parameter.numel()
+            layers[kind] = layers.get(kind, 0) + 1
+    found = [
+        Untouched(f"{layers[kind]} {what}" if what.startswith("linear") else what, kind[1], size, size / total)
+        for kind, size in sizes.items()
+        for what in (kind[0] if layers[kind] > 1 else kind[0].replace("layers", "layer"),)
+    ]
+    return sorted(found, key=lambda part: -part.parameters)
+
+
+def _kind(
+    name: str, module: nn.Module, key: str, dimensions: int, tied: bool, head: bool, reasons: Mapping[str, str]
+) -> tuple[str, str]:
+    if dimensions < 2:
+        return "norms and biases", "vectors have no rank to lower"
+    if isinstance(module, nn.Embedding):
+        if tied:
+            return "embeddings and tied output head", "the head's weight is the embedding's: factors would untie it"
+        return "embeddings", "looked up by row, not multiplied"
+    if dimensions > 2:
+        return "experts", "stored as one tensor of all experts, which no method here factorises"
+    if isinstance(module, nn.Linear):
+        if name in reasons:
+            return "linear layers", reasons[name]
+        if head:
+            return "output head", "the method was asked to leave it (head=false)"
+        return "linear layers", "the method does not compress them"
+    return f"{type(module).__name__} layers", "no nn.Linear, which is what methods factorise"
