@@ -122,7 +122,7 @@ def _figure(table: Table, references: Sequence[tuple[Row, str]], axis: XAxis, co
     axes.set_axisbelow(True)
     columns = 1 if max(map(len, texts)) > 40 else min(3, len(texts))
     figure.legend(handles, texts, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.6)
-    _title(figure, table, condition)
+    _title(figure, table, "bands" if axis.name == "ratio" else "bars", condition)
     return figure
 
 
@@ -192,12 +192,12 @@ def _y_axis(axes: Any, table: Table, rows: Sequence[Row], scale: float) -> None:
         axes.set_ylim(max(bottom, low / 3), min(top, high * 3))
 
 
-def _title(figure: Any, table: Table, condition: str) -> None:
+def _title(figure: Any, table: Table, drawn: str, condition: str) -> None:
     import textwrap
 
     seeds = f"seed {table.seeds[0]}" if len(table.seeds) == 1 else f"{len(table.seeds)} seeds"
     spread = any(cell.across_seeds for row in table.rows for cell in row.cells.values())
-    bands = f"bands: {100 * table.confidence:g} % interval" + (" across seeds" if spread else "")
+    bands = f"{drawn}: {100 * table.confidence:g} % interval" + (" across seeds" if spread else "")
     data = f" · data {table.data}" if table.data else ""
     first = textwrap.fill(clean(f"{table.model} · {table.task} · {table.variant}"), 80)
     second = f"n = {table.n} · {seeds} · {bands}{data}"

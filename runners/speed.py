@@ -174,7 +174,7 @@ def _check(request: SpeedRequest) -> None:
     if not sizes or min(sizes) < 1 or len(set(sizes)) < len(sizes):
         raise UserError("--batch-sizes takes different whole numbers from 1, such as 1,16,64")
     least = {"--prompt-tokens": (request.prompt_tokens, 1), "--new-tokens": (request.new_tokens, 2)}
-    least |= {"--repeats": (request.repeats, 1), "--threads": (request.threads or 1, 1)}
+    least |= {"--repeats": (request.repeats, 1), "--threads": (1 if request.threads is None else request.threads, 1)}
     for option, (value, smallest) in least.items():
         if value < smallest:
             raise UserError(f"{option} is {value} and must be at least {smallest}")

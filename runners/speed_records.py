@@ -42,7 +42,7 @@ def speed_records(series: Sequence[Series]) -> list[Record]:
 def variant_name(one: Series, batches: Sequence[int]) -> str:
     """Return the name of the conditions: engine, batch sizes, lengths, number format, device and threads."""
     spec = one.spec
-    where = f"{spec.device.partition(':')[0]}-{spec.threads}threads"
+    where = f"{spec.device.partition(':')[0]}-{spec.threads}thread{'s' if spec.threads > 1 else ''}"
     sizes = "+".join(map(str, batches))
     return f"speed-{spec.engine}-batch{sizes}-prompt{spec.prompt_tokens}-new{spec.new_tokens}-{spec.dtype}-{where}"
 

@@ -89,7 +89,7 @@ def dense_twin(subject: Subject, folder: Path) -> Subject:
     # What a run calls it, so that its records join those of the run.
     state = "finetuned" if subject.origin["steps_finetune"] else "pretrained"
     origin |= {"stage": state, "label": state}
-    return Subject(f"{subject.name} dense", folder, False, origin, subject.shape)
+    return Subject(f"{origin['model']} dense", folder, False, origin, subject.shape)
 
 
 def _subject(name: str, folder: Path, origin: dict[str, Any]) -> Subject:

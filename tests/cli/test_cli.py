@@ -76,6 +76,14 @@ RUN = ("run", "--model", "tiny", "--task", "toy-math", "--methods", "svd")
         (("table", "nowhere"), ("nowhere",)),
         (("table", ".", "--format", "word"), ("unknown format 'word'", "markdown")),
         (("plot", "nowhere"), ("nowhere",)),
+        (("plot", ".", "--x", "byte"), ("unknown x-axis 'byte'", "'bytes'")),
+        (("export", "nowhere", "--dense", "--out", "x"), ("nowhere does not exist",)),
+        (("export", "nowhere", "--out", "x"), ("--dense",)),
+        (("export", "nowhere:svd@2", "--dense", "--out", "x"), ("nowhere",)),
+        (("speed", "nowhere"), ("nowhere does not exist",)),
+        (("speed", "tiny", "--engine", "vlm"), ("unknown engine 'vlm'", "'vllm'")),
+        (("speed", "tiny", "--engine", "transformers", "--batch-sizes", "1,two"), ("'two' is not a number",)),
+        (("speed", "tiny", "--engine", "transformers", "--new-tokens", "1"), ("--new-tokens",)),
     ],
 )
 def test_wrong_input_ends_in_one_sentence_and_writes_nothing(tmp_path, arguments, words):
@@ -162,6 +170,31 @@ def test_table_and_plot_of_a_run(finished, tmp_path):
     done = bench("plot", folder / "results.csv", "--out", tmp_path / "pictures")
     assert done.returncode == 0, done.stderr
     assert {path.suffix for path in (tmp_path / "pictures").iterdir()} == {".png", ".svg"}
+
+
+def test_what_stays_dense_is_said_and_a_cell_is_exported_and_timed(finished, tmp_path):
+    done = bench("compress", "tiny", "--method", "svd", "--ratio", "3", "--out", "small", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for word in ("stays dense", "embeddings and tied output head", "55,168", "20.4 %", "untie"):
+        assert word in done.stdout
+    cell = f"{finished.out / 'tiny-toy-math'}:svd@4"
+    done = bench("export", cell, "--dense", "--out", "dense", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "809,984 parameters" in done.stdout
+    assert low_rank_layers(load_model(tmp_path / "dense")) == {}
+    assert refused(bench("export", "dense", "--dense", "--out", "again", cwd=tmp_path), "not factorised")
+    words = ("--engine", "transformers", "--batch-sizes", "2", "--new-tokens", "3", "--repeats", "1", "--out", "speed")
+    done = bench("speed", cell, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for word in ("first token [ms]", "decode [tokens/s]", "peak memory [MB]", "tiny dense", "0.25×"):
+        assert word in done.stdout
+    draw = ("plot", finished.out / "tiny-toy-math", "--out", tmp_path / "pictures")
+    for axis in ("bytes", "tokens_per_second"):
+        done = bench(*draw, "--x", axis, "--speed", tmp_path / "speed")
+        assert done.returncode == 0, done.stderr
+        assert any(
+            f"-by-{'bytes' if axis == 'bytes' else 'speed'}" in p.name for p in (tmp_path / "pictures").iterdir()
+        )
 
 
 def test_doctor_reports_this_machine(data_dir):
