@@ -77,8 +77,8 @@ class Loaded:
 def held_rows(layer: Any, outputs: int, rows: int, part: Any) -> Tensor:
     """Return which rows of a matrix on disk this process holds, as the layer's own loader decides it.
 
-    The loader is given row numbers in place of a weight, so query heads, replicated key-value heads, merged matrices and
-    the vocabulary are cut exactly as in the dense model.
+    The loader is given row numbers in place of a weight, so query heads, replicated key-value heads, merged matrices
+    and the vocabulary are cut exactly as in the dense model.
 
     Args:
         layer: vLLM's layer.

@@ -1,0 +1,96 @@
+"""vLLM serves factorised folders: the same greedy tokens as transformers and as the dense model, in float32."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served_models import NEW, dense_twin, prompts, save_pair, served_models, tokens
+
+from lowrank_bench.models.matrices import low_rank_layers
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+
+_CHILD = Path(__file__).parents[2] / "vllm_child.py"
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+}
+FACTORISED = {"llama": 9, "mistral": 9, "qwen2": 9, "gemma": 8, "opt": 8, "gpt-neox": 9, "phi3": 9}
+"""Four layers of each decoder layer, fused ones counted once, and the head where it is not tied."""
+
+
+def serve(cache: Path, *jobs: dict[str, Any], **environment: str) -> list[dict[str, Any]]:
+    """Run vLLM in a process that knows this package only by its installed entry points."""
+    jobs = tuple({"dtype": "float32", "enforce_eager": True, "block_size": 32} | job for job in jobs)
+    task = {"prompts": prompts(), "new": NEW, "jobs": jobs}
+    settings = ENVIRONMENT | {"VLLM_CACHE_ROOT": str(cache)}
+    done = subprocess.run(
+        [sys.executable, str(_CHILD), json.dumps(task)],
+        env=os.environ | settings | environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("FOUND ")]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    """One folder per model with ``lowrank`` and, where there can be one, ``dense``."""
+    root = tmp_path_factory.mktemp("served")
+    for name, model in served_models(data_dir):
+        save_pair(model, root / name)
+    return root
+
+
+def test_same_greedy_tokens_from_transformers_vllm_and_the_dense_model(folders: Path, tmp_path: Path) -> None:
+    expected = {folder.name: tokens(folder / "lowrank") for folder in folders.iterdir()}
+    served = [folder / "lowrank" for folder in folders.iterdir()]
+    dense = [folders / name / "dense" for name in ("llama", "mistral", "qwen2", "gemma", "stories260K")]
+    half = [{"model": str(folders / "mixed" / "lowrank"), "dtype": dtype} for dtype in ("bfloat16", "float16")]
+    answers = serve(tmp_path, *({"model": str(folder)} for folder in served + dense), *half)
+    found = dict(zip([*served, *dense, "bfloat16", "float16"], answers, strict=True))
+
+    assert not [folder for folder in served + dense if found[folder]["tokens"] != expected[folder.parent.name]]
+    # Served as factors, not multiplied out.
+    counts = {folder.parent.name: found[folder]["layers"] for folder in served}
+    assert counts == FACTORISED | {"stories260K": 20, "mixed": 8}
+    assert not any(found[folder]["layers"] for folder in dense)
+    # The second time the long prompt's first block came from the prefix cache.
+    assert all(found[folder]["cached"] == 32 for folder in served)
+    assert all(found[folder]["again"] == found[folder]["tokens"] for folder in served)
+    for dtype in ("bfloat16", "float16"):
+        assert found[dtype]["layers"] == 8
+        assert {len(made) for made in found[dtype]["tokens"]} == {NEW}
+
+
+def test_two_processes_share_a_model(folders: Path, tmp_path: Path) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip("tensor parallelism on the CPU needs two cores")
+    folder = folders / "mixed" / "lowrank"
+    bind = {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[1]}", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    (answer,) = serve(tmp_path, {"model": str(folder), "tensor_parallel_size": 2}, **bind)
+    assert answer["tokens"] == tokens(folder)
+
+
+def test_compiled(folders: Path, tmp_path: Path) -> None:
+    folder = folders / "mixed" / "lowrank"
+    (answer,) = serve(tmp_path, {"model": str(folder), "enforce_eager": False})
+    assert answer["tokens"] == tokens(folder)
+
+
+def test_twins_are_dense(data_dir: Path) -> None:
+    for _, model in served_models(data_dir):
+        assert low_rank_layers(model)
+        assert not low_rank_layers(dense_twin(model))

@@ -1,0 +1,251 @@
+"""Real vLLM layers, one process of a tensor-parallel group at a time: the shares together make the dense layer."""
+
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lowrank_bench.foundation.errors import UserError
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+
+WIDTH, HEAD, HEADS, KV_HEADS = 64, 16, 4, 2
+PACKED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
+PARTS = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "gate_proj": 0, "up_proj": 1}
+Tensors = Mapping[str, Mapping[str, Tensor]]
+
+
+@pytest.fixture(params=[1, 2, 4])
+def group(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """For every rank of a group a function that builds a layer as that rank would."""
+    from vllm.model_executor.layers import linear, vocab_parallel_embedding
+
+    def member(rank: int) -> Any:
+        def build(make: Any) -> Any:
+            for module in (linear, vocab_parallel_embedding):
+                monkeypatch.setattr(module, "get_tensor_model_parallel_rank", lambda: rank)
+                monkeypatch.setattr(module, "get_tensor_model_parallel_world_size", lambda: request.param)
+            return make()
+
+        return build
+
+    return [member(rank) for rank in range(request.param)]
+
+
+def config(tensors: Tensors, **more: Any) -> Any:
+    from lowrank_bench.models.vllm_plugin.config import LowRankServingConfig
+
+    ranks = {name: t["lr_b"].shape[1] for name, t in tensors.items() if "lr_b" in t}
+    added = [name for name, t in tensors.items() if "lr_bias" in t]
+    made = LowRankServingConfig.from_config({"version": 1, "ranks": ranks, "added_bias": added} | more)
+    made.packed_modules_mapping = PACKED
+    return made
+
+
+def fill(layer: Any, tensors: Tensors, fused: bool = True) -> Any:
+    for module, found in tensors.items():
+        for name, tensor in found.items():
+            parameter = getattr(layer, name)
+            part = PARTS.get(module.rpartition(".")[2])
+            parameter.weight_loader(parameter, tensor, *([part] if fused and part is not None else []))
+    layer.quant_method.process_weights_after_loading(layer)
+    return layer
+
+
+def factors(rank: int, outputs: int, width: int = WIDTH, **more: Tensor) -> dict[str, Tensor]:
+    return {"lr_a": torch.randn(rank, width), "lr_b": torch.randn(outputs, rank) / rank} | more
+
+
+def dense(found: Mapping[str, Tensor]) -> Tensor:
+    return found["weight"] if "weight" in found else found["lr_b"] @ found["lr_a"]
+
+
+def attention(group: list[Any], x: Tensor, tensors: Tensors, **more: Any) -> list[list[Tensor]]:
+    """Return q, k and v of every rank."""
+    from vllm.model_executor.layers.linear import QKVParallelLinear
+
+    prefix = "l.qkv_proj"
+    found = []
+    for build in group:
+        made = config(tensors, **more)
+        layer = build(
+            lambda made=made: QKVParallelLinear(
+                WIDTH, HEAD, HEADS, KV_HEADS, bias=any("bias" in t for t in tensors.values()), quant_config=made,
+                prefix=prefix,
+            )
+        )  # fmt: skip
+        fill(layer, tensors)
+        own = max(KV_HEADS // len(group), 1) * HEAD
+        found.append(list(layer(x)[0].split([HEADS * HEAD // len(group), own, own], -1)))
+    return found
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def check_attention(shares: list[list[Tensor]], whole: list[Tensor]) -> None:
+    close(torch.cat([share[0] for share in shares], -1), whole[0])
+    times = max(len(shares) // KV_HEADS, 1)  # how many ranks hold the same key-value head
+    for part in (1, 2):
+        close(torch.cat([share[part] for share in shares[::times]], -1), whole[part])
+        for rank, share in enumerate(shares):
+            close(share[part], shares[rank - rank % times][part])
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("kind", ["unequal ranks", "bias", "added bias", "v dense"])
+def test_attention(group: list[Any], kind: str, rows: int) -> None:
+    torch.manual_seed(0)
+    tensors = {f"l.{n}_proj": factors(r, h * HEAD) for n, r, h in (("q", 9, HEADS), ("k", 5, KV_HEADS), ("v", 14, 2))}
+    if kind in ("bias", "added bias"):
+        for found in tensors.values():
+            found["bias" if kind == "bias" else "lr_bias"] = torch.randn(len(found["lr_b"]))
+    if kind == "v dense":
+        tensors["l.v_proj"] = {"weight": torch.randn(KV_HEADS * HEAD, WIDTH)}
+    x = torch.randn(rows, WIDTH)
+    whole = [x @ dense(t).T + t.get("bias", t.get("lr_bias", torch.zeros(1))) for t in tensors.values()]
+    check_attention(attention(group, x, tensors), whole)
+
+
+def test_attention_with_a_shared_first_factor(group: list[Any]) -> None:
+    torch.manual_seed(0)
+    tensors = {f"l.{n}_proj": factors(7, h * HEAD) for n, h in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS))}
+    a = tensors["l.q_proj"]["lr_a"]
+    for name in ("l.k_proj", "l.v_proj"):
+        del tensors[name]["lr_a"]
+    x = torch.randn(3, WIDTH)
+    shares = attention(group, x, tensors, shared={"l.k_proj": "l.q_proj", "l.v_proj": "l.q_proj"})
+    check_attention(shares, [x @ (found["lr_b"] @ a).T for found in tensors.values()])
+
+
+def test_fused_on_disk(group: list[Any]) -> None:
+    from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear
+
+    torch.manual_seed(0)
+    qkv, mlp = factors(11, (HEADS + 2 * KV_HEADS) * HEAD), factors(6, 2 * 96)
+    x = torch.randn(3, WIDTH)
+    shares, halves = [], []
+    for build in group:
+        made = config({"l.qkv_proj": qkv, "l.gate_up_proj": mlp})
+        sizes = {"bias": False, "quant_config": made}
+        layer = build(lambda: QKVParallelLinear(WIDTH, HEAD, HEADS, KV_HEADS, prefix="l.qkv_proj", **sizes))  # noqa: B023
+        own = max(KV_HEADS // len(group), 1) * HEAD
+        answer = fill(layer, {"l.qkv_proj": qkv})(x)[0]
+        shares.append(list(answer.split([HEADS * HEAD // len(group), own, own], -1)))
+        layer = build(lambda: MergedColumnParallelLinear(WIDTH, [96, 96], prefix="l.gate_up_proj", **sizes))  # noqa: B023
+        halves.append(fill(layer, {"l.gate_up_proj": mlp})(x)[0].chunk(2, -1))
+    check_attention(shares, list((x @ dense(qkv).T).split([HEADS * HEAD, KV_HEADS * HEAD, KV_HEADS * HEAD], -1)))
+    for part, whole in enumerate((x @ dense(mlp).T).chunk(2, -1)):
+        close(torch.cat([half[part] for half in halves], -1), whole)
+
+
+@pytest.mark.parametrize("bias", ["bias", "lr_bias", ""])
+def test_row_parallel_adds_its_bias_once(group: list[Any], bias: str) -> None:
+    from vllm.model_executor.layers.linear import RowParallelLinear
+
+    torch.manual_seed(0)
+    tensors = {"l.o_proj": factors(9, 48)}
+    if bias:
+        tensors["l.o_proj"][bias] = torch.randn(48)
+    x = torch.randn(3, WIDTH)
+    total = torch.zeros(3, 48)
+    for rank, (build, own) in enumerate(zip(group, x.chunk(len(group), -1), strict=True)):
+        made = config(tensors)
+        layer = build(
+            lambda made=made: RowParallelLinear(WIDTH, 48, bias=bias == "bias", quant_config=made, prefix="l.o_proj")
+        )
+        fill(layer, tensors)
+        # As the layer's forward does, without the all-reduce, which is the sum here.
+        total += layer.quant_method.apply(layer, own.contiguous(), layer.bias if rank == 0 else None)
+    close(total, x @ dense(tensors["l.o_proj"]).T + tensors["l.o_proj"].get(bias, torch.zeros(48)))
+
+
+def test_head(group: list[Any]) -> None:
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    torch.manual_seed(0)
+    tensors = {"lm_head": factors(10, 100)}
+    x = torch.randn(3, WIDTH)
+    logits = []
+    for build in group:
+        made = config(tensors)
+        head = build(lambda made=made: ParallelLMHead(100, WIDTH, quant_config=made, prefix="lm_head"))
+        logits.append(head.quant_method.apply(fill(head, tensors), x))
+    close(torch.cat(logits, -1)[:, :100], x @ dense(tensors["lm_head"]).T)
+
+
+def test_padded_ranks_change_nothing(group: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from lowrank_bench.models.vllm_plugin import method
+
+    monkeypatch.setattr(method, "rank_multiple", lambda: 16)  # as on accelerators
+    test_attention_with_a_shared_first_factor(group)
+    test_attention(group, "v dense", 2)
+
+
+def test_layers_share_the_memory_of_a_factor(group: list[Any]) -> None:
+    from vllm.model_executor.layers.linear import MergedColumnParallelLinear
+
+    torch.manual_seed(0)
+    tensors = {f"{layer}.{n}_proj": factors(r, 32) for layer in "ab" for n, r in (("gate", 4), ("up", 7))}
+    shared = {"b.gate_proj": "a.gate_proj", "b.up_proj": "a.up_proj"}
+    for name in shared:
+        tensors[name] = {"lr_b": tensors[name]["lr_b"]}
+    made = config(tensors, shared=shared)
+    x = torch.randn(2, WIDTH)
+    layers = {
+        name: group[0](
+            lambda name=name: MergedColumnParallelLinear(
+                WIDTH, [32, 32], bias=False, quant_config=made, prefix=f"{name}.gate_up_proj"
+            )
+        )
+        for name in "ab"
+    }
+    for name, layer in layers.items():
+        fill(layer, {module: found for module, found in tensors.items() if module.startswith(name)})
+    (first,), (second,) = layers["a"].lr_stacks, layers["b"].lr_stacks
+    assert first is second
+    own = 32 // len(group)
+    for part, name in enumerate(("gate", "up")):
+        whole = x @ (tensors[f"b.{name}_proj"]["lr_b"] @ tensors[f"a.{name}_proj"]["lr_a"]).T
+        close(layers["b"](x)[0].chunk(2, -1)[part], whole[:, :own])
+
+
+DAMAGE = {
+    "no second factor": ("lr_b", None, r"no tensor l\.o_proj\.lr_b"),
+    "no first factor": ("lr_a", None, r"no tensor l\.o_proj\.lr_a"),
+    "other rank": ("lr_a", torch.zeros(8, WIDTH), r"l\.o_proj\.lr_a has shape \(8, 64\).*rank 9"),
+    "other rank behind": ("lr_b", torch.zeros(48, 8), r"l\.o_proj\.lr_b has shape \(48, 8\).*rank 9"),
+    "dense weight too": ("weight", torch.zeros(48, WIDTH), r"a tensor l\.o_proj\.weight"),
+    "unannounced bias": ("lr_bias", torch.zeros(48), r"a tensor l\.o_proj\.lr_bias"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_does_not_belong_together_is_named(monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    from vllm.model_executor.layers import linear
+
+    monkeypatch.setattr(linear, "get_tensor_model_parallel_rank", lambda: 0)
+    monkeypatch.setattr(linear, "get_tensor_model_parallel_world_size", lambda: 1)
+    name, tensor, message = DAMAGE[damage]
+    whole = factors(9, 48)
+    made = config({"l.o_proj": whole})
+    layer = linear.RowParallelLinear(WIDTH, 48, bias=False, quant_config=made, prefix="l.o_proj")
+    damaged = {key: value for key, value in (whole | {name: tensor}).items() if value is not None}
+    with pytest.raises(UserError, match=message):
+        fill(layer, {"l.o_proj": damaged})
+
+
+def test_guard_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.model_executor.layers import linear
+
+    monkeypatch.setattr(linear, "get_tensor_model_parallel_rank", lambda: 0)
+    monkeypatch.setattr(linear, "get_tensor_model_parallel_world_size", lambda: 1)
+    tensors = {"l.o_proj": factors(9, 48, weight=torch.empty(0))}
+    layer = linear.RowParallelLinear(WIDTH, 48, bias=False, quant_config=config(tensors), prefix="l.o_proj")
+    x = torch.randn(2, WIDTH)
+    expected = x @ (tensors["l.o_proj"]["lr_b"] @ tensors["l.o_proj"]["lr_a"]).T
+    close(fill(layer, tensors)(x)[0], expected)
