@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
-import resource
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..evals.hosting.choice import vllm_version
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
 
@@ -27,7 +26,8 @@ def _version(package: str) -> str:
 @cache
 def versions() -> dict[str, str]:
     """Return the versions of this package, Python and the libraries that numbers depend on."""
-    return {"lowrank_bench": __version__, "python": platform.python_version()} | {p: _version(p) for p in _PACKAGES}
+    known = {"lowrank_bench": __version__, "python": platform.python_version()} | {p: _version(p) for p in _PACKAGES}
+    return known | {"vllm": vllm_version()}
 
 
 @cache
@@ -82,26 +82,3 @@ def device_name(device: str) -> str:
 def provenance() -> dict[str, Any]:
     """Return versions, commit and hardware for ``stage.json``."""
     return {"versions": versions(), "git_commit": git_commit(), "hardware": hardware()}
-
-
-def reset_peak_memory() -> None:
-    """Start a new peak for `peak_memory_bytes`: one process runs many stages."""
-    import torch
-
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
-    for index in range(torch.cuda.device_count()):
-        torch.cuda.reset_peak_memory_stats(index)
-
-
-def peak_memory_bytes() -> int:
-    """Return the largest resident set since the reset plus the most GPU memory held, in bytes."""
-    import torch
-
-    gpu = sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        resident = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
-    except (OSError, StopIteration):
-        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return resident + gpu
