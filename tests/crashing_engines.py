@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 from lowrank_bench.evals.engines.base import Completion, Engine, engines
 from lowrank_bench.foundation.errors import UserError
@@ -45,23 +44,3 @@ class Faulty(Engine):
 
     def close(self):
         """Do nothing."""
-
-
-@engines.register("killed-once")
-class KilledOnce(Engine):
-    """Is killed the first time, as the file says that CRASH_MARK names, then does as transformers."""
-
-    def __new__(cls, *arguments):
-        """Return the engine that it ends up as."""
-        from lowrank_bench.evals.engines.transformers import TransformersEngine
-
-        class Once(TransformersEngine):
-            def generate(self, prompts, sampling, batch_size, progress=None):
-                mark = Path(os.environ["CRASH_MARK"])
-                if not mark.exists():
-                    mark.touch()
-                    print("the processor is on fire", file=sys.stderr, flush=True)
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return super().generate(prompts, sampling, batch_size, progress)
-
-        return Once(*arguments)

@@ -8,8 +8,9 @@ import torch
 from lowrank_bench.evals.engines.base import Sampling
 from lowrank_bench.evals.prompts import encode_prompt
 from lowrank_bench.foundation.errors import UserError
-from lowrank_bench.models.loading import load_model
+from lowrank_bench.models.loading import load_model, load_tokenizer
 
+NEW = 40
 TEXTS = [
     "Question: 3 + 4",
     "Answer: 12-2=10\nThe",
@@ -35,46 +36,77 @@ class EngineContract:
         return PRESETS["tiny"].source
 
     @pytest.fixture(scope="class")
-    def engine(self, checkpoint):
-        """Open the engine once for the whole suite."""
-        with self.open(checkpoint) as engine:
-            yield engine
-
-    @pytest.fixture(scope="class")
     def model(self, checkpoint):
         """Load the model without any engine."""
         torch.set_num_threads(1)
         return load_model(checkpoint)
 
     @pytest.fixture(scope="class")
-    def prompts(self, engine):
+    def prompts(self, checkpoint):
         """Return prompts of several lengths."""
-        return [encode_prompt(engine.tokenizer, text) for text in TEXTS]
+        tokenizer = load_tokenizer(checkpoint)
+        return [encode_prompt(tokenizer, text) for text in TEXTS]
+
+    @pytest.fixture(scope="class")
+    def argmax(self, model, prompts):
+        """Continue each prompt token by token, without a batch, a cache or an end."""
+        made = []
+        for prompt in prompts:
+            ids = list(prompt)
+            with torch.no_grad():
+                for _ in range(NEW):
+                    ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+            made.append(ids[len(prompt) :])
+        return made
+
+    @pytest.fixture(scope="class")
+    def ends(self, checkpoint, argmax):
+        """Return what ends a sequence: the tokenizer's token and a second one that one prompt meets late."""
+        eos = load_tokenizer(checkpoint).eos_token_id
+        until = [ids[: ids.index(eos)] if eos in ids else ids for ids in argmax]
+        late = [token for ids in until for token in ids if token not in ids[:5]]
+        return [eos, min(late, key=lambda token: sum(token in ids for ids in until))]
+
+    @pytest.fixture(scope="class")
+    def engine(self, checkpoint, ends, tmp_path_factory):
+        """Open the engine once for the whole suite, on a copy that ships settings which must have no effect."""
+        copy = tmp_path_factory.mktemp("shipped") / "model"
+        shutil.copytree(checkpoint, copy)
+        shipped = {
+            "do_sample": True,
+            "temperature": 1.7,
+            "top_k": 3,
+            "repetition_penalty": 5.0,
+            "min_new_tokens": NEW - 1,
+        }
+        (copy / "generation_config.json").write_text(json.dumps(shipped | {"eos_token_id": ends}))
+        with self.open(copy) as engine:
+            yield engine
 
     @pytest.fixture(scope="class")
     def free(self, engine, prompts):
         """Return what the engine makes of the prompts with nothing to stop it but end of sequence."""
-        return engine.generate(prompts, Sampling(40), 4)
+        return engine.generate(prompts, Sampling(NEW), 4)
 
-    def test_greedy_equals_step_by_step_argmax(self, engine, model, prompts, free):
-        eos = engine.tokenizer.eos_token_id
-        for prompt, completion in zip(prompts, free, strict=True):
-            ids = list(prompt)
-            with torch.no_grad():
-                while len(ids) - len(prompt) < 40 and ids[-1] != eos:
-                    ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-            made = ids[len(prompt) :]
-            assert list(completion.token_ids) == [token for token in made if token != eos]
-            assert completion.finish_reason == ("stop" if made[-1] == eos else "length")
+    def test_greedy_equals_step_by_step_argmax_up_to_an_end_of_sequence(self, engine, argmax, ends, free):
+        for made, completion in zip(argmax, free, strict=True):
+            end = next((index for index, token in enumerate(made) if token in ends), None)
+            assert list(completion.token_ids) == made[:end]
+            assert completion.finish_reason == ("length" if end is None else "stop")
             assert completion.text == engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        assert any(
+            ends[1] in made and len(completion.token_ids) < NEW for made, completion in zip(argmax, free, strict=True)
+        )
 
     @pytest.mark.parametrize("batch_size", [1, 3])
     def test_batch_size_changes_no_token(self, engine, prompts, free, batch_size):
-        assert engine.generate(prompts, Sampling(40), batch_size) == free
+        assert engine.generate(prompts, Sampling(NEW), batch_size) == free
 
     def test_stop_strings_cut_text_and_tokens(self, engine, prompts, free):
-        stops = (free[0].text[6:9], free[1].text[20:22])
-        stopped = engine.generate(prompts, Sampling(40, stop=stops), 4)
+        text = max((completion.text for completion in free), key=len)
+        stops = (text[12:14], text[6:9])
+        assert all(stops)
+        stopped = engine.generate(prompts, Sampling(NEW, stop=stops), 4)
         for long, short in zip(free, stopped, strict=True):
             cut = min((long.text.find(stop) for stop in stops if stop in long.text), default=None)
             assert short.text == long.text[:cut]
@@ -87,7 +119,7 @@ class EngineContract:
             assert any(stop in with_stop for stop in stops)
             one_less = engine.tokenizer.decode(short.token_ids[:-1], skip_special_tokens=True)
             assert not any(stop in one_less for stop in stops)
-        assert stopped[0].finish_reason == stopped[1].finish_reason == "stop"
+        assert any(len(short.token_ids) < len(long.token_ids) for long, short in zip(free, stopped, strict=True))
 
     def test_sampling_is_repeatable_and_every_round_and_row_draws_anew(self, engine, prompts):
         rows = [prompts[0], prompts[0], prompts[2]]
@@ -140,26 +172,3 @@ class EngineContract:
     def test_nothing_to_do(self, engine):
         assert engine.generate([], Sampling(4), 2) == []
         assert engine.logprobs([], 2) == []
-
-    def test_settings_shipped_with_a_model_have_no_effect_but_its_ends_of_sequence(
-        self, engine, free, checkpoint, tmp_path, prompts
-    ):
-        import json
-        import shutil
-
-        copy = tmp_path / "model"
-        shutil.copytree(checkpoint, copy)
-        token = free[0].token_ids[9]
-        shipped = {
-            "repetition_penalty": 5.0,
-            "no_repeat_ngram_size": 2,
-            "temperature": 1.7,
-            "do_sample": True,
-            "min_new_tokens": 39,
-        }
-        shipped |= {"eos_token_id": [engine.tokenizer.eos_token_id, token]}
-        (copy / "generation_config.json").write_text(json.dumps(shipped))
-        with self.open(copy) as other:
-            (ended,) = other.generate(prompts[:1], Sampling(40), 1)
-        assert ended.token_ids == free[0].token_ids[: free[0].token_ids.index(token)]
-        assert ended.finish_reason == "stop"

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.layers import LowRankLinear
 from lowrank_bench.models.loading import load_model
 from lowrank_bench.models.matrices import get_linear, low_rank_layers, matrices, replace_module
-from torch import nn
 
 WIDTH = 128  # heads 32 wide, the narrowest that vLLM's CPU attention has
 NEW = 16

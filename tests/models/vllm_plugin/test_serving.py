@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lowrank_bench.models.matrices import low_rank_layers
 from served_models import NEW, dense_twin, prompts, save_pair, served_models, tokens
+
+from lowrank_bench.models.matrices import low_rank_layers
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
