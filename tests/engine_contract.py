@@ -1,5 +1,7 @@
 """What every engine must do: inherit `EngineContract`, say in `open` how the engine is made, and pass."""
 
+import json
+import shutil
 from contextlib import contextmanager
 
 import pytest
