@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ import psutil
 
 from ..evals.dataset_specs import specs
 from ..evals.datasets import find_file
+from ..evals.engines.base import engines
+from ..evals.hosting.choice import engine_version, vllm_version
 from ..evals.sandbox.isolation import isolation_level
 from ..foundation.errors import UserError
 from .provenance import processor, versions
@@ -63,13 +64,12 @@ def _disk(out: Path) -> Finding:
 
 
 def _engines() -> list[Finding]:
-    rows = [Finding("engine transformers", True, "ready")]
-    if importlib.util.find_spec("vllm") is None:
-        rows.append(Finding("engine vllm", True, "not installed; everything runs with transformers"))
-    else:
-        rows.append(
-            Finding("engine vllm", True, "vLLM is installed, but this version of lowrank-bench does not use it yet")
-        )
+    rows = []
+    for name in engines.names():
+        found = engine_version(name) or "ready"
+        if name == "vllm":
+            found = found if vllm_version() else "not installed; everything runs with transformers"
+        rows.append(Finding(f"engine {name}", True, found))
     return rows
 
 

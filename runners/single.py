@@ -8,16 +8,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 from ..evals.base import EvalSettings, Outcome, benchmarks
-from ..evals.engines.base import engines
+from ..evals.hosting.choice import choose_engine, engine_version
+from ..evals.hosting.host import HostedEngine
 from ..evals.tasks import get_task
 from ..foundation.errors import UserError
 from ..foundation.files import new_folder, write_json
 from ..methods.base import CompressionReport
 from ..methods.budget import Budget
 from ..models.checkpoint import save_checkpoint
+from ..models.footprint import context_length
 from ..models.loading import DTYPES, load_model, load_skeleton, load_tokenizer
 from ..models.matrices import model_size
 from ..models.presets import resolve_model
@@ -88,7 +91,7 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
         if request.task is not None:
             _, recover = recipe.for_kind(get_task(request.task).kind)
             settings = merge_settings(recover, {"steps": request.steps})
-            context = int(getattr(model.config, "max_position_embeddings", None) or 2048)
+            context = context_length(model.config)
             data = load_task_data(
                 request.task, request.train_set, request.data, tokenizer, settings.max_length, context, request.seed
             )
@@ -118,7 +121,7 @@ def evaluate_model(
     names: Sequence[str],
     settings: EvalSettings,
     revision: str | None = None,
-    engine: str = "transformers",
+    engine: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
     out: Path | None = None,
@@ -131,18 +134,21 @@ def evaluate_model(
         names: benchmarks.
         settings: data, limit, stage, and so on.
         revision: of a hub model.
-        engine, dtype, device: how it runs.
+        engine, dtype, device: how it runs; the engine may be ``auto``.
         out: new folder for ``metrics.json`` and one ``samples-BENCHMARK.jsonl`` each, or None.
         progress: called with (problems done, problems in all).
     """
     transformers.utils.logging.disable_progress_bar()
     chosen = {name: benchmarks.get(name)() for name in names}
-    make_engine: Any = engines.get(engine)
     source = resolve_model(model, revision)
     for benchmark in chosen.values():
         benchmark.check(settings)
+    device = pick_device(device)
+    skeleton = load_skeleton(source.location, source.revision)
+    name_of_engine = choose_engine(engine, skeleton.config, model_size(skeleton).parameters, device).engine
+    threads = torch.get_num_threads()
     outcomes = {}
-    with make_engine(source.location, dtype, pick_device(device), source.revision or None) as running:
+    with HostedEngine(name_of_engine, source.location, dtype, device, source.revision or None, threads) as running:
         for name, benchmark in chosen.items():
             outcomes[name] = benchmark.evaluate(running, settings, progress)
     if out is not None:
@@ -155,6 +161,7 @@ def evaluate_model(
                 {
                     "model": source.name,
                     "model_sha256": source.sha256,
+                    "engine": {"name": name_of_engine, "version": engine_version(name_of_engine)},
                     "benchmarks": {
                         name: {
                             "variant": chosen[name].variant(settings),

@@ -57,7 +57,10 @@ def measure_apart(spec: SpeedSpec) -> Measured:
 
 def _environment(spec: SpeedSpec) -> dict[str, str]:
     threads = str(spec.threads)
-    return os.environ | {
+    kept = {
+        key: value for key, value in os.environ.items() if key != "VLLM_CPU_KVCACHE_SPACE"
+    }  # it would override ours
+    return kept | {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # or every process would sit on the first core
