@@ -31,7 +31,7 @@ Out = Annotated[Path, typer.Option(help="Folder for stages and results.")]
 Weak = Annotated[bool, typer.Option(help="Run generated code even where only resource limits hold it.")]
 Revision = Annotated[str | None, typer.Option(help="40-digit commit of a hub model.")]
 Device = Annotated[str, typer.Option(help="torch device; auto takes a GPU where there is one.")]
-Engine = Annotated[str, typer.Option(help="What generates and scores.")]
+Engine = Annotated[str, typer.Option(help="What generates and scores: vllm, transformers, or auto.")]
 
 
 def main() -> None:
@@ -94,7 +94,9 @@ def run(
         bool | None, typer.Option("--before-recovery", help="Also evaluate before the second finetuning.")
     ] = None,
     revision: Revision = None,
-    engine: Annotated[str | None, typer.Option(help="What generates and scores.  [default: transformers]")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="What generates and scores: vllm, transformers or auto.  [default: auto]")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="Of saved weights and evaluation.  [default: the recipe's]")] = None,
     device: Annotated[str | None, typer.Option(help="torch device.  [default: auto]")] = None,
     eval_batch_size: Annotated[int | None, typer.Option(help="Prompts per batch.  [default: 64]")] = None,
@@ -261,7 +263,7 @@ def evaluate(
         str, typer.Option(help="pretrained takes the few-shot prompt, finetuned the finetuning prompt.")
     ] = "finetuned",
     out: Annotated[Path | None, typer.Option(help="New folder for metrics and samples.")] = None,
-    engine: Engine = "transformers",
+    engine: Engine = "auto",
     dtype: Annotated[str, typer.Option(help="Weights are loaded as; auto is the checkpoint's own.")] = "auto",
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(help="Prompts per batch.")] = 64,
@@ -278,6 +280,7 @@ def evaluate(
     """Evaluate one model or checkpoint."""
     if stage not in ("pretrained", "finetuned"):
         raise unknown("stage", stage, ["pretrained", "finetuned"])
+    from .evals.hosting.host import EngineCrashed
     from .runners.single import default_settings, evaluate_model
 
     settings = default_settings(
@@ -293,7 +296,11 @@ def evaluate(
     )
     names = split_list(benchmarks) or []
     contexts = numbers("context", context, int, "128,2048")
-    outcomes = evaluate_model(model, names, settings, revision, engine, dtype, device, out, contexts=contexts)
+    try:
+        outcomes = evaluate_model(model, names, settings, revision, engine, dtype, device, out, contexts=contexts)
+    except EngineCrashed as crash:
+        console(stderr=True).print(f"[bold red]error:[/] {escape(str(crash))}", soft_wrap=True, highlight=False)
+        sys.exit(1)
     rows = [
         (
             name,

@@ -37,7 +37,9 @@ def export(
 
 def speed(
     checkpoints: Annotated[list[str], typer.Argument(help=CHECKPOINT)],
-    engine: Annotated[str, typer.Option(help="vllm, transformers or both.")] = "both",
+    engine: Annotated[
+        str | None, typer.Option(help="vllm, transformers or both.  [default: both, where vLLM is installed]")
+    ] = None,
     batch_sizes: Annotated[str, typer.Option(help="Prompts side by side, with commas.")] = "1,16,64",
     prompt_tokens: Annotated[int, typer.Option(help="Length of every prompt.")] = 32,
     new_tokens: Annotated[int, typer.Option(help="Length of every completion.")] = 32,
@@ -58,13 +60,13 @@ def speed(
     Each checkpoint is measured in a process of its own, factorised ones next to their dense export, in alternating
     rounds; the records go on from run to run.
     """
-    from .runners.speed import ENGINES, SpeedRequest, measure_speed
+    from .runners.speed import ENGINES, SpeedRequest, installed_engines, measure_speed
     from .runners.speed_records import save_speed, stored_records
     from .runners.speed_table import print_speed
 
     request = SpeedRequest(
         checkpoints,
-        ENGINES if engine == "both" else (engine,),
+        installed_engines() if engine is None else ENGINES if engine == "both" else (engine,),
         numbers("batch size", batch_sizes, int, "1,16,64") or (),
         prompt_tokens,
         new_tokens,

@@ -1,13 +1,53 @@
-"""How much memory this process uses."""
+"""How much memory a process took, and how much is left to take."""
 
+from __future__ import annotations
+
+import contextlib
 import resource
+import sys
 from pathlib import Path
+
+import psutil
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def reset_peak_memory() -> None:
+    """Start a new peak for `peak_memory_bytes`: one process runs many stages."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
+    if torch := sys.modules.get("torch"):
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(index)
+
+
+def peak_memory_bytes() -> int:
+    """Return the largest resident set since the reset plus the most GPU memory held, in bytes."""
+    torch = sys.modules.get("torch")  # who never imported it holds no GPU memory
+    gpu = sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) if torch else 0
+    return peak_resident_bytes() + gpu
 
 
 def peak_resident_bytes() -> int:
-    """Return the largest resident set of this process since it began (or since VmHWM was reset), in bytes."""
+    """Return the largest resident set since the reset, in bytes."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
     except (OSError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def free_memory(device: str = "cpu") -> int:
+    """Return the bytes that a process may still take on a torch device, a container's limit included."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())
+        held = int((_CGROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no limit reads "max"
+        return free
+    return max(0, min(free, limit - held + int(stat.get("inactive_file", 0))))

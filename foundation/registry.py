@@ -113,6 +113,17 @@ class Registry(Generic[T]):
         """Return every known name in alphabetical order."""
         return [row.name for row in self.listings()]
 
+    def module_of(self, name: str) -> str:
+        """Return the module whose import registers a name that is neither built in nor published, '' for those.
+
+        Another process has to import that module before it can `get` the name.
+        """
+        if name in self._files() or name in self._entry_points():
+            return ""
+        if name not in self._classes:
+            raise unknown(self.kind, name, self.names())
+        return self._classes[name].__module__
+
     def get(self, name: str) -> type[T]:
         """Import and return the class behind ``name``; raise a `UserError` with the nearest name if there is none."""
         if name in self._classes:

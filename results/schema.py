@@ -83,15 +83,21 @@ class Record(BaseModel):
     variant: Name = Field(
         description="benchmark with its shots, prompt and subset; other variants are other benchmarks"
     )
-    metric: Name = Field(description="name of the metric, such as accuracy, pass@1, perplexity")
+    metric: Name = Field(
+        description="name of the metric, such as accuracy, pass@1, perplexity, decode_tokens_per_second"
+    )
     scorer: Text = Field(description="rule that gave the verdicts; empty where there is only one")
     headline: bool = Field(description="whether this is the benchmark's main metric, shown by default")
     higher_is_better: bool = Field(description="direction of the metric")
     value: Number = Field(description="point estimate in the metric's own unit; accuracies are in 0..1")
     low: Number = Field(description="lower end of the interval; -inf where the data bound nothing")
     high: Number = Field(description="upper end of the interval; inf where the data bound nothing")
-    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(description="coverage of the interval, 0.95 by default")
-    n: Annotated[int, Field(ge=1)] = Field(description="problems (or windows) that the interval treats as units")
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="coverage of the interval, 0.95 by default; of timed rounds 1 - 0.5^(n-1)"
+    )
+    n: Annotated[int, Field(ge=1)] = Field(
+        description="problems (or windows, or timed rounds) that the interval treats as units"
+    )
     steps_finetune: Count = Field(description="optimizer steps of the first finetuning")
     steps_compress: Count = Field(description="optimizer steps taken while compressing")
     steps_recover: Count = Field(description="optimizer steps of the second finetuning")

@@ -101,7 +101,7 @@ class SweepConfig(BaseModel):
         limit: only the first problems of each benchmark.
         pretrained: also evaluate the model before finetuning; None leaves it to the task.
         before_recovery: also evaluate each compressed model before its recovery.
-        engine: generation engine.
+        engine: what generates and scores; ``auto`` is vLLM where it is installed, can run the model and pays off.
         dtype: of saved checkpoints and evaluation; None takes the recipe's.
         device: torch device; ``auto`` takes a GPU where there is one.
         eval_batch_size, max_new_tokens: of evaluation.
@@ -132,7 +132,7 @@ class SweepConfig(BaseModel):
     limit: int | None = Field(default=None, ge=1)
     pretrained: bool | None = None
     before_recovery: bool = False
-    engine: str = "transformers"
+    engine: str = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str = "auto"
     eval_batch_size: int = Field(default=64, ge=1)

@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 
 from ..evals.datasets import find_file, specs
+from ..evals.engines.base import engines
+from ..evals.hosting.choice import engine_version, vllm_version
 from ..evals.sandbox.isolation import isolation_level
 from ..foundation.errors import UserError
 from .provenance import processor, versions
@@ -62,13 +64,12 @@ def _disk(out: Path) -> Finding:
 
 
 def _engines() -> list[Finding]:
-    rows = [Finding("engine transformers", True, "ready")]
-    if importlib.util.find_spec("vllm") is None:
-        rows.append(Finding("engine vllm", True, "not installed; everything runs with transformers"))
-    else:
-        rows.append(
-            Finding("engine vllm", True, "vLLM is installed, but this version of lowrank-bench does not use it yet")
-        )
+    rows = []
+    for name in engines.names():
+        found = engine_version(name) or "ready"
+        if name == "vllm":
+            found = found if vllm_version() else "not installed; everything runs with transformers"
+        rows.append(Finding(f"engine {name}", True, found))
     harness = importlib.util.find_spec("lm_eval") is not None
     remedy = "" if harness else "commonsense and CrowS-Pairs need it: pip install 'lowrank-bench[harness]'"
     rows.append(Finding("lm-eval", True, "installed" if harness else "not installed", remedy))

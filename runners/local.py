@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from ..evals.hosting.host import EngineCrashed, cause_of_death
 from ..foundation.errors import UserError
 from .recipes import SMALL_MODEL_PARAMETERS
 from .stages import Stage, StageStore
@@ -67,6 +68,8 @@ def _work(pipe: Connection, root: str, threads: int) -> None:
             pipe.send(Event(key, "done"))
         except UserError as error:
             pipe.send(Event(key, "failed", text=str(error), expected=True))
+        except EngineCrashed as crash:
+            pipe.send(Event(key, "failed", text=str(crash)))
         except Exception:
             pipe.send(Event(key, "failed", text=traceback.format_exc()))
 
@@ -154,11 +157,9 @@ def run_stages(
 
 
 def _epitaph(code: int | None, stage: Stage) -> str:
-    reason = {-9: "killed, most likely because memory ran out", -11: "a segmentation fault", -15: "terminated"}
-    told = reason.get(code or 0, f"exit code {code}")
     return (
-        f"the process of '{stage.title}' died ({told}); use fewer --workers or a smaller batch, then run the same "
-        "command again: finished stages are kept"
+        f"the process of '{stage.title}' died ({cause_of_death(code)}); use fewer --workers or a smaller "
+        "batch, then run the same command again: finished stages are kept"
     )
 
 

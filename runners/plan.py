@@ -12,7 +12,7 @@ from torch import nn
 
 from ..evals.base import EvalSettings, benchmarks
 from ..evals.base import Stage as EvalStage
-from ..evals.engines.base import engines
+from ..evals.hosting.choice import Choice, choose_engine
 from ..evals.tasks import benchmark_names, get_task
 from ..foundation.errors import UserError, unknown
 from ..methods.base import Compressor, create_method
@@ -78,6 +78,7 @@ class Plan:
     recipe: Recipe
     recipe_name: str
     device: str
+    engine: Choice
     dtype: str
     store: StageStore
     skeleton: nn.Module
@@ -147,8 +148,6 @@ def make_plan(config: SweepConfig) -> Plan:
         UserError: anything unusable, before a single file is written.
     """
     task = get_task(config.task)
-    if config.engine not in engines.names():
-        raise unknown("engine", config.engine, engines.names())
     for spec in config.methods:
         if create_method(spec.name, spec.options).trains and config.training_free:
             raise UserError(f"method '{spec.name}' trains while it compresses; leave it out, or --training-free")
@@ -166,10 +165,12 @@ def make_plan(config: SweepConfig) -> Plan:
             f"--context {max(config.context)} is more than {source.name} takes ({most}); ask for at most that many "
             "tokens"
         )
-    recipe_name = pick_recipe(config.recipe, source, model_size(skeleton).parameters)
+    parameters = model_size(skeleton).parameters
+    recipe_name = pick_recipe(config.recipe, source, parameters)
     recipe = RECIPES[recipe_name]
+    engine = choose_engine(config.engine, skeleton.config, parameters, device)
     store = StageStore(config.out.expanduser().resolve() / "stages")
-    plan = Plan(config, source, recipe, recipe_name, device, config.dtype or recipe.dtype, store, skeleton)
+    plan = Plan(config, source, recipe, recipe_name, device, engine, config.dtype or recipe.dtype, store, skeleton)
     _check_ratios(plan)
     _Layout(plan, names, task.pretrained_row if config.pretrained is None else config.pretrained).lay_out()
     return plan
@@ -364,7 +365,7 @@ class _Layout:
                 "benchmark": name,
                 "variant": benchmark.variant(settings),
                 "identity": dict(benchmark.identity(settings)),
-                "engine": self.config.engine,
+                "engine": self.plan.engine.engine,
                 "dtype": self.plan.dtype,
             },
             {"model": model.identity},

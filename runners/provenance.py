@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..foundation.memory import peak_resident_bytes
+from ..evals.hosting.choice import vllm_version
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
 
@@ -27,7 +26,8 @@ def _version(package: str) -> str:
 @cache
 def versions() -> dict[str, str]:
     """Return the versions of this package, Python and the libraries that numbers depend on."""
-    return {"lowrank_bench": __version__, "python": platform.python_version()} | {p: _version(p) for p in _PACKAGES}
+    known = {"lowrank_bench": __version__, "python": platform.python_version()} | {p: _version(p) for p in _PACKAGES}
+    return known | {"vllm": vllm_version()}
 
 
 @cache
@@ -82,21 +82,3 @@ def device_name(device: str) -> str:
 def provenance() -> dict[str, Any]:
     """Return versions, commit and hardware for ``stage.json``."""
     return {"versions": versions(), "git_commit": git_commit(), "hardware": hardware()}
-
-
-def reset_peak_memory() -> None:
-    """Start a new peak for `peak_memory_bytes`: one process runs many stages."""
-    import torch
-
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
-    for index in range(torch.cuda.device_count()):
-        torch.cuda.reset_peak_memory_stats(index)
-
-
-def peak_memory_bytes() -> int:
-    """Return the largest resident set since the reset plus the most GPU memory held, in bytes."""
-    import torch
-
-    gpu = sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
-    return peak_resident_bytes() + gpu

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SMALL_MODEL_PARAMETERS = 50_000_000
+from ..models.footprint import SMALL_PARAMETERS
+
+SMALL_MODEL_PARAMETERS = SMALL_PARAMETERS
 """Models below this size get the recipe ``small`` unless another is named."""
 
 

@@ -8,16 +8,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 from ..evals.base import Benchmark, EvalSettings, Outcome, benchmarks
-from ..evals.engines.base import engines
+from ..evals.hosting.choice import choose_engine, engine_version
+from ..evals.hosting.host import HostedEngine
 from ..evals.tasks import benchmark_names, get_task
 from ..foundation.errors import UserError
 from ..foundation.files import new_folder, write_json
 from ..methods.base import CompressionReport
 from ..methods.budget import Budget
 from ..models.checkpoint import save_checkpoint
+from ..models.footprint import context_length
 from ..models.loading import DTYPES, load_model, load_skeleton, load_tokenizer
 from ..models.matrices import model_size
 from ..models.presets import resolve_model
@@ -96,7 +99,7 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
                 request.data,
                 tokenizer,
                 method.calibration_length or settings.max_length,
-                int(getattr(model.config, "max_position_embeddings", None) or 2048),
+                context_length(model.config),
                 request.seed,
                 cut=not method.trains,
             )
@@ -126,7 +129,7 @@ def evaluate_model(
     names: Sequence[str],
     settings: EvalSettings,
     revision: str | None = None,
-    engine: str = "transformers",
+    engine: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
     out: Path | None = None,
@@ -140,7 +143,7 @@ def evaluate_model(
         names: benchmarks; a task's name stands for its benchmarks.
         settings: data, limit, stage, and so on.
         revision: of a hub model.
-        engine, dtype, device: how it runs.
+        engine, dtype, device: how it runs; the engine may be ``auto``.
         out: new folder for ``metrics.json`` and one ``samples-BENCHMARK.jsonl`` each, or None.
         progress: called with (problems done, problems in all).
         contexts: windows of perplexities in tokens, or None for each benchmark's own.
@@ -157,12 +160,15 @@ def evaluate_model(
             chosen[place] = benchmark, replace(settings, context=context)
     if contexts and not any(each.context for _, each in chosen.values()):
         raise UserError(f"--context is for perplexities and none of {', '.join(chosen)} is one; leave it out")
-    make_engine: Any = engines.get(engine)
     source = resolve_model(model, revision)
     for benchmark, each in chosen.values():
         benchmark.check(each)
+    device = pick_device(device)
+    skeleton = load_skeleton(source.location, source.revision)
+    name_of_engine = choose_engine(engine, skeleton.config, model_size(skeleton).parameters, device).engine
+    threads = torch.get_num_threads()
     outcomes = {}
-    with make_engine(source.location, dtype, pick_device(device), source.revision or None) as running:
+    with HostedEngine(name_of_engine, source.location, dtype, device, source.revision or None, threads) as running:
         for name, (benchmark, each) in chosen.items():
             outcomes[name] = benchmark.evaluate(running, each, progress)
     if out is not None:
@@ -175,6 +181,7 @@ def evaluate_model(
                 {
                     "model": source.name,
                     "model_sha256": source.sha256,
+                    "engine": {"name": name_of_engine, "version": engine_version(name_of_engine)},
                     "benchmarks": {
                         name: {
                             "variant": outcome.variant or chosen[name][0].variant(chosen[name][1]),

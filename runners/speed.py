@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..evals.speed.process import check_engine, measure_apart
+from ..evals.speed.process import check_engine, is_installed, measure_apart
 from ..evals.speed.spec import Measured, SpeedSpec
 from ..foundation.errors import UserError, unknown
 from ..models.export import export_dense
@@ -153,6 +153,11 @@ def _series(
         reference = None if twin is None else first + twin
         found.append(Series(subject, spec, tuple(rounds[place]), weights_size(subject.folder), reference))
     return found
+
+
+def installed_engines() -> tuple[str, ...]:
+    """Return the engines that can be measured here."""
+    return tuple(engine for engine in ENGINES if is_installed(engine))
 
 
 def default_threads() -> int:

@@ -17,7 +17,8 @@ from filelock import FileLock
 
 from ..foundation.errors import UserError
 from ..foundation.files import digest, read_json, write_json
-from .provenance import peak_memory_bytes, provenance, reset_peak_memory
+from ..foundation.memory import peak_memory_bytes, reset_peak_memory
+from .provenance import provenance
 
 FORMAT = 1
 """Raised whenever a stage's content changes its meaning, so that old folders are not taken for new ones."""
@@ -131,7 +132,8 @@ class StageStore:
             try:
                 record["result"] = dict(work(part))
                 record["seconds"] = time.perf_counter() - clock
-                record["peak_memory_bytes"] = peak_memory_bytes()
+                elsewhere = record["result"].get("engine", {}).get("peak_memory_bytes", 0)
+                record["peak_memory_bytes"] = max(peak_memory_bytes(), elsewhere)
                 record["ended_at"] = datetime.now(UTC).isoformat(timespec="seconds")
                 record["status"] = "done"
                 record["files"] = {

@@ -84,7 +84,7 @@ def write_results(plan: Plan, stages_run: int = 0) -> SweepResult:
 
 def plan_warnings(plan: Plan) -> list[str]:
     """Return what a reader of the results should know before the work starts."""
-    notes = []
+    notes = [plan.engine.note] if plan.engine.note else []
     if plan.config.limit:
         notes.append(f"only the first {plan.config.limit} problems are evaluated; the rows say so with their n")
     return notes

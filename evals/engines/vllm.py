@@ -1,0 +1,246 @@
+"""Generation and scoring with vLLM: continuous batching and a paged cache; the fastest engine on a GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...foundation.errors import UserError
+from ...foundation.memory import free_memory
+from ...models.footprint import Footprint, footprint
+from ...models.loading import load_tokenizer
+from .base import Completion, Engine, Progress, Sampling, check_lengths, engines, eos_ids, finish, stop_window
+
+_CPU_SEQUENCES, _GPU_SEQUENCES = 64, 256  # most that run side by side, whatever the batch size
+_BLOCK_TOKENS = 128  # at least vLLM's block size: a sequence's last block may be nearly empty
+_CPU_CACHE_BYTES = 4 << 30
+_LOGIT_BYTES = 1 << 30
+_OWN_BYTES = 3 << 30  # activations, graphs and copies of logits beside weights and cache
+
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine has a process of its own already
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several engines share the cores: OMP_NUM_THREADS says how many each has
+    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # see max_model_len
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+
+
+@engines.register("vllm")
+class VllmEngine(Engine):
+    """vLLM inside this process, whose environment it changes; run it through `HostedEngine`.
+
+    Args:
+        checkpoint: folder or hub id.
+        dtype: ``float32``, ``bfloat16`` or ``auto`` (the checkpoint's own; vLLM's own ``auto`` would halve float32).
+        device: ``cpu`` or ``cuda``, with an index.
+        revision: commit of a hub id.
+    """
+
+    def __init__(
+        self, checkpoint: str | Path, dtype: str = "auto", device: str = "cpu", revision: str | None = None
+    ) -> None:
+        os.environ.update(_ENVIRONMENT)
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override the size given below
+        if ":" in device:
+            os.environ["CUDA_VISIBLE_DEVICES"] = _visible(device)
+        from transformers import AutoConfig
+        from vllm import LLM
+
+        from ...models.vllm_plugin import register
+
+        register()
+        needs = footprint(checkpoint, revision or "", dtype)
+        config = AutoConfig.from_pretrained(str(checkpoint), revision=revision).get_text_config()
+        self.tokenizer = load_tokenizer(checkpoint, revision or "")
+        self.context_length = needs.context
+        self._eos = eos_ids(self.tokenizer, _generation_config(checkpoint, revision))
+        self._llm: Any = LLM(
+            model=str(checkpoint),
+            revision=revision,
+            skip_tokenizer_init=True,
+            dtype=needs.dtype,
+            # vLLM wants room for one new token behind every prompt, also where a full window is only scored. That token
+            # is never fed back, so no position beyond the context is used.
+            max_model_len=needs.context + 1,
+            kv_cache_memory_bytes=cache_bytes(needs, device),
+            # The logits of every prompt token of a step are held at once when they are scored.
+            max_num_batched_tokens=max(512, min(8192, _LOGIT_BYTES // (4 * config.vocab_size))),
+            max_num_seqs=_sequences(device),
+            enable_prefix_caching=True,
+            generation_config="vllm",  # what authors ship, such as a repetition penalty, must have no effect
+            enforce_eager=device == "cpu",  # compiling takes half a minute there and gains nothing
+            seed=0,
+        )
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        batch_size: int,
+        progress: Progress | None = None,
+    ) -> list[Completion]:
+        """Continue each prompt, at most ``batch_size`` side by side; sampling is seeded per prompt.
+
+        What is drawn for a prompt depends on the seed, its tokens and how often they came before, not on the others.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        check_lengths(prompts, sampling.max_new_tokens, self.context_length)
+        stops, eos = sampling.stop, self._eos
+        window = stop_window(stops) if stops else 0
+        kind = RequestOutputKind.DELTA if stops else RequestOutputKind.FINAL_ONLY
+        seeds = _seeds(prompts, sampling.seed)
+
+        def params(index: int) -> Any:
+            greedy = sampling.temperature == 0
+            choice = {} if greedy else {"top_p": sampling.top_p, "seed": seeds[index]}
+            return SamplingParams(
+                temperature=sampling.temperature,
+                max_tokens=sampling.max_new_tokens,
+                ignore_eos=True,  # `stop_token_ids` has them all
+                stop_token_ids=sorted(eos),
+                detokenize=False,
+                output_kind=kind,
+                **choice,
+            )
+
+        def stopped(ids: list[int]) -> bool:
+            text = self.tokenizer.decode(ids[-window:], skip_special_tokens=True)
+            return any(stop in text for stop in stops)
+
+        results: list[Completion | None] = [None] * len(prompts)
+        generated: dict[int, list[int]] = {}
+        done = 0
+        for index, output, cancel in self._run(prompts, params, batch_size):
+            ids = generated.setdefault(index, [])
+            ids.extend(output.outputs[0].token_ids)
+            if not output.finished:
+                if not (stops and stopped(ids)):
+                    continue
+                cancel()
+            results[index] = finish(self.tokenizer, generated.pop(index), stops, eos)
+            done += 1
+            if progress:
+                progress(done, len(prompts))
+        return [completion for completion in results if completion is not None]
+
+    def logprobs(
+        self,
+        sequences: Sequence[Sequence[int]],
+        batch_size: int,
+        progress: Progress | None = None,
+    ) -> list[list[float]]:
+        """Score sequences; softmax in float32."""
+        from vllm import SamplingParams
+
+        check_lengths(sequences, 0, self.context_length)
+        params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        results: list[list[float]] = [[] for _ in sequences]
+        done = 0
+        for index, output, _ in self._run(sequences, lambda _: params, batch_size):
+            if output.finished:
+                pairs = zip(output.prompt_logprobs[1:], sequences[index][1:], strict=True)
+                results[index] = [float(entry[token].logprob) for entry, token in pairs]
+                done += 1
+                if progress:
+                    progress(done, len(sequences))
+        return results
+
+    def _run(
+        self, prompts: Sequence[Sequence[int]], params: Callable[[int], Any], batch_size: int
+    ) -> Iterator[tuple[int, Any, Callable[[], None]]]:
+        """Yield (index of the prompt, news about it, what cancels it) until all are finished or cancelled."""
+        from vllm import TokensPrompt
+
+        engine = self._llm.llm_engine
+        waiting, running = deque(range(len(prompts))), set[int]()
+
+        def cancel(index: int) -> None:
+            engine.abort_request([str(index)])
+            running.discard(index)
+
+        try:
+            while waiting or running:
+                while waiting and len(running) < batch_size:
+                    index = waiting.popleft()
+                    engine.add_request(str(index), TokensPrompt(prompt_token_ids=list(prompts[index])), params(index))
+                    running.add(index)
+                for output in engine.step():
+                    index = int(output.request_id)
+                    if index not in running:
+                        continue
+                    if output.finished:
+                        running.discard(index)
+                    yield index, output, lambda index=index: cancel(index)  # type: ignore[misc]
+        finally:
+            if running:
+                engine.abort_request([str(index) for index in running])
+
+    def close(self) -> None:
+        """Free the model and the cache."""
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+        cleanup_dist_env_and_memory()
+
+
+def cache_bytes(needs: Footprint, device: str) -> int:
+    """Return the size of the key-value cache: all sequences side by side at full length, within free memory.
+
+    Raises:
+        UserError: not even one sequence of the model's context fits.
+    """
+    sequence = needs.token * (needs.context + 1 + _BLOCK_TOKENS)
+    free = free_memory(device)
+    if device == "cpu":
+        room = min(_CPU_CACHE_BYTES, (free - needs.weights) // 2)
+    else:
+        room = int(0.9 * free) - needs.weights - _OWN_BYTES
+    if device == "cpu" and room < sequence <= free - needs.weights:
+        room = sequence
+    if room < sequence:
+        raise UserError(
+            f"vLLM needs {sequence / 2**30:.1f} GiB for keys and values of one sequence of {needs.context} tokens, but "
+            f"{max(room, 0) / 2**30:.1f} GiB are left on {device} beside the weights; use fewer --workers, --dtype "
+            "bfloat16 or --engine transformers"
+        )
+    return min(room, _sequences(device) * sequence)
+
+
+def _sequences(device: str) -> int:
+    return _CPU_SEQUENCES if device == "cpu" else _GPU_SEQUENCES
+
+
+def _visible(device: str) -> str:
+    """Return the GPU of a device such as ``cuda:1`` as CUDA_VISIBLE_DEVICES names it."""
+    index = int(device.partition(":")[2])
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return names.split(",")[index] if names else str(index)
+
+
+def _generation_config(checkpoint: str | Path, revision: str | None) -> Any:
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(str(checkpoint), revision=revision)
+    except OSError:
+        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(str(checkpoint), revision=revision))
+
+
+def _seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
+    """Return a seed for each prompt."""
+    seen: Counter[tuple[int, ...]] = Counter()
+    seeds = []
+    for prompt in prompts:
+        ids = tuple(prompt)
+        text = f"{seed}:{seen[ids]}:{','.join(map(str, ids))}"
+        seeds.append(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1)
+        seen[ids] += 1
+    return seeds

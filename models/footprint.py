@@ -1,0 +1,103 @@
+"""How much memory a model needs, told from its configuration before it is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..foundation.errors import UserError
+from ..foundation.memory import free_memory
+from .loading import DTYPES, verify_folder, weights_size
+
+SMALL_PARAMETERS = 50_000_000
+"""Models below this size do not fill a processor's cores, and starting a process takes longer than loading them."""
+
+
+def context_length(config: Any) -> int:
+    """Return the longest sequence of a model in tokens; 2048 where its configuration does not say."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2048)
+
+
+def head_size(config: Any) -> int | None:
+    """Return the width of an attention head, or None where the configuration does not say."""
+    text = config.get_text_config()
+    heads, width = getattr(text, "num_attention_heads", None), getattr(text, "hidden_size", None)
+    return getattr(text, "head_dim", None) or (width // heads if heads and width else None)
+
+
+def token_bytes(config: Any, itemsize: int) -> int:
+    """Return the bytes of keys and values of one token; 0 where the configuration does not say.
+
+    Layers with a sliding window need less: this is what must fit at most.
+    """
+    text = config.get_text_config()
+    layers, width = getattr(text, "num_hidden_layers", None), head_size(config)
+    heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", None)
+    return 2 * layers * heads * width * itemsize if layers and heads and width else 0
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of a model's weights and of one token's keys and values, its context in tokens, and its dtype."""
+
+    weights: int
+    token: int
+    context: int
+    dtype: str
+
+
+def footprint(checkpoint: str | Path, revision: str = "", dtype: str = "auto") -> Footprint:
+    """Measure a model from its configuration and the headers of its files.
+
+    Args:
+        checkpoint: folder or hub id.
+        revision: hub commit.
+        dtype: what it will be loaded as; ``auto`` is the checkpoint's own.
+
+    Raises:
+        UserError: a folder that is not whole, or a configuration that cannot be read.
+    """
+    from transformers import AutoConfig
+
+    if Path(checkpoint).is_dir():
+        verify_folder(Path(checkpoint))
+    try:
+        config = AutoConfig.from_pretrained(str(checkpoint), revision=revision or None)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the configuration of '{checkpoint}' cannot be read ({str(error).splitlines()[0]}); name another model"
+        ) from error
+    chosen = dtype if dtype != "auto" else own_dtype(config)
+    itemsize = DTYPES[chosen].itemsize
+    weights = weights_size(checkpoint, revision, chosen).parameters * itemsize
+    return Footprint(weights, token_bytes(config, itemsize), context_length(config), chosen)
+
+
+def own_dtype(config: Any) -> str:
+    """Return the name of the dtype that a checkpoint says it is in; ``float32`` where it says nothing usable."""
+    name = str(getattr(config, "dtype", None) or "").removeprefix("torch.")
+    return name if name in DTYPES else "float32"
+
+
+def check_model(needs: Footprint, checkpoint: str | Path, device: str) -> None:
+    """Raise a `UserError` if a model's weights and one sequence as long as its context do not fit into memory."""
+    needed, free = needs.weights + needs.token * needs.context, free_memory(device)
+    if needed > free:
+        raise UserError(
+            f"the model '{checkpoint}' needs {needed / 2**30:.1f} GiB on {device} as {needs.dtype} (weights "
+            f"{needs.weights / 2**30:.1f}, keys and values of one sequence of {needs.context} tokens "
+            f"{needs.token * needs.context / 2**30:.1f}), but {free / 2**30:.1f} GiB are free; use fewer --workers, "
+            "--dtype bfloat16, or a machine with more memory"
+        )
+
+
+def check_batch(config: Any, itemsize: int, device: str, batch_size: int, length: int) -> None:
+    """Raise a `UserError` if the keys and values of a batch of sequences of that length do not fit into memory."""
+    needed, free = token_bytes(config, itemsize) * batch_size * length, free_memory(device)
+    if needed > free:
+        raise UserError(
+            f"a batch of {batch_size} sequences of up to {length} tokens needs {needed / 2**30:.1f} GiB for keys and "
+            f"values, but {free / 2**30:.1f} GiB are free on {device}; use a smaller batch (--eval-batch-size in bench "
+            "run, --batch-size in bench eval) or lower --max-new-tokens"
+        )

@@ -1,0 +1,108 @@
+"""vLLM in a process of its own, by the suite of all engines, and what is its own."""
+
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from engine_contract import EngineContract
+
+from lowrank_bench.evals.engines import vllm as vllm_engine
+from lowrank_bench.evals.engines.base import Sampling
+from lowrank_bench.evals.hosting.choice import vllm_architectures, vllm_lacks, vllm_version
+from lowrank_bench.evals.hosting.host import HostedEngine
+from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.methods.base import create_method
+from lowrank_bench.methods.budget import Budget
+from lowrank_bench.models.checkpoint import save_checkpoint
+from lowrank_bench.models.footprint import Footprint
+from lowrank_bench.models.loading import load_model, load_tokenizer
+from lowrank_bench.models.presets import PRESETS
+from lowrank_bench.runners.single import default_settings, evaluate_model
+
+TINY = PRESETS["tiny"].source
+
+
+@contextmanager
+def vllm(checkpoint, dtype="float32"):
+    with HostedEngine("vllm", checkpoint, dtype, threads=1) as engine:
+        yield engine
+    assert "vllm" not in sys.modules
+
+
+@pytest.fixture(scope="module")
+def factorised(tmp_path_factory):
+    """The built-in model, half as large."""
+    folder = tmp_path_factory.mktemp("factorised") / "model"
+    model, method = load_model(TINY), create_method("svd", {})
+    method.compress(model, method.fit(model, None), Budget(2.0, method.guard), None)
+    save_checkpoint(model, load_tokenizer(TINY), folder)
+    return folder
+
+
+class TestHostedVllm(EngineContract):
+    open = staticmethod(vllm)
+
+
+class TestFactorised(TestHostedVllm):
+    @pytest.fixture(scope="class")
+    def checkpoint(self, factorised):
+        return factorised
+
+
+def test_what_is_drawn_for_a_prompt_does_not_depend_on_its_neighbours():
+    sampling = Sampling(20, temperature=1.0, seed=3)
+    with vllm(TINY) as engine:
+        alone = [engine.generate([prompt], sampling, 1)[0] for prompt in ([0], [0, 30])]
+        together = engine.generate([[0, 40, 50], [0], [0, 30]], sampling, 3)
+    assert together[1:] == alone
+
+
+def test_half_precision_and_the_checkpoints_own_dtype_are_close_to_float32():
+    own = json.loads((Path(TINY) / "config.json").read_text())["dtype"]
+    ids = [[0, *range(30, 90)]]
+    scored = {}
+    for dtype in ("float32", own, "auto"):
+        with vllm(TINY, dtype) as engine:
+            (scored[dtype],) = engine.logprobs(ids, 1)
+    assert scored["auto"] == scored[own] != scored["float32"]
+    assert torch.tensor(scored[own]).sub(torch.tensor(scored["float32"])).abs().mean() < 0.2
+
+
+def test_perplexity_and_pass_at_k_agree_with_transformers(data_dir):
+    settings = default_settings(data_dir=data_dir, limit=3, samples=5, temperature=0.8, max_new_tokens=24)
+    found = {}
+    for engine in ("transformers", "vllm"):
+        outcomes = evaluate_model("tiny", ["toy-math", "tinystories"], settings, engine=engine, dtype="float32")
+        found[engine] = {metric.name: metric.value for metric in outcomes["tinystories"].metrics}
+        names = {metric.name for metric in outcomes["toy-math"].metrics}
+        assert "accuracy-pass@5" in names
+        samples = outcomes["toy-math"].samples
+        assert len(samples) == 15
+        assert samples[0]["completion"] != samples[1]["completion"]
+    assert found["vllm"] == pytest.approx(found["transformers"], rel=1e-4)
+
+
+def test_the_cache_holds_a_full_sequence_or_is_refused(monkeypatch):
+    needs = Footprint(weights=1 << 30, token=1 << 20, context=1024, dtype="bfloat16")
+    sequence = needs.token * (needs.context + 129)
+    for device, least in (("cpu", needs.weights + sequence), ("cuda", 8 << 30)):
+        monkeypatch.setattr(vllm_engine, "free_memory", lambda device, free=least: free)
+        assert vllm_engine.cache_bytes(needs, device) >= sequence
+        monkeypatch.setattr(vllm_engine, "free_memory", lambda device: needs.weights + sequence // 2)
+        with pytest.raises(UserError, match=r"one sequence of 1024 tokens.*--engine transformers"):
+            vllm_engine.cache_bytes(needs, device)
+    monkeypatch.setattr(vllm_engine, "free_memory", lambda device: 1 << 40)
+    assert vllm_engine.cache_bytes(needs, "cpu") == 4 << 30
+    assert vllm_engine.cache_bytes(needs, "cuda") == 256 * sequence
+
+
+def test_what_vllm_can_run_is_known_without_importing_it():
+    from transformers import AutoConfig
+
+    assert vllm_version()
+    assert {"LlamaForCausalLM", "Qwen3ForCausalLM", "GPT2LMHeadModel"} <= vllm_architectures()
+    assert vllm_lacks(AutoConfig.from_pretrained(TINY), "cpu") == ""
+    assert "vllm" not in sys.modules
