@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served_models import NEW, dense_twin, prompts, save_pair, served_models, tokens
+from served_models import NEW, WIDTH, dense_twin, prompts, save_pair, served_models, tokens
 
+from lowrank_bench.methods.base import create_method, methods
+from lowrank_bench.methods.budget import Budget
+from lowrank_bench.methods.contract import PlainTrainer, RandomData
+from lowrank_bench.models.architectures import random_model
+from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.matrices import low_rank_layers
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
@@ -94,3 +99,17 @@ def test_twins_are_dense(data_dir: Path) -> None:
     for _, model in served_models(data_dir):
         assert low_rank_layers(model)
         assert not low_rank_layers(dense_twin(model))
+
+
+def test_what_every_method_leaves_behind_is_served(tmp_path: Path) -> None:
+    """Shared factors, added biases and a factorised head as the methods themselves make them."""
+    names = [row.name for row in methods.listings() if row.origin == "built in"]
+    for name in names:
+        method, model = create_method(name), random_model("llama", width=WIDTH)
+        trainer = PlainTrainer(4) if method.trains else None
+        method.compress(model, method.fit(model, RandomData()), Budget(2.0), trainer, RandomData())
+        save_checkpoint(model, None, tmp_path / name)
+    answers = serve(tmp_path / "cache", *({"model": str(tmp_path / name)} for name in names))
+    found = dict(zip(names, answers, strict=True))
+    assert not [name for name in names if found[name]["tokens"] != tokens(tmp_path / name)]
+    assert all(found[name]["layers"] for name in names)
