@@ -3,7 +3,8 @@
 Importing it makes transformers load factorised checkpoints; vLLM loads them through an installed entry point.
 """
 
-from .models.autoload import install
+# Absolute, because pytest imports this file under the name of the folder that the repository was cloned into.
+from lowrank_bench.models.autoload import install
 
 __version__ = "0.1.0"
 
