@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from lowrank_bench.models.vllm_plugin.distribution import register
+from lowrank_bench.models.vllm_plugin.distribution import _Finder, register
 
 
 @pytest.fixture(autouse=True)
 def finders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look for distributions in this test's folders only."""
     monkeypatch.setattr(sys, "path", [])
-    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    # Importing vLLM anywhere in this process has registered one already.
+    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if not isinstance(f, _Finder)])
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: str) -> None:
