@@ -45,7 +45,7 @@ _MEMORY_BYTES = 1 << 30
 RERUN_WALL_FACTOR = 3
 """A program that timed out runs again alone with this much more wall time, for a busy machine."""
 RERUN_CPU_FACTOR = 1.5
-"""And with this much more CPU time: where two threads share a core, each second of it does less (MBPP 123 needs three)."""
+"""And with this much more CPU time: where threads share a core, a second of it does less (MBPP 123 needs three)."""
 
 
 @dataclass(frozen=True)
