@@ -305,7 +305,7 @@ def evaluate(
     outcomes = evaluate_model(model, names, settings, revision, engine, dtype, device, out, contexts=contexts)
     rows = [
         (
-            name,
+            outcome.variant or name,
             metric.name,
             metric.scorer,
             f"{metric.value:.4g}",
