@@ -303,7 +303,7 @@ def evaluate(
         sys.exit(1)
     rows = [
         (
-            name,
+            outcome.variant or name,
             metric.name,
             metric.scorer,
             f"{metric.value:.4g}",

@@ -49,7 +49,8 @@ class Outcome:
         dataset_sha256: hash of the problems as they were used.
         prompt_sha256: hash over the hashes of all problems' prompts in order, as token-free text.
         details: plain data written beside the metrics (isolation level, windowing, counts).
-        variant: the variant as it was run, where the model's context changed it; empty otherwise.
+        variant: the variant as it was run, where the name alone says too little (another context, part of the data);
+            empty otherwise.
     """
 
     metrics: list[Metric]

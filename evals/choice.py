@@ -163,4 +163,5 @@ class ChoiceBenchmark(Benchmark):
         cut = sum(line["cut"] > 0 for line in lines)
         details = {"problems": len(rows), "problems_cut_to_context": cut, "requests": sum(map(len, scores))}
         prompts = digest([line["prompt_sha256"] for line in lines])
-        return Outcome(self.metrics(rows, judged), samples, digest([dict(row) for row in rows]), prompts, details)
+        data, variant = digest([dict(row) for row in rows]), self.variant(settings)
+        return Outcome(self.metrics(rows, judged), samples, data, prompts, details, variant)

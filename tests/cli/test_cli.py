@@ -197,6 +197,21 @@ def test_what_stays_dense_is_said_and_a_cell_is_exported_and_timed(finished, tmp
         )
 
 
+def test_evaluation_names_a_sample_of_a_dataset_and_the_context(data_dir, tmp_path):
+    words = ("eval", data_dir / "models" / "stories260K", "--data", data_dir, "--limit", "2")
+    done = bench(*words, "--benchmarks", "hellaswag,wikitext2", "--context", "32,64", "--out", tmp_path / "scores")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "scores" / "metrics.json").read_text())["benchmarks"]
+    assert {name: one["variant"] for name, one in found.items()} == {
+        "hellaswag": "hellaswag-1000of10042-local-0shot",
+        "wikitext2@32": "wikitext2-test-32",
+        "wikitext2@64": "wikitext2-test-64",
+    }
+    shown = "".join(done.stdout.split())
+    assert "1000of10042" in shown
+    assert refused(bench(*words, "--benchmarks", "hellaswag", "--context", "32"), "--context is for perplexities")
+
+
 def test_doctor_reports_this_machine(data_dir):
     done = bench("doctor", "--data", data_dir)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -92,7 +92,7 @@ def test_missing_and_other_data_are_told_in_one_sentence(name, tmp_path, data_di
 def test_a_sample_of_hellaswag_is_never_called_hellaswag(tmp_path, data_dir, engine):
     benchmark = benchmarks.get("hellaswag")()
     outcome = benchmark.evaluate(engine, EvalSettings(data_dir, limit=2))
-    assert outcome.samples[0]["variant"] == "hellaswag-1000of10042-local-0shot"
+    assert outcome.variant == outcome.samples[0]["variant"] == "hellaswag-1000of10042-local-0shot"
     assert benchmark.variant(EvalSettings()) == "hellaswag-0shot"
     (tmp_path / "hellaswag").mkdir()
     (tmp_path / "hellaswag" / "validation.jsonl").touch()
