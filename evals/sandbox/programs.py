@@ -42,7 +42,7 @@ _START_SECONDS = 60.0
 _ATTEMPTS = 3
 _STATUS_SECONDS = 1.0
 _MEMORY_BYTES = 1 << 30
-RERUN_WALL_FACTOR = 3
+RERUN_WALL_FACTOR = 6
 """A program that timed out runs again alone with this much more wall time, for a busy machine."""
 RERUN_CPU_FACTOR = 1.5
 """And with this much more CPU time: where threads share a core, a second of it does less (MBPP 123 needs three)."""
