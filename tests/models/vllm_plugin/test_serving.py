@@ -1,6 +1,5 @@
 """vLLM serves factorised folders: the same greedy tokens as transformers and as the dense model, in float32."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -17,8 +16,6 @@ from lowrank_bench.methods.contract import PlainTrainer, RandomData
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.matrices import low_rank_layers
-
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
 _CHILD = Path(__file__).parents[2] / "vllm_child.py"
 ENVIRONMENT = {

@@ -1,6 +1,5 @@
 """Real vLLM layers, one process of a tensor-parallel group at a time: the shares together make the dense layer."""
 
-import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +8,6 @@ import torch
 from torch import Tensor
 
 from lowrank_bench.foundation.errors import UserError
-
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
 WIDTH, HEAD, HEADS, KV_HEADS = 64, 16, 4, 2
 PACKED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
