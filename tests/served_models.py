@@ -16,6 +16,15 @@ from lowrank_bench.models.matrices import get_linear, low_rank_layers, matrices,
 
 WIDTH = 128  # heads 32 wide, the narrowest that vLLM's CPU attention has
 NEW = 16
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+}
+"""Of a process that runs vLLM on a small machine."""
 
 
 def factorise(model: Any, only: tuple[str, ...] = ("",)) -> Any:

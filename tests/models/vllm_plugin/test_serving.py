@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served_models import NEW, WIDTH, dense_twin, prompts, save_pair, served_models, tokens
+from served_models import ENVIRONMENT, NEW, WIDTH, dense_twin, prompts, save_pair, served_models, tokens
 
 from lowrank_bench.methods.base import create_method, methods
 from lowrank_bench.methods.budget import Budget
@@ -18,14 +18,6 @@ from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.matrices import low_rank_layers
 
 _CHILD = Path(__file__).parents[2] / "vllm_child.py"
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-}
 FACTORISED = {"llama": 9, "mistral": 9, "qwen2": 9, "gemma": 8, "opt": 8, "gpt-neox": 9, "phi3": 9}
 """Four layers of each decoder layer, fused ones counted once, and the head where it is not tied."""
 
