@@ -1,6 +1,7 @@
 """vLLM in a process of its own, by the suite of all engines, and what is its own."""
 
 import json
+import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,6 @@ from engine_contract import EngineContract
 
 from lowrank_bench.evals.engines import vllm as vllm_engine
 from lowrank_bench.evals.engines.base import Sampling
-from lowrank_bench.evals.hosting.choice import vllm_architectures, vllm_lacks, vllm_version
 from lowrank_bench.evals.hosting.host import HostedEngine
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
@@ -27,9 +27,10 @@ TINY = PRESETS["tiny"].source
 
 @contextmanager
 def vllm(checkpoint, dtype="float32"):
+    before = "vllm" in sys.modules  # another test's doing, in the same process
     with HostedEngine("vllm", checkpoint, dtype, threads=1) as engine:
         yield engine
-    assert "vllm" not in sys.modules
+    assert ("vllm" in sys.modules) == before
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +101,15 @@ def test_the_cache_holds_a_full_sequence_or_is_refused(monkeypatch):
 
 
 def test_what_vllm_can_run_is_known_without_importing_it():
-    from transformers import AutoConfig
-
-    assert vllm_version()
-    assert {"LlamaForCausalLM", "Qwen3ForCausalLM", "GPT2LMHeadModel"} <= vllm_architectures()
-    assert vllm_lacks(AutoConfig.from_pretrained(TINY), "cpu") == ""
-    assert "vllm" not in sys.modules
+    """In a process of its own: other tests import vLLM into this one."""
+    code = (
+        "import sys\n"
+        "from transformers import AutoConfig\n"
+        "from lowrank_bench.evals.hosting.choice import vllm_architectures, vllm_lacks, vllm_version\n"
+        "assert vllm_version()\n"
+        "assert {'LlamaForCausalLM', 'Qwen3ForCausalLM', 'GPT2LMHeadModel'} <= vllm_architectures()\n"
+        f"assert vllm_lacks(AutoConfig.from_pretrained({TINY!r}), 'cpu') == ''\n"
+        "assert 'vllm' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
