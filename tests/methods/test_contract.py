@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lowrank_bench.cli_methods import COLUMNS
+from lowrank_bench.cli.methods import COLUMNS
 from lowrank_bench.methods.base import create_method, methods
 from lowrank_bench.methods.calibrated import MomentCompressor
 from lowrank_bench.methods.contract import CompressorContract, RandomData

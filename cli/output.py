@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .foundation.errors import UserError
+from ..foundation.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console

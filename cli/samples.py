@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_output import console, escape, print_rows
+from .output import console, escape, print_rows
 
 Data = Annotated[
     Path | None,
@@ -27,7 +27,7 @@ def compare(
     scorer: Annotated[str | None, typer.Option(help="Whose verdicts count.  [default: the headline's]")] = None,
 ) -> None:
     """Say whether two evaluations of the same problems really differ (paired test)."""
-    from .runners.samples import compare_samples
+    from ..runners.samples import compare_samples
 
     result = compare_samples(a, b, benchmark, seed, scorer)
     console().print(escape(result.sentence(a, b)), soft_wrap=True, highlight=False)
@@ -40,7 +40,7 @@ def rescore(
     allow_weak_isolation: Annotated[bool, typer.Option(help="Run generated code under resource limits alone.")] = False,
 ) -> None:
     """Apply today's scorers to the stored completions of a run, without a model."""
-    from .runners.samples import rescore_run
+    from ..runners.samples import rescore_run
 
     changes, csv = rescore_run(run, data, out, allow_weak_isolation)
     rows = [
@@ -73,7 +73,7 @@ def show(
     data: Data = None,
 ) -> None:
     """Page through problems, completions, answers and verdicts (through a pager on a terminal)."""
-    from .runners.samples import Filters, load_samples, problem_text, sample_file, show_samples
+    from ..runners.samples import Filters, load_samples, problem_text, sample_file, show_samples
 
     lines = load_samples(sample_file(samples, benchmark, seed))
     chosen = list(show_samples(lines, Filters(verdict, finish, problem, contains)))

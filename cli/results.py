@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_output import console
-from .foundation.errors import UserError, unknown
+from ..foundation.errors import UserError, unknown
+from .output import console
 
 Results = Annotated[Path, typer.Argument(help="Folder of a run, or its results.csv or .parquet.")]
 
@@ -26,8 +26,8 @@ def table(
     formats = ["terminal", "markdown", "csv", "latex"]
     if format not in formats:
         raise unknown("format", format, formats)
-    from .results import tables
-    from .results.records import read_records
+    from ..results import tables
+    from ..results.records import read_records
 
     frame = read_records(run)
     if overview:
@@ -40,7 +40,7 @@ def table(
 
 
 def _overview(frame: Any, format: str) -> None:
-    from .results import overview as views
+    from ..results import overview as views
 
     if not views.overviews(frame):
         raise UserError(f"an overview needs {views.MIN_BENCHMARKS} benchmarks or more; leave out --overview")
@@ -61,10 +61,10 @@ def plot(
     ] = None,
 ) -> None:
     """Draw each benchmark's metric over the ratio, the weights' bytes or measured tokens per second."""
-    from .results.axes import AXES
-    from .results.curves import draw_curves
-    from .results.records import read_records
-    from .results.speed import speed_variants, with_speed
+    from ..results.axes import AXES
+    from ..results.curves import draw_curves
+    from ..results.records import read_records
+    from ..results.speed import speed_variants, with_speed
 
     if x not in AXES:
         raise unknown("x-axis", x, AXES)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .cli_output import console, numbers
-from .foundation.errors import UserError
+from ..foundation.errors import UserError
+from .output import console, numbers
 
 CHECKPOINT = "Folder of a checkpoint, or RUN:LABEL@RATIO such as runs/tiny-toy-math:svd@3."
 Seed = Annotated[int | None, typer.Option(help="Which seed of a run, where there are several.")]
@@ -24,8 +24,8 @@ def export(
     """Write a factorised checkpoint in a form that loads without this package."""
     if not dense:
         raise UserError("say which form: bench export FOLDER --dense --out DIR multiplies the factors out")
-    from .models.export import export_dense
-    from .runners.cells import checkpoint_folder
+    from ..models.export import export_dense
+    from ..runners.cells import checkpoint_folder
 
     size = export_dense(checkpoint_folder(folder, seed), out, dtype)
     console().print(
@@ -60,9 +60,9 @@ def speed(
     Each checkpoint is measured in a process of its own, factorised ones next to their dense export, in alternating
     rounds; the records go on from run to run.
     """
-    from .runners.speed import ENGINES, SpeedRequest, installed_engines, measure_speed
-    from .runners.speed_records import save_speed, stored_records
-    from .runners.speed_table import print_speed
+    from ..runners.speed import ENGINES, SpeedRequest, installed_engines, measure_speed
+    from ..runners.speed_records import save_speed, stored_records
+    from ..runners.speed_table import print_speed
 
     request = SpeedRequest(
         checkpoints,

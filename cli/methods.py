@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .cli_output import print_rows
-from .foundation.registry import Registry
-from .methods.registry import methods, policies
+from ..foundation.registry import Registry
+from ..methods.registry import methods, policies
+from .output import print_rows
 
 COLUMNS = ("data", "gradients", "training", "shares", "ranks", "storage", "paper", "status")
 """What a method's module says of itself in ``FACTS``."""

@@ -1,0 +1,5 @@
+"""``python -m lowrank_bench.cli`` is the command ``bench``."""
+
+from . import main
+
+main()

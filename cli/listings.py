@@ -1,0 +1,52 @@
+"""The commands that list what there is: methods, models, tasks, benchmarks."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .output import print_rows
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method: all that is known of it, and its options.")] = None,
+    policies: Annotated[bool, typer.Option("--policies", help="List rank policies instead.")] = False,
+) -> None:
+    """List the compression methods, or the rank policies; with a name, its options and where it stands."""
+    from . import methods as texts
+
+    if name is not None:
+        texts.show(name, policies)
+    else:
+        texts.list_all(policies)
+
+
+def models() -> None:
+    """List the model presets; folders and hub ids work too."""
+    from ..models.presets import PRESETS
+
+    rows = [(name, p.summary, p.revision[:12] or "shipped with the package", p.recipe) for name, p in PRESETS.items()]
+    print_rows("models", ["name", "what it is", "revision", "recipe"], rows)
+
+
+def tasks() -> None:
+    """List the tasks with their benchmarks and training sets."""
+    from ..evals.tasks import tasks as all_tasks
+
+    rows = [(t.name, t.summary, ", ".join(t.benchmarks), ", ".join(t.sources)) for t in all_tasks.values()]
+    print_rows("tasks", ["name", "what it is", "benchmarks", "training sets (the hub's default first)"], rows)
+
+
+def benchmarks() -> None:
+    """List the benchmarks."""
+    from ..evals.base import benchmarks as registry
+
+    rows = [(row.name, row.summary, row.origin) for row in registry.listings()]
+    print_rows("benchmarks", ["name", "what it measures", "from"], rows)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    for command in (methods, models, tasks, benchmarks):
+        app.command()(command)

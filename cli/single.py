@@ -1,0 +1,123 @@
+"""The commands about one model: compress, eval."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..foundation.errors import UserError, unknown
+from .options import Data, Device, Engine, Revision, Weak
+from .output import console, escape, numbers, print_rows, split_list
+
+
+def compress(
+    model: Annotated[str, typer.Argument(help="Preset, folder or hub id.")],
+    method: Annotated[str, typer.Option(help="Method, with options after a colon.")],
+    ratio: Annotated[str, typer.Option(help="Original / compressed parameters of the whole model.")],
+    out: Annotated[Path, typer.Option(help="New folder for the factorised checkpoint.")],
+    task: Annotated[str | None, typer.Option(help="Where methods that need data take them from.")] = None,
+    data: Data = None,
+    train_set: Annotated[str | None, typer.Option(help="Training set of the task.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Common step budget that a training method takes its share of.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of data order and new vectors.")] = 42,
+    dtype: Annotated[str | None, typer.Option(help="Of the saved weights.  [default: the recipe's]")] = None,
+    device: Device = "auto",
+    recipe: Annotated[str, typer.Option(help="Training defaults: paper, small or auto.")] = "auto",
+    revision: Revision = None,
+) -> None:
+    """Compress one model as it is and write a factorised checkpoint."""
+    from ..runners.config import parse_method
+    from ..runners.single import CompressRequest, compress_model
+
+    wanted = numbers("ratio", ratio, float, "4") or []
+    if len(wanted) != 1:
+        raise UserError(f"the ratio '{ratio}' must be one number; run bench compress once per ratio, or use bench run")
+    request = CompressRequest(
+        model, parse_method(method), wanted[0], out, task, revision, data, train_set, steps, seed, dtype, device, recipe
+    )
+    done = compress_model(request)
+    report = done.report
+    dense = f", {len(report.dense)} kept dense" if report.dense else ""
+    console().print(
+        f"{report.parameters_before:,} → {report.parameters:,} parameters: {report.ratio:.3f}x (kept "
+        f"{100 / report.ratio:.1f} %, matrices alone {report.ratio_matrices:.3f}x); {len(report.ranks)} matrices "
+        f"factorised{dense}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    rows = [(part.what, f"{part.parameters:,}", f"{100 * part.share:.1f} %", part.why) for part in done.dense]
+    print_rows("stays dense", ["what", "parameters", "of what is left", "why"], rows)
+    console().print(f"checkpoint  {out}", highlight=False, soft_wrap=True)
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Preset, folder (dense or factorised) or hub id.")],
+    benchmarks: Annotated[str, typer.Option(help="Benchmarks with commas; a task stands for its benchmarks.")],
+    data: Data = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first problems.")] = None,
+    stage: Annotated[
+        str, typer.Option(help="pretrained takes the few-shot prompt, finetuned the finetuning prompt.")
+    ] = "finetuned",
+    out: Annotated[Path | None, typer.Option(help="New folder for metrics and samples.")] = None,
+    engine: Engine = "auto",
+    dtype: Annotated[str, typer.Option(help="Weights are loaded as; auto is the checkpoint's own.")] = "auto",
+    device: Device = "auto",
+    batch_size: Annotated[int, typer.Option(help="Prompts per batch.")] = 64,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest completion.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Completions per problem, for pass@k.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of sampling; 0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus share.")] = 1.0,
+    allow_weak_isolation: Weak = False,
+    revision: Revision = None,
+    context: Annotated[
+        str | None, typer.Option(help="Windows of perplexities in tokens: 128,2048.  [default: the benchmark's]")
+    ] = None,
+) -> None:
+    """Evaluate one model or checkpoint."""
+    if stage not in ("pretrained", "finetuned"):
+        raise unknown("stage", stage, ["pretrained", "finetuned"])
+    from ..evals.hosting.host import EngineCrashed
+    from ..runners.single import default_settings, evaluate_model
+
+    settings = default_settings(
+        data_dir=data,
+        limit=limit,
+        stage=stage,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        samples=samples,
+        temperature=temperature,
+        top_p=top_p,
+        allow_weak_isolation=allow_weak_isolation,
+    )
+    names = split_list(benchmarks) or []
+    contexts = numbers("context", context, int, "128,2048")
+    try:
+        outcomes = evaluate_model(model, names, settings, revision, engine, dtype, device, out, contexts=contexts)
+    except EngineCrashed as crash:
+        console(stderr=True).print(f"[bold red]error:[/] {escape(str(crash))}", soft_wrap=True, highlight=False)
+        sys.exit(1)
+    rows = [
+        (
+            outcome.variant or name,
+            metric.name,
+            metric.scorer,
+            f"{metric.value:.4g}",
+            f"[{metric.low:.4g}, {metric.high:.4g}]",
+            str(metric.n),
+        )
+        for name, outcome in outcomes.items()
+        for metric in outcome.metrics
+    ]
+    print_rows(model, ["benchmark", "metric", "scorer", "value", "95 % interval", "n"], rows)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    app.command()(compress)
+    app.command("eval")(evaluate)
