@@ -52,6 +52,8 @@ def compress(
     )
     rows = [(part.what, f"{part.parameters:,}", f"{100 * part.share:.1f} %", part.why) for part in done.dense]
     print_rows("stays dense", ["what", "parameters", "of what is left", "why"], rows)
+    for warning in done.warnings:
+        console().print(f"[yellow]note:[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
     console().print(f"checkpoint  {out}", highlight=False, soft_wrap=True)
 
 

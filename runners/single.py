@@ -60,6 +60,7 @@ class Compressed:
 
     report: CompressionReport
     dense: list[Untouched]
+    warnings: list[str]
 
 
 def compress_model(request: CompressRequest, progress: Progress | None = None) -> Compressed:
@@ -105,7 +106,9 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
             )
             title = f"compress {request.method.shown} {request.ratio:g}x"
             trainer = TaskTrainer(data, settings, 0, device, request.seed, title, progress)
-        report = method.compress(model, method.fit(model, data), budget, trainer if method.trains else None, data)
+        fitted = method.fit(model, data)
+        report = method.compress(model, fitted, budget, trainer if method.trains else None, data)
+        warnings = fitted.meta.get("warnings", [])
         save_checkpoint(model.to(DTYPES[request.dtype or recipe.dtype]), tokenizer, folder)
         kept = untouched(model, report.dense)
         summary = asdict(report) | {"ratio": report.ratio, "ratio_matrices": report.ratio_matrices}
@@ -119,9 +122,10 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
             "ratio_target": request.ratio,
             "seed": request.seed,
             "stays_dense": [asdict(part) for part in kept],
+            "warnings": warnings,
         }
         write_json(folder / "compression.json", summary | origin | {"provenance": provenance()})
-    return Compressed(report, kept)
+    return Compressed(report, kept, warnings)
 
 
 def evaluate_model(

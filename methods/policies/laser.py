@@ -54,7 +54,7 @@ class Laser(Policy):
         place = {index: rank for rank, index in enumerate(torch.argsort(harm, stable=True).tolist())}
 
         def demand(unit: Unit, position: int) -> Demand:
-            low, even = self.cut(unit), unit.parameters / unit.cost
+            low, even = self.cut(unit), min(unit.parameters / unit.cost, unit.max_rank)
             start = (number - 1 - position) / number
 
             def rank(level: float) -> float:

@@ -26,6 +26,7 @@ POLICIES = (
     *("loss", "loss(floor=0)", "lagrangian(score=tail)"),
     *("surgical(rounds=4)", "surgical(tolerance=0.1;untouched=0.6)", "surgical(metric=accuracy;rounds=3)"),
     *("surgical(evaluations=5)", "surgical(evaluations=1;tolerance=0.1)"),
+    *("laser", "laser(rho=0.4;per_parameter=false)"),
 )
 
 

@@ -28,7 +28,8 @@ SPECS = [
 ]
 
 
-@pytest.mark.parametrize("method", ["svd", "fwsvd"])
+# Of every kind one: no statistic, a diagonal one, whitened, with an added bias, with a shared factor.
+@pytest.mark.parametrize("method", ["svd", "fwsvd", "svd-llm", "afm", "joint-rank-k"])
 @pytest.mark.parametrize("spec", SPECS)
 def test_any_method_with_any_policy(method: str, spec: str) -> None:
     found = create_method(method, {"policy": spec, "probe_samples": 4})
@@ -37,7 +38,7 @@ def test_any_method_with_any_policy(method: str, spec: str) -> None:
     fitted = found.fit(dense, data)
     policy = parse_policy(spec)
     assert bool(fitted.evidence("policy.")) == policy.measures
-    assert found.fit_needs_data == (policy.measures or method == "fwsvd")
+    assert found.fit_needs_data == (policy.measures or method in ("fwsvd", "svd-llm", "afm"))
     assert found.compress_needs_data == policy.needs_loss
     for ratio in (1.3, 2.5, 4.0):
         model = copy.deepcopy(dense)
