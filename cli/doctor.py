@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from .options import Data, Out
-from .output import print_rows
+from .output import console, print_rows
 
 
-def doctor(data: Data = None, out: Out = Path("runs")) -> None:
-    """Say what this machine can do: devices, engines, isolation, data."""
-    from ..runners.doctor import examine
+def doctor(
+    data: Data = None,
+    out: Out = Path("runs"),
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Compare all stages with their checksums; move damaged ones aside.")
+    ] = False,
+) -> None:
+    """Say what this machine can do: devices, engines, isolation, data; and which stages are whole."""
+    from ..runners import doctor as work
 
+    if repair:
+        whole, moved, left = work.repair(out)
+        print_rows(
+            "damaged stages", ["stage", "what is wrong", "moved to"], [(r.key, r.reason, str(r.place)) for r in moved]
+        )
+        console().print(
+            f"{whole} stages stand, {len(moved)} damaged ones moved aside, leavings of {len(left)} killed ones removed"
+            + ("; run the same bench run again to do what is missing anew" if moved else ""),
+            soft_wrap=True,
+            highlight=False,
+        )
+        return
+    examine = work.examine
     findings = examine(data, out)
     rows = [("ok" if f.fine else "no", f.subject, f.found + (f"; {f.remedy}" if f.remedy else "")) for f in findings]
     print_rows("this machine", ["", "what", "found"], rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,14 @@ import typer
 
 from .options import Data, Revision, Weak
 from .output import console, escape, numbers, split_list
+
+
+class _Terminated(KeyboardInterrupt):
+    """A cluster's or container's polite end; handled as Ctrl-C is."""
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise _Terminated
 
 
 def run(
@@ -103,11 +112,12 @@ def run(
     from ..runners.local import StageCrashed
     from ..runners.sweep import run_sweep
 
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         run_sweep(checked, console())
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         console(stderr=True).print("interrupted; finished stages are kept, run the same command again to go on")
-        sys.exit(130)
+        sys.exit(143 if isinstance(stop, _Terminated) else 130)
     except StageCrashed as crash:
         console(stderr=True).print(f"[bold red]error:[/] {escape(str(crash))}", soft_wrap=True, highlight=False)
         sys.exit(1)

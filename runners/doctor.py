@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ..evals.hosting.choice import engine_version, vllm_version
 from ..evals.sandbox.isolation import isolation_level
 from ..foundation.errors import UserError
 from .provenance import processor, versions
+from .stages import StageStore
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,57 @@ def examine(data: Path | None, out: Path) -> list[Finding]:
     """Look at devices, memory, disk, engines, isolation and data; changes nothing."""
     known = ", ".join(f"{name} {value}" for name, value in versions().items() if value)
     findings = [Finding("versions", True, known)]
-    findings += [*_devices(), _disk(out), *_engines(), _isolation(), *_data(data)]
+    findings += [*_devices(), _disk(out), _stages(out), *_engines(), _isolation(), *_data(data)]
     return findings
+
+
+@dataclass(frozen=True)
+class Repair:
+    """A damaged stage: its key, what is wrong, and where it was moved."""
+
+    key: str
+    reason: str
+    place: Path
+
+
+def repair(out: Path, progress: Callable[[int, int], None] | None = None) -> tuple[int, list[Repair], list[Path]]:
+    """Compare every file of every stage with its checksum, move aside what is damaged, and clear what was cut off.
+
+    Args:
+        out: folder with the runs.
+        progress: told how many of how many stages have been looked at.
+
+    Returns:
+        How many stages stand, those that were moved to ``stages/damaged``, and the removed leavings of killed stages.
+    """
+    store = StageStore(out.expanduser() / "stages")
+    keys, moved = store.keys(), []
+    for done, key in enumerate(keys):
+        if progress:
+            progress(done, len(keys))
+        try:
+            store.verify(key)
+        except UserError as error:
+            reason = str(error).partition(" is damaged (")[2].partition("); ")[0] or str(error)
+            moved.append(Repair(key, reason, store.set_aside(key)))
+    left = store.cut_off()
+    for part in left:
+        shutil.rmtree(part, ignore_errors=True)
+    return len(keys) - len(moved), moved, left
+
+
+def _stages(out: Path) -> Finding:
+    store, wrong = StageStore(out.expanduser() / "stages"), 0
+    keys = store.keys()
+    for key in keys:
+        try:
+            store.read(key)
+        except UserError:
+            wrong += 1
+    left = len(store.cut_off())
+    found = f"{len(keys) - wrong} stand in {out}" + (f", {wrong} damaged" if wrong else "")
+    found += f", {left} cut off" if left else ""
+    return Finding("stages", not wrong, found, "bench doctor --repair moves them aside" if wrong else "")
 
 
 def _devices() -> list[Finding]:

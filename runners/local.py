@@ -45,7 +45,8 @@ def _work(pipe: Connection, root: str, threads: int) -> None:
     _die_with_parent()
     if os.getppid() != parent:
         return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides, also where the whole group is told
+        signal.signal(number, signal.SIG_IGN)
     import torch
     import transformers
     from datasets.utils.logging import disable_progress_bar

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -13,10 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from ..foundation.errors import UserError
-from ..foundation.files import digest, read_json, write_json
+from ..foundation.files import digest, read_json, sha256_file, sync, write_json
 from ..foundation.memory import peak_memory_bytes, reset_peak_memory
 from .provenance import provenance
 
@@ -24,6 +26,8 @@ FORMAT = 1
 """Raised whenever a stage's content changes its meaning, so that old folders are not taken for new ones."""
 
 _RECORD = "stage.json"
+_KEY = re.compile(r"[a-z]+-[0-9a-f]{16}")
+REPAIR = "bench doctor --repair moves it aside, then the same command does only what is missing anew"
 
 
 @dataclass(frozen=True)
@@ -81,21 +85,71 @@ class StageStore:
     def read(self, key: str) -> dict[str, Any]:
         """Return ``stage.json`` of a finished stage after checking that its files are all there."""
         folder = self.path(key)
-        remedy = f"delete {folder} and run again; only this stage and what follows from it is done anew"
         try:
             record: dict[str, Any] = read_json(folder / _RECORD)
             files: dict[str, int] = record["files"]
             whole = record["key"] == key and record["status"] == "done"
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"the stage folder {folder} is damaged (no readable {_RECORD}); {remedy}") from error
+            raise UserError(f"the stage folder {folder} is damaged (no readable {_RECORD}); {REPAIR}") from error
         if not whole:
-            raise UserError(f"the stage folder {folder} is damaged ({_RECORD} belongs to another stage); {remedy}")
+            raise UserError(f"the stage folder {folder} is damaged ({_RECORD} belongs to another stage); {REPAIR}")
+        if record.pop("checksum", None) not in (None, _checksum(record)):
+            raise UserError(
+                f"the stage folder {folder} is damaged ({_RECORD} has changed since it was written); {REPAIR}"
+            )
         for name, size in files.items():
             file = folder / name
             if not file.is_file() or file.stat().st_size != size:
                 state = "has another size than when it was written" if file.is_file() else "is missing"
-                raise UserError(f"the stage folder {folder} is damaged ({name} {state}); {remedy}")
+                raise UserError(f"the stage folder {folder} is damaged ({name} {state}); {REPAIR}")
         return record
+
+    def verify(self, key: str) -> dict[str, Any]:
+        """Return ``stage.json`` of a finished stage after comparing every byte of its files with their checksums.
+
+        Stages written before there were checksums are checked by size alone.
+
+        Raises:
+            UserError: a file is missing or another than was written; names it.
+        """
+        record, folder = self.read(key), self.path(key)
+        for name, expected in record.get("sha256", {}).items():
+            if sha256_file(folder / name) != expected:
+                raise UserError(
+                    f"the stage folder {folder} is damaged ({name} has changed since it was written); {REPAIR}"
+                )
+        return record
+
+    def keys(self) -> list[str]:
+        """Return the names of all stage folders, damaged ones included, sorted."""
+        if not self.root.is_dir():
+            return []
+        return sorted(p.name for p in self.root.iterdir() if p.is_dir() and _KEY.fullmatch(p.name))
+
+    def set_aside(self, key: str) -> Path:
+        """Move a stage folder to ``root/damaged``, where nothing is looked for, and return its new place."""
+        with FileLock(self.root / f".lock-{key}"):
+            place = self.root / "damaged" / key
+            place.parent.mkdir(exist_ok=True)
+            number = 1
+            while place.exists():
+                number += 1
+                place = place.with_name(f"{key}.{number}")
+            os.rename(self.path(key), place)
+            sync(self.root)
+        return place
+
+    def cut_off(self) -> list[Path]:
+        """Return what stages left behind whose process was killed; the work of running stages is not among it."""
+        left = []
+        for part in sorted(self.root.glob(".part-*")):
+            lock = FileLock(self.root / f".lock-{part.name.removeprefix('.part-')}")
+            try:
+                with lock.acquire(blocking=False):
+                    left.append(part)
+            except Timeout:
+                continue
+        return left
 
     def run(self, stage: Stage, work: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
         """Do a stage unless it stands already; return its ``stage.json``.
@@ -136,14 +190,14 @@ class StageStore:
                 record["peak_memory_bytes"] = max(peak_memory_bytes(), elsewhere)
                 record["ended_at"] = datetime.now(UTC).isoformat(timespec="seconds")
                 record["status"] = "done"
-                record["files"] = {
-                    file.relative_to(part).as_posix(): file.stat().st_size
-                    for file in sorted(part.rglob("*"))
-                    if file.is_file()
-                }
-                write_json(part / _RECORD, record)
-                _flush(part)
+                files = [file for file in sorted(part.rglob("*")) if file.is_file()]
+                record["files"] = {file.relative_to(part).as_posix(): file.stat().st_size for file in files}
+                record["sha256"] = {file.relative_to(part).as_posix(): sha256_file(file) for file in files}
+                write_json(part / _RECORD, record | {"checksum": _checksum(record)})
+                for path in [*part.rglob("*"), part]:
+                    sync(path)
                 os.rename(part, self.path(key))
+                sync(self.root)
             except BaseException as error:
                 self._keep_failure(record, error, time.perf_counter() - clock)
                 shutil.rmtree(part, ignore_errors=True)
@@ -166,10 +220,6 @@ class StageStore:
             pass  # the disk may be full: the error itself matters more than its record
 
 
-def _flush(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _checksum(record: Mapping[str, Any]) -> str:
+    # Records hold infinite interval ends, which canonical JSON refuses.
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +52,8 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
     for warning in plan_warnings(plan):
         out.print(f"[yellow]note:[/yellow] {warning}", highlight=False)
     pending = plan.pending()
+    for key in reused(plan, pending):
+        plan.store.verify(key)
     if pending:
         _check_disk(plan)
         workers, threads = crew_size(config.workers, plan.device, plan.parameters, len(pending))
@@ -80,6 +84,13 @@ def write_results(plan: Plan, stages_run: int = 0) -> SweepResult:
     config = plan.config.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     write_atomic(folder / "sweep.yaml", yaml.safe_dump(config, sort_keys=True, allow_unicode=True))
     return SweepResult(folder, csv, draw_curves(to_frame(records), folder), stages_run)
+
+
+def reused(plan: Plan, pending: Sequence[str]) -> list[str]:
+    """Return the finished stages whose files this run is going to read: inputs of what is to do, and evaluations."""
+    wanted = {need for key in pending for need in plan.needs[key]}
+    wanted |= {key for key, stage in plan.stages.items() if stage.kind == "evaluate"}
+    return [key for key in plan.stages if key in wanted and key not in set(pending)]
 
 
 def plan_warnings(plan: Plan) -> list[str]:
@@ -114,6 +125,8 @@ def _check_disk(plan: Plan) -> None:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be used ({error.strerror}); choose another with --out") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"the folder {folder} is read-only; choose another with --out")
     needed = disk_bytes(plan) + _SPARE_BYTES
     if free < needed:
         raise UserError(

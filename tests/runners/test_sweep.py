@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,8 +108,6 @@ def test_the_same_again_does_no_work(finished):
 
 
 def test_damaged_stage_folder_stops_with_its_name(finished, tmp_path):
-    import shutil
-
     copied = small_sweep(tmp_path / "copy")
     shutil.copytree(finished.out, copied.out)
     plan = make_plan(copied)
@@ -116,6 +115,43 @@ def test_damaged_stage_folder_stops_with_its_name(finished, tmp_path):
     (plan.store.path(key) / "model" / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(UserError, match=rf"{key}.*model\.safetensors has another size"):
         run_sweep(copied)
+
+
+def test_flipped_bits_are_found_and_only_their_stages_done_again(finished, tmp_path):
+    """By the bench commands: run refuses, doctor --repair moves aside, run does just these stages anew."""
+    copied, bench = small_sweep(tmp_path / "copy"), [sys.executable, "-m", "lowrank_bench.cli"]
+    shutil.copytree(finished.out, copied.out)
+    plan = make_plan(copied)
+    hit = [next(k for k in plan.stages if k.startswith(kind)) for kind in ("fit", "compress", "recover", "evaluate")]
+    for key in hit:
+        file = max((p for p in plan.store.path(key).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+        raw = bytearray(file.read_bytes())
+        raw[len(raw) // 2] ^= 4
+        file.write_bytes(raw)
+    with pytest.raises(UserError, match=r"evaluate-.* is damaged .*bench doctor --repair"):
+        run_sweep(copied)
+    done = subprocess.run(
+        [*bench, "doctor", "--repair", "--out", copied.out], capture_output=True, text=True, check=True
+    )
+    assert f"{len(plan.stages) - len(hit)} stages stand, {len(hit)} damaged" in " ".join(done.stdout.split())
+    assert sorted(path.name for path in (copied.out / "stages" / "damaged").iterdir()) == sorted(hit)
+    assert run_sweep(copied).stages_run == len(hit)
+    assert same_results(results(finished), results(copied)) == []
+
+
+def test_a_polite_end_is_an_interruption(tmp_path):
+    """SIGTERM to the process alone: exit code 143, one sentence, no half stage, no process left."""
+    words = ("run", "--methods", "svd", "--model", "tiny", "--task", "toy-math", "--out", str(tmp_path / "out"))
+    process = subprocess.Popen([sys.executable, "-m", "lowrank_bench.cli", *words], stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "out").glob("stages/.part-*")):
+        time.sleep(0.1)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "run the same command again" in " ".join(errors.split())
+    assert "Traceback" not in errors
+    assert not [key for key in (tmp_path / "out" / "stages").iterdir() if key.name.startswith("finetune")]
 
 
 def test_failing_stage_ends_the_sweep_with_its_sentence(tmp_path):
