@@ -23,7 +23,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 _REFERENCE = {"finetuned": ("#222222", (0, (9, 3))), "pretrained": ("#888888", (0, (2, 3)))}
 _REFERENCE_MARKER = {"finetuned": "h", "pretrained": "p"}
-_STYLE: Any = {
+STYLE: Any = {
     "text.parse_math": False,
     "svg.hashsalt": "lowrank-bench",
     "svg.fonttype": "path",
@@ -64,12 +64,12 @@ def draw_curves(
     paths: list[Path] = []
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+        matplotlib.rcParams.update(STYLE)
         for table in tables:
             if not any(axis.cells(row) for row in table.rows if not row.uncompressed):
                 continue
             figure = _figure(table, _references(table, tables), axis, condition)
-            stem = folder / (_stem(table, tables) + (f"-by-{_slug(condition or x)}" if x != "ratio" else ""))
+            stem = folder / (_stem(table, tables) + (f"-by-{slug(condition or x)}" if x != "ratio" else ""))
             for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=suffix[1:], dpi=160, metadata=metadata)
@@ -80,14 +80,15 @@ def draw_curves(
 
 def _stem(table: Table, tables: Sequence[Table]) -> str:
     scorer = f"-{table.scorer}" if table.scorer else ""
-    names = [_slug(f"{t.model}-{t.task}-{t.variant}-{t.metric}{scorer}") for t in tables]
-    name = _slug(f"{table.model}-{table.task}-{table.variant}-{table.metric}{scorer}")
+    names = [slug(f"{t.model}-{t.task}-{t.variant}-{t.metric}{scorer}") for t in tables]
+    name = slug(f"{table.model}-{table.task}-{table.variant}-{table.metric}{scorer}")
     if names.count(name) > 1:
         name += f"-{digest([table.title, table.model, table.n])[:8]}"
     return name
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """Return text as a part of a file name."""
     return re.sub(r"[^A-Za-z0-9.@]+", "-", text).strip("-.")[-150:] or "curve"
 
 

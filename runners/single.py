@@ -108,7 +108,6 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
         report = method.compress(model, method.fit(model, data), budget, trainer if method.trains else None, data)
         save_checkpoint(model.to(DTYPES[request.dtype or recipe.dtype]), tokenizer, folder)
         kept = untouched(model, report.dense)
-        summary = asdict(report) | {"ratio": report.ratio, "ratio_matrices": report.ratio_matrices}
         origin = {
             "model": source.name,
             "model_sha256": source.sha256,
@@ -120,7 +119,7 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
             "seed": request.seed,
             "stays_dense": [asdict(part) for part in kept],
         }
-        write_json(folder / "compression.json", summary | origin | {"provenance": provenance()})
+        write_json(folder / "compression.json", report.summary() | origin | {"provenance": provenance()})
     return Compressed(report, kept)
 
 
