@@ -111,7 +111,7 @@ def _side(model: Any, place: Place, role: str, side: Side | None) -> Side:
         )
     allowed: Side = "right" if reads else "left"
     if side not in (None, allowed):
-        where = "what the layer computes with" if reads else "what the layer computed"
+        where = "the space of its outputs" if reads else "the space of its inputs"
         hint = "; name one head of v with --head to see what it writes" if role == "v" else ""
         raise UserError(
             f"the {side} singular vectors of {place.shown} lie in {where}, not in the residual stream, so they are no "
@@ -126,9 +126,9 @@ def _through_o(model: Any, place: Place, head: int) -> Bases:
     served = heads.serves(head)
     if len(served) > 1:
         raise UserError(
-            f"the left singular vectors of v lie in the head's own space, and its key/value head {head} is written by "
-            f"the {len(served)} query heads {served[0]} to {served[-1]}, each through its own columns of o; use "
-            f"--matrix ov --head {served[0]} for one of them, or --side right"
+            f"the left singular vectors of v lie in the head's own space, and the query heads {served[0]} to {served[-1]} "
+            f"use key/value head {head}, each with its own columns of o; add --side right, or name one of them as --matrix "
+            f"ov --head {served[0]}"
         )
     return _circuit(model, place, served[0], "left", "v")
 

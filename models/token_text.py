@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 SPACE = "\N{OPEN BOX}"
@@ -14,7 +13,8 @@ def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
     """Return each token as visible text, without context.
 
     A space is ``␣``, a backslash is doubled, other characters that do not print are escaped as in Python (``\\n``,
-    ``\\x1b``, ``\\u200b``), bytes that are no UTF-8 of their own are ``<0xE2>``.
+    ``\\x1b``, ``\\u200b``), bytes that are no UTF-8 of their own are ``<0xE2>``, and so are all
+    byte tokens of sentencepiece, which has a token for the byte 0x41 beside the one for the letter A.
 
     Args:
         tokenizer: byte-level BPE or sentencepiece, fast.
@@ -41,13 +41,9 @@ def _is_byte_level(tokenizer: Any) -> bool:
 
 def _text(token: str, byte_level: bool) -> str:
     if byte_level and all(c in _BYTES for c in token):
-        raw = bytes(_BYTES[c] for c in token)
-    elif lone := re.fullmatch(r"<0x([0-9A-F]{2})>", token):
-        raw = bytes([int(lone[1], 16)])
-    else:
-        return visible(token if byte_level else token.replace("\u2581", " "))
-    # surrogateescape keeps bytes that are no text apart from those that are.
-    return visible(raw.decode("utf-8", "surrogateescape"))
+        # surrogateescape keeps bytes that are no text apart from those that are.
+        return visible(bytes(_BYTES[c] for c in token).decode("utf-8", "surrogateescape"))
+    return visible(token if byte_level else token.replace("\u2581", " "))
 
 
 def visible(text: str) -> str:

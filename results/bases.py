@@ -133,13 +133,12 @@ def _blank(value: object) -> object:
 
 
 def _lines(rows: Sequence[TokenBasis]) -> tuple[list[str], list[list[str]]]:
-    """Return header and lines; columns that say the same everywhere (one matrix) are left to the title."""
-    several = len({(row.module, row.head) for row in rows}) > 1
+    """Return header and lines; rows without states are one matrix's, which the title names."""
     states = any(row.state for row in rows)
-    header = ["", *(["layer", "matrix"] if several else []), "basis", "s", "% of Σs", "+ tokens", "− tokens"]
+    header = ["", *(["layer", "matrix"] if states else []), "basis", "s", "% of Σs", "+ tokens", "− tokens"]
     lines = []
     for row in rows:
-        where = ["" if row.layer is None else str(row.layer), row.matrix] if several else []
+        where = ["" if row.layer is None else str(row.layer), row.matrix] if states else []
         numbers = [str(row.basis), f"{row.value:.4g}", f"{100 * row.share:.2f}"]
         ends = [" ".join(token.text for token in end) for end in (row.positive, row.negative)]
         lines.append([row.state, *where, *numbers, *ends])

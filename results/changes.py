@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .bases import TokenBasis, bases_grid, bases_latex, bases_markdown, basis_data
-from .bases import TokenView as _TokenView
+from .bases import TokenBasis, TokenView, bases_grid, bases_latex, bases_markdown, basis_data
 from .tables import clean, inert, latex_table, markdown_table, markdown_text
 
 if TYPE_CHECKING:
@@ -103,9 +102,6 @@ def _table(view: ChangeView) -> tuple[list[str], list[list[str]]]:
     return header, lines
 
 
-TOKENS_TITLE = "bases that grew most, and the largest that died"
-
-
 def render_changes(view: ChangeView, console: Console) -> None:
     """Print the counts and the most changed bases."""
     from rich.box import SIMPLE_HEAD
@@ -123,7 +119,7 @@ def render_changes(view: ChangeView, console: Console) -> None:
     console.print(grid)
     if view.tokens:
         console.print()
-        console.print(Text(TOKENS_TITLE, style="bold"))
+        console.print(Text(_tokens(view).title, style="bold"))
         console.print(bases_grid(view.tokens))
     console.print(Text("\n".join(map(clean, view.notes)), style="dim"))
 
@@ -171,8 +167,9 @@ def _null(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _tokens(view: ChangeView) -> _TokenView:
-    return _TokenView(TOKENS_TITLE, (), view.tokens)
+def _tokens(view: ChangeView) -> TokenView:
+    grew = "bases whose s grew most, and " if any(row.state.startswith("grew") for row in view.tokens) else ""
+    return TokenView(f"{grew}the largest that died", (), view.tokens)
 
 
 def frame_of(rows: Sequence[tuple[Any, ...]]) -> pd.DataFrame:

@@ -21,7 +21,7 @@ _LATEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"<": r"\textless{}", ">": r"\textgreater{}", "·": r"\textperiodcentered{}", "×": r"$\times$", "∞": r"$\infty$"},
-    "\N{OPEN BOX}": r"\textvisiblespace{}",
+    **{"\N{OPEN BOX}": r"\textvisiblespace{}", "Σ": r"$\Sigma$", "−": "$-$"},
 }
 
 
