@@ -126,9 +126,9 @@ def _through_o(model: Any, place: Place, head: int) -> Bases:
     served = heads.serves(head)
     if len(served) > 1:
         raise UserError(
-            f"the left singular vectors of v lie in the head's own space, and the query heads {served[0]} to {served[-1]} "
-            f"use key/value head {head}, each with its own columns of o; add --side right, or name one of them as --matrix "
-            f"ov --head {served[0]}"
+            f"the left singular vectors of v lie in the head's own space, and the query heads {served[0]} to "
+            f"{served[-1]} use key/value head {head}, each with its own columns of o; add --side right, or name one of "
+            f"them as --matrix ov --head {served[0]}"
         )
     return _circuit(model, place, served[0], "left", "v")
 
