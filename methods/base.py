@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -88,6 +88,8 @@ class CompressionReport:
         steps, tokens: optimizer steps and tokens that the method trained with.
         recover_lr_scale: factor that the method wants on the learning rate of the recovery.
         details: plain data worth keeping (thresholds, adapted options).
+        tensors: small tensors worth keeping beside the checkpoint, by name (which bases survived; see
+            `library.bs.run.PruningRun.bases`).
     """
 
     ranks: dict[str, int]
@@ -100,6 +102,12 @@ class CompressionReport:
     tokens: int = 0
     recover_lr_scale: float = 1.0
     details: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def summary(self) -> dict[str, Any]:
+        """Return all but the tensors as plain data, with both ratios."""
+        plain = {f.name: copy.deepcopy(getattr(self, f.name)) for f in fields(self) if f.name != "tensors"}
+        return plain | {"ratio": self.ratio, "ratio_matrices": self.ratio_matrices}
 
     @property
     def ratio(self) -> float:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,10 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 _REFERENCE = {"finetuned": ("#222222", (0, (9, 3))), "pretrained": ("#888888", (0, (2, 3)))}
 _REFERENCE_MARKER = {"finetuned": "h", "pretrained": "p"}
-_STYLE: Any = {
+_CROWDED = 8
+"""With more lines the figure has a panel for each few of them, the others in grey behind."""
+_PANEL_LINES = 6
+STYLE: Any = {
     "text.parse_math": False,
     "svg.hashsalt": "lowrank-bench",
     "svg.fonttype": "path",
@@ -64,12 +69,12 @@ def draw_curves(
     paths: list[Path] = []
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+        matplotlib.rcParams.update(STYLE)
         for table in tables:
             if not any(axis.cells(row) for row in table.rows if not row.uncompressed):
                 continue
             figure = _figure(table, _references(table, tables), axis, condition)
-            stem = folder / (_stem(table, tables) + (f"-by-{_slug(condition or x)}" if x != "ratio" else ""))
+            stem = folder / (_stem(table, tables) + (f"-by-{slug(condition or x)}" if x != "ratio" else ""))
             for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=suffix[1:], dpi=160, metadata=metadata)
@@ -80,14 +85,15 @@ def draw_curves(
 
 def _stem(table: Table, tables: Sequence[Table]) -> str:
     scorer = f"-{table.scorer}" if table.scorer else ""
-    names = [_slug(f"{t.model}-{t.task}-{t.variant}-{t.metric}{scorer}") for t in tables]
-    name = _slug(f"{table.model}-{table.task}-{table.variant}-{table.metric}{scorer}")
+    names = [slug(f"{t.model}-{t.task}-{t.variant}-{t.metric}{scorer}") for t in tables]
+    name = slug(f"{table.model}-{table.task}-{table.variant}-{table.metric}{scorer}")
     if names.count(name) > 1:
         name += f"-{digest([table.title, table.model, table.n])[:8]}"
     return name
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """Return text as a part of a file name."""
     return re.sub(r"[^A-Za-z0-9.@]+", "-", text).strip("-.")[-150:] or "curve"
 
 
@@ -108,11 +114,17 @@ def _figure(table: Table, references: Sequence[tuple[Row, str]], axis: XAxis, co
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(7.2, 4.9), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08), facecolor="white")
+    lines = [row for row in table.rows if not row.uncompressed and axis.cells(row)]
+    groups = _groups(lines, table.higher_is_better) if len(lines) > _CROWDED else []
+    size = (4.1 * len(groups) + 0.6, 6.2) if groups else (7.2, 4.9)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08), facecolor="white")
     FigureCanvasAgg(figure)
+    if groups:
+        _panels(figure, table, references, axis, groups)
+        _title(figure, table, "bands" if axis.name == "ratio" else "bars", condition, len(groups))
+        return figure
     axes = figure.add_subplot()
     scale = 100.0 if is_fraction(table.metric) else 1.0
-    lines = [row for row in table.rows if not row.uncompressed and axis.cells(row)]
     handles = [_reference(axes, row, scale, axis) for row, _ in references]
     handles += [_line(axes, row, i, scale, axis) for i, row in enumerate(lines)]
     texts = [_plain(text) for _, text in references] + [_plain(row.label) for row in lines]
@@ -124,6 +136,55 @@ def _figure(table: Table, references: Sequence[tuple[Row, str]], axis: XAxis, co
     figure.legend(handles, texts, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.6)
     _title(figure, table, "bands" if axis.name == "ratio" else "bars", condition)
     return figure
+
+
+def _groups(lines: Sequence[Row], higher_is_better: bool) -> list[list[Row]]:
+    """Return the lines in groups of nearly equal size, the best at the deepest ratio first."""
+
+    def end(row: Row) -> float:
+        value = row.cells[max(row.cells)].value
+        return (-value if higher_is_better else value) if math.isfinite(value) else math.inf
+
+    ordered = sorted(lines, key=end)
+    count = math.ceil(len(lines) / _PANEL_LINES)
+    cuts = [round(i * len(lines) / count) for i in range(count + 1)]
+    return [ordered[a:b] for a, b in pairwise(cuts)]
+
+
+def _panels(
+    figure: Any, table: Table, references: Sequence[tuple[Row, str]], axis: XAxis, groups: Sequence[Sequence[Row]]
+) -> None:
+    """Draw each group in a panel of its own with its legend below, all other lines in grey behind it."""
+    scale = 100.0 if is_fraction(table.metric) else 1.0
+    lines = [row for group in groups for row in group]
+    uncompressed = [row for row, _ in references]
+    for axes, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
+        for row in lines:
+            if row not in group:
+                cells = axis.cells(row)
+                axes.plot(
+                    [axis.value(c) for c in cells], [c.value * scale for c in cells], color="#cfcfcf", linewidth=1
+                )
+        handles = [_reference(axes, row, scale, axis) for row in uncompressed]
+        handles += [_line(axes, row, i, scale, axis) for i, row in enumerate(group)]
+        texts = [_plain(text) for _, text in references] + [_plain(row.label) for row in group]
+        set_x_axis(axes, axis, lines, uncompressed)
+        axes.set_xlabel(textwrap.fill(axes.get_xlabel(), 42))
+        _y_axis(axes, table, uncompressed + lines, scale)
+        if axes is not figure.axes[0]:
+            axes.set_ylabel("")
+        axes.grid(True, color="#e4e4e4", linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.legend(
+            handles,
+            texts,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.19),
+            ncols=1 if max(map(len, texts)) > 24 else 2,
+            frameon=False,
+            handlelength=3.2,
+            fontsize=8.5,
+        )
 
 
 def _line(axes: Any, row: Row, index: int, scale: float, axis: XAxis) -> Any:
@@ -192,17 +253,19 @@ def _y_axis(axes: Any, table: Table, rows: Sequence[Row], scale: float) -> None:
         axes.set_ylim(max(bottom, low / 3), min(top, high * 3))
 
 
-def _title(figure: Any, table: Table, drawn: str, condition: str) -> None:
-    import textwrap
+def _title(figure: Any, table: Table, drawn: str, condition: str, panels: int = 1) -> None:
+    width = 80 if panels < 3 else 130
 
     seeds = f"seed {table.seeds[0]}" if len(table.seeds) == 1 else f"{len(table.seeds)} seeds"
     spread = any(cell.across_seeds for row in table.rows for cell in row.cells.values())
     bands = f"{drawn}: {100 * table.confidence:g} % interval" + (" across seeds" if spread else "")
     data = f" · data {table.data}" if table.data else ""
-    first = textwrap.fill(clean(f"{table.model} · {table.task} · {table.variant}"), 80)
+    first = textwrap.fill(clean(f"{table.model} · {table.task} · {table.variant}"), width)
     second = f"n = {table.n} · {seeds} · {bands}{data}"
-    third = "\n" + _plain(textwrap.fill(clean(condition), 80), keep="\n") if condition else ""
-    figure.suptitle(_plain(first, keep="\n") + "\n" + _plain(second) + third, fontsize=10.5)
+    if panels > 1:
+        second += "\npanels from the best to the worst at the highest ratio, the other lines in grey"
+    third = "\n" + _plain(textwrap.fill(clean(condition), width), keep="\n") if condition else ""
+    figure.suptitle(_plain(first, keep="\n") + "\n" + _plain(second, keep="\n") + third, fontsize=10.5)
 
 
 def _plain(text: str, keep: str = "") -> str:

@@ -21,6 +21,7 @@ _LATEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"<": r"\textless{}", ">": r"\textgreater{}", "·": r"\textperiodcentered{}", "×": r"$\times$", "∞": r"$\infty$"},
+    **{"\N{OPEN BOX}": r"\textvisiblespace{}", "Σ": r"$\Sigma$", "−": "$-$"},
 }
 
 
@@ -68,10 +69,10 @@ def to_latex(frame: pd.DataFrame, headline: bool = True) -> str:
     for key, group in _by_model(pivot(frame, headline)):
         for table in group:
             split = sum(row.uncompressed for row in table.rows)
-            parts.append(_latex_table(f"{table.title}. {_note([table])}", _header(table), _grid(table), split))
+            parts.append(latex_table(f"{table.title}. {_note([table])}", _header(table), _grid(table), split))
         if rows := _detail_rows(group):
             caption = f"{key[0]} · {key[1]}: sizes and training tokens."
-            parts.append(_latex_table(caption, ["", *_DETAILS], rows, 0))
+            parts.append(latex_table(caption, ["", *_DETAILS], rows, 0))
     return "\n\n".join(parts) + "\n"
 
 
@@ -95,7 +96,7 @@ def to_csv(frame: pd.DataFrame, headline: bool = True) -> str:
                 c = row.cells.get(ratio)
                 cells += ["", "", "", "", ""] if c is None else [c.value, c.low, c.high, len(c.seeds), c.ratio]
             cells.insert(len(names), row.label)
-            writer.writerow([_inert(clean(cell)) if isinstance(cell, str) else cell for cell in cells])
+            writer.writerow([inert(clean(cell)) if isinstance(cell, str) else cell for cell in cells])
     return text.getvalue()
 
 
@@ -104,7 +105,8 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
-def _inert(text: str) -> str:
+def inert(text: str) -> str:
+    """Return text that a spreadsheet shows instead of running it as a formula."""
     return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") else text
 
 
@@ -225,24 +227,28 @@ def _lines(header: Sequence[str], rows: Sequence[Sequence[str]], escape: Callabl
     return [[escape(text) for text in line] for line in (header, *rows)]
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table; the first column is to the left."""
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str = "") -> str:
+    """Return a Markdown table; ``align`` has an l or r a column, without it the first column is to the left."""
+    rule = "".join(" --- |" if c == "l" else " ---: |" for c in align or "l" + "r" * (len(header) - 1))
     head, *body = (f"| {' | '.join(line)} |" for line in _lines(header, rows, markdown_text))
-    return "\n".join([head, f"| --- |{' ---: |' * (len(header) - 1)}", *body])
+    return "\n".join([head, f"|{rule}", *body])
 
 
 def _latex(text: str) -> str:
     return "".join(_LATEX.get(c, c) for c in clean(text))
 
 
-def _latex_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]], split: int) -> str:
+def latex_table(
+    caption: str, header: Sequence[str], rows: Sequence[Sequence[str]], split: int = 0, columns: str = ""
+) -> str:
+    """Return a LaTeX table for booktabs, with a rule before line ``split`` of the body; ``columns`` as in tabular."""
     # A line that begins with '[' would be read as the optional argument of the line break before it.
     head, *body = (" & ".join(line) + r" \\" for line in _lines(header, rows, _latex))
     body = [line if not line.startswith("[") else "{}" + line for line in body]
     if 0 < split < len(body):
         body.insert(split, r"\midrule")
     inner = "\n".join([r"\toprule", head, r"\midrule", *body, r"\bottomrule"])
-    columns = "l" + "r" * (len(header) - 1)
+    columns = columns or "l" + "r" * (len(header) - 1)
     return (
         f"\\begin{{table}}\n\\centering\n\\caption{{{_latex(caption)}}}\n"
         f"\\begin{{tabular}}{{{columns}}}\n{inner}\n\\end{{tabular}}\n\\end{{table}}"

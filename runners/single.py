@@ -111,7 +111,6 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
         warnings = fitted.meta.get("warnings", [])
         save_checkpoint(model.to(DTYPES[request.dtype or recipe.dtype]), tokenizer, folder)
         kept = untouched(model, report.dense)
-        summary = asdict(report) | {"ratio": report.ratio, "ratio_matrices": report.ratio_matrices}
         origin = {
             "model": source.name,
             "model_sha256": source.sha256,
@@ -124,7 +123,7 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
             "stays_dense": [asdict(part) for part in kept],
             "warnings": warnings,
         }
-        write_json(folder / "compression.json", summary | origin | {"provenance": provenance()})
+        write_json(folder / "compression.json", report.summary() | origin | {"provenance": provenance()})
     return Compressed(report, kept, warnings)
 
 

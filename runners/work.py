@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from ..evals.base import EvalSettings, benchmarks
 from ..evals.hosting.choice import engine_version
@@ -26,6 +27,8 @@ from .stages import Stage
 from .training import Progress, TaskTrainer
 
 MODEL_FOLDER = "model"
+BASES_FILE = "bases.safetensors"
+"""Beside a compressed checkpoint, where a method says which bases survived."""
 _COMPRESS_ORDER = 1_000_003
 _WIDE = "float32"  # fit, compress and training work on float32 weights whatever is saved
 
@@ -117,9 +120,10 @@ def _compress(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
     def emit(budget: Budget, compressed: Any, report: CompressionReport) -> None:
         target = folder / ratio_folder(budget.ratio)
         _save(compressed, tokenizer, target / MODEL_FOLDER, stage.config["dtype"])
-        summary = asdict(report) | {"ratio": report.ratio, "ratio_matrices": report.ratio_matrices}
-        write_json(target / "report.json", summary)
-        reports[f"{budget.ratio:g}"] = summary
+        write_json(target / "report.json", report.summary())
+        if report.tensors:
+            save_file(report.tensors, target / BASES_FILE)
+        reports[f"{budget.ratio:g}"] = report.summary()
 
     method.compress_path(model, fitted, budgets, trainer, emit, data)
     return {"reports": reports}

@@ -54,3 +54,26 @@ def test_lines_are_told_apart_without_colour(tmp_path, sweep, monkeypatch):
     draw_curves(to_frame(sweep(methods=tuple("abcdefgh"))), tmp_path)
     assert len({(line.get_marker(), line.get_color()) for line in seen}) == 8
     assert len({line.get_marker() for line in seen}) == 8
+
+
+def test_many_lines_are_split_into_panels_and_each_line_is_told_apart_in_its_own(tmp_path, sweep, monkeypatch):
+    from lowrank_bench.results import curves
+
+    names = tuple(f"m{i:02}" for i in range(17))
+    drawn = []
+    original = curves._line
+    monkeypatch.setattr(
+        curves, "_line", lambda *args: (drawn.append((args[0], args[1].label, original(*args))), drawn[-1][2])[1]
+    )
+    assert len(draw_curves(to_frame(sweep(methods=names, ratios=(2.0, 4.0))), tmp_path)) == 2
+    assert sorted(label for _, label, _ in drawn) == sorted(names)
+    panels = {}
+    for axes, label, line in drawn:
+        panels.setdefault(id(axes), []).append((label, line))
+    assert [len(lines) for lines in panels.values()] == [6, 5, 6]
+    assert all(len({line.get_marker() for _, line in lines}) == len(lines) for lines in panels.values())
+    ends = [line.get_ydata()[-1] for _, _, line in drawn]
+    assert ends == sorted(ends, reverse=True)
+    drawn.clear()
+    draw_curves(to_frame(sweep(methods=names[:8])), tmp_path)
+    assert len({id(axes) for axes, _, _ in drawn}) == 1

@@ -189,6 +189,7 @@ class BasisSelection(Compressor):
         def hand_out(index: int, merged: nn.Module) -> None:
             result = report(merged, run.dense_shape, groups, **run.details(index))
             result.steps, result.tokens = used.steps, used.tokens
+            result.tensors = run.bases()
             if self.lr_scaling == "paper":
                 result.recover_lr_scale = 1.0 / math.sqrt(run.kept_share[index])
             emit(run.budgets[index], merged, result)

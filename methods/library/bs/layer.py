@@ -25,7 +25,8 @@ class BasisLinear(nn.Module):
 
     Parameters: ``weight_root`` w (k,), so that s = w² >= 0; ``extra_left`` (m, d); ``extra_right`` (d, n); ``bias``.
     Buffers (frozen, not trained): ``left`` (m, kept), ``right`` (kept, n), ``kept`` indices into w. A pruned basis
-    leaves the buffers, so it costs nothing, gets no gradient and cannot come back.
+    leaves the buffers, so it costs nothing, gets no gradient and cannot come back. ``freed`` is how many of the
+    strongest bases became new vectors (start ``top``).
     """
 
     left: Tensor
@@ -55,6 +56,7 @@ class BasisLinear(nn.Module):
         self.register_buffer("left", left[:, first:].clone())
         self.register_buffer("right", right[first:].clone())
         self.register_buffer("kept", torch.arange(first, len(spectrum), device=left.device))
+        self.freed = first
 
     @property
     def extra(self) -> int:

@@ -13,6 +13,7 @@ from ....models.layers import LowRankLinear
 from ....models.matrices import get_linear, replace_module
 from ...budget import Allocation, Budget, ModelShape, Unit
 from ...fitted import Fitted
+from ...linalg import merge
 from ...policies.base import parse_policy, policies
 from .curvature import CurvatureProbes
 from .final import BasisProbe
@@ -22,6 +23,9 @@ from .pruning import compensated_threshold, keep_largest, target_share
 if TYPE_CHECKING:
     from ...base import CalibrationData
     from .compressor import BasisSelection
+
+STATES = ("died", "kept", "freed")
+"""What becomes of a basis: pruned, trained on, or turned into a new vector at the start."""
 
 
 class PruningRun:
@@ -59,6 +63,7 @@ class PruningRun:
         self.extra = method.extra_vectors(self.dense_shape, self.budgets[-1])
         self.layers: dict[str, BasisLinear] = {}
         freed = 0.0
+        self.spectra: dict[str, Tensor] = {}
         self.required = {name: p.requires_grad for name, p in model.named_parameters()}
         for parameter in model.parameters():
             parameter.requires_grad_(method.train_others)
@@ -79,6 +84,7 @@ class PruningRun:
                 layer.bias.requires_grad_(method.train_others)
             replace_module(model, unit.name, layer.train(dense.training))
             self.layers[unit.name] = layer
+            self.spectra[unit.name] = factors.spectrum.float().cpu()
         self.product = dict.fromkeys(self.layers, 1.0)
         self.slope = {name: torch.zeros_like(layer.weight_root) for name, layer in self.layers.items()}
         self.observed = 0
@@ -271,6 +277,24 @@ class PruningRun:
         root = s.sqrt() if self.method.split == "even" else torch.ones_like(s)
         a, b = (s / root.clamp_min(1e-300))[:, None] * vt, u * root
         return LowRankLinear.from_factors(a.to(dtype), b.to(dtype), None if bias is None else bias.detach())
+
+    def bases(self) -> dict[str, Tensor]:
+        """Return what became of every basis so far, on the CPU, four tensors a matrix of k bases and d new vectors.
+
+        ``<matrix>.before`` (k,) the spectrum of the fit; ``.after`` (k,) the trained singular values, 0 where pruned or
+        freed; ``.state`` (k,) uint8, see `STATES`; ``.new`` (d,) the singular values of the new vectors' product.
+        """
+        found: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            before = self.spectra[name]
+            after, state = torch.zeros_like(before), torch.zeros(len(before), dtype=torch.uint8)
+            kept = layer.kept.cpu()
+            after[kept] = layer.singular_values().float().cpu()
+            state[kept] = STATES.index("kept")
+            state[: layer.freed] = STATES.index("freed")
+            new = merge(layer.extra_left, layer.extra_right, layer.extra)[1].float().cpu()
+            found |= {f"{name}.before": before, f"{name}.after": after, f"{name}.state": state, f"{name}.new": new}
+        return found
 
     def details(self, index: int) -> dict[str, Any]:
         """Return what a reader of the record needs to know about the run, for one of its budgets."""

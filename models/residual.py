@@ -1,0 +1,203 @@
+"""Where a model's matrices read from and write to the residual stream, by layer, matrix and head."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..foundation.errors import UserError, unknown
+from .layers import LowRankLinear
+from .matrices import head_name
+
+_NAMES: Mapping[str, tuple[str, ...]] = {
+    "q": ("q_proj",),
+    "k": ("k_proj",),
+    "v": ("v_proj",),
+    "o": ("o_proj", "out_proj", "attention.dense"),
+    "gate": ("gate_proj",),
+    "up": ("up_proj", "fc1", "dense_h_to_4h"),
+    "down": ("down_proj", "fc2", "dense_4h_to_h"),
+}
+READS = ("q", "k", "v", "gate", "up")
+"""Their inputs are the residual stream behind the layer's norm, so their right singular vectors lie in it."""
+WRITES = ("o", "down")
+"""Their outputs are added to the residual stream, so their left singular vectors lie in it."""
+_ATTENTION = ("q", "k", "v", "o")
+
+
+@dataclass(frozen=True)
+class Place:
+    """One matrix of a model: its dotted module name, its layer, and the field's short name for it (or empty)."""
+
+    module: str
+    layer: int | None
+    role: str
+
+    @property
+    def shown(self) -> str:
+        """The short name, or where there is none the module's last part."""
+        return self.role or self.module.rpartition(".")[2]
+
+
+def places(model: nn.Module) -> list[Place]:
+    """Return every linear layer, dense or factorised, in the model's order."""
+    return [
+        place_of(name)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | LowRankLinear) and not name.endswith(("lr_a", "lr_b"))
+    ]
+
+
+def place_of(module: str) -> Place:
+    """Return where a module belongs, from its dotted name alone."""
+    number = re.search(r"\.(\d+)\.", f".{module}.")
+    layer = int(number[1]) if number else None
+    role = next((r for r, ends in _NAMES.items() if layer is not None and f".{module}".endswith(_dotted(ends))), "")
+    return Place(module, layer, role)
+
+
+def _dotted(ends: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f".{end}" for end in ends)
+
+
+def find_place(model: nn.Module, matrix: str, layer: int | None) -> Place:
+    """Find a matrix by its short name (q, k, v, o, gate, up, down), its module's name, or part of that from its end.
+
+    Args:
+        model: dense or factorised.
+        matrix: such as ``o``, ``o_proj``, ``self_attn.o_proj`` or ``lm_head``.
+        layer: counted from 0; None for a matrix outside the layers.
+
+    Raises:
+        UserError: no such layer or matrix; says which there are.
+    """
+    every = places(model)
+    if layer is None:
+        outside = [place for place in every if place.layer is None]
+        found = [place for place in outside if place.module.endswith(matrix)]
+        if len(found) == 1:
+            return found[0]
+        names = ", ".join(place.module for place in outside)
+        raise UserError(
+            f"the matrix '{matrix}' belongs to a layer; add --layer, such as --layer 0"
+            + (f" (outside the layers there is {names})" if names else "")
+        )
+    layers = sorted({place.layer for place in every if place.layer is not None})
+    if layer not in layers:
+        raise UserError(f"there is no layer {layer}; layers are counted from 0, so --layer takes 0 to {layers[-1]}")
+    inside = [place for place in every if place.layer == layer]
+    found = [place for place in inside if matrix in (place.role, place.module)]
+    found = found or [place for place in inside if f".{place.module}".endswith(f".{matrix}")]
+    if len(found) != 1:
+        if matrix in _NAMES and any("query_key_value" in place.module for place in inside):
+            raise UserError(
+                f"this model keeps q, k and v in one matrix, so '{matrix}' has no bases of its own; use --matrix "
+                "query_key_value, or o, up or down"
+            )
+        raise unknown("matrix", matrix, [place.shown for place in inside], f" in layer {layer}")
+    return found[0]
+
+
+def weight(model: nn.Module, place: Place) -> tuple[Tensor, Tensor]:
+    """Return a matrix as B (m, r) and A (r, n) in float64 with W = B A; a dense one has A = 1 or B = 1."""
+    module = model.get_submodule(place.module)
+    if isinstance(module, LowRankLinear):
+        return module.lr_b.detach().double(), module.lr_a.detach().double()
+    if not isinstance(module, nn.Linear):
+        raise TypeError(f"{place.module} is a {type(module).__name__}")
+    dense = module.weight.detach().double()
+    m, n = dense.shape
+    eye = torch.eye(min(m, n), dtype=torch.float64)
+    return (eye, dense) if m <= n else (dense, eye)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How attention is cut: query heads, key/value heads, width of one head."""
+
+    query: int
+    key_value: int
+    width: int
+
+    @classmethod
+    def of(cls, model: Any) -> Heads:
+        """Read the layout from a model's configuration."""
+        config = model.config.get_text_config()
+        query = int(config.num_attention_heads)
+        width = getattr(config, "head_dim", None) or config.hidden_size // query
+        return cls(query, int(getattr(config, "num_key_value_heads", None) or query), int(width))
+
+    def count(self, role: str) -> int:
+        """Return how many heads a matrix has: k and v have the key/value heads, q and o the query heads."""
+        return self.key_value if role in ("k", "v") else self.query
+
+    def rows(self, role: str, head: int) -> slice:
+        """Return the rows of a head in q, k or v, or its columns in o.
+
+        Raises:
+            UserError: the matrix has no heads, or not so many; says what is allowed.
+        """
+        if role not in _ATTENTION:
+            raise UserError(
+                f"'{role}' is no attention matrix and has no heads; leave out --head, or use q, k, v, o, ov"
+            )
+        count = self.count(role)
+        if not 0 <= head < count:
+            kind = "key/value heads" if role in ("k", "v") and count != self.query else "heads"
+            raise UserError(
+                f"there is no head {head} in {role}: it has {count} {kind}, counted from 0, so --head takes 0 to "
+                f"{count - 1}"
+            )
+        return slice(head * self.width, (head + 1) * self.width)
+
+    def serves(self, key_value_head: int) -> range:
+        """Return the query heads that use a key/value head."""
+        group = self.query // self.key_value
+        return range(key_value_head * group, (key_value_head + 1) * group)
+
+
+def input_norm(model: nn.Module, place: Place) -> nn.Module | None:
+    """Return the norm between the residual stream and a matrix that reads it, or None where it cannot be told."""
+    if place.layer is None:
+        return final_norm(model) if place.module == head_name(model) else None
+    block = model.get_submodule(f"{place.module.partition(f'.{place.layer}.')[0]}.{place.layer}")
+    if place.role in ("q", "k", "v") or "query_key_value" in place.module:
+        names = ["input_layernorm", "self_attn_layer_norm"]
+    else:  # Gemma 2 and later have norms on both sides of the MLP
+        names = ["pre_feedforward_layernorm", "post_attention_layernorm", "final_layer_norm"]
+    return next((getattr(block, name) for name in names if hasattr(block, name)), None)
+
+
+def final_norm(model: nn.Module) -> nn.Module | None:
+    """Return the norm between the residual stream and the output head, or None where it cannot be told."""
+    names = ("norm", "final_layer_norm", "final_layernorm", "ln_f")
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in names and not re.search(r"\.\d+\.", name) and module is not None:
+            return module
+    return None
+
+
+def through_norm(norm: nn.Module, vectors: Tensor, reading: bool = False) -> Tensor:
+    """Apply the linear part of a norm, weight and (LayerNorm) centring, without its division, to rows (k, d).
+
+    Args:
+        norm: RMSNorm of any kind, or LayerNorm.
+        vectors: float64.
+        reading: apply the transpose, which turns a direction behind the norm into the stream's direction it reads.
+    """
+    if isinstance(norm, nn.LayerNorm):
+        gain = torch.ones(vectors.shape[1]) if norm.weight is None else norm.weight.detach()
+        gain = gain.to(vectors)
+        if reading:
+            scaled = vectors * gain
+            return scaled - scaled.mean(1, keepdim=True)
+        return (vectors - vectors.mean(1, keepdim=True)) * gain
+    probe = next(norm.parameters()).detach()
+    with torch.no_grad():
+        # What the norm makes of ones is its gain, also where it stores the gain minus one (Gemma).
+        return vectors * norm(torch.ones_like(probe)[None])[0].to(vectors)
