@@ -1,0 +1,86 @@
+"""Energy of the spectra that the fits found, by kind of matrix; only the spectra are read, never the factors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ...foundation.files import read_json
+from ...results.report.data import Energy, Spectra
+from .ranks import kind_order, place, short
+from .trail import Trail
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+POINTS = 41
+"""Places at which a curve is kept."""
+
+_ENDING = ".spectrum"
+Array = Any
+
+
+def spectra(frame: pd.DataFrame, trail: Trail) -> tuple[Spectra, ...]:
+    """Return the spectra of each kind of fit, of the smallest seed that has one.
+
+    Args:
+        frame: headline records with a column ``shown``.
+    """
+    users: dict[str, dict[str, None]] = {}
+    seeds: dict[str, int] = {}
+    for row in frame[frame.method != "none"].sort_values("seed", kind="stable").itertuples():
+        key = trail.paths[str(row.stage_key)].get("fit")
+        if key:
+            users.setdefault(key, {})[str(row.shown)] = None
+            seeds.setdefault(key, int(row.seed))
+    found: list[Spectra] = []
+    for key, labels in users.items():
+        if any(set(labels) <= set(other.labels) for other in found):
+            continue  # another seed of the same fit
+        folder, record = trail.folder(key), trail.stage(key)
+        kinds = _kinds(folder / "factors.safetensors") if record else ()
+        if kinds:
+            found.append(Spectra(_name(folder), tuple(labels), seeds[key], kinds))
+    return tuple(found)
+
+
+def _name(folder: Path) -> str:
+    try:
+        return str(read_json(folder / "fit.json").get("factors", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def _kinds(path: Path) -> tuple[Energy, ...]:
+    grouped: dict[str, list[Array]] = {}
+    try:
+        with safe_open(path, framework="np") as tensors:
+            for key in sorted(tensors.keys()):
+                if not key.endswith(_ENDING) or key.startswith("policy."):
+                    continue
+                values = np.asarray(tensors.get_tensor(key), dtype=np.float64)
+                if values.ndim == 1 and len(values) and np.isfinite(values).all() and values.any():
+                    grouped.setdefault(place(key.removesuffix(_ENDING))[1], []).append(values)
+    except (OSError, SafetensorError, TypeError, ValueError):
+        return ()
+    kinds = sorted(grouped, key=kind_order)
+    names = short(kinds)
+    return tuple(_energy(names[kind], grouped[kind]) for kind in kinds)
+
+
+def _energy(kind: str, values: list[Array]) -> Energy:
+    shares = np.linspace(0, 1, POINTS)
+    curves, ninety = [], []
+    for spectrum in values:
+        energy = np.concatenate([[0.0], np.cumsum(spectrum**2)])
+        energy /= energy[-1]
+        axis = np.linspace(0, 1, len(energy))
+        curves.append(np.interp(shares, axis, energy))
+        ninety.append(int(np.searchsorted(energy, 0.9)) / len(spectrum))
+    stack = np.stack(curves)
+    ends = (tuple(float(v) for v in part) for part in (np.median(stack, 0), stack.min(0), stack.max(0)))
+    full = max(len(spectrum) for spectrum in values)
+    return Energy(kind, len(values), full, tuple(float(s) for s in shares), *ends, float(np.median(ninety)))
