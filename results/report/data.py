@@ -33,9 +33,10 @@ class Paired:
     """A paired test of one row against the leader of a table at one ratio, on the problems that both answered.
 
     Attributes:
-        table: the table's `condition`.
+        table: number of the table in `pivot.pivot` of the records.
         leader, label: rows; the leader has the better estimate.
-        difference, low, high: share of right answers, leader minus label, with its 95 % interval.
+        difference, low, high: by how much the leader is better, with its 95 % interval: share of right answers, or nats
+            per token.
         p_value: two-sided; ``p_corrected`` is Holm's over all rows at this ratio.
         problems: units of the test.
         seeds: seeds that both have; their answers to a problem are averaged.
@@ -43,7 +44,7 @@ class Paired:
         test: its name.
     """
 
-    table: tuple[str, ...]
+    table: int
     ratio: float
     leader: str
     label: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...results.pivot import CONDITIONS, shown_labels
+from ...results.pivot import pivot
 from ...results.records import read_records
 from ...results.report.data import Report
 from .answers import Answers, read_answers
@@ -56,12 +56,13 @@ def gather(run: Path, data: Path | None = None) -> Report:
 
 
 def _shown(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the headline records with the text of their rows."""
-    import pandas as pd
-
-    headline = frame[frame.headline]
-    groups = [group.assign(shown=shown_labels(group)) for _, group in headline.groupby(CONDITIONS, sort=False)]
-    return pd.concat(groups) if groups else headline.assign(shown=headline.label)
+    """Return the headline records as the tables show them: with the number of their table and the text of their row."""
+    places: dict[int, tuple[int, str]] = {}
+    for number, table in enumerate(pivot(frame)):
+        for row in table.rows:
+            places |= {index: (number, row.label) for cell in row.cells.values() for index in cell.records}
+    rows = frame.loc[sorted(places)]
+    return rows.assign(table=[places[i][0] for i in rows.index], shown=[places[i][1] for i in rows.index])
 
 
 def _answers(rows: pd.DataFrame, trail: Trail) -> dict[str, Answers]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from ...evals.compare import compare
 from ...foundation.errors import UserError
 from ...results.intervals import t_quantile, t_within
-from ...results.pivot import CONDITIONS
 from ...results.report.data import Paired
 from .answers import Answers
 
@@ -22,26 +21,22 @@ def paired_tests(frame: pd.DataFrame, answers: Mapping[str, Answers]) -> tuple[P
     """Test the best compressed row of each table and ratio against each other row there.
 
     Args:
-        frame: headline records with a column ``shown``, the text of the row.
+        frame: headline records with columns ``table``, its number, and ``shown``, the text of the row.
         answers: by evaluate key.
 
     Returns:
         Nothing for a table whose seeds were measured on different problems, or whose samples are not there.
     """
     found: list[Paired] = []
-    seen: set[tuple[str, ...]] = set()
-    for _, group in frame[frame.method != "none"].groupby(CONDITIONS, sort=False):
-        first = group.iloc[0]
-        table = tuple(str(first[name]) for name in CONDITIONS if name != "model_sha256")
-        if table in seen or group.groupby("seed")[["dataset_sha256", "prompt_sha256"]].nunique().to_numpy().max() > 1:
+    for table, group in frame[frame.method != "none"].groupby("table"):
+        if group.dataset_sha256.nunique() > 1 or group.prompt_sha256.nunique() > 1:
             continue
-        seen.add(table)
-        better = -1 if first.higher_is_better else 1
+        better = -1 if group.higher_is_better.iloc[0] else 1
         for ratio, rows in group.groupby("ratio_target"):
             cells = [_Entry(str(label), part, answers) for label, part in rows.groupby("shown", sort=False)]
             cells.sort(key=lambda cell: better * cell.value)
             tests = [_test(cells[0], other) for other in cells[1:]]
-            done = [replace(test, table=table, ratio=float(str(ratio))) for test in tests if test is not None]
+            done = [replace(test, table=int(str(table)), ratio=float(str(ratio))) for test in tests if test is not None]
             found += holm(done)
     return tuple(found)
 
@@ -81,7 +76,7 @@ def _test(leader: _Entry, other: _Entry) -> Paired | None:
     except UserError:  # other problems or prompts: not a pair
         return None
     return Paired(
-        *((), 0.0, leader.label, other.label, whole.difference, whole.low, whole.high, whole.p_value, 1.0),
+        *(0, 0.0, leader.label, other.label, whole.difference, whole.low, whole.high, whole.p_value, 1.0),
         *(whole.problems, len(seeds), ahead, whole.test),
     )
 
@@ -120,7 +115,7 @@ def _windows(leader: str, label: str, mine: Sequence[Answers], theirs: Sequence[
     p_value = (1.0 if mean == 0 else 0.0) if error == 0 else 1 - t_within(abs(mean) / error, n - 1)
     ahead = all(pair.mean > 0 for pair in pairs)
     test = "t over windows"
-    return Paired((), 0.0, leader, label, mean, mean - half, mean + half, p_value, 1.0, n, len(pairs), ahead, test)
+    return Paired(0, 0.0, leader, label, mean, mean - half, mean + half, p_value, 1.0, n, len(pairs), ahead, test)
 
 
 def _gain(mine: Answers, theirs: Answers) -> _Gain:
