@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..foundation.errors import UserError
 from .intervals import across_seeds
@@ -42,6 +42,7 @@ class Cell:
         params, bytes: size of the model.
         tokens: training tokens after the first finetuning (compress + recover).
         tokens_per_second: decoding speed, where `speed.with_speed` joined one; else NaN.
+        records: index of the records in the frame.
     """
 
     value: float
@@ -56,6 +57,7 @@ class Cell:
     bytes: float
     tokens: float
     tokens_per_second: float = math.nan
+    records: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -195,11 +197,16 @@ def format_cell(metric: str, cell: Cell) -> tuple[str, str]:
 
 def _table(group: pd.DataFrame, data: str) -> Table:
     first = group.iloc[0]
-    group = group.assign(shown=_shown_labels(group), place=group["ratio_target"].where(group["method"] != "none", 1.0))
-    rows = []
-    for (label, stage), part in group.groupby(["shown", "stage"], sort=False):
-        cells = {float(cell["place"].iloc[0]): _cell(str(label), cell) for _, cell in part.groupby("place")}
-        rows.append(Row(str(label), str(stage), cells))
+    # Plain lists: one pandas object a cell would take longer than everything else together.
+    columns = {str(name): group[name].tolist() for name in group.columns} | {"index": group.index.tolist()}
+    places: dict[tuple[str, str], dict[float, list[int]]] = {}
+    for i, label in enumerate(_shown_labels(group)):
+        place = 1.0 if columns["method"][i] == "none" else float(columns["ratio_target"][i])
+        places.setdefault((label, columns["stage"][i]), {}).setdefault(place, []).append(i)
+    rows = [
+        Row(label, stage, {place: _cell(label, columns, found[place]) for place in sorted(found)})
+        for (label, stage), found in places.items()
+    ]
     rank = {"pretrained": 0, "finetuned": 1}
     rows.sort(key=lambda row: rank.get(row.stage, 2))
     return Table(
@@ -240,22 +247,27 @@ def _pairs(options: str) -> str:
     return ", ".join(f"{k}={v}" for k, v in json.loads(options).items()) or "default options"
 
 
-def _cell(label: str, rows: pd.DataFrame) -> Cell:
-    seeds = tuple(sorted(int(s) for s in rows["seed"]))
-    first = rows.iloc[0]
+def _cell(label: str, columns: Mapping[str, list[Any]], rows: list[int]) -> Cell:
+    seeds = tuple(sorted(int(columns["seed"][i]) for i in rows))
+    first = {name: values[rows[0]] for name, values in columns.items()}
     if len(set(seeds)) < len(seeds):
         raise UserError(
             f"two records give {first['metric']} of '{label}' on {first['variant']} at ratio {first['ratio_target']:g} "
             f"and seed {first['seed']}; leave one of them out"
         )
-    value, low, high = float(rows["value"].mean()), float(first["low"]), float(first["high"])
-    spread = rows["value"].nunique() > 1 and math.isfinite(value)
+    values = [float(columns["value"][i]) for i in rows]
+    value, low, high = sum(values) / len(values), float(first["low"]), float(first["high"])
+    spread = len(set(values)) > 1 and math.isfinite(value)
     if spread:
         lower, upper = (0.0, 1.0) if is_fraction(first["metric"]) else (-math.inf, math.inf)
         lower = 1.0 if is_perplexity(first["metric"]) else lower
-        low, high = across_seeds(rows["value"].tolist(), float(first["confidence"]), lower, upper)
-    names = ("ratio", "kept", "ratio_matrices", "params", "bytes")
-    means = {name: float(rows[name].mean()) for name in names}
-    tokens = float((rows["tokens_compress"] + rows["tokens_recover"]).mean())
-    speed = float(rows["tokens_per_second"].mean()) if "tokens_per_second" in rows else math.nan
-    return Cell(value, low, high, seeds, spread, **means, tokens=tokens, tokens_per_second=speed)
+        low, high = across_seeds(values, float(first["confidence"]), lower, upper)
+
+    def mean(name: str) -> float:
+        return sum(float(columns[name][i]) for i in rows) / len(rows)
+
+    sizes = {name: mean(name) for name in ("ratio", "kept", "ratio_matrices", "params", "bytes")}
+    tokens = mean("tokens_compress") + mean("tokens_recover")
+    speed = mean("tokens_per_second") if "tokens_per_second" in columns else math.nan
+    records = tuple(columns["index"][i] for i in rows)
+    return Cell(value, low, high, seeds, spread, **sizes, tokens=tokens, tokens_per_second=speed, records=records)
