@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Okabe and Ito's palette (2008), which colour-blind readers tell apart; the uncompressed model is black and grey.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 _REFERENCE = {"finetuned": ("#222222", (0, (9, 3))), "pretrained": ("#888888", (0, (2, 3)))}
 _REFERENCE_MARKER = {"finetuned": "h", "pretrained": "p"}
 _STYLE: Any = {
@@ -58,17 +59,10 @@ def draw_curves(
     Returns:
         The paths written, PNG before SVG; none where no compressed model was evaluated, or has an x.
     """
-    import matplotlib
-
-    tables, axis = pivot(frame, headline), AXES[x]
+    tables = pivot(frame, headline)
     paths: list[Path] = []
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
-        for table in tables:
-            if not any(axis.cells(row) for row in table.rows if not row.uncompressed):
-                continue
-            figure = _figure(table, _references(table, tables), axis, condition)
+    with style():
+        for table, figure in curve_figures(tables, x, condition):
             stem = folder / (_stem(table, tables) + (f"-by-{_slug(condition or x)}" if x != "ratio" else ""))
             for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
                 buffer = io.BytesIO()
@@ -76,6 +70,25 @@ def draw_curves(
                 paths.append(stem.with_name(stem.name + suffix))
                 write_atomic(paths[-1], buffer.getvalue())
     return paths
+
+
+def curve_figures(tables: Sequence[Table], x: str = "ratio", condition: str = "") -> Iterator[tuple[Table, Any]]:
+    """Yield a figure for each table with a compressed model that has an x; to be used inside `style`."""
+    axis = AXES[x]
+    for table in tables:
+        if any(axis.cells(row) for row in table.rows if not row.uncompressed):
+            yield table, _figure(table, _references(table, tables), axis, condition)
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw with our settings alone, whatever the user's matplotlibrc says."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
 
 
 def _stem(table: Table, tables: Sequence[Table]) -> str:
@@ -115,7 +128,7 @@ def _figure(table: Table, references: Sequence[tuple[Row, str]], axis: XAxis, co
     lines = [row for row in table.rows if not row.uncompressed and axis.cells(row)]
     handles = [_reference(axes, row, scale, axis) for row, _ in references]
     handles += [_line(axes, row, i, scale, axis) for i, row in enumerate(lines)]
-    texts = [_plain(text) for _, text in references] + [_plain(row.label) for row in lines]
+    texts = [plain(text) for _, text in references] + [plain(row.label) for row in lines]
     set_x_axis(axes, axis, lines, [row for row, _ in references])
     _y_axis(axes, table, [row for row, _ in references] + lines, scale)
     axes.grid(True, color="#e4e4e4", linewidth=0.7)
@@ -128,7 +141,7 @@ def _figure(table: Table, references: Sequence[tuple[Row, str]], axis: XAxis, co
 
 def _line(axes: Any, row: Row, index: int, scale: float, axis: XAxis) -> Any:
     cells = axis.cells(row)
-    colour = _COLOURS[index % len(_COLOURS)]
+    colour = COLOURS[index % len(COLOURS)]
     x = [axis.value(c) for c in cells]
     y = [c.value * scale for c in cells]
     low, high = _ends(cells, scale)
@@ -140,8 +153,8 @@ def _line(axes: Any, row: Row, index: int, scale: float, axis: XAxis) -> Any:
         x,
         y,
         color=colour,
-        linestyle=_DASHES[index % len(_DASHES)],
-        marker=_MARKERS[index % len(_MARKERS)],
+        linestyle=DASHES[index % len(DASHES)],
+        marker=MARKERS[index % len(MARKERS)],
         markersize=7,
         markeredgecolor="white",
         markeredgewidth=0.6,
@@ -176,7 +189,7 @@ def _y_axis(axes: Any, table: Table, rows: Sequence[Row], scale: float) -> None:
     unit = "%" if is_fraction(table.metric) else "nats" if table.metric.startswith("nats") else ""
     scorer = f" ({table.scorer})" if table.scorer else ""
     good = direction(table.metric, table.higher_is_better)
-    axes.set_ylabel(_plain(f"{table.metric}{scorer}{f' [{unit}]' if unit else ''}, {good}"))
+    axes.set_ylabel(plain(f"{table.metric}{scorer}{f' [{unit}]' if unit else ''}, {good}"))
     cells = [cell for row in rows for cell in row.cells.values() if math.isfinite(cell.value)]
     if is_fraction(table.metric):
         top = max([c.high for c in cells if math.isfinite(c.high)], default=1.0) * scale
@@ -201,11 +214,11 @@ def _title(figure: Any, table: Table, drawn: str, condition: str) -> None:
     data = f" · data {table.data}" if table.data else ""
     first = textwrap.fill(clean(f"{table.model} · {table.task} · {table.variant}"), 80)
     second = f"n = {table.n} · {seeds} · {bands}{data}"
-    third = "\n" + _plain(textwrap.fill(clean(condition), 80), keep="\n") if condition else ""
-    figure.suptitle(_plain(first, keep="\n") + "\n" + _plain(second) + third, fontsize=10.5)
+    third = "\n" + plain(textwrap.fill(clean(condition), 80), keep="\n") if condition else ""
+    figure.suptitle(plain(first, keep="\n") + "\n" + plain(second) + third, fontsize=10.5)
 
 
-def _plain(text: str, keep: str = "") -> str:
+def plain(text: str, keep: str = "") -> str:
     """Return text without control characters other than ``keep``, and not hidden from legends by a leading '_'."""
     shown = keep.join(map(clean, text.split(keep))) if keep else clean(text)
     return f" {shown}" if shown.startswith("_") else shown

@@ -125,15 +125,6 @@ def t_quantile(confidence: float, degrees: int) -> float:
     return math.sqrt(degrees) * math.tan((low + high) / 2)
 
 
-def t_within(t: float, degrees: int) -> float:
-    """Return P(|T| < t) of a Student variable; normal above 1000 degrees."""
-    if degrees < 1 or t < 0:
-        raise ValueError("Student's distribution needs a degree of freedom, and t at least 0")
-    if degrees > _SERIES_UP_TO:
-        return 2 * NormalDist().cdf(t) - 1
-    return min(1.0, _t_within(math.atan(t / math.sqrt(degrees)), degrees))
-
-
 def _t_within(angle: float, degrees: int) -> float:
     """Return P(|T| < √degrees · tan(angle))."""
     sine, cosine = math.sin(angle), math.cos(angle)

@@ -30,7 +30,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Paired:
-    """A paired test of one row against the leader of a table at one ratio, on the problems that both answered.
+    """A paired test of one row against the leader of a table at one ratio, on the problems (or windows) that both have.
 
     Attributes:
         table: number of the table in `pivot.pivot` of the records.
@@ -38,7 +38,7 @@ class Paired:
         difference, low, high: by how much the leader is better, with its 95 % interval: share of right answers, or nats
             per token.
         p_value: two-sided; ``p_corrected`` is Holm's over all rows at this ratio.
-        problems: units of the test.
+        units: how many ``unit`` (problems or windows) it is over.
         seeds: seeds that both have; their answers to a problem are averaged.
         every_seed: whether the leader is ahead in each of them.
         test: its name.
@@ -53,7 +53,8 @@ class Paired:
     high: float
     p_value: float
     p_corrected: float
-    problems: int
+    units: int
+    unit: str
     seeds: int
     every_seed: bool
     test: str

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from ..pivot import Cell, Row, Table, format_value, is_fraction, pivot
+from ..pivot import Cell, Row, Table, direction, format_value, is_fraction, pivot
 from .data import Paired, Report
 from .words import and_list, duration
 
@@ -22,22 +22,25 @@ def findings(report: Report) -> list[tuple[str, list[str]]]:
     for number, table in enumerate(tables):
         if table.compressed:
             tests = [test for test in report.paired if test.table == number]
-            found.append((table.title, _table(table, tables, tests)))
-    if sentences := _fairness(report, tables) + _costs(report):
+            found.append((table.title, _table(table, tests)))
+    if sentences := _fairness(report) + _costs(report):
         found.append(("Training and time", sentences))
     return found
 
 
-def _table(table: Table, tables: Sequence[Table], tests: Sequence[Paired]) -> list[str]:
+def _table(table: Table, tests: Sequence[Paired]) -> list[str]:
     rows = [row for row in table.rows if not row.uncompressed]
-    base = _uncompressed(table, tables)
-    sentences = [_baseline(table, base)] if base else []
-    leaders = []
+    base = [row for row in table.rows if row.uncompressed][-1:]
+    sentences = [_baseline(table, base[0])] if base else []
+    leaders: list[str] = []
+    if not direction(table.metric, table.higher_is_better).endswith("is better"):
+        ideal = direction(table.metric, table.higher_is_better)
+        return [*sentences, f"Of {table.metric}, {ideal}: no method is called best here.", _uncertainty(table)]
     for ratio in [r for r in table.ratios if any(r in row.cells for row in rows)]:
         here = [(row.label, row.cells[ratio]) for row in rows if ratio in row.cells]
         here.sort(key=lambda item: -item[1].value if table.higher_is_better else item[1].value)
         leaders.append(here[0][0])
-        sentences.append(_ratio(table, ratio, here, [t for t in tests if t.ratio == ratio], base))
+        sentences.append(_ratio(table, ratio, here, [t for t in tests if t.ratio == ratio], base[:1]))
     if len(leaders) > 1 and len(rows) > 1:
         most = Counter(leaders).most_common()
         if most[0][1] == len(leaders):
@@ -47,12 +50,6 @@ def _table(table: Table, tables: Sequence[Table], tests: Sequence[Paired]) -> li
             sentences.append(f"The best estimate is not always the same method's: of {len(leaders)} ratios, {counts}.")
     sentences.append(_uncertainty(table))
     return sentences
-
-
-def _uncompressed(table: Table, tables: Sequence[Table]) -> Row | None:
-    """Return the uncompressed model as it was compressed: finetuned where there was finetuning."""
-    own = [row for row in table.rows if row.uncompressed]
-    return own[-1] if own else None
 
 
 def _value(table: Table, cell: Cell) -> str:
@@ -67,7 +64,7 @@ def _baseline(table: Table, base: Row) -> str:
 
 
 def _ratio(
-    table: Table, ratio: float, here: Sequence[tuple[str, Cell]], tests: Sequence[Paired], base: Row | None
+    table: Table, ratio: float, here: Sequence[tuple[str, Cell]], tests: Sequence[Paired], base: Sequence[Row]
 ) -> str:
     label, best = here[0]
     tied = [name for name, cell in here[1:] if cell.value == best.value]
@@ -84,11 +81,11 @@ def _ratio(
     return "; ".join(parts) + "."
 
 
-def _share(table: Table, best: Cell, base: Row | None) -> str:
+def _share(table: Table, best: Cell, base: Sequence[Row]) -> str:
     """Say what is left of the uncompressed model's value."""
-    if base is None:
+    if not base:
         return ""
-    before = next(iter(base.cells.values())).value
+    before = next(iter(base[0].cells.values())).value
     if not (math.isfinite(before) and math.isfinite(best.value)) or before <= 0:
         return ""
     if is_fraction(table.metric) and table.higher_is_better:
@@ -108,7 +105,7 @@ def _separated(
     if tested:
         test = next(iter(tested.values()))
         seeds = f", and in each of {test.seeds} seeds" if test.seeds > 1 else ""
-        how = f"paired test over {test.problems:,} {_units(test)} (Holm-corrected p < {SIGNIFICANCE:g}{seeds})"
+        how = f"paired test over {test.units:,} {test.unit} (Holm-corrected p < {SIGNIFICANCE:g}{seeds})"
         if ahead:
             parts.append(f"the {how} separates it from {_those(ahead, len(tested))}")
         if close:
@@ -128,10 +125,6 @@ def _separated(
 def is_separated(test: Paired) -> bool:
     """Return whether a test is held to show that the leader is better."""
     return test.p_corrected < SIGNIFICANCE and test.every_seed
-
-
-def _units(test: Paired) -> str:
-    return "windows" if "windows" in test.test else "problems"
 
 
 def _apart(table: Table, best: Cell, other: Cell) -> bool:
@@ -163,7 +156,7 @@ def _uncertainty(table: Table) -> str:
     return f"Brackets are {level} intervals over {table.n:,} problems or windows; all seeds gave the same values."
 
 
-def _fairness(report: Report, tables: Sequence[Table]) -> list[str]:
+def _fairness(report: Report) -> list[str]:
     """Say whether the methods were trained equally, and met the ratios."""
     rows = report.records[report.records.method != "none"]
     if rows.empty:

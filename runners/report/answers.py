@@ -14,7 +14,6 @@ from ...evals.generative import TOO_LONG
 EXAMPLES = 2
 """Examples of a kind that are kept of one evaluation."""
 
-_COMPARED = ("benchmark", "variant", "problem", "problem_sha256", "prompt_sha256", "scorer", "temperature")
 _PROGRAMS = {
     "wrong": "wrong answer",
     "exception": "program raises",
@@ -29,14 +28,16 @@ class Answers:
     """What the report keeps of one evaluation's samples.
 
     Attributes:
-        lines: verdicts for `evals.compare.compare`, without texts.
+        solved: by problem, the hashes of data and prompt, and the share of its samples that are right.
+        greedy: whether there is one greedy sample a problem.
         windows: (nll, tokens) of each window of a perplexity, by its index.
         counts: completions by kind of failure; ``correct`` among them.
         examples: first lines of each kind of failure.
         graded: whether verdicts say right or wrong (those of a bias do not).
     """
 
-    lines: list[dict[str, Any]] = field(default_factory=list)
+    solved: dict[str, tuple[str, float]] = field(default_factory=dict)
+    greedy: bool = True
     windows: dict[int, tuple[float, int]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -45,26 +46,30 @@ class Answers:
 
 def read_answers(path: Path) -> Answers | None:
     """Read a samples file; None where it is missing or damaged."""
-    answers = Answers()
+    answers, solved = Answers(), dict[str, tuple[str, list[bool]]]()
     try:
         with path.open(encoding="utf-8") as file:
             for text in file:
                 if text.strip():
-                    _take(answers, json.loads(text))
-    except (OSError, ValueError, KeyError, TypeError):
+                    _take(answers, solved, json.loads(text))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+    answers.greedy &= all(len(hits) == 1 for _, hits in solved.values())
+    answers.solved = {name: (identity, sum(hits) / len(hits)) for name, (identity, hits) in solved.items()}
     return answers
 
 
-def _take(answers: Answers, line: dict[str, Any]) -> None:
+def _take(answers: Answers, solved: dict[str, tuple[str, list[bool]]], line: dict[str, Any]) -> None:
     if "nll" in line:
         answers.windows[int(line["index"])] = float(line["nll"]), int(line["tokens"])
         return
     verdict = line["verdicts"][line["scorer"]]
-    answers.lines.append({name: line[name] for name in _COMPARED} | {"verdicts": {line["scorer"]: verdict}})
     if verdict not in VERDICTS:
         answers.graded = False
         return
+    identity = f"{line['problem_sha256']} {line['prompt_sha256']}"
+    solved.setdefault(str(line["problem"]), (identity, []))[1].append(verdict == CORRECT)
+    answers.greedy &= line["temperature"] == 0
     kind = failure(line)
     answers.counts[kind] += 1
     kept = answers.examples.setdefault(kind, [])

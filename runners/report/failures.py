@@ -56,7 +56,7 @@ def failures(
         sources: dict[str, list[_Source]] = {}
         for row in rows.drop_duplicates(["stage_key", "shown", "ratio_target", "seed"]).itertuples():
             part = answers.get(str(row.stage_key))
-            if part is None or not part.lines or not part.graded:
+            if part is None or not part.counts or not part.graded:
                 continue
             where = str(row.shown), float(row.ratio_target)
             counts.setdefault(where, Counter()).update(part.counts)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from ...evals.compare import compare
-from ...foundation.errors import UserError
-from ...results.intervals import t_quantile, t_within
+import numpy as np
+
+from ...evals.compare import paired_interval
+from ...results.intervals import mean_interval
+from ...results.paired import enough_flips, holm, mcnemar, sign_flips
 from ...results.report.data import Paired
 from .answers import Answers
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
 
 def paired_tests(frame: pd.DataFrame, answers: Mapping[str, Answers]) -> tuple[Paired, ...]:
     """Test the best compressed row of each table and ratio against each other row there.
+
+    Units are the problems (windows of a perplexity), on which the seeds that both rows have are averaged: McNemar's
+    exact test for one greedy sample each, else the sign-flip test. p-values are corrected for all rows at the ratio.
 
     Args:
         frame: headline records with columns ``table``, its number, and ``shown``, the text of the row.
@@ -33,22 +39,11 @@ def paired_tests(frame: pd.DataFrame, answers: Mapping[str, Answers]) -> tuple[P
             continue
         better = -1 if group.higher_is_better.iloc[0] else 1
         for ratio, rows in group.groupby("ratio_target"):
-            cells = [_Entry(str(label), part, answers) for label, part in rows.groupby("shown", sort=False)]
-            cells.sort(key=lambda cell: better * cell.value)
-            tests = [_test(cells[0], other) for other in cells[1:]]
-            done = [replace(test, table=int(str(table)), ratio=float(str(ratio))) for test in tests if test is not None]
-            found += holm(done)
+            entries = [_Entry(str(label), part, answers) for label, part in rows.groupby("shown", sort=False)]
+            entries.sort(key=lambda entry: better * entry.value)
+            pairs = [pair for other in entries[1:] if (pair := _pair(entries[0], other)) is not None]
+            found += _tested(int(str(table)), float(str(ratio)), entries[0].label, pairs)
     return tuple(found)
-
-
-def holm(tests: Sequence[Paired]) -> list[Paired]:
-    """Fill in p-values corrected for their number (Holm, 1979), in the order given."""
-    order = sorted(range(len(tests)), key=lambda i: tests[i].p_value)
-    corrected, least = {}, 0.0
-    for place, index in enumerate(order):
-        least = max(least, min(1.0, (len(tests) - place) * tests[index].p_value))
-        corrected[index] = least
-    return [replace(test, p_corrected=corrected[index]) for index, test in enumerate(tests)]
 
 
 class _Entry:
@@ -61,65 +56,86 @@ class _Entry:
         }
 
 
-def _test(leader: _Entry, other: _Entry) -> Paired | None:
+@dataclass(frozen=True)
+class _Pair:
+    """What the leader does better than another row.
+
+    Attributes:
+        gains: by problem, or nats by window, mean of the seeds.
+        scale: divides the sum of the gains: the number of problems, or of tokens.
+        greedy: whether each gain is one greedy sample's, so that McNemar's test applies.
+    """
+
+    label: str
+    gains: Floats
+    scale: float
+    seeds: int
+    every_seed: bool
+    greedy: bool
+    units: str
+
+
+def _pair(leader: _Entry, other: _Entry) -> _Pair | None:
     seeds = sorted(set(leader.seeds) & set(other.seeds))
     if not seeds:
         return None
     mine, theirs = [leader.seeds[s] for s in seeds], [other.seeds[s] for s in seeds]
-    if all(part.windows for part in (*mine, *theirs)):
-        return _windows(leader.label, other.label, mine, theirs)
-    if not all(part.lines and part.graded for part in (*mine, *theirs)):
+    everyone = [*mine, *theirs]
+    if all(part.windows for part in everyone):
+        columns, scale, units = _windows(mine, theirs)
+    elif all(part.solved and part.graded for part in everyone):
+        columns, scale, units = _problems(mine, theirs)
+    else:
         return None
-    try:
-        whole = compare(*([line for part in parts for line in part.lines] for parts in (theirs, mine)))
-        ahead = all(_share(a) > _share(b) for a, b in zip(mine, theirs, strict=True))
-    except UserError:  # other problems or prompts: not a pair
+    if columns is None or not np.isfinite(columns).all():
         return None
-    return Paired(
-        *(0, 0.0, leader.label, other.label, whole.difference, whole.low, whole.high, whole.p_value, 1.0),
-        *(whole.problems, len(seeds), ahead, whole.test),
-    )
+    ahead = bool((columns.sum(axis=0) > 0).all())
+    greedy = len(seeds) == 1 and units == "problems" and all(part.greedy for part in everyone)
+    return _Pair(other.label, columns.mean(axis=1), scale, len(seeds), ahead, greedy, units)
 
 
-def _share(answers: Answers) -> float:
-    return answers.counts["correct"] / answers.counts.total()
+def _problems(mine: Sequence[Answers], theirs: Sequence[Answers]) -> tuple[Floats | None, float, str]:
+    """Return gains (problems, seeds); None where problems or prompts differ."""
+    identities = {name: identity for name, (identity, _) in mine[0].solved.items()}
+    for part in (*mine, *theirs):
+        if {name: identity for name, (identity, _) in part.solved.items()} != identities:
+            return None, 1.0, "problems"
+    order = sorted(identities)
+    columns = [[a.solved[p][1] - b.solved[p][1] for p in order] for a, b in zip(mine, theirs, strict=True)]
+    return np.array(columns).T, float(len(order)), "problems"
 
 
-@dataclass(frozen=True)
-class _Gain:
-    """Windows of two models: sums of nll that the first is better by, and tokens."""
-
-    gains: list[float]
-    tokens: list[int]
-
-    @property
-    def mean(self) -> float:
-        return math.fsum(self.gains) / sum(self.tokens)
-
-
-def _windows(leader: str, label: str, mine: Sequence[Answers], theirs: Sequence[Answers]) -> Paired | None:
-    """Test the difference in nats per token, windows as units: the linearised ratio of `intervals.perplexity_interval`."""
-    if any(a.windows.keys() != mine[0].windows.keys() for a in (*mine, *theirs)):
-        return None
-    pairs = [_gain(a, b) for a, b in zip(mine, theirs, strict=True)]
-    tokens = pairs[0].tokens
-    if len(tokens) < 2 or any(pair.tokens != tokens for pair in pairs):
-        return None
-    all_seeds = _Gain([math.fsum(column) / len(pairs) for column in zip(*(p.gains for p in pairs), strict=True)], tokens)
-    n, mean = len(tokens), all_seeds.mean
-    if not math.isfinite(mean):
-        return None
-    squares = math.fsum((g - mean * t) ** 2 for g, t in zip(all_seeds.gains, tokens, strict=True))
-    error = math.sqrt(n / (n - 1) * squares) / sum(tokens)
-    half = t_quantile(0.95, n - 1) * error
-    p_value = (1.0 if mean == 0 else 0.0) if error == 0 else 1 - t_within(abs(mean) / error, n - 1)
-    ahead = all(pair.mean > 0 for pair in pairs)
-    test = "t over windows"
-    return Paired(0, 0.0, leader, label, mean, mean - half, mean + half, p_value, 1.0, n, len(pairs), ahead, test)
+def _windows(mine: Sequence[Answers], theirs: Sequence[Answers]) -> tuple[Floats | None, float, str]:
+    """Return gains in nats (windows, seeds); None where the windows differ."""
+    tokens = {index: count for index, (_, count) in mine[0].windows.items()}
+    for part in (*mine, *theirs):
+        if {index: count for index, (_, count) in part.windows.items()} != tokens:
+            return None, 1.0, "windows"
+    order = sorted(tokens)
+    columns = [[b.windows[i][0] - a.windows[i][0] for i in order] for a, b in zip(mine, theirs, strict=True)]
+    return np.array(columns).T, float(sum(tokens.values())), "windows"
 
 
-def _gain(mine: Answers, theirs: Answers) -> _Gain:
-    order = sorted(mine.windows)
-    gains = [theirs.windows[i][0] - mine.windows[i][0] for i in order]
-    same = all(theirs.windows[i][1] == mine.windows[i][1] for i in order)
-    return _Gain(gains, [mine.windows[i][1] if same else -1 for i in order])
+def _tested(table: int, ratio: float, leader: str, pairs: Sequence[_Pair]) -> list[Paired]:
+    if not pairs:
+        return []
+    flips = enough_flips(len(pairs))
+    results = []
+    for pair in pairs:
+        n = len(pair.gains)
+        ahead, behind = int((pair.gains > 0).sum()), int((pair.gains < 0).sum())
+        if pair.greedy:
+            p_value, test = mcnemar(behind, ahead), "McNemar, exact"
+            low, high = paired_interval(behind, ahead, n)
+        else:
+            p_value, test = float(sign_flips(pair.gains[:, None], flips)[0]), f"sign flips of {pair.units}"
+            low, high = (end * n / pair.scale for end in mean_interval(pair.gains.tolist()))
+        results.append((float(pair.gains.sum()) / pair.scale, low, high, p_value, test))
+    corrected = holm([p_value for *_, p_value, _ in results])
+    return [
+        Paired(
+            *(table, ratio, leader, pair.label, difference, low, high, p_value, p_corrected),
+            *(len(pair.gains), pair.units, pair.seeds, pair.every_seed, test),
+        )
+        for pair, (difference, low, high, p_value, test), p_corrected in zip(pairs, results, corrected, strict=True)
+    ]

@@ -1,0 +1,212 @@
+"""The report's pictures: inline SVG by matplotlib, readable without colour, the same bytes for the same report."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from ..curves import COLOURS, DASHES, MARKERS, plain
+from ..tables import clean
+from .data import Failures, RankMap, Spectra
+from .spending import Spending
+
+_HATCHES = ("", "///", "...", "xxx", "---", "ooo", "\\\\\\", "+++")
+_BAR_COLOURS = ("#e8e8e4", "#9ecae1", "#fdd0a2", "#6b8fb5", "#c7e9c0", "#bcbddc", "#f7b6d2", "#d9d9a0")
+NUMBERED_CELLS = 1600
+"""Up to so many cells a heat map shows its numbers."""
+_LABELS = 3
+_WIDTH = 9.0
+
+
+def inline_svg(figure: Any, name: str, alt: str) -> Markup:
+    """Return a figure as SVG for a page: ids of its own, no stylesheet, an image with a text for those who do not see it.
+
+    Args:
+        figure: matplotlib's, drawn inside `curves.style`.
+        name: unique on the page; begins all ids.
+        alt: the text.
+    """
+    buffer = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a label may have characters that the font lacks
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg ") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<style [^>]*>.*?</style>", "", text, flags=re.DOTALL)  # the page's policy forbids it
+    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="([^"]*)"', rf'id="{name}-\1"', text)
+    text = re.sub(r'(xlink:href="|url\()#', rf"\1#{name}-", text)
+    start = f'<svg role="img" aria-label="{escape(clean(alt))}" stroke-linejoin="round" stroke-linecap="butt" '
+    return Markup(start + re.sub(r"\n\s*", "\n", text.removeprefix("<svg ")))  # matplotlib's; no text of ours is in it
+
+
+def _new(height: float, width: float = _WIDTH) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06), facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def labels_text(labels: Sequence[str], most: int = _LABELS) -> str:
+    """Return names for a title: the first few, and how many more."""
+    shown = ", ".join(labels[:most])
+    return plain(shown + (f" +{len(labels) - most}" if len(labels) > most else ""))
+
+
+def rank_figure(maps: Sequence[RankMap]) -> Any:
+    """Draw the ranks of one ratio: a panel for each set of ranks, layers down, kinds of matrices across.
+
+    The shade is the share of the matrix's parameters that is stored, darker is more; numbers are ranks, ``D`` a matrix
+    that stayed dense, ``s`` behind a rank one that uses another's first factor.
+    """
+    columns = min(4 if len(maps[0].kinds) <= 8 else 2, len(maps))
+    lines = -(-len(maps) // columns)
+    depth = max(len(one.layers) for one in maps)
+    height = 0.75 + depth * (0.24 if depth <= 12 else 0.13)
+    figure = _new(max(2.4, lines * height + 0.9), _WIDTH if columns > 1 else 5.0)
+    panels = figure.subplots(lines, columns, squeeze=False)
+    cells = sum(len(one.layers) * len(one.kinds) for one in maps)
+    for place, axes in enumerate(panels.flat):
+        if place >= len(maps):
+            axes.set_axis_off()
+            continue
+        picture = _rank_panel(axes, maps[place], numbers=cells <= NUMBERED_CELLS)
+    bar = figure.colorbar(picture, ax=panels, shrink=0.8, aspect=30, pad=0.01)
+    bar.set_label("share of the matrix's parameters that is stored", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def _rank_panel(axes: Any, one: RankMap, numbers: bool) -> Any:
+    import numpy as np
+
+    shares = np.array([[np.nan if c is None else min(c.share, 1.0) for c in row] for row in one.cells])
+    picture = axes.pcolormesh(shares[::-1], cmap="cividis_r", vmin=0, vmax=1, edgecolors="white", linewidth=0.4)
+    count = len(one.layers)
+    for y, row in enumerate(one.cells):
+        for x, cell in enumerate(row):
+            text = "" if cell is None else "D" if cell.rank is None else f"{cell.rank}{'s' if cell.shared else ''}"
+            if text and (numbers or text == "D"):
+                colour = "white" if cell is not None and cell.share > 0.55 else "black"
+                size = 6.5 if len(text) < 4 else 5.5
+                axes.text(x + 0.5, count - y - 0.5, text, ha="center", va="center", fontsize=size, color=colour)
+    names = [kind.removesuffix("_proj") for kind in one.kinds]
+    axes.set_xticks([i + 0.5 for i in range(len(names))], [plain(n) for n in names], fontsize=6.5, rotation=60)
+    step = 1 if count <= 16 else -(-count // 8)
+    ticks = range(0, count, step)
+    shown = [one.layers[i] or "–" for i in ticks]
+    axes.set_yticks([count - i - 0.5 for i in ticks], shown, fontsize=6.5)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_title(labels_text(one.labels, 2), fontsize=8)
+    return picture
+
+
+def spectra_figure(fits: Sequence[Spectra]) -> Any:
+    """Draw cumulative energy over the share of the rank: a panel for each kind of matrix, a line for each fit."""
+    kinds = list(dict.fromkeys(energy.kind for fit in fits for energy in fit.kinds))
+    columns = min(4, len(kinds))
+    lines = -(-len(kinds) // columns)
+    figure = _new(1.0 + 1.9 * lines + 0.22 * -(-len(fits) // 3))
+    panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    handles: dict[int, Any] = {}
+    for place, axes in enumerate(panels.flat):
+        if place >= len(kinds):
+            axes.set_axis_off()
+            continue
+        for index, fit in enumerate(fits):
+            for energy in fit.kinds:
+                if energy.kind == kinds[place]:
+                    handles[index] = _energy_line(axes, energy, index)
+        axes.set_title(plain(kinds[place]), fontsize=8.5)
+        axes.axhline(90, color="#777777", linewidth=0.7)
+        axes.set_xlim(0, 100)
+        axes.set_ylim(0, 102)
+        axes.grid(True, color="#e8e8e8", linewidth=0.6)
+        axes.tick_params(labelsize=7)
+    figure.supxlabel("parts kept, share of the full rank [%]", fontsize=8.5)
+    figure.supylabel("energy [%]", fontsize=8.5)
+    texts = [plain(f"{fit.name or 'fit'}: {labels_text(fit.labels)}") for fit in fits]
+    used = sorted(handles)
+    figure.legend(
+        [handles[i] for i in used],
+        [texts[i] for i in used],
+        loc="outside lower center",
+        ncols=min(2, len(used)),
+        frameon=False,
+        fontsize=7.5,
+        handlelength=3.4,
+    )
+    return figure
+
+
+def _energy_line(axes: Any, energy: Any, index: int) -> Any:
+    x = [100 * share for share in energy.shares]
+    colour = COLOURS[index % len(COLOURS)]
+    low, high = ([100 * v for v in part] for part in (energy.low, energy.high))
+    axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+    return axes.plot(
+        x,
+        [100 * v for v in energy.median],
+        color=colour,
+        linestyle=DASHES[index % len(DASHES)],
+        marker=MARKERS[index % len(MARKERS)],
+        markevery=(index % 4 * 2, 10),
+        markersize=4,
+        linewidth=1.3,
+    )[0]
+
+
+def spending_figure(spending: Spending) -> Any:
+    """Draw each row's seconds by kind of stage, shared stages beside them."""
+    return _bars(
+        [row.name for row in spending.rows],
+        spending.kinds,
+        [[row.seconds.get(kind, 0.0) for kind in spending.kinds] for row in spending.rows],
+        "seconds of computing",
+    )
+
+
+def failure_figure(failures: Failures, ratio: float) -> Any:
+    """Draw the share of each kind of failure, and of right answers, for every row at one ratio."""
+    rows = [part for part in failures.counted if part.ratio == ratio]
+    kinds = ["correct", *failures.kinds]
+    values = [[100 * part.counts.get(kind, 0) / part.total for kind in kinds] for part in rows]
+    return _bars([part.label for part in rows], kinds, values, f"answers at {ratio:g}× [%]")
+
+
+def _bars(names: Sequence[str], kinds: Sequence[str], values: Sequence[Sequence[float]], label: str) -> Any:
+    legend_lines = -(-len(kinds) // 3)
+    figure = _new(0.8 + 0.3 * len(names) + 0.25 * legend_lines, 7.6)
+    axes = figure.subplots()
+    places = [len(names) - i for i in range(len(names))]
+    left = [0.0] * len(names)
+    for index, kind in enumerate(kinds):
+        widths = [row[index] for row in values]
+        hatch, colour = _HATCHES[index % len(_HATCHES)], _BAR_COLOURS[index % len(_BAR_COLOURS)]
+        style = {"color": colour, "hatch": hatch, "edgecolor": "#333333", "linewidth": 0.5, "height": 0.72}
+        axes.barh(places, widths, left=left, label=plain(kind), **style)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.set_yticks(places, [plain(_shortened(name)) for name in names], fontsize=8)
+    axes.set_ylim(0.4, len(names) + 0.6)
+    axes.set_xlim(0, max(left, default=1) * 1.01 or 1)
+    axes.set_xlabel(plain(label), fontsize=8.5)
+    axes.tick_params(axis="x", labelsize=7.5)
+    axes.grid(True, axis="x", color="#e8e8e8", linewidth=0.6)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside lower center", ncols=min(3, len(kinds)), frameon=False, fontsize=8, handleheight=1.2)
+    return figure
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 34 else f"{name[:20]}…{name[-12:]}"
