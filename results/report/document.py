@@ -18,6 +18,9 @@ from .inside import rank_blocks, spectra_blocks
 from .spending import Spending, Spent, spending
 from .words import count, duration
 
+PANELS = 4
+"""Ratios beside each other in one picture."""
+
 
 def sections(report: Report) -> list[Section]:
     """Return everything that is to be said about a run."""
@@ -165,7 +168,8 @@ def _curves(tables: Sequence[Table]) -> list[Block]:
         unit = " in percent" if is_fraction(table.metric) else ""
         caption = f"{table.variant}: {table.metric}{unit} over the achieved ratio. The table above has the numbers."
         alt = f"Lines of {table.metric}{unit} over the ratio, one a method: " + "; ".join(
-            f"{row.label} " + ", ".join(f"{format_value(table.metric, c.value)} at {r:g}×" for r, c in row.cells.items())
+            f"{row.label} "
+            + ", ".join(f"{format_value(table.metric, c.value)} at {r:g}×" for r, c in row.cells.items())
             for row in table.rows
         )
         draw = partial(_curve, tables, number)
@@ -183,8 +187,8 @@ def _spending(report: Report) -> list[Block]:
         return []
     total = sum(row.total for row in spent.by_kind)
     text = f"The run needed {len(report.costs)} stages, {duration(total)} of computing in all, each counted once."
-    if all(report.span):
-        text += f" They ran between {' and '.join(report.span[:1] + report.span[-1:])}." if report.span else ""
+    if report.span:
+        text += f" They ran between {' and '.join(map(_moment, report.span))} (UTC)."
     shared = [row for row in spent.rows if row.shared]
     if shared:
         seconds = sum(row.total for row in shared)
@@ -198,6 +202,10 @@ def _spending(report: Report) -> list[Block]:
         Picture("spending", shorten(alt, 1200), caption, partial(spending_figure, spent), table),
         "Stages may run side by side, and wait for each other: their sum is not the time that the sweep took.",
     ]
+
+
+def _moment(time: str) -> str:
+    return time[:16].replace("T", " ")
 
 
 def _spent_table(name: str, caption: str, spent: Spending, rows: Sequence[Spent]) -> TableView:
@@ -245,15 +253,20 @@ def _failures(report: Report) -> list[Block]:
             ]
             for row in part.counted
         ]
-        for ratio in sorted({row.ratio for row in part.counted if row.ratio != 1}):
-            here = [row for row in part.counted if row.ratio == ratio]
-            alt = f"Bars of answers at {ratio:g}×: " + "; ".join(
-                f"{row.label} {100 * row.counts.get('correct', 0) / row.total:.0f} % correct" for row in here
+        ratios = sorted({row.ratio for row in part.counted if row.ratio != 1})
+        for start in range(0, len(ratios), PANELS):
+            here = ratios[start : start + PANELS]
+            alt = "Bars of answers. " + "; ".join(
+                f"{row.label} at {row.ratio:g}×: {100 * row.counts.get('correct', 0) / row.total:.0f} % correct"
+                for row in part.counted
+                if row.ratio in here
             )
-            caption = f"{part.title}: answers at {ratio:g}× by what is wrong with them."
-            draw = partial(failure_figure, part, ratio)
-            blocks.append(Picture(f"failures-{number}-{ratio:g}".replace(".", "-"), shorten(alt, 1200), caption, draw))
-        table = TableView(f"failures-{number}", f"{part.title}: answers by kind, all seeds together", columns, rows)
+            caption = f"{part.title}: answers by what is wrong with them, one panel a ratio."
+            draw = partial(failure_figure, part, here)
+            blocks.append(Picture(f"failures-{number}-{start}", shorten(alt, 1200), caption, draw))
+        table = TableView(
+            f"failures-{number}-table", f"{part.title}: answers by kind, all seeds together", columns, rows
+        )
         blocks.append(Fold("The counts of every model", [table]))
         if part.examples:
             blocks.append(Fold(f"{len(part.examples)} examples", [Examples(part.examples)], long=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -15,16 +16,18 @@ from ..tables import clean
 from .data import Failures, RankMap, Spectra
 from .spending import Spending
 
-_HATCHES = ("", "///", "...", "xxx", "---", "ooo", "\\\\\\", "+++")
+_HATCHES = ("", "///", "\\\\\\", "xxx", "---", "|||", "+++", "/-")
 _BAR_COLOURS = ("#e8e8e4", "#9ecae1", "#fdd0a2", "#6b8fb5", "#c7e9c0", "#bcbddc", "#f7b6d2", "#d9d9a0")
 NUMBERED_CELLS = 1600
 """Up to so many cells a heat map shows its numbers."""
 _LABELS = 3
+_LONG_NUMBER = re.compile(r"(?<![\d.])([1-9]\d*\.\d\d)\d+")
+"""Coordinates to more than a hundredth of a point are half of a file; numbers below 1 are scales and stay."""
 _WIDTH = 9.0
 
 
 def inline_svg(figure: Any, name: str, alt: str) -> Markup:
-    """Return a figure as SVG for a page: ids of its own, no stylesheet, an image with a text for those who do not see it.
+    """Return a figure as SVG for a page: ids of its own, no stylesheet, and a text for those who do not see it.
 
     Args:
         figure: matplotlib's, drawn inside `curves.style`.
@@ -42,6 +45,7 @@ def inline_svg(figure: Any, name: str, alt: str) -> Markup:
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'\bid="([^"]*)"', rf'id="{name}-\1"', text)
     text = re.sub(r'(xlink:href="|url\()#', rf"\1#{name}-", text)
+    text = _LONG_NUMBER.sub(r"\1", text)
     start = f'<svg role="img" aria-label="{escape(clean(alt))}" stroke-linejoin="round" stroke-linecap="butt" '
     return Markup(start + re.sub(r"\n\s*", "\n", text.removeprefix("<svg ")))  # matplotlib's; no text of ours is in it
 
@@ -75,28 +79,30 @@ def rank_figure(maps: Sequence[RankMap]) -> Any:
     figure = _new(max(2.4, lines * height + 0.9), _WIDTH if columns > 1 else 5.0)
     panels = figure.subplots(lines, columns, squeeze=False)
     cells = sum(len(one.layers) * len(one.kinds) for one in maps)
+    shares = [cell.share for one in maps for row in one.cells for cell in row if cell is not None]
+    most = min(1.0, math.ceil(10 * max(shares)) / 10) or 1.0
     for place, axes in enumerate(panels.flat):
         if place >= len(maps):
             axes.set_axis_off()
             continue
-        picture = _rank_panel(axes, maps[place], numbers=cells <= NUMBERED_CELLS)
-    bar = figure.colorbar(picture, ax=panels, shrink=0.8, aspect=30, pad=0.01)
-    bar.set_label("share of the matrix's parameters that is stored", fontsize=8)
+        picture = _rank_panel(axes, maps[place], most, numbers=cells <= NUMBERED_CELLS)
+    bar = figure.colorbar(picture, ax=panels, aspect=30, pad=0.01)
+    bar.set_label("share of parameters stored", fontsize=7.5)
     bar.ax.tick_params(labelsize=7)
     return figure
 
 
-def _rank_panel(axes: Any, one: RankMap, numbers: bool) -> Any:
+def _rank_panel(axes: Any, one: RankMap, most: float, numbers: bool) -> Any:
     import numpy as np
 
     shares = np.array([[np.nan if c is None else min(c.share, 1.0) for c in row] for row in one.cells])
-    picture = axes.pcolormesh(shares[::-1], cmap="cividis_r", vmin=0, vmax=1, edgecolors="white", linewidth=0.4)
+    picture = axes.pcolormesh(shares[::-1], cmap="cividis_r", vmin=0, vmax=most, edgecolors="white", linewidth=0.4)
     count = len(one.layers)
     for y, row in enumerate(one.cells):
         for x, cell in enumerate(row):
             text = "" if cell is None else "D" if cell.rank is None else f"{cell.rank}{'s' if cell.shared else ''}"
             if text and (numbers or text == "D"):
-                colour = "white" if cell is not None and cell.share > 0.55 else "black"
+                colour = "white" if cell is not None and cell.share > 0.55 * most else "black"
                 size = 6.5 if len(text) < 4 else 5.5
                 axes.text(x + 0.5, count - y - 0.5, text, ha="center", va="center", fontsize=size, color=colour)
     names = [kind.removesuffix("_proj") for kind in one.kinds]
@@ -108,7 +114,7 @@ def _rank_panel(axes: Any, one: RankMap, numbers: bool) -> Any:
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.set_title(labels_text(one.labels, 2), fontsize=8)
+    axes.set_title(labels_text(one.labels, 2 if len(one.labels) > 3 else 3), fontsize=7.5)
     return picture
 
 
@@ -134,8 +140,9 @@ def spectra_figure(fits: Sequence[Spectra]) -> Any:
         axes.set_ylim(0, 102)
         axes.grid(True, color="#e8e8e8", linewidth=0.6)
         axes.tick_params(labelsize=7)
-    figure.supxlabel("parts kept, share of the full rank [%]", fontsize=8.5)
-    figure.supylabel("energy [%]", fontsize=8.5)
+        axes.set_xlabel("parts kept [%]" if place + columns >= len(kinds) else "", fontsize=7.5)
+        axes.xaxis.set_tick_params(labelbottom=place + columns >= len(kinds))
+        axes.set_ylabel("energy [%]" if place % columns == 0 else "", fontsize=7.5)
     texts = [plain(f"{fit.name or 'fit'}: {labels_text(fit.labels)}") for fit in fits]
     used = sorted(handles)
     figure.legend(
@@ -172,39 +179,50 @@ def spending_figure(spending: Spending) -> Any:
     return _bars(
         [row.name for row in spending.rows],
         spending.kinds,
-        [[row.seconds.get(kind, 0.0) for kind in spending.kinds] for row in spending.rows],
+        [("", [[row.seconds.get(kind, 0.0) for kind in spending.kinds] for row in spending.rows])],
         "seconds of computing",
     )
 
 
-def failure_figure(failures: Failures, ratio: float) -> Any:
-    """Draw the share of each kind of failure, and of right answers, for every row at one ratio."""
-    rows = [part for part in failures.counted if part.ratio == ratio]
+def failure_figure(failures: Failures, ratios: Sequence[float]) -> Any:
+    """Draw the shares of right answers and of each kind of failure: a panel for each ratio, a bar for each row."""
+    rows = [row for row in failures.counted if row.ratio in ratios]
+    names = list(dict.fromkeys(row.label for row in rows))
     kinds = ["correct", *failures.kinds]
-    values = [[100 * part.counts.get(kind, 0) / part.total for kind in kinds] for part in rows]
-    return _bars([part.label for part in rows], kinds, values, f"answers at {ratio:g}× [%]")
+    shares = {(r.label, r.ratio): [100 * r.counts.get(kind, 0) / r.total for kind in kinds] for r in rows}
+    nothing = [0.0] * len(kinds)
+    panels = [(f"{ratio:g}×", [shares.get((name, ratio), nothing) for name in names]) for ratio in ratios]
+    return _bars(names, kinds, panels, "answers [%]")
 
 
-def _bars(names: Sequence[str], kinds: Sequence[str], values: Sequence[Sequence[float]], label: str) -> Any:
-    legend_lines = -(-len(kinds) // 3)
-    figure = _new(0.8 + 0.3 * len(names) + 0.25 * legend_lines, 7.6)
-    axes = figure.subplots()
+def _bars(
+    names: Sequence[str], kinds: Sequence[str], panels: Sequence[tuple[str, Sequence[Sequence[float]]]], label: str
+) -> Any:
+    """Draw stacked bars: a panel for each title with values by name and kind; all panels have the same names."""
+    figure = _new(1.0 + 0.27 * len(names) + 0.25 * -(-len(kinds) // 4), 7.6 if len(panels) == 1 else _WIDTH)
     places = [len(names) - i for i in range(len(names))]
-    left = [0.0] * len(names)
-    for index, kind in enumerate(kinds):
-        widths = [row[index] for row in values]
-        hatch, colour = _HATCHES[index % len(_HATCHES)], _BAR_COLOURS[index % len(_BAR_COLOURS)]
-        style = {"color": colour, "hatch": hatch, "edgecolor": "#333333", "linewidth": 0.5, "height": 0.72}
-        axes.barh(places, widths, left=left, label=plain(kind), **style)
-        left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.set_yticks(places, [plain(_shortened(name)) for name in names], fontsize=8)
-    axes.set_ylim(0.4, len(names) + 0.6)
-    axes.set_xlim(0, max(left, default=1) * 1.01 or 1)
-    axes.set_xlabel(plain(label), fontsize=8.5)
-    axes.tick_params(axis="x", labelsize=7.5)
-    axes.grid(True, axis="x", color="#e8e8e8", linewidth=0.6)
-    axes.set_axisbelow(True)
-    figure.legend(loc="outside lower center", ncols=min(3, len(kinds)), frameon=False, fontsize=8, handleheight=1.2)
+    most = max(sum(row) for _, values in panels for row in values) or 1.0
+    handles: list[Any] = []
+    for axes, (title, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        left, handles = [0.0] * len(names), []
+        for index, kind in enumerate(kinds):
+            widths = [row[index] for row in values]
+            hatch, colour = _HATCHES[index % len(_HATCHES)], _BAR_COLOURS[index % len(_BAR_COLOURS)]
+            style = {"color": colour, "hatch": hatch, "edgecolor": "#333333", "linewidth": 0.5, "height": 0.72}
+            handles.append(axes.barh(places, widths, left=left, label=plain(kind), **style))
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+        first = title == panels[0][0]
+        axes.set_yticks(places, [plain(_shortened(name)) for name in names] if first else [], fontsize=8)
+        axes.set_ylim(0.4, len(names) + 0.6)
+        axes.set_xlim(0, most * 1.01)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel(plain(label), fontsize=8.5)
+        axes.tick_params(axis="x", labelsize=7.5)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(True, axis="x", color="#e8e8e8", linewidth=0.6)
+        axes.set_axisbelow(True)
+    legend = {"loc": "outside lower center", "ncols": min(4, len(kinds)), "frameon": False, "fontsize": 8}
+    figure.legend(handles=handles, handleheight=1.2, **legend)
     return figure
 
 

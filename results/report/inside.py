@@ -95,7 +95,9 @@ def _mean(cells: Sequence[Rank]) -> Field:
 
 
 def _single(name: str, one: RankMap) -> TableView:
-    rows = [[Field(layer or "outside layers"), *map(_cell, row)] for layer, row in zip(one.layers, one.cells, strict=True)]
+    rows = [
+        [Field(layer or "outside layers"), *map(_cell, row)] for layer, row in zip(one.layers, one.cells, strict=True)
+    ]
     columns = [Column("layer", sortable=False), *(Column(kind, "number", sortable=False) for kind in one.kinds)]
     return TableView(name, f"{_labels(one)} at {one.ratio:g}×, seed {one.seed}", columns, rows)
 
@@ -126,8 +128,8 @@ def spectra_blocks(report: Report) -> list[Block]:
         for fit in report.spectra
     )
     caption = (
-        "Energy (sum of squares) in the first parts of each decomposition, as the fits found it before any compression, "
-        f"seed {report.spectra[0].seed}. Lines: median over the layers; bands: least to most. The thin line is 90 %."
+        "Energy (sum of squares) in the first parts of each decomposition, as the fits found it before any "
+        f"compression, seed {report.spectra[0].seed}. Lines: median over the layers; bands: least to most. The thin line is 90 %."
     )
     return [
         "A spectrum is in its method's own metric: its squares are what the method's objective loses when parts are "

@@ -67,7 +67,9 @@ def failures(
         if not counts:
             continue
         total: Counter[str] = sum(counts.values(), Counter())
-        kinds = tuple(kind for kind, _ in sorted(total.items(), key=lambda item: (-item[1], item[0])) if kind != CORRECT)
+        kinds = tuple(
+            kind for kind, _ in sorted(total.items(), key=lambda item: (-item[1], item[0])) if kind != CORRECT
+        )
         counted = tuple(Counted(*where, part.total(), dict(sorted(part.items()))) for where, part in counts.items())
         chosen = [
             (kind, source) for kind in kinds[:KINDS_WITH_EXAMPLES] for source in _choose(sources[kind], kind, counts)
