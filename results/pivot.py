@@ -22,9 +22,9 @@ _FRACTIONS = {
 }
 
 _IDEALS = {
-    "pct_stereotype": "50 is no preference",
-    "stereotype_score": "50 is no preference",
-    "accuracy_gap": "0 is no gap",
+    "pct_stereotype": (0.5, "50 is no preference"),
+    "stereotype_score": (0.5, "50 is no preference"),
+    "accuracy_gap": (0.0, "0 is no gap"),
 }
 
 
@@ -131,7 +131,8 @@ def pivot(frame: pd.DataFrame, headline: bool = True) -> list[Table]:
     table, rows that one label would merge are told apart by their options or by their sweep.
 
     Args:
-        frame: records as `records.read_records` returns them.
+        frame: records as `records.read_records` returns them; with a column ``origin``, rows of another origin are
+            other rows.
         headline: take headline metrics only.
 
     Raises:
@@ -166,13 +167,21 @@ def direction(metric: str, higher_is_better: bool) -> str:
     """Return in words which values are good; measures of bias have their ideal in the middle."""
     name = metric.partition("/")[0]
     if name in _IDEALS:
-        return _IDEALS[name]
+        return _IDEALS[name][1]
     return f"{'higher' if higher_is_better else 'lower'} is better"
 
 
 def is_perplexity(metric: str) -> bool:
     """Return whether a metric is a perplexity, drawn on a logarithmic axis."""
     return "perplexity" in metric
+
+
+def goodness(metric: str, higher_is_better: bool, value: float) -> float:
+    """Return a number that is larger for better values; where the ideal is in the middle, minus the distance to it."""
+    name = metric.partition("/")[0]
+    if name in _IDEALS:
+        return -abs(value - _IDEALS[name][0])
+    return value if higher_is_better else -value
 
 
 def format_value(metric: str, value: float) -> str:
@@ -230,6 +239,8 @@ def _shown_labels(group: pd.DataFrame) -> list[str]:
         else label
         for label, method, stage in zip(group["label"], group["method"], group["stage"], strict=True)
     ]
+    if "origin" in group:
+        labels = [f"{label} ({o})" if o else label for label, o in zip(labels, group["origin"], strict=True)]
     options: dict[str, set[str]] = {}
     for label, text in zip(labels, group["options"], strict=True):
         options.setdefault(label, set()).add(text)
