@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 from ..pages.parts import TableView
 from .data import Example, Facts
@@ -77,7 +77,7 @@ class Fold:
     long: bool = False
 
 
-Block = Union[str, Bullets, Listing, Code, TableView, Picture, Examples, Heading, Fold]
+Block: TypeAlias = str | Bullets | Listing | Code | TableView | Picture | Examples | Heading | Fold
 """A text is a paragraph."""
 
 

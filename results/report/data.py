@@ -171,7 +171,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class Example:
-    """A completion that failed.
+    """A completion that failed; long texts are shortened.
 
     Attributes:
         kind: of failure.
@@ -179,7 +179,6 @@ class Example:
         gold: right answer, empty where the samples do not hold it.
         answer: what the headline's scorer read in the completion.
         verdict: the scorer's, with the judge's detail of a program.
-        cut: whether a text was shortened for the page.
     """
 
     kind: str
@@ -192,7 +191,6 @@ class Example:
     gold: str
     answer: str
     verdict: str
-    cut: bool
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ def _fairness(report: Report) -> list[str]:
         sentences = [
             f"The methods were not trained equally: {steps[0]:,} to {steps[-1]:,} steps after the first finetuning."
         ]
-    most = max(abs(r.ratio / r.ratio_target - 1) for r in rows.itertuples())
+    most = float((rows.ratio / rows.ratio_target - 1).abs().max())
     if most > 0.01:
         sentences.append(f"The achieved ratio differs from the one asked for by up to {100 * most:.1f} %.")
     return sentences

@@ -129,7 +129,8 @@ def spectra_blocks(report: Report) -> list[Block]:
     )
     caption = (
         "Energy (sum of squares) in the first parts of each decomposition, as the fits found it before any "
-        f"compression, seed {report.spectra[0].seed}. Lines: median over the layers; bands: least to most. The thin line is 90 %."
+        f"compression, seed {report.spectra[0].seed}. "
+        "Lines: median over the layers; bands: least to most. The thin line is 90 %."
     )
     return [
         "A spectrum is in its method's own metric: its squares are what the method's objective loses when parts are "

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from ...results.report.data import Cost
-from .trail import Trail
-
-if TYPE_CHECKING:
-    import pandas as pd
+from .trail import Rows, Trail
 
 KINDS = ("finetune", "fit", "compress", "recover", "evaluate")
 
@@ -23,28 +19,25 @@ class _Stage:
     """Rows, and whether they are uncompressed."""
 
 
-def costs(frame: pd.DataFrame, trail: Trail) -> tuple[Cost, ...]:
+def costs(rows: Rows, trail: Trail) -> tuple[Cost, ...]:
     """Attribute stages to rows.
 
     A stage is known by its key; without the stages, by its exact seconds, which two stages never share by chance.
-
-    Args:
-        frame: headline records with a column ``shown``.
     """
     stages: dict[tuple[str, object], _Stage] = {}
-    for row in frame.drop_duplicates(["stage_key", "shown", "ratio_target", "seed"]).itertuples():
-        path = trail.paths[str(row.stage_key)]
+    for row in rows:
+        path = trail.paths[row["stage_key"]]
         for kind in KINDS:
-            seconds = float(getattr(row, f"seconds_{kind}"))
-            name: object = path.get(kind) or ((seconds, row.seed) if kind != "evaluate" else row.stage_key)
+            seconds = float(row[f"seconds_{kind}"])
+            name: object = path.get(kind) or ((seconds, row["seed"]) if kind != "evaluate" else row["stage_key"])
             if seconds == 0 and kind not in path:
                 continue
             stage = stages.setdefault((kind, name), _Stage())
             stage.seconds = max(stage.seconds, seconds)
             # Of several ratios from one run, the last has all its steps.
-            stage.steps = max(stage.steps, int(getattr(row, f"steps_{kind}", 0)))
-            stage.tokens = max(stage.tokens, int(getattr(row, f"tokens_{kind}", 0)))
-            stage.labels[str(row.shown)] = row.method == "none"
+            stage.steps = max(stage.steps, int(row.get(f"steps_{kind}", 0)))
+            stage.tokens = max(stage.tokens, int(row.get(f"tokens_{kind}", 0)))
+            stage.labels[row["shown"]] = row["method"] == "none"
     return tuple(
         Cost(kind, _needed_by(stage.labels), stage.seconds, stage.steps, stage.tokens)
         for (kind, _), stage in sorted(stages.items(), key=lambda item: KINDS.index(item[0][0]))

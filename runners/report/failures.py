@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...evals.base import EvalSettings, benchmarks
 from ...evals.prompts import prompt_sha256
@@ -14,10 +14,7 @@ from ...foundation.errors import UserError
 from ...results.report.data import Counted, Example, Failures
 from ..data import DATA_SEED
 from .answers import CORRECT, Answers
-from .trail import Trail
-
-if TYPE_CHECKING:
-    import pandas as pd
+from .trail import Rows, Trail
 
 EXAMPLES = 2
 """Examples of each kind of failure on the page."""
@@ -37,46 +34,39 @@ class _Source:
     line: Mapping[str, Any]
 
 
-def failures(
-    frame: pd.DataFrame, answers: Mapping[str, Answers], trail: Trail, data: Path | None
-) -> tuple[Failures, ...]:
+def failures(rows: Rows, answers: Mapping[str, Answers], trail: Trail, data: Path | None) -> tuple[Failures, ...]:
     """Count failures of every row and ratio, and choose examples.
 
     Examples of a kind come from the rows where it is most frequent, each from another row where there are several.
 
     Args:
-        frame: headline records with a column ``shown``.
+        rows: headline records.
         answers: by evaluate key.
         trail: the stages, for the folder of the data.
         data: folder with local datasets; None takes the run's own.
     """
-    found = []
-    for (variant, scorer), rows in frame.groupby(["variant", "scorer"], sort=False):
-        counts: dict[tuple[str, float], Counter[str]] = {}
-        sources: dict[str, list[_Source]] = {}
-        for row in rows.drop_duplicates(["stage_key", "shown", "ratio_target", "seed"]).itertuples():
-            part = answers.get(str(row.stage_key))
-            if part is None or not part.counts or not part.graded:
-                continue
-            where = str(row.shown), float(row.ratio_target)
-            counts.setdefault(where, Counter()).update(part.counts)
-            for kind, lines in part.examples.items():
-                sources.setdefault(kind, []).extend(
-                    _Source(*where, int(row.seed), str(row.stage_key), line) for line in lines
-                )
-        if not counts:
-            continue
-        total: Counter[str] = sum(counts.values(), Counter())
-        kinds = tuple(
-            kind for kind, _ in sorted(total.items(), key=lambda item: (-item[1], item[0])) if kind != CORRECT
-        )
-        counted = tuple(Counted(*where, part.total(), dict(sorted(part.items()))) for where, part in counts.items())
-        chosen = [
-            (kind, source) for kind in kinds[:KINDS_WITH_EXAMPLES] for source in _choose(sources[kind], kind, counts)
-        ]
-        title = f"{variant} ({scorer})" if scorer else str(variant)
-        found.append(Failures(title, kinds, counted, tuple(_examples(chosen, trail, data))))
-    return tuple(found)
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["stage_key"] in answers and answers[row["stage_key"]].counts and answers[row["stage_key"]].graded:
+            title = f"{row['variant']} ({row['scorer']})" if row["scorer"] else row["variant"]
+            groups.setdefault(title, []).append(row)
+    return tuple(_counted(title, part, answers, trail, data) for title, part in groups.items())
+
+
+def _counted(title: str, rows: Rows, answers: Mapping[str, Answers], trail: Trail, data: Path | None) -> Failures:
+    counts: dict[tuple[str, float], Counter[str]] = {}
+    sources: dict[str, list[_Source]] = {}
+    for row in rows:
+        part, where = answers[row["stage_key"]], (row["shown"], row["ratio_target"])
+        counts.setdefault(where, Counter()).update(part.counts)
+        for kind, lines in part.examples.items():
+            sources.setdefault(kind, []).extend(_Source(*where, row["seed"], row["stage_key"], line) for line in lines)
+    total: Counter[str] = sum(counts.values(), Counter())
+    kinds = tuple(kind for kind, _ in sorted(total.items(), key=lambda item: (-item[1], item[0])) if kind != CORRECT)
+    counted = tuple(Counted(*where, part.total(), dict(sorted(part.items()))) for where, part in counts.items())
+    some = kinds[:KINDS_WITH_EXAMPLES]
+    chosen = [(kind, source) for kind in some for source in _choose(sources[kind], kind, counts)]
+    return Failures(title, kinds, counted, tuple(_examples(chosen, trail, data)))
 
 
 def _choose(sources: Sequence[_Source], kind: str, counts: Mapping[tuple[str, float], Counter[str]]) -> list[_Source]:
@@ -103,10 +93,12 @@ def _examples(chosen: Sequence[tuple[str, _Source]], trail: Trail, data: Path | 
         completion = str(line.get("completion", ""))
         answer = line.get("answers", {}).get(line["scorer"])
         verdict = " · ".join(str(text) for text in (line["verdicts"][line["scorer"]], line.get("detail")) if text)
-        texts = prompt, completion, str(line.get("gold", "")), str(answer or ""), verdict
-        shown = [_shortened(text) for text in texts]
-        where = source.label, source.ratio, source.seed, str(line["problem"])[:100]
-        found.append(Example(kind, *where, *shown, cut=list(texts) != shown))
+        texts = (prompt, completion, str(line.get("gold", "")), str(answer or ""), verdict)
+        prompt, completion, gold, answer, verdict = (_shortened(text) for text in texts)
+        problem = str(line["problem"])[:100]
+        found.append(
+            Example(kind, source.label, source.ratio, source.seed, problem, prompt, completion, gold, answer, verdict)
+        )
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...results.pivot import pivot
 from ...results.records import read_records
@@ -16,7 +16,7 @@ from .failures import failures
 from .paired import paired_tests
 from .ranks import rank_maps
 from .spectra import spectra
-from .trail import Trail
+from .trail import Rows, Trail
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +33,7 @@ def gather(run: Path, data: Path | None = None) -> Report:
         UserError: there are no valid records. Missing stages are no error: the report says what it lacks.
     """
     frame = read_records(run)
-    trail = Trail(run, frame)
+    trail = Trail(run, (str(key) for key in frame.stage_key))
     rows = _shown(frame)
     answers = _answers(rows, trail)
     parts = {
@@ -55,27 +55,29 @@ def gather(run: Path, data: Path | None = None) -> Report:
     )
 
 
-def _shown(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the headline records as the tables show them: with the number of their table and the text of their row."""
-    places: dict[int, tuple[int, str]] = {}
-    for number, table in enumerate(pivot(frame)):
-        for row in table.rows:
-            places |= {index: (number, row.label) for cell in row.cells.values() for index in cell.records}
-    rows = frame.loc[sorted(places)]
-    return rows.assign(table=[places[i][0] for i in rows.index], shown=[places[i][1] for i in rows.index])
+def _shown(frame: pd.DataFrame) -> Rows:
+    """Return the headline records as the tables show them."""
+    records: list[dict[Any, Any]] = frame.to_dict("records")
+    return [
+        {**records[index], "table": number, "shown": row.label}
+        for number, table in enumerate(pivot(frame))
+        for row in table.rows
+        for cell in row.cells.values()
+        for index in cell.records
+    ]
 
 
-def _answers(rows: pd.DataFrame, trail: Trail) -> dict[str, Answers]:
+def _answers(rows: Rows, trail: Trail) -> dict[str, Answers]:
     found = {}
-    for key in dict.fromkeys(str(key) for key in rows.stage_key):
+    for key in dict.fromkeys(row["stage_key"] for row in rows):
         if trail.stage(key) and (answers := read_answers(trail.folder(key) / "samples.jsonl")):
             found[key] = answers
     return found
 
 
-def _missing(rows: pd.DataFrame, trail: Trail, parts: dict[str, tuple[object, ...]]) -> dict[str, tuple[str, ...]]:
+def _missing(rows: Rows, trail: Trail, parts: dict[str, tuple[object, ...]]) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
-    compressed = bool((rows.method != "none").any())
+    compressed = any(row["method"] != "none" for row in rows)
     gone, total = len(trail.lost), len(trail.evaluations)
     if gone == total:
         found["stages"] = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,47 +13,49 @@ from ...results.intervals import mean_interval
 from ...results.paired import enough_flips, holm, mcnemar, sign_flips
 from ...results.report.data import Paired
 from .answers import Answers
-
-if TYPE_CHECKING:
-    import pandas as pd
+from .trail import Rows
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def paired_tests(frame: pd.DataFrame, answers: Mapping[str, Answers]) -> tuple[Paired, ...]:
+def paired_tests(rows: Rows, answers: Mapping[str, Answers]) -> tuple[Paired, ...]:
     """Test the best compressed row of each table and ratio against each other row there.
 
     Units are the problems (windows of a perplexity), on which the seeds that both rows have are averaged: McNemar's
     exact test for one greedy sample each, else the sign-flip test. p-values are corrected for all rows at the ratio.
 
     Args:
-        frame: headline records with columns ``table``, its number, and ``shown``, the text of the row.
+        rows: headline records.
         answers: by evaluate key.
 
     Returns:
         Nothing for a table whose seeds were measured on different problems, or whose samples are not there.
     """
+    places: dict[tuple[int, float], dict[str, list[Mapping[str, Any]]]] = {}
+    data: dict[int, set[tuple[str, str]]] = {}
+    for row in rows:
+        if row["method"] != "none":
+            data.setdefault(row["table"], set()).add((row["dataset_sha256"], row["prompt_sha256"]))
+            by_label = places.setdefault((row["table"], row["ratio_target"]), {})
+            by_label.setdefault(row["shown"], []).append(row)
     found: list[Paired] = []
-    for table, group in frame[frame.method != "none"].groupby("table"):
-        if group.dataset_sha256.nunique() > 1 or group.prompt_sha256.nunique() > 1:
+    for (table, ratio), by_label in sorted(places.items()):
+        if len(data[table]) > 1:
             continue
-        better = -1 if group.higher_is_better.iloc[0] else 1
-        for ratio, rows in group.groupby("ratio_target"):
-            entries = [_Entry(str(label), part, answers) for label, part in rows.groupby("shown", sort=False)]
-            entries.sort(key=lambda entry: better * entry.value)
-            pairs = [pair for other in entries[1:] if (pair := _pair(entries[0], other)) is not None]
-            found += _tested(int(str(table)), float(str(ratio)), entries[0].label, pairs)
+        entries = [_Entry(label, part, answers) for label, part in by_label.items()]
+        entries.sort(key=lambda entry: -entry.value if entry.higher_is_better else entry.value)
+        pairs = [pair for other in entries[1:] if (pair := _pair(entries[0], other)) is not None]
+        found += _tested(table, ratio, entries[0].label, pairs)
     return tuple(found)
 
 
 class _Entry:
     """A row at one ratio: its value, and what it answered by seed."""
 
-    def __init__(self, label: str, rows: pd.DataFrame, answers: Mapping[str, Answers]) -> None:
-        self.label, self.value = label, float(rows["value"].mean())
-        self.seeds = {
-            int(seed): answers[key] for seed, key in zip(rows.seed, rows.stage_key, strict=True) if key in answers
-        }
+    def __init__(self, label: str, rows: Rows, answers: Mapping[str, Answers]) -> None:
+        self.label, self.value = label, sum(row["value"] for row in rows) / len(rows)
+        self.higher_is_better = bool(rows[0]["higher_is_better"])
+        self.seeds = {row["seed"]: answers[row["stage_key"]] for row in rows if row["stage_key"] in answers}
 
 
 @dataclass(frozen=True)

@@ -7,36 +7,31 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...foundation.files import read_json
 from ...results.report.data import Rank, RankMap
 from ..work import MODEL_FOLDER, ratio_folder
-from .trail import Trail
-
-if TYPE_CHECKING:
-    import pandas as pd
+from .trail import Rows, Trail
 
 _LAYER = re.compile(r"\.(\d+)\.")
 Shape = tuple[int, int]
 """(m, n): rows and columns of a matrix."""
 
 
-def rank_maps(frame: pd.DataFrame, trail: Trail) -> tuple[RankMap, ...]:
-    """Return one map for each set of rows that have the same ranks at a ratio; the smallest seed stands for all.
-
-    Args:
-        frame: headline records with a column ``shown``.
-    """
+def rank_maps(rows: Rows, trail: Trail) -> tuple[RankMap, ...]:
+    """Return one map for each set of rows that have the same ranks at a ratio; the smallest seed stands for all."""
     found: dict[tuple[str, float], dict[int, dict[str, Rank]]] = {}
-    order = frame[frame.method != "none"].sort_values(["ratio_target", "seed"], kind="stable")
-    for row in order.drop_duplicates(["shown", "ratio_target", "seed"]).itertuples():
-        key = trail.paths[str(row.stage_key)].get("compress")
-        ranks = _ranks(trail, key, float(row.ratio_target)) if key else {}
-        if ranks:
-            found.setdefault((str(row.shown), float(row.ratio_target)), {})[int(row.seed)] = ranks
+    for row in rows:
+        seeds = found.setdefault((row["shown"], row["ratio_target"]), {})
+        key = trail.paths[row["stage_key"]].get("compress")
+        if key and row["seed"] not in seeds:
+            seeds[row["seed"]] = _ranks(trail, key, row["ratio_target"])
     maps: list[RankMap] = []
-    for (label, ratio), seeds in found.items():
+    for (label, ratio), every in found.items():
+        seeds = {seed: ranks for seed, ranks in every.items() if ranks}
+        if not seeds:
+            continue
         seed = min(seeds)
         same = all(ranks == seeds[seed] for ranks in seeds.values())
         one = _laid_out(label, ratio, seed, same, seeds[seed])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -11,10 +11,7 @@ from safetensors import SafetensorError, safe_open
 from ...foundation.files import read_json
 from ...results.report.data import Energy, Spectra
 from .ranks import kind_order, place, short
-from .trail import Trail
-
-if TYPE_CHECKING:
-    import pandas as pd
+from .trail import Rows, Trail
 
 POINTS = 41
 """Places at which a curve is kept."""
@@ -23,19 +20,15 @@ _ENDING = ".spectrum"
 Array = Any
 
 
-def spectra(frame: pd.DataFrame, trail: Trail) -> tuple[Spectra, ...]:
-    """Return the spectra of each kind of fit, of the smallest seed that has one.
-
-    Args:
-        frame: headline records with a column ``shown``.
-    """
+def spectra(rows: Rows, trail: Trail) -> tuple[Spectra, ...]:
+    """Return the spectra of each kind of fit, of the smallest seed that has one."""
     users: dict[str, dict[str, None]] = {}
     seeds: dict[str, int] = {}
-    for row in frame[frame.method != "none"].sort_values("seed", kind="stable").itertuples():
-        key = trail.paths[str(row.stage_key)].get("fit")
+    for row in sorted(rows, key=lambda row: row["seed"]):
+        key = trail.paths[row["stage_key"]].get("fit")
         if key:
-            users.setdefault(key, {})[str(row.shown)] = None
-            seeds.setdefault(key, int(row.seed))
+            users.setdefault(key, {})[row["shown"]] = None
+            seeds.setdefault(key, row["seed"])
     found: list[Spectra] = []
     for key, labels in users.items():
         if any(set(labels) <= set(other.labels) for other in found):
@@ -81,6 +74,7 @@ def _energy(kind: str, values: list[Array]) -> Energy:
         curves.append(np.interp(shares, axis, energy))
         ninety.append(int(np.searchsorted(energy, 0.9)) / len(spectrum))
     stack = np.stack(curves)
-    ends = (tuple(float(v) for v in part) for part in (np.median(stack, 0), stack.min(0), stack.max(0)))
+    median, low, high = (tuple(float(v) for v in part) for part in (np.median(stack, 0), stack.min(0), stack.max(0)))
     full = max(len(spectrum) for spectrum in values)
-    return Energy(kind, len(values), full, tuple(float(s) for s in shares), *ends, float(np.median(ninety)))
+    places = tuple(float(share) for share in shares)
+    return Energy(kind, len(values), full, places, median, low, high, float(np.median(ninety)))

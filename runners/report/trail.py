@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...foundation.files import read_json
 from ..cells import stage_folder
 
-if TYPE_CHECKING:
-    import pandas as pd
+Rows = Sequence[Mapping[str, Any]]
+"""Headline records by column, with ``table``, the number of their table, and ``shown``, the text of their row in it."""
 
 _KEY = re.compile(r"(finetune|fit|compress|recover|evaluate)-[0-9a-f]{16}")
 
@@ -21,12 +22,12 @@ class Trail:
 
     Args:
         run: folder of the run, or its file of records.
-        frame: its records.
+        evaluations: keys of its evaluate stages.
     """
 
-    def __init__(self, run: Path, frame: pd.DataFrame) -> None:
+    def __init__(self, run: Path, evaluations: Iterable[str]) -> None:
         self.root = stage_folder(run, "")
-        self.evaluations = [str(key) for key in dict.fromkeys(frame.stage_key)]
+        self.evaluations = list(dict.fromkeys(evaluations))
         self._read: dict[str, dict[str, Any] | None] = {}
 
     def stage(self, key: str) -> dict[str, Any] | None:
