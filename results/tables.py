@@ -21,6 +21,7 @@ _LATEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"<": r"\textless{}", ">": r"\textgreater{}", "·": r"\textperiodcentered{}", "×": r"$\times$", "∞": r"$\infty$"},
+    **{"≈": r"$\approx$", "≥": r"$\ge$", "–": "--", "−": "$-$"},
 }
 
 
@@ -68,10 +69,10 @@ def to_latex(frame: pd.DataFrame, headline: bool = True) -> str:
     for key, group in _by_model(pivot(frame, headline)):
         for table in group:
             split = sum(row.uncompressed for row in table.rows)
-            parts.append(_latex_table(f"{table.title}. {_note([table])}", _header(table), _grid(table), split))
+            parts.append(latex_table(f"{table.title}. {_note([table])}", _header(table), _grid(table), split))
         if rows := _detail_rows(group):
             caption = f"{key[0]} · {key[1]}: sizes and training tokens."
-            parts.append(_latex_table(caption, ["", *_DETAILS], rows, 0))
+            parts.append(latex_table(caption, ["", *_DETAILS], rows, 0))
     return "\n\n".join(parts) + "\n"
 
 
@@ -95,7 +96,7 @@ def to_csv(frame: pd.DataFrame, headline: bool = True) -> str:
                 c = row.cells.get(ratio)
                 cells += ["", "", "", "", ""] if c is None else [c.value, c.low, c.high, len(c.seeds), c.ratio]
             cells.insert(len(names), row.label)
-            writer.writerow([_inert(clean(cell)) if isinstance(cell, str) else cell for cell in cells])
+            writer.writerow([inert(clean(cell)) if isinstance(cell, str) else cell for cell in cells])
     return text.getvalue()
 
 
@@ -104,7 +105,8 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
-def _inert(text: str) -> str:
+def inert(text: str) -> str:
+    """Return text that no spreadsheet takes for a formula."""
     return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") else text
 
 
@@ -231,19 +233,21 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, f"| --- |{' ---: |' * (len(header) - 1)}", *body])
 
 
-def _latex(text: str) -> str:
+def latex_text(text: str) -> str:
+    """Return text that stays text in LaTeX."""
     return "".join(_LATEX.get(c, c) for c in clean(text))
 
 
-def _latex_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]], split: int) -> str:
+def latex_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]], split: int) -> str:
+    """Return a ``table`` environment for the package booktabs; a rule follows the first ``split`` rows, if any."""
     # A line that begins with '[' would be read as the optional argument of the line break before it.
-    head, *body = (" & ".join(line) + r" \\" for line in _lines(header, rows, _latex))
+    head, *body = (" & ".join(line) + r" \\" for line in _lines(header, rows, latex_text))
     body = [line if not line.startswith("[") else "{}" + line for line in body]
     if 0 < split < len(body):
         body.insert(split, r"\midrule")
     inner = "\n".join([r"\toprule", head, r"\midrule", *body, r"\bottomrule"])
     columns = "l" + "r" * (len(header) - 1)
     return (
-        f"\\begin{{table}}\n\\centering\n\\caption{{{_latex(caption)}}}\n"
+        f"\\begin{{table}}\n\\centering\n\\caption{{{latex_text(caption)}}}\n"
         f"\\begin{{tabular}}{{{columns}}}\n{inner}\n\\end{{tabular}}\n\\end{{table}}"
     )

@@ -110,7 +110,7 @@ def chart(
         x, y: axes.
         series: lines or groups of points; points that are not finite are left out.
         references: horizontal lines with their names, such as the uncompressed model.
-        front: corners of a Pareto front, from the least x to the largest.
+        front: a line through these points, such as a `staircase`.
 
     Raises:
         ValueError: there is no finite point.
@@ -173,7 +173,7 @@ def chart(
             levels=levels,
             markers=sorted({(int(str(line["marker"]).rpartition("m")[2]), line["marker"]) for line in lines}),
             shapes=MARKERS,
-            front=" ".join(f"{across(a)},{up(b)}" for a, b in _steps(front)),
+            front=" ".join(f"{across(a)},{up(b)}" for a, b in front),
         )
     )
 
@@ -192,12 +192,17 @@ def pareto(points: Sequence[tuple[float, float]], less_x: bool, less_y: bool) ->
     ]
 
 
-def _steps(front: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the front as a staircase: between two of its points only what the first of them reaches is reached."""
+def staircase(front: Sequence[tuple[float, float]], less_x: bool) -> list[tuple[float, float]]:
+    """Return a front as the line of what is reached: between two of its points only what the better-placed one reaches.
+
+    Args:
+        front: x and y of points that `pareto` kept.
+        less_x: as there.
+    """
     corners: list[tuple[float, float]] = []
-    for point in front:
+    for point in sorted(front):
         if corners:
-            corners.append((point[0], corners[-1][1]))
+            corners.append((point[0], corners[-1][1]) if less_x else (corners[-1][0], point[1]))
         corners.append(point)
     return corners
 

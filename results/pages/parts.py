@@ -19,6 +19,8 @@ class Column:
         help: one sentence, shown as the heading's tooltip.
         group: what a page's filter may hide the column by, such as a ratio band; empty for none.
         sortable: whether the heading sorts.
+        first: the direction of the first click.
+        sorted: the direction in which the rows are sorted by this column already; empty if they are not.
     """
 
     title: str
@@ -26,6 +28,8 @@ class Column:
     help: str = ""
     group: str = ""
     sortable: bool = True
+    first: Literal["ascending", "descending"] = "ascending"
+    sorted: Literal["", "ascending", "descending"] = ""
 
 
 @dataclass(frozen=True)

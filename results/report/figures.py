@@ -104,7 +104,8 @@ def _rank_panel(axes: Any, one: RankMap, most: float, numbers: bool) -> Any:
             if text and (numbers or text == "D"):
                 colour = "white" if cell is not None and cell.share > 0.55 * most else "black"
                 size = 6.5 if len(text) < 4 else 5.5
-                axes.text(x + 0.5, count - y - 0.5, text, ha="center", va="center", fontsize=size, color=colour)
+                shown = axes.text(x + 0.5, count - y - 0.5, text, ha="center", va="center", fontsize=size, color=colour)
+                shown.set_in_layout(False)  # inside of its cell: the layout need not measure it
     names = [kind.removesuffix("_proj") for kind in one.kinds]
     axes.set_xticks([i + 0.5 for i in range(len(names))], [plain(n) for n in names], fontsize=6.5, rotation=60)
     step = 1 if count <= 16 else -(-count // 8)
