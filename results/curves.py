@@ -59,10 +59,13 @@ def draw_curves(
     Returns:
         The paths written, PNG before SVG; none where no compressed model was evaluated, or has an x.
     """
-    tables = pivot(frame, headline)
+    tables, axis = pivot(frame, headline), AXES[x]
     paths: list[Path] = []
     with style():
-        for table, figure in curve_figures(tables, x, condition):
+        for table in tables:
+            if not any(axis.cells(row) for row in table.rows if not row.uncompressed):
+                continue
+            figure = _figure(table, _references(table, tables), axis, condition)
             stem = folder / (_stem(table, tables) + (f"-by-{_slug(condition or x)}" if x != "ratio" else ""))
             for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
                 buffer = io.BytesIO()
@@ -70,14 +73,6 @@ def draw_curves(
                 paths.append(stem.with_name(stem.name + suffix))
                 write_atomic(paths[-1], buffer.getvalue())
     return paths
-
-
-def curve_figures(tables: Sequence[Table], x: str = "ratio", condition: str = "") -> Iterator[tuple[Table, Any]]:
-    """Yield a figure for each table with a compressed model that has an x; to be used inside `style`."""
-    axis = AXES[x]
-    for table in tables:
-        if any(axis.cells(row) for row in table.rows if not row.uncompressed):
-            yield table, _figure(table, _references(table, tables), axis, condition)
 
 
 @contextmanager

@@ -23,7 +23,15 @@ from .provenance import provenance
 FORMAT = 1
 """Raised whenever a stage's content changes its meaning, so that old folders are not taken for new ones."""
 
+MODEL_FOLDER = "model"
+"""Where a stage puts the checkpoint that it made, inside its folder or a ratio's."""
+
 _RECORD = "stage.json"
+
+
+def ratio_folder(ratio: float) -> str:
+    """Return the folder of one ratio inside a compress stage."""
+    return f"ratio-{ratio:g}"
 
 
 @dataclass(frozen=True)

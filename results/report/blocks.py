@@ -18,7 +18,7 @@ class Picture:
         name: unique on the page.
         alt: what is to be seen, for those who do not see it.
         caption: what it shows and how to read it.
-        draw: gives matplotlib's figure; called inside `curves.style`.
+        draw: gives SVG, or matplotlib's figure; called inside `curves.style`.
         data: the numbers behind it; None where a table beside it has them.
     """
 

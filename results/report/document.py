@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from functools import partial
 
-from ..curves import curve_figures
 from ..pages.parts import Column, Field, TableView
 from ..pages.shell import shorten
-from ..pivot import Cell, Table, format_cell, format_value, is_fraction, pivot
+from ..pivot import Cell, Table, format_cell, pivot
 from .blocks import Block, Bullets, Code, Examples, Fold, Heading, Listing, Picture, Section
 from .data import Report
-from .figures import failure_figure, spending_figure
+from .figures import MOST_LINES, curve, failure_figure, spending_figure
 from .findings import findings, is_separated
 from .inside import rank_blocks, spectra_blocks
 from .spending import Spending, Spent, spending
 from .words import count, duration
 
+MOST_CURVES = 20
+"""Benchmarks whose curves a page shows at most."""
 PANELS = 4
 """Ratios beside each other in one picture."""
 
@@ -165,20 +167,16 @@ def _curves(tables: Sequence[Table]) -> list[Block]:
     for number, table in enumerate(tables):
         if not table.compressed:
             continue
-        unit = " in percent" if is_fraction(table.metric) else ""
-        caption = f"{table.variant}: {table.metric}{unit} over the achieved ratio. The table above has the numbers."
-        alt = f"Lines of {table.metric}{unit} over the ratio, one a method: " + "; ".join(
-            f"{row.label} "
-            + ", ".join(f"{format_value(table.metric, c.value)} at {r:g}×" for r, c in row.cells.items())
-            for row in table.rows
-        )
-        draw = partial(_curve, tables, number)
-        blocks.append(Picture(f"curve-{number}", shorten(alt, 1200), caption, draw))
+        caption = f"{table.variant}: {table.measure} over the achieved ratio, with intervals. The table above has the "
+        caption += "numbers."
+        rows = [row for row in table.rows if not row.uncompressed]
+        if len(rows) > MOST_LINES:
+            caption += f" The {MOST_LINES} best of {len(rows)} rows are drawn."
+        if len(blocks) < MOST_CURVES and any(math.isfinite(c.value) for row in rows for c in row.cells.values()):
+            blocks.append(Picture(f"curve-{number}", caption, caption, partial(curve, table, f"curve-{number}")))
+        elif len(blocks) == MOST_CURVES:
+            blocks.append(f"The first {MOST_CURVES} benchmarks are drawn; all are in the tables above.")
     return blocks
-
-
-def _curve(tables: Sequence[Table], number: int) -> object:
-    return next((figure for table, figure in curve_figures(tables) if table is tables[number]), None)
 
 
 def _spending(report: Report) -> list[Block]:

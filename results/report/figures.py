@@ -7,17 +7,22 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from markupsafe import Markup, escape
 
 from ..curves import COLOURS, DASHES, MARKERS, plain
+from ..pages.charts import Axis, Point, Series, chart
+from ..pivot import Cell, Table, direction, format_cell, is_fraction, is_perplexity
 from ..tables import clean
 from .data import Failures, RankMap, Spectra
 from .spending import Spending
 
 _HATCHES = ("", "///", "\\\\\\", "xxx", "---", "|||", "+++", "/-")
 _BAR_COLOURS = ("#e8e8e4", "#9ecae1", "#fdd0a2", "#6b8fb5", "#c7e9c0", "#bcbddc", "#f7b6d2", "#d9d9a0")
+MOST_LINES = 18
+"""So many lines have markers of their own (`charts.MARKERS`)."""
 NUMBERED_CELLS = 1600
 """Up to so many cells a heat map shows its numbers."""
 _LABELS = 3
@@ -64,6 +69,32 @@ def labels_text(labels: Sequence[str], most: int = _LABELS) -> str:
     """Return names for a title: the first few, and how many more."""
     shown = ", ".join(labels[:most])
     return plain(shown + (f" +{len(labels) - most}" if len(labels) > most else ""))
+
+
+def curve(table: Table, name: str) -> Markup:
+    """Draw a table's values over the achieved ratio, a line each row, the uncompressed models as levels."""
+    scale = 100.0 if is_fraction(table.metric) else 1.0
+    rows = [row for row in table.rows if not row.uncompressed]
+    best = sorted(rows, key=lambda row: fmean(c.value for c in row.cells.values()), reverse=table.higher_is_better)
+    drawn = [row for row in rows if row in best[:MOST_LINES]]
+    series = [
+        Series(row.label, [_point(table, row.label, ratio, row.cells[ratio], scale) for ratio in sorted(row.cells)])
+        for row in drawn
+    ]
+    levels = [(row.label, scale * c.value) for row in table.rows if row.uncompressed for c in row.cells.values()]
+    good = direction(table.metric, table.higher_is_better)
+    x = Axis(
+        "achieved ratio of the whole model", logarithmic=True, ticks=[r for r in table.ratios if r != 1], suffix="×"
+    )
+    y = Axis(f"{table.measure} · {good}", logarithmic=None if is_perplexity(table.metric) else False)
+    text = f"{len(series)} lines over the achieved ratio, one for each row of the table; {good}."
+    return chart(name, f"{table.variant}: {table.measure}", text, x, y, series, levels)
+
+
+def _point(table: Table, label: str, ratio: float, cell: Cell, scale: float) -> Point:
+    value, interval = format_cell(table.metric, cell)
+    text = f"{label} at {ratio:g}×: {value} {interval}"
+    return Point(cell.ratio, scale * cell.value, scale * cell.low, scale * cell.high, text)
 
 
 def rank_figure(maps: Sequence[RankMap]) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from markupsafe import Markup
+
 from ..curves import style
 from ..pages.parts import Figure, TableView
 from ..pages.shell import render_page
@@ -31,7 +33,8 @@ def _drawn(block: Block) -> tuple[str, object]:
     """Return a block's kind and what the template shows of it."""
     kind = _NAMES[type(block)]
     if isinstance(block, Picture):
-        svg = inline_svg(block.draw(), block.name, block.alt)
+        drawn = block.draw()
+        svg = drawn if isinstance(drawn, Markup) else inline_svg(drawn, block.name, block.alt)
         return kind, Figure(svg, block.caption, block.data)
     if isinstance(block, Fold):
         return kind, (block.summary, [_drawn(inner) for inner in block.blocks])

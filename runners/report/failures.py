@@ -12,7 +12,6 @@ from ...evals.base import EvalSettings, benchmarks
 from ...evals.prompts import prompt_sha256
 from ...foundation.errors import UserError
 from ...results.report.data import Counted, Example, Failures
-from ..data import DATA_SEED
 from .answers import CORRECT, Answers
 from .trail import Rows, Trail
 
@@ -136,6 +135,8 @@ def _data_folder(trail: Trail, key: str) -> str:
 
 
 def _made(name: str, stage: str, folder: str, wanted: set[str]) -> dict[str, str]:
+    from ..data import DATA_SEED
+
     try:
         benchmark: Any = benchmarks.get(name)()
         # A folder that is not there, rather than None, which would ask the hub: a report never reads the network.

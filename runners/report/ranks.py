@@ -11,7 +11,7 @@ from typing import Any
 
 from ...foundation.files import read_json
 from ...results.report.data import Rank, RankMap
-from ..work import MODEL_FOLDER, ratio_folder
+from ..stages import MODEL_FOLDER, ratio_folder
 from .trail import Rows, Trail
 
 _LAYER = re.compile(r"\.(\d+)\.")
