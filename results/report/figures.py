@@ -16,13 +16,15 @@ from ..curves import COLOURS, DASHES, MARKERS, plain
 from ..pages.charts import Axis, Point, Series, chart
 from ..pivot import Cell, Table, direction, format_cell, is_fraction, is_perplexity
 from ..tables import clean
-from .data import Failures, RankMap, Spectra
+from .data import Energy, Failures, RankMap, Spectra
 from .spending import Spending
 
 _HATCHES = ("", "///", "\\\\\\", "xxx", "---", "|||", "+++", "/-")
 _BAR_COLOURS = ("#e8e8e4", "#9ecae1", "#fdd0a2", "#6b8fb5", "#c7e9c0", "#bcbddc", "#f7b6d2", "#d9d9a0")
 MOST_LINES = 18
 """So many lines have markers of their own (`charts.MARKERS`)."""
+MOST_BANDS = 4
+"""More bands than this would hide each other."""
 NUMBERED_CELLS = 1600
 """Up to so many cells a heat map shows its numbers."""
 _LABELS = 3
@@ -165,7 +167,7 @@ def spectra_figure(fits: Sequence[Spectra]) -> Any:
         for index, fit in enumerate(fits):
             for energy in fit.kinds:
                 if energy.kind == kinds[place]:
-                    handles[index] = _energy_line(axes, energy, index)
+                    handles[index] = _energy_line(axes, energy, index, band=len(fits) <= MOST_BANDS)
         axes.set_title(plain(kinds[place]), fontsize=8.5)
         axes.axhline(90, color="#777777", linewidth=0.7)
         axes.set_xlim(0, 100)
@@ -189,11 +191,12 @@ def spectra_figure(fits: Sequence[Spectra]) -> Any:
     return figure
 
 
-def _energy_line(axes: Any, energy: Any, index: int) -> Any:
+def _energy_line(axes: Any, energy: Energy, index: int, band: bool) -> Any:
     x = [100 * share for share in energy.shares]
     colour = COLOURS[index % len(COLOURS)]
-    low, high = ([100 * v for v in part] for part in (energy.low, energy.high))
-    axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+    if band:
+        low, high = ([100 * v for v in part] for part in (energy.low, energy.high))
+        axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
     return axes.plot(
         x,
         [100 * v for v in energy.median],

@@ -10,7 +10,7 @@ from ..pages.parts import Column, Field, TableView
 from ..pages.shell import shorten
 from .blocks import Block, Fold, Picture
 from .data import Energy, Rank, RankMap, Report
-from .figures import rank_figure, spectra_figure
+from .figures import MOST_BANDS, rank_figure, spectra_figure
 from .words import and_list
 
 MOST_TABLES = 60
@@ -127,10 +127,11 @@ def spectra_blocks(report: Report) -> list[Block]:
         f"{fit.name or 'fit'} " + ", ".join(f"{e.kind} {100 * e.rank90:.0f} %" for e in fit.kinds)
         for fit in report.spectra
     )
+    bands = "; bands: least to most" if len(report.spectra) <= MOST_BANDS else ""
     caption = (
         "Energy (sum of squares) in the first parts of each decomposition, as the fits found it before any "
         f"compression, seed {report.spectra[0].seed}. "
-        "Lines: median over the layers; bands: least to most. The thin line is 90 %."
+        f"Lines: median over the layers{bands}. The thin line is 90 %."
     )
     return [
         "A spectrum is in its method's own metric: its squares are what the method's objective loses when parts are "

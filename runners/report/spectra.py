@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,10 @@ def spectra(rows: Rows, trail: Trail) -> tuple[Spectra, ...]:
             continue  # another seed of the same fit
         folder, record = trail.folder(key), trail.stage(key)
         kinds = _kinds(folder / "factors.safetensors") if record else ()
-        if kinds:
+        same = [i for i, other in enumerate(found) if other.kinds == kinds]  # fits may differ in what a policy measured
+        if kinds and same:
+            found[same[0]] = replace(found[same[0]], labels=(*found[same[0]].labels, *labels))
+        elif kinds:
             found.append(Spectra(_name(folder), tuple(labels), seeds[key], kinds))
     return tuple(found)
 
