@@ -113,10 +113,16 @@ def _field(table: Table, cell: Cell, mark: str) -> Field:
 
 
 def _paired(report: Report, tables: Sequence[Table]) -> TableView:
+    measured = [Column("measured")] if len({test.table for test in report.paired}) > 1 else []
     columns = [
-        *(Column("behind"), Column("best"), Column("ratio", "number"), Column("measured"), Column("lead", "number")),
+        *(Column("behind"), Column("best"), Column("ratio", "number"), *measured, Column("lead", "number")),
         *(Column("p", "number"), Column("p, corrected", "number", "Holm's correction over all rows at the ratio")),
-        *(Column("n", "number"), Column("seeds", "number"), Column("ahead in each seed"), Column("test")),
+        *(
+            Column("n", "number"),
+            Column("seeds", "number"),
+            Column("each seed", help="whether the best row leads in each seed that both have"),
+            Column("test"),
+        ),
     ]
     rows = []
     for t in report.paired:
@@ -125,7 +131,13 @@ def _paired(report: Report, tables: Sequence[Table]) -> TableView:
         lead = Field(f"{scale * t.difference:.3g} {unit}", t.difference, f"[{low}, {high}]")
         rows.append(
             [
-                *(t.label, t.leader, Field(f"{t.ratio:g}×", t.ratio), tables[t.table].variant, lead),
+                *(
+                    t.label,
+                    t.leader,
+                    Field(f"{t.ratio:g}×", t.ratio),
+                    *[tables[t.table].variant for _ in measured],
+                    lead,
+                ),
                 *(Field(f"{t.p_value:.2g}", t.p_value), Field(f"{t.p_corrected:.2g}", t.p_corrected)),
                 *(Field(f"{t.units:,}", t.units), str(t.seeds), "yes" if t.every_seed else "no", t.test),
             ]
