@@ -168,6 +168,11 @@ def direction(metric: str, higher_is_better: bool) -> str:
     return f"{'higher' if higher_is_better else 'lower'} is better"
 
 
+def has_ideal(metric: str) -> bool:
+    """Return whether a metric is best somewhere in the middle, so that neither more nor less is better."""
+    return metric.partition("/")[0] in _IDEALS
+
+
 def is_perplexity(metric: str) -> bool:
     """Return whether a metric is a perplexity, drawn on a logarithmic axis."""
     return "perplexity" in metric
