@@ -63,10 +63,7 @@ def update(run: Run, baseline: Baseline, where: Where = None, all_metrics: AllMe
     from ..results.records import read_records
     from ..results.regression.baseline import update_baseline
 
-    frame = read_records(run)
-    frame = (
-        filter_frame(frame, where or []) if all_metrics else filter_frame(frame, where or [])[lambda f: f["headline"]]
-    )
+    frame = filter_frame(read_records(run), [*(where or []), *([] if all_metrics else ["headline=true"])])
     done = update_baseline(frame, baseline)
     screen = console()
     for change in done.changes or ("nothing changed",):

@@ -56,7 +56,7 @@ class Comparison:
         error: standard error of ``after - before``.
         threshold: standard errors from which a fall or a rise is more than chance.
         verdict: ``same``, ``fell``, ``rose``, ``missing``, ``new``, ``other conditions`` or ``undefined``.
-        faults: sentences for which the check fails; notes: what else there is to say.
+        faults: reasons for which the check fails; notes: what else there is to say; neither names the cell.
     """
 
     name: CellName
@@ -91,10 +91,24 @@ class Check:
     tolerance: Tolerance
     notes: tuple[str, ...] = field(default=())
 
+    def sentences(self) -> tuple[list[str], list[str]]:
+        """Return faults and notes with their cells before them; cells of a measure with one reason share a sentence."""
+        faults, notes = (
+            [(c.name, text) for c in self.cells for text in getattr(c, kind)] for kind in ("faults", "notes")
+        )
+        return _with_cells(faults), [*_with_cells(notes), *self.notes]
+
     @property
     def failed(self) -> tuple[Comparison, ...]:
         """Cells with a fault."""
         return tuple(cell for cell in self.cells if cell.faults)
+
+
+def _with_cells(reasons: Sequence[tuple[CellName, str]]) -> list[str]:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, reason in reasons:
+        groups.setdefault((name.measure, reason), []).append(name.row)
+    return [f"{', '.join(rows)} on {measure}: {reason}" for (measure, reason), rows in groups.items()]
 
 
 def check_run(run: pd.DataFrame, baseline: pd.DataFrame, tolerance: Tolerance) -> Check:
@@ -185,8 +199,8 @@ def _compare(
     verdict = ("rose" if result.change > 0 else "fell") if beyond else "same"
     faults = [_moved(result, "fell", tolerance)] if verdict == "fell" else []
     notes = [_moved(result, "rose", tolerance)] if verdict == "rose" else []
-    faults += _size_faults(name, base, run)
-    notes += _size_notes(name, base, run) + _option_notes(name, base, run)
+    faults += _size_faults(base, run)
+    notes += _size_notes(base, run) + _option_notes(base, run)
     return Comparison(
         name, base, run, verdict, before, after, error, threshold, faults=tuple(faults), notes=tuple(notes)
     )
@@ -197,7 +211,7 @@ def _moved(cell: Comparison, word: str, tolerance: Tolerance) -> str:
     assert cell.run is not None
     what = "score (baseline = 100)" if cell.name.uncompressed else "recovery"
     return (
-        f"{cell.name.row} on {cell.name.measure}: {what} {word} from {_percent(cell.before)} to {_percent(cell.after)} "
+        f"{what} {word} from {_percent(cell.before)} to {_percent(cell.after)} "
         f"by {abs(100 * cell.change):.1f} points, {abs(cell.sigmas):.1f} standard errors "
         f"(alarm from {cell.threshold:.1f} and {100 * tolerance.min_drop:g} points); {cell.name.metric} "
         f"{cell.base.metric:.4g} over {_seeds(cell.base)} before, {cell.run.metric:.4g} over {_seeds(cell.run)} now"
@@ -212,47 +226,44 @@ def _seeds(side: Estimate) -> str:
     return f"{len(side.seeds)} seed{'s' if len(side.seeds) > 1 else ''}"
 
 
-def _size_faults(name: CellName, base: Estimate, run: Estimate) -> list[str]:
+def _size_faults(base: Estimate, run: Estimate) -> list[str]:
     faults = []
     if run.ratio < base.ratio / (1 + SIZE_TOLERANCE):
         faults.append(
-            f"{name.row} on {name.measure}: the achieved ratio fell from {base.ratio:.3f}× to {run.ratio:.3f}×; "
+            f"the achieved ratio fell from {base.ratio:.3f}× to {run.ratio:.3f}×; "
             f"a larger model is not compared as if it were as small (tolerance {100 * SIZE_TOLERANCE:g} %)"
         )
     elif base.bytes and run.bytes > base.bytes * (1 + SIZE_TOLERANCE):
         faults.append(
-            f"{name.row} on {name.measure}: the weights grew from {base.bytes:,.0f} to {run.bytes:,.0f} bytes "
+            f"the weights grew from {base.bytes:,.0f} to {run.bytes:,.0f} bytes "
             f"at the same count of parameters (tolerance {100 * SIZE_TOLERANCE:g} %)"
         )
     return faults
 
 
-def _size_notes(name: CellName, base: Estimate, run: Estimate) -> list[str]:
+def _size_notes(base: Estimate, run: Estimate) -> list[str]:
     if run.ratio > base.ratio * (1 + SIZE_TOLERANCE):
-        return [f"{name.row} on {name.measure}: the achieved ratio rose from {base.ratio:.3f}× to {run.ratio:.3f}×"]
+        return [f"the achieved ratio rose from {base.ratio:.3f}× to {run.ratio:.3f}×"]
     return []
 
 
-def _option_notes(name: CellName, base: Estimate, run: Estimate) -> list[str]:
+def _option_notes(base: Estimate, run: Estimate) -> list[str]:
     changed = sorted(base.options.keys() ^ run.options.keys())
-    return [f"{name.row}: options that only one side has: {', '.join(changed)}"] if changed else []
+    return [f"options that only one side has: {', '.join(changed)}"] if changed else []
 
 
 def _not_compared(name: CellName, base: Estimate | None, run: Estimate | None) -> Comparison:
-    place = f"{name.row} on {name.measure}"
     if run is None:
-        told = f"{place}: missing in the run; run it, or take it out of the baseline with 'bench baseline update'"
+        told = "missing in the run; run it, or take it out of the baseline with 'bench baseline update'"
         return Comparison(name, base, run, "missing", faults=(told,))
     if base is None:
-        return Comparison(name, base, run, "new", notes=(f"{place}: new, not in the baseline",))
+        return Comparison(name, base, run, "new", notes=("new, not in the baseline",))
     if differing := _other_conditions(base, run):
-        told = f"{place}: measured under other conditions, so nothing can be said: {'; '.join(differing)}"
+        told = f"measured under other conditions, so nothing can be said: {'; '.join(differing)}"
         return Comparison(name, base, run, "other conditions", faults=(told,))
     if base.undefined:
-        return Comparison(
-            name, base, run, "undefined", notes=(f"{place}: not checked; in the baseline {base.undefined}",)
-        )
-    return Comparison(name, base, run, "undefined", faults=(f"{place}: no recovery; in the run {run.undefined}",))
+        return Comparison(name, base, run, "undefined", notes=(f"not checked; in the baseline {base.undefined}",))
+    return Comparison(name, base, run, "undefined", faults=(f"no recovery; in the run {run.undefined}",))
 
 
 def _other_conditions(base: Estimate, run: Estimate) -> list[str]:

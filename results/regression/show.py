@@ -27,8 +27,9 @@ def print_check(check: Check, console: Console) -> None:
         console.print()
         console.print(Text(clean(f"{measure}, recovery in %"), style="bold"))
         _print_table(("", "baseline", "now", "change", "errors", "alarm", ""), map(_row, cells), console)
-    _sentences("what failed", [fault for cell in check.cells for fault in cell.faults], "red", console)
-    _sentences("to know", [note for cell in check.cells for note in cell.notes] + list(check.notes), "", console)
+    faults, notes = check.sentences()
+    _sentences("what failed", faults, "red", console)
+    _sentences("to know", notes, "", console)
     if any(cell.verdict == "rose" for cell in check.cells):
         console.print(Text("better than the baseline: 'bench baseline update' makes this run the one to keep up with"))
     console.print()
@@ -109,5 +110,5 @@ def _sentences(title: str, sentences: list[str], style: str, console: Console) -
     if sentences:
         console.print()
         console.print(Text(title, style=f"bold {style}".strip()))
-    for sentence in dict.fromkeys(sentences):
+    for sentence in sentences:
         console.print(Text(f"  {clean(sentence)}"), soft_wrap=True)
