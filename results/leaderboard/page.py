@@ -101,7 +101,7 @@ def _ranks(board: Board) -> TableView:
     first: Literal["ascending", "descending"] = "descending" if board.table.higher_is_better else "ascending"
     columns = [Column("method")] + [
         Column(
-            band_name(band), "number", help=f"{board.table.measure} in the band {band_name(band)}",
+            band_name(band), "number", help=f"{board.measure} in the band {band_name(band)}",
             group=_band_id(band), first=first, sorted=first if band == board.lead and _plain(board) else "",
         )
         for band in board.bands
