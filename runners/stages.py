@@ -18,7 +18,6 @@ from filelock import FileLock
 from ..foundation.errors import UserError
 from ..foundation.files import digest, read_json, write_json
 from ..foundation.memory import peak_memory_bytes, reset_peak_memory
-from .provenance import provenance
 
 FORMAT = 1
 """Raised whenever a stage's content changes its meaning, so that old folders are not taken for new ones."""
@@ -117,6 +116,8 @@ class StageStore:
         Raises:
             UserError: from the work itself, or no space left on the device.
         """
+        from .provenance import provenance  # imports torch, which readers of finished stages do without
+
         self.root.mkdir(parents=True, exist_ok=True)
         key = stage.key
         with FileLock(self.root / f".lock-{key}"):

@@ -20,7 +20,7 @@ def band_of(ratio: float) -> float:
     """
     step = 0.25 if ratio < 2.125 else 0.5 if ratio < 4.25 else 1.0
     usual = max(1.0, round(ratio / step) * step)
-    return usual if abs(ratio / usual - 1) <= TOLERANCE else float(f"{ratio:.3g}")
+    return usual if abs(ratio / usual - 1) <= TOLERANCE + 1e-9 else float(f"{ratio:.3g}")
 
 
 def bands(targets: Mapping[str, Iterable[float]]) -> dict[float, float]:

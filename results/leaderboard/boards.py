@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...foundation.errors import UserError
 from ...foundation.files import digest
+from ..pages.shell import shorten
 from ..pivot import Cell, Table, goodness, pivot
 from ..schema import KEY_COLUMNS
 from .bands import SHORTFALL, band_name, bands
@@ -92,14 +93,21 @@ class Board:
     @property
     def title(self) -> str:
         """Model, task and variant, without the rest of the conditions."""
-        return f"{self.table.model} · {self.table.task} · {self.table.variant}"
+        return " · ".join(shorten(name, 60) for name in (self.table.model, self.table.task, self.table.variant))
 
     @property
     def conditions(self) -> str:
         """What was measured and under which conditions, the title's parts left out."""
         table = self.table
         data = f", data {self.data}" if self.data else ""
-        return f"{table.measure}, n = {table.n} ({table.engine}, {table.dtype}{data})"
+        level = "" if table.confidence == 0.95 else f", {100 * table.confidence:g} % intervals"
+        how = f"{shorten(table.engine, 40)}, {shorten(table.dtype, 40)}{level}{data}"
+        return f"{self.measure}, n = {table.n} ({how})"
+
+    @property
+    def measure(self) -> str:
+        """The metric with its scorer and unit."""
+        return shorten(self.table.measure, 60)
 
     def rows(self) -> list[tuple[str, dict[float, Entry]]]:
         """Return labels with their entries by band; best first in the first of the fullest bands, the others after."""

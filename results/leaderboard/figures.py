@@ -47,7 +47,7 @@ def _curve(board: Board, rows: Sequence[tuple[str, Mapping[float, Entry]]], left
         Series(label, [_point(board, row[band], row[band].cell.ratio) for band in sorted(row)]) for label, row in rows
     ]
     x = Axis("achieved ratio of the whole model", logarithmic=True, ticks=board.bands, suffix="×")
-    caption = f"{board.title}: {board.table.measure} over the achieved ratio, with intervals.{left_out}"
+    caption = f"{board.title}: {board.measure} over the achieved ratio, with intervals.{left_out}"
     text = (
         f"{len(series)} lines, one for each row of the table above, over {', '.join(map(band_name, board.bands))}; "
         f"{_direction(board)}."
@@ -77,7 +77,7 @@ def _front(
     corners = [(place, _scaled(board, e.cell.value)) for (_, e, place), on in zip(found, best, strict=True) if on]
     members = [f"{e.label} {band_name(e.target)}" for (_, e, _), on in zip(found, best, strict=True) if on]
     caption = (
-        f"{board.title}: {board.table.measure} against {axis.label.partition(' [')[0]}. Filled points and the dashed "
+        f"{board.title}: {board.measure} against {axis.label.partition(' [')[0]}. Filled points and the dashed "
         "line are the Pareto front of the estimates: no other point is as good in both and better in one. Outlines are "
         f"behind it.{more}"
     )
@@ -105,7 +105,7 @@ def _scaled(board: Board, value: float) -> float:
 
 def _y(board: Board) -> Axis:
     logarithmic = None if is_perplexity(board.table.metric) else False
-    return Axis(f"{board.table.measure} · {_direction(board)}", logarithmic=logarithmic)
+    return Axis(f"{board.measure} · {_direction(board)}", logarithmic=logarithmic)
 
 
 def _direction(board: Board) -> str:

@@ -38,6 +38,7 @@ class _Shown:
     ranks: TableView | None
     references: list[Field]
     common: list[tuple[str, str]]
+    options: list[tuple[str, str]]
     details: TableView
     figures: list[Figure]
 
@@ -80,7 +81,9 @@ def _band_id(band: float) -> str:
 
 def _shown(board: Board) -> _Shown:
     entries = [entry for _, row in board.rows() for entry in row.values()]
-    common, details = _details(board, entries)
+    rows = [*board.references, *(entry for _, entry in board.elsewhere), *entries]
+    options = _options(rows)
+    common, details = _details(board, rows, apart={"options"} if options else set())
     return _Shown(
         board=board,
         bands=" ".join(map(_band_id, board.bands)),
@@ -88,6 +91,7 @@ def _shown(board: Board) -> _Shown:
         ranks=_ranks(board) if entries else None,
         references=_references(board),
         common=common,
+        options=options,
         details=details,
         figures=figures(board) if entries else [],
     )
@@ -97,7 +101,7 @@ def _ranks(board: Board) -> TableView:
     first: Literal["ascending", "descending"] = "descending" if board.table.higher_is_better else "ascending"
     columns = [Column("method")] + [
         Column(
-            band_name(band), "number", help=f"{board.table.measure} in the band {band_name(band)}",
+            band_name(band), "number", help=f"{board.measure} in the band {band_name(band)}",
             group=_band_id(band), first=first, sorted=first if band == board.lead and _plain(board) else "",
         )
         for band in board.bands
@@ -107,7 +111,7 @@ def _ranks(board: Board) -> TableView:
         + [_rank_field(board, row.get(band)) for band in board.bands]
         for label, row in board.rows()
     ]
-    caption = f"{board.title}: {board.conditions}"
+    caption = f"{board.conditions}; {direction(board.table.metric, board.table.higher_is_better)}."
     return TableView(f"{board.id}-ranks", caption, columns, rows)
 
 
@@ -123,7 +127,7 @@ def _rank_field(board: Board, entry: Entry | None) -> Field:
     value, interval = format_cell(board.table.metric, entry.cell)
     test = ""
     if standing.tied is not None:
-        test = f" p {p_text(standing.p_adjusted)}" if standing.p_adjusted < 1e-4 else f" p = {standing.p_adjusted:.2g}"
+        test = f" {p_text(standing.p_adjusted)}"
     kind = "best" if standing.best else "tied" if standing.tied else ""
     return Field(value, entry.cell.value, interval + test, standing.mark, entry.id, kind)
 
@@ -138,28 +142,39 @@ def _references(board: Board) -> list[Field]:
     ]
 
 
-def _details(board: Board, entries: Sequence[Entry]) -> tuple[list[tuple[str, str]], TableView]:
-    """Return what is the same for all entries, and a table of all else that is known of each."""
-    rows = [*board.references, *(entry for _, entry in board.elsewhere), *entries]
+def _options(rows: Sequence[Entry]) -> list[tuple[str, str]]:
+    """Return the options by row, or nothing where they differ within one."""
+    found: dict[str, set[str]] = {}
+    for entry in rows:
+        found.setdefault(entry.label, set()).add(entry.provenance.options)
+    if any(len(texts) > 1 for texts in found.values()):
+        return []
+    return [(shorten(label, _LABEL), next(iter(texts))) for label, texts in found.items() if texts != {"defaults"}]
+
+
+def _details(board: Board, rows: Sequence[Entry], apart: set[str]) -> tuple[list[tuple[str, str]], TableView]:
+    """Return what is the same for all entries, and a table of what differs; columns ``apart`` are shown elsewhere."""
     known = [asdict(entry.provenance) for entry in rows]
-    same = {name for name in _NAMES if len({one[name] for one in known}) == 1} - ({"stage_keys"} if rows[1:] else set())
-    common = [(_NAMES[name], shorten(known[0][name], _TEXT)) for name in _NAMES if name in same and known[0][name]]
+    names = [name for name in _NAMES if name not in apart]
+    same = {name for name in names if len({one[name] for one in known}) == 1} - ({"stage_keys"} if rows[1:] else set())
+    common = [(_NAMES[name], shorten(known[0][name], _TEXT)) for name in names if name in same and known[0][name]]
     common.append(("problems, sha256", board.dataset_sha256))
     common += [("prompts, sha256", board.prompt_sha256)] if board.prompt_sha256 else []
     common.append(("model, sha256", board.model_sha256))
     speeds = sorted({name for entry in rows for name in entry.speeds})
+    varying = [name for name in names if name not in same]
     columns = [
         *(Column("entry"), Column("against the best"), Column("achieved ratio", "number")),
         *(Column("parameters", "number"), Column("bytes", "number")),
         *(Column(f"tokens/s, {name}", "number") for name in speeds),
-        *(Column(text) for name, text in _NAMES.items() if name not in same),
+        *(Column(_NAMES[name]) for name in varying),
     ]
-    lines = [_detail(entry, one, speeds, same) for entry, one in zip(rows, known, strict=True)]
+    lines = [_detail(entry, one, speeds, varying) for entry, one in zip(rows, known, strict=True)]
     caption = f"{board.title}: all entries with sizes and provenance"
     return common, TableView(f"{board.id}-details", caption, columns, lines, [entry.id for entry in rows])
 
 
-def _detail(entry: Entry, known: Mapping[str, str], speeds: Sequence[str], same: set[str]) -> list[Field | str]:
+def _detail(entry: Entry, known: Mapping[str, str], speeds: Sequence[str], varying: Sequence[str]) -> list[Field | str]:
     cell = entry.cell
     name = entry.label if entry.uncompressed else f"{entry.label} {band_name(entry.target)}"
     times = [entry.speeds.get(speed) for speed in speeds]
@@ -167,5 +182,5 @@ def _detail(entry: Entry, known: Mapping[str, str], speeds: Sequence[str], same:
         *(shorten(name, _LABEL), standing_text(entry), Field(f"{cell.ratio:.4g}×", cell.ratio)),
         *(Field(f"{cell.params:,.0f}", cell.params), Field(f"{cell.bytes:,.0f}", cell.bytes)),
         *(Field("" if time is None else f"{time:,.4g}", time) for time in times),
-        *(shorten(known[key], _TEXT) for key in _NAMES if key not in same),
+        *(shorten(known[key], _TEXT) for key in varying),
     ]

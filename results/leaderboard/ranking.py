@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 
@@ -89,43 +91,46 @@ def rank(column: Sequence[Contender]) -> list[Standing]:
     if not column:
         return []
     best = max(range(len(column)), key=lambda i: (column[i].goodness, -i))
-    pairs = list(combinations(range(len(column)), 2))
-    tests = _test(column, pairs)
-    made = [pair for pair in pairs if isinstance(tests[pair], tuple)]
-    adjusted = dict(zip(made, holm([tests[pair][0] for pair in made]), strict=True))  # type: ignore[misc]
+    values = sorted(one.goodness for one in column)
+    tests = _test(column)
+    made = [pair for pair, found in tests.items() if isinstance(found, Test)]
+    adjusted = dict(zip(made, holm([tests[pair].p_value for pair in made]), strict=True))  # type: ignore[union-attr]
     standings = []
     for i, one in enumerate(column):
-        place = 1 + sum(other.goodness > one.goodness for other in column)
+        place = 1 + len(values) - bisect_right(values, one.goodness)
         if i == best:
             standings.append(Standing(1, best=True, reason="the only entry" if len(column) == 1 else ""))
             continue
         pair = (min(i, best), max(i, best))
-        found = tests[pair]
+        found = tests.get(pair) or one.missing or column[best].missing or NO_SAMPLES
         if isinstance(found, str):
             standings.append(Standing(place, reason=found))
             continue
         tied = adjusted[pair] >= LEVEL
-        standings.append(Standing(1 if tied else place, False, tied, found[0], adjusted[pair], found[1]))
+        standings.append(Standing(1 if tied else place, False, tied, found.p_value, adjusted[pair], found.name))
     return standings
 
 
-def _test(
-    column: Sequence[Contender], pairs: Sequence[tuple[int, int]]
-) -> dict[tuple[int, int], tuple[float, str] | str]:
-    """Return a p-value and the test's name for each pair, or why there is none."""
-    found: dict[tuple[int, int], tuple[float, str] | str] = {}
+class Test(NamedTuple):
+    """A paired test of two entries: its p-value, and what it was."""
+
+    p_value: float
+    name: str
+
+
+def _test(column: Sequence[Contender]) -> dict[tuple[int, int], Test | str]:
+    """Return the test of each pair of entries with samples, or why there is none."""
+    found: dict[tuple[int, int], Test | str] = {}
     index: dict[str, int] = {}
-    for one in column:
-        for scores in one.scores.values():
+    tested = [i for i, one in enumerate(column) if one.scores]
+    for i in tested:
+        for scores in column[i].scores.values():
             for problem in scores.problems:
                 index.setdefault(problem, len(index))
-    placed = [{seed: _placed(scores, index) for seed, scores in one.scores.items()} for one in column]
+    placed = {i: {seed: _placed(scores, index) for seed, scores in column[i].scores.items()} for i in tested}
     flipped, differences, names = [], [], []
-    for pair in pairs:
+    for pair in combinations(tested, 2):
         a, b = (column[i] for i in pair)
-        if not a.scores or not b.scores:
-            found[pair] = a.missing or b.missing or NO_SAMPLES
-            continue
         seeds = sorted(set(a.scores) & set(b.scores))
         if not seeds:
             found[pair] = "no seed in common"
@@ -140,14 +145,14 @@ def _test(
         size = f"{problems} problems, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
         if len(seeds) == 1 and a.scores[seeds[0]].greedy and b.scores[seeds[0]].greedy:
             p = mcnemar(int((difference > 0).sum()), int((difference < 0).sum()))
-            found[pair] = (p, f"{MCNEMAR} ({size})")
+            found[pair] = Test(p, f"{MCNEMAR} ({size})")
         else:
             flipped.append(pair)
             differences.append(difference)
             names.append(f"{SIGN_FLIP} ({size})")
     if flipped:
-        p_values = sign_flips(np.stack(differences, axis=1), enough_flips(len(pairs)))
-        found |= {pair: (float(p), name) for pair, p, name in zip(flipped, p_values, names, strict=True)}
+        p_values = sign_flips(np.stack(differences, axis=1), enough_flips(len(tested) * (len(tested) - 1) // 2))
+        found |= {pair: Test(float(p), name) for pair, p, name in zip(flipped, p_values, names, strict=True)}
     return found
 
 

@@ -119,12 +119,12 @@ def standing_text(entry: Entry) -> str:
     if standing.tied is None:
         return standing.reason
     outcome = "not shown to be worse than the best" if standing.tied else "worse than the best"
-    return f"{outcome}, p = {p_text(standing.p_adjusted)} ({standing.test})"
+    return f"{outcome}, {p_text(standing.p_adjusted)} ({standing.test})"
 
 
 def p_text(p: float) -> str:
-    """Return a p-value with two digits; what is below 0.0001 is said to be so."""
-    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+    """Return ``p = 0.031``, or ``p < 0.0001``."""
+    return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
 
 
 def _line(board: Board, entry: Entry, elsewhere: bool = False) -> list[object]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
@@ -124,7 +125,7 @@ def chart(
     ends = [e for _, points in shown for p in points for e in (p.low, p.high) if math.isfinite(e)]
     across = _Scale(x, xs, _LEFT, WIDTH - _RIGHT)
     up = _Scale(y, ys, HEIGHT - _BOTTOM, _TOP, ends)
-    lines = []
+    lines: list[dict[str, Any]] = []
     for number, (one, points) in enumerate(shown):
         if not points:
             continue
@@ -151,6 +152,7 @@ def chart(
                 "end": (drawn[-1]["x"], drawn[-1]["y"]),
             }
         )
+    _thin_out([point for line in lines for point in line["points"]])
     levels = [{"name": shorten(name, 30), "y": up(value)} for name, value in references]
     _spread([*lines, *levels])
     template = environment(Path(TEMPLATES)).get_template("chart.svg")
@@ -171,7 +173,7 @@ def chart(
             y_ticks=up.ticks(6),
             lines=lines,
             levels=levels,
-            markers=sorted({(int(str(line["marker"]).rpartition("m")[2]), line["marker"]) for line in lines}),
+            markers=sorted({(int(line["marker"].rpartition("m")[2]), line["marker"]) for line in lines}),
             shapes=MARKERS,
             front=" ".join(f"{across(a)},{up(b)}" for a, b in front),
         )
@@ -207,7 +209,7 @@ def staircase(front: Sequence[tuple[float, float]], less_x: bool) -> list[tuple[
     return corners
 
 
-def _spread(items: Sequence[dict[str, object]]) -> None:
+def _spread(items: Sequence[dict[str, Any]]) -> None:
     """Give each item a place for its label beside the plot, near its end and one below the other."""
     wanted = sorted(items, key=lambda item: _height(item))
     room = HEIGHT - 2 * _LABEL_HEIGHT
@@ -222,9 +224,17 @@ def _spread(items: Sequence[dict[str, object]]) -> None:
         item["label_y"] = round(place, 1)
 
 
-def _height(item: dict[str, object]) -> float:
-    end = item.get("end")
-    return float(end[1]) if isinstance(end, tuple) else float(str(item["y"]))
+def _thin_out(points: Sequence[dict[str, Any]]) -> None:
+    """Drop labels that would be written over another one."""
+    written: list[dict[str, Any]] = []
+    for point in points:
+        if point["label"] and any(abs(p["x"] - point["x"]) < 30 and abs(p["y"] - point["y"]) < 12 for p in written):
+            point["label"] = ""
+        written += [point] if point["label"] else []
+
+
+def _height(item: dict[str, Any]) -> float:
+    return float(item["end"][1] if "end" in item else item["y"])
 
 
 class _Scale:

@@ -105,22 +105,23 @@ def rank_figure(maps: Sequence[RankMap]) -> Any:
     The shade is the share of the matrix's parameters that is stored, darker is more; numbers are ranks, ``D`` a matrix
     that stayed dense, ``s`` behind a rank one that uses another's first factor.
     """
-    columns = min(4 if len(maps[0].kinds) <= 8 else 2, len(maps))
+    cells = sum(len(one.layers) * len(one.kinds) for one in maps)
+    numbers = cells <= NUMBERED_CELLS
+    columns = min((4 if numbers else 6) if len(maps[0].kinds) <= 8 else 2, len(maps))
     lines = -(-len(maps) // columns)
     depth = max(len(one.layers) for one in maps)
     height = 0.75 + depth * (0.24 if depth <= 12 else 0.13)
-    figure = _new(max(2.4, lines * height + 0.9), _WIDTH if columns > 1 else 5.0)
+    figure = _new(max(2.4, lines * height + 1.1), _WIDTH if columns > 1 else 5.0)
     panels = figure.subplots(lines, columns, squeeze=False)
-    cells = sum(len(one.layers) * len(one.kinds) for one in maps)
     shares = [cell.share for one in maps for row in one.cells for cell in row if cell is not None]
     most = min(1.0, math.ceil(10 * max(shares)) / 10) or 1.0
     for place, axes in enumerate(panels.flat):
         if place >= len(maps):
             axes.set_axis_off()
             continue
-        picture = _rank_panel(axes, maps[place], most, numbers=cells <= NUMBERED_CELLS)
-    bar = figure.colorbar(picture, ax=panels, aspect=30, pad=0.01)
-    bar.set_label("share of parameters stored", fontsize=7.5)
+        picture = _rank_panel(axes, maps[place], most, numbers)
+    bar = figure.colorbar(picture, ax=panels, location="top", aspect=45, pad=0.01, shrink=0.5)
+    bar.set_label("share of the matrix's parameters that is stored", fontsize=7.5)
     bar.ax.tick_params(labelsize=7)
     return figure
 
@@ -129,8 +130,13 @@ def _rank_panel(axes: Any, one: RankMap, most: float, numbers: bool) -> Any:
     import numpy as np
 
     shares = np.array([[np.nan if c is None else min(c.share, 1.0) for c in row] for row in one.cells])
-    picture = axes.pcolormesh(shares[::-1], cmap="cividis_r", vmin=0, vmax=most, edgecolors="white", linewidth=0.4)
-    count = len(one.layers)
+    count, width = len(one.layers), len(one.kinds)
+    colours: dict[str, Any] = {"cmap": "cividis_r", "vmin": 0, "vmax": most}
+    if numbers:
+        picture = axes.pcolormesh(shares[::-1], edgecolors="white", linewidth=0.4, **colours)
+    else:  # a path for each of many cells would fill megabytes
+        edges = (0, width, 0, count)
+        picture = axes.imshow(shares, aspect="auto", interpolation="nearest", extent=edges, **colours)
     for y, row in enumerate(one.cells):
         for x, cell in enumerate(row):
             text = "" if cell is None else "D" if cell.rank is None else f"{cell.rank}{'s' if cell.shared else ''}"

@@ -13,8 +13,8 @@ from .data import Energy, Rank, RankMap, Report
 from .figures import MOST_BANDS, rank_figure, spectra_figure
 from .words import and_list
 
-MOST_TABLES = 60
-"""Tables of single ranks that a page holds at most; a figure and the means are always there."""
+MOST_RANKS = 8000
+"""Single ranks in tables that a page holds at most; pictures and means are always there."""
 
 
 def rank_blocks(report: Report) -> list[Block]:
@@ -39,10 +39,14 @@ def rank_blocks(report: Report) -> list[Block]:
         alt = f"Heat maps of ranks at {ratio:g}×; mean ranks by kind of matrix: " + "; ".join(map(_said, maps))
         table = _means(name, ratio, maps)
         blocks.append(Picture(name, shorten(alt, 1200), caption, partial(rank_figure, maps), table))
-        single = [_single(f"{name}-{i}", one) for i, one in enumerate(maps) if shown + i < MOST_TABLES]
-        shown += len(single)
-        if single:
-            blocks.append(Fold(f"Every rank at {ratio:g}×", single, long=True))
+        single: list[Block] = []
+        for i, one in enumerate(maps):
+            shown += len(one.layers) * len(one.kinds)
+            if shown <= MOST_RANKS:
+                single.append(_single(f"{name}-{i}", one))
+        if len(single) < len(maps):
+            single.append(f"{len(maps) - len(single)} tables are left out to keep the page small.")
+        blocks.append(Fold(f"Every rank at {ratio:g}×", single, long=True))
     return blocks
 
 

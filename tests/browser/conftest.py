@@ -9,7 +9,6 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-PHONE = {"width": 390, "height": 780}
 DESKTOP = {"width": 1280, "height": 900}
 
 
@@ -60,7 +59,7 @@ class OpenPage:
 
 @pytest.fixture
 def open_page(chromium: Browser) -> Iterator[Callable[..., OpenPage]]:
-    """Open a file: ``open_page(path, size=PHONE, dark=False, scripts=True)``."""
+    """Open a file: ``open_page(path, size={"width": 390, "height": 780}, dark=False, scripts=True)``."""
     contexts = []
 
     def opened(path: Path, size: dict[str, int] = DESKTOP, dark: bool = False, scripts: bool = True) -> OpenPage:
