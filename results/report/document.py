@@ -124,7 +124,7 @@ def _paired(report: Report, tables: Sequence[Table]) -> TableView:
             Column("test"),
         ),
     ]
-    rows = []
+    rows: list[list[Field | str]] = []
     for t in report.paired:
         scale, unit = (100, "points") if t.unit == "problems" else (1, "nats/token")
         low, high = f"{scale * t.low:+.3g}", f"{scale * t.high:+.3g}"
