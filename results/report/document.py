@@ -129,19 +129,11 @@ def _paired(report: Report, tables: Sequence[Table]) -> TableView:
         scale, unit = (100, "points") if t.unit == "problems" else (1, "nats/token")
         low, high = f"{scale * t.low:+.3g}", f"{scale * t.high:+.3g}"
         lead = Field(f"{scale * t.difference:.3g} {unit}", t.difference, f"[{low}, {high}]")
-        rows.append(
-            [
-                *(
-                    t.label,
-                    t.leader,
-                    Field(f"{t.ratio:g}×", t.ratio),
-                    *[tables[t.table].variant for _ in measured],
-                    lead,
-                ),
-                *(Field(f"{t.p_value:.2g}", t.p_value), Field(f"{t.p_corrected:.2g}", t.p_corrected)),
-                *(Field(f"{t.units:,}", t.units), str(t.seeds), "yes" if t.every_seed else "no", t.test),
-            ]
-        )
+        start: list[Field | str] = [t.label, t.leader, Field(f"{t.ratio:g}×", t.ratio)]
+        start += [tables[t.table].variant for _ in measured]
+        values = [Field(f"{t.p_value:.2g}", t.p_value), Field(f"{t.p_corrected:.2g}", t.p_corrected)]
+        end = [str(t.seeds), "yes" if t.every_seed else "no", t.test]
+        rows.append([*start, lead, *values, Field(f"{t.units:,}", t.units), *end])
     note = (
         "Lead: by how much the best estimate's row is better, with its 95 % interval. Units are problems or windows; "
         "seeds are averaged. Choosing the best row by the same numbers favours it a little. "
