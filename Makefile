@@ -7,12 +7,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VLLM := $(VENV)/.vllm
 
-.PHONY: demo test check setup setup-vllm setup-vllm-cpu sandbox clean
+.PHONY: demo test check setup setup-vllm setup-vllm-cpu sandbox browser clean
 
 demo: $(READY) sandbox
 	$(BIN)/bench run --methods svd,fwsvd,bs --model tiny --task toy-math --ratios 1.5,2,3,4 --recover-steps 200
 
-test: $(VLLM) sandbox
+test: $(VLLM) sandbox browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(READY)
@@ -56,6 +56,16 @@ sandbox:
 		fi; \
 		command -v bwrap >/dev/null 2>&1 || \
 			echo "note: bubblewrap (0.8 or newer) is missing; code benchmarks do without where the kernel allows it, the tests need it: sudo apt-get install bubblewrap"; }
+
+# The tests open our pages in a real browser. Where the user may, Debian's Chromium is installed.
+browser:
+	@command -v chromium >/dev/null 2>&1 || command -v chromium-browser >/dev/null 2>&1 || command -v google-chrome >/dev/null 2>&1 || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+			echo "installing chromium (system package) for the tests of HTML pages"; \
+			{ apt-get install -y -qq chromium || { apt-get update -qq && apt-get install -y -qq chromium; }; } >/dev/null 2>&1; \
+		fi; \
+		command -v chromium >/dev/null 2>&1 || \
+			echo "note: chromium is missing; the tests of HTML pages need it: sudo apt-get install chromium"; }
 
 clean:
 	rm -rf $(VENV) .types build .pytest_cache .mypy_cache .ruff_cache

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 
 from ..foundation.errors import UserError, unknown
+from ..results.paired import mcnemar
 from .metrics import Verdict
 
 RESAMPLES = 10_000
@@ -128,13 +129,6 @@ def compare(a: Lines, b: Lines, scorer: str | None = None, seed: int = 0) -> Com
         left_out=len(set(first) ^ set(second)),
         verb="solve" if head["verdicts"][scorer] in VERDICTS else "prefer the stereotype in",
     )
-
-
-def mcnemar(only_a: int, only_b: int) -> float:
-    """Return the two-sided p-value of McNemar's exact test: discordant problems fall to either side by a fair coin."""
-    n, k = only_a + only_b, min(only_a, only_b)
-    tail = sum(math.comb(n, i) for i in range(k + 1))
-    return min(1.0, float(2 * tail / (1 << n)) if n < 1000 else math.exp(math.log(2 * tail) - n * math.log(2)))
 
 
 def paired_interval(only_a: int, only_b: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

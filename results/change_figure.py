@@ -11,7 +11,7 @@ from typing import Any
 
 from ..foundation.files import write_atomic
 from .changes import ChangeView, Counts, count_changes
-from .curves import STYLE, slug
+from .curves import slug, style
 from .tables import clean
 
 _MAP = "Blues"
@@ -34,12 +34,8 @@ def draw_changes(view: ChangeView, folder: Path) -> list[Path]:
     Returns:
         The paths written, PNG before SVG.
     """
-    import matplotlib
-
     paths = []
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
+    with style():
         figure = _figure(view)
         stem = f"bases-{slug(view.name)}"
         for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):

@@ -6,7 +6,8 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Okabe and Ito's palette (2008), which colour-blind readers tell apart; the uncompressed model is black and grey.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 _REFERENCE = {"finetuned": ("#222222", (0, (9, 3))), "pretrained": ("#888888", (0, (2, 3)))}
 _REFERENCE_MARKER = {"finetuned": "h", "pretrained": "p"}
 _CROWDED = 8
 """With more lines the figure has a panel for each few of them, the others in grey behind."""
 _PANEL_LINES = 6
-STYLE: Any = {
+_STYLE: Any = {
     "text.parse_math": False,
     "svg.hashsalt": "lowrank-bench",
     "svg.fonttype": "path",
@@ -63,13 +64,9 @@ def draw_curves(
     Returns:
         The paths written, PNG before SVG; none where no compressed model was evaluated, or has an x.
     """
-    import matplotlib
-
     tables, axis = pivot(frame, headline), AXES[x]
     paths: list[Path] = []
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
+    with style():
         for table in tables:
             if not any(axis.cells(row) for row in table.rows if not row.uncompressed):
                 continue
@@ -81,6 +78,17 @@ def draw_curves(
                 paths.append(stem.with_name(stem.name + suffix))
                 write_atomic(paths[-1], buffer.getvalue())
     return paths
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw with our settings alone, whatever the user's matplotlibrc says."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
 
 
 def _stem(table: Table, tables: Sequence[Table]) -> str:
@@ -127,7 +135,7 @@ def _figure(table: Table, references: Sequence[tuple[Row, str]], axis: XAxis, co
     scale = 100.0 if is_fraction(table.metric) else 1.0
     handles = [_reference(axes, row, scale, axis) for row, _ in references]
     handles += [_line(axes, row, i, scale, axis) for i, row in enumerate(lines)]
-    texts = [_plain(text) for _, text in references] + [_plain(row.label) for row in lines]
+    texts = [plain(text) for _, text in references] + [plain(row.label) for row in lines]
     set_x_axis(axes, axis, lines, [row for row, _ in references])
     _y_axis(axes, table, [row for row, _ in references] + lines, scale)
     axes.grid(True, color="#e4e4e4", linewidth=0.7)
@@ -167,7 +175,7 @@ def _panels(
                 )
         handles = [_reference(axes, row, scale, axis) for row in uncompressed]
         handles += [_line(axes, row, i, scale, axis) for i, row in enumerate(group)]
-        texts = [_plain(text) for _, text in references] + [_plain(row.label) for row in group]
+        texts = [plain(text) for _, text in references] + [plain(row.label) for row in group]
         set_x_axis(axes, axis, lines, uncompressed)
         axes.set_xlabel(textwrap.fill(axes.get_xlabel(), 42))
         _y_axis(axes, table, uncompressed + lines, scale)
@@ -189,7 +197,7 @@ def _panels(
 
 def _line(axes: Any, row: Row, index: int, scale: float, axis: XAxis) -> Any:
     cells = axis.cells(row)
-    colour = _COLOURS[index % len(_COLOURS)]
+    colour = COLOURS[index % len(COLOURS)]
     x = [axis.value(c) for c in cells]
     y = [c.value * scale for c in cells]
     low, high = _ends(cells, scale)
@@ -201,8 +209,8 @@ def _line(axes: Any, row: Row, index: int, scale: float, axis: XAxis) -> Any:
         x,
         y,
         color=colour,
-        linestyle=_DASHES[index % len(_DASHES)],
-        marker=_MARKERS[index % len(_MARKERS)],
+        linestyle=DASHES[index % len(DASHES)],
+        marker=MARKERS[index % len(MARKERS)],
         markersize=7,
         markeredgecolor="white",
         markeredgewidth=0.6,
@@ -237,7 +245,7 @@ def _y_axis(axes: Any, table: Table, rows: Sequence[Row], scale: float) -> None:
     unit = "%" if is_fraction(table.metric) else "nats" if table.metric.startswith("nats") else ""
     scorer = f" ({table.scorer})" if table.scorer else ""
     good = direction(table.metric, table.higher_is_better)
-    axes.set_ylabel(_plain(f"{table.metric}{scorer}{f' [{unit}]' if unit else ''}, {good}"))
+    axes.set_ylabel(plain(f"{table.metric}{scorer}{f' [{unit}]' if unit else ''}, {good}"))
     cells = [cell for row in rows for cell in row.cells.values() if math.isfinite(cell.value)]
     if is_fraction(table.metric):
         top = max([c.high for c in cells if math.isfinite(c.high)], default=1.0) * scale
@@ -264,11 +272,11 @@ def _title(figure: Any, table: Table, drawn: str, condition: str, panels: int = 
     second = f"n = {table.n} · {seeds} · {bands}{data}"
     if panels > 1:
         second += "\npanels from the best to the worst at the highest ratio, the other lines in grey"
-    third = "\n" + _plain(textwrap.fill(clean(condition), width), keep="\n") if condition else ""
-    figure.suptitle(_plain(first, keep="\n") + "\n" + _plain(second, keep="\n") + third, fontsize=10.5)
+    third = "\n" + plain(textwrap.fill(clean(condition), width), keep="\n") if condition else ""
+    figure.suptitle(plain(first, keep="\n") + "\n" + plain(second, keep="\n") + third, fontsize=10.5)
 
 
-def _plain(text: str, keep: str = "") -> str:
+def plain(text: str, keep: str = "") -> str:
     """Return text without control characters other than ``keep``, and not hidden from legends by a leading '_'."""
     shown = keep.join(map(clean, text.split(keep))) if keep else clean(text)
     return f" {shown}" if shown.startswith("_") else shown

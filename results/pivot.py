@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..foundation.errors import UserError
 from .intervals import across_seeds
+from .metrics import direction, format_value, goodness, has_ideal, is_fraction, is_perplexity, limits
 
 if TYPE_CHECKING:
     import pandas as pd
 
+__all__ = [
+    "Cell",
+    "Row",
+    "Table",
+    "direction",
+    "format_cell",
+    "format_value",
+    "goodness",
+    "has_ideal",
+    "is_fraction",
+    "is_perplexity",
+    "pivot",
+]
+
 _CONDITIONS = ["model", "model_sha256", "task", "benchmark", "variant", "metric", "scorer", "n", "engine", "dtype"]
 _DATA = ["dataset_sha256", "prompt_sha256"]
-_FRACTIONS = {
-    *("accuracy", "acc", "acc_norm", "exact_match", "maj@k"),
-    *("pct_stereotype", "stereotype_score", "language_score", "icat"),
-}
-
-_IDEALS = {
-    "pct_stereotype": "50 is no preference",
-    "stereotype_score": "50 is no preference",
-    "accuracy_gap": "0 is no gap",
-}
+_SAME = ["stage_key", "label", "options", "stage", "ratio_target", "seed"]
+_READ = [
+    *(*_CONDITIONS, *_DATA, *_SAME, "sweep", "method", "higher_is_better", "confidence", "value", "low", "high"),
+    *("ratio", "kept", "ratio_matrices", "params", "bytes", "tokens_compress", "tokens_recover", "tokens_per_second"),
+    "origin",
+]
+_Line = Mapping[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,7 @@ class Cell:
         params, bytes: size of the model.
         tokens: training tokens after the first finetuning (compress + recover).
         tokens_per_second: decoding speed, where `speed.with_speed` joined one; else NaN.
+        records: index of the records in the frame.
     """
 
     value: float
@@ -56,6 +69,7 @@ class Cell:
     bytes: float
     tokens: float
     tokens_per_second: float = math.nan
+    records: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,7 +143,8 @@ def pivot(frame: pd.DataFrame, headline: bool = True) -> list[Table]:
     table, rows that one label would merge are told apart by their options or by their sweep.
 
     Args:
-        frame: records as `records.read_records` returns them.
+        frame: records as `records.read_records` returns them; with a column ``origin``, rows of another origin are
+            other rows.
         headline: take headline metrics only.
 
     Raises:
@@ -138,51 +153,31 @@ def pivot(frame: pd.DataFrame, headline: bool = True) -> list[Table]:
     chosen = frame[frame["headline"]] if headline else frame
     if chosen.empty:
         raise UserError("there are no records to show; name a run that has evaluated at least one model")
-    # Two sweeps in one frame may share an evaluate stage.
-    chosen = chosen.drop_duplicates(
-        subset=[*_CONDITIONS, "stage_key", "label", "options", "stage", "ratio_target", "seed"]
-    )
+    groups: dict[tuple[Any, ...], list[_Line]] = {}
+    seen: set[tuple[Any, ...]] = set()
+    # Plain rows: a frame cut into thousands of cells costs a millisecond a cell and column.
+    lines: list[_Line] = chosen[[c for c in _READ if c in chosen]].to_dict("records")  # type: ignore[assignment]
+    for index, line in zip(chosen.index, lines, strict=True):
+        line = {**line, "index": index}
+        conditions = tuple(line[c] for c in _CONDITIONS)
+        same = (*conditions, *(line[c] for c in _SAME))
+        if same not in seen:  # two sweeps in one frame may share an evaluate stage
+            seen.add(same)
+            groups.setdefault(conditions, []).append(line)
     tables = []
-    for _, group in chosen.groupby(_CONDITIONS, sort=False):
-        if group.groupby(["seed"])[_DATA].nunique().to_numpy().max() > 1:
-            for hashes, part in group.groupby(_DATA, sort=False):
-                tables.append(_table(part, " ".join(str(h)[:8] for h in hashes if h)))
+    for group in groups.values():
+        data: dict[Any, set[tuple[str, ...]]] = {}
+        parts: dict[tuple[str, ...], list[_Line]] = {}
+        for line in group:
+            hashes = tuple(line[c] for c in _DATA)
+            data.setdefault(line["seed"], set()).add(hashes)
+            parts.setdefault(hashes, []).append(line)
+        if max(map(len, data.values())) > 1:
+            tables += [_table(part, " ".join(h[:8] for h in hashes if h)) for hashes, part in parts.items()]
         else:
             tables.append(_table(group, ""))
     order = {key: i for i, key in enumerate(dict.fromkeys((t.model, t.task) for t in tables))}
     return sorted(tables, key=lambda t: (order[t.model, t.task], t.benchmark, not t.compressed, t.metric, t.scorer))
-
-
-def is_fraction(metric: str) -> bool:
-    """Return whether a metric is a share in 0..1, shown in percent."""
-    return (
-        metric.partition("/")[0] in _FRACTIONS or metric.startswith("pass@") or metric.endswith(("accuracy", "_rate"))
-    )
-
-
-def direction(metric: str, higher_is_better: bool) -> str:
-    """Return in words which values are good; measures of bias have their ideal in the middle."""
-    name = metric.partition("/")[0]
-    if name in _IDEALS:
-        return _IDEALS[name]
-    return f"{'higher' if higher_is_better else 'lower'} is better"
-
-
-def is_perplexity(metric: str) -> bool:
-    """Return whether a metric is a perplexity, drawn on a logarithmic axis."""
-    return "perplexity" in metric
-
-
-def format_value(metric: str, value: float) -> str:
-    """Return a metric's value as text: shares in percent with one decimal, others with about four digits."""
-    if math.isinf(value):
-        return "∞" if value > 0 else "-∞"
-    if is_fraction(metric):
-        return f"{100 * value:.1f}"
-    size = abs(value)
-    if size >= 1000:
-        return f"{value:,.0f}" if size < 1e7 else f"{value:.3g}"
-    return f"{value:.{3 if size < 10 else 2 if size < 100 else 1}f}"
 
 
 def format_cell(metric: str, cell: Cell) -> tuple[str, str]:
@@ -193,13 +188,16 @@ def format_cell(metric: str, cell: Cell) -> tuple[str, str]:
     )
 
 
-def _table(group: pd.DataFrame, data: str) -> Table:
-    first = group.iloc[0]
-    group = group.assign(shown=_shown_labels(group), place=group["ratio_target"].where(group["method"] != "none", 1.0))
-    rows = []
-    for (label, stage), part in group.groupby(["shown", "stage"], sort=False):
-        cells = {float(cell["place"].iloc[0]): _cell(str(label), cell) for _, cell in part.groupby("place")}
-        rows.append(Row(str(label), str(stage), cells))
+def _table(group: Sequence[_Line], data: str) -> Table:
+    first = group[0]
+    parts: dict[tuple[str, str], dict[float, list[_Line]]] = {}
+    for label, line in zip(_shown_labels(group), group, strict=True):
+        place = 1.0 if line["method"] == "none" else float(line["ratio_target"])
+        parts.setdefault((label, line["stage"]), {}).setdefault(place, []).append(line)
+    rows = [
+        Row(label, stage, {place: _cell(label, cells[place]) for place in sorted(cells)})
+        for (label, stage), cells in parts.items()
+    ]
     rank = {"pretrained": 0, "finetuned": 1}
     rows.sort(key=lambda row: rank.get(row.stage, 2))
     return Table(
@@ -213,26 +211,30 @@ def _table(group: pd.DataFrame, data: str) -> Table:
     )
 
 
-def _shown_labels(group: pd.DataFrame) -> list[str]:
-    recovered = set(group["label"][group["stage"] == "recovered"])
+def _shown_labels(group: Sequence[_Line]) -> list[str]:
+    recovered = {line["label"] for line in group if line["stage"] == "recovered"}
     labels = [
-        f"uncompressed ({stage})"
-        if method == "none"
-        else f"{label}, not recovered"
-        if stage == "compressed" and label in recovered
-        else label
-        for label, method, stage in zip(group["label"], group["method"], group["stage"], strict=True)
+        f"uncompressed ({line['stage']})"
+        if line["method"] == "none"
+        else f"{line['label']}, not recovered"
+        if line["stage"] == "compressed" and line["label"] in recovered
+        else str(line["label"])
+        for line in group
+    ]
+    labels = [
+        f"{label} ({line['origin']})" if line.get("origin") else label
+        for label, line in zip(labels, group, strict=True)
     ]
     options: dict[str, set[str]] = {}
-    for label, text in zip(labels, group["options"], strict=True):
-        options.setdefault(label, set()).add(text)
+    for label, line in zip(labels, group, strict=True):
+        options.setdefault(label, set()).add(line["options"])
     labels = [
-        f"{label} ({_pairs(text)})" if len(options[label]) > 1 else label
-        for label, text in zip(labels, group["options"], strict=True)
+        f"{label} ({_pairs(line['options'])})" if len(options[label]) > 1 else label
+        for label, line in zip(labels, group, strict=True)
     ]
-    places = list(zip(labels, group["ratio_target"], group["seed"], strict=True))
-    if len(set(places)) < len(places):
-        labels = [f"{label} ({sweep})" for label, sweep in zip(labels, group["sweep"], strict=True)]
+    places = {(label, line["ratio_target"], line["seed"]) for label, line in zip(labels, group, strict=True)}
+    if len(places) < len(group):
+        labels = [f"{label} ({line['sweep']})" for label, line in zip(labels, group, strict=True)]
     return labels
 
 
@@ -240,22 +242,30 @@ def _pairs(options: str) -> str:
     return ", ".join(f"{k}={v}" for k, v in json.loads(options).items()) or "default options"
 
 
-def _cell(label: str, rows: pd.DataFrame) -> Cell:
-    seeds = tuple(sorted(int(s) for s in rows["seed"]))
-    first = rows.iloc[0]
+def _cell(label: str, lines: Sequence[_Line]) -> Cell:
+    seeds = tuple(sorted(int(line["seed"]) for line in lines))
+    first = lines[0]
     if len(set(seeds)) < len(seeds):
         raise UserError(
             f"two records give {first['metric']} of '{label}' on {first['variant']} at ratio {first['ratio_target']:g} "
             f"and seed {first['seed']}; leave one of them out"
         )
-    value, low, high = float(rows["value"].mean()), float(first["low"]), float(first["high"])
-    spread = rows["value"].nunique() > 1 and math.isfinite(value)
+    values = [float(line["value"]) for line in lines]
+    value, low, high = mean(values), float(first["low"]), float(first["high"])
+    spread = len(set(values)) > 1 and math.isfinite(value)
     if spread:
-        lower, upper = (0.0, 1.0) if is_fraction(first["metric"]) else (-math.inf, math.inf)
-        lower = 1.0 if is_perplexity(first["metric"]) else lower
-        low, high = across_seeds(rows["value"].tolist(), float(first["confidence"]), lower, upper)
+        low, high = across_seeds(values, float(first["confidence"]), *limits(first["metric"]))
     names = ("ratio", "kept", "ratio_matrices", "params", "bytes")
-    means = {name: float(rows[name].mean()) for name in names}
-    tokens = float((rows["tokens_compress"] + rows["tokens_recover"]).mean())
-    speed = float(rows["tokens_per_second"].mean()) if "tokens_per_second" in rows else math.nan
-    return Cell(value, low, high, seeds, spread, **means, tokens=tokens, tokens_per_second=speed)
+    means = {name: mean([line[name] for line in lines]) for name in names}
+    tokens = mean([line["tokens_compress"] + line["tokens_recover"] for line in lines])
+    speeds = [float(line.get("tokens_per_second", math.nan)) for line in lines]
+    speed = mean([speed for speed in speeds if not math.isnan(speed)])
+    records = tuple(line["index"] for line in lines)
+    return Cell(value, low, high, seeds, spread, **means, tokens=tokens, tokens_per_second=speed, records=records)
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean of numbers, summed as pandas does; NaN of none."""
+    import numpy as np
+
+    return float(np.asarray(values, dtype="float64").sum()) / len(values) if values else math.nan

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     *("COLUMNS", "KEY_COLUMNS", "SCHEMA_VERSION", "TIMING_COLUMNS", "Record"),
-    *("read_records", "same_results", "to_frame", "write_records"),
+    *("csv_text", "read_records", "same_results", "to_frame", "to_records", "write_records"),
 ]
 
 CSV_NAME, PARQUET_NAME = "results.csv", "results.parquet"
@@ -40,13 +41,24 @@ def write_records(folder: Path, records: Iterable[Record]) -> tuple[Path, Path]:
     Raises:
         UserError: two records have the same key.
     """
-    ordered = sorted(records, key=_place)
-    if repeated := _repeated(ordered):
-        raise UserError(f"two records describe the same measurement ({repeated}); leave one of them out")
+    given = list(records)
+    _check_keys("", given)
+    ordered = sorted(given, key=_place)
     csv_path, parquet_path = folder / CSV_NAME, folder / PARQUET_NAME
     write_atomic(csv_path, _csv_text(ordered))
     write_atomic(parquet_path, _parquet_bytes(ordered))
     return csv_path, parquet_path
+
+
+def csv_text(records: Iterable[Record]) -> str:
+    """Return records as results.csv has them; equal records give equal text in any order given.
+
+    Raises:
+        UserError: two records have the same key.
+    """
+    given = list(records)
+    _check_keys("", given)
+    return _csv_text(sorted(given, key=_place))
 
 
 def to_frame(records: Iterable[Record]) -> pd.DataFrame:
@@ -59,6 +71,15 @@ def to_frame(records: Iterable[Record]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def to_records(frame: pd.DataFrame) -> list[Record]:
+    """Return a frame's rows as records; the inverse of `to_frame`.
+
+    Raises:
+        UserError: a row is not a valid record.
+    """
+    return _validated("", frame[list(COLUMNS)].to_dict("records"))
+
+
 def read_records(path: Path) -> pd.DataFrame:
     """Read and validate results.csv, results.parquet, or a run's folder with one of them (Parquet is taken first).
 
@@ -66,20 +87,24 @@ def read_records(path: Path) -> pd.DataFrame:
         A frame as `to_frame` makes it.
 
     Raises:
-        UserError: the file is missing, cannot be read, or is not made of valid records; the sentence names the file,
-            the row and the column.
+        UserError: the file is missing, cannot be read, or is not made of valid records that agree; the sentence names
+            the file, the record and the column.
     """
     path = _results_file(Path(path))
     rows = _parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path)
+    records = _validated(f"{path}: ", rows)
+    _check_keys(f"{path}: ", records)
+    return to_frame(records)
+
+
+def _validated(where: str, rows: Iterable[Mapping[Any, Any]]) -> list[Record]:
     records = []
     for number, row in enumerate(rows, start=1):
         try:
             records.append(Record.model_validate(row))
         except ValidationError as error:
-            raise UserError(f"{path}: record {number} is not valid: {_first_error(error)}") from None
-    if repeated := _repeated(sorted(records, key=_place)):
-        raise UserError(f"{path}: two records describe the same measurement ({repeated}); leave one of them out")
-    return to_frame(records)
+            raise UserError(f"{where}record {number} is not valid: {_first_error(error)}") from None
+    return records
 
 
 def same_results(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
@@ -98,6 +123,7 @@ def same_results(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
     return differences
 
 
+@cache
 def _kind(column: str) -> type:
     annotation = Record.model_fields[column].annotation
     if annotation in (int, float, bool, str):
@@ -105,15 +131,37 @@ def _kind(column: str) -> type:
     return str
 
 
+_order_values, _key_values = attrgetter(*_ORDER), attrgetter(*KEY_COLUMNS)
+_STAGE_PLACES = [i for i, column in enumerate(_ORDER) if column == "stage"]
+
+
 def _place(record: Record) -> tuple[Any, ...]:
-    return tuple(STAGES.index(record.stage) if c == "stage" else getattr(record, c) for c in _ORDER)
+    values = list(_order_values(record))
+    for i in _STAGE_PLACES:
+        values[i] = STAGES.index(values[i])
+    return tuple(values)
 
 
-def _repeated(ordered: Sequence[Record]) -> str:
-    for before, after in pairwise(ordered):
-        if _place(before) == _place(after):
-            return _short(after.model_dump())
-    return ""
+def _check_keys(where: str, records: Sequence[Record]) -> None:
+    """Refuse two records of one measurement: those that say the same, and those that contradict each other."""
+    seen: dict[tuple[Any, ...], int] = {}
+    for number, record in enumerate(records, start=1):
+        earlier = seen.setdefault(_key_values(record), number)
+        if earlier == number:
+            continue
+        first = records[earlier - 1]
+        which = f"{where}records {earlier} and {number} describe the same measurement ({_short(record.model_dump())})"
+        differing = [c for c in COLUMNS if getattr(first, c) != getattr(record, c)]
+        results = [c for c in differing if c not in TIMING_COLUMNS]
+        if results:
+            c = results[0]
+            values = f"{c} is {_told(getattr(first, c))} in one and {_told(getattr(record, c))} in the other"
+            raise UserError(f"{which} and contradict each other: {values}; leave one of them out")
+        raise UserError(f"{which}{', timed twice' if differing else ' twice'}; leave one of them out")
+
+
+def _told(value: Any) -> str:
+    return f"'{value[:40]}'" if isinstance(value, str) else f"{value!r}"
 
 
 def _short(row: Mapping[Any, Any]) -> str:
@@ -164,9 +212,19 @@ def _results_file(path: Path) -> Path:
 
 def _csv_rows(path: Path) -> list[dict[str, Any]]:
     try:
-        lines = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), strict=True))
+        # Spreadsheets begin UTF-8 with a byte order mark.
+        lines = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), strict=True))
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} cannot be read as CSV: it is not UTF-8 (byte {error.start}); save it as CSV in UTF-8"
+        ) from None
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV ({error}); write it again with 'bench run'") from None
+    if lines and len(lines[0]) == 1 and len(lines[0][0].split(";")) == len(COLUMNS):
+        raise UserError(f"{path} is separated by semicolons; save it with commas")
+    if lines and "schema_version" in lines[0]:
+        at = lines[0].index("schema_version")
+        _check_version(path, (line[at] for line in lines[1:] if len(line) > at))
     _check_columns(path, lines[0] if lines else [])
     for number, line in enumerate(lines[1:], start=1):
         if len(line) != len(lines[0]):
@@ -185,9 +243,22 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
     except (OSError, pa.ArrowException) as error:
         reason = str(error).split("\n")[0].rstrip(".")
         raise UserError(f"{path} cannot be read as Parquet ({reason}); write it again with 'bench run'") from None
+    if "schema_version" in table.column_names:
+        _check_version(path, table.column("schema_version").unique().to_pylist())
     _check_columns(path, table.column_names)
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
+
+
+def _check_version(path: Path, versions: Iterable[Any]) -> None:
+    """Refuse a schema of the future before its columns, which may differ, are looked at."""
+    for version in set(versions):
+        if str(version).isdecimal() and int(version) > SCHEMA_VERSION:
+            raise UserError(f"{path}: {_future(version)}")
+
+
+def _future(version: Any) -> str:
+    return f"schema_version is {version} and this version reads {SCHEMA_VERSION}; update lowrank-bench"
 
 
 def _check_columns(path: Path, columns: Sequence[str]) -> None:
@@ -207,5 +278,8 @@ def _first_error(error: ValidationError) -> str:
     where = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     if where == "schema_version":
-        return f"schema_version is {first['input']} and this version reads {SCHEMA_VERSION}; update lowrank-bench"
+        version = first["input"]
+        if isinstance(version, int | str) and str(version).isdecimal() and int(version) > SCHEMA_VERSION:
+            return _future(version)
+        return f"schema_version is {_told(version)}; this version reads {SCHEMA_VERSION}"
     return f"{where}: {message}" if where else message

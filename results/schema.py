@@ -2,32 +2,44 @@
 
 import json
 import math
+import unicodedata
 from datetime import datetime, timedelta
-from typing import Annotated, Literal, Self
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ..foundation.files import canonical_json
+from .metrics import is_fraction
 
 SCHEMA_VERSION = 1
 STAGES = ("pretrained", "finetuned", "compressed", "recovered")
+MAX_TEXT, MAX_JSON = 1000, 20_000
+"""Longest text and longest JSON object in characters."""
+_MAX_INT = 2**63 - 1
+_UNSEEN = {"Cc": "control characters", "Cs": "halves of characters", "Zl": "line breaks", "Zp": "line breaks"} | {
+    "Cf": "invisible characters (zero-width, right-to-left marks)"
+}
 
 
+@lru_cache(maxsize=4096)  # ten thousand records have few different texts
 def _text(value: str) -> str:
     if value[:1] in "=+-@" and value:
         raise ValueError(
             f"'{value[:30]}' would be a formula in a spreadsheet; begin with a letter, a digit, '.' or '/'"
         )
-    if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in value):
-        raise ValueError("control characters are not allowed in text")
+    for character in value:
+        if kind := _UNSEEN.get(unicodedata.category(character)):
+            raise ValueError(f"{kind} are not allowed in text, and this has U+{ord(character):04X}; remove it")
     return value
 
 
+@lru_cache(maxsize=4096)
 def _json_object(value: str) -> str:
     try:
         plain = json.loads(value)
         canonical = isinstance(plain, dict) and canonical_json(plain) == value
-    except ValueError:
+    except (ValueError, RecursionError):
         canonical = False
     if not canonical:
         raise ValueError("this has to be a JSON object with sorted keys and no spaces")
@@ -46,12 +58,27 @@ def _number(value: float) -> float:
     return value
 
 
-Text = Annotated[str, AfterValidator(_text)]
-Name = Annotated[str, Field(min_length=1), AfterValidator(_text)]
-Json = Annotated[str, AfterValidator(_json_object)]
-Number = Annotated[float, AfterValidator(_number)]
+def _within_floats(value: Any) -> Any:
+    """Refuse text such as 1e999, which would silently become infinite."""
+    if isinstance(value, str) and value.strip("+-. \t")[:1].isdigit() and math.isinf(_float(value)):
+        raise ValueError(f"'{value[:30]}' is beyond the largest number (1.8e308); write inf if it has no bound")
+    return value
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_text)]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_TEXT), AfterValidator(_text)]
+Json = Annotated[str, Field(max_length=MAX_JSON), AfterValidator(_json_object)]
+Number = Annotated[float, BeforeValidator(_within_floats), AfterValidator(_number)]
 Ratio = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=_MAX_INT)]
+Positive = Annotated[int, Field(ge=1, le=_MAX_INT)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -75,10 +102,12 @@ class Record(BaseModel):
     ratio: Ratio = Field(description="ratio achieved over the whole model: params_original / params")
     kept: Ratio = Field(description="share of the original parameters that is left: 1 / ratio")
     ratio_matrices: Ratio = Field(description="ratio achieved over the compressed matrices alone; 1 if uncompressed")
-    params_original: Annotated[int, Field(ge=1)] = Field(description="parameters of the uncompressed model")
-    params: Annotated[int, Field(ge=1)] = Field(description="parameters of the evaluated model, everything counted")
+    params_original: Positive = Field(description="parameters of the uncompressed model")
+    params: Positive = Field(description="parameters of the evaluated model, everything counted")
     bytes: Count = Field(description="size of the evaluated model's weights on disk, in bytes")
-    seed: int = Field(description="seed of training, compression and sampling")
+    seed: Annotated[int, Field(ge=-_MAX_INT, le=_MAX_INT)] = Field(
+        description="seed of training, compression and sampling"
+    )
     benchmark: Name = Field(description="registered name of the benchmark")
     variant: Name = Field(
         description="benchmark with its shots, prompt and subset; other variants are other benchmarks"
@@ -95,9 +124,7 @@ class Record(BaseModel):
     confidence: Annotated[float, Field(gt=0, lt=1)] = Field(
         description="coverage of the interval, 0.95 by default; of timed rounds 1 - 0.5^(n-1)"
     )
-    n: Annotated[int, Field(ge=1)] = Field(
-        description="problems (or windows, or timed rounds) that the interval treats as units"
-    )
+    n: Positive = Field(description="problems (or windows, or timed rounds) that the interval treats as units")
     steps_finetune: Count = Field(description="optimizer steps of the first finetuning")
     steps_compress: Count = Field(description="optimizer steps taken while compressing")
     steps_recover: Count = Field(description="optimizer steps of the second finetuning")
@@ -130,6 +157,8 @@ class Record(BaseModel):
     def _consistent(self) -> Self:
         if not self.low <= self.value <= self.high:
             raise ValueError(f"value {self.value} is outside its interval {self.low}..{self.high}")
+        if is_fraction(self.metric) and not 0 <= self.value <= 1:
+            raise ValueError(f"{self.metric} is {self.value:g}; it is a share in 0..1, not percent")
         if not math.isclose(self.ratio, self.params_original / self.params, rel_tol=1e-6):
             raise ValueError(f"ratio {self.ratio} is not params_original / params")
         if not math.isclose(self.kept * self.ratio, 1, rel_tol=1e-6):

@@ -22,6 +22,7 @@ _LATEX = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"<": r"\textless{}", ">": r"\textgreater{}", "·": r"\textperiodcentered{}", "×": r"$\times$", "∞": r"$\infty$"},
     **{"\N{OPEN BOX}": r"\textvisiblespace{}", "Σ": r"$\Sigma$", "−": "$-$"},
+    **{"≈": r"$\approx$", "≥": r"$\ge$", "–": "--"},
 }
 
 
@@ -106,7 +107,7 @@ def clean(text: str) -> str:
 
 
 def inert(text: str) -> str:
-    """Return text that a spreadsheet shows instead of running it as a formula."""
+    """Return text that no spreadsheet takes for a formula."""
     return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") else text
 
 
@@ -234,22 +235,21 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: 
     return "\n".join([head, f"|{rule}", *body])
 
 
-def _latex(text: str) -> str:
+def latex_text(text: str) -> str:
+    """Return text that stays text in LaTeX."""
     return "".join(_LATEX.get(c, c) for c in clean(text))
 
 
-def latex_table(
-    caption: str, header: Sequence[str], rows: Sequence[Sequence[str]], split: int = 0, columns: str = ""
-) -> str:
-    """Return a LaTeX table for booktabs, with a rule before line ``split`` of the body; ``columns`` as in tabular."""
+def latex_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]], split: int) -> str:
+    """Return a ``table`` environment for the package booktabs; a rule follows the first ``split`` rows, if any."""
     # A line that begins with '[' would be read as the optional argument of the line break before it.
-    head, *body = (" & ".join(line) + r" \\" for line in _lines(header, rows, _latex))
+    head, *body = (" & ".join(line) + r" \\" for line in _lines(header, rows, latex_text))
     body = [line if not line.startswith("[") else "{}" + line for line in body]
     if 0 < split < len(body):
         body.insert(split, r"\midrule")
     inner = "\n".join([r"\toprule", head, r"\midrule", *body, r"\bottomrule"])
     columns = columns or "l" + "r" * (len(header) - 1)
     return (
-        f"\\begin{{table}}\n\\centering\n\\caption{{{_latex(caption)}}}\n"
+        f"\\begin{{table}}\n\\centering\n\\caption{{{latex_text(caption)}}}\n"
         f"\\begin{{tabular}}{{{columns}}}\n{inner}\n\\end{{tabular}}\n\\end{{table}}"
     )

@@ -24,8 +24,7 @@ from ..models.presets import ModelSource, resolve_model
 from .config import MethodSpec, SweepConfig
 from .data import DATA_SEED, train_set_identity
 from .recipes import RECIPES, SMALL_MODEL_PARAMETERS, Recipe, TrainSettings
-from .stages import Stage, StageStore
-from .work import MODEL_FOLDER, ratio_folder
+from .stages import MODEL_FOLDER, Stage, StageStore, ratio_folder
 
 BASELINE = MethodSpec(name="none", label="uncompressed")
 

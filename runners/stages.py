@@ -20,14 +20,21 @@ from filelock import FileLock, Timeout
 from ..foundation.errors import UserError
 from ..foundation.files import digest, read_json, sha256_file, sync, write_json
 from ..foundation.memory import peak_memory_bytes, reset_peak_memory
-from .provenance import provenance
 
 FORMAT = 1
 """Raised whenever a stage's content changes its meaning, so that old folders are not taken for new ones."""
 
+MODEL_FOLDER = "model"
+"""Where a stage puts the checkpoint that it made, inside its folder or a ratio's."""
+
 _RECORD = "stage.json"
 _KEY = re.compile(r"[a-z]+-[0-9a-f]{16}")
 REPAIR = "bench doctor --repair moves it aside, then the same command does only what is missing anew"
+
+
+def ratio_folder(ratio: float) -> str:
+    """Return the folder of one ratio inside a compress stage."""
+    return f"ratio-{ratio:g}"
 
 
 @dataclass(frozen=True)
@@ -163,6 +170,8 @@ class StageStore:
         Raises:
             UserError: from the work itself, or no space left on the device.
         """
+        from .provenance import provenance  # imports torch, which readers of finished stages do without
+
         self.root.mkdir(parents=True, exist_ok=True)
         key = stage.key
         with FileLock(self.root / f".lock-{key}"):

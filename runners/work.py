@@ -23,19 +23,13 @@ from ..models.footprint import context_length
 from ..models.loading import DTYPES, load_model, load_tokenizer, weights_size
 from .data import TaskData, load_task_data
 from .recipes import TrainSettings
-from .stages import Stage
+from .stages import MODEL_FOLDER, Stage, ratio_folder
 from .training import Progress, TaskTrainer
 
-MODEL_FOLDER = "model"
 BASES_FILE = "bases.safetensors"
 """Beside a compressed checkpoint, where a method says which bases survived."""
 _COMPRESS_ORDER = 1_000_003
 _WIDE = "float32"  # fit, compress and training work on float32 weights whatever is saved
-
-
-def ratio_folder(ratio: float) -> str:
-    """Return the folder of one ratio inside a compress stage."""
-    return f"ratio-{ratio:g}"
 
 
 def perform(stage: Stage, folder: Path, progress: Progress | None = None) -> Mapping[str, Any]:

@@ -40,7 +40,7 @@ def test_every_float_and_integer_survives_the_csv(tmp_path_factory, record, valu
     assert (row["low"], row["high"]) == (-math.inf, math.inf)
 
 
-@given(st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=20))
+@given(st.text(st.characters(exclude_categories=["Cc", "Cf", "Cs", "Zl", "Zp"]), min_size=1, max_size=20))
 def test_any_accepted_text_survives_the_csv(tmp_path_factory, record, label):
     if label[0] in "=+-@":
         with pytest.raises(ValidationError, match="formula"):

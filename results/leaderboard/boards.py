@@ -1,0 +1,310 @@
+"""From records to boards: one board for each set of conditions, a row for each method, a column for each ratio band."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ...foundation.errors import UserError
+from ...foundation.files import digest
+from ..pages.shell import shorten
+from ..pivot import Cell, Table, goodness, pivot
+from ..schema import KEY_COLUMNS
+from .bands import SHORTFALL, band_name, bands
+from .provenance import Provenance, provenances
+from .ranking import NO_SAMPLES, Contender, Scores, Standing, rank
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ORIGIN = "origin"
+"""Column of a leaderboard's frame: empty for what was measured here, else how a submission is called."""
+
+Samples = Mapping[tuple[str, str, str], Scores | str]
+"""Scores by stage key, metric and scorer, or why there are none."""
+
+_STRICT = ["confidence", "dataset_sha256", "prompt_sha256", "higher_is_better"]
+_CONDITIONS = (
+    *("model", "model_sha256", "task", "benchmark", "variant", "metric", "scorer", "n", "engine", "dtype"),
+    *("confidence", "dataset_sha256", "prompt_sha256", "higher_is_better"),
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row in one band.
+
+    Attributes:
+        id: unique in the leaderboard, the same for equal records.
+        label: the row's name.
+        origin: empty if measured here, else the submission's name.
+        stage: of the evaluated model.
+        target: the ratio asked for; ``band`` is the column it stands in, NaN if uncompressed.
+        cell: value, interval, sizes; see `pivot.Cell`.
+        speeds: decoding speed in tokens per second by the conditions under which it was timed.
+        standing: rank and test; None for uncompressed models.
+        provenance: where the value comes from.
+    """
+
+    id: str
+    label: str
+    origin: str
+    stage: str
+    target: float
+    band: float
+    cell: Cell
+    speeds: Mapping[str, float]
+    standing: Standing | None
+    provenance: Provenance
+
+    @property
+    def uncompressed(self) -> bool:
+        """Whether this is a model before compression."""
+        return self.standing is None
+
+
+@dataclass(frozen=True)
+class Board:
+    """All entries that were measured under the same conditions.
+
+    Attributes:
+        id: hash of the conditions.
+        table: the conditions in words; its rows are not used.
+        data: start of the hashes of data and prompts where another board has the same title, else empty.
+        bands: columns, ascending.
+        entries: compressed models, by row and band.
+        references: uncompressed models.
+        elsewhere: uncompressed models under another variant of the benchmark, with that variant, for reference only.
+    """
+
+    id: str
+    table: Table
+    dataset_sha256: str
+    prompt_sha256: str
+    model_sha256: str
+    bands: tuple[float, ...]
+    entries: tuple[Entry, ...]
+    references: tuple[Entry, ...]
+    elsewhere: tuple[tuple[str, Entry], ...] = ()
+    data: str = ""
+
+    @property
+    def title(self) -> str:
+        """Model, task and variant, without the rest of the conditions."""
+        return " · ".join(shorten(name, 60) for name in (self.table.model, self.table.task, self.table.variant))
+
+    @property
+    def conditions(self) -> str:
+        """What was measured and under which conditions, the title's parts left out."""
+        table = self.table
+        data = f", data {self.data}" if self.data else ""
+        level = "" if table.confidence == 0.95 else f", {100 * table.confidence:g} % intervals"
+        how = f"{shorten(table.engine, 40)}, {shorten(table.dtype, 40)}{level}{data}"
+        return f"{self.measure}, n = {table.n} ({how})"
+
+    @property
+    def measure(self) -> str:
+        """The metric with its scorer and unit."""
+        return shorten(self.table.measure, 60)
+
+    def rows(self) -> list[tuple[str, dict[float, Entry]]]:
+        """Return labels with their entries by band; best first in the first of the fullest bands, the others after."""
+        found: dict[str, dict[float, Entry]] = {}
+        for entry in self.entries:
+            found.setdefault(entry.label, {})[entry.band] = entry
+        if self.bands:
+            lead = self.lead
+            return sorted(found.items(), key=lambda row: (lead not in row[1], -self.goodness(row[1].get(lead)), row[0]))
+        return sorted(found.items())
+
+    @property
+    def lead(self) -> float:
+        """The band by which rows are ordered."""
+        return max(self.bands, key=lambda band: (sum(entry.band == band for entry in self.entries), -band))
+
+    def goodness(self, entry: Entry | None) -> float:
+        """Return a number that is larger for a better entry."""
+        if entry is None:
+            return -math.inf
+        return goodness(self.table.metric, self.table.higher_is_better, entry.cell.value)
+
+
+def boards(
+    frame: pd.DataFrame,
+    samples: Samples | None = None,
+    speeds: Mapping[str, Sequence[float]] | None = None,
+    headline: bool = True,
+) -> list[Board]:
+    """Group records into boards and rank each column; equal records in any order give equal boards.
+
+    Args:
+        frame: records with a column ``origin``; see `ORIGIN`.
+        samples: per-problem scores; where they are missing there is no test.
+        speeds: decoding speeds by condition, one for each record, NaN where it was not measured.
+        headline: headline metrics only.
+
+    Raises:
+        UserError: there are no records, or two records of one measurement contradict each other.
+    """
+    frame = _one_of_each(frame)
+    if headline:
+        frame = frame[frame["headline"]]
+    frame = frame[frame["benchmark"] != "speed"]
+    if frame.empty:
+        raise UserError("there are no records to rank; name a run that has evaluated at least one model")
+    columns = {str(name): frame[name].tolist() for name in frame.columns}
+    positions = {index: i for i, index in enumerate(frame.index)}
+    timed = {name: [values[index] for index in frame.index] for name, values in (speeds or {}).items()}
+    found = []
+    for _, part in frame.groupby(_STRICT, sort=True):
+        for table in pivot(part, headline=False):
+            found.append(_board(table, columns, positions, samples or {}, timed))
+    found.sort(key=lambda board: _order(board))
+    return _told_apart(_with_references(found))
+
+
+def _one_of_each(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame in a fixed order, each measurement once, renumbered by its own index.
+
+    Two runs may share an evaluate stage; a measurement from here goes before the same one in a submission.
+    """
+    frame = frame.sort_values([ORIGIN, *KEY_COLUMNS, "value", "evaluated_at", "stage_key"], kind="stable")
+    same = [c for c in KEY_COLUMNS if c != "sweep"]
+    return frame.drop_duplicates(subset=[*same, ORIGIN, "stage_key", "value"])
+
+
+def _order(board: Board) -> tuple[Any, ...]:
+    t = board.table
+    words = (t.model, t.task, t.benchmark, t.variant, t.metric, t.scorer, t.engine, t.dtype)
+    return (*words[:3], not board.entries, *words[3:], t.n, board.id)
+
+
+def _board(
+    table: Table,
+    columns: Mapping[str, list[Any]],
+    positions: Mapping[int, int],
+    samples: Samples,
+    speeds: Mapping[str, list[float]],
+) -> Board:
+    compressed = [row for row in table.rows if not row.uncompressed]
+    places = bands({f"{row.label}/{row.stage}": row.cells for row in compressed})
+    entries: list[Entry] = []
+    references: list[Entry] = []
+    first = next(positions[cell.records[0]] for row in table.rows for cell in row.cells.values())
+    conditions = [columns[name][first] for name in _CONDITIONS]
+    board_id = digest([str(value) for value in conditions])[:10]
+    for row in table.rows:
+        for target, cell in row.cells.items():
+            rows = [positions[index] for index in cell.records]
+            origin = columns[ORIGIN][rows[0]]
+            key = digest([board_id, row.label, row.stage, target])[:10]
+            times = {name: _mean([values[i] for i in rows]) for name, values in speeds.items()}
+            times = {name: value for name, value in times.items() if math.isfinite(value)}
+            source = provenances(columns, rows)
+            band = math.nan if row.uncompressed else places[target]
+            entry = Entry(f"e{key}", row.label, origin, row.stage, target, band, cell, times, None, source)
+            (references if row.uncompressed else entries).append(entry)
+    ranked = _ranked(entries, table, columns, positions, samples)
+    return Board(
+        id=f"b{board_id}",
+        table=table,
+        dataset_sha256=columns["dataset_sha256"][first],
+        prompt_sha256=columns["prompt_sha256"][first],
+        model_sha256=columns["model_sha256"][first],
+        bands=tuple(sorted({entry.band for entry in ranked})),
+        entries=tuple(sorted(ranked, key=lambda entry: (entry.label, entry.stage, entry.band))),
+        references=tuple(references),
+    )
+
+
+def _ranked(
+    entries: Iterable[Entry],
+    table: Table,
+    columns: Mapping[str, list[Any]],
+    positions: Mapping[int, int],
+    samples: Samples,
+) -> list[Entry]:
+    by_band: dict[float, list[Entry]] = {}
+    for entry in entries:
+        by_band.setdefault(entry.band, []).append(entry)
+    found = []
+    for band, column in by_band.items():
+        fit = [entry for entry in column if entry.cell.ratio >= band * (1 - SHORTFALL)]
+        fit.sort(key=lambda entry: entry.label)
+        contenders = [_contender(entry, table, columns, positions, samples) for entry in fit]
+        standings = {entry.id: standing for entry, standing in zip(fit, rank(contenders), strict=True)}
+        for entry in column:
+            short = f"its achieved ratio is {entry.cell.ratio:.3g}×, so it is not ranked at {band_name(band)}"
+            found.append(replace(entry, standing=standings.get(entry.id) or Standing(None, reason=short)))
+    return found
+
+
+def _contender(
+    entry: Entry,
+    table: Table,
+    columns: Mapping[str, list[Any]],
+    positions: Mapping[int, int],
+    samples: Samples,
+) -> Contender:
+    better = goodness(table.metric, table.higher_is_better, entry.cell.value)
+    if entry.origin:
+        return Contender(better, {}, NO_SAMPLES)
+    scores: dict[int, Scores] = {}
+    missing = ""
+    for index in entry.cell.records:
+        i = positions[index]
+        one = samples.get((columns["stage_key"][i], table.metric, table.scorer), NO_SAMPLES)
+        if isinstance(one, str):
+            missing = missing or one
+        else:
+            scores[columns["seed"][i]] = one
+    return Contender(better, scores, missing)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _with_references(found: Sequence[Board]) -> list[Board]:
+    """Move uncompressed models that stand alone (pretrained, few-shot) to the boards of their benchmark."""
+
+    def place(board: Board) -> tuple[str, ...]:
+        t = board.table
+        return (t.model, board.model_sha256, t.task, t.benchmark, t.metric, t.scorer)
+
+    alone: dict[tuple[str, ...], list[Board]] = {}
+    for board in found:
+        if not board.entries:
+            alone.setdefault(place(board), []).append(board)
+    homes = {place(board) for board in found if board.entries}
+    kept = []
+    for board in found:
+        if board.entries:
+            stages = {(entry.stage, entry.origin) for entry in board.references}
+            others = [
+                (other.table.variant, entry)
+                for other in alone.get(place(board), [])
+                for entry in other.references
+                if (entry.stage, entry.origin) not in stages
+            ]
+            kept.append(replace(board, elsewhere=tuple(others)))
+        elif place(board) not in homes:
+            kept.append(board)
+    return kept
+
+
+def _told_apart(found: list[Board]) -> list[Board]:
+    """Name data, prompts and model by their hashes where titles alone would stand for several boards."""
+    titles = [(board.title, board.conditions) for board in found]
+    return [
+        replace(board, data=_hashes(board)) if titles.count((board.title, board.conditions)) > 1 else board
+        for board in found
+    ]
+
+
+def _hashes(board: Board) -> str:
+    return " ".join(
+        [*(h[:8] for h in (board.dataset_sha256, board.prompt_sha256, board.model_sha256) if h), board.id[1:5]]
+    )

@@ -1,0 +1,186 @@
+"""The leaderboard as one self-contained HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..pages.parts import Column, Field, Figure, TableView
+from ..pages.shell import render_page, shorten
+from ..pivot import direction, format_cell
+from .bands import band_name
+from .boards import Board, Entry
+from .figures import figures
+from .texts import LEGEND, p_text, standing_text
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_LABEL, _TEXT = 60, 400
+_OPEN_FIGURES = 4
+"""Up to so many boards show their pictures at once; of more, a reader opens those wanted."""
+
+_NAMES = {
+    "seeds": "seeds", "options": "options", "tokens": "training tokens: finetune + compress + recover",
+    "steps": "optimizer steps: finetune + compress + recover", "hardware": "hardware", "versions": "versions",
+    "commit": "commit of lowrank_bench", "isolation": "isolation of executed code", "evaluated_at": "evaluated at",
+    "stage_keys": "evaluate stages", "run": "run",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A board, ready for the template."""
+
+    board: Board
+    bands: str
+    direction: str
+    ranks: TableView | None
+    references: list[Field]
+    common: list[tuple[str, str]]
+    options: list[tuple[str, str]]
+    details: TableView
+    figures: list[Figure]
+
+
+def to_html(boards: Sequence[Board], title: str = "Leaderboard", submissions: Sequence[str] = ()) -> str:
+    """Return the page; equal boards give equal bytes.
+
+    Args:
+        boards: see `boards.boards`.
+        title: heading of the page.
+        submissions: names of the submissions that are in it.
+    """
+    entries = [entry for board in boards for entry in board.entries]
+    bands = sorted({entry.band for entry in entries})
+    choices = {
+        "model": [(name, shorten(name)) for name in sorted({board.table.model for board in boards})],
+        "task": [(name, shorten(name)) for name in sorted({board.table.task for board in boards})],
+        "band": [(_band_id(band), band_name(band)) for band in bands],
+    }
+    style, script = ((_TEMPLATES / f"leaderboard.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    return render_page(
+        _TEMPLATES,
+        "leaderboard.html",
+        style=style,
+        script=script,
+        title=title,
+        legend=LEGEND,
+        boards=[_shown(board) for board in boards],
+        choices=choices,
+        entries=len(entries),
+        submitted=sum(bool(entry.origin) for entry in entries),
+        submissions=submissions,
+        open_figures=len(boards) <= _OPEN_FIGURES,
+    )
+
+
+def _band_id(band: float) -> str:
+    return f"{band:.6g}"
+
+
+def _shown(board: Board) -> _Shown:
+    entries = [entry for _, row in board.rows() for entry in row.values()]
+    rows = [*board.references, *(entry for _, entry in board.elsewhere), *entries]
+    options = _options(rows)
+    common, details = _details(board, rows, apart={"options"} if options else set())
+    return _Shown(
+        board=board,
+        bands=" ".join(map(_band_id, board.bands)),
+        direction=direction(board.table.metric, board.table.higher_is_better),
+        ranks=_ranks(board) if entries else None,
+        references=_references(board),
+        common=common,
+        options=options,
+        details=details,
+        figures=figures(board) if entries else [],
+    )
+
+
+def _ranks(board: Board) -> TableView:
+    first: Literal["ascending", "descending"] = "descending" if board.table.higher_is_better else "ascending"
+    columns = [Column("method")] + [
+        Column(
+            band_name(band), "number", help=f"{board.measure} in the band {band_name(band)}",
+            group=_band_id(band), first=first, sorted=first if band == board.lead and _plain(board) else "",
+        )
+        for band in board.bands
+    ]  # fmt: skip
+    rows = [
+        [Field(shorten(label, _LABEL), kind="submitted" if any(e.origin for e in row.values()) else "")]
+        + [_rank_field(board, row.get(band)) for band in board.bands]
+        for label, row in board.rows()
+    ]
+    caption = f"{board.conditions}; {direction(board.table.metric, board.table.higher_is_better)}."
+    return TableView(f"{board.id}-ranks", caption, columns, rows)
+
+
+def _plain(board: Board) -> bool:
+    """Whether sorting by value is ranking: not where the ideal is in the middle."""
+    return "is better" in direction(board.table.metric, board.table.higher_is_better)
+
+
+def _rank_field(board: Board, entry: Entry | None) -> Field:
+    if entry is None or entry.standing is None:
+        return Field("")
+    standing = entry.standing
+    value, interval = format_cell(board.table.metric, entry.cell)
+    test = ""
+    if standing.tied is not None:
+        test = f" {p_text(standing.p_adjusted)}"
+    kind = "best" if standing.best else "tied" if standing.tied else ""
+    return Field(value, entry.cell.value, interval + test, standing.mark, entry.id, kind)
+
+
+def _references(board: Board) -> list[Field]:
+    found = [(entry.label, entry) for entry in board.references]
+    found += [(f"{entry.label}, {variant}", entry) for variant, entry in board.elsewhere]
+    return [
+        Field(value, detail=interval, mark=shorten(name, _LABEL), to=entry.id)
+        for name, entry in found
+        for value, interval in [format_cell(board.table.metric, entry.cell)]
+    ]
+
+
+def _options(rows: Sequence[Entry]) -> list[tuple[str, str]]:
+    """Return the options by row, or nothing where they differ within one."""
+    found: dict[str, set[str]] = {}
+    for entry in rows:
+        found.setdefault(entry.label, set()).add(entry.provenance.options)
+    if any(len(texts) > 1 for texts in found.values()):
+        return []
+    return [(shorten(label, _LABEL), next(iter(texts))) for label, texts in found.items() if texts != {"defaults"}]
+
+
+def _details(board: Board, rows: Sequence[Entry], apart: set[str]) -> tuple[list[tuple[str, str]], TableView]:
+    """Return what is the same for all entries, and a table of what differs; columns ``apart`` are shown elsewhere."""
+    known = [asdict(entry.provenance) for entry in rows]
+    names = [name for name in _NAMES if name not in apart]
+    same = {name for name in names if len({one[name] for one in known}) == 1} - ({"stage_keys"} if rows[1:] else set())
+    common = [(_NAMES[name], shorten(known[0][name], _TEXT)) for name in names if name in same and known[0][name]]
+    common.append(("problems, sha256", board.dataset_sha256))
+    common += [("prompts, sha256", board.prompt_sha256)] if board.prompt_sha256 else []
+    common.append(("model, sha256", board.model_sha256))
+    speeds = sorted({name for entry in rows for name in entry.speeds})
+    varying = [name for name in names if name not in same]
+    columns = [
+        *(Column("entry"), Column("against the best"), Column("achieved ratio", "number")),
+        *(Column("parameters", "number"), Column("bytes", "number")),
+        *(Column(f"tokens/s, {name}", "number") for name in speeds),
+        *(Column(_NAMES[name]) for name in varying),
+    ]
+    lines = [_detail(entry, one, speeds, varying) for entry, one in zip(rows, known, strict=True)]
+    caption = f"{board.title}: all entries with sizes and provenance"
+    return common, TableView(f"{board.id}-details", caption, columns, lines, [entry.id for entry in rows])
+
+
+def _detail(entry: Entry, known: Mapping[str, str], speeds: Sequence[str], varying: Sequence[str]) -> list[Field | str]:
+    cell = entry.cell
+    name = entry.label if entry.uncompressed else f"{entry.label} {band_name(entry.target)}"
+    times = [entry.speeds.get(speed) for speed in speeds]
+    return [
+        *(shorten(name, _LABEL), standing_text(entry), Field(f"{cell.ratio:.4g}×", cell.ratio)),
+        *(Field(f"{cell.params:,.0f}", cell.params), Field(f"{cell.bytes:,.0f}", cell.bytes)),
+        *(Field("" if time is None else f"{time:,.4g}", time) for time in times),
+        *(shorten(known[key], _TEXT) for key in varying),
+    ]

@@ -1,0 +1,162 @@
+"""Ranks within one column: the best, who is not shown to be worse, and why a test could not be made."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+
+from ..paired import Floats, enough_flips, holm, mcnemar, sign_flips
+
+LEVEL = 0.05
+NO_SAMPLES = "no samples"
+MCNEMAR, SIGN_FLIP = "McNemar, exact", "sign flips over problems"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How one evaluation did on each problem.
+
+    Attributes:
+        problems: identity of each problem, data and prompt included.
+        values: a score for each; higher is better or lower, as the metric is.
+        greedy: whether each problem has a single greedy sample that is right or wrong.
+    """
+
+    problems: tuple[str, ...]
+    values: Floats
+    greedy: bool
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An entry of a column.
+
+    Attributes:
+        goodness: more is better; the metric's value, its negative, or the negative distance to its ideal.
+        scores: by seed, where samples are there.
+        missing: why a seed's are not, in words.
+    """
+
+    goodness: float
+    scores: Mapping[int, Scores]
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where an entry stands in its column.
+
+    Attributes:
+        rank: 1 for the best and for all tied with it, else one more than the number of better values; None where the
+            entry is not ranked.
+        best: whether its value is the best.
+        tied: whether it is not significantly worse than the best; None where no test could be made.
+        p_value: of the paired test against the best; NaN where there was none.
+        p_adjusted: the same after Holm's correction for all pairs of the column.
+        test: which test, over how many problems and seeds.
+        reason: why there is no test or no rank.
+    """
+
+    rank: int | None
+    best: bool = False
+    tied: bool | None = None
+    p_value: float = float("nan")
+    p_adjusted: float = float("nan")
+    test: str = ""
+    reason: str = ""
+
+    @property
+    def mark(self) -> str:
+        """The rank as a short text: ``1``, ``≈1`` (tied with the best), ``3``, ``3?`` (not tested)."""
+        if self.rank is None:
+            return "–"
+        if self.best:
+            return "1"
+        return "≈1" if self.tied else f"{self.rank}{'?' if self.tied is None else ''}"
+
+
+def rank(column: Sequence[Contender]) -> list[Standing]:
+    """Rank a column.
+
+    Each entry is tested against the best on the problems and seeds that both have; a problem's difference is averaged
+    over the seeds. One common seed of greedy samples gives McNemar's exact test, anything else sign flips over
+    problems. Which entry is best is itself read off the data, so the correction is for every pair of the column and not
+    only for those with the best.
+    """
+    if not column:
+        return []
+    best = max(range(len(column)), key=lambda i: (column[i].goodness, -i))
+    values = sorted(one.goodness for one in column)
+    tests = _test(column)
+    made = [pair for pair, found in tests.items() if isinstance(found, Test)]
+    adjusted = dict(zip(made, holm([tests[pair].p_value for pair in made]), strict=True))  # type: ignore[union-attr]
+    standings = []
+    for i, one in enumerate(column):
+        place = 1 + len(values) - bisect_right(values, one.goodness)
+        if i == best:
+            standings.append(Standing(1, best=True, reason="the only entry" if len(column) == 1 else ""))
+            continue
+        pair = (min(i, best), max(i, best))
+        found = tests.get(pair) or one.missing or column[best].missing or NO_SAMPLES
+        if isinstance(found, str):
+            standings.append(Standing(place, reason=found))
+            continue
+        tied = adjusted[pair] >= LEVEL
+        standings.append(Standing(1 if tied else place, False, tied, found.p_value, adjusted[pair], found.name))
+    return standings
+
+
+class Test(NamedTuple):
+    """A paired test of two entries: its p-value, and what it was."""
+
+    p_value: float
+    name: str
+
+
+def _test(column: Sequence[Contender]) -> dict[tuple[int, int], Test | str]:
+    """Return the test of each pair of entries with samples, or why there is none."""
+    found: dict[tuple[int, int], Test | str] = {}
+    index: dict[str, int] = {}
+    tested = [i for i, one in enumerate(column) if one.scores]
+    for i in tested:
+        for scores in column[i].scores.values():
+            for problem in scores.problems:
+                index.setdefault(problem, len(index))
+    placed = {i: {seed: _placed(scores, index) for seed, scores in column[i].scores.items()} for i in tested}
+    flipped, differences, names = [], [], []
+    for pair in combinations(tested, 2):
+        a, b = (column[i] for i in pair)
+        seeds = sorted(set(a.scores) & set(b.scores))
+        if not seeds:
+            found[pair] = "no seed in common"
+            continue
+        apart = np.stack([placed[pair[0]][seed] - placed[pair[1]][seed] for seed in seeds])
+        there = ~np.isnan(apart)
+        problems = int(there.any(axis=0).sum())
+        if problems == 0:
+            found[pair] = "no problem in common"
+            continue
+        difference = np.where(there, apart, 0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
+        size = f"{problems} problems, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
+        if len(seeds) == 1 and a.scores[seeds[0]].greedy and b.scores[seeds[0]].greedy:
+            p = mcnemar(int((difference > 0).sum()), int((difference < 0).sum()))
+            found[pair] = Test(p, f"{MCNEMAR} ({size})")
+        else:
+            flipped.append(pair)
+            differences.append(difference)
+            names.append(f"{SIGN_FLIP} ({size})")
+    if flipped:
+        p_values = sign_flips(np.stack(differences, axis=1), enough_flips(len(tested) * (len(tested) - 1) // 2))
+        found |= {pair: Test(float(p), name) for pair, p, name in zip(flipped, p_values, names, strict=True)}
+    return found
+
+
+def _placed(scores: Scores, index: Mapping[str, int]) -> Floats:
+    values = np.full(len(index), np.nan)
+    values[[index[problem] for problem in scores.problems]] = scores.values
+    return values

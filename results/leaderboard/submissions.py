@@ -1,0 +1,310 @@
+"""Foreign records: checked line by line, kept under a hash of what they say."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from ...foundation.errors import UserError, did_you_mean
+from ...foundation.files import write_atomic
+from ..metrics import is_perplexity
+from ..records import read_records
+from ..schema import COLUMNS, KEY_COLUMNS, SCHEMA_VERSION, TIMING_COLUMNS, Record
+from ..tables import clean
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST_BYTES = 200_000_000
+MOST_FAULTS = 50
+LONGEST_TEXT = 200
+_HASH = 12
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong in one line.
+
+    Attributes:
+        line: number of the line in the file, the header being 1; 0 for the whole file.
+        column: where in it; empty for the whole line.
+        told: what is wrong and what is allowed.
+    """
+
+    line: int
+    column: str
+    told: str
+
+    def __str__(self) -> str:
+        """Return ``line 7, value: …``."""
+        where = f"line {self.line}" if self.line else "the file"
+        return clean(f"{where}{f', {self.column}' if self.column else ''}: {self.told}")
+
+
+class FaultyFile(UserError):
+    """A file of records that was refused.
+
+    Attributes:
+        faults: all of them, by line.
+    """
+
+    def __init__(self, path: Path, faults: Sequence[Fault]) -> None:
+        lines = len({fault.line for fault in faults})
+        super().__init__(
+            f"{path} was not added: {len(faults)} fault{'s' * (len(faults) > 1)} in {lines} line{'s' * (lines > 1)}; "
+            "correct them and add the file again ('bench leaderboard schema' prints what is allowed)"
+        )
+        self.faults = tuple(faults)
+
+
+@dataclass(frozen=True)
+class Added:
+    """What `add` did.
+
+    Attributes:
+        path: the stored file.
+        records: how many it holds.
+        new: whether it was not there before.
+    """
+
+    path: Path
+    records: int
+    new: bool
+
+
+def add(path: Path, folder: Path) -> Added:
+    """Check a file of records and store it under a hash of its content.
+
+    The order of lines and columns does not matter: the same records are the same submission.
+
+    Args:
+        path: CSV in UTF-8 with the schema's columns.
+        folder: where submissions lie; made if missing.
+
+    Raises:
+        FaultyFile: it has faults; nothing is stored.
+        UserError: it cannot be read.
+    """
+    records = check(path)
+    content = _content(records)
+    stored = folder / f"{_name(content)}.csv"
+    new = not stored.exists()
+    if new:
+        write_atomic(stored, content)
+    return Added(stored, len(records), new)
+
+
+def stored(folder: Path) -> dict[str, pd.DataFrame]:
+    """Return the submissions in a folder by name, in order; none where the folder is missing.
+
+    Raises:
+        UserError: a file was changed after it was added.
+    """
+    found = {}
+    for path in sorted(folder.glob("submitted-*.csv")):
+        if path.stem != _name(path.read_bytes().decode("utf-8", "replace")):
+            raise UserError(f"{path} was changed after it was added; delete it, and add what is right with its check")
+        found[path.stem.replace("-", " ")] = read_records(path)
+    return found
+
+
+def check(path: Path) -> list[Record]:
+    """Return the records of a foreign file.
+
+    Raises:
+        FaultyFile: with every fault of every line.
+        UserError: the file is missing, is no CSV or too large.
+    """
+    lines = _lines(path)
+    header = lines[0][1] if lines else []
+    if faults := [*_version_faults(lines), *_header_faults(header)]:
+        raise FaultyFile(path, faults)
+    faults, good = [], []
+    for number, cells in lines[1:]:
+        if len(cells) != len(header):
+            faults.append(Fault(number, "", f"{len(cells)} cells where the header has {len(header)}"))
+            continue
+        row = dict(zip(header, cells, strict=True))
+        found = _text_faults(number, row)
+        try:
+            record = Record.model_validate(row)
+        except ValidationError as error:
+            columns = {fault.column for fault in found}
+            found += [fault for fault in _schema_faults(number, error) if fault.column not in columns]
+        else:
+            found += _sense_faults(number, record)
+            good.append((number, record))
+        faults += found
+    faults += _contradictions(good)
+    if not lines[1:]:
+        faults.append(Fault(0, "", "it has a header and no records"))
+    if faults:
+        raise FaultyFile(path, sorted(faults, key=lambda fault: (fault.line, fault.column)))
+    return [record for _, record in good]
+
+
+def _content(records: Sequence[Record]) -> str:
+    lines = []
+    for record in records:
+        values = (getattr(record, column) for column in COLUMNS)
+        lines.append(
+            [str(v).lower() if isinstance(v, bool) else repr(v) if isinstance(v, float) else v for v in values]
+        )
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(sorted(lines, key=lambda line: [str(cell) for cell in line]))
+    return text.getvalue()
+
+
+def _name(content: str) -> str:
+    return f"submitted-{hashlib.sha256(content.encode()).hexdigest()[:_HASH]}"
+
+
+def _lines(path: Path) -> list[tuple[int, list[str]]]:
+    """Return the lines that are not empty with their numbers."""
+    if path.suffix.lower() != ".csv" or not path.is_file():
+        raise UserError(f"{path} is no CSV file; name a file of records such as runs/tiny-toy-math/results.csv")
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{path} has more than {MOST_BYTES // 10**6} MB; split it")
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise FaultyFile(path, [Fault(line, "", "this is not UTF-8; save the file as CSV in UTF-8")]) from None
+    first = text.partition("\n")[0]
+    if first.count(";") > first.count(","):
+        raise FaultyFile(path, [Fault(1, "", "columns are separated by semicolons; save the file with commas")])
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    found, before = [], 0
+    try:
+        for cells in reader:
+            if cells:
+                found.append((before + 1, cells))
+            before = reader.line_num
+    except csv.Error as error:
+        raise FaultyFile(
+            path, [Fault(before + 1, "", f"this is not CSV ({error}); quotes must come in pairs")]
+        ) from None
+    return found
+
+
+def _version_faults(lines: Sequence[tuple[int, list[str]]]) -> list[Fault]:
+    """Look at the version before the columns: another version may have others."""
+    if not lines or "schema_version" not in lines[0][1]:
+        return []
+    place = lines[0][1].index("schema_version")
+    versions = {cells[place].strip(): number for number, cells in reversed(lines[1:]) if len(cells) > place}
+    return [
+        Fault(
+            number, "schema_version", f"it is {version[:20]}, this version reads {SCHEMA_VERSION}; update lowrank-bench"
+        )
+        for version, number in versions.items()
+        if version.isdecimal() and version != str(SCHEMA_VERSION)
+    ]
+
+
+def _header_faults(header: Sequence[str]) -> list[Fault]:
+    if not header:
+        return [Fault(0, "", "it is empty; its first line must name the columns")]
+    faults = []
+    for name in dict.fromkeys(header):
+        if name not in COLUMNS:
+            faults.append(Fault(1, _short(name) or "(no name)", f"no such column{did_you_mean(name[:60], COLUMNS)}"))
+        elif header.count(name) > 1:
+            faults.append(Fault(1, name, "this column is there twice"))
+    missing = [name for name in COLUMNS if name not in header]
+    faults += [Fault(1, name, f"this column is missing: {Record.model_fields[name].description}") for name in missing]
+    return faults
+
+
+def _text_faults(number: int, row: dict[str, str]) -> list[Fault]:
+    faults = []
+    for column, text in row.items():
+        if not text.isprintable():
+            bad = next(c for c in text if not c.isprintable())
+            told = f"'{_short(text)}' has the invisible character U+{ord(bad):04X}; only printable text is allowed"
+            faults.append(Fault(number, column, told))
+        elif len(text) > LONGEST_TEXT and column not in ("options", "versions"):
+            told = f"'{_short(text)}' has {len(text)} characters; at most {LONGEST_TEXT} are allowed"
+            faults.append(Fault(number, column, told))
+    return faults
+
+
+def _schema_faults(number: int, error: ValidationError) -> list[Fault]:
+    faults = []
+    for one in error.errors(include_url=False):
+        column = ".".join(map(str, one["loc"]))
+        told = one["msg"].removeprefix("Value error, ")
+        value = one.get("input")
+        if column and isinstance(value, str) and f"'{value[:30]}'" not in told:
+            told = f"'{_short(value)}': {told}"
+        faults.append(Fault(number, column, told))
+    return faults
+
+
+def _sense_faults(number: int, record: Record) -> list[Fault]:
+    """Return what no schema of single columns can say."""
+    faults = []
+
+    def fault(column: str, told: str) -> None:
+        faults.append(Fault(number, column, told))
+
+    if is_perplexity(record.metric) and record.value < 1:
+        fault("value", f"{record.value:g} is no perplexity; the least is 1")
+    wanted = _direction(record.metric)
+    if wanted is not None and record.higher_is_better is not wanted:
+        fault(
+            "higher_is_better",
+            f"it is {str(not wanted).lower()}, and for {record.metric} it must be {str(wanted).lower()}",
+        )
+    if record.method == "none" and record.params != record.params_original:
+        fault("params", f"{record.params} of an uncompressed model must be params_original, {record.params_original}")
+    return faults
+
+
+def _direction(metric: str) -> bool | None:
+    """Return whether more is better, where the metric's name leaves no doubt."""
+    if metric.partition("/")[0] in ("accuracy", "acc", "acc_norm", "exact_match") or metric.startswith("pass@"):
+        return True
+    return False if is_perplexity(metric) else None
+
+
+def _contradictions(good: Iterable[tuple[int, Record]]) -> list[Fault]:
+    faults = []
+    seen: dict[tuple[Any, ...], tuple[int, Record]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    for number, record in good:
+        line, size = sizes.setdefault(record.model_sha256, (number, record.params_original))
+        if size != record.params_original:
+            told = f"{record.params_original} contradicts line {line}, where the same model has {size}"
+            faults.append(Fault(number, "params_original", told))
+        key = tuple(getattr(record, column) for column in KEY_COLUMNS)
+        if key not in seen:
+            seen[key] = (number, record)
+            continue
+        first, other = seen[key]
+        changed = [c for c in COLUMNS if c not in TIMING_COLUMNS and getattr(other, c) != getattr(record, c)]
+        if not changed:
+            faults.append(Fault(number, "", f"this repeats line {first}; leave one of them out"))
+        else:
+            told = f"{_shown(record, changed[0])} contradicts line {first}, where it is {_shown(other, changed[0])}"
+            faults.append(Fault(number, changed[0], f"{told}; both describe the same measurement"))
+    return faults
+
+
+def _shown(record: Record, column: str) -> str:
+    return _short(str(getattr(record, column)))
+
+
+def _short(text: str) -> str:
+    return clean(text if len(text) <= 40 else f"{text[:39]}…")

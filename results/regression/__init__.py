@@ -1,0 +1,1 @@
+"""Regression check: a run against a stored baseline, by recovery."""

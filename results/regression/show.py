@@ -1,0 +1,114 @@
+"""Checks and baselines in the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from ..tables import clean
+from .compare import Check, Comparison
+from .recovery import CellName, Estimate
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_LABEL_WIDTH = 26
+
+
+def print_check(check: Check, console: Console) -> None:
+    """Print a table for each measure, then a sentence for each fault, then notes, then the sum."""
+    from rich.text import Text
+
+    groups: dict[str, list[Comparison]] = {}
+    for cell in check.cells:
+        groups.setdefault(cell.name.measure, []).append(cell)
+    for measure, cells in groups.items():
+        console.print()
+        console.print(Text(clean(f"{measure}, recovery in %"), style="bold"))
+        _print_table(("", "baseline", "now", "change", "errors", "alarm", ""), map(_row, cells), console)
+    faults, notes = check.sentences()
+    _sentences("what failed", faults, "red", console)
+    _sentences("to know", notes, "", console)
+    if any(cell.verdict == "rose" for cell in check.cells):
+        console.print(Text("better than the baseline: 'bench baseline update' makes this run the one to keep up with"))
+    console.print()
+    console.print(Text(summary(check), style="bold"), soft_wrap=True)
+
+
+def summary(check: Check) -> str:
+    """Return one line: how many cells, how many failed, from when."""
+    counted: dict[str, int] = {}
+    for cell in check.cells:
+        kind = cell.verdict if cell.verdict != "same" or not cell.faults else "other size"
+        counted[kind] = counted.get(kind, 0) + 1
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counted.items())
+    verdict = f"FAILED: {len(check.failed)} of {len(check.cells)} cells" if check.failed else "passed"
+    return f"{verdict} ({kinds})"
+
+
+def print_baseline(cells: Mapping[CellName, Estimate], console: Console) -> None:
+    """Print the recoveries that a baseline holds."""
+    from rich.text import Text
+
+    groups: dict[str, list[tuple[CellName, Estimate]]] = {}
+    for name, one in cells.items():
+        groups.setdefault(name.measure, []).append((name, one))
+    for measure, members in groups.items():
+        console.print()
+        console.print(Text(clean(measure), style="bold"))
+        rows = [_baseline_row(name, one) for name, one in members]
+        _print_table(("", "value", "recovery %", "± problems", "± seeds", "ratio", "seeds"), rows, console)
+
+
+def _baseline_row(name: CellName, one: Estimate) -> tuple[str, ...]:
+    scale = 1 / one.mean if name.uncompressed and one.mean else 1.0
+    numbers = (one.mean * scale, one.problems * scale, math.sqrt(one.seed_variance) * scale)
+    return (
+        *(name.row, f"{one.metric:.4g}", *(_percent(number) for number in numbers)),
+        *(f"{one.ratio:.3f}×", ",".join(map(str, one.seeds))),
+    )
+
+
+def _row(cell: Comparison) -> tuple[str, ...]:
+    word = cell.verdict if cell.verdict != "same" or not cell.faults else "other size"
+    shown = word.upper() if cell.faults else "" if word == "same" else word
+    return (
+        *(cell.name.row, _percent(cell.before), _percent(cell.after)),
+        *(f"{100 * cell.change:+.1f}" if math.isfinite(cell.change) else "", _signed(cell.sigmas)),
+        *(f"{cell.threshold:.1f}" if math.isfinite(cell.threshold) else "", shown),
+    )
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}" if math.isfinite(value) else "–"
+
+
+def _signed(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:+.1f}"
+
+
+def _print_table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]], console: Console) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for place, name in enumerate(header):
+        if place == 0:
+            grid.add_column(name, overflow="fold", max_width=_LABEL_WIDTH)
+        else:
+            grid.add_column(name, justify="left" if place == len(header) - 1 else "right", no_wrap=True)
+    for row in rows:
+        grid.add_row(*(Text(clean(text), style="bold" if row[-1].isupper() else "") for text in row))
+    console.print(grid)
+
+
+def _sentences(title: str, sentences: list[str], style: str, console: Console) -> None:
+    from rich.text import Text
+
+    if sentences:
+        console.print()
+        console.print(Text(title, style=f"bold {style}".strip()))
+    for sentence in sentences:
+        console.print(Text(f"  {clean(sentence)}"), soft_wrap=True)

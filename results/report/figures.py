@@ -1,0 +1,271 @@
+"""The report's pictures: inline SVG by matplotlib, readable without colour, the same bytes for the same report."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from ..curves import COLOURS, DASHES, MARKERS, plain
+from ..pages.charts import Axis, Point, Series, chart
+from ..pivot import Cell, Table, direction, format_cell, is_fraction, is_perplexity
+from ..tables import clean
+from .data import Energy, Failures, RankMap, Spectra
+from .spending import Spending
+
+_HATCHES = ("", "///", "\\\\\\", "xxx", "---", "|||", "+++", "/-")
+_BAR_COLOURS = ("#e8e8e4", "#9ecae1", "#fdd0a2", "#6b8fb5", "#c7e9c0", "#bcbddc", "#f7b6d2", "#d9d9a0")
+MOST_LINES = 18
+"""So many lines have markers of their own (`charts.MARKERS`)."""
+MOST_BANDS = 4
+"""More bands than this would hide each other."""
+NUMBERED_CELLS = 1600
+"""Up to so many cells a heat map shows its numbers."""
+_LABELS = 3
+_LONG_NUMBER = re.compile(r"(?<![\d.])([1-9]\d*\.\d\d)\d+")
+"""Coordinates to more than a hundredth of a point are half of a file; numbers below 1 are scales and stay."""
+_WIDTH = 9.0
+
+
+def inline_svg(figure: Any, name: str, alt: str) -> Markup:
+    """Return a figure as SVG for a page: ids of its own, no stylesheet, and a text for those who do not see it.
+
+    Args:
+        figure: matplotlib's, drawn inside `curves.style`.
+        name: unique on the page; begins all ids.
+        alt: the text.
+    """
+    buffer = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a label may have characters that the font lacks
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg ") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<style [^>]*>.*?</style>", "", text, flags=re.DOTALL)  # the page's policy forbids it
+    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="([^"]*)"', rf'id="{name}-\1"', text)
+    text = re.sub(r'(xlink:href="|url\()#', rf"\1#{name}-", text)
+    text = _LONG_NUMBER.sub(r"\1", text)
+    start = f'<svg role="img" aria-label="{escape(clean(alt))}" stroke-linejoin="round" stroke-linecap="butt" '
+    return Markup(start + re.sub(r"\n\s*", "\n", text.removeprefix("<svg ")))  # matplotlib's; no text of ours is in it
+
+
+def _new(height: float, width: float = _WIDTH) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06), facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def labels_text(labels: Sequence[str], most: int = _LABELS) -> str:
+    """Return names for a title: the first few, and how many more."""
+    shown = ", ".join(labels[:most])
+    return plain(shown + (f" +{len(labels) - most}" if len(labels) > most else ""))
+
+
+def curve(table: Table, name: str) -> Markup:
+    """Draw a table's values over the achieved ratio, a line each row, the uncompressed models as levels."""
+    scale = 100.0 if is_fraction(table.metric) else 1.0
+    rows = [row for row in table.rows if not row.uncompressed]
+    best = sorted(rows, key=lambda row: fmean(c.value for c in row.cells.values()), reverse=table.higher_is_better)
+    drawn = [row for row in rows if row in best[:MOST_LINES]]
+    series = [
+        Series(row.label, [_point(table, row.label, ratio, row.cells[ratio], scale) for ratio in sorted(row.cells)])
+        for row in drawn
+    ]
+    levels = [(row.label, scale * c.value) for row in table.rows if row.uncompressed for c in row.cells.values()]
+    good = direction(table.metric, table.higher_is_better)
+    x = Axis(
+        "achieved ratio of the whole model", logarithmic=True, ticks=[r for r in table.ratios if r != 1], suffix="×"
+    )
+    y = Axis(f"{table.measure} · {good}", logarithmic=None if is_perplexity(table.metric) else False)
+    text = f"{len(series)} lines over the achieved ratio, one for each row of the table; {good}."
+    return chart(name, f"{table.variant}: {table.measure}", text, x, y, series, levels)
+
+
+def _point(table: Table, label: str, ratio: float, cell: Cell, scale: float) -> Point:
+    value, interval = format_cell(table.metric, cell)
+    text = f"{label} at {ratio:g}×: {value} {interval}"
+    return Point(cell.ratio, scale * cell.value, scale * cell.low, scale * cell.high, text)
+
+
+def rank_figure(maps: Sequence[RankMap]) -> Any:
+    """Draw the ranks of one ratio: a panel for each set of ranks, layers down, kinds of matrices across.
+
+    The shade is the share of the matrix's parameters that is stored, darker is more; numbers are ranks, ``D`` a matrix
+    that stayed dense, ``s`` behind a rank one that uses another's first factor.
+    """
+    cells = sum(len(one.layers) * len(one.kinds) for one in maps)
+    numbers = cells <= NUMBERED_CELLS
+    columns = min((4 if numbers else 6) if len(maps[0].kinds) <= 8 else 2, len(maps))
+    lines = -(-len(maps) // columns)
+    depth = max(len(one.layers) for one in maps)
+    height = 0.75 + depth * (0.24 if depth <= 12 else 0.13)
+    figure = _new(max(2.4, lines * height + 1.1), _WIDTH if columns > 1 else 5.0)
+    panels = figure.subplots(lines, columns, squeeze=False)
+    shares = [cell.share for one in maps for row in one.cells for cell in row if cell is not None]
+    most = min(1.0, math.ceil(10 * max(shares)) / 10) or 1.0
+    for place, axes in enumerate(panels.flat):
+        if place >= len(maps):
+            axes.set_axis_off()
+            continue
+        picture = _rank_panel(axes, maps[place], most, numbers)
+    bar = figure.colorbar(picture, ax=panels, location="top", aspect=45, pad=0.01, shrink=0.5)
+    bar.set_label("share of the matrix's parameters that is stored", fontsize=7.5)
+    bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def _rank_panel(axes: Any, one: RankMap, most: float, numbers: bool) -> Any:
+    import numpy as np
+
+    shares = np.array([[np.nan if c is None else min(c.share, 1.0) for c in row] for row in one.cells])
+    count, width = len(one.layers), len(one.kinds)
+    colours: dict[str, Any] = {"cmap": "cividis_r", "vmin": 0, "vmax": most}
+    if numbers:
+        picture = axes.pcolormesh(shares[::-1], edgecolors="white", linewidth=0.4, **colours)
+    else:  # a path for each of many cells would fill megabytes
+        edges = (0, width, 0, count)
+        picture = axes.imshow(shares, aspect="auto", interpolation="nearest", extent=edges, **colours)
+    for y, row in enumerate(one.cells):
+        for x, cell in enumerate(row):
+            text = "" if cell is None else "D" if cell.rank is None else f"{cell.rank}{'s' if cell.shared else ''}"
+            if text and (numbers or text == "D"):
+                colour = "white" if cell is not None and cell.share > 0.55 * most else "black"
+                size = 6.5 if len(text) < 4 else 5.5
+                shown = axes.text(x + 0.5, count - y - 0.5, text, ha="center", va="center", fontsize=size, color=colour)
+                shown.set_in_layout(False)  # inside of its cell: the layout need not measure it
+    names = [kind.removesuffix("_proj") for kind in one.kinds]
+    axes.set_xticks([i + 0.5 for i in range(len(names))], [plain(n) for n in names], fontsize=6.5, rotation=60)
+    step = 1 if count <= 16 else -(-count // 8)
+    ticks = range(0, count, step)
+    shown = [one.layers[i] or "–" for i in ticks]
+    axes.set_yticks([count - i - 0.5 for i in ticks], shown, fontsize=6.5)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_title(labels_text(one.labels, 2 if len(one.labels) > 3 else 3), fontsize=7.5)
+    return picture
+
+
+def spectra_figure(fits: Sequence[Spectra]) -> Any:
+    """Draw cumulative energy over the share of the rank: a panel for each kind of matrix, a line for each fit."""
+    kinds = list(dict.fromkeys(energy.kind for fit in fits for energy in fit.kinds))
+    columns = min(4, len(kinds))
+    lines = -(-len(kinds) // columns)
+    figure = _new(1.0 + 1.9 * lines + 0.22 * -(-len(fits) // 3))
+    panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    handles: dict[int, Any] = {}
+    for place, axes in enumerate(panels.flat):
+        if place >= len(kinds):
+            axes.set_axis_off()
+            continue
+        for index, fit in enumerate(fits):
+            for energy in fit.kinds:
+                if energy.kind == kinds[place]:
+                    handles[index] = _energy_line(axes, energy, index, band=len(fits) <= MOST_BANDS)
+        axes.set_title(plain(kinds[place]), fontsize=8.5)
+        axes.axhline(90, color="#777777", linewidth=0.7)
+        axes.set_xlim(0, 100)
+        axes.set_ylim(0, 102)
+        axes.grid(True, color="#e8e8e8", linewidth=0.6)
+        axes.tick_params(labelsize=7)
+        axes.set_xlabel("parts kept [%]" if place + columns >= len(kinds) else "", fontsize=7.5)
+        axes.xaxis.set_tick_params(labelbottom=place + columns >= len(kinds))
+        axes.set_ylabel("energy [%]" if place % columns == 0 else "", fontsize=7.5)
+    texts = [plain(f"{fit.name or 'fit'}: {labels_text(fit.labels)}") for fit in fits]
+    used = sorted(handles)
+    figure.legend(
+        [handles[i] for i in used],
+        [texts[i] for i in used],
+        loc="outside lower center",
+        ncols=min(2, len(used)),
+        frameon=False,
+        fontsize=7.5,
+        handlelength=3.4,
+    )
+    return figure
+
+
+def _energy_line(axes: Any, energy: Energy, index: int, band: bool) -> Any:
+    x = [100 * share for share in energy.shares]
+    colour = COLOURS[index % len(COLOURS)]
+    if band:
+        low, high = ([100 * v for v in part] for part in (energy.low, energy.high))
+        axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+    return axes.plot(
+        x,
+        [100 * v for v in energy.median],
+        color=colour,
+        linestyle=DASHES[index % len(DASHES)],
+        marker=MARKERS[index % len(MARKERS)],
+        markevery=(index % 4 * 2, 10),
+        markersize=4,
+        linewidth=1.3,
+    )[0]
+
+
+def spending_figure(spending: Spending) -> Any:
+    """Draw each row's seconds by kind of stage, shared stages beside them."""
+    return _bars(
+        [row.name for row in spending.rows],
+        spending.kinds,
+        [("", [[row.seconds.get(kind, 0.0) for kind in spending.kinds] for row in spending.rows])],
+        "seconds of computing",
+    )
+
+
+def failure_figure(failures: Failures, ratios: Sequence[float]) -> Any:
+    """Draw the shares of right answers and of each kind of failure: a panel for each ratio, a bar for each row."""
+    rows = [row for row in failures.counted if row.ratio in ratios]
+    names = list(dict.fromkeys(row.label for row in rows))
+    kinds = ["correct", *failures.kinds]
+    shares = {(r.label, r.ratio): [100 * r.counts.get(kind, 0) / r.total for kind in kinds] for r in rows}
+    nothing = [0.0] * len(kinds)
+    panels = [(f"{ratio:g}×", [shares.get((name, ratio), nothing) for name in names]) for ratio in ratios]
+    return _bars(names, kinds, panels, "answers [%]")
+
+
+def _bars(
+    names: Sequence[str], kinds: Sequence[str], panels: Sequence[tuple[str, Sequence[Sequence[float]]]], label: str
+) -> Any:
+    """Draw stacked bars: a panel for each title with values by name and kind; all panels have the same names."""
+    figure = _new(1.0 + 0.27 * len(names) + 0.25 * -(-len(kinds) // 4), 7.6 if len(panels) == 1 else _WIDTH)
+    places = [len(names) - i for i in range(len(names))]
+    most = max(sum(row) for _, values in panels for row in values) or 1.0
+    handles: list[Any] = []
+    for axes, (title, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        left, handles = [0.0] * len(names), []
+        for index, kind in enumerate(kinds):
+            widths = [row[index] for row in values]
+            hatch, colour = _HATCHES[index % len(_HATCHES)], _BAR_COLOURS[index % len(_BAR_COLOURS)]
+            style = {"color": colour, "hatch": hatch, "edgecolor": "#333333", "linewidth": 0.5, "height": 0.72}
+            handles.append(axes.barh(places, widths, left=left, label=plain(kind), **style))
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+        first = title == panels[0][0]
+        axes.set_yticks(places, [plain(_shortened(name)) for name in names] if first else [], fontsize=8)
+        axes.set_ylim(0.4, len(names) + 0.6)
+        axes.set_xlim(0, most * 1.01)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel(plain(label), fontsize=8.5)
+        axes.tick_params(axis="x", labelsize=7.5)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(True, axis="x", color="#e8e8e8", linewidth=0.6)
+        axes.set_axisbelow(True)
+    legend = {"loc": "outside lower center", "ncols": min(4, len(kinds)), "frameon": False, "fontsize": 8}
+    figure.legend(handles=handles, handleheight=1.2, **legend)
+    return figure
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 34 else f"{name[:20]}…{name[-12:]}"

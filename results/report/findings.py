@@ -1,0 +1,198 @@
+"""The findings of a run in sentences that follow from its numbers, and from nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from ..pivot import Cell, Row, Table, direction, format_value, is_fraction, pivot
+from .data import Paired, Report
+from .words import and_list, duration
+
+SIGNIFICANCE = 0.05
+_NAMED = 6
+"""Most rows that a sentence names; more are counted."""
+
+
+def findings(report: Report) -> list[tuple[str, list[str]]]:
+    """Return sentences by heading: one heading a table, and one about what the run cost."""
+    tables = pivot(report.records)
+    found = []
+    for number, table in enumerate(tables):
+        if table.compressed:
+            tests = [test for test in report.paired if test.table == number]
+            found.append((table.title, _table(table, tests)))
+    if sentences := _fairness(report) + _costs(report):
+        found.append(("Training and time", sentences))
+    return found
+
+
+def _table(table: Table, tests: Sequence[Paired]) -> list[str]:
+    rows = [row for row in table.rows if not row.uncompressed]
+    base = [row for row in table.rows if row.uncompressed][-1:]
+    sentences = [_baseline(table, base[0])] if base else []
+    leaders: list[str] = []
+    if not direction(table.metric, table.higher_is_better).endswith("is better"):
+        ideal = direction(table.metric, table.higher_is_better)
+        return [*sentences, f"Of {table.metric}, {ideal}: no method is called best here.", _uncertainty(table)]
+    for ratio in [r for r in table.ratios if any(r in row.cells for row in rows)]:
+        here = [(row.label, row.cells[ratio]) for row in rows if ratio in row.cells]
+        here.sort(key=lambda item: -item[1].value if table.higher_is_better else item[1].value)
+        leaders.append(here[0][0])
+        sentences.append(_ratio(table, ratio, here, [t for t in tests if t.ratio == ratio], base[:1]))
+    if len(leaders) > 1 and len(rows) > 1:
+        most = Counter(leaders).most_common()
+        if most[0][1] == len(leaders):
+            sentences.append(f"{most[0][0]} has the best estimate at all {len(leaders)} ratios.")
+        else:
+            counts = and_list([f"{label} at {count}" for label, count in most])
+            sentences.append(f"The best estimate is not always the same method's: of {len(leaders)} ratios, {counts}.")
+    sentences.append(_uncertainty(table))
+    return sentences
+
+
+def _value(table: Table, cell: Cell) -> str:
+    unit = " %" if is_fraction(table.metric) else ""
+    low, high = format_value(table.metric, cell.low), format_value(table.metric, cell.high)
+    return f"{format_value(table.metric, cell.value)}{unit} [{low}, {high}]"
+
+
+def _baseline(table: Table, base: Row) -> str:
+    cell = next(iter(base.cells.values()))
+    return f"The {base.label.replace('uncompressed', 'uncompressed model')} has {table.metric} {_value(table, cell)}."
+
+
+def _ratio(
+    table: Table, ratio: float, here: Sequence[tuple[str, Cell]], tests: Sequence[Paired], base: Sequence[Row]
+) -> str:
+    label, best = here[0]
+    tied = [name for name, cell in here[1:] if cell.value == best.value]
+    share = _share(table, best, base)
+    if len(here) == 1:
+        return f"At {ratio:g}×, {label} has {_value(table, best)}{share}; no other method was measured there."
+    if tied:
+        return (
+            f"At {ratio:g}×, {_named([label, *tied])} share the best estimate, {_value(table, best)}{share}; nothing "
+            "separates them."
+        )
+    start = f"At {ratio:g}×, {label} has the best estimate, {_value(table, best)}{share}"
+    parts = [start, *_separated(table, label, best, here[1:], tests)]
+    return "; ".join(parts) + "."
+
+
+def _share(table: Table, best: Cell, base: Sequence[Row]) -> str:
+    """Say what is left of the uncompressed model's value."""
+    if not base:
+        return ""
+    before = next(iter(base[0].cells.values())).value
+    if not (math.isfinite(before) and math.isfinite(best.value)) or before <= 0:
+        return ""
+    if is_fraction(table.metric) and table.higher_is_better:
+        return f", {100 * best.value / before:.0f} % of the uncompressed model's"
+    return f", {best.value / before:.3g} times the uncompressed model's" if "perplexity" in table.metric else ""
+
+
+def _separated(
+    table: Table, label: str, best: Cell, others: Sequence[tuple[str, Cell]], tests: Sequence[Paired]
+) -> list[str]:
+    tested = {test.label: test for test in tests if test.leader == label}
+    ahead = [name for name, _ in others if name in tested and is_separated(tested[name])]
+    close = [name for name, _ in others if name in tested and not is_separated(tested[name])]
+    rest = [(name, cell) for name, cell in others if name not in tested]
+    apart = [name for name, cell in rest if _apart(table, best, cell)]
+    parts = []
+    if tested:
+        test = next(iter(tested.values()))
+        seeds = f", and in each of {test.seeds} seeds" if test.seeds > 1 else ""
+        how = f"paired test over {test.units:,} {test.unit} (Holm-corrected p < {SIGNIFICANCE:g}{seeds})"
+        if ahead:
+            parts.append(f"the {how} separates it from {_those(ahead, len(tested))}")
+        if close:
+            parts.append(
+                f"{'it does not separate it from' if ahead else f'the {how} does not separate it from'} "
+                f"{_those(close, len(tested))}"
+            )
+    if apart:
+        parts.append(f"its interval lies apart from that of {_those(apart, len(rest))}")
+    if overlapping := [name for name, _ in rest if name not in apart]:
+        parts.append(
+            f"its interval overlaps that of {_those(overlapping, len(rest))}, so that the order is not settled"
+        )
+    return parts
+
+
+def is_separated(test: Paired) -> bool:
+    """Return whether a test is held to show that the leader is better."""
+    return test.p_corrected < SIGNIFICANCE and test.every_seed
+
+
+def _apart(table: Table, best: Cell, other: Cell) -> bool:
+    return best.low > other.high if table.higher_is_better else best.high < other.low
+
+
+def _named(names: Sequence[str]) -> str:
+    return and_list(names) if len(names) <= _NAMED else f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more"
+
+
+def _those(names: Sequence[str], total: int) -> str:
+    """Name few rows, count many."""
+    if len(names) == total and total > _NAMED:
+        return f"all {total} others"
+    if len(names) > _NAMED:
+        return f"{len(names)} of {total} others (nearest: {and_list(names[:3])})"
+    return and_list(names)
+
+
+def _uncertainty(table: Table) -> str:
+    level = f"{100 * table.confidence:g} %"
+    if any(cell.across_seeds for row in table.rows for cell in row.cells.values()):
+        return f"Brackets are {level} intervals across {len(table.seeds)} seeds where these differ, else over problems."
+    if len(table.seeds) == 1:
+        return (
+            f"Brackets are {level} intervals over {table.n:,} problems or windows. It is one seed: how much another "
+            "training would change is not known."
+        )
+    return f"Brackets are {level} intervals over {table.n:,} problems or windows; all seeds gave the same values."
+
+
+def _fairness(report: Report) -> list[str]:
+    """Say whether the methods were trained equally, and met the ratios."""
+    rows = report.records[report.records.method != "none"]
+    if rows.empty:
+        return []
+    last = rows[rows.stage == "recovered"] if (rows.stage == "recovered").any() else rows
+    steps = sorted({int(s) for s in last.steps_compress + last.steps_recover})
+    tokens = sorted({int(t) for t in last.tokens_compress + last.tokens_recover})
+    if steps == [0]:
+        sentences = ["No method was trained after the first finetuning."]
+    elif len(steps) == 1:
+        sentences = [f"Every method had the same {steps[0]:,} training steps after the first finetuning"]
+        if len(tokens) > 1 and tokens[0] > 0:
+            sentences[0] += f", {tokens[0]:,} to {tokens[-1]:,} tokens"
+        sentences[0] += "."
+    else:
+        sentences = [
+            f"The methods were not trained equally: {steps[0]:,} to {steps[-1]:,} steps after the first finetuning."
+        ]
+    most = float((rows.ratio / rows.ratio_target - 1).abs().max())
+    if most > 0.01:
+        sentences.append(f"The achieved ratio differs from the one asked for by up to {100 * most:.1f} %.")
+    return sentences
+
+
+def _costs(report: Report) -> list[str]:
+    if not report.costs:
+        return []
+    seconds: Counter[str] = Counter()
+    for cost in report.costs:
+        seconds[cost.kind] += cost.seconds  # type: ignore[assignment]
+    total = sum(seconds.values())
+    if not total:
+        return []
+    kind, most = seconds.most_common(1)[0]
+    text = (
+        f"The {len(report.costs)} stages took {duration(total)} of computing; most of it, {100 * most / total:.0f} %, "
+        f"was spent in {kind} stages."
+    )
+    return [text]

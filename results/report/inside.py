@@ -1,0 +1,148 @@
+"""The parts of a report about what is inside the compressed models: ranks and spectra."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from statistics import fmean
+
+from ..pages.parts import Column, Field, TableView
+from ..pages.shell import shorten
+from .blocks import Block, Fold, Picture
+from .data import Energy, Rank, RankMap, Report
+from .figures import MOST_BANDS, rank_figure, spectra_figure
+from .words import and_list
+
+MOST_RANKS = 8000
+"""Single ranks in tables that a page holds at most; pictures and means are always there."""
+
+
+def rank_blocks(report: Report) -> list[Block]:
+    """Return a figure for each ratio, the means by kind of matrix, and the single ranks."""
+    if not report.ranks:
+        return []
+    blocks: list[Block] = [
+        "The rank of every factorised matrix, as the compressed model has it. Methods with the very same ranks share a "
+        "panel."
+    ]
+    if not all(one.same for one in report.ranks):
+        differ = list(dict.fromkeys(label for one in report.ranks if not one.same for label in one.labels))
+        blocks.append(f"Ranks differ between seeds for {and_list(differ)}; shown are those of the smallest seed.")
+    shown = 0
+    for ratio in sorted({one.ratio for one in report.ranks}):
+        maps = sorted((one for one in report.ranks if one.ratio == ratio), key=_uniform_first)
+        name = f"ranks-{ratio:g}".replace(".", "-")
+        caption = (
+            f"Ranks at {ratio:g}×: layers down, kinds of matrices across. Darker: more of the matrix's parameters are "
+            "stored. D: stayed dense. s: uses the first factor of another matrix."
+        )
+        alt = f"Heat maps of ranks at {ratio:g}×; mean ranks by kind of matrix: " + "; ".join(map(_said, maps))
+        table = _means(name, ratio, maps)
+        blocks.append(Picture(name, shorten(alt, 1200), caption, partial(rank_figure, maps), table))
+        single: list[Block] = []
+        for i, one in enumerate(maps):
+            shown += len(one.layers) * len(one.kinds)
+            if shown <= MOST_RANKS:
+                single.append(_single(f"{name}-{i}", one))
+        if len(single) < len(maps):
+            single.append(f"{len(maps) - len(single)} tables are left out to keep the page small.")
+        blocks.append(Fold(f"Every rank at {ratio:g}×", single, long=True))
+    return blocks
+
+
+def _uniform_first(one: RankMap) -> tuple[int, tuple[str, ...]]:
+    return -len(one.labels), one.labels
+
+
+def _labels(one: RankMap) -> str:
+    return ", ".join(one.labels)
+
+
+def _column(one: RankMap, kind: str) -> list[Rank]:
+    if kind not in one.kinds:
+        return []
+    place = one.kinds.index(kind)
+    return [row[place] for row in one.cells if row[place] is not None]  # type: ignore[misc]
+
+
+def _said(one: RankMap) -> str:
+    parts = []
+    for kind in one.kinds:
+        ranks = [cell.rank for cell in _column(one, kind) if cell.rank is not None]
+        parts.append(f"{kind} {fmean(ranks):.0f}" if ranks else f"{kind} dense")
+    return f"{_labels(one)}: {', '.join(parts)}"
+
+
+def _means(name: str, ratio: float, maps: Sequence[RankMap]) -> TableView:
+    kinds = list(dict.fromkeys(kind for one in maps for kind in one.kinds))
+    rows: list[list[Field | str]] = []
+    for one in maps:
+        fields: list[Field | str] = [Field(_labels(one))]
+        for kind in kinds:
+            fields.append(_mean(_column(one, kind)))
+        rows.append(fields)
+    note = "Mean rank, [least, most] over the layers and the mean share of the matrix's parameters that is stored."
+    columns = [Column("method"), *(Column(kind, "number") for kind in kinds)]
+    return TableView(f"{name}-means", f"Ranks at {ratio:g}× by kind of matrix", columns, rows, note=note)
+
+
+def _mean(cells: Sequence[Rank]) -> Field:
+    if not cells:
+        return Field("")
+    share = f"{100 * fmean(cell.share for cell in cells):.0f} %"
+    ranks = [cell.rank for cell in cells if cell.rank is not None]
+    dense = len(cells) - len(ranks)
+    more = f", {dense} dense" if dense and ranks else ""
+    if not ranks:
+        return Field("dense", None, share)
+    return Field(f"{fmean(ranks):.1f}", fmean(ranks), f"[{min(ranks)}, {max(ranks)}]{more}, {share}")
+
+
+def _single(name: str, one: RankMap) -> TableView:
+    rows = [
+        [Field(layer or "outside layers"), *map(_cell, row)] for layer, row in zip(one.layers, one.cells, strict=True)
+    ]
+    columns = [Column("layer", sortable=False), *(Column(kind, "number", sortable=False) for kind in one.kinds)]
+    return TableView(name, f"{_labels(one)} at {one.ratio:g}×, seed {one.seed}", columns, rows)
+
+
+def _cell(cell: Rank | None) -> Field:
+    if cell is None:
+        return Field("")
+    if cell.rank is None:
+        return Field("dense")
+    shared = ", shares a factor" if cell.shared else ""
+    return Field(f"{cell.rank}", cell.rank, f"{100 * cell.share:.0f} %{shared}")
+
+
+def spectra_blocks(report: Report) -> list[Block]:
+    """Return the energy curves, and how much of the rank holds 90 % of the energy."""
+    if not report.spectra:
+        return []
+    kinds = list(dict.fromkeys(energy.kind for fit in report.spectra for energy in fit.kinds))
+    rows: list[list[Field | str]] = []
+    for fit in report.spectra:
+        by_kind = {energy.kind: energy for energy in fit.kinds}
+        rows.append([Field(fit.name or "fit", detail=", ".join(fit.labels)), *(_ninety(by_kind.get(k)) for k in kinds)])
+    columns = [Column("decomposition"), *(Column(kind, "number") for kind in kinds)]
+    note = "Share of the full rank whose parts hold 90 % of the energy; median over the layers."
+    table = TableView("spectra-90", "Rank for 90 % of the energy", columns, rows, note=note)
+    alt = "Curves of energy over rank. Share of the full rank for 90 % of the energy: " + "; ".join(
+        f"{fit.name or 'fit'} " + ", ".join(f"{e.kind} {100 * e.rank90:.0f} %" for e in fit.kinds)
+        for fit in report.spectra
+    )
+    bands = "; bands: least to most" if len(report.spectra) <= MOST_BANDS else ""
+    caption = (
+        "Energy (sum of squares) in the first parts of each decomposition, as the fits found it before any "
+        f"compression, seed {report.spectra[0].seed}. "
+        f"Lines: median over the layers{bands}. The thin line is 90 %."
+    )
+    return [
+        "A spectrum is in its method's own metric: its squares are what the method's objective loses when parts are "
+        "dropped. Curves of different methods therefore say where each sees its energy, not which one is better.",
+        Picture("spectra", shorten(alt, 1200), caption, partial(spectra_figure, report.spectra), table),
+    ]
+
+
+def _ninety(energy: Energy | None) -> Field:
+    return Field("") if energy is None else Field(f"{100 * energy.rank90:.0f} %", energy.rank90)

@@ -1,0 +1,1 @@
+"""Gathers what `results.report` shows from a run's records and stages."""

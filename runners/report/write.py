@@ -1,0 +1,34 @@
+"""Writes a run's report beside its results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...foundation.files import write_atomic
+from ...results.report.markdown import report_markdown
+from ...results.report.page import report_page
+from .gather import gather
+
+NAME = "report"
+
+
+def write_report(run: Path, out: Path | None = None, data: Path | None = None) -> tuple[Path, Path]:
+    """Write ``report.html`` and ``report.md``.
+
+    Args:
+        run, data: as in `gather.gather`.
+        out: folder for the two files; None takes the run's.
+
+    Returns:
+        The paths of the page and of the Markdown.
+
+    Raises:
+        UserError: there are no valid records; nothing is written then.
+    """
+    report = gather(run, data)
+    folder = out or (run if run.is_dir() else run.parent)
+    texts = {f"{NAME}.html": report_page(report), f"{NAME}.md": report_markdown(report)}
+    for name, text in texts.items():
+        write_atomic(folder / name, text)
+    html, markdown = (folder / name for name in texts)
+    return html, markdown

@@ -1,0 +1,322 @@
+"""Only like is ranked with like, ties are ties, and every form carries the numbers and nothing that runs."""
+
+import csv
+import io
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from scipy import stats
+
+from lowrank_bench.results.leaderboard.bands import band_of, bands
+from lowrank_bench.results.leaderboard.boards import boards
+from lowrank_bench.results.leaderboard.page import to_html
+from lowrank_bench.results.leaderboard.ranking import Contender, Scores, rank
+from lowrank_bench.results.leaderboard.texts import render_terminal, to_csv, to_latex, to_markdown
+from lowrank_bench.results.records import to_frame
+
+HOSTILE = (
+    *("<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", "javascript:alert(1)"),
+    *("a|b\\c", "$x_{1}$ & 50%", "'; DROP TABLE--", '"quoted"', "{{ 7 * 7 }}", "{% raw %}", "]]>", "&lt;"),
+)
+
+
+def frame_of(records, **origins):
+    """A leaderboard's frame; records in keyword arguments are submissions of that name."""
+    parts = {"": records, **origins}
+    return pd.concat([to_frame(part).assign(origin=name) for name, part in parts.items()], ignore_index=True)
+
+
+def scores(values, greedy=True, prefix="p"):
+    return Scores(tuple(f"{prefix}{i}" for i in range(len(values))), np.array(values, dtype=float), greedy)
+
+
+def solved(count, n=200):
+    return [1.0] * count + [0.0] * (n - count)
+
+
+# bands
+
+
+@pytest.mark.parametrize(
+    ("target", "band"),
+    [
+        *((1.5, 1.5), (1.49, 1.5), (2, 2), (2.04, 2), (2.05, 2.05), (1.43, 1.43), (1.6667, 1.67), (1.2, 1.2)),
+        *((3.5, 3.5), (7.1, 7), (7.5, 7.5), (1.01, 1), (100.4, 100)),
+    ],
+)
+def test_bands_of_known_ratios(target, band):
+    assert band_of(target) == band
+
+
+@given(st.floats(1, 1000))
+def test_a_band_is_near_its_target_and_is_its_own_band(target):
+    assert band_of(target) == pytest.approx(target, rel=0.021)
+    assert band_of(band_of(target)) == band_of(target)
+
+
+@given(st.dictionaries(st.text(max_size=3), st.sets(st.floats(1, 12), max_size=5), max_size=5))
+def test_no_row_has_two_ratios_in_one_band(targets):
+    found = bands(targets)
+    for ratios in targets.values():
+        assert len({found[ratio] for ratio in ratios}) == len(ratios)
+
+
+# conditions
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        *({"variant": "gsm8k-8shot"}, {"n": 50}, {"scorer": "strict"}, {"metric": "pass@1"}, {"task": "code"}),
+        *({"engine": "vllm"}, {"dtype": "float32"}, {"model_sha256": "other"}, {"prompt_sha256": "other"}),
+        *({"dataset_sha256": "other"}, {"dataset_sha256": "other", "seed": 7}, {"confidence": 0.9}),
+    ],
+)
+def test_other_conditions_never_share_a_column(record, other):
+    found = boards(frame_of([record(), record(**other, method="bs", stage_key="b")]))
+    assert [len(board.entries) for board in found] == [1, 1]
+    assert len({board.id for board in found}) == 2
+    assert len({(board.title, board.conditions) for board in found}) == 2
+    lines = list(csv.DictReader(io.StringIO(to_csv(found))))
+    assert [line["rank"] for line in lines] == ["1", "1"]
+
+
+def test_context_lengths_of_perplexities_are_boards_of_their_own(sweep):
+    records = sweep(language=True, methods=("svd",))
+    longer = [r.model_copy(update={"variant": "wikitext2-4096", "stage_key": f"{r.stage_key}-l"}) for r in records]
+    assert [board.table.variant for board in boards(frame_of([*records, *longer]))] == [
+        "wikitext2-2048",
+        "wikitext2-4096",
+    ]
+
+
+def test_submissions_never_join_the_rows_of_what_was_measured_here(sweep):
+    ours, theirs = sweep(seeds=(1,), methods=("svd",)), sweep(seeds=(2,), methods=("svd",))
+    (board,) = boards(frame_of(ours, **{"submitted 1234": theirs}))
+    assert {(e.label, e.origin, e.cell.seeds) for e in board.entries} == {
+        ("svd", "", (1,)),
+        ("svd (submitted 1234)", "submitted 1234", (2,)),
+    }
+    assert {entry.label for entry in board.references} == {
+        "uncompressed (finetuned)",
+        "uncompressed (finetuned) (submitted 1234)",
+    }
+
+
+def test_the_same_stage_in_two_runs_counts_once(sweep):
+    records = sweep(methods=("svd", "bs"))
+    twice = [r.model_copy(update={"sweep": "second"}) for r in records]
+    once, again = boards(frame_of(records)), boards(frame_of([*records, *twice]))
+    assert [[e.cell.value for e in b.entries] for b in once] == [[e.cell.value for e in b.entries] for b in again]
+
+
+def test_uncompressed_models_of_other_variants_are_references_only(sweep):
+    (board,) = boards(frame_of(sweep()))
+    assert [variant for variant, _ in board.elsewhere] == ["gsm8k-8shot"]
+    assert {entry.stage for entry in board.references} == {"finetuned"}
+
+
+def test_what_misses_its_ratio_is_not_ranked(record):
+    params = record().params_original
+    short = record(method="bs", params=int(params / 1.5), value=0.42, stage_key="b")
+    (board,) = boards(frame_of([record(value=0.4), short]))
+    standing = {entry.label: entry.standing for entry in board.entries}
+    assert standing["svd"].rank == 1
+    assert standing["bs"].rank is None
+    assert "achieved ratio is 1.5×" in standing["bs"].reason
+
+
+# ranks
+
+
+def test_ranks_agree_with_mcnemar_and_holm():
+    counts = (150, 148, 120, 30)
+    rng = np.random.default_rng(1)
+    answers = [rng.permutation(solved(count)) for count in counts]
+    column = [Contender(sum(a) / len(a), {1: scores(a)}) for a in answers]
+    standings = rank(column)
+    raw = {}
+    for i in range(4):
+        for j in range(i + 1, 4):
+            only = int((answers[i] > answers[j]).sum()), int((answers[i] < answers[j]).sum())
+            raw[i, j] = stats.binomtest(only[0], sum(only), 0.5).pvalue
+    ordered = sorted(raw, key=raw.get)
+    adjusted, running = {}, 0.0
+    for place, pair in enumerate(ordered):
+        running = max(running, min(1.0, (len(ordered) - place) * raw[pair]))
+        adjusted[pair] = running
+    for j in (1, 2, 3):
+        assert standings[j].p_value == pytest.approx(raw[0, j])
+        assert standings[j].p_adjusted == pytest.approx(adjusted[0, j])
+        assert standings[j].tied == (adjusted[0, j] >= 0.05)
+    assert [s.mark for s in standings] == ["1", "≈1", "3", "4"]
+
+
+def test_problems_are_averaged_over_the_seeds_that_both_have():
+    rng = np.random.default_rng(2)
+    good = {seed: scores((rng.random(200) < 0.7) * 1.0) for seed in (1, 2, 3)}
+    bad = {seed: scores((rng.random(200) < 0.3) * 1.0) for seed in (2, 3, 4)}
+    first, second = rank([Contender(0.7, good), Contender(0.3, bad)])
+    assert first.best
+    assert second.test == "sign flips over problems (200 problems, 2 seeds)"
+    assert second.tied is False
+    apart = np.mean([good[s].values - bad[s].values for s in (2, 3)], axis=0)
+    assert second.p_value == pytest.approx(1 / 10_001) or abs(apart.mean()) < 0.3
+
+
+def test_without_samples_there_is_a_reason_instead_of_a_p_value():
+    standings = rank([Contender(0.5, {}, "no samples"), Contender(0.4, {1: scores(solved(80))})])
+    assert math.isnan(standings[1].p_value)
+    assert (standings[1].tied, standings[1].reason, standings[1].mark) == (None, "no samples", "2?")
+    standings = rank([Contender(0.5, {1: scores(solved(9))}), Contender(0.4, {2: scores(solved(8))})])
+    assert standings[1].reason == "no seed in common"
+    standings = rank([Contender(0.5, {1: scores(solved(9))}), Contender(0.4, {1: scores(solved(8), prefix="q")})])
+    assert standings[1].reason == "no problem in common"
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=7), st.integers(0, 99))
+def test_ranks_follow_the_values_and_ties_share_the_first_place(counts, seed):
+    rng = np.random.default_rng(seed)
+    column = [Contender(count / 60, {1: scores(rng.permutation(solved(count, 60)))}) for count in counts]
+    standings = rank(column)
+    best = max(counts)
+    assert sum(s.best for s in standings) == 1
+    for count, standing in zip(counts, standings, strict=True):
+        if standing.best:
+            assert (count, standing.rank) == (best, 1)
+        elif standing.tied:
+            assert standing.rank == 1
+            assert standing.p_adjusted >= 0.05
+        else:
+            assert standing.rank == 1 + sum(other > count for other in counts)
+        if not standing.best:
+            assert standing.p_value <= standing.p_adjusted
+    assert all(s.tied for c, s in zip(counts, standings, strict=True) if c == best and not s.best)
+
+
+def test_equals_are_hardly_ever_told_apart():
+    """With five equal methods, someone is called worse than the best in at most about 5 % of columns."""
+    rng, wrong, columns = np.random.default_rng(5), 0, 200
+    for _ in range(columns):
+        difficulty = rng.random(100)
+        drawn = [(rng.random(100) < difficulty) * 1.0 for _ in range(5)]
+        standings = rank([Contender(d.mean(), {1: scores(d)}) for d in drawn])
+        wrong += any(s.tied is False for s in standings)
+    assert wrong <= stats.binom.ppf(0.999, columns, 0.05)
+
+
+def test_metrics_with_an_ideal_are_ranked_by_the_distance_to_it(record):
+    bias = {"metric": "pct_stereotype", "higher_is_better": False, "scorer": "", "low": 0.0, "high": 1.0}
+    values = {"a": 0.62, "b": 0.47, "c": 0.30}
+    (board,) = boards(frame_of([record(method=m, value=v, stage_key=m, **bias) for m, v in values.items()]))
+    assert {e.label: e.standing.rank for e in board.entries} == {"a": 2, "b": 1, "c": 3}
+
+
+def test_collapsed_perplexities_come_last(record):
+    ppl = {"metric": "perplexity", "higher_is_better": False, "scorer": "", "low": 1.0, "high": math.inf}
+    records = [record(method=m, value=v, stage_key=m, **ppl) for m, v in {"a": math.inf, "b": 9.0, "c": 8.0}.items()]
+    (board,) = boards(frame_of(records))
+    assert {e.label: e.standing.rank for e in board.entries} == {"a": 3, "b": 2, "c": 1}
+    assert "∞" in to_html([board])
+
+
+# forms
+
+
+def forms(found):
+    console = Console(file=io.StringIO(), width=100, force_terminal=False)
+    render_terminal(found, console)
+    return {
+        "csv": to_csv(found),
+        "markdown": to_markdown(found),
+        "latex": to_latex(found),
+        "html": to_html(found),
+        "terminal": console.file.getvalue(),
+    }
+
+
+def test_every_form_carries_every_value(sweep):
+    (board,) = found = boards(frame_of(sweep(seeds=(1, 2, 3))))
+    shown = forms(found)
+    for entry in board.entries:
+        for name, text in shown.items():
+            assert (repr(entry.cell.value) if name == "csv" else f"{100 * entry.cell.value:.1f}") in text
+        assert entry.id in shown["html"]
+    lines = list(csv.DictReader(io.StringIO(shown["csv"])))
+    assert len(lines) == len(board.entries) + len(board.references) + len(board.elsewhere)
+    assert {line["origin"] for line in lines} == {"measured"}
+    assert r"\toprule" in shown["latex"]
+
+
+def test_equal_records_in_any_order_give_equal_bytes(sweep):
+    records = sweep(seeds=(1, 2)) + sweep(language=True)
+    theirs = sweep(seeds=(3,))
+    frame = frame_of(records, **{"submitted 1234": theirs})
+    shuffled = frame.sample(frac=1, random_state=1).reset_index(drop=True)
+    assert forms(boards(frame)) == forms(boards(shuffled))
+
+
+def elements(html):
+    """All elements of a page with their attributes."""
+    found = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: found.append((tag, attributes))
+    parser.feed(html)
+    return found
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_names_stay_text_in_every_form(record, text):
+    names = {"label": text, "model": text, "task": text, "variant": text, "sweep": text, "device": text}
+    found = boards(frame_of([record(**names), record(method="bs", stage_key="b", **names | {"label": "bs"})]))
+    shown = forms(found)
+    html = shown["html"]
+    assert html.count("<script") == 1
+    assert "<img" not in html
+    for tag, attributes in elements(html):
+        assert tag not in ("iframe", "object", "embed", "base")
+        for name, value in attributes:
+            assert not name.startswith("on")
+            assert name not in ("href", "src", "action", "formaction") or re.match("#|data:,$", value)
+    for line in csv.reader(io.StringIO(shown["csv"])):
+        assert not any(cell[:1] in "=+@" for cell in line if cell)
+    assert "<script" not in shown["markdown"].replace("\\<script", "")
+    for name, form in shown.items():
+        assert all(c.isprintable() or c == "\n" for c in form), name
+
+
+def test_control_and_bidi_characters_do_not_reach_any_form(record):
+    # Records refuse them; names that come by another way are cleaned all the same.
+    frame = frame_of([record()])
+    frame["label"] = "a\x1b[31mb\u202ec\x00"
+    frame["model"] = "m" * 5000
+    shown = forms(boards(frame))
+    for name, text in shown.items():
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]", text), name
+    assert "m" * 200 not in shown["html"].replace("data-model", "").split("<h2")[1].split("</h2>")[0]
+
+
+def test_huge_numbers_are_shown_and_drawn(record):
+    ppl = {"metric": "perplexity", "higher_is_better": False, "scorer": "", "high": math.inf, "low": 1.0}
+    records = [
+        record(method=m, value=v, stage_key=m, **ppl)
+        for m, v in {"a": 1e308, "b": 1.7e308, "c": 5.0, "d": math.inf}.items()
+    ]
+    shown = forms(boards(frame_of(records)))
+    assert not re.search(r"\b(nan|inf)\b", shown["html"].partition("<svg")[2].partition("</svg>")[0])
+    assert "1e+308" in shown["html"]
+
+
+def test_ten_thousand_records_go_through(sweep):
+    records = [r for task in range(80) for r in sweep(seeds=tuple(range(9)), task=f"t{task}")][:10_000]
+    found = boards(frame_of(records))
+    assert sum(len(e.cell.seeds) for b in found for e in b.entries) > 8_000
+    assert len(to_csv(found).splitlines()) > 80
+    assert to_html(found).count('<section class="board"') == len(found)

@@ -1,0 +1,111 @@
+"""Sentences of a report follow from its numbers."""
+
+import re
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lowrank_bench.results.records import to_frame
+from lowrank_bench.results.report.data import Asked, Paired, Report
+from lowrank_bench.results.report.findings import findings
+from lowrank_bench.results.report.markdown import fenced, report_markdown
+from lowrank_bench.results.report.words import and_list, duration
+
+
+def report(records, **changes):
+    return Report(title="demo", records=to_frame(records), asked=Asked((), ()), **changes)
+
+
+def said(records, **changes):
+    return "\n".join(sentence for _, sentences in findings(report(records, **changes)) for sentence in sentences)
+
+
+def cell(record, method, value, half=0.02, **changes):
+    low, high = max(0.0, value - half), min(1.0, value + half)
+    fields = {"method": method, "label": method, "value": value, "low": low, "high": high}
+    return record(**(fields | {"stage_key": f"{method}-{value}"} | changes))
+
+
+def paired(leader, label, p, every_seed=True, **changes):
+    values = {"table": 0, "ratio": 2.0, "leader": leader, "label": label, "difference": 0.1, "low": 0.0, "high": 0.2}
+    more = {"p_value": p, "p_corrected": p, "units": 100, "unit": "problems", "seeds": 1, "test": "McNemar, exact"}
+    return Paired(**(values | more | {"every_seed": every_seed} | changes))
+
+
+def test_intervals_decide_where_no_test_was_made(record):
+    text = said([cell(record, "a", 0.6), cell(record, "b", 0.59), cell(record, "c", 0.3)])
+    assert "At 2×, a has the best estimate, 60.0 % [58.0, 62.0]" in text
+    assert "its interval lies apart from that of c" in text
+    assert "its interval overlaps that of b, so that the order is not settled" in text
+
+
+def test_a_test_decides_over_intervals(record):
+    records = [cell(record, "a", 0.6), cell(record, "b", 0.59), cell(record, "c", 0.3)]
+    text = said(records, paired=(paired("a", "b", 0.001), paired("a", "c", 0.2)))
+    assert "separates it from b; it does not separate it from c" in text
+    assert "interval lies apart" not in text
+
+
+@pytest.mark.parametrize(("p", "every_seed"), [(0.05, True), (0.001, False)])
+def test_no_separation_without_significance_and_every_seed(record, p, every_seed):
+    records = [cell(record, "a", 0.6), cell(record, "b", 0.3)]
+    text = said(records, paired=(paired("a", "b", p, every_seed),))
+    assert "does not separate it from b" in text
+
+
+def test_ties_are_called_ties(record):
+    text = said([cell(record, "a", 0.6), cell(record, "b", 0.6), cell(record, "c", 0.2)])
+    assert "a and b share the best estimate, 60.0 % [58.0, 62.0]; nothing separates them." in text
+
+
+def test_perplexities_are_better_low(sweep):
+    text = said(sweep(("good", "bad"), (2.0,), language=True))
+    assert re.search(r"At 2×, good has the best estimate, [\d.]+ \[[\d.]+, [\d.]+\]", text)
+    assert "times the uncompressed model's" in text
+
+
+def test_no_best_bias(record):
+    changes = {"metric": "pct_stereotype", "scorer": "", "benchmark": "crows_pairs", "variant": "crows"}
+    text = said([cell(record, "a", 0.6, **changes), cell(record, "b", 0.4, **changes)])
+    assert "50 is no preference: no method is called best here" in text
+    assert "best estimate" not in text
+
+
+def test_unequal_training_is_said(record):
+    records = [cell(record, "a", 0.6), cell(record, "b", 0.3, steps_recover=900)]
+    assert "The methods were not trained equally: 600 to 900 steps" in said(records)
+    assert "Every method had the same 600 training steps" in said(records[:1])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@given(values=st.lists(st.integers(0, 1000), min_size=2, max_size=9, unique=True))
+def test_the_best_is_the_best_and_every_other_row_is_judged(record, values):
+    records = [cell(record, f"m{i}", value / 1000) for i, value in enumerate(values)]
+    sentence = next(line for line in said(records).splitlines() if line.startswith("At 2×"))
+    best = max(values)
+    assert sentence.startswith(f"At 2×, m{values.index(best)} has the best estimate, {best / 10:.1f} %")
+    apart = sentence.partition("lies apart from that of ")[2].partition(";")[0]
+    names = set(re.findall(r"m\d", apart))
+    if len(values) <= 7:
+        expected = {f"m{i}" for i, v in enumerate(values) if v != best and max(0, best - 20) > min(1000, v + 20)}
+        assert names == expected
+
+
+def test_the_worst_text_stays_in_its_place():
+    lines = fenced("a\n```\n````b\r\nc\rd\x1b[0m").split("\n")
+    assert lines[0] == "`````text"
+    assert lines[-1] == "`````"
+    assert lines[1:-1] == ["a", "```", "````b", "c", "d\ufffd[0m"]
+
+
+def test_markdown_of_hostile_names(record):
+    name = "<b>|x|</b> `a`"
+    text = report_markdown(report([cell(record, "svd", 0.5, label=name)]))
+    assert "\\<b\\>\\|x\\|\\</b\\> \\`a\\`" in text
+    assert "<b>" not in text.replace("\\<b\\>", "")
+
+
+def test_words():
+    assert [and_list(["a"]), and_list(["a", "b"]), and_list(["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+    assert [duration(s) for s in (0.04, 12, 120, 7200)] == ["0.0 s", "12 s", "2 min", "2.0 h"]
