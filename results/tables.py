@@ -240,8 +240,13 @@ def latex_text(text: str) -> str:
     return "".join(_LATEX.get(c, c) for c in clean(text))
 
 
-def latex_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]], split: int) -> str:
-    """Return a ``table`` environment for the package booktabs; a rule follows the first ``split`` rows, if any."""
+def latex_table(
+    caption: str, header: Sequence[str], rows: Sequence[Sequence[str]], split: int = 0, columns: str = ""
+) -> str:
+    """Return a ``table`` environment for the package booktabs; a rule follows the first ``split`` rows, if any.
+
+    ``columns`` is the argument of ``tabular``; without it the first column is to the left, the others to the right.
+    """
     # A line that begins with '[' would be read as the optional argument of the line break before it.
     head, *body = (" & ".join(line) + r" \\" for line in _lines(header, rows, latex_text))
     body = [line if not line.startswith("[") else "{}" + line for line in body]
