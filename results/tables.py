@@ -68,10 +68,10 @@ def to_latex(frame: pd.DataFrame, headline: bool = True) -> str:
     for key, group in _by_model(pivot(frame, headline)):
         for table in group:
             split = sum(row.uncompressed for row in table.rows)
-            parts.append(_latex_table(f"{table.title}. {_note([table])}", _header(table), _grid(table), split))
+            parts.append(latex_table(f"{table.title}. {_note([table])}", _header(table), _grid(table), split))
         if rows := _detail_rows(group):
             caption = f"{key[0]} · {key[1]}: sizes and training tokens."
-            parts.append(_latex_table(caption, ["", *_DETAILS], rows, 0))
+            parts.append(latex_table(caption, ["", *_DETAILS], rows, 0))
     return "\n\n".join(parts) + "\n"
 
 
@@ -95,7 +95,7 @@ def to_csv(frame: pd.DataFrame, headline: bool = True) -> str:
                 c = row.cells.get(ratio)
                 cells += ["", "", "", "", ""] if c is None else [c.value, c.low, c.high, len(c.seeds), c.ratio]
             cells.insert(len(names), row.label)
-            writer.writerow([_inert(clean(cell)) if isinstance(cell, str) else cell for cell in cells])
+            writer.writerow([inert(clean(cell)) if isinstance(cell, str) else cell for cell in cells])
     return text.getvalue()
 
 
@@ -104,7 +104,8 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
-def _inert(text: str) -> str:
+def inert(text: str) -> str:
+    """Return text that a spreadsheet does not run as a formula."""
     return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") else text
 
 
@@ -235,7 +236,8 @@ def _latex(text: str) -> str:
     return "".join(_LATEX.get(c, c) for c in clean(text))
 
 
-def _latex_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]], split: int) -> str:
+def latex_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]], split: int) -> str:
+    """Return a ``table`` environment for booktabs; a rule after the first ``split`` rows."""
     # A line that begins with '[' would be read as the optional argument of the line break before it.
     head, *body = (" & ".join(line) + r" \\" for line in _lines(header, rows, _latex))
     body = [line if not line.startswith("[") else "{}" + line for line in body]
