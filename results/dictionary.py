@@ -121,7 +121,7 @@ two rows and the column in which they contradict each other.
 
 ## Schema versions
 
-`schema_version` is {SCHEMA_VERSION}. It rises when a column is added, removed or changes its meaning. A program reads the
-versions up to its own. A file of a later version is refused with a sentence that names both versions; the remedy is to
-update `lowrank-bench`. Within a version, what a column allows may become stricter where it keeps out what no run writes.
+`schema_version` is {SCHEMA_VERSION}. It rises when a column is added, removed or changes its meaning. A program reads
+the versions up to its own. A file of a later version is refused with a sentence that names both versions; the remedy is
+to update `lowrank-bench`. Within a version, a column may become stricter where that keeps out what no run writes.
 """
