@@ -10,6 +10,7 @@ seconds, which an idle machine needs as wall seconds too. `bench plot` draws a p
 
 import argparse
 import hashlib
+import importlib
 import importlib.util
 import io
 import math
@@ -109,13 +110,21 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
 
 
 def pages(frame: pd.DataFrame, folder: Path) -> dict[str, Callable[[], Any]]:
-    """Return the calls that make pages, as far as their modules are there."""
-    if importlib.util.find_spec("lowrank_bench.results.leaderboard") is None:
-        return {}
-    from lowrank_bench.results import leaderboard
-
-    names = [name for name in ("to_csv", "to_markdown", "to_latex", "to_html") if hasattr(leaderboard, name)]
-    return {f"leaderboard {name}": lambda name=name: getattr(leaderboard, name)(frame) for name in names}
+    """Return the calls that make leaderboard and report, as far as this installation has them."""
+    calls: dict[str, Callable[[], Any]] = {}
+    if importlib.util.find_spec("lowrank_bench.results.leaderboard"):
+        boards = importlib.import_module("lowrank_bench.results.leaderboard.boards")
+        texts = importlib.import_module("lowrank_bench.results.leaderboard.texts")
+        page = importlib.import_module("lowrank_bench.results.leaderboard.page")
+        found: list[Any] = []
+        calls["leaderboard, ranking"] = lambda: found.extend(boards.boards(frame.assign(**{boards.ORIGIN: "run"})))
+        for name in ("to_csv", "to_markdown", "to_latex"):
+            calls[f"leaderboard {name}"] = lambda name=name: getattr(texts, name)(found)
+        calls["leaderboard page"] = lambda: page.to_html(found)
+    if importlib.util.find_spec("lowrank_bench.runners.report"):
+        write = importlib.import_module("lowrank_bench.runners.report.write")
+        calls["report, both pages"] = lambda: write.write_report(folder, folder / "report", None)
+    return calls
 
 
 def main() -> None:
