@@ -106,7 +106,7 @@ def clean(text: str) -> str:
 
 
 def inert(text: str) -> str:
-    """Return text that no spreadsheet takes for a formula."""
+    """Return text that a spreadsheet does not run as a formula."""
     return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") else text
 
 
@@ -239,7 +239,7 @@ def latex_text(text: str) -> str:
 
 
 def latex_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]], split: int) -> str:
-    """Return a ``table`` environment for the package booktabs; a rule follows the first ``split`` rows, if any."""
+    """Return a ``table`` environment for booktabs; a rule after the first ``split`` rows."""
     # A line that begins with '[' would be read as the optional argument of the line break before it.
     head, *body = (" & ".join(line) + r" \\" for line in _lines(header, rows, latex_text))
     body = [line if not line.startswith("[") else "{}" + line for line in body]
