@@ -1,5 +1,6 @@
 # make demo: set everything up, run the main job, end with a table and a curve.
 # make test: set everything up, run the tests.    make check: formatting, lint, types.
+# make regression: a small sweep on the built-in model against tests/baselines/tiny.csv (docs/regression.md).
 # make setup-vllm-cpu, make setup-vllm: set everything up and vLLM, for CPUs or for NVIDIA GPUs (docs/serving.md).
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +8,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VLLM := $(VENV)/.vllm
 
-.PHONY: demo test check setup setup-vllm setup-vllm-cpu sandbox browser clean
+SMALL_SWEEP := --methods svd,fwsvd,bs --model tiny --task toy-math --ratios 1.5,2 --finetune-steps 200 --recover-steps 80
+
+.PHONY: demo test check regression regression-baseline setup setup-vllm setup-vllm-cpu sandbox browser clean
 
 demo: $(READY) sandbox
 	$(BIN)/bench run --methods svd,fwsvd,bs --model tiny --task toy-math --ratios 1.5,2,3,4 --recover-steps 200
@@ -20,6 +23,17 @@ check: $(READY)
 	$(BIN)/ruff check .
 	@mkdir -p .types && ln -sfn .. .types/lowrank_bench
 	MYPYPATH=.types $(BIN)/mypy -p lowrank_bench
+
+# From scratch, for a finished stage is not run again when the code changes. Seed 4 is none of the baseline's.
+regression: $(READY)
+	rm -rf runs/regression
+	OMP_NUM_THREADS=1 $(BIN)/bench run $(SMALL_SWEEP) --seeds 4 --out runs/regression --name tiny
+	$(BIN)/bench check runs/regression/tiny --baseline tests/baselines/tiny.csv --junit runs/regression/junit.xml
+
+regression-baseline: $(READY)
+	rm -rf runs/regression
+	OMP_NUM_THREADS=1 $(BIN)/bench run $(SMALL_SWEEP) --seeds 1,2,3 --out runs/regression --name tiny
+	$(BIN)/bench baseline update runs/regression/tiny --baseline tests/baselines/tiny.csv
 
 setup: $(READY)
 

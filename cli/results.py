@@ -9,47 +9,119 @@ from typing import Annotated, Any
 import typer
 
 from ..foundation.errors import UserError, unknown
-from .output import console
+from .output import console, split_list
 
 Results = Annotated[Path, typer.Argument(help="Folder of a run, or its results.csv or .parquet.")]
 
 
+FORMATS = ("terminal", "markdown", "csv", "latex")
+ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
+
+
 def table(
-    run: Results,
-    format: Annotated[str, typer.Option(help="terminal, markdown, csv or latex.")] = "terminal",
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Folders of runs, or their results.csv or .parquet.", metavar="RUN...")
+    ] = None,
+    format: Annotated[str | None, typer.Option(help="terminal, markdown, csv or latex.  [default: terminal]")] = None,
     all_metrics: Annotated[bool, typer.Option("--all-metrics", help="Not only each benchmark's headline.")] = False,
     overview: Annotated[
         bool, typer.Option("--overview", help="One table over all benchmarks, with the change against uncompressed.")
     ] = False,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these records: method=svd,bs or 'ratio_target>=2'; may be given again."),
+    ] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="Columns of the records that make the lines.  [default: label]")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Columns of the records that stand side by side.  [default: ratio_target]")
+    ] = None,
+    value: Annotated[str | None, typer.Option(help="Column of the records that is shown.  [default: value]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write to this file: .md, .csv or .tex.")] = None,
+    dictionary: Annotated[
+        bool, typer.Option("--dictionary", help="Print what every column of the records means, and stop.")
+    ] = False,
 ) -> None:
-    """Show the results of a run as a table."""
-    formats = ["terminal", "markdown", "csv", "latex"]
-    if format not in formats:
-        raise unknown("format", format, formats)
-    from ..results import tables
-    from ..results.records import read_records
+    """Show the results of one run or several as a table; with --rows, --columns or --value, over any columns."""
+    if dictionary:
+        from ..results.dictionary import data_dictionary
 
-    frame = read_records(run)
-    if overview:
-        _overview(frame, format)
+        sys.stdout.write(data_dictionary())
         return
-    if format == "terminal":
-        tables.render_terminal(frame, console(), headline=not all_metrics)
+    if not runs:
+        raise UserError("name a run, such as bench table runs/tiny-toy-math")
+    chosen = _format(format, out)
+    from ..results.combine import read_runs
+    from ..results.filters import filter_frame
+
+    frame = filter_frame(read_runs(runs), where or [])
+    layout = {"rows": rows, "columns": columns, "value": value}
+    given = {name: text for name, text in layout.items() if text is not None}
+    if overview and given:
+        raise UserError(f"--overview has its own layout; leave out --{next(iter(given))}")
+    if overview:
+        text = _overview(frame, chosen)
+    elif given:
+        text = _cross(frame, given, chosen, headline=not all_metrics)
     else:
-        sys.stdout.write(getattr(tables, f"to_{format}")(frame, headline=not all_metrics))
+        text = _tables(frame, chosen, headline=not all_metrics)
+    if out is not None:
+        from ..foundation.files import write_atomic
+
+        write_atomic(out, text)
+        console().print(str(out), soft_wrap=True, highlight=False, markup=False)
+    elif chosen != "terminal":
+        sys.stdout.write(text)
 
 
-def _overview(frame: Any, format: str) -> None:
+def _format(format: str | None, out: Path | None) -> str:
+    if format is not None and format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    if out is None:
+        return format or "terminal"
+    by_ending = ENDINGS.get(out.suffix)
+    if by_ending is None:
+        raise UserError(f"{out} has to end in {', '.join(ENDINGS)}, which says the format")
+    if format not in (None, by_ending):
+        raise UserError(f"{out} ends in {out.suffix}, which is {by_ending}, not {format}; leave out --format")
+    return by_ending
+
+
+def _tables(frame: Any, format: str, headline: bool) -> str:
+    from ..results import tables
+
+    if format == "terminal":
+        tables.render_terminal(frame, console(), headline=headline)
+        return ""
+    text: str = getattr(tables, f"to_{format}")(frame, headline=headline)
+    return text
+
+
+def _cross(frame: Any, given: dict[str, str], format: str, headline: bool) -> str:
+    from ..results.cross import WRITERS, Layout, cross, render_cross
+
+    lists = {name: tuple(split_list(given[name]) or ()) for name in ("rows", "columns") if name in given}
+    value = {"value": given["value"]} if "value" in given else {}
+    found = cross(frame, Layout(**lists, **value), headline)  # type: ignore[arg-type]
+    if format == "terminal":
+        render_cross(found, console())
+        return ""
+    return WRITERS[format](found)
+
+
+def _overview(frame: Any, format: str) -> str:
     from ..results import overview as views
 
     if not views.overviews(frame):
         raise UserError(f"an overview needs {views.MIN_BENCHMARKS} benchmarks or more; leave out --overview")
     if format == "terminal":
         views.render_overview(frame, console())
-    elif format in ("markdown", "csv"):
-        sys.stdout.write(getattr(views, f"overview_{format}")(frame))
-    else:
+        return ""
+    if format not in ("markdown", "csv"):
         raise UserError(f"an overview cannot be written as {format}; use --format terminal, markdown or csv")
+    text: str = getattr(views, f"overview_{format}")(frame)
+    return text
 
 
 def plot(

@@ -224,7 +224,7 @@ def _csv_rows(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} is separated by semicolons; save it with commas")
     if lines and "schema_version" in lines[0]:
         at = lines[0].index("schema_version")
-        _check_version(path, (line[at] for line in lines[1:] if len(line) > at))
+        _check_version(path, (line[at] for line in lines[1:] if len(line) == len(lines[0])))
     _check_columns(path, lines[0] if lines else [])
     for number, line in enumerate(lines[1:], start=1):
         if len(line) != len(lines[0]):

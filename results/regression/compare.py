@@ -16,8 +16,12 @@ if TYPE_CHECKING:
 
 FALSE_ALARMS = 0.05
 """Largest probability that a check of an unchanged method fails, over all its cells together."""
+_NOMINAL = 0.02
+"""What the threshold is computed for; the rest covers that variances are estimated from few seeds (by simulation)."""
 _MANY = 10**6
 """Degrees of freedom where only problems vary: the normal distribution."""
+_EDGE = 0.02
+"""A recovery this near to 0 or 1 is taken as this far from it, when its variance is judged by those of other cells."""
 SIZE_TOLERANCE = 0.01
 """So much larger than in the baseline a model may be, in parameters and in bytes."""
 
@@ -150,10 +154,27 @@ def check_run(run: pd.DataFrame, baseline: pd.DataFrame, tolerance: Tolerance) -
 
 @dataclass(frozen=True)
 class _Pool:
-    """Variance between seeds over the cells of a measure, and its degrees of freedom; NaN and 0 if unknown."""
+    """What all cells of a measure say about the variance between seeds.
 
-    variance: float
+    Cells on the slope of a curve vary most, those near full recovery and near none hardly: the variance is taken as
+    proportional to m (1 - m) of the mean recovery m, as that of a share is, and the factor is common to the measure.
+
+    Attributes:
+        factor: variance of a single seed over m (1 - m); NaN if unknown.
+        degrees: effective degrees of freedom; 0 if unknown.
+    """
+
+    factor: float
     degrees: int
+
+    def variance(self, recovery: float) -> float:
+        """Return the variance of a single seed at a mean recovery."""
+        return self.factor * _shape(recovery) if self.degrees else 0.0
+
+
+def _shape(recovery: float) -> float:
+    inside = min(max(recovery, _EDGE), 1 - _EDGE)
+    return inside * (1 - inside)
 
 
 def _pools(
@@ -161,7 +182,9 @@ def _pools(
 ) -> dict[tuple[str, ...], _Pool]:
     found: dict[tuple[str, ...], list[tuple[float, int]]] = {}
     for name, (base, run) in pairs.items():
-        found.setdefault(name.reference, []).append(_own_variance(base, run, scales[name]))
+        own, degrees = _own_variance(base, run, scales[name])
+        share = own / _shape((base.mean + run.mean) / 2 / scales[name])
+        found.setdefault(name.reference, []).append((share, degrees))
     return {reference: _pool([(v, d) for v, d in own if d]) for reference, own in found.items()}
 
 
@@ -169,7 +192,7 @@ def _pool(own: Sequence[tuple[float, int]]) -> _Pool:
     degrees = sum(d for _, d in own)
     if not degrees:
         return _Pool(math.nan, 0)
-    shares = [variance * d for variance, d in own]
+    shares = [factor * d for factor, d in own]
     if not sum(shares):
         return _Pool(0.0, degrees)
     # Satterthwaite: cells that hardly vary say nothing about those that do.
@@ -189,11 +212,11 @@ def _compare(
 ) -> Comparison:
     before, after = base.mean / scale, run.mean / scale
     own, degrees = _own_variance(base, run, scale)
-    between = max(own if degrees else 0.0, pool.variance if pool.degrees else 0.0)
+    between = max(own if degrees else 0.0, pool.variance((before + after) / 2))
     seeds = between * (1 / len(base.seeds) + 1 / len(run.seeds))
     problems = (base.problems**2 + run.problems**2) / scale**2
     error = math.sqrt(max(seeds, problems))
-    threshold = max(tolerance.sigmas, t_quantile(1 - 2 * FALSE_ALARMS / cells, pool.degrees or _MANY))
+    threshold = max(tolerance.sigmas, t_quantile(1 - 2 * _NOMINAL / cells, pool.degrees or _MANY))
     result = Comparison(name, base, run, "same", before, after, error, threshold)
     beyond = abs(result.sigmas) > threshold and abs(result.change) > tolerance.min_drop
     verdict = ("rose" if result.change > 0 else "fell") if beyond else "same"

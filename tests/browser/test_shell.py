@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowrank_bench.results.pages.parts import Column, Field, TableView
@@ -101,6 +101,7 @@ def test_a_link_into_a_closed_part_opens_it(page_file, open_page):
     assert page.evaluate("document.activeElement.id") == "inside"
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_gives_one_page_with_its_own_elements_only(folder, text):
     html = render(folder, text)

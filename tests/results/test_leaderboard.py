@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
@@ -55,12 +55,14 @@ def test_bands_of_known_ratios(target, band):
     assert band_of(target) == band
 
 
+@settings(deadline=None)
 @given(st.floats(1, 1000))
 def test_a_band_is_near_its_target_and_is_its_own_band(target):
     assert band_of(target) == pytest.approx(target, rel=0.021)
     assert band_of(band_of(target)) == band_of(target)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=3), st.sets(st.floats(1, 12), max_size=5), max_size=5))
 def test_no_row_has_two_ratios_in_one_band(targets):
     found = bands(targets)
@@ -181,6 +183,7 @@ def test_without_samples_there_is_a_reason_instead_of_a_p_value():
     assert standings[1].reason == "no problem in common"
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=7), st.integers(0, 99))
 def test_ranks_follow_the_values_and_ties_share_the_first_place(counts, seed):
     rng = np.random.default_rng(seed)

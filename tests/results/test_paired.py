@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -13,12 +13,14 @@ from lowrank_bench.results.paired import enough_flips, holm, mcnemar, sign_flips
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_is_the_binomial_test(a, b):
     expected = stats.binomtest(a, a + b, 0.5).pvalue if a + b else 1.0
     assert mcnemar(a, b) == pytest.approx(expected)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-3, 3), min_size=2, max_size=9), st.integers(0, 5))
 def test_sign_flips_come_near_the_exact_permutation_test(differences, seed):
     signs = np.array(list(itertools.product((-1, 1), repeat=len(differences))))
@@ -52,6 +54,7 @@ def test_equals_are_never_different():
     assert sign_flips(np.zeros((10, 2))).tolist() == [1.0, 1.0]
 
 
+@settings(deadline=None)
 @given(P_VALUES)
 def test_holm_lies_between_no_correction_and_bonferroni_and_keeps_the_order(p_values):
     adjusted = holm(p_values)

@@ -122,7 +122,18 @@ def test_foreign_files_are_named(tmp_path, record):
     text = path.read_text()
     for old, new, told in (
         ("schema_version,", "schema,", "missing: schema_version; unknown: schema"),
-        ("\n1,demo", "\n7,demo", "record 1 is not valid: schema_version is 7 .*update"),
+        ("\n1,demo", "\n7,demo", "schema_version is 7 and this version reads 1; update"),
+        ("\n1,demo", "\n0,demo", "record 1 is not valid: schema_version is '0'; this version reads 1"),
+        (",0.4,", ",4e999,", "value: '4e999' is beyond the largest number"),
+        (",0.426,", ",1e999,", "high: '1e999' is beyond the largest number"),
+        (",0.4,", ",40.0,", "record 1 is not valid"),
+        (",2.0,2.0,", ",inf,2.0,", "ratio_target: Input should be a finite number"),
+        (",42,", ",99999999999999999999,", "seed: Input should be less than"),
+        (",svd,svd,", ",svd,s\u202evd,", "label: invisible characters .* U\\+202E"),
+        (",svd,svd,", ",svd,s\u200bvd,", "label: invisible characters .* U\\+200B"),
+        (",svd,svd,", ",svd,s\x00vd,", "label: control characters .* U\\+0000"),
+        (",svd,svd,", f",svd,{'x' * 1001},", "label: String should have at most 1000 characters"),
+        (",svd,svd,", ",svd,=HYPERLINK(1),", "label: .* would be a formula"),
         (",0.4,", ",nan,", "record 1 is not valid: value: NaN"),
         (",1319,", ",many,", "record 1 is not valid: n: "),
     ):
@@ -154,3 +165,77 @@ def test_importing_results_loads_neither_torch_nor_plotting():
         "sys.exit(bool({'torch', 'matplotlib', 'pandas', 'pyarrow', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_shares_are_not_percent(record):
+    with pytest.raises(ValidationError, match=r"a share in 0\.\.1, not percent"):
+        record(value=40.0, low=37.5, high=42.6)
+    assert record(metric="perplexity", value=40.0, low=37.5, high=42.6)
+
+
+def test_html_in_names_stays_text(tmp_path, record):
+    name = "<script>alert(1)</script>"
+    for path in write_records(tmp_path, [record(label=name)]):
+        assert read_records(path)["label"].tolist() == [name]
+
+
+def appended(path, change):
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, change(lines[1])]) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda line: line, "records 1 and 2 describe the same measurement .* twice"),
+        (
+            lambda line: line.replace(",0.4,0.375,", ",0.39,0.375,"),
+            "records 1 and 2 .* contradict each other: value is 0.4 in one and 0.39 in the other",
+        ),
+        (lambda line: line.replace(",60.25,", ",61.25,"), "records 1 and 2 .* timed twice"),
+        (lambda line: line.replace("cpu", "gpu"), "contradict each other: device is 'cpu' in one and 'gpu'"),
+        (lambda line: line[:-40] + "\n" + line[-40:], "record 2 is not valid|cells; the file is cut off"),
+        (lambda line: ",".join(line.split(",")[:20]), "record 2 has 20 of 51 cells; the file is cut off or torn"),
+    ],
+)
+def test_duplicates_contradictions_and_torn_lines_are_named(tmp_path, record, change, told):
+    path, _ = write_records(tmp_path, [record()])
+    appended(path, change)
+    with pytest.raises(UserError, match=told):
+        read_records(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_other_encodings_are_named(tmp_path, record, encoding):
+    path, _ = write_records(tmp_path, [record(label="Größe")])
+    path.write_bytes(path.read_text().encode(encoding))
+    with pytest.raises(UserError, match=r"is not UTF-8 .* save it as CSV in UTF-8"):
+        read_records(path)
+
+
+def test_what_spreadsheets_make_of_a_csv(tmp_path, record):
+    path, _ = write_records(tmp_path, [record()])
+    text = path.read_text()
+    path.write_text("\ufeff" + text.replace("\n", "\r\n"))
+    assert len(read_records(path)) == 1
+    path.write_text(text.replace(",", ";"))
+    with pytest.raises(UserError, match="separated by semicolons"):
+        read_records(path)
+
+
+@pytest.mark.parametrize("name", ["results.csv", "results.parquet"])
+def test_a_future_schema_is_told_before_its_columns(tmp_path, record, name):
+    write_records(tmp_path, [record()])
+    path = tmp_path / name
+    if path.suffix == ".csv":
+        text = path.read_text().replace("schema_version,", "schema_version,invented_later,").replace("\n1,", "\n2,x,")
+        path.write_text(text)
+    else:
+        pd.read_parquet(path).assign(schema_version=2, invented_later="x").to_parquet(path)
+    with pytest.raises(UserError, match="schema_version is 2 and this version reads 1; update lowrank-bench"):
+        read_records(path)
+
+
+def test_one_read_parquet_gives_the_same_frame(tmp_path, sweep):
+    _, path = write_records(tmp_path, sweep())
+    pd.testing.assert_frame_equal(pd.read_parquet(path), read_records(path))

@@ -1,0 +1,155 @@
+"""bench check and bench baseline as a CI job meets them; with a method that is damaged for real."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from junitparser import JUnitXml
+
+BASELINE = Path(__file__).parent.parent / "baselines" / "tiny.csv"
+BENCH = [sys.executable, "-c", "from lowrank_bench.cli import main; main()"]
+
+DAMAGED = '''"""SVD that keeps the smallest singular values instead of the largest, as a wrong sort would."""
+
+from lowrank_bench.methods.fitted import Factors
+from lowrank_bench.methods.library.svd import SVD
+
+
+class Damaged(SVD):
+    def fit_key(self):
+        return super().fit_key() | {"factors": "damaged"}
+
+    def decompose(self, weight, statistic=None):
+        factors = super().decompose(weight, statistic)
+        return Factors(factors.left.flip(1), factors.right.flip(0), factors.spectrum)
+'''
+PROJECT = """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "acme-damaged"
+version = "1.0"
+[project.entry-points."lowrank_bench.methods"]
+damaged-svd = "acme_damaged:Damaged"
+[tool.setuptools]
+py-modules = ["acme_damaged"]
+"""
+# The protocol of the committed baseline (Makefile: SMALL_SWEEP), at one ratio and a seed that the baseline has not.
+SWEEP = """
+model: tiny
+task: toy-math
+methods: [{{name: {method}, label: svd}}]
+ratios: [1.5]
+seeds: [4]
+finetune: {{steps: 200}}
+recover: {{steps: 80}}
+out: {out}
+name: {method}
+"""
+ONLY = ("--where", "label=svd,finetuned", "--where", "ratio_target<2")
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """The environment of a process that finds the damaged method."""
+    source, site = tmp_path_factory.mktemp("acme"), tmp_path_factory.mktemp("site")
+    (source / "acme_damaged.py").write_text(DAMAGED)
+    (source / "pyproject.toml").write_text(PROJECT)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "--target", str(site), str(source)], check=True, capture_output=True)
+    path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))
+    return os.environ | {"PYTHONPATH": path, "COLUMNS": "120"}
+
+
+def bench(*words, env=None):
+    return subprocess.run([*BENCH, *map(str, words)], capture_output=True, text=True, env=env)
+
+
+def test_a_damaged_method_fails_and_another_seed_passes(environment, tmp_path):
+    checks = {}
+    for method in ("svd", "damaged-svd"):
+        (tmp_path / f"{method}.yaml").write_text(SWEEP.format(method=method, out=tmp_path))
+        done = bench("run", "--config", tmp_path / f"{method}.yaml", env=environment)
+        assert done.returncode == 0, done.stderr
+        junit = tmp_path / f"{method}.xml"
+        checks[method] = bench(
+            "check", tmp_path / method, "--baseline", BASELINE, "--junit", junit, *ONLY, env=environment
+        )
+        cases = {case.name: case for suite in JUnitXml.fromfile(str(junit)) for case in suite}
+        assert set(cases) == {"uncompressed (finetuned)", "svd 1.5×"}
+        assert bool(cases["svd 1.5×"].result) == (method != "svd")
+    passed, failed = checks.values()
+    assert passed.returncode == 0, passed.stdout
+    assert "passed (2 same)" in passed.stdout
+    assert failed.returncode == 1, failed.stdout + failed.stderr
+    assert "FAILED: 1 of 2 cells" in failed.stdout
+    told = next(line for line in failed.stdout.splitlines() if line.strip().startswith("svd 1.5× on tiny"))
+    assert "recovery fell from" in told
+    assert "standard errors" in told
+
+
+def test_the_committed_baseline_agrees_with_itself_and_can_be_shown():
+    done = bench("check", BASELINE, "--baseline", BASELINE)
+    assert done.returncode == 0, done.stderr
+    assert "passed (7 same)" in done.stdout
+    shown = bench("baseline", "show", BASELINE)
+    assert shown.returncode == 0, shown.stderr
+    for word in ("seeds 1, 2, 3", "svd 2×", "fwsvd 1.5×", "bs 1.5×"):
+        assert word in shown.stdout
+
+
+def test_update_makes_a_baseline_and_says_what_changed(tmp_path):
+    file = tmp_path / "baseline.csv"
+    done = bench("baseline", "update", BASELINE, "--baseline", file, "--where", "label!=bs")
+    assert done.returncode == 0, done.stderr
+    assert "added    svd 2× on tiny · toy-math" in done.stdout
+    first = file.read_bytes()
+    again = bench("baseline", "update", BASELINE, "--baseline", file, "--where", "label!=bs")
+    assert "nothing changed" in again.stdout
+    assert file.read_bytes() == first
+    missing = bench("check", BASELINE, "--baseline", file)
+    assert missing.returncode == 0
+    assert "new, not in the baseline" in missing.stdout
+    dropped = bench("check", file, "--baseline", BASELINE)
+    assert dropped.returncode == 1
+    assert "bs 1.5×, bs 2× on tiny" in dropped.stdout
+    assert "missing in the run" in dropped.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("check", BASELINE, "--baseline", "none.csv"), "bench baseline update RUN --baseline none.csv"),
+        (("check", "nowhere", "--baseline", BASELINE), "nowhere does not exist|nowhere is not a results file"),
+        (("check", BASELINE, "--baseline", BASELINE, "--sigmas", "-1"), "--sigmas is -1"),
+        (("check", BASELINE, "--baseline", BASELINE, "--min-drop", "nan"), "--min-drop is nan"),
+        (("check", BASELINE, "--baseline", BASELINE, "--where", "method=sdv"), "did you mean 'svd'"),
+        (("baseline", "update", BASELINE, "--baseline", "b.parquet"), "does not end in .csv"),
+        (("baseline", "update", BASELINE, "--baseline", "b.csv", "--where", "method=none"), "no compressed model"),
+        (("table", BASELINE, "--rows", "lable"), "did you mean 'label'"),
+        (("table", BASELINE, "--rows", "label", "--overview"), "leave out --rows"),
+        (("table", BASELINE, "--out", "table.html"), ".md, .csv, .tex"),
+        (("table", BASELINE, "--out", "table.md", "--format", "csv"), "leave out --format"),
+        (("table",), "name a run"),
+        (("table", BASELINE, BASELINE), "named twice"),
+    ],
+)
+def test_wrong_input_is_one_sentence(words, told, tmp_path):
+    done = subprocess.run([*BENCH, *map(str, words)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert any(part in done.stderr for part in told.split("|")), done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_tables_of_any_layout_are_written_by_their_ending(tmp_path):
+    words = ("table", BASELINE, "--where", "label=svd,bs", "--rows", "label,seed")
+    for ending, mark in (("md", "| svd, 1 |"), ("csv", "svd,1,"), ("tex", "\\toprule")):
+        done = bench(*words, "--out", tmp_path / f"t.{ending}")
+        assert done.returncode == 0, done.stderr
+        assert mark in (tmp_path / f"t.{ending}").read_text()
+    shown = bench(*words)
+    assert "value by ratio_target" in shown.stdout

@@ -1,0 +1,74 @@
+"""Conditions of --where: what they choose, and that nothing in them is ever run."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.results.filters import filter_frame, parse_condition
+from lowrank_bench.results.records import to_frame
+from lowrank_bench.results.schema import COLUMNS
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ("method=svd,bs", lambda r: r.method in ("svd", "bs")),
+        ("method != svd", lambda r: r.method != "svd"),
+        ("ratio_target>=2", lambda r: r.ratio_target >= 2),
+        ("ratio_target < 3x", lambda r: r.ratio_target < 3),
+        ("ratio_target=1.5, 3", lambda r: r.ratio_target in (1.5, 3)),
+        ("seed=43", lambda r: r.seed == 43),
+        ("value>0.3", lambda r: r.value > 0.3),
+        ("headline=true", lambda r: True),
+        ("evaluated_at>=2026-01-01", lambda r: True),
+    ],
+)
+def test_a_condition_chooses_what_it_says(sweep, condition, expected):
+    records = sweep(seeds=(42, 43))
+    chosen = filter_frame(to_frame(records), [condition])
+    assert len(chosen) == sum(map(expected, records)) > 0
+
+
+def test_several_conditions_all_hold(sweep):
+    frame = filter_frame(to_frame(sweep()), ["method=svd,bs", "ratio_target>=2", "ratio_target<5"])
+    assert set(frame["label"]) == {"svd", "bs"}
+    assert set(frame["ratio_target"]) == {2.0, 3.0}
+
+
+def test_a_value_with_a_comma_is_quoted(record):
+    frame = to_frame([record(label="bs, top"), record(label="bs", stage_key="b")])
+    assert list(filter_frame(frame, ['label="bs, top"'])["label"]) == ["bs, top"]
+
+
+@pytest.mark.parametrize(
+    ("condition", "told"),
+    [
+        ("method", "is not a condition"),
+        ("methd=svd", "did you mean 'method'"),
+        ("method=sdv", "did you mean 'svd'"),
+        ("method=", "no readable value"),
+        ("method>svd", "needs a column of numbers"),
+        ("ratio_target>=two", "is a number, and 'two' is not"),
+        ("seed=1.5", "is a whole number"),
+        ("ratio_target=7", "no record has ratio_target '7'; there are: 1, 1.5, 2, 3, 5"),
+        ("ratio_target>50", "no record is left"),
+        ("headline=yes", "is true or false"),
+        ("ratio_target>1,2", "one number"),
+        ("__class__=x", "unknown column"),
+        ("value.__class__=x", "is not a condition"),
+        ('label="a', "no readable value"),
+    ],
+)
+def test_what_cannot_be_meant_is_told(sweep, condition, told):
+    with pytest.raises(UserError, match=told):
+        filter_frame(to_frame(sweep()), [condition])
+
+
+@given(st.text(max_size=40) | st.builds("{}{}{}".format, st.sampled_from(COLUMNS), st.sampled_from("=<>!"), st.text()))
+def test_any_text_is_a_condition_or_a_sentence(text):
+    try:
+        column = parse_condition(text).column
+    except UserError:
+        return
+    assert column in COLUMNS
