@@ -1,7 +1,7 @@
 """Conditions of --where: what they choose, and that nothing in them is ever run."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowrank_bench.foundation.errors import UserError
@@ -65,6 +65,7 @@ def test_what_cannot_be_meant_is_told(sweep, condition, told):
         filter_frame(to_frame(sweep()), [condition])
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40) | st.builds("{}{}{}".format, st.sampled_from(COLUMNS), st.sampled_from("=<>!"), st.text()))
 def test_any_text_is_a_condition_or_a_sentence(text):
     try:

@@ -4,7 +4,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from junitparser import JUnitXml
 
@@ -64,6 +64,7 @@ def test_recovery_is_compressed_over_uncompressed_of_the_same_seed(side, record)
     assert svd.errors[0] == pytest.approx(0.25 * logs, rel=1e-6)
 
 
+@settings(deadline=None)
 @given(st.integers(50, 950))
 def test_standard_errors_of_shares_are_those_of_a_binomial(solved):
     value, error = gain({**share(solved), "confidence": 0.95, "higher_is_better": True})
