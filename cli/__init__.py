@@ -9,7 +9,7 @@ from typing import NoReturn
 import typer
 
 from ..foundation.errors import UserError
-from . import doctor, listings, results, run, samples, serving, single
+from . import doctor, listings, reproduce, results, run, samples, serving, single
 from .output import console, escape
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     help="How small can a language model be made for one application, and by which low-rank method, before it stops "
     "working? Finetune, compress, finetune again, measure.",
 )
-for _group in (run, listings, single, samples, serving, results, doctor):
+for _group in (run, reproduce, listings, single, samples, serving, results, doctor):
     _group.add_to(app)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,23 +59,37 @@ def draw_curves(
     Returns:
         The paths written, PNG before SVG; none where no compressed model was evaluated, or has an x.
     """
-    import matplotlib
-
     tables, axis = pivot(frame, headline), AXES[x]
     paths: list[Path] = []
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+    with style():
         for table in tables:
             if not any(axis.cells(row) for row in table.rows if not row.uncompressed):
                 continue
             figure = _figure(table, _references(table, tables), axis, condition)
             stem = folder / (_stem(table, tables) + (f"-by-{_slug(condition or x)}" if x != "ratio" else ""))
-            for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
-                buffer = io.BytesIO()
-                figure.savefig(buffer, format=suffix[1:], dpi=160, metadata=metadata)
-                paths.append(stem.with_name(stem.name + suffix))
-                write_atomic(paths[-1], buffer.getvalue())
+            paths += save_figure(figure, stem)
+    return paths
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Give matplotlib this project's style, whatever the user's settings are."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+def save_figure(figure: Any, stem: Path) -> list[Path]:
+    """Write a figure as PNG and SVG without dates, each atomically, and return the paths."""
+    paths = []
+    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix[1:], dpi=160, metadata=metadata)
+        paths.append(stem.with_name(stem.name + suffix))
+        write_atomic(paths[-1], buffer.getvalue())
     return paths
 
 
@@ -104,31 +119,54 @@ def _references(table: Table, tables: Sequence[Table]) -> list[tuple[Row, str]]:
 
 
 def _figure(table: Table, references: Sequence[tuple[Row, str]], axis: XAxis, condition: str) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    figure = Figure(figsize=(7.2, 4.9), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08), facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    scale = 100.0 if is_fraction(table.metric) else 1.0
-    lines = [row for row in table.rows if not row.uncompressed and axis.cells(row)]
-    handles = [_reference(axes, row, scale, axis) for row, _ in references]
-    handles += [_line(axes, row, i, scale, axis) for i, row in enumerate(lines)]
-    texts = [_plain(text) for _, text in references] + [_plain(row.label) for row in lines]
-    set_x_axis(axes, axis, lines, [row for row, _ in references])
-    _y_axis(axes, table, [row for row, _ in references] + lines, scale)
-    axes.grid(True, color="#e4e4e4", linewidth=0.7)
-    axes.set_axisbelow(True)
-    columns = 1 if max(map(len, texts)) > 40 else min(3, len(texts))
-    figure.legend(handles, texts, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.6)
+    figure, axes = new_figure()
+    legend = draw_rows(axes, table, references, axis)
+    finish_legend(figure, *legend)
     _title(figure, table, "bands" if axis.name == "ratio" else "bars", condition)
     return figure
 
 
+def new_figure(height: float = 4.9) -> tuple[Any, Any]:
+    """Return a figure with one pair of axes; the height is in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(7.2, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08), facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def draw_rows(
+    axes: Any, table: Table, references: Sequence[tuple[Row, str]], axis: XAxis
+) -> tuple[list[Any], list[str]]:
+    """Draw a table's rows and both axes; return the handles and texts of the legend, references first."""
+    scale = 100.0 if is_fraction(table.metric) else 1.0
+    lines = [row for row in table.rows if not row.uncompressed and axis.cells(row)]
+    handles = [_reference(axes, row, scale, axis) for row, _ in references]
+    handles += [_line(axes, row, i, scale, axis) for i, row in enumerate(lines)]
+    texts = [plain(text) for _, text in references] + [plain(row.label) for row in lines]
+    set_x_axis(axes, axis, lines, [row for row, _ in references])
+    _y_axis(axes, table, [row for row, _ in references] + lines, scale)
+    axes.grid(True, color="#e4e4e4", linewidth=0.7)
+    axes.set_axisbelow(True)
+    return handles, texts
+
+
+def finish_legend(figure: Any, handles: Sequence[Any], texts: Sequence[str]) -> None:
+    """Put the legend below the axes."""
+    columns = 1 if max(map(len, texts)) > 40 else min(3, len(texts))
+    figure.legend(handles, texts, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.6)
+
+
+def look(index: int) -> tuple[str, str]:
+    """Return the colour and the marker of the line of that number."""
+    return _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+
+
 def _line(axes: Any, row: Row, index: int, scale: float, axis: XAxis) -> Any:
     cells = axis.cells(row)
-    colour = _COLOURS[index % len(_COLOURS)]
+    colour, marker = look(index)
     x = [axis.value(c) for c in cells]
     y = [c.value * scale for c in cells]
     low, high = _ends(cells, scale)
@@ -141,7 +179,7 @@ def _line(axes: Any, row: Row, index: int, scale: float, axis: XAxis) -> Any:
         y,
         color=colour,
         linestyle=_DASHES[index % len(_DASHES)],
-        marker=_MARKERS[index % len(_MARKERS)],
+        marker=marker,
         markersize=7,
         markeredgecolor="white",
         markeredgewidth=0.6,
@@ -176,7 +214,7 @@ def _y_axis(axes: Any, table: Table, rows: Sequence[Row], scale: float) -> None:
     unit = "%" if is_fraction(table.metric) else "nats" if table.metric.startswith("nats") else ""
     scorer = f" ({table.scorer})" if table.scorer else ""
     good = direction(table.metric, table.higher_is_better)
-    axes.set_ylabel(_plain(f"{table.metric}{scorer}{f' [{unit}]' if unit else ''}, {good}"))
+    axes.set_ylabel(plain(f"{table.metric}{scorer}{f' [{unit}]' if unit else ''}, {good}"))
     cells = [cell for row in rows for cell in row.cells.values() if math.isfinite(cell.value)]
     if is_fraction(table.metric):
         top = max([c.high for c in cells if math.isfinite(c.high)], default=1.0) * scale
@@ -195,17 +233,23 @@ def _y_axis(axes: Any, table: Table, rows: Sequence[Row], scale: float) -> None:
 def _title(figure: Any, table: Table, drawn: str, condition: str) -> None:
     import textwrap
 
+    first = textwrap.fill(clean(f"{table.model} · {table.task} · {table.variant}"), 80)
+    second = measured_line(table, drawn)
+    third = "\n" + plain(textwrap.fill(clean(condition), 80), keep="\n") if condition else ""
+    figure.suptitle(plain(first, keep="\n") + "\n" + plain(second) + third, fontsize=10.5)
+
+
+def measured_line(table: Table, drawn: str = "bands") -> str:
+    """Return in one line what stands behind a figure: problems, seeds, intervals, data."""
     seeds = f"seed {table.seeds[0]}" if len(table.seeds) == 1 else f"{len(table.seeds)} seeds"
     spread = any(cell.across_seeds for row in table.rows for cell in row.cells.values())
     bands = f"{drawn}: {100 * table.confidence:g} % interval" + (" across seeds" if spread else "")
-    data = f" · data {table.data}" if table.data else ""
-    first = textwrap.fill(clean(f"{table.model} · {table.task} · {table.variant}"), 80)
-    second = f"n = {table.n} · {seeds} · {bands}{data}"
-    third = "\n" + _plain(textwrap.fill(clean(condition), 80), keep="\n") if condition else ""
-    figure.suptitle(_plain(first, keep="\n") + "\n" + _plain(second) + third, fontsize=10.5)
+    return f"n = {table.n} · {seeds} · {bands}" + (f" · data {table.data}" if table.data else "")
 
 
-def _plain(text: str, keep: str = "") -> str:
-    """Return text without control characters other than ``keep``, and not hidden from legends by a leading '_'."""
+def plain(text: str, keep: str = "") -> str:
+    """Return text for a figure: without control characters other than ``keep``, not hidden from legends by a leading
+    '_'.
+    """
     shown = keep.join(map(clean, text.split(keep))) if keep else clean(text)
     return f" {shown}" if shown.startswith("_") else shown

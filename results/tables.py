@@ -95,7 +95,7 @@ def to_csv(frame: pd.DataFrame, headline: bool = True) -> str:
                 c = row.cells.get(ratio)
                 cells += ["", "", "", "", ""] if c is None else [c.value, c.low, c.high, len(c.seeds), c.ratio]
             cells.insert(len(names), row.label)
-            writer.writerow([_inert(clean(cell)) if isinstance(cell, str) else cell for cell in cells])
+            writer.writerow([inert(clean(cell)) if isinstance(cell, str) else cell for cell in cells])
     return text.getvalue()
 
 
@@ -104,7 +104,8 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
-def _inert(text: str) -> str:
+def inert(text: str) -> str:
+    """Return text that a spreadsheet does not run as a formula."""
     return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") else text
 
 

@@ -13,8 +13,8 @@ Every number here is quoted, not measured with this project. The files are `resu
 from them by `python -m lowrank_bench.results.published > docs/published.md`. `bench reproduce` shows them beside ours.
 
 *Size* is as the source states it: a ratio is original / compressed parameters, and `of` says whether that counts the
-whole model or the compressed matrices alone. `≈` is approximate in the source, `<` an upper bound; *ambiguous* means that
-it is not sure what the number says. An empty cell is not known.
+whole model or the compressed matrices alone. `≈` is approximate in the source, `<` an upper bound; *ambiguous* means
+that it is not sure what the number says. An empty cell is not known.
 
 ## The verdict
 
@@ -23,9 +23,9 @@ it is not sure what the number says. An empty cell is not known.
   ambiguous; or ours has no interval; or the interval of the difference is wider than 15 points (15 % of a perplexity)
   either way. The reason stands beside it.
 - *reproduced*: the 95 % interval of the difference comes within the quoted number's rounding of 0. The interval is made
-  from both by square-and-add (Newcombe 1998): ours as measured, theirs Wilson's on the paper's number of problems, or the
-  number alone where that is not known. Rounding is half a unit of the last printed digit, a whole one where the number is
-  approximate. An upper bound is reproduced if the interval reaches below it.
+  from both by square-and-add (Newcombe 1998): ours as measured, theirs Wilson's on the paper's number of problems, or
+  the number alone where that is not known. Rounding is half a unit of the last printed digit, a whole one where the
+  number is approximate. An upper bound is reproduced if the interval reaches below it.
 - *not reproduced*: everything else.
 
 Ours and theirs ran on the same problems, so the interval is somewhat too wide: the verdict leans to *reproduced*. One
