@@ -1,4 +1,4 @@
-"""Figures of papers made again: our lines with intervals, the papers' own numbers as hollow points between none."""
+"""Figures of papers made again: our lines with intervals, the papers' own numbers as hollow points without a line."""
 
 from __future__ import annotations
 
@@ -97,7 +97,8 @@ def _draw_quoted(
             zorder=5,
         )
         handles.append(drawn[0])
-        texts.append(plain(f"{label or method}, quoted"))
+        bound = " bound" if all(row.certainty == "upper bound" for row in points) else ""
+        texts.append(plain(f"{label or method}, quoted{bound}"))
     _make_room(axes, [row.ratio for row in quoted], [row.number * scale for row in quoted], scale == 100)
     return handles, texts
 

@@ -115,8 +115,7 @@ def _told(quoted: Quoted, gap: Difference) -> str:
     text = f"difference {gap.value * size:+.1f} [{gap.low * size:+.1f}, {gap.high * size:+.1f}] {unit}"
     if quoted.certainty == "upper bound":
         text += " from the bound"
-    unknown = [name for name in ("grader",) if getattr(quoted, name) == "not stated"]
-    return text + (f"; the source does not say which {unknown[0]}" if unknown else "")
+    return text + ("; the source does not say how answers were graded" if quoted.grader == "not stated" else "")
 
 
 def _quoted_interval(quoted: Quoted) -> tuple[float, float, float]:

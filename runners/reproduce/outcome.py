@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...foundation.errors import UserError
 from ...results.figures import mean_table, retained_table
-from ...results.pivot import Cell, Table, format_value, is_fraction, pivot
+from ...results.pivot import Cell, Row, Table, format_value, is_fraction, pivot
 from ...results.published.quoted import Quoted, quoted_for
 from ...results.published.verdicts import Verdict, judge, papers_model, square_and_add
 from .specs import Claim, Form, Item, Panel
@@ -87,18 +87,21 @@ def _finding(claim: Claim, form: Form, table: Table, small: bool) -> str:
     if not told:
         return f"The paper: {claim.text}. Ours has no ratio to see that at."
     counts = {word: seen.count(word) for word in dict.fromkeys(seen)}
-    if len(counts) == 1:
+    if len(counts) > 1:
+        summary = "Mixed here: " + ", ".join(f"{word} at {count}" for word, count in counts.items())
+    elif claim.relation == "similar":
+        summary = "Ours do not differ beyond their intervals" if "agrees" in counts else "Ours do differ"
+    else:
         summary = {"agrees": "Seen here", "contrary": "The contrary is seen here", "open": "Not told apart here"}[
             seen[0]
         ]
-    else:
-        summary = "Mixed here: " + ", ".join(f"{word} at {count}" for word, count in counts.items())
     names = " / ".join(row.label for row in lines)
-    return f"The paper: {claim.text}. {summary}; {names}: {'; '.join(told)}."
+    seeds = "" if len(table.seeds) > 1 else " One seed: the intervals cover the problems, not the training."
+    return f"The paper: {claim.text}. {summary}; {names}: {'; '.join(told)}.{seeds}"
 
 
-def _beside(table: Table, lines: Sequence[object], ratio: float) -> str:
-    values = [format_value(table.metric, row.cells[ratio].value) for row in lines]  # type: ignore[attr-defined]
+def _beside(table: Table, lines: Sequence[Row], ratio: float) -> str:
+    values = [format_value(table.metric, row.cells[ratio].value) for row in lines]
     return " / ".join(values) + (" %" if is_fraction(table.metric) else "")
 
 

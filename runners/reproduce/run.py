@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from ...foundation.errors import UserError
@@ -164,7 +163,7 @@ def _heading(item: Item, form: Form, table: Table) -> Heading:
         title = f"{item.paper}, {item.shown} in small: {table.model}, {table.variant}"
     passed = is_fraction(table.metric) and item.paper == "basis-selection"
     scorer = f", {table.scorer}" if table.scorer else ""
-    y = f"pass@1 ({table.metric}{scorer}) [%], higher is better" if passed and table.metric != "pass@1" else ""
+    y = f"pass@1 [%] ({table.metric}{scorer})" if passed and table.metric != "pass@1" else ""
     return Heading(title, " ".join(form.caption), y)
 
 
@@ -213,17 +212,23 @@ def _tell(
     for sentence in seen:
         console.print(Text(clean(sentence)))
     if found:
-        table = RichTable(
-            title="beside the paper's own numbers (quoted)", title_justify="left", box=None, pad_edge=False
-        )
-        for name in _HEADER:
-            table.add_column(name, overflow="fold")
-        for line in _lines(found):
-            table.add_row(*(Text(clean(cell)) for cell in line))
-        console.print(table)
+        _tell_verdicts(found, console)
     else:
         console.print(_nothing(item), highlight=False)
     for path in pictures:
         if path.suffix == ".png":
             console.print(f"picture  {path}", soft_wrap=True, highlight=False)
     console.print(f"verdicts {stem.with_name(f'{stem.name}-verdicts.csv')}", soft_wrap=True, highlight=False)
+
+
+def _tell_verdicts(found: list[Verdict], console: Console) -> None:
+    console.print(Text("beside the paper's own numbers (quoted)", style="bold"))
+    groups: dict[tuple[str, str], list[Verdict]] = {}
+    for row in found:
+        groups.setdefault((row.outcome, row.reason), []).append(row)
+    for (outcome, reason), rows in groups.items():
+        console.print(Text(clean(f"{outcome}: {reason}")))
+        for row in rows:
+            ours = f", ours {row.ours_shown}" if row.ours else ""
+            place = f"{row.quoted.model} {row.quoted.benchmark} {row.quoted.method} {row.quoted.ratio:.3g}x"
+            console.print(Text(clean(f"  {place}: quoted {row.quoted.shown}{ours}")))
