@@ -17,6 +17,7 @@ from .published.quoted import Quoted
 from .tables import clean
 
 _OTHERS = "#777777"
+RETAINED = "retained accuracy"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,9 @@ def draw_figure(
         figure, axes = new_figure(4.9 + 0.16 * (caption.count("\n") + 1 if caption else 0))
         references = [(row, row.label) for row in table.rows if row.uncompressed]
         handles, texts = draw_rows(axes, table, references, AXES["ratio"])
+        if table.metric == RETAINED:  # may be more than all
+            highest = max(cell.high for row in table.rows for cell in row.cells.values())
+            axes.set_ylim(0, max(100.0, 100 * min(highest, 1.5)) * 1.04)
         if heading.y:
             axes.set_ylabel(plain(heading.y))
         points = [row for row in quoted if row.method != "none"]
@@ -169,4 +173,4 @@ def retained_table(table: Table) -> Table:
             ends = (share, share) if same else (max(0.0, share - below), share + above)
             cells[ratio] = replace(cell, value=share, low=ends[0], high=ends[1])
         rows.append(Row(row.label, row.stage, cells))
-    return replace(table, metric="retained accuracy", scorer="", rows=tuple(rows))
+    return replace(table, metric=RETAINED, scorer="", rows=tuple(rows))

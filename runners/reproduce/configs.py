@@ -86,7 +86,7 @@ def sweep_config(item: Item, form: Form, changes: Changes) -> SweepConfig:
 
 def departures(item: Item, form: Form, config: SweepConfig) -> list[str]:
     """Return what a run does differently from the paper, beyond what its records say; each a clause."""
-    found = []
+    found = list(form.departs)
     if form is item.small:
         found.append("ours is the small form")
     trained = [name for name in ("finetune", "recover") if getattr(config, name).steps is not None]

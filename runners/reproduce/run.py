@@ -164,7 +164,12 @@ def _heading(item: Item, form: Form, table: Table) -> Heading:
     passed = is_fraction(table.metric) and item.paper == "basis-selection"
     scorer = f", {table.scorer}" if table.scorer else ""
     y = f"pass@1 [%] ({table.metric}{scorer})" if passed and table.metric != "pass@1" else ""
-    return Heading(title, " ".join(form.caption), y)
+    return Heading(title, _caption(form), y)
+
+
+def _caption(form: Form) -> str:
+    sentences = [f"{clause[0].upper()}{clause[1:]}." for clause in form.departs]
+    return " ".join([*form.caption, *sentences])
 
 
 def _lines(found: list[Verdict]) -> list[list[str]]:
@@ -195,7 +200,7 @@ def _write(stem: Path, item: Item, form: Form, found: list[Verdict], seen: list[
         writer.writerow([inert(clean(cell)) for cell in cells])
     write_atomic(stem.with_name(f"{stem.name}-verdicts.csv"), text.getvalue())
     parts = [f"# {markdown_text(f'{item.paper}, {item.shown}: {item.title}')}"]
-    parts += [markdown_text(" ".join(form.caption))] if form.caption else []
+    parts += [markdown_text(caption)] if (caption := _caption(form)) else []
     parts += [f"- {markdown_text(sentence)}" for sentence in seen]
     parts.append(markdown_table(_HEADER, _lines(found)) if found else _nothing(item))
     write_atomic(stem.with_suffix(".md"), "\n\n".join(parts) + "\n")

@@ -37,7 +37,7 @@ def _full(
         context=(128,) if "wikitext2" in names else None,
         training_free=True,
         train_set="sfsd-mixture",
-        caption=more,
+        departs=more,
     )
 
 
@@ -50,14 +50,15 @@ def _small(sweep: str, lines: tuple[Line, ...], ratios: tuple[float, ...], *more
         panels=(Panel("toy-math", ("toy-math",)),),
         recipe="small",
         recover_steps=0,
-        caption=(_SMALL_NOTE, *more),
+        caption=(_SMALL_NOTE,),
+        departs=more,
     )
 
 
 _SPACES = (Line("feature space", "afm", _PUBLISHED | {"head": False}), Line("weight space", "svd", {"head": False}))
 _SMALL_SPACES = (Line("feature space", "afm"), Line("weight space", "svd"))
 _BY_ACCURACY = {"policy": "surgical(metric=accuracy)"}
-_OWN_SEARCH = "The search is on one mixture of training data, not on each task's evaluation data."
+_OWN_SEARCH = "ours searches ranks on one set of training data, theirs on evaluation data"
 
 PAPER = Paper(
     NAME,
@@ -75,7 +76,7 @@ PAPER = Paper(
                 _SPACES,
                 (round(6.738415616 / 5.4, 4), round(6.738415616 / 3.4, 4)),
                 (_MEAN,),
-                "All decoder matrices are compressed; the paper's subset of layers is not known.",
+                "ours compresses all decoder matrices, theirs a subset that is not known",
             ),
             _small("uniform", _SMALL_SPACES, (1.25, 2.0)),
             _REVISION,

@@ -61,6 +61,7 @@ class Form:
         training_free: the model is compressed as it is.
         train_set: whose data the paper trained on, as far as known; None where nothing is trained.
         caption: what a reader must know of this form, each a sentence.
+        departs: what it does otherwise than the paper, so that numbers cannot be compared; each a clause.
     """
 
     sweep: str
@@ -76,6 +77,7 @@ class Form:
     training_free: bool = False
     train_set: str | None = None
     caption: tuple[str, ...] = ()
+    departs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
