@@ -17,6 +17,7 @@ from ...results.published.verdicts import papers_model
 from ..config import SweepConfig
 from ..estimate import past_seconds
 from ..plan import Plan, merge_settings
+from ..progress import duration
 from ..recipes import RECIPES, SMALL_MODEL_PARAMETERS
 
 GPU = "H100 (SXM, bfloat16)"
@@ -26,6 +27,8 @@ TRAINING_SHARE, GENERATION_SHARE, DECOMPOSITION_SHARE = 0.4, 0.05, 0.01
 """Assumed shares of the peak."""
 TOKENS_PER_EXAMPLE, TOKENS_PER_COMPLETION = 200, 250
 """Assumed lengths: an instruction with its answer, a completion."""
+SEARCH_TOKENS = 5000 * 64 * 128
+"""Of a policy that asks the model: its most evaluations, the examples of each, their tokens (``surgical``)."""
 BYTES_PER_TRAINED_PARAMETER = 16
 """Weight, gradient and AdamW's two moments, each in float32."""
 
@@ -67,7 +70,8 @@ class Hours:
     def sentences(self) -> list[str]:
         """Return the estimate with its assumptions, and what memory training needs."""
         parts = [
-            f"{kind} {count} × {self.hours[kind] / count:.2g} h{' (measured)' if kind in self.measured else ''}"
+            f"{kind} {count} × {duration(3600 * self.hours[kind] / count)}"
+            f"{' (measured)' if kind in self.measured else ''}"
             for kind, count in self.stages.items()
         ]
         said = [f"about {self.total:,.3g} GPU hours to go: {', '.join(parts) or 'nothing'}."]
@@ -165,5 +169,7 @@ def _operations(
     if kind == "compress" and trains:
         # Half of the common budget, through bases that fall from full rank (twice a square matrix) to the ratio's.
         return per_token * (2.0 * parameters + small) / 2 * tokens / 2, TRAINING_SHARE
+    if kind == "compress" and method != "none" and create_method(method, {}).compress_needs_data:
+        return 2.0 * parameters * SEARCH_TOKENS, TRAINING_SHARE
     # Decompositions of n matrices of width w cost about 20·n·w³ operations; w is near 4096 for 7 B parameters.
     return (20.0 * parameters * 4096 if kind == "fit" else 2.0 * parameters), DECOMPOSITION_SHARE
