@@ -153,10 +153,13 @@ def draw_rows(
     return handles, texts
 
 
-def finish_legend(figure: Any, handles: Sequence[Any], texts: Sequence[str]) -> None:
-    """Put the legend below the axes."""
+def finish_legend(figure: Any, handles: Sequence[Any], texts: Sequence[str], caption: str = "") -> None:
+    """Put the legend below the axes, with a caption above its entries."""
     columns = 1 if max(map(len, texts)) > 40 else min(3, len(texts))
-    figure.legend(handles, texts, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.6)
+    legend = figure.legend(handles, texts, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.6)
+    if caption:
+        legend.set_title(caption, prop={"size": 7.5})
+        legend.set_alignment("left")
 
 
 def look(index: int) -> tuple[str, str]:

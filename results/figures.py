@@ -66,11 +66,9 @@ def draw_figure(
         if points:
             more = _draw_quoted(axes, table, points, methods or {})
             handles, texts = [*handles, *more[0]], [*texts, *more[1]]
-        finish_legend(figure, handles, texts)
+        finish_legend(figure, handles, texts, plain(caption, keep="\n"))
         title = textwrap.fill(clean(heading.title), 80)
         figure.suptitle(plain(title, keep="\n") + "\n" + plain(measured_line(table)), fontsize=10.5)
-        if caption:
-            figure.supxlabel(plain(caption, keep="\n"), fontsize=7.5, color="#333333", x=0.02, ha="left", ma="left")
         return save_figure(figure, stem)
 
 

@@ -23,7 +23,7 @@ def _kept(*percent: int) -> tuple[float, ...]:
 
 
 def _full(
-    sweep: str, lines: tuple[Line, ...], ratios: tuple[float, ...], panels: tuple[Panel, ...], *more: str
+    sweep: str, lines: tuple[Line, ...], ratios: tuple[float, ...], panels: tuple[Panel, ...], *departs: str
 ) -> Form:
     names = tuple(dict.fromkeys(name for panel in panels for name in panel.ours))
     return Form(
@@ -37,11 +37,11 @@ def _full(
         context=(128,) if "wikitext2" in names else None,
         training_free=True,
         train_set="sfsd-mixture",
-        departs=more,
+        departs=departs,
     )
 
 
-def _small(sweep: str, lines: tuple[Line, ...], ratios: tuple[float, ...], *more: str) -> Form:
+def _small(sweep: str, lines: tuple[Line, ...], ratios: tuple[float, ...], *departs: str, scaled: str = "") -> Form:
     return Form(
         sweep=f"{NAME}-{sweep}-toy-math",
         task="toy-math",
@@ -50,8 +50,8 @@ def _small(sweep: str, lines: tuple[Line, ...], ratios: tuple[float, ...], *more
         panels=(Panel("toy-math", ("toy-math",)),),
         recipe="small",
         recover_steps=0,
-        caption=(_SMALL_NOTE,),
-        departs=more,
+        caption=(_SMALL_NOTE, *filter(None, [scaled])),
+        departs=departs,
     )
 
 
@@ -78,7 +78,7 @@ PAPER = Paper(
                 (_MEAN,),
                 "ours compresses all decoder matrices, theirs a subset that is not known",
             ),
-            _small("uniform", _SMALL_SPACES, (1.25, 2.0)),
+            _small("uniform", _SMALL_SPACES, (1.1, 1.25), scaled="Ratios 1.1x and 1.25x for 1.25x and 1.98x."),
             _REVISION,
             (
                 Claim(
