@@ -53,7 +53,7 @@ def draw_figure(
     if not table.compressed:
         raise UserError(f"there is no compressed model of {table.model} to draw; run at least one method first")
     with style():
-        caption = textwrap.fill(clean(heading.caption), 112)
+        caption = textwrap.fill(clean(heading.caption), 110, break_on_hyphens=False)
         figure, axes = new_figure(4.9 + 0.16 * (caption.count("\n") + 1 if caption else 0))
         references = [(row, row.label) for row in table.rows if row.uncompressed]
         handles, texts = draw_rows(axes, table, references, AXES["ratio"])

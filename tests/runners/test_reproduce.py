@@ -4,6 +4,7 @@ import csv
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from made_records import make_record
@@ -146,6 +147,17 @@ def test_the_same_again_runs_nothing_and_draws_the_same(seventh):
     reproduce(item, changes, console)
     assert "stages stand already; nothing to do" in console.export_text()
     assert {path.name: path.read_bytes() for path in done.folder.iterdir()} == before
+
+
+def test_finished_stages_are_the_estimate_for_their_kind(seventh):
+    item, changes, _ = seventh
+    more = sweep_config(item, item.small, replace(changes, ratios=(2.0, 3.0)))
+    hours = gpu_hours(more, PARAMS, make_plan(more))
+    assert hours.measured == {"compress", "recover", "evaluate"}
+    assert set(hours.stages.items()) == {("compress", 2), ("recover", 2), ("evaluate", 2)}
+    assert hours.total < 1
+    assert "(measured)" in hours.sentences()[0]
+    assert not any("arithmetic" in sentence for sentence in hours.sentences())
 
 
 def test_a_dry_run_writes_nothing(tmp_path):
