@@ -15,7 +15,6 @@ from ...methods.base import create_method
 from ...results.published.quoted import PARAMETERS
 from ...results.published.verdicts import papers_model
 from ..config import SweepConfig
-from ..estimate import past_seconds
 from ..plan import Plan, merge_settings
 from ..progress import duration
 from ..recipes import RECIPES, SMALL_MODEL_PARAMETERS
@@ -99,13 +98,13 @@ def known_parameters(model: str) -> int | None:
 def gpu_hours(config: SweepConfig, parameters: int, plan: Plan | None = None) -> Hours | None:
     """Return the GPU hours of what is missing, or of everything where there is no plan yet.
 
-    Finished stages of the same model and kind in the same folder are taken as measured; the rest is arithmetic. None
-    for models below 50 M parameters, which need no GPU.
+    A kind of which the plan has finished stages takes their mean as measured; the rest is arithmetic. None for models
+    below 50 M parameters, which need no GPU.
     """
     if parameters < SMALL_MODEL_PARAMETERS:
         return None
     work = list(_pending(plan) if plan else _everything(config))
-    past = past_seconds(plan.store, {kind for kind, *_ in work}, plan.source.name) if plan else {}
+    past = _measured(plan) if plan else {}
     hours: dict[str, float] = {}
     stages: dict[str, int] = {}
     for kind, method, ratio, benchmark in work:
@@ -113,7 +112,15 @@ def gpu_hours(config: SweepConfig, parameters: int, plan: Plan | None = None) ->
         seconds = past.get(kind, operations / (PEAK_FLOPS * share))
         hours[kind] = hours.get(kind, 0.0) + seconds / 3600
         stages[kind] = stages.get(kind, 0) + 1
-    return Hours(hours, stages, frozenset(past), parameters, not config.training_free)
+    return Hours(hours, stages, frozenset(past) & frozenset(stages), parameters, not config.training_free)
+
+
+def _measured(plan: Plan) -> dict[str, float]:
+    seconds: dict[str, list[float]] = {}
+    for key, stage in plan.stages.items():
+        if plan.store.is_done(key):
+            seconds.setdefault(stage.kind, []).append(float(plan.store.read(key)["seconds"]))
+    return {kind: sum(values) / len(values) for kind, values in seconds.items()}
 
 
 _Work = tuple[str, str, float, str]
