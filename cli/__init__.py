@@ -9,7 +9,20 @@ from typing import NoReturn
 import typer
 
 from ..foundation.errors import UserError
-from . import doctor, inspect, leaderboard, listings, regression, report, results, run, samples, serving, single
+from . import (
+    doctor,
+    inspect,
+    leaderboard,
+    listings,
+    regression,
+    report,
+    reproduce,
+    results,
+    run,
+    samples,
+    serving,
+    single,
+)
 from .output import console, escape
 
 app = typer.Typer(
@@ -21,7 +34,21 @@ app = typer.Typer(
     help="How small can a language model be made for one application, and by which low-rank method, before it stops "
     "working? Finetune, compress, finetune again, measure.",
 )
-for _group in (run, listings, single, samples, serving, results, inspect, leaderboard, report, regression, doctor):
+_GROUPS = (
+    run,
+    reproduce,
+    listings,
+    single,
+    samples,
+    serving,
+    results,
+    inspect,
+    leaderboard,
+    report,
+    regression,
+    doctor,
+)
+for _group in _GROUPS:
     _group.add_to(app)
 
 

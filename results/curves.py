@@ -72,11 +72,7 @@ def draw_curves(
                 continue
             figure = _figure(table, _references(table, tables), axis, condition)
             stem = folder / (_stem(table, tables) + (f"-by-{slug(condition or x)}" if x != "ratio" else ""))
-            for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
-                buffer = io.BytesIO()
-                figure.savefig(buffer, format=suffix[1:], dpi=160, metadata=metadata)
-                paths.append(stem.with_name(stem.name + suffix))
-                write_atomic(paths[-1], buffer.getvalue())
+            paths += save_figure(figure, stem)
     return paths
 
 
@@ -89,6 +85,17 @@ def style() -> Iterator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         yield
+
+
+def save_figure(figure: Any, stem: Path) -> list[Path]:
+    """Write a figure as PNG and SVG without dates, each atomically, and return the paths."""
+    paths = []
+    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix[1:], dpi=160, metadata=metadata)
+        paths.append(stem.with_name(stem.name + suffix))
+        write_atomic(paths[-1], buffer.getvalue())
+    return paths
 
 
 def _stem(table: Table, tables: Sequence[Table]) -> str:
@@ -118,32 +125,80 @@ def _references(table: Table, tables: Sequence[Table]) -> list[tuple[Row, str]]:
 
 
 def _figure(table: Table, references: Sequence[tuple[Row, str]], axis: XAxis, condition: str) -> Any:
+    drawn = "bands" if axis.name == "ratio" else "bars"
+    lines = _lines(table, axis)
+    if len(lines) > _CROWDED:
+        groups = _groups(lines, table.higher_is_better)
+        figure = _sheet(4.1 * len(groups) + 0.6, 6.2)
+        _panels(figure, table, references, axis, groups)
+        _title(figure, table, drawn, condition, len(groups))
+        return figure
+    figure, axes = new_figure()
+    finish_legend(figure, *draw_rows(axes, table, references, axis))
+    _title(figure, table, drawn, condition)
+    return figure
+
+
+def new_figure(height: float = 4.9) -> tuple[Any, Any]:
+    """Return a figure with one pair of axes; the height is in inches."""
+    figure = _sheet(7.2, height)
+    return figure, figure.add_subplot()
+
+
+def _sheet(width: float, height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    lines = [row for row in table.rows if not row.uncompressed and axis.cells(row)]
-    groups = _groups(lines, table.higher_is_better) if len(lines) > _CROWDED else []
-    size = (4.1 * len(groups) + 0.6, 6.2) if groups else (7.2, 4.9)
-    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08), facecolor="white")
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08), facecolor="white")
     FigureCanvasAgg(figure)
-    if groups:
-        _panels(figure, table, references, axis, groups)
-        _title(figure, table, "bands" if axis.name == "ratio" else "bars", condition, len(groups))
-        return figure
-    axes = figure.add_subplot()
+    return figure
+
+
+def _lines(table: Table, axis: XAxis) -> list[Row]:
+    return [row for row in table.rows if not row.uncompressed and axis.cells(row)]
+
+
+def draw_rows(
+    axes: Any,
+    table: Table,
+    references: Sequence[tuple[Row, str]],
+    axis: XAxis,
+    coloured: Sequence[Row] | None = None,
+) -> tuple[list[Any], list[str]]:
+    """Draw a table's rows and both axes; return the handles and texts of the legend, references first.
+
+    With ``coloured`` only these rows are drawn as lines with markers and intervals, the others in grey behind them.
+    """
     scale = 100.0 if is_fraction(table.metric) else 1.0
-    handles = [_reference(axes, row, scale, axis) for row, _ in references]
-    handles += [_line(axes, row, i, scale, axis) for i, row in enumerate(lines)]
-    texts = [plain(text) for _, text in references] + [plain(row.label) for row in lines]
-    set_x_axis(axes, axis, lines, [row for row, _ in references])
-    _y_axis(axes, table, [row for row, _ in references] + lines, scale)
+    lines, uncompressed = _lines(table, axis), [row for row, _ in references]
+    shown = lines if coloured is None else coloured
+    for row in lines:
+        if row not in shown:
+            cells = axis.cells(row)
+            axes.plot([axis.value(c) for c in cells], [c.value * scale for c in cells], color="#cfcfcf", linewidth=1)
+    handles = [_reference(axes, row, scale, axis) for row in uncompressed]
+    handles += [_line(axes, row, i, scale, axis) for i, row in enumerate(shown)]
+    texts = [plain(text) for _, text in references] + [plain(row.label) for row in shown]
+    set_x_axis(axes, axis, lines, uncompressed)
+    _y_axis(axes, table, uncompressed + lines, scale)
     axes.grid(True, color="#e4e4e4", linewidth=0.7)
     axes.set_axisbelow(True)
+    return handles, texts
+
+
+def finish_legend(figure: Any, handles: Sequence[Any], texts: Sequence[str], caption: str = "") -> None:
+    """Put the legend below the axes, with a caption above its entries."""
     columns = 1 if max(map(len, texts)) > 40 else min(3, len(texts))
-    figure.legend(handles, texts, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.6)
-    _title(figure, table, "bands" if axis.name == "ratio" else "bars", condition)
-    return figure
+    legend = figure.legend(handles, texts, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.6)
+    if caption:
+        legend.set_title(caption, prop={"size": 7.5})
+        legend.set_alignment("left")
+
+
+def look(index: int) -> tuple[str, str]:
+    """Return the colour and the marker of the line of that number."""
+    return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
 
 
 def _groups(lines: Sequence[Row], higher_is_better: bool) -> list[list[Row]]:
@@ -163,26 +218,11 @@ def _panels(
     figure: Any, table: Table, references: Sequence[tuple[Row, str]], axis: XAxis, groups: Sequence[Sequence[Row]]
 ) -> None:
     """Draw each group in a panel of its own with its legend below, all other lines in grey behind it."""
-    scale = 100.0 if is_fraction(table.metric) else 1.0
-    lines = [row for group in groups for row in group]
-    uncompressed = [row for row, _ in references]
     for axes, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
-        for row in lines:
-            if row not in group:
-                cells = axis.cells(row)
-                axes.plot(
-                    [axis.value(c) for c in cells], [c.value * scale for c in cells], color="#cfcfcf", linewidth=1
-                )
-        handles = [_reference(axes, row, scale, axis) for row in uncompressed]
-        handles += [_line(axes, row, i, scale, axis) for i, row in enumerate(group)]
-        texts = [plain(text) for _, text in references] + [plain(row.label) for row in group]
-        set_x_axis(axes, axis, lines, uncompressed)
+        handles, texts = draw_rows(axes, table, references, axis, group)
         axes.set_xlabel(textwrap.fill(axes.get_xlabel(), 42))
-        _y_axis(axes, table, uncompressed + lines, scale)
         if axes is not figure.axes[0]:
             axes.set_ylabel("")
-        axes.grid(True, color="#e4e4e4", linewidth=0.7)
-        axes.set_axisbelow(True)
         axes.legend(
             handles,
             texts,
@@ -197,7 +237,7 @@ def _panels(
 
 def _line(axes: Any, row: Row, index: int, scale: float, axis: XAxis) -> Any:
     cells = axis.cells(row)
-    colour = COLOURS[index % len(COLOURS)]
+    colour, marker = look(index)
     x = [axis.value(c) for c in cells]
     y = [c.value * scale for c in cells]
     low, high = _ends(cells, scale)
@@ -210,7 +250,7 @@ def _line(axes: Any, row: Row, index: int, scale: float, axis: XAxis) -> Any:
         y,
         color=colour,
         linestyle=DASHES[index % len(DASHES)],
-        marker=MARKERS[index % len(MARKERS)],
+        marker=marker,
         markersize=7,
         markeredgecolor="white",
         markeredgewidth=0.6,
@@ -263,17 +303,20 @@ def _y_axis(axes: Any, table: Table, rows: Sequence[Row], scale: float) -> None:
 
 def _title(figure: Any, table: Table, drawn: str, condition: str, panels: int = 1) -> None:
     width = 80 if panels < 3 else 130
-
-    seeds = f"seed {table.seeds[0]}" if len(table.seeds) == 1 else f"{len(table.seeds)} seeds"
-    spread = any(cell.across_seeds for row in table.rows for cell in row.cells.values())
-    bands = f"{drawn}: {100 * table.confidence:g} % interval" + (" across seeds" if spread else "")
-    data = f" · data {table.data}" if table.data else ""
     first = textwrap.fill(clean(f"{table.model} · {table.task} · {table.variant}"), width)
-    second = f"n = {table.n} · {seeds} · {bands}{data}"
+    second = measured_line(table, drawn)
     if panels > 1:
         second += "\npanels from the best to the worst at the highest ratio, the other lines in grey"
     third = "\n" + plain(textwrap.fill(clean(condition), width), keep="\n") if condition else ""
     figure.suptitle(plain(first, keep="\n") + "\n" + plain(second, keep="\n") + third, fontsize=10.5)
+
+
+def measured_line(table: Table, drawn: str = "bands") -> str:
+    """Return in one line what stands behind a figure: problems, seeds, intervals, data."""
+    seeds = f"seed {table.seeds[0]}" if len(table.seeds) == 1 else f"{len(table.seeds)} seeds"
+    spread = any(cell.across_seeds for row in table.rows for cell in row.cells.values())
+    bands = f"{drawn}: {100 * table.confidence:g} % interval" + (" across seeds" if spread else "")
+    return f"n = {table.n} · {seeds} · {bands}" + (f" · data {table.data}" if table.data else "")
 
 
 def plain(text: str, keep: str = "") -> str:

@@ -21,18 +21,23 @@ def print_plan(config: SweepConfig, console: Console) -> None:
         UserError: whatever `make_plan` finds.
     """
     plan = make_plan(config)
+    show_plan(plan, console)
     console.print(
-        f"{plan.source.name} ({plan.parameters:,} parameters, {plan.source.sha256[:12]}), task {config.task}, recipe "
-        f"{plan.recipe_name}, {plan.dtype} on {plan.device}",
+        f"about {duration(plan_seconds(plan))} and at most {disk_bytes(plan) / 1e6:,.0f} MB to go", highlight=False
+    )
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    """Print what a plan is of, its stages to do and done, and its ranks."""
+    console.print(
+        f"{plan.source.name} ({plan.parameters:,} parameters, {plan.source.sha256[:12]}), task {plan.config.task}, "
+        f"recipe {plan.recipe_name}, {plan.dtype} on {plan.device}",
         highlight=False,
     )
     for note in plan_warnings(plan):
         console.print(f"note: {note}", highlight=False)
     console.print(_stages(plan))
     console.print(_ranks(plan))
-    console.print(
-        f"about {duration(plan_seconds(plan))} and at most {disk_bytes(plan) / 1e6:,.0f} MB to go", highlight=False
-    )
 
 
 def _stages(plan: Plan) -> Table:

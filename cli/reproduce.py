@@ -1,0 +1,90 @@
+"""bench reproduce: a paper's figure or table again, on our own numbers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Data, Revision, Weak
+from .output import console, escape, numbers, print_rows
+
+
+def reproduce(
+    paper: Annotated[str | None, typer.Argument(help="Which paper; without it, all that can be made again.")] = None,
+    figure: Annotated[str | None, typer.Option(help="Which figure: 3a.")] = None,
+    table: Annotated[str | None, typer.Option(help="Which table: uniform.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Instead of the paper's; below 50 M parameters the item comes out in small.")
+    ] = None,
+    revision: Revision = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the estimate, and stop.")] = False,
+    ratios: Annotated[str | None, typer.Option(help="Instead of the item's: 2,4,7.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds with commas.  [default: 42]")] = None,
+    finetune_steps: Annotated[int | None, typer.Option(help="Optimizer steps of the first finetuning.")] = None,
+    recover_steps: Annotated[int | None, typer.Option(help="Optimizer steps after it, pruning included.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first problems of each benchmark.")] = None,
+    train_set: Annotated[str | None, typer.Option(help="Training set of the task (see bench tasks).")] = None,
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for stages and results.  [default: runs]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Stages side by side.  [default: by cores and device]")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="What generates and scores: vllm, transformers or auto.  [default: auto]")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="torch device.  [default: auto]")] = None,
+    eval_batch_size: Annotated[int | None, typer.Option(help="Prompts per batch.  [default: 64]")] = None,
+    quoted: Annotated[
+        bool | None,
+        typer.Option(
+            "--quoted/--no-quoted", help="Draw the paper's numbers.  [default: where the model is the paper's]"
+        ),
+    ] = None,
+    allow_weak_isolation: Weak = False,
+) -> None:
+    """Make a paper's figure or table again: plan, run what is missing, draw, judge beside the paper's own numbers."""
+    from ..runners.reproduce.catalogue import PAPERS, find_item, get_paper
+
+    if paper is None or (figure is None and table is None and not dry_run):
+        papers = PAPERS.values() if paper is None else [get_paper(paper)]
+        rows = [(p.name, f"--{item.kind} {item.name}", item.title) for p in papers for item in p.items]
+        print_rows("what can be made again", ["paper", "option", "what it shows"], rows)
+        return
+    item = find_item(paper, figure, table)
+    from ..runners.local import StageCrashed
+    from ..runners.reproduce.configs import Changes
+    from ..runners.reproduce.run import reproduce as make
+
+    chosen_ratios = numbers("ratio", ratios, float, "2,4,7")
+    chosen_seeds = numbers("seed", seeds, int, "1,2,3")
+    changes = Changes(
+        model=model,
+        revision=revision,
+        ratios=None if chosen_ratios is None else tuple(chosen_ratios),
+        seeds=None if chosen_seeds is None else tuple(chosen_seeds),
+        finetune_steps=finetune_steps,
+        recover_steps=recover_steps,
+        limit=limit,
+        train_set=train_set,
+        data=data,
+        out=out,
+        workers=workers,
+        engine=engine,
+        device=device,
+        eval_batch_size=eval_batch_size,
+        allow_weak_isolation=allow_weak_isolation or None,
+    )
+    try:
+        make(item, changes, console(), dry_run, quoted)
+    except KeyboardInterrupt:
+        console(stderr=True).print("interrupted; finished stages are kept, run the same command again to go on")
+        sys.exit(130)
+    except StageCrashed as crash:
+        console(stderr=True).print(f"[bold red]error:[/] {escape(str(crash))}", soft_wrap=True, highlight=False)
+        sys.exit(1)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this command to the command line."""
+    app.command()(reproduce)

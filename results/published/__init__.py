@@ -1,0 +1,1 @@
+"""The papers' own numbers, quoted with source and conditions, and the verdict beside ours."""
