@@ -90,6 +90,8 @@ _SMALL = TrainSettings(
     gradient_checkpointing=False,
     precision="float32",
 )
+# At this size the authors' start of the new vectors loses half of the accuracy at 3x (docs/methods/bs.md).
+_SMALL_BASES = {"new_vectors": "top", "additional_share": 0.5}
 _FOUR_EXAMPLES = {"batch_size": 4, "micro_batch_size": 4}
 
 RECIPES: dict[str, Recipe] = {
@@ -103,8 +105,7 @@ RECIPES: dict[str, Recipe] = {
         _SMALL,
         _SMALL,
         "float32",
-        # At this size the authors' start of the new vectors loses half of the accuracy at 3x (docs/methods/bs.md).
-        method_options={"bs": {"new_vectors": "top", "additional_share": 0.5}},
+        method_options={"bs": _SMALL_BASES, "bsi": _SMALL_BASES},
         # A language example fills the context where an instruction takes a fifth of it: about equal tokens per step.
         # Models this small have mostly been pretrained on the very corpus: a high rate would only undo that.
         by_kind={"language": (_FOUR_EXAMPLES | {"learning_rate": 1e-4}, _FOUR_EXAMPLES)},
