@@ -78,7 +78,7 @@ def test_the_command_line_says_what_was_poor(damaged: Path, tmp_path: Path) -> N
         [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert f"svd-llm was calibrated on {TOKENS} tokens, fewer than the 256 inputs" in " ".join(done.stdout.split())
+    assert f"svd-llm was calibrated on {TOKENS} tokens, fewer than the 320 inputs" in " ".join(done.stdout.split())
 
 
 def test_no_calibration_token_at_all_is_refused(damaged: Path, tmp_path: Path) -> None:
