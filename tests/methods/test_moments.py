@@ -59,12 +59,12 @@ def test_queries_keys_and_values_share_one_gram() -> None:
 def test_probe_truncates_in_place_and_restores() -> None:
     model = random_model("qwen2", tied=False)
     groups = singles(matrices(model))
-    parts = {}
+    fitted = Fitted()
     for group in groups:
         u, s, vt = svd(group.weight(model))
         mean = torch.randn(group.out_features)
-        parts[group.name] = Factors(u * s, vt, s, mean, torch.zeros(len(s)))
-    probe = Probe(model, groups, Fitted.of(parts, {}), RandomData(6), 4, 2)
+        fitted.add(group.name, Factors(u * s, vt, s, mean, torch.zeros(len(s))))
+    probe = Probe(model, groups, fitted, RandomData(6), 4, 2)
     before, dense = weights(model), logits(model)
     assert sum(len(batch["input_ids"]) for batch in probe.batches) == 4
     whole = probe.loss({})
