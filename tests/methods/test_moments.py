@@ -73,9 +73,11 @@ def test_probe_truncates_in_place_and_restores() -> None:
     query = "model.layers.1.self_attn.q_proj"  # one of its own
     with probe.truncated({name: 3, query: 2}) as cut:
         layer = get_linear(cut, name)
-        torch.testing.assert_close(layer.weight, (parts[name].left[:, :3] @ parts[name].right[:3]))
-        torch.testing.assert_close(layer.bias, parts[name].output_mean)
-        torch.testing.assert_close(get_linear(cut, query).bias, before[f"{query}.bias"] + parts[query].output_mean)
+        torch.testing.assert_close(layer.weight, (fitted.factors(name).left[:, :3] @ fitted.factors(name).right[:3]))
+        torch.testing.assert_close(layer.bias, fitted.factors(name).output_mean)
+        torch.testing.assert_close(
+            get_linear(cut, query).bias, before[f"{query}.bias"] + fitted.factors(query).output_mean
+        )
     assert same(before, weights(model))
     assert probe.loss({}) == whole
     assert probe.loss({name: 1}) != whole
