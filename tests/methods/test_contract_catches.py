@@ -86,8 +86,8 @@ class UsesUpItsFit(SVD):
         self, model: nn.Module, fitted: Fitted, budget: Budget, trainer: Trainer | None = None, data: Any = None
     ) -> CompressionReport:
         report = super().compress(model, fitted, budget, trainer, data)
-        for matrix in self.targets(model):
-            fitted.factors(matrix.name).left.mul_(0.5)
+        for name in report.ranks:
+            fitted.factors(name).left.mul_(0.5)
         return report
 
 
