@@ -6,6 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -182,8 +183,14 @@ class Compressor(BaseModel, ABC):
         """Return the plain data that `fit` depends on; methods with equal keys share one fit."""
 
     @abstractmethod
-    def fit(self, model: nn.Module, data: CalibrationData | None) -> Fitted:
-        """Compute all that does not depend on the ratio; the model is left unchanged."""
+    def fit(self, model: nn.Module, data: CalibrationData | None, folder: Path | None = None) -> Fitted:
+        """Compute all that does not depend on the ratio; the model is left unchanged.
+
+        Args:
+            model: the dense model.
+            data: task data, None for methods that need none.
+            folder: where factors go as they are made; None keeps all of them in memory.
+        """
 
     @abstractmethod
     def compress(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -42,11 +43,11 @@ class CalibratedCompressor(MatrixCompressor):
         """Return the longest example in tokens, or None for the task's own."""
         return self.length
 
-    def fit(self, model: nn.Module, data: CalibrationData | None) -> Fitted:
+    def fit(self, model: nn.Module, data: CalibrationData | None, folder: Path | None = None) -> Fitted:
         """Decompose every group and note how much was read."""
         if data is None:
             raise ValueError(f"{self.name} needs task data")
-        fitted = super().fit(model, data)
+        fitted = super().fit(model, data, folder)
         examples = tokens = 0
         for batch in data.batches(self.samples, self.batch_size):
             examples += len(batch["input_ids"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ from torch import Tensor
 
 from ..foundation.errors import UserError
 
-_FILE = "factors.safetensors"
+BUFFER_BYTES = 256 << 20
+"""Factors that wait in memory until a file is worth it."""
+
+_POLICY = "policy."
 
 
 @dataclass(frozen=True)
@@ -47,68 +50,75 @@ class Factors:
         return self.output_mean - self.left[:, :rank] @ self.hidden_mean[:rank]
 
 
-@dataclass
 class Fitted:
     """Factors by matrix name, and plain data about how they were made.
 
-    On disk the tensors are read one matrix at a time. Stored size: k·(m + n + 1) float32 per matrix, k = min(m, n).
+    Stored size: k·(m + n + 1) float32 per matrix, k = min(m, n). With a folder, factors go to disk as they come and are
+    read one matrix at a time, so that no more than `BUFFER_BYTES` and one matrix's factors are ever in memory.
+
+    Args:
+        meta: plain data.
+        folder: where factors go; None keeps them in memory until `save`.
     """
 
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    meta: dict[str, Any] = field(default_factory=dict)
-    file: Path | None = None
+    def __init__(self, meta: Mapping[str, Any] | None = None, folder: Path | None = None) -> None:
+        self.meta: dict[str, Any] = dict(meta or {})
+        self.folder = folder
+        self._memory: dict[str, Tensor] = {}
+        self._files: dict[str, Path] = {}
 
-    @classmethod
-    def of(cls, factors: Mapping[str, Factors], meta: Mapping[str, Any]) -> Fitted:
-        """Collect factors computed in memory."""
-        tensors = {}
-        for name, part in factors.items():
-            for key, value in vars(part).items():
-                if value is not None:
-                    tensors[f"{name}.{key}"] = value.contiguous()
-        return cls(tensors, dict(meta))
+    def add(self, name: str, factors: Factors) -> None:
+        """Take the factors of one matrix or group."""
+        self._put({f"{name}.{key}": value for key, value in vars(factors).items() if value is not None})
+
+    def measured(self, evidence: Mapping[str, Tensor]) -> None:
+        """Take what a rank policy measured."""
+        self._put({f"{_POLICY}{key}": value for key, value in evidence.items()})
+
+    def _put(self, tensors: Mapping[str, Tensor]) -> None:
+        self._memory |= {key: value.contiguous() for key, value in tensors.items()}
+        if self.folder is not None and sum(t.numel() * t.element_size() for t in self._memory.values()) > BUFFER_BYTES:
+            self._flush(self.folder)
+
+    def _flush(self, folder: Path) -> None:
+        if not self._memory:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"factors-{len(set(self._files.values())):05}.safetensors"
+        save_file(self._memory, file)
+        self._files |= dict.fromkeys(self._memory, file)
+        self._memory = {}
 
     def _read(self, key: str) -> Tensor:
-        if self.file is None:
-            return self.tensors[key]
-        with safe_open(self.file, framework="pt") as tensors:
+        if key in self._memory:
+            return self._memory[key]
+        with safe_open(self._files[key], framework="pt") as tensors:
             value: Tensor = tensors.get_tensor(key)
             return value
 
     def factors(self, name: str) -> Factors:
         """Return the factors of one matrix."""
-        keys = [
-            "left",
-            "right",
-            "spectrum",
-            *(("output_mean", "hidden_mean") if self.has(f"{name}.output_mean") else ()),
-        ]
-        return Factors(*(self._read(f"{name}.{key}") for key in keys))
+        means = ("output_mean", "hidden_mean") if self.has(f"{name}.output_mean") else ()
+        return Factors(*(self._read(f"{name}.{key}") for key in ("left", "right", "spectrum", *means)))
 
     def has(self, key: str) -> bool:
         """Whether there is a tensor of that name."""
-        if self.file is None:
-            return key in self.tensors
-        with safe_open(self.file, framework="pt") as tensors:
-            return key in tensors.keys()  # noqa: SIM118 - not a mapping
+        return key in self._memory or key in self._files
 
-    def evidence(self, prefix: str) -> dict[str, Tensor]:
-        """Return what a rank policy measured while fitting, by name without its prefix."""
-        if self.file is None:
-            found = [key for key in self.tensors if key.startswith(prefix)]
-        else:
-            with safe_open(self.file, framework="pt") as tensors:
-                found = [key for key in tensors.keys() if key.startswith(prefix)]  # noqa: SIM118
-        return {key.removeprefix(prefix): self._read(key) for key in found}
+    def evidence(self) -> dict[str, Tensor]:
+        """Return what a rank policy measured while fitting, by name."""
+        found = sorted(key for key in {*self._memory, *self._files} if key.startswith(_POLICY))
+        return {key.removeprefix(_POLICY): self._read(key) for key in found}
 
     def spectrum(self, name: str) -> Tensor:
         """Return the spectrum of one matrix, shape (k,)."""
         return self._read(f"{name}.spectrum")
 
     def save(self, folder: Path) -> None:
-        """Write tensors and meta data into a folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(dict(self.tensors), folder / _FILE)
+        """Write what is not there yet, and the meta data, into a folder; it must be its own, where it has one."""
+        if self.folder is not None and self.folder != folder:
+            raise ValueError(f"this fit lies in {self.folder} and cannot be saved in {folder}")
+        self._flush(folder)
         (folder / "fit.json").write_text(json.dumps(self.meta, sort_keys=True, indent=2))
 
     @classmethod
@@ -119,7 +129,10 @@ class Fitted:
             UserError: the folder is damaged.
         """
         try:
-            with safe_open(folder / _FILE, framework="pt"):
-                return cls(meta=json.loads((folder / "fit.json").read_text()), file=folder / _FILE)
+            found = cls(json.loads((folder / "fit.json").read_text()), folder)
+            for file in sorted(folder.glob("factors*.safetensors")):
+                with safe_open(file, framework="pt") as tensors:
+                    found._files |= dict.fromkeys(tensors.keys(), file)
         except (OSError, SafetensorError, json.JSONDecodeError) as error:
             raise UserError(f"the fit in {folder} is damaged ({error}); delete that folder and run again") from error
+        return found

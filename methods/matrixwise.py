@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -99,7 +100,7 @@ class MatrixCompressor(Compressor):
             key |= {"measured": self.policy, "probe_samples": self.probe_samples}
         return key
 
-    def fit(self, model: nn.Module, data: CalibrationData | None) -> Fitted:
+    def fit(self, model: nn.Module, data: CalibrationData | None, folder: Path | None = None) -> Fitted:
         """Decompose every group of the model, and let the policy measure what it needs.
 
         Raises:
@@ -111,20 +112,18 @@ class MatrixCompressor(Compressor):
                     f"the weight {matrix.name} holds NaN or infinite entries and cannot be decomposed; the checkpoint "
                     "is damaged or its training diverged, so use another or a lower learning rate"
                 )
-        groups, factors = self.groups(model), {}
+        groups, fitted = self.groups(model), Fitted(self.fit_key(), folder)
         for group, statistic in self.collect(model, data, groups):
             part = self.decompose(group.weight(model), statistic)
             for key, value in vars(part).items():
                 if value is not None and not torch.isfinite(value).all():
                     raise ValueError(f"{self.name} gave NaN or infinite factors for {group.name} ({key})")
-            factors[group.name] = part
-        fitted = Fitted.of(factors, self.fit_key())
+            fitted.add(group.name, part)
         policy = parse_policy(self.policy)
         if policy.measures:
             units = self.shape(model).units
-            spectra = {name: part.spectrum for name, part in factors.items()}
-            measured = policy.measure(units, spectra, self._loss(model, fitted, groups, data))
-            fitted.tensors = {**fitted.tensors, **{f"policy.{key}": value for key, value in measured.items()}}
+            spectra = {unit.name: fitted.spectrum(unit.name) for unit in units}
+            fitted.measured(policy.measure(units, spectra, self._loss(model, fitted, groups, data)))
         return fitted
 
     def _loss(self, model: nn.Module, fitted: Fitted, groups: Sequence[Group], data: CalibrationData | None) -> Loss:
@@ -145,7 +144,7 @@ class MatrixCompressor(Compressor):
         policy: Policy = parse_policy(self.policy)
         spectra = {unit.name: fitted.spectrum(unit.name) for unit in shape.units} if policy.needs_spectrum else None
         loss = self._loss(model, fitted, groups, data) if policy.needs_loss else None
-        allocation = budget.allocate(shape, policy, spectra, fitted.evidence("policy."), loss)
+        allocation = budget.allocate(shape, policy, spectra, fitted.evidence(), loss)
         for group in groups:
             if group.name in allocation.ranks:
                 install(model, group, fitted.factors(group.name), allocation.ranks[group.name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,6 +34,10 @@ from .recipes import RECIPES
 from .training import TaskTrainer
 
 Progress = Callable[[int, int], None]
+
+
+_FIT_FOLDER = ".fit"
+"""Where factors wait on disk while a large model is compressed."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +111,10 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
             )
             title = f"compress {request.method.shown} {request.ratio:g}x"
             trainer = TaskTrainer(data, settings, 0, device, request.seed, title, progress)
-        fitted = method.fit(model, data)
+        fitted = method.fit(model, data, folder / _FIT_FOLDER)
         report = method.compress(model, fitted, budget, trainer if method.trains else None, data)
         warnings = fitted.meta.get("warnings", [])
+        shutil.rmtree(folder / _FIT_FOLDER, ignore_errors=True)
         save_checkpoint(model.to(DTYPES[request.dtype or recipe.dtype]), tokenizer, folder)
         kept = untouched(model, report.dense)
         origin = {

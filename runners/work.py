@@ -92,7 +92,7 @@ def _fit(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, 
     model, tokenizer = _model(stage)
     method = create_method(stage.runtime["method"], stage.runtime["options"])
     data = _data(stage, model, tokenizer) if "data" in stage.config else None
-    fitted = method.fit(model, data)
+    fitted = method.fit(model, data, folder)
     fitted.save(folder)
     return {
         "matrices": len(method.targets(model)),

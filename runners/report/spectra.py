@@ -35,7 +35,7 @@ def spectra(rows: Rows, trail: Trail) -> tuple[Spectra, ...]:
         if any(set(labels) <= set(other.labels) for other in found):
             continue  # another seed of the same fit
         folder, record = trail.folder(key), trail.stage(key)
-        kinds = _kinds(folder / "factors.safetensors") if record else ()
+        kinds = _kinds(folder) if record else ()
         same = [i for i, other in enumerate(found) if other.kinds == kinds]  # fits may differ in what a policy measured
         if kinds and same:
             found[same[0]] = replace(found[same[0]], labels=(*found[same[0]].labels, *labels))
@@ -51,16 +51,17 @@ def _name(folder: Path) -> str:
         return ""
 
 
-def _kinds(path: Path) -> tuple[Energy, ...]:
+def _kinds(folder: Path) -> tuple[Energy, ...]:
     grouped: dict[str, list[Array]] = {}
     try:
-        with safe_open(path, framework="np") as tensors:
-            for key in sorted(tensors.keys()):
-                if not key.endswith(_ENDING) or key.startswith("policy."):
-                    continue
-                values = np.asarray(tensors.get_tensor(key), dtype=np.float64)
-                if values.ndim == 1 and len(values) and np.isfinite(values).all() and values.any():
-                    grouped.setdefault(place(key.removesuffix(_ENDING))[1], []).append(values)
+        for path in sorted(folder.glob("factors*.safetensors")):
+            with safe_open(path, framework="np") as tensors:
+                for key in sorted(tensors.keys()):
+                    if not key.endswith(_ENDING) or key.startswith("policy."):
+                        continue
+                    values = np.asarray(tensors.get_tensor(key), dtype=np.float64)
+                    if values.ndim == 1 and len(values) and np.isfinite(values).all() and values.any():
+                        grouped.setdefault(place(key.removesuffix(_ENDING))[1], []).append(values)
     except (OSError, SafetensorError, TypeError, ValueError):
         return ()
     kinds = sorted(grouped, key=kind_order)

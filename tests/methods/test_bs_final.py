@@ -174,7 +174,7 @@ def test_a_start_whose_own_policy_measures_does_not_measure_here() -> None:
         bs = method(start="test-measuring-start")
         assert not bs.fit_needs_data
         model = random_model("llama")
-        assert not bs.fit(model, None).evidence("policy.")
+        assert not bs.fit(model, None).evidence()
         assert bs.compress(model, bs.fit(model, None), Budget(2.0), None).ratio >= 2
     finally:
         del methods._classes["test-measuring-start"]

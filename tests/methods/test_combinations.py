@@ -37,7 +37,7 @@ def test_any_method_with_any_policy(method: str, spec: str) -> None:
     dense, data = random_model("llama"), RandomData()
     fitted = found.fit(dense, data)
     policy = parse_policy(spec)
-    assert bool(fitted.evidence("policy.")) == policy.measures
+    assert bool(fitted.evidence()) == policy.measures
     assert found.fit_needs_data == (policy.measures or method in ("fwsvd", "svd-llm", "afm"))
     assert found.compress_needs_data == policy.needs_loss
     for ratio in (1.3, 2.5, 4.0):

@@ -66,7 +66,7 @@ class WrongOrder(SVD):
 
 
 class HidesNaN(SVD):
-    def fit(self, model: nn.Module, data: CalibrationData | None) -> Fitted:
+    def fit(self, model: nn.Module, data: CalibrationData | None, folder: Path | None = None) -> Fitted:
         clean = copy.deepcopy(model)
         with torch.no_grad():
             for parameter in clean.parameters():
@@ -75,7 +75,7 @@ class HidesNaN(SVD):
 
 
 class MovesTheModel(SVD):
-    def fit(self, model: nn.Module, data: CalibrationData | None) -> Fitted:
+    def fit(self, model: nn.Module, data: CalibrationData | None, folder: Path | None = None) -> Fitted:
         with torch.no_grad():
             get_linear(model, self.targets(model)[0].name).weight.mul_(1.0001)
         return super().fit(model, data)
@@ -86,8 +86,8 @@ class UsesUpItsFit(SVD):
         self, model: nn.Module, fitted: Fitted, budget: Budget, trainer: Trainer | None = None, data: Any = None
     ) -> CompressionReport:
         report = super().compress(model, fitted, budget, trainer, data)
-        for tensor in fitted.tensors.values():
-            tensor.mul_(0.5)
+        for name in report.ranks:
+            fitted.factors(name).left.mul_(0.5)
         return report
 
 

@@ -59,12 +59,12 @@ def test_queries_keys_and_values_share_one_gram() -> None:
 def test_probe_truncates_in_place_and_restores() -> None:
     model = random_model("qwen2", tied=False)
     groups = singles(matrices(model))
-    parts = {}
+    fitted = Fitted()
     for group in groups:
         u, s, vt = svd(group.weight(model))
         mean = torch.randn(group.out_features)
-        parts[group.name] = Factors(u * s, vt, s, mean, torch.zeros(len(s)))
-    probe = Probe(model, groups, Fitted.of(parts, {}), RandomData(6), 4, 2)
+        fitted.add(group.name, Factors(u * s, vt, s, mean, torch.zeros(len(s))))
+    probe = Probe(model, groups, fitted, RandomData(6), 4, 2)
     before, dense = weights(model), logits(model)
     assert sum(len(batch["input_ids"]) for batch in probe.batches) == 4
     whole = probe.loss({})
@@ -73,9 +73,11 @@ def test_probe_truncates_in_place_and_restores() -> None:
     query = "model.layers.1.self_attn.q_proj"  # one of its own
     with probe.truncated({name: 3, query: 2}) as cut:
         layer = get_linear(cut, name)
-        torch.testing.assert_close(layer.weight, (parts[name].left[:, :3] @ parts[name].right[:3]))
-        torch.testing.assert_close(layer.bias, parts[name].output_mean)
-        torch.testing.assert_close(get_linear(cut, query).bias, before[f"{query}.bias"] + parts[query].output_mean)
+        torch.testing.assert_close(layer.weight, (fitted.factors(name).left[:, :3] @ fitted.factors(name).right[:3]))
+        torch.testing.assert_close(layer.bias, fitted.factors(name).output_mean)
+        torch.testing.assert_close(
+            get_linear(cut, query).bias, before[f"{query}.bias"] + fitted.factors(query).output_mean
+        )
     assert same(before, weights(model))
     assert probe.loss({}) == whole
     assert probe.loss({name: 1}) != whole

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.methods import fitted
 from lowrank_bench.methods.base import create_method
 from lowrank_bench.methods.budget import Budget
+from lowrank_bench.methods.contract import RandomData
 from lowrank_bench.methods.fitted import Fitted
 from lowrank_bench.methods.library.svd import SVD
 from lowrank_bench.models.architectures import random_model
@@ -73,9 +75,30 @@ def test_a_weight_that_is_not_finite_is_named() -> None:
         create_method("svd").fit(model, None)
 
 
+def test_factors_that_go_to_disk_as_they_come_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In several files, with little in memory, each matrix readable while the fit goes on."""
+    model, method = random_model("qwen2"), create_method("svd", {"policy": "sensitivity(step=0.3)", "probe_samples": 4})
+    whole = method.fit(model, RandomData())
+    monkeypatch.setattr(fitted, "BUFFER_BYTES", 20_000)
+    parts = method.fit(model, RandomData(), tmp_path / "fit")
+    parts.save(tmp_path / "fit")
+    assert len(list((tmp_path / "fit").glob("factors-*.safetensors"))) > 3
+    for found in (parts, Fitted.load(tmp_path / "fit")):
+        assert found.meta == whole.meta
+        for matrix in method.targets(model):
+            for name, value in vars(whole.factors(matrix.name)).items():
+                other = getattr(found.factors(matrix.name), name)
+                assert value is other is None or torch.equal(value, other)
+        assert {k: v.tolist() for k, v in found.evidence().items()} == {
+            k: v.tolist() for k, v in whole.evidence().items()
+        }
+    with pytest.raises(ValueError, match="cannot be saved"):
+        parts.save(tmp_path / "elsewhere")
+
+
 def test_a_damaged_fit_is_named(tmp_path: Path) -> None:
     create_method("svd").fit(random_model("llama"), None).save(tmp_path)
-    file = tmp_path / "factors.safetensors"
+    file = tmp_path / "factors-00000.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"is damaged .*; delete that folder and run again"):
         Fitted.load(tmp_path)

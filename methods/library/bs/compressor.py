@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -128,9 +129,9 @@ class BasisSelection(Compressor):
         """Share the fit of the method that gives the bases."""
         return self._bases().fit_key()
 
-    def fit(self, model: nn.Module, data: CalibrationData | None) -> Fitted:
+    def fit(self, model: nn.Module, data: CalibrationData | None, folder: Path | None = None) -> Fitted:
         """Decompose every matrix once, at full rank."""
-        return self._bases().fit(model, data)
+        return self._bases().fit(model, data, folder)
 
     def shape(self, model: nn.Module, ratio: float | None = None) -> ModelShape:
         """Return the units; with a ratio, each one's least rank is its new vectors plus one basis."""
