@@ -8,6 +8,9 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
+
+from lowrank_bench.cli import app
 
 BENCH = [sys.executable, "-c", "from lowrank_bench.cli import main; main()", "inspect"]
 
@@ -19,8 +22,9 @@ def bench(*arguments, cwd=None):
 
 def test_every_format_says_the_same_and_twice_the_same():
     words = ("tiny", "--layer", 1, "--matrix", "ov", "--head", 0, "--bases", 2, "--top", 3)
-    outputs = {name: bench(*words, "--format", name) for name in ("terminal", "markdown", "csv", "json", "latex")}
-    assert all(done.returncode == 0 for done in outputs.values()), outputs
+    names, runner = ("terminal", "markdown", "csv", "json", "latex"), CliRunner(env={"COLUMNS": "160"})
+    outputs = {name: runner.invoke(app, ["inspect", *map(str, words), "--format", name]) for name in names}
+    assert all(done.exit_code == 0 for done in outputs.values()), outputs
     tokens = [row["token_id"] for row in csv.DictReader(io.StringIO(outputs["csv"].stdout))]
     data = json.loads(outputs["json"].stdout)["bases"]
     assert tokens == [str(t["id"]) for row in data for t in row["positive"] + row["negative"]]
