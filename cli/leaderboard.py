@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from ..foundation.errors import UserError, did_you_mean
 from .output import console, escape
 
 _SUBMISSIONS = Path("runs/submissions")
@@ -19,6 +20,9 @@ class _RunsOrCommand(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or (args[0] not in self.commands and args[0] != "--help"):
+            hint = did_you_mean(args[0], self.commands) if args and args[0].isalpha() else ""
+            if hint and not Path(args[0]).exists():
+                raise UserError(f"there is no run '{args[0]}' and no such command{hint}")
             args = ["show", *args]
         return super().parse_args(ctx, args)
 

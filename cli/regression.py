@@ -34,19 +34,20 @@ def check(
     from ..results.regression import baseline as baselines
     from ..results.regression.compare import Tolerance, check_run
     from ..results.regression.junit import junit_xml
+    from ..results.regression.recovery import with_references
     from ..results.regression.show import print_check
 
     tolerance = Tolerance(sigmas, min_drop / 100)
     stored, found = baselines.read_baseline(baseline), read_records(run)
     if where:
-        stored, found = filter_frame(stored, where), filter_frame(found, where)
+        stored, found = (with_references(frame, filter_frame(frame, where)) for frame in (stored, found))
     result = check_run(found, stored, tolerance)
-    if junit:
-        write_atomic(junit, junit_xml(result, str(run)))
     screen = console()
     for side, frame in (("baseline", stored), ("run     ", found)):
         screen.print(f"{side}  {', '.join(baselines.provenance(frame))}", soft_wrap=True, highlight=False, markup=False)
     print_check(result, screen)
+    if junit:
+        write_atomic(junit, junit_xml(result, str(run)))
     if result.failed:
         sys.exit(1)
 
@@ -62,8 +63,12 @@ def update(run: Run, baseline: Baseline, where: Where = None, all_metrics: AllMe
     from ..results.filters import filter_frame
     from ..results.records import read_records
     from ..results.regression.baseline import update_baseline
+    from ..results.regression.recovery import with_references
 
-    frame = filter_frame(read_records(run), [*(where or []), *([] if all_metrics else ["headline=true"])])
+    whole = read_records(run)
+    if not all_metrics:
+        whole = filter_frame(whole, ["headline=true"])
+    frame = with_references(whole, filter_frame(whole, where)) if where else whole
     done = update_baseline(frame, baseline)
     screen = console()
     for change in done.changes or ("nothing changed",):

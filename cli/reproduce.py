@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..foundation.errors import UserError
 from .options import Data, Revision, Weak
 from .output import console, escape, numbers, print_rows
 
@@ -46,6 +47,8 @@ def reproduce(
     """Make a paper's figure or table again: plan, run what is missing, draw, judge beside the paper's own numbers."""
     from ..runners.reproduce.catalogue import PAPERS, find_item, get_paper
 
+    if paper is None and (figure is not None or table is not None):
+        raise UserError("name the paper before its figure or table, such as bench reproduce basis-selection --figure 7")
     if paper is None or (figure is None and table is None and not dry_run):
         papers = PAPERS.values() if paper is None else [get_paper(paper)]
         rows = [(p.name, f"--{item.kind} {item.name}", item.title) for p in papers for item in p.items]

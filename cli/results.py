@@ -144,7 +144,10 @@ def plot(
     base = run if run.is_dir() else run.parent
     folder, paths = out or base, []
     if x == "tokens_per_second":
-        speeds = read_records(speed or base.resolve().parent / "speed")
+        measured = speed or base.resolve().parent / "speed"
+        if not measured.exists():
+            raise UserError(f"there are no measured speeds in {measured}; run bench speed {run}:LABEL@RATIO first")
+        speeds = read_records(measured)
         for variant in speed_variants(speeds):
             paths += draw_curves(with_speed(frame, speeds, variant), folder, x=x, condition=variant)
     else:

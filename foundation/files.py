@@ -1,5 +1,6 @@
 """Durable files and stable hashes."""
 
+import errno
 import hashlib
 import json
 import os
@@ -41,16 +42,29 @@ def sha256_folder(folder: Path) -> str:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file so that a reader sees the old or the new content, never a part; the folder is made if missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file so that a reader sees the old or the new content, never a part; the folder is made if missing.
+
+    Raises:
+        UserError: the folder cannot be made or written to.
+    """
     raw = data.encode() if isinstance(data, str) else data
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); name a place in a folder that can be written to"
+        ) from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; name a file")
         os.replace(name, path)
         sync(path.parent)
     except BaseException:

@@ -107,14 +107,19 @@ def _value(column: str, text: str) -> Any:
     return number
 
 
+def _written(value: object) -> str:
+    """Return a value as one would type it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _check_known(frame: pd.DataFrame, one: Condition) -> None:
     known = list(dict.fromkeys(frame[one.column].tolist()))
     for value in one.values:
         if value not in known:
-            texts = [f"{v:g}" if isinstance(v, float) else str(v) for v in known]
+            texts = [_written(v) for v in known]
             hint = did_you_mean(value, texts) if isinstance(value, str) else ""
             more = ", …" if len(texts) > _SHOWN else ""
-            shown = f"{value:g}" if isinstance(value, float) else value
-            raise UserError(
-                f"no record has {one.column} '{shown}'{hint or ';'} there are: {', '.join(texts[:_SHOWN])}{more}"
-            )
+            there = ", ".join(texts[:_SHOWN])
+            raise UserError(f"no record has {one.column} '{_written(value)}'{hint or ';'} there are: {there}{more}")

@@ -40,7 +40,7 @@ def sign_flips(differences: Floats, flips: int = LEAST_FLIPS, seed: int = 0) -> 
     observed = np.abs(differences.sum(axis=0))
     reached = observed * (1 - _TIE) - 1e-300
     beyond = np.zeros(differences.shape[1], dtype=np.int64)
-    step = max(1, _SIGNS_AT_ONCE // max(1, n))
+    step = max(1, _SIGNS_AT_ONCE // max(1, *differences.shape))
     for start in range(0, flips, step):
         count = min(step, flips - start)
         signs = random.integers(0, 2, (count, n), dtype=np.int8).astype(np.float64) * 2 - 1

@@ -160,7 +160,7 @@ def pivot(frame: pd.DataFrame, headline: bool = True) -> list[Table]:
     for index, line in zip(chosen.index, lines, strict=True):
         line = {**line, "index": index}
         conditions = tuple(line[c] for c in _CONDITIONS)
-        same = (*conditions, *(line[c] for c in _SAME))
+        same = (*conditions, *(line[c] for c in _SAME), line["value"])
         if same not in seen:  # two sweeps in one frame may share an evaluate stage
             seen.add(same)
             groups.setdefault(conditions, []).append(line)
@@ -229,7 +229,7 @@ def _shown_labels(group: Sequence[_Line]) -> list[str]:
     for label, line in zip(labels, group, strict=True):
         options.setdefault(label, set()).add(line["options"])
     labels = [
-        f"{label} ({_pairs(line['options'])})" if len(options[label]) > 1 else label
+        f"{label} ({_apart(line['options'], options[label])})" if len(options[label]) > 1 else label
         for label, line in zip(labels, group, strict=True)
     ]
     places = {(label, line["ratio_target"], line["seed"]) for label, line in zip(labels, group, strict=True)}
@@ -238,8 +238,11 @@ def _shown_labels(group: Sequence[_Line]) -> list[str]:
     return labels
 
 
-def _pairs(options: str) -> str:
-    return ", ".join(f"{k}={v}" for k, v in json.loads(options).items()) or "default options"
+def _apart(options: str, every: set[str]) -> str:
+    """Return the options in which one row differs from others of its label."""
+    others = [json.loads(text) for text in every]
+    own = {k: v for k, v in json.loads(options).items() if any(k not in o or o[k] != v for o in others)}
+    return ", ".join(f"{k}={v}" for k, v in own.items()) or "default options"
 
 
 def _cell(label: str, lines: Sequence[_Line]) -> Cell:

@@ -203,10 +203,10 @@ def _results_file(path: Path) -> Path:
             if (path / name).is_file():
                 return path / name
         raise UserError(f"{path} holds no {CSV_NAME}; name the folder of a finished run, or a .csv or .parquet file")
-    if path.suffix not in (".csv", ".parquet"):
-        raise UserError(f"{path} is not a results file; name a run's folder, or a .csv or .parquet file")
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path} does not exist; name a run's folder, or a .csv or .parquet file")
+    if path.suffix not in (".csv", ".parquet") or not path.is_file():
+        raise UserError(f"{path} is not a results file; name a run's folder, or a .csv or .parquet file")
     return path
 
 

@@ -66,6 +66,14 @@ def find_cell(
     run = Path(match["run"])
     frame = read_records(run)
     rows = frame[frame.headline & (frame.label == match["label"]) & (frame.ratio_target == _number(match["ratio"]))]
+    seeds = (
+        ""
+        if rows.empty
+        else "; ".join(
+            f"{word} {', '.join(map(str, sorted(set(rows[column]))))}"
+            for column, word in (("seed", "seeds"), ("benchmark", "benchmarks"))
+        )
+    )
     for column, value in (("benchmark", benchmark), ("seed", seed)):
         rows = rows if value is None else rows[rows[column] == value]
     if any_benchmark and not rows.empty:
@@ -75,8 +83,13 @@ def find_cell(
     if len(keys) != 1:
         cells = sorted({f"{label}@{ratio:g}" for label, ratio in zip(frame.label, frame.ratio_target, strict=True)})
         options = "--seed" if any_benchmark else "--benchmark or --seed"
-        problem = "is no cell" if not keys else f"stands for several evaluations; add {options}"
-        raise UserError(f"'{match['label']}@{match['ratio']}' {problem} of {run}; its cells: {', '.join(cells)}")
+        cell = f"'{match['label']}@{match['ratio']}'"
+        if seeds and not keys:
+            lacks = " and ".join(f"{k} {v}" for k, v in (("benchmark", benchmark), ("seed", seed)) if v is not None)
+            raise UserError(f"{cell} of {run} has no {lacks}; there are the {seeds}")
+        if keys:
+            raise UserError(f"{cell} of {run} stands for several evaluations; add {options} (there are the {seeds})")
+        raise UserError(f"{cell} is no cell of {run}; its cells: {', '.join(cells)}")
     record = {str(column): value for column, value in rows.to_dict("records")[0].items()}
     return FoundCell(record, stage_folder(run, keys[0]))
 

@@ -272,7 +272,7 @@ def _with_references(found: Sequence[Board]) -> list[Board]:
 
     def place(board: Board) -> tuple[str, ...]:
         t = board.table
-        return (t.model, board.model_sha256, t.task, t.benchmark, t.metric, t.scorer)
+        return (t.model, board.model_sha256, t.task, t.benchmark, t.metric, t.scorer, t.engine, t.dtype, str(t.n))
 
     alone: dict[tuple[str, ...], list[Board]] = {}
     for board in found:

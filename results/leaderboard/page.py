@@ -127,7 +127,7 @@ def _rank_field(board: Board, entry: Entry | None) -> Field:
     value, interval = format_cell(board.table.metric, entry.cell)
     test = ""
     if standing.tied is not None:
-        test = " " + p_text(standing.p_adjusted).replace(" ", "")  # in one piece on a phone
+        test = " " + p_text(standing.p_adjusted, standing.bound).replace(" ", "")  # in one piece on a phone
     kind = "best" if standing.best else "tied" if standing.tied else ""
     return Field(value, entry.cell.value, interval + test, standing.mark, entry.id, kind)
 

@@ -14,7 +14,7 @@ from ..paired import Floats, enough_flips, holm, mcnemar, sign_flips
 
 LEVEL = 0.05
 NO_SAMPLES = "no samples"
-MCNEMAR, SIGN_FLIP = "McNemar, exact", "sign flips over problems"
+MCNEMAR, SIGN_FLIP = "McNemar, exact", "sign flips"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Standing:
         tied: whether it is not significantly worse than the best; None where no test could be made.
         p_value: of the paired test against the best; NaN where there was none.
         p_adjusted: the same after Holm's correction for all pairs of the column.
-        test: which test, over how many problems and seeds.
+        test: which test, over how many problems or windows and seeds.
+        bound: whether both are upper bounds, because no random sign vector reached the difference.
         reason: why there is no test or no rank.
     """
 
@@ -68,6 +69,7 @@ class Standing:
     p_value: float = float("nan")
     p_adjusted: float = float("nan")
     test: str = ""
+    bound: bool = False
     reason: str = ""
 
     @property
@@ -107,15 +109,16 @@ def rank(column: Sequence[Contender]) -> list[Standing]:
             standings.append(Standing(place, reason=found))
             continue
         tied = adjusted[pair] >= LEVEL
-        standings.append(Standing(1 if tied else place, False, tied, found.p_value, adjusted[pair], found.name))
+        standings.append(Standing(1 if tied else place, False, tied, found.p_value, adjusted[pair], *found[1:]))
     return standings
 
 
 class Test(NamedTuple):
-    """A paired test of two entries: its p-value, and what it was."""
+    """A paired test of two entries: its p-value, what it was, and whether the p-value is an upper bound."""
 
     p_value: float
     name: str
+    bound: bool = False
 
 
 def _test(column: Sequence[Contender]) -> dict[tuple[int, int], Test | str]:
@@ -142,7 +145,7 @@ def _test(column: Sequence[Contender]) -> dict[tuple[int, int], Test | str]:
             found[pair] = "no problem in common"
             continue
         difference = np.where(there, apart, 0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
-        size = f"{problems} problems, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
+        size = f"{problems} problems or windows, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
         if len(seeds) == 1 and a.scores[seeds[0]].greedy and b.scores[seeds[0]].greedy:
             p = mcnemar(int((difference > 0).sum()), int((difference < 0).sum()))
             found[pair] = Test(p, f"{MCNEMAR} ({size})")
@@ -151,8 +154,10 @@ def _test(column: Sequence[Contender]) -> dict[tuple[int, int], Test | str]:
             differences.append(difference)
             names.append(f"{SIGN_FLIP} ({size})")
     if flipped:
-        p_values = sign_flips(np.stack(differences, axis=1), enough_flips(len(tested) * (len(tested) - 1) // 2))
-        found |= {pair: Test(float(p), name) for pair, p, name in zip(flipped, p_values, names, strict=True)}
+        flips = enough_flips(len(tested) * (len(tested) - 1) // 2)
+        p_values = sign_flips(np.stack(differences, axis=1), flips)
+        for pair, p, name in zip(flipped, p_values, names, strict=True):
+            found[pair] = Test(float(p), name, bool(p < 1.5 / (flips + 1)))
     return found
 
 

@@ -107,6 +107,8 @@ def stored(folder: Path) -> dict[str, pd.DataFrame]:
     Raises:
         UserError: a file was changed after it was added.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is no folder of submissions; name the folder that bench leaderboard add wrote to")
     found = {}
     for path in sorted(folder.glob("submitted-*.csv")):
         if path.stem != _name(path.read_bytes().decode("utf-8", "replace")):

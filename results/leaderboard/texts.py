@@ -119,12 +119,12 @@ def standing_text(entry: Entry) -> str:
     if standing.tied is None:
         return standing.reason
     outcome = "not shown to be worse than the best" if standing.tied else "worse than the best"
-    return f"{outcome}, {p_text(standing.p_adjusted)} ({standing.test})"
+    return f"{outcome}, {p_text(standing.p_adjusted, standing.bound)} ({standing.test})"
 
 
-def p_text(p: float) -> str:
-    """Return ``p = 0.031``, or ``p < 0.0001``."""
-    return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
+def p_text(p: float, bound: bool = False) -> str:
+    """Return ``p = 0.031``, ``p ≤ 0.005`` for an upper bound, or ``p < 0.0001``."""
+    return "p < 0.0001" if p < 1e-4 else f"p {'≤' if bound else '='} {p:.2g}"
 
 
 def _line(board: Board, entry: Entry, elsewhere: bool = False) -> list[object]:

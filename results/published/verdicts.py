@@ -127,10 +127,13 @@ def _quoted_interval(quoted: Quoted) -> tuple[float, float, float]:
 
 
 def _row(quoted: Quoted, table: Table | None, methods: Mapping[str, str]) -> Row | None:
-    for row in table.rows if table else ():
-        if row.uncompressed if quoted.method == "none" else methods.get(row.label) == quoted.method:
-            return row
-    return None
+    rows = [
+        row
+        for row in (table.rows if table else ())
+        if (row.uncompressed if quoted.method == "none" else methods.get(row.label) == quoted.method)
+    ]
+    # Uncompressed, a paper with finetuning quotes the finetuned model, which stands after the pretrained one.
+    return (rows[-1] if quoted.method == "none" else rows[0]) if rows else None
 
 
 def _cell(quoted: Quoted, row: Row | None) -> Cell | None:

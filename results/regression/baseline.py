@@ -63,8 +63,10 @@ def update_baseline(run: pd.DataFrame, path: Path) -> Update:
         raise UserError(f"{path} does not end in .csv; a baseline is a CSV file of records, such as baseline.csv")
     found = estimates(run)
     if not any(not name.uncompressed and not one.undefined for name, one in found.items()):
+        why = next((one.undefined for name, one in found.items() if not name.uncompressed and one.undefined), "")
         raise UserError(
             "the run has no compressed model with an uncompressed one to compare it with; a baseline needs both"
+            + (f" ({why})" if why else "")
         )
     old = read_records(path) if path.exists() else None
     places = set(zip(run["model"], run["task"], strict=True))

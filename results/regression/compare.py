@@ -149,6 +149,11 @@ def check_run(run: pd.DataFrame, baseline: pd.DataFrame, tolerance: Tolerance) -
             cells.append(_compare(name, base, other, scales[name], pools[name.reference], len(comparable), tolerance))
         else:
             cells.append(_not_compared(name, bases.get(name), runs.get(name)))
+    if not any(not name.uncompressed for name in comparable) and not any(cell.faults for cell in cells):
+        raise UserError(
+            "no compressed cell could be compared, since none has an uncompressed model beside it; make the baseline "
+            "of a run that has one"
+        )
     return Check(tuple(cells), tolerance, tuple(_general_notes(pools)))
 
 

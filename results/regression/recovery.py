@@ -128,6 +128,15 @@ def estimates(frame: pd.DataFrame) -> dict[CellName, Estimate]:
     return {name: _estimate(name, seeds, references.get(name.reference, {})) for name, seeds in groups.items()}
 
 
+def with_references(frame: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
+    """Return chosen records with the uncompressed models that their recoveries are divided by."""
+    names = list(CellName._fields[:6])
+    measures = set(chosen[names].itertuples(index=False, name=None))
+    own = frame.index.isin(chosen.index)
+    rows = zip(frame[names].itertuples(index=False, name=None), frame["stage"], own, strict=True)
+    return frame[[its_own or (stage in UNCOMPRESSED and measure in measures) for measure, stage, its_own in rows]]
+
+
 def gain(row: Mapping[Any, Any]) -> tuple[float, float]:
     """Return a record's gain, of which more is better, and its standard error.
 

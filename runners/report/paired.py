@@ -10,6 +10,7 @@ import numpy as np
 
 from ...evals.compare import paired_interval
 from ...results.intervals import mean_interval
+from ...results.metrics import has_ideal
 from ...results.paired import enough_flips, holm, mcnemar, sign_flips
 from ...results.report.data import Paired
 from .answers import Answers
@@ -34,7 +35,7 @@ def paired_tests(rows: Rows, answers: Mapping[str, Answers]) -> tuple[Paired, ..
     places: dict[tuple[int, float], dict[str, list[Mapping[str, Any]]]] = {}
     data: dict[int, set[tuple[str, str]]] = {}
     for row in rows:
-        if row["method"] != "none":
+        if row["method"] != "none" and not has_ideal(row["metric"]):  # of those none is best
             data.setdefault(row["table"], set()).add((row["dataset_sha256"], row["prompt_sha256"]))
             by_label = places.setdefault((row["table"], row["ratio_target"]), {})
             by_label.setdefault(row["shown"], []).append(row)

@@ -101,6 +101,27 @@ def test_the_committed_baseline_agrees_with_itself_and_can_be_shown():
         assert word in shown.stdout
 
 
+def test_a_part_is_compared_with_its_own_reference(tmp_path):
+    for where, same in (("label=svd", 3), ("ratio_target>=2", 4)):
+        done = bench("check", BASELINE, "--baseline", BASELINE, "--where", where)
+        assert done.returncode == 0, done.stderr
+        assert f"passed ({same} same)" in done.stdout
+    lines = BASELINE.read_text().splitlines(keepends=True)
+    bare = tmp_path / "bare.csv"
+    bare.write_text("".join(line for line in lines if ",finetuned," not in line))
+    for words in (("check", BASELINE, "--baseline", bare), ("check", bare, "--baseline", BASELINE)):
+        done = bench(*words)
+        assert done.returncode == 2 or "FAILED" in done.stdout, done.stdout
+
+
+def test_what_cannot_be_written_is_no_regression(tmp_path):
+    (tmp_path / "file").touch()
+    done = bench("check", BASELINE, "--baseline", BASELINE, "--junit", tmp_path / "file" / "junit.xml")
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr
+    assert "passed (7 same)" in done.stdout
+
+
 def test_update_makes_a_baseline_and_says_what_changed(tmp_path):
     file = tmp_path / "baseline.csv"
     done = bench("baseline", "update", BASELINE, "--baseline", file, "--where", "label!=bs")

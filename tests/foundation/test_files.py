@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.files import (
     canonical_json,
     digest,
@@ -51,7 +52,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "folder"
     target.mkdir()
     (target / "inside").write_text("kept")
-    with pytest.raises(OSError, match="folder"):
+    with pytest.raises(UserError, match="is a folder; name a file"):
         write_atomic(target, "new")
     assert (target / "inside").read_text() == "kept"
     assert list(tmp_path.iterdir()) == [target]
@@ -66,3 +67,11 @@ def test_folder_hash_sees_names_and_contents_but_not_hidden_files(tmp_path: Path
     renamed = sha256_folder(tmp_path)
     (tmp_path / "b").write_text("2")
     assert len({first, renamed, sha256_folder(tmp_path)}) == 3
+
+
+def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "x", tmp_path / "file" / "deep" / "x", tmp_path):
+        with pytest.raises(UserError):
+            write_atomic(path, "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -167,7 +167,7 @@ def test_problems_are_averaged_over_the_seeds_that_both_have():
     bad = {seed: scores((rng.random(200) < 0.3) * 1.0) for seed in (2, 3, 4)}
     first, second = rank([Contender(0.7, good), Contender(0.3, bad)])
     assert first.best
-    assert second.test == "sign flips over problems (200 problems, 2 seeds)"
+    assert second.test == "sign flips (200 problems or windows, 2 seeds)"
     assert second.tied is False
     apart = np.mean([good[s].values - bad[s].values for s in (2, 3)], axis=0)
     assert second.p_value == pytest.approx(1 / 10_001) or abs(apart.mean()) < 0.3

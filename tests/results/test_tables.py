@@ -92,6 +92,21 @@ def test_rows_that_a_label_would_merge_are_told_apart(record):
     assert [row.label for row in table.rows] == ["svd"]
 
 
+def test_only_options_that_differ_tell_rows_apart(record):
+    options = ('{"a":1,"b":2,"c":3}', '{"a":1,"b":5,"c":3}')
+    (table,) = pivot(to_frame([record(options=text, stage_key=f"evaluate-{i}") for i, text in enumerate(options)]))
+    assert [row.label for row in table.rows] == ["svd (b=2)", "svd (b=5)"]
+
+
+def test_a_rerun_with_another_value_does_not_vanish(record):
+    """The same stage, so the same key, measured twice with different results in two sweeps: both are shown."""
+    rows = [record(sweep="one", value=0.4, low=0.3, high=0.6), record(sweep="two", value=0.5, low=0.3, high=0.6)]
+    (table,) = pivot(to_frame(rows))
+    assert sorted(cell.value for row in table.rows for cell in row.cells.values()) == [0.4, 0.5]
+    (table,) = pivot(to_frame([rows[0], record(sweep="two", value=0.4, low=0.3, high=0.6)]))
+    assert len(table.rows) == 1
+
+
 def test_contradictions_and_emptiness_are_errors(record):
     with pytest.raises(UserError, match="two records give accuracy of 'svd"):
         pivot(to_frame([record(), record(value=0.39, stage_key="b", device="gpu")]))

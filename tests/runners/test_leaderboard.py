@@ -57,7 +57,7 @@ def test_tests_are_those_of_bench_compare(run, tmp_path):
             if entry is not best:
                 names = (f"{run}:{one.label}@{one.target:g}" for one in (best, entry))
                 assert entry.standing.p_value == pytest.approx(compare_samples(*names, None, None, None).p_value)
-                assert entry.standing.test == "McNemar, exact (4 problems, 1 seed)"
+                assert entry.standing.test == "McNemar, exact (4 problems or windows, 1 seed)"
 
 
 def test_four_problems_never_show_a_difference(run, tmp_path):
