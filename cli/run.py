@@ -76,6 +76,12 @@ def run(
     top_p: Annotated[float | None, typer.Option(help="Nucleus share.  [default: 1]")] = None,
     allow_weak_isolation: Weak = False,
     workers: Annotated[int | None, typer.Option(help="Stages side by side.  [default: by cores and device]")] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="local, or ray: stages as tasks of a Ray cluster.  [default: local]")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Running Ray cluster: HOST:PORT or auto.  [default: start Ray on this machine]")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for stages and results.  [default: runs]")] = None,
     name: Annotated[str | None, typer.Option(help="Folder of this sweep's results.  [default: MODEL-TASK]")] = None,
 ) -> None:
@@ -135,7 +141,18 @@ _PLAIN = {
         "before_recovery",
         "revision",
     ),
-    *("engine", "dtype", "device", "eval_batch_size", "max_new_tokens", "workers", "out", "name"),
+    *(
+        "engine",
+        "dtype",
+        "device",
+        "eval_batch_size",
+        "max_new_tokens",
+        "workers",
+        "executor",
+        "address",
+        "out",
+        "name",
+    ),
     *("samples", "temperature", "top_p"),
 }
 
