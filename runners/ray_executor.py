@@ -221,7 +221,8 @@ def run_stages(
     environment = {"env_vars": {"OMP_NUM_THREADS": str(share.threads)}}
     task = ray.remote(**options, runtime_env=environment)(_do_stage)
     mailbox = _mailbox()
-    waiting, running = dict(stages), {}
+    waiting = dict(stages)
+    running: dict[Any, Stage] = {}
     done: set[str] = set()
     started: set[str] = set()
 
