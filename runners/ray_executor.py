@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -37,6 +38,7 @@ CONNECT_SECONDS = 60
 _POLL_SECONDS = 0.2
 _SHARED_SECONDS = 60  # NFS clients keep what they know of a folder for up to that long
 _OBJECT_STORE_BYTES = 100 << 20  # only events pass through it
+_TOKEN = secrets.token_hex(32)  # Ray keeps the first one of a process
 _PROBE = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')"
 
 
@@ -98,7 +100,13 @@ def ray_session(address: str | None) -> Iterator[list[Node]]:
         "_temp_dir": temp,
     }
     before = signal.getsignal(signal.SIGTERM)
+    environment = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
     try:
+        if temp and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            # Ray lets in whoever has a token. Else it writes one into the home folder, where it stays and changes what a
+            # later 'ray start' does. The folder is the user's alone.
+            os.environ["RAY_AUTH_TOKEN_PATH"] = f"{temp}/token"
+            Path(temp, "token").write_text(_TOKEN)
         try:
             ray.init(
                 address=address or "local",
@@ -115,6 +123,11 @@ def ray_session(address: str | None) -> Iterator[list[Node]]:
         yield [Node(int(found.get("CPU", 0)), int(found.get("GPU", 0))) for found in alive]
     finally:
         ray.shutdown()
+        for name, value in environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
         if temp:
             shutil.rmtree(temp, ignore_errors=True)
 

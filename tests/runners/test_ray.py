@@ -38,19 +38,36 @@ def short_folder():
     shutil.rmtree(folder, ignore_errors=True)
 
 
+CLUSTER = """
+from ray.cluster_utils import Cluster
+nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+nodes.add_node(num_cpus=1)
+print("address", nodes.address, flush=True)
+input()
+nodes.shutdown()
+"""
+
+
 @pytest.fixture(scope="module")
 def cluster(short_folder):
-    """Two nodes with a CPU each."""
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_TMPDIR", short_folder)
-        os.mkdir(os.path.join(short_folder, "ray"))
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-        nodes.add_node(num_cpus=1)
-    yield nodes
-    nodes.shutdown()
+    """Two nodes with a CPU each, and the environment by which bench may join them."""
+    os.mkdir(os.path.join(short_folder, "ray"))
+    token = os.path.join(short_folder, "token")
+    with open(token, "w") as file:
+        file.write("5" * 64)
+    access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token}
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER],
+        env=os.environ | access | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": short_folder},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    address = next(line.split()[1] for line in process.stdout if line.startswith("address"))
+    yield address, access
+    process.communicate("\n", timeout=60)
+    assert none_left(lambda: running_in(short_folder))
 
 
 def begin(config, folder, **environment):
@@ -113,8 +130,8 @@ def by_local(finished, tmp_path, **changes):
 
 def test_two_nodes_give_the_local_results_though_a_worker_is_killed(finished, cluster, short_folder, tmp_path):
     part = {"methods": ["svd", "bs:prunings=3"], "ratios": [2]}
-    config = small_sweep(tmp_path / "out", **part, executor="ray", address=cluster.address)
-    process, nodes = begin(config, short_folder), set()
+    config = small_sweep(tmp_path / "out", **part, executor="ray", address=cluster[0])
+    process, nodes = begin(config, short_folder, **cluster[1]), set()
     when(lambda: at_work(config.out, "finetune"), process)
     victim = when(lambda: ray_workers("finetune"), process)[0]
     victim.kill()
@@ -138,8 +155,8 @@ def test_two_nodes_give_the_local_results_though_a_worker_is_killed(finished, cl
 
 def test_an_error_ends_the_sweep_with_its_sentence_and_is_not_retried(cluster, short_folder, tmp_path):
     changes = {"methods": ["svd"], "ratios": [2], "finetune": {"steps": 30, "learning_rate": 1e30}}
-    config = small_sweep(tmp_path / "out", **changes, executor="ray", address=cluster.address)
-    code, errors = end(begin(config, short_folder))
+    config = small_sweep(tmp_path / "out", **changes, executor="ray", address=cluster[0])
+    code, errors = end(begin(config, short_folder, **cluster[1]))
     assert code == 2
     assert re.search(r"^error: the loss became (nan|inf) at step .* finetune tiny", errors)
     assert len(list((config.out / "stages" / "failed").glob("finetune-*.json"))) == 1
@@ -147,8 +164,8 @@ def test_an_error_ends_the_sweep_with_its_sentence_and_is_not_retried(cluster, s
 
 
 def test_a_worker_lost_too_often_ends_the_sweep(cluster, short_folder, tmp_path):
-    config = small_sweep(tmp_path / "out", finetune={"steps": 50_000}, executor="ray", address=cluster.address)
-    process, killed = begin(config, short_folder), set()
+    config = small_sweep(tmp_path / "out", finetune={"steps": 50_000}, executor="ray", address=cluster[0])
+    process, killed = begin(config, short_folder, **cluster[1]), set()
     while len(killed) < RETRIES + 1:
         worker = when(lambda: [w for w in ray_workers("finetune") if w.pid not in killed], process)[0]
         killed.add(worker.pid)
@@ -163,7 +180,9 @@ def test_a_ray_of_its_own_ends_with_the_sweep_and_a_killed_sweep_goes_on(finishe
     """SIGTERM, then SIGKILL, then the whole: nothing runs on, and the results are the local ones."""
     part = {"methods": ["svd"], "ratios": [2]}
     config = small_sweep(tmp_path / "out", **part, executor="ray")
-    with tempfile.TemporaryDirectory(prefix="r") as folder:
+    with tempfile.TemporaryDirectory(prefix="r") as folder, pytest.MonkeyPatch.context() as patch:
+        (home := tmp_path / "home").mkdir()
+        patch.setenv("HOME", str(home))
         process = begin(config, folder)
         when(lambda: at_work(config.out, "finetune"), process)
         process.send_signal(signal.SIGTERM)
@@ -184,6 +203,7 @@ def test_a_ray_of_its_own_ends_with_the_sweep_and_a_killed_sweep_goes_on(finishe
         assert end(begin(config, folder)) == (0, "")
         assert none_left(lambda: running_in(folder))
         assert next((config.out / "stages").glob("finetune-*/stage.json")).read_bytes() == finetuned
+        assert not (home / ".ray").exists()
     local = by_local(finished, tmp_path, **part)
     assert same_results(read_records(local.folder), read_records(config.out / make_plan(config).name)) == []
     assert not list((config.out / "stages").glob(".part-*"))
