@@ -13,14 +13,6 @@ from .options import Data, Revision, Weak
 from .output import console, escape, numbers, split_list
 
 
-class _Terminated(KeyboardInterrupt):
-    """A cluster's or container's polite end; handled as Ctrl-C is."""
-
-
-def _terminated(number: int, frame: object) -> None:
-    raise _Terminated
-
-
 def run(
     methods: Annotated[
         str | None, typer.Option(help="Methods with commas; options after a colon: svd,bs:prunings=10,new_vectors=top.")
@@ -76,6 +68,12 @@ def run(
     top_p: Annotated[float | None, typer.Option(help="Nucleus share.  [default: 1]")] = None,
     allow_weak_isolation: Weak = False,
     workers: Annotated[int | None, typer.Option(help="Stages side by side.  [default: by cores and device]")] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="local, or ray: stages as tasks of a Ray cluster.  [default: local]")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Running Ray cluster: HOST:PORT or auto.  [default: start Ray on this machine]")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for stages and results.  [default: runs]")] = None,
     name: Annotated[str | None, typer.Option(help="Folder of this sweep's results.  [default: MODEL-TASK]")] = None,
 ) -> None:
@@ -112,12 +110,19 @@ def run(
     from ..runners.local import StageCrashed
     from ..runners.sweep import run_sweep
 
-    signal.signal(signal.SIGTERM, _terminated)
+    told: list[int] = []
+
+    def terminated(number: int, frame: object) -> None:
+        # A cluster's or container's polite end; handled as Ctrl-C is, which Ray passes on as a plain one.
+        told.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminated)
     try:
         run_sweep(checked, console())
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt:
         console(stderr=True).print("interrupted; finished stages are kept, run the same command again to go on")
-        sys.exit(143 if isinstance(stop, _Terminated) else 130)
+        sys.exit(128 + told[0] if told else 130)
     except StageCrashed as crash:
         console(stderr=True).print(f"[bold red]error:[/] {escape(str(crash))}", soft_wrap=True, highlight=False)
         sys.exit(1)
@@ -135,7 +140,18 @@ _PLAIN = {
         "before_recovery",
         "revision",
     ),
-    *("engine", "dtype", "device", "eval_batch_size", "max_new_tokens", "workers", "out", "name"),
+    *(
+        "engine",
+        "dtype",
+        "device",
+        "eval_batch_size",
+        "max_new_tokens",
+        "workers",
+        "executor",
+        "address",
+        "out",
+        "name",
+    ),
     *("samples", "temperature", "top_p"),
 }
 

@@ -107,7 +107,10 @@ class SweepConfig(BaseModel):
         eval_batch_size, max_new_tokens: of evaluation.
         samples, temperature, top_p: completions per problem and how they are drawn; several need a temperature.
         allow_weak_isolation: run generated code under resource limits alone.
-        workers: processes that run stages side by side; None decides by cores and device.
+        workers: processes that run stages side by side on a machine; None decides by cores and device.
+        executor: ``local`` runs stages on this machine, ``ray`` on the nodes of a Ray cluster. Neither this nor the
+            address is part of a stage's key or of ``sweep.yaml``: results are the same.
+        address: of a running Ray cluster, HOST:PORT or ``auto``; None starts Ray on this machine.
         out: folder for stages and results.
         name: of the sweep's folder; None makes one of model and task.
     """
@@ -142,6 +145,8 @@ class SweepConfig(BaseModel):
     top_p: float = Field(default=1.0, gt=0, le=1)
     allow_weak_isolation: bool = False
     workers: int | None = Field(default=None, ge=1)
+    executor: Literal["local", "ray"] = "local"
+    address: str | None = None
     out: Path = Path("runs")
     name: str | None = None
 
@@ -186,6 +191,12 @@ class SweepConfig(BaseModel):
                 "--training-free leaves out both finetunings, so it does not go with steps, epochs or "
                 "--before-recovery; leave one of them out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _address_of_ray(self) -> SweepConfig:
+        if self.address is not None and self.executor != "ray":
+            raise ValueError(f"--address {self.address} names a Ray cluster; add --executor ray, or leave it out")
         return self
 
     @field_validator("name")

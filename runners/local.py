@@ -47,16 +47,7 @@ def _work(pipe: Connection, root: str, threads: int) -> None:
         return
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides, also where the whole group is told
         signal.signal(number, signal.SIG_IGN)
-    import torch
-    import transformers
-    from datasets.utils.logging import disable_progress_bar
-
-    from .work import perform
-
-    torch.set_num_threads(threads)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    disable_progress_bar()
+    prepare(threads)
     store = StageStore(Path(root))
     while (stage := pipe.recv()) is not None:
         key = stage.key
@@ -64,15 +55,34 @@ def _work(pipe: Connection, root: str, threads: int) -> None:
         def progress(done: int, total: int, key: str = key) -> None:
             pipe.send(Event(key, "progress", done, total))
 
-        try:
-            store.run(stage, lambda folder, stage=stage, report=progress: perform(stage, folder, report))  # type: ignore[misc]
-            pipe.send(Event(key, "done"))
-        except UserError as error:
-            pipe.send(Event(key, "failed", text=str(error), expected=True))
-        except EngineCrashed as crash:
-            pipe.send(Event(key, "failed", text=str(crash)))
-        except Exception:
-            pipe.send(Event(key, "failed", text=traceback.format_exc()))
+        pipe.send(do_stage(stage, store, progress))
+
+
+def prepare(threads: int) -> None:
+    """Make this process a worker: so many CPU threads, no progress bars."""
+    import torch
+    import transformers
+    from datasets.utils.logging import disable_progress_bar
+
+    torch.set_num_threads(threads)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    disable_progress_bar()
+
+
+def do_stage(stage: Stage, store: StageStore, progress: Callable[[int, int], None]) -> Event:
+    """Do a stage in this process; returns ``done`` or ``failed`` and raises nothing."""
+    from .work import perform
+
+    try:
+        store.run(stage, lambda folder: perform(stage, folder, progress))
+        return Event(stage.key, "done")
+    except UserError as error:
+        return Event(stage.key, "failed", text=str(error), expected=True)
+    except EngineCrashed as crash:
+        return Event(stage.key, "failed", text=str(crash))
+    except Exception:
+        return Event(stage.key, "failed", text=traceback.format_exc())
 
 
 class _Worker:

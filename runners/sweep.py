@@ -47,6 +47,10 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
     Raises:
         UserError: bad input, before anything is written; or a stage that cannot go on.
     """
+    if config.executor == "ray":
+        from .ray_executor import require_ray
+
+        require_ray(config)
     plan = make_plan(config)
     out = console or Console(quiet=True)
     for warning in plan_warnings(plan):
@@ -56,11 +60,7 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
         plan.store.verify(key)
     if pending:
         _check_disk(plan)
-        workers, threads = crew_size(config.workers, plan.device, plan.parameters, len(pending))
-        seconds = stage_seconds(plan)
-        with StageProgress(out, {key: plan.stages[key] for key in pending}, seconds, workers) as progress:
-            todo = {key: plan.stages[key] for key in pending}
-            run_stages(todo, plan.needs, plan.store, workers, threads, progress.event, progress.start)
+        _run_pending(plan, pending, out)
     else:
         out.print(f"all {len(plan.stages)} stages stand already; nothing to do", highlight=False)
     for warning in fit_warnings(plan):
@@ -76,12 +76,31 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
     return result
 
 
+def _run_pending(plan: Plan, pending: Sequence[str], out: Console) -> None:
+    config, seconds = plan.config, stage_seconds(plan)
+    todo = {key: plan.stages[key] for key in pending}
+    if config.executor == "ray":
+        from . import ray_executor
+
+        with ray_executor.ray_session(config.address) as nodes:
+            share = ray_executor.share_of(config.workers, plan.device, plan.parameters, nodes)
+            with StageProgress(out, todo, seconds, min(share.slots, len(todo))) as progress:
+                ray_executor.run_stages(todo, plan.needs, plan.store, share, progress.event, progress.start)
+        return
+    workers, threads = crew_size(config.workers, plan.device, plan.parameters, len(pending))
+    with StageProgress(out, todo, seconds, workers) as progress:
+        run_stages(todo, plan.needs, plan.store, workers, threads, progress.event, progress.start)
+
+
 def write_results(plan: Plan, stages_run: int = 0) -> SweepResult:
     """Collect the records of a finished plan and write results.csv, results.parquet, sweep.yaml and the curves."""
     records = collect(plan)
     folder = plan.config.out.expanduser().resolve() / plan.name
     csv, _ = write_records(folder, records)
-    config = plan.config.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    # Where stages ran is no part of what was asked: the file is the same, and runs where that cluster is gone.
+    config = plan.config.model_dump(
+        mode="json", exclude={"executor", "address"}, exclude_none=True, exclude_defaults=True
+    )
     write_atomic(folder / "sweep.yaml", yaml.safe_dump(config, sort_keys=True, allow_unicode=True))
     return SweepResult(folder, csv, draw_curves(to_frame(records), folder), stages_run)
 
