@@ -103,8 +103,8 @@ def ray_session(address: str | None) -> Iterator[list[Node]]:
     environment = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
     try:
         if temp and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-            # Ray lets in whoever has a token. Else it writes one into the home folder, where it stays and changes what a
-            # later 'ray start' does. The folder is the user's alone.
+            # Ray lets in whoever has a token. Else it writes one into the home folder, where it stays and changes what
+            # a later 'ray start' does. The folder is the user's alone.
             os.environ["RAY_AUTH_TOKEN_PATH"] = f"{temp}/token"
             Path(temp, "token").write_text(_TOKEN)
         try:
