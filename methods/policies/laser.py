@@ -55,11 +55,12 @@ class Laser(Policy):
 
         def demand(unit: Unit, position: int) -> Demand:
             low, even = self.cut(unit), min(unit.parameters / unit.cost, unit.max_rank)
-            start = (number - 1 - position) / number
+            start, end = (number - 1 - position) / number, (number - position) / number
 
             def rank(level: float) -> float:
-                part = min(max((level - start) * number, 0.0), 1.0)
-                return float(unit.max_rank) if part >= 1.0 else low + part * max(even - low, 0.0)
+                if level >= end:  # compared as it is: (level - start) * number can round to less than 1 there
+                    return float(unit.max_rank)
+                return low + max(level - start, 0.0) * number * max(even - low, 0.0)
 
             return rank
 
