@@ -27,10 +27,9 @@ from torch import Tensor, nn
 
 from lowrank_bench.methods.base import CalibrationData, create_method
 from lowrank_bench.methods.budget import Budget
-from lowrank_bench.methods.fitted import Factors, Fitted
+from lowrank_bench.methods.fitted import Fitted
 from lowrank_bench.methods.matrixwise import MatrixCompressor, install
 from lowrank_bench.methods.policies.base import policies
-from lowrank_bench.models.matrices import get_linear
 
 RATIOS = (1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.4)
 TARGET = 1.3
@@ -72,23 +71,23 @@ def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_c
 def sweep(method: MatrixCompressor, model: nn.Module, data: CalibrationData, ratios: tuple[float, ...]) -> None:
     """Fit once, then compress one copy of the model per ratio."""
     with tempfile.TemporaryDirectory() as folder:
-        method.fit(model, data).save(Path(folder))
+        method.fit(model, data, Path(folder)).save(Path(folder))
         for ratio in ratios:
             method.compress(copy.deepcopy(model), Fitted.load(Path(folder)), Budget(ratio))
 
 
 def anew(method: MatrixCompressor, model: nn.Module, data: CalibrationData, ratios: tuple[float, ...]) -> None:
     """Gather the statistics once, then decompose every matrix again for every ratio."""
-    statistics = method.collect(model, data)
+    groups = method.groups(model)
+    statistics = [statistic for _, statistic in method.collect(model, data, groups)]
     shape = method.shape(model)
     for ratio in ratios:
         twin = copy.deepcopy(model)
         ranks = Budget(ratio).allocate(shape, policies.get("uniform")()).ranks
-        for unit in shape.units:
-            weight = get_linear(twin, unit.name).weight.detach()
-            factors: Factors = method.decompose(weight, statistics.get(unit.name))
-            if unit.name in ranks:
-                install(twin, unit.name, *factors.truncate(ranks[unit.name]))
+        for group, statistic in zip(groups, statistics, strict=True):
+            factors = method.decompose(group.weight(twin), statistic)
+            if group.name in ranks:
+                install(twin, group, factors, ranks[group.name])
 
 
 def main() -> int:
