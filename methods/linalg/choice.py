@@ -51,8 +51,12 @@ def working_bytes(rows: int, columns: int, *, double: bool = False, device: torc
     """
     side, area = min(rows, columns), rows * columns
     factors = side * (rows + columns) + side
-    if torch.device(device).type == "cpu" or double:
-        # LAPACK's gesdd: a copy of the matrix, the factors, 4k² + 7k of work space, 3k² more where a QR comes first.
-        return (8 if double else 4) * (area + factors + 7 * side * side + 7 * side)
-    # The matrix and the projected matrix twice, Gram matrix, eigenvectors and syevd's work space, all in float64.
-    return 8 * (3 * area + 5 * side * side) + 4 * factors
+    # LAPACK's gesdd: two copies of the matrix, the factors, 4k² + 7k of work space, 3k² more where a QR comes first.
+    exact = (8 if double else 4) * (2 * area + factors + 7 * side * side + 7 * side)
+    if double:
+        return exact
+    if torch.device(device).type == "cpu":
+        # Subspace iteration: the matrix, its Gram matrix, the certificate and bases of up to k/8 columns in float64.
+        return max(exact, 8 * (area + 6 * side * side)) if side >= DEEP["cpu"][0] else exact
+    # Eigen form: the matrix, its projection, Gram matrix, eigenvectors and syevd's work space, all in float64.
+    return 8 * (4 * area + 6 * side * side) + 4 * factors

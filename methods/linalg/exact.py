@@ -22,7 +22,7 @@ def scaled(wide: Tensor) -> tuple[Tensor, Tensor]:
     across = wide if wide.shape[-2] <= wide.shape[-1] else wide.mT
     largest = across.abs().amax((-2, -1)).double()
     largest = torch.where(largest > 0, largest, torch.ones_like(largest))
-    return across.double() / largest[..., None, None], largest[..., None]
+    return across.to(torch.float64, copy=True).div_(largest[..., None, None]), largest[..., None]
 
 
 def completed(wide: Tensor, across: Tensor, largest: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
