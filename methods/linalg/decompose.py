@@ -1,5 +1,7 @@
 """The singular value decomposition of a matrix, or its leading part, by the algorithm that suits."""
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 
@@ -53,13 +55,15 @@ def _leading(wide: Tensor, rank: int, tolerance: float) -> Triplets:
         stacked = [torch.stack(part) for part in zip(*parts, strict=True)]
         u, s, vt = (part.unflatten(0, wide.shape[:-2]) for part in stacked)
         return u, s, vt
-    found = leading(wide, rank, tolerance)
-    if found is not None:
-        return found
+    with suppress(torch.linalg.LinAlgError):  # an eigenproblem that does not converge
+        if (found := leading(wide, rank, tolerance)) is not None:
+            return found
     u, s, vt = svd(wide)
     return u[:, :rank].clone(), s[:rank].clone(), vt[:rank].clone()
 
 
 def _eigen(wide: Tensor) -> Triplets:
-    found = eigen(wide)
-    return lapack(wide) if found is None else found
+    with suppress(torch.linalg.LinAlgError):
+        if (found := eigen(wide)) is not None:
+            return found
+    return lapack(wide)
