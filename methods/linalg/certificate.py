@@ -10,6 +10,8 @@ from torch import Tensor
 
 _SLACK = 0.05
 """Share of what is allowed that covers rounding."""
+_CAUTION = (8.0, 4.0, 2.0)
+"""By how many residuals the unseen spectrum may reach above the next Ritz value."""
 _SHIFTS = (0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005, 0.001, 1e-4)
 
 
@@ -31,7 +33,7 @@ class Bound:
 
 
 def best_bound(values: Tensor, residuals: Tensor, rank: int, allowed: float) -> Bound:
-    """Return the bound with the least excess over p and ξ, see `certified`.
+    """Return the bound with the least excess over p and ξ, see `certified`; the most cautious one that suffices.
 
     Args:
         values: θ (l,), Ritz values, descending.
@@ -43,15 +45,19 @@ def best_bound(values: Tensor, residuals: Tensor, rank: int, allowed: float) -> 
     width, slack = len(values), _SLACK * allowed / rank
     best = Bound(math.inf, rank, 0.0, 1.0, slack)
     squares = residuals.square().cumsum(0)
-    for p in range(rank, width, max(1, (width - rank) // 12)):
-        # A guess at the largest eigenvalue outside of p vectors; if it is too low, the factorisation fails.
-        outside = float(values[p] + 2 * residuals[p])
-        for share in _SHIFTS:
-            level = outside * (1 + share)
-            raised = float((level - values[:rank]).clamp_min(0).sum())
-            excess = (raised + float(squares[p - 1]) / max(share * outside, 1e-300) + rank * slack) / allowed
-            if excess < best.excess:
-                best = Bound(excess, p, level, share * outside, slack)
+    for caution in _CAUTION:
+        best = Bound(math.inf, rank, 0.0, 1.0, slack)
+        for p in range(rank, width, max(1, (width - rank) // 12)):
+            # A guess at the largest eigenvalue outside of p vectors; if it is too low, the factorisation fails.
+            outside = float(values[p] + caution * residuals[p])
+            for share in _SHIFTS:
+                level, shift = outside * (1 + share), max(share * outside, 1e-300)
+                raised = float((level - values[:rank]).clamp_min(0).sum())
+                excess = (raised + float(squares[p - 1]) / shift + rank * slack) / allowed
+                if excess < best.excess:
+                    best = Bound(excess, p, level, shift, slack)
+        if best.excess < 1:
+            break
     return best
 
 

@@ -7,7 +7,7 @@ import torch
 
 Driver = Literal["lapack", "eigen", "subspace"]
 
-DEEP = {"cpu": (1536, 10), "cuda": (1024, 4)}
+DEEP = {"cpu": (1536, 8), "cuda": (1024, 4)}
 """By device: from which min(m, n) the leading triplets are found apart, and how many times the rank must fit in it.
 The CPU's is measured (docs/decomposition.md), the GPU's is not."""
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 _LEAST = 1e-6
 """How far from orthonormal and from the matrix a result in float32 may be, relative."""
+_BLOCK = 512
 
 
 def lapack(wide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,6 +24,19 @@ def scaled(wide: Tensor) -> tuple[Tensor, Tensor]:
     largest = across.abs().amax((-2, -1)).double()
     largest = torch.where(largest > 0, largest, torch.ones_like(largest))
     return across.to(torch.float64, copy=True).div_(largest[..., None, None]), largest[..., None]
+
+
+def gram(across: Tensor) -> Tensor:
+    """Return X Xᵀ (…, k, k) of X (…, k, l), in blocks of rows so that nearly half of the symmetric product is saved."""
+    side = across.shape[-2]
+    if side <= _BLOCK:
+        return across @ across.mT
+    found = across.new_empty(*across.shape[:-1], side)
+    for begin in range(0, side, _BLOCK):
+        rows = slice(begin, begin + _BLOCK)
+        found[..., rows, begin:] = across[..., rows, :] @ across[..., begin:, :].mT
+        found[..., begin:, rows] = found[..., rows, begin:].mT
+    return found
 
 
 def completed(wide: Tensor, across: Tensor, largest: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -72,5 +86,5 @@ def eigen(wide: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         U (…, m, k), s (…, k) descending, Vᵀ (…, k, n); None where `completed` gives none.
     """
     across, largest = scaled(wide)
-    _, vectors = torch.linalg.eigh(across @ across.mT)
+    _, vectors = torch.linalg.eigh(gram(across))
     return completed(wide, across, largest, vectors.flip(-1))

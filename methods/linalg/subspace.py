@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from .certificate import best_bound, certified
-from .exact import completed, scaled
+from .exact import completed, gram, scaled
 
 ROUNDS = 5
 """Rayleigh-Ritz steps before the exact decomposition is taken."""
 _DEGREE = 12
-_GROWTH = 1e10
+_GROWTH = 1e12
 """How much more the polynomial may amplify the largest eigenvalue than the least wanted one, in float64."""
-_GOAL = 0.02
+_GOAL = 0.002
 """Which part of the allowed excess the next polynomial aims at."""
 _NOTHING = 1e-12
 _LOST = 1e-9
@@ -38,16 +38,16 @@ def leading(wide: Tensor, rank: int, tolerance: float) -> tuple[Tensor, Tensor, 
         tolerance: see `decompose.svd`.
     """
     across, largest = scaled(wide)
-    gram = across @ across.mT
-    energy = float(gram.diagonal().sum())
+    square = gram(across)
+    energy = float(square.diagonal().sum())
     width = rank + max(16, rank // 4)
-    if energy == 0 or width > len(gram):
+    if energy == 0 or width > len(square):
         return None
-    generator = torch.Generator(gram.device).manual_seed(0)
-    start = torch.randn(len(gram), width, generator=generator, dtype=gram.dtype, device=gram.device)
-    q = _orthonormal(gram @ _orthonormal(gram @ start))
+    generator = torch.Generator(square.device).manual_seed(0)
+    start = torch.randn(len(square), width, generator=generator, dtype=square.dtype, device=square.device)
+    q = _orthonormal(square @ _orthonormal(square @ start))
     for _ in range(ROUNDS):
-        image = gram @ q
+        image = square @ q
         values, rotation = torch.linalg.eigh(q.mT @ image)
         values, rotation = values.flip(0), rotation.flip(1)
         q, image = q @ rotation, image @ rotation
@@ -59,14 +59,14 @@ def leading(wide: Tensor, rank: int, tolerance: float) -> tuple[Tensor, Tensor, 
         residual = image - q * values
         allowed = (1 - (1 + tolerance) ** -2) * left
         bound = best_bound(values, residual.norm(dim=0), rank, allowed)
-        if bound.excess < 1 and certified(gram, q, values, residual, bound):
+        if bound.excess < 1 and certified(square, q, values, residual, bound):
             return completed(wide, across, largest, q[:, :rank])
-        q = _filtered(gram, q, values, residual.norm(dim=0), rank, allowed, bound.excess)
+        q = _filtered(square, q, values, residual.norm(dim=0), rank, allowed, bound.excess)
     return None
 
 
 def _filtered(
-    gram: Tensor, q: Tensor, values: Tensor, residuals: Tensor, rank: int, allowed: float, excess: float
+    square: Tensor, q: Tensor, values: Tensor, residuals: Tensor, rank: int, allowed: float, excess: float
 ) -> Tensor:
     """Return an orthonormal basis of p(A) Q with p the Chebyshev polynomial on [0, θ_l].
 
@@ -76,16 +76,16 @@ def _filtered(
     least, edge = float(values[rank - 1]), float(values[-1])
     done = (residuals.square() * values <= 0.01 * allowed / rank * least**2) & (values > 2 * least)
     if bool(done.any()):
-        gram = gram - (q * ((values - 2 * least) * done)) @ q.mT
+        square = square - (q * ((values - 2 * least) * done)) @ q.mT
     top = float(torch.where(done, 2 * least, values).max())
     edge = max(edge, 1e-8 * top)
     degree = int(math.log(2 * _GROWTH) / math.acosh(max(2 * top / edge - 1, 1.0001)))
     gain = math.acosh(max(2 * least / edge - 1, 1.0001))
-    needed = math.ceil(math.log(max(excess, 1.0) / _GOAL) / (2 * gain)) + 1
+    needed = math.ceil(math.log(min(max(excess, 1.0), 1e9) / _GOAL) / (2 * gain)) + 1
     degree = max(2, min(degree, needed, _DEGREE))
-    before, now = q, gram @ q * (2 / edge) - q
+    before, now = q, square @ q * (2 / edge) - q
     for _ in range(degree - 1):
-        before, now = now, 2 * (gram @ now * (2 / edge) - now) - before
+        before, now = now, 2 * (square @ now * (2 / edge) - now) - before
     return _orthonormal(now)
 
 
