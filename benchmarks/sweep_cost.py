@@ -30,7 +30,6 @@ from lowrank_bench.methods.budget import Budget
 from lowrank_bench.methods.fitted import Factors, Fitted
 from lowrank_bench.methods.matrixwise import MatrixCompressor, install
 from lowrank_bench.methods.policies.base import policies
-from lowrank_bench.models.matrices import get_linear
 
 RATIOS = (1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.4)
 TARGET = 1.3
@@ -79,16 +78,15 @@ def sweep(method: MatrixCompressor, model: nn.Module, data: CalibrationData, rat
 
 def anew(method: MatrixCompressor, model: nn.Module, data: CalibrationData, ratios: tuple[float, ...]) -> None:
     """Gather the statistics once, then decompose every matrix again for every ratio."""
-    statistics = method.collect(model, data)
+    found = list(method.collect(model, data, method.groups(model)))
     shape = method.shape(model)
     for ratio in ratios:
         twin = copy.deepcopy(model)
         ranks = Budget(ratio).allocate(shape, policies.get("uniform")()).ranks
-        for unit in shape.units:
-            weight = get_linear(twin, unit.name).weight.detach()
-            factors: Factors = method.decompose(weight, statistics.get(unit.name))
-            if unit.name in ranks:
-                install(twin, unit.name, *factors.truncate(ranks[unit.name]))
+        for group, statistic in found:
+            factors: Factors = method.decompose(group.weight(twin), statistic)
+            if group.name in ranks:
+                install(twin, group, factors, ranks[group.name])
 
 
 def main() -> int:

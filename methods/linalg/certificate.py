@@ -43,19 +43,19 @@ def best_bound(values: Tensor, residuals: Tensor, rank: int, allowed: float) -> 
     """
     values, residuals = values.cpu(), residuals.cpu()
     width, slack = len(values), _SLACK * allowed / rank
+    counts = torch.arange(rank, width, max(1, (width - rank) // 12))
+    shares = torch.tensor(_SHIFTS, dtype=values.dtype)
+    missed = residuals.square().cumsum(0)[counts - 1, None]
     best = Bound(math.inf, rank, 0.0, 1.0, slack)
-    squares = residuals.square().cumsum(0)
     for caution in _CAUTION:
-        best = Bound(math.inf, rank, 0.0, 1.0, slack)
-        for p in range(rank, width, max(1, (width - rank) // 12)):
-            # A guess at the largest eigenvalue outside of p vectors; if it is too low, the factorisation fails.
-            outside = float(values[p] + caution * residuals[p])
-            for share in _SHIFTS:
-                level, shift = outside * (1 + share), max(share * outside, 1e-300)
-                raised = float((level - values[:rank]).clamp_min(0).sum())
-                excess = (raised + float(squares[p - 1]) / shift + rank * slack) / allowed
-                if excess < best.excess:
-                    best = Bound(excess, p, level, shift, slack)
+        # A guess at the largest eigenvalue outside of p vectors; if it is too low, the factorisation fails.
+        outside = (values + caution * residuals)[counts, None]
+        shifts = (outside * shares).clamp_min(1e-300)
+        levels = outside + shifts
+        raised = (levels[..., None] - values[:rank]).clamp_min(0).sum(-1)
+        excess = (raised + missed / shifts + rank * slack) / allowed
+        place = divmod(int(excess.argmin()), len(shares))
+        best = Bound(float(excess[place]), int(counts[place[0]]), float(levels[place]), float(shifts[place]), slack)
         if best.excess < 1:
             break
     return best
