@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from lowrank_bench.methods.base import CalibrationData, create_method
 from lowrank_bench.methods.budget import Budget
-from lowrank_bench.methods.fitted import Fitted
+from lowrank_bench.methods.fitted import Factors, Fitted
 from lowrank_bench.methods.matrixwise import MatrixCompressor, install
 from lowrank_bench.methods.policies.base import policies
 
@@ -71,21 +71,20 @@ def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_c
 def sweep(method: MatrixCompressor, model: nn.Module, data: CalibrationData, ratios: tuple[float, ...]) -> None:
     """Fit once, then compress one copy of the model per ratio."""
     with tempfile.TemporaryDirectory() as folder:
-        method.fit(model, data, Path(folder)).save(Path(folder))
+        method.fit(model, data).save(Path(folder))
         for ratio in ratios:
             method.compress(copy.deepcopy(model), Fitted.load(Path(folder)), Budget(ratio))
 
 
 def anew(method: MatrixCompressor, model: nn.Module, data: CalibrationData, ratios: tuple[float, ...]) -> None:
     """Gather the statistics once, then decompose every matrix again for every ratio."""
-    groups = method.groups(model)
-    statistics = [statistic for _, statistic in method.collect(model, data, groups)]
+    found = list(method.collect(model, data, method.groups(model)))
     shape = method.shape(model)
     for ratio in ratios:
         twin = copy.deepcopy(model)
         ranks = Budget(ratio).allocate(shape, policies.get("uniform")()).ranks
-        for group, statistic in zip(groups, statistics, strict=True):
-            factors = method.decompose(group.weight(twin), statistic)
+        for group, statistic in found:
+            factors: Factors = method.decompose(group.weight(twin), statistic)
             if group.name in ranks:
                 install(twin, group, factors, ranks[group.name])
 

@@ -192,6 +192,17 @@ class Compressor(BaseModel, ABC):
             folder: where factors go as they are made; None keeps all of them in memory.
         """
 
+    def fit_for(
+        self, budget: Budget, model: nn.Module, data: CalibrationData | None, folder: Path | None = None
+    ) -> Fitted:
+        """Compute what `compress` needs for one budget and no other; by default all that `fit` computes.
+
+        Args:
+            budget: the only one that the result will be used with.
+            model, data, folder: see `fit`.
+        """
+        return self.fit(model, data, folder)
+
     @abstractmethod
     def compress(
         self,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 from torch import nn
 
 from ..foundation.errors import UserError
@@ -40,6 +41,7 @@ class MatrixCompressor(Compressor):
 
     policy: str = "uniform"
     probe_samples: int = Field(default=64, ge=1)
+    _wanted: Mapping[str, int] | None = PrivateAttr(default=None)
 
     @field_validator("policy")
     @classmethod
@@ -74,6 +76,9 @@ class MatrixCompressor(Compressor):
     @abstractmethod
     def decompose(self, weight: torch.Tensor, statistic: Statistic = None) -> Factors:
         """Decompose one weight matrix.
+
+        A method may take a third argument ``rank: int | None = None`` and then give only so many parts, as `linalg.svd`
+        does for large matrices; it is passed where one rank alone will be asked for.
 
         Args:
             weight: (m, n), the weight of an ``nn.Linear`` as (out, in), or of a group one above the other, float32.
@@ -113,8 +118,12 @@ class MatrixCompressor(Compressor):
                     "is damaged or its training diverged, so use another or a lower learning rate"
                 )
         groups, fitted = self.groups(model), Fitted(self.fit_key(), folder)
+        cuts = "rank" in inspect.signature(self.decompose).parameters
         for group, statistic in self.collect(model, data, groups):
-            part = self.decompose(group.weight(model), statistic)
+            if self._wanted is not None and group.name not in self._wanted:
+                continue
+            wanted = {"rank": self._wanted[group.name]} if cuts and self._wanted is not None else {}
+            part = self.decompose(group.weight(model), statistic, **wanted)
             for key, value in vars(part).items():
                 if value is not None and not torch.isfinite(value).all():
                     raise ValueError(f"{self.name} gave NaN or infinite factors for {group.name} ({key})")
@@ -125,6 +134,17 @@ class MatrixCompressor(Compressor):
             spectra = {unit.name: fitted.spectrum(unit.name) for unit in units}
             fitted.measured(policy.measure(units, spectra, self._loss(model, fitted, groups, data)))
         return fitted
+
+    def fit_for(
+        self, budget: Budget, model: nn.Module, data: CalibrationData | None, folder: Path | None = None
+    ) -> Fitted:
+        """Decompose for one budget: where the policy needs no evidence, only to the ranks that will be kept."""
+        policy = parse_policy(self.policy)
+        if policy.needs_spectrum or policy.needs_loss or policy.measures:
+            return self.fit(model, data, folder)
+        knowing = self.model_copy()
+        knowing._wanted = budget.allocate(self.shape(model, budget.ratio), policy).ranks
+        return knowing.fit(model, data, folder)
 
     def _loss(self, model: nn.Module, fitted: Fitted, groups: Sequence[Group], data: CalibrationData | None) -> Loss:
         if data is None:

@@ -111,7 +111,7 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
             )
             title = f"compress {request.method.shown} {request.ratio:g}x"
             trainer = TaskTrainer(data, settings, 0, device, request.seed, title, progress)
-        fitted = method.fit(model, data, folder / _FIT_FOLDER)
+        fitted = method.fit_for(budget, model, data, folder / _FIT_FOLDER)
         report = method.compress(model, fitted, budget, trainer if method.trains else None, data)
         warnings = fitted.meta.get("warnings", [])
         shutil.rmtree(folder / _FIT_FOLDER, ignore_errors=True)

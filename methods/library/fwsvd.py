@@ -57,16 +57,16 @@ class FWSVD(CalibratedCompressor):
         names = [group.name for group in groups]
         return by_name(groups, input_fisher(model, names, data, self.samples, self.batch_size, self.axis))
 
-    def decompose(self, weight: Tensor, statistic: Tensor | None = None) -> Factors:
+    def decompose(self, weight: Tensor, statistic: Tensor | None = None, rank: int | None = None) -> Factors:
         """Return the factors of the weighted problem; a constant ``statistic`` of any size gives the plain SVD."""
         if statistic is None:
             raise ValueError("fwsvd needs the Fisher information of the matrix")
         scale = fisher_scale(statistic).to(weight)
         if self.axis == "in":
-            u, s, vt = svd(weight * scale)
+            u, s, vt = svd(weight * scale, rank)
             root = s.sqrt()
             return Factors(u * root, root[:, None] * vt / scale, s)
-        u, s, vt = svd(weight * scale[:, None])
+        u, s, vt = svd(weight * scale[:, None], rank)
         root = s.sqrt()
         return Factors(u * root / scale[:, None], root[:, None] * vt, s)
 

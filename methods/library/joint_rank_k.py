@@ -70,9 +70,9 @@ class JointRankK(MatrixCompressor):
             )
         return found
 
-    def decompose(self, weight: Tensor, statistic: object = None) -> Factors:
+    def decompose(self, weight: Tensor, statistic: object = None, rank: int | None = None) -> Factors:
         """Return the SVD of the stack with S split evenly."""
-        u, s, vt = svd(weight)
+        u, s, vt = svd(weight, rank)
         root = s.sqrt()
         return Factors(u * root, root[:, None] * vt, s)
 

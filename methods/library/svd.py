@@ -34,8 +34,8 @@ class SVD(MatrixCompressor):
         """Return one name for the factors, whatever the method that asks for them is called."""
         return super().fit_key() | {"factors": "svd"}
 
-    def decompose(self, weight: Tensor, statistic: Tensor | None = None) -> Factors:
+    def decompose(self, weight: Tensor, statistic: Tensor | None = None, rank: int | None = None) -> Factors:
         """Return the singular value decomposition with S split evenly."""
-        u, s, vt = svd(weight)
+        u, s, vt = svd(weight, rank)
         root = s.sqrt()
         return Factors(u * root, root[:, None] * vt, s)

@@ -1,20 +1,9 @@
-"""Decompositions: the one place that calls an SVD."""
+"""The SVD of a product that is never formed when it is thin."""
 
 import torch
 from torch import Tensor
 
-
-def svd(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the thin SVD U (m, k), s (k,), Vᵀ (k, n) of a matrix in float32 (float64 stays), k = min(m, n).
-
-    Raises:
-        ValueError: the matrix holds a NaN or an infinity; there is no fallback that would hide it.
-    """
-    wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-    if not torch.isfinite(wide).all():
-        raise ValueError("a weight matrix holds NaN or infinite entries and cannot be decomposed")
-    u, s, vt = torch.linalg.svd(wide, full_matrices=False)
-    return u, s, vt
+from .decompose import svd
 
 
 def merge(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

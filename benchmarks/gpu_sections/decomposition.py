@@ -1,0 +1,87 @@
+"""All 224 matrices of Llama-2-7B: full spectra, and the ranks of 7x, with `torch.linalg.svd` on a sample beside.
+
+In small the algorithms are those that a GPU takes at full size.
+"""
+
+import torch
+from gpu_sections.spectra import excess, layer, rank_at, realistic
+from gpu_sections.table import Row, Where
+
+from lowrank_bench.methods.linalg import Driver, choose, svd
+
+WIDTH, MLP, LAYERS = 4096, 11008 / 4096, 32
+SMALL_WIDTH, SMALL_LAYERS = 64, 2
+RATIO = 7.0
+FULL_SECONDS, DEEP_SECONDS, TOLERANCE = 120.0, 20.0, 1e-3
+SAMPLE = ("q", "gate", "down")
+_FOR_SAMPLE = 0.35
+"""Share of the time that is kept for the sample."""
+
+
+def run(where: Where) -> list[Row]:
+    """Return the rows of the section."""
+    shapes = layer(SMALL_WIDTH if where.small else WIDTH, MLP)
+    matrices = [shape for _ in range(SMALL_LAYERS if where.small else LAYERS) for shape in shapes.values()]
+    warm = realistic(*shapes["q"], seed=0, device=where.device)
+    rank = rank_at(shapes["q"], RATIO)
+    for wanted in (None, rank):
+        svd(warm, wanted, driver=_driver(wanted))  # loads the libraries; not measured
+    keep = _FOR_SAMPLE * where.seconds
+    deep, deep_done = _all(where, matrices, True, keep)
+    full, full_done = _all(where, matrices, False, keep)
+    rows = [
+        _total(where, f"ranks of {RATIO:g}x, {_driver(rank)}", deep, deep_done, len(matrices), DEEP_SECONDS),
+        _total(where, f"full spectra, {_driver(None)}", full, full_done, len(matrices), FULL_SECONDS),
+    ]
+    for name in SAMPLE:
+        rows += _sample(where, name, shapes[name])
+    if where.peak():
+        rows.append(Row("peak memory of tensors", where.peak()))
+    return rows
+
+
+def _driver(rank: int | None) -> Driver:
+    return choose((WIDTH, WIDTH), rank, "cuda", torch.float32)
+
+
+def _all(where: Where, shapes: list[tuple[int, int]], deep: bool, keep: float) -> tuple[float, int]:
+    """Decompose until the time is up; return the seconds without those of making the matrices, and how many it were."""
+    took, done = 0.0, 0
+    share = (where.left - keep) * (0.3 if deep else 1.0)
+    begin = where.left
+    for seed, shape in enumerate(shapes):
+        if begin - where.left > share:
+            break
+        weight = realistic(*shape, seed, where.device)
+        rank = rank_at(shape, RATIO) if deep else None
+        took += where.timed(lambda weight=weight, rank=rank: svd(weight, rank, driver=_driver(rank)))
+        done += 1
+    return took, done
+
+
+def _total(where: Where, what: str, took: float, done: int, count: int, target: float) -> Row:
+    whole = took * count / max(done, 1)
+    note = "" if done == count else f"from {done} of {count} matrices, in proportion"
+    met = None if where.small else whole <= target
+    return Row(f"{count} matrices, {what}", f"{whole:.2f} s", target=f"< {target:g} s", met=met, note=note)
+
+
+def _sample(where: Where, name: str, shape: tuple[int, int]) -> list[Row]:
+    """Return how far the residuals are from the best, and the time of one matrix, beside torch's own."""
+    size = f"{name} {shape[0]} x {shape[1]}"
+    if where.left <= 0:
+        return [Row(size, "not measured", note="the section's time was up")]
+    weight, rank = realistic(*shape, seed=1, device=where.device), rank_at(shape, RATIO)
+    found: dict[str, tuple[torch.Tensor, ...]] = {}
+    theirs = where.timed(lambda: found.update(torch=torch.linalg.svd(weight, full_matrices=False)))
+    ours = where.timed(lambda: found.update(full=svd(weight, driver=_driver(None))))
+    deep = where.timed(lambda: found.update(deep=svd(weight, rank, driver=_driver(rank))))
+    singular = found["torch"][1]
+    rows = []
+    for what, seconds, key in (("full", ours, "full"), (f"rank {rank}", deep, "deep")):
+        u, s, vt = found[key]
+        error = excess(weight, (u[:, :rank] * s[:rank]) @ vt[:rank], singular, rank)
+        figure = f"{seconds:.3f} s, residual {error:+.1e}"
+        against, target = f"{theirs:.3f} s by torch.linalg.svd", f"residual < {TOLERANCE:g}"
+        rows.append(Row(f"{size}, {what}", figure, against, target, error <= TOLERANCE))
+    return rows

@@ -1,0 +1,79 @@
+"""A fit for one budget: the same model, and only the parts that it keeps are computed."""
+
+import copy
+
+import pytest
+import torch
+
+from lowrank_bench.methods.base import create_method
+from lowrank_bench.methods.budget import Budget
+from lowrank_bench.methods.contract import RandomData, random_model
+from lowrank_bench.methods.fitted import Factors
+from lowrank_bench.methods.linalg import choice
+from lowrank_bench.methods.matrixwise import MatrixCompressor
+
+
+@pytest.mark.parametrize("name", ["svd", "fwsvd", "joint-rank-k", "svd-llm", "svd:energy", "laser", "bs"])
+def test_small_models_come_out_the_same_in_every_digit(name: str) -> None:
+    dense = random_model("llama")
+    name, _, policy = name.partition(":")
+    method = create_method(name, {"policy": policy} if policy else {})
+    budget = Budget(2.0, method.guard)
+    models = [copy.deepcopy(dense) for _ in range(2)]
+    for fit, model in zip((method.fit, lambda *rest: method.fit_for(budget, *rest)), models, strict=True):
+        method.compress(model, fit(model, RandomData()), budget, None, RandomData())
+    whole, known = (model.state_dict() for model in models)
+    assert whole.keys() == known.keys()
+    assert all(torch.equal(whole[key], known[key]) for key in whole)
+
+
+def test_only_the_kept_parts_are_there() -> None:
+    method, model, budget = create_method("svd"), random_model("llama"), Budget(3.0)
+    fitted = method.fit_for(budget, model, None)
+    report = method.compress(copy.deepcopy(model), fitted, budget, None)
+    ranks = {name: len(fitted.spectrum(name)) for name in report.ranks}
+    assert ranks == report.ranks
+    assert not any(fitted.has(f"{name}.left") for name in report.dense)
+    assert method.fit_for(budget, model, None).meta == method.fit(model, None).meta
+
+
+def test_a_policy_that_looks_at_spectra_gets_all_of_them() -> None:
+    method, model = create_method("svd", {"policy": "energy"}), random_model("llama")
+    fitted = method.fit_for(Budget(3.0), model, None)
+    name = method.targets(model)[0].name
+    assert len(fitted.spectrum(name)) == min(model.get_submodule(name).weight.shape)
+
+
+class TwoArguments(MatrixCompressor):
+    """What a third party wrote before there were ranks to pass."""
+
+    def decompose(self, weight: torch.Tensor, statistic: object = None) -> Factors:
+        u, s, vt = torch.linalg.svd(weight, full_matrices=False)
+        return Factors(u * s, vt, s)
+
+
+def test_a_method_that_takes_no_rank_goes_on_working() -> None:
+    TwoArguments.name = "two-arguments"
+    method, model = TwoArguments(), random_model("llama")
+    report = method.compress(model, method.fit_for(Budget(2.0), model, None), Budget(2.0))
+    assert report.ratio == pytest.approx(2.0, rel=0.05)
+
+
+def test_large_matrices_take_the_fast_way_within_its_promise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the threshold lowered to this model's size, the errors stay within 1e-3 of the exact ones."""
+    monkeypatch.setitem(choice.DEEP, "cpu", (8, 1))
+    dense, method, budget = random_model("llama"), create_method("svd"), Budget(3.0)
+    models = [copy.deepcopy(dense) for _ in range(2)]
+    exact = method.compress(models[0], method.fit(models[0], None), budget, None)
+    fast = method.compress(models[1], method.fit_for(budget, models[1], None), budget, None)
+    assert exact.ranks == fast.ranks
+    changed = False
+    for name in exact.ranks:
+        weight = dense.get_submodule(name).weight
+        errors = []
+        for model in models:
+            layer = model.get_submodule(name)
+            errors.append(float((weight - layer.lr_b @ layer.lr_a).detach().norm()))
+        assert errors[1] <= errors[0] * (1 + 1e-3) + 1e-6 * float(weight.detach().norm())
+        changed |= not torch.equal(models[0].get_submodule(name).lr_b, models[1].get_submodule(name).lr_b)
+    assert changed
