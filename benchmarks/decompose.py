@@ -11,7 +11,7 @@ spectra (`gpu_sections/spectra.py`). Three ways to the same factors:
     one fit     what a sweep does: one full decomposition, cut for every ratio
     7x alone    what `bench compress` does at one ratio: the rank is known, so only its triplets are computed
 
-The last is to be compared with one pass of torch's. Excess is the residual over the optimum from float64 singular
+The last is to be compared with one pass of torch's. Excess is the residual over the optimum by torch's singular
 values, minus one, the worst of all matrices (and ratios); the promise is 1e-3. Seconds are the least of --repeats.
 Set OMP_NUM_THREADS to say how many cores to use.
 """
@@ -41,10 +41,16 @@ def cut(u: Tensor, s: Tensor, vt: Tensor, rank: int) -> Pair:
     return u[:, :rank] * root, root[:, None] * vt[:rank]
 
 
-def per_ratio(weights: list[Tensor], ratios: tuple[float, ...]) -> None:
+def per_ratio(weights: list[Tensor], ratios: tuple[float, ...]) -> list[Tensor]:
+    """Return the singular values too, which are the same each time."""
+    singular = []
     for ratio in ratios:
+        singular = []
         for weight in weights:
-            cut(*torch.linalg.svd(weight, full_matrices=False), rank_at(weight.shape, ratio))
+            u, s, vt = torch.linalg.svd(weight, full_matrices=False)
+            cut(u, s, vt, rank_at(weight.shape, ratio))
+            singular.append(s)
+    return singular
 
 
 def one_fit(weights: list[Tensor]) -> list[list[Pair]]:
@@ -79,17 +85,18 @@ def counted_fallbacks() -> Iterator[list[None]]:
         decompose.leading = original
 
 
-def measure(width: int, passes: int, repeats: int, clock: Callable[[], float]) -> list[tuple[str, ...]]:
+def measure(
+    width: int, passes: int, repeats: int, deep_only: bool, clock: Callable[[], float]
+) -> list[tuple[str, ...]]:
     weights = [realistic(*shape, seed) for seed, shape in enumerate(layer(width).values())]
-    truth = [torch.linalg.svdvals(weight.double()) for weight in weights]
 
     def timed(work: Callable[[], Any]) -> tuple[float, Any]:
         begin = clock()
         found = work()
         return clock() - begin, found
 
-    papers = timed(lambda: per_ratio(weights, RATIOS[:passes]))[0] * len(RATIOS) / passes
-    fit, fitted = min((timed(lambda: one_fit(weights)) for _ in range(repeats)), key=lambda pair: pair[0])
+    papers, truth = timed(lambda: per_ratio(weights, RATIOS[:passes]))
+    papers *= len(RATIOS) / passes
     with counted_fallbacks() as fallbacks:
         deep, cut_off = min(
             (timed(lambda: alone(weights, RATIOS[-1])) for _ in range(repeats)), key=lambda pair: pair[0]
@@ -106,17 +113,16 @@ def measure(width: int, passes: int, repeats: int, clock: Callable[[], float]) -
     fast = sum(choose(shape, rank, "cpu", torch.float32) == "subspace" for shape, rank in shapes)
     how = f"subspace for {fast}, {len(fallbacks) // repeats} fell back" if fast else "LAPACK, cut"
     rows = [
-        (
-            "torch per ratio, 8 ratios",
-            papers,
-            papers,
-            0.0,
-            "" if passes == len(RATIOS) else f"from {passes} of 8 passes",
-        ),
-        ("one fit, 8 ratios", fit, papers, worst(fitted, RATIOS), "LAPACK"),
         ("torch, 7x alone", papers / len(RATIOS), papers / len(RATIOS), 0.0, ""),
         ("7x alone", deep, papers / len(RATIOS), worst(cut_off, RATIOS[-1:]), how),
     ]
+    if not deep_only:
+        fit, fitted = min((timed(lambda: one_fit(weights)) for _ in range(repeats)), key=lambda pair: pair[0])
+        note = "" if passes == len(RATIOS) else f"from {passes} of 8 passes"
+        rows += [
+            ("torch per ratio, 8 ratios", papers, papers, 0.0, note),
+            ("one fit, 8 ratios", fit, papers, worst(fitted, RATIOS), "LAPACK"),
+        ]
     return [
         (f"{width}", what, f"{took:.2f}", f"{against / took:.2f}", f"{error:.1e}" if error else "-", note)
         for what, took, against, error, note in rows
@@ -127,14 +133,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Decomposing a decoder layer for eight ratios.")
     parser.add_argument("--width", default="1024,2048", help="hidden sizes, with commas")
     parser.add_argument("--passes", type=int, default=len(RATIOS), help="how many of torch's eight passes really run")
+    parser.add_argument("--deep", action="store_true", help="only 7x alone, after one pass of torch's")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--cpu", action="store_true", help="count CPU seconds, which other programs disturb less")
     options = parser.parse_args()
     clock = time.process_time if options.cpu else time.perf_counter
-    passes = min(max(options.passes, 1), len(RATIOS))
+    passes = 1 if options.deep else min(max(options.passes, 1), len(RATIOS))
     rows = []
     for width in (int(part) for part in options.width.split(",")):
-        rows += measure(width, passes, options.repeats, clock)
+        rows += measure(width, passes, options.repeats, options.deep, clock)
     unit = "CPU" if options.cpu else "wall"
     print(f"seven matrices, {torch.get_num_threads()} threads, {unit} seconds, ratios {', '.join(map(str, RATIOS))}")
     heads = ("width", "way", "seconds", "times faster", "excess", "note")
