@@ -43,12 +43,16 @@ class CalibrationData(Protocol):
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """What one training run used: optimizer steps, tokens without padding, seconds, and its last loss."""
+    """What one training run used: optimizer steps, tokens without padding, seconds, and the loss of its last update.
+
+    ``resumed_seconds`` of the seconds were spent before the run was cut off and resumed.
+    """
 
     steps: int
     tokens: int
     seconds: float
     loss: float
+    resumed_seconds: float = 0.0
 
 
 class Trainer(Protocol):

@@ -28,6 +28,7 @@ MODEL_FOLDER = "model"
 """Where a stage puts the checkpoint that it made, inside its folder or a ratio's."""
 
 _RECORD = "stage.json"
+_OTHER_PROCESSES = ("engine", "processes")  # parts of a result that say how much memory processes of their own took
 _KEY = re.compile(r"[a-z]+-[0-9a-f]{16}")
 REPAIR = "bench doctor --repair moves it aside, then the same command does only what is missing anew"
 
@@ -35,6 +36,11 @@ REPAIR = "bench doctor --repair moves it aside, then the same command does only 
 def ratio_folder(ratio: float) -> str:
     """Return the folder of one ratio inside a compress stage."""
     return f"ratio-{ratio:g}"
+
+
+def resume_folder(root: Path, key: str) -> Path:
+    """Return where a stage keeps what it can go on from when it is cut off."""
+    return root / f".resume-{key}"
 
 
 @dataclass(frozen=True)
@@ -195,8 +201,9 @@ class StageStore:
             try:
                 record["result"] = dict(work(part))
                 record["seconds"] = time.perf_counter() - clock
-                elsewhere = record["result"].get("engine", {}).get("peak_memory_bytes", 0)
-                record["peak_memory_bytes"] = max(peak_memory_bytes(), elsewhere)
+                record["seconds"] += record["result"].get("training", {}).get("resumed_seconds", 0.0)
+                elsewhere = [record["result"].get(part, {}).get("peak_memory_bytes", 0) for part in _OTHER_PROCESSES]
+                record["peak_memory_bytes"] = max(peak_memory_bytes(), *elsewhere)
                 record["ended_at"] = datetime.now(UTC).isoformat(timespec="seconds")
                 record["status"] = "done"
                 files = [file for file in sorted(part.rglob("*")) if file.is_file()]
@@ -207,6 +214,7 @@ class StageStore:
                     sync(path)
                 os.rename(part, self.path(key))
                 sync(self.root)
+                shutil.rmtree(resume_folder(self.root, key), ignore_errors=True)
             except BaseException as error:
                 self._keep_failure(record, error, time.perf_counter() - clock)
                 shutil.rmtree(part, ignore_errors=True)
