@@ -72,8 +72,8 @@ class StageStore:
     """The folder with all stages of all sweeps.
 
     Args:
-        root: made if missing. A stage lies in ``root/<key>``, its work in ``root/.part-<key>``, what it left when it
-            failed in ``root/failed``.
+        root: made if missing. A stage lies in ``root/<key>``, its work in ``root/.part-<key>``, checkpoints of its
+            training in ``root/.resume-<key>`` until it is done, what it left when it failed in ``root/failed``.
     """
 
     def __init__(self, root: Path) -> None:
@@ -153,16 +153,26 @@ class StageStore:
         return place
 
     def cut_off(self) -> list[Path]:
-        """Return what stages left behind whose process was killed; the work of running stages is not among it."""
-        left = []
-        for part in sorted(self.root.glob(".part-*")):
-            lock = FileLock(self.root / f".lock-{part.name.removeprefix('.part-')}")
+        """Return what stages left behind whose process was killed and that nothing goes on from.
+
+        The work of running stages is not among it.
+        """
+        left, resumable = [], self.resumable()
+        for part in sorted([*self.root.glob(".part-*"), *self.root.glob(".resume-*")]):
+            if part in resumable:
+                continue
+            lock = FileLock(self.root / f".lock-{part.name.split('-', 1)[1]}")
             try:
                 with lock.acquire(blocking=False):
                     left.append(part)
             except Timeout:
                 continue
         return left
+
+    def resumable(self) -> list[Path]:
+        """Return the checkpoints of trainings that are not done; the same command goes on from them."""
+        folders = sorted(self.root.glob(".resume-*"))
+        return [folder for folder in folders if not self.path(folder.name.removeprefix(".resume-")).is_dir()]
 
     def run(self, stage: Stage, work: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
         """Do a stage unless it stands already; return its ``stage.json``.

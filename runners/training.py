@@ -7,7 +7,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -214,7 +213,7 @@ class TaskTrainer:
         examples = _Examples(self.data)
         with tempfile.TemporaryDirectory() as folder:
             arguments = transformers.TrainingArguments(
-                output_dir=str(self.resumable.folder if self.resumable else Path(folder)),
+                output_dir=folder,
                 max_steps=steps,
                 per_device_train_batch_size=micro,
                 gradient_accumulation_steps=accumulated,
@@ -247,6 +246,8 @@ class TaskTrainer:
             )
             trainer.remove_callback(transformers.PrinterCallback)
             trainer.hooks, trainer.where, hooks.trainer = hooks, self.where, trainer
+            if self.resumable:
+                trainer.args.output_dir = str(self.resumable.folder)  # only now, or the Trainer would make it at once
             if process_count() > 1:
                 set_seed(self.seed, device_specific=True)  # or dropout would hit the same places in every process
             use_cache, model.config.use_cache = model.config.use_cache, False

@@ -94,8 +94,10 @@ def _save_trained(stage: Stage, model: Any, tokenizer: Any, folder: Path) -> Non
     if is_sharded(model):
         state, where = whole_state(model), stage.runtime["model"]
         if is_main():
-            model = load_model(where["location"], where["revision"], stage.config["dtype"])
-            model.load_state_dict(state)
+            plain = load_model(where["location"], where["revision"], stage.config["dtype"])
+            plain.load_state_dict(state)
+            plain.config, plain.generation_config = model.config, model.generation_config
+            model = plain
     if is_main():
         _save(model, tokenizer, folder / MODEL_FOLDER, stage.config["dtype"])
 

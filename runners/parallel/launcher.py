@@ -1,6 +1,6 @@
 """Runs ``accelerate launch`` in a process that dies with the one that asked for it.
 
-    python -m lowrank_bench.runners.parallel.launcher PARENT_ID ARGUMENTS-OF-ACCELERATE-LAUNCH…
+python -m lowrank_bench.runners.parallel.launcher PARENT_ID ARGUMENTS-OF-ACCELERATE-LAUNCH…
 """
 
 import os

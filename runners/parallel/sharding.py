@@ -1,7 +1,7 @@
 """What the processes of one training know of each other, and FSDP2's settings where accelerate's do not fit.
 
-Sharding, gradient reduction and checkpoints of shards are accelerate's and torch's. Outside such a training there is one
-process, and everything here says so.
+Sharding, gradient reduction and checkpoints of shards are accelerate's and torch's. Outside such a training there is
+one process, and everything here says so.
 """
 
 from __future__ import annotations
