@@ -36,7 +36,8 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
     """Gather a sharded model's tensors on the CPU of the main process; all processes call this, the others get {}."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    found: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return dict(found)
 
 
 def use_fsdp2_on_cpus(accelerator: Any) -> None:
