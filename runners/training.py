@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from ..evals.prompts import Encoded
 from ..foundation.errors import UserError
 from ..methods.base import TrainingLog
+from ..methods.shrinking import shrink_parameter
 from .data import TaskData, collate
 from .recipes import TrainSettings
 
@@ -99,6 +100,7 @@ class TaskTrainer:
         self.where, self.progress = where, progress
         self.extra_steps = extra_steps
         self.total_steps = settings.total_steps(len(data.items))
+        self._running: _CheckedTrainer | None = None
 
     def train(
         self,
@@ -153,10 +155,20 @@ class TaskTrainer:
             trainer.hooks, trainer.where = hooks, self.where
             use_cache, model.config.use_cache = model.config.use_cache, False
             clock = time.perf_counter()
+            self._running = trainer
             try:
                 trainer.train()
             finally:
+                self._running = None
                 model.config.use_cache = use_cache
         torch.manual_seed(self.seed)
         model.eval()
         return TrainingLog(steps, hooks.tokens_done, time.perf_counter() - clock, trainer.last_loss)
+
+    def shrink(self, parameter: nn.Parameter, index: Tensor) -> bool:
+        """Shrink a parameter and its optimizer's state, in one process alone; see `methods.base.Trainer.shrink`."""
+        if self._running is None:
+            return shrink_parameter(parameter, index)
+        if self._running.accelerator.num_processes > 1:
+            return False  # others hold copies or parts of it, and buckets of its gradients
+        return shrink_parameter(parameter, index, self._running.optimizer)

@@ -210,7 +210,9 @@ def test_policies_that_need_a_spectrum_say_so(name: str) -> None:
 
 @settings(deadline=None, max_examples=150)
 @given(shapes(), st.sampled_from(POLICIES), st.floats(0.01, 1), st.lists(st.floats(0, 1), min_size=2, max_size=8))
-@example(ModelShape(20, tuple(Unit(f"unit{i}", 4, 4, 2) for i in range(5))), "laser", 1.0, [0.0, 0.0])  # (1 - 4/5)·5 < 1
+@example(
+    ModelShape(20, tuple(Unit(f"unit{i}", 4, 4, 2) for i in range(5))), "laser", 1.0, [0.0, 0.0]
+)  # (1 - 4/5)·5 < 1
 def test_demand_never_falls_with_the_level(shape: ModelShape, name: str, share: float, levels: list[float]) -> None:
     """And it ends at full rank, so that no budget is left over because nobody wants it."""
     for unit, want in zip(shape.units, demands(shape, name, share), strict=True):
