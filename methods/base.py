@@ -80,6 +80,13 @@ class Trainer(Protocol):
                 they used.
         """
 
+    def shrink(self, parameter: nn.Parameter, index: Tensor) -> bool:
+        """Keep only some entries of a parameter that trains or is about to, see `shrinking.shrink_parameter`.
+
+        To be called from ``on_gradients``, or when nothing trains. False, with nothing changed, where a parameter
+        cannot change its shape, above all because other processes hold parts or copies of it.
+        """
+
 
 @dataclass
 class CompressionReport:

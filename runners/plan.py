@@ -304,12 +304,13 @@ class _Layout:
             config |= self._training(self.recover, seed) | {"extra_pruning_steps": self.config.extra_pruning_steps}
         elif method.compress_needs_data:
             config |= self._sampled(self.finetune, seed, method)
+        runtime = self._training_runtime(tuned) if method.trains else self._runtime(tuned)
         shown = " and ".join(f"{ratio:g}x" for ratio in ratios)
         stage = Stage(
             "compress",
             config,
             {"model": tuned.identity, "fit": keys["fit"]},
-            self._runtime(tuned, fit=str(self.plan.store.path(keys["fit"]))),
+            runtime | {"fit": str(self.plan.store.path(keys["fit"]))},
             f"compress {spec.shown} {shown}, seed {seed}",
         )
         key = self.plan.add(stage, tuned.stage, keys["fit"])

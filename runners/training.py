@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, Sampler
 from ..evals.prompts import IGNORED, Encoded
 from ..foundation.errors import UserError
 from ..methods.base import TrainingLog
+from ..methods.shrinking import shrink_parameter
 from .data import TaskData, collate
 from .parallel.sharding import fit_settings, process_count, use_fsdp2_on_cpus
 from .recipes import TrainSettings
@@ -195,6 +196,7 @@ class TaskTrainer:
         self.where, self.progress, self.resumable = where, progress, resumable
         self.extra_steps = extra_steps
         self.total_steps = settings.total_steps(len(data.items))
+        self._running: _CheckedTrainer | None = None
 
     def train(
         self,
@@ -252,9 +254,11 @@ class TaskTrainer:
                 set_seed(self.seed, device_specific=True)  # or dropout would hit the same places in every process
             use_cache, model.config.use_cache = model.config.use_cache, False
             hooks.started = hooks.saved = time.perf_counter()
+            self._running = trainer
             try:
                 trainer.train(resume_from_checkpoint=self._resumed(trainer))
             finally:
+                self._running = None
                 model.config.use_cache = use_cache
         torch.manual_seed(self.seed)
         model.eval()
@@ -276,3 +280,11 @@ class TaskTrainer:
         path, facts = found[0]
         trainer.hooks.tokens_done, trainer.hooks.seconds_before = facts["tokens"], facts["seconds"]
         return str(path)
+
+    def shrink(self, parameter: nn.Parameter, index: Tensor) -> bool:
+        """Shrink a parameter and its optimizer's state, in one process alone; see `methods.base.Trainer.shrink`."""
+        if self._running is None:
+            return shrink_parameter(parameter, index)
+        if self._running.accelerator.num_processes > 1:
+            return False  # others hold copies or parts of it, and buckets of its gradients
+        return shrink_parameter(parameter, index, self._running.optimizer)

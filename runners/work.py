@@ -23,7 +23,7 @@ from ..models.footprint import context_length
 from ..models.loading import DTYPES, load_model, load_tokenizer, weights_size
 from .data import TaskData, load_task_data
 from .parallel.launch import train_together
-from .parallel.sharding import is_main, is_sharded, process_count, whole_state
+from .parallel.sharding import is_main, is_sharded, whole_state
 from .recipes import TrainSettings
 from .resuming import Resumable
 from .stages import MODEL_FOLDER, Stage, ratio_folder, resume_folder
@@ -46,9 +46,8 @@ def perform(stage: Stage, folder: Path, progress: Progress | None = None) -> Map
 
 def _model(stage: Stage) -> tuple[Any, Any]:
     where = stage.runtime["model"]
-    # Where several processes train, accelerate moves what each one needs to its device.
-    device = stage.runtime["device"] if process_count() == 1 else "cpu"
-    model = load_model(where["location"], where["revision"], _WIDE, device)
+    place = stage.runtime.get("place", stage.runtime["device"])
+    model = load_model(where["location"], where["revision"], _WIDE, place)
     return model, load_tokenizer(where["location"], where["revision"])
 
 
@@ -139,12 +138,14 @@ def _compress(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
     reports: dict[str, Any] = {}
 
     def emit(budget: Budget, compressed: Any, report: CompressionReport) -> None:
+        reports[f"{budget.ratio:g}"] = report.summary()
+        if not is_main():
+            return
         target = folder / ratio_folder(budget.ratio)
         _save(compressed, tokenizer, target / MODEL_FOLDER, stage.config["dtype"])
         write_json(target / "report.json", report.summary())
         if report.tensors:
             save_file(report.tensors, target / BASES_FILE)
-        reports[f"{budget.ratio:g}"] = report.summary()
 
     method.compress_path(model, fitted, budgets, trainer, emit, data)
     return {"reports": reports}

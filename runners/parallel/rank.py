@@ -45,6 +45,12 @@ def _train(desk: Path) -> None:
     setup = asked["runtime"].pop("accelerate")
     folder, threads = Path(asked.pop("folder")), asked.pop("threads")
     prepare(threads)
+    strategy = setup["strategy"]
+    if asked["kind"] == "compress":
+        # A method that trains looks at its parameters and changes layers on the way, so it needs all of them whole.
+        os.environ["ACCELERATE_USE_FSDP"], strategy = "false", "ddp"
+    if strategy == "fsdp2":
+        asked["runtime"]["place"] = "cpu"  # accelerate moves each process's share to its device
     state = accelerate.PartialState(cpu=asked["runtime"]["device"] == "cpu", timeout=_PATIENCE)
 
     def progress(done: int, total: int) -> None:
@@ -53,7 +59,7 @@ def _train(desk: Path) -> None:
     result = dict(perform(Stage(**asked), folder, progress if state.is_main_process else None))
     result["processes"] = {
         "count": state.num_processes,
-        "strategy": setup["strategy"],
+        "strategy": strategy,
         "accelerate": accelerate.__version__,
         "peak_memory_bytes": max(gather_object([peak_memory_bytes()])),
     }
