@@ -113,7 +113,8 @@ class SweepConfig(BaseModel):
         address: of a running Ray cluster, HOST:PORT or ``auto``; None starts Ray on this machine.
         accelerate: accelerate's configuration file; trainings then run in several processes, with the same results but
             for rounding. Like the executor no part of a stage's key or of ``sweep.yaml``.
-        checkpoint_minutes: trainings keep a checkpoint as often as this, to go on from when they are cut off.
+        checkpoint_minutes: trainings keep a checkpoint as often as this, to go on from when they are cut off; infinite
+            keeps none.
         out: folder for stages and results.
         name: of the sweep's folder; None makes one of model and task.
     """

@@ -120,6 +120,13 @@ def plan_warnings(plan: Plan) -> list[str]:
     notes = [plan.engine.note] if plan.engine.note else []
     if plan.config.limit:
         notes.append(f"only the first {plan.config.limit} problems are evaluated; the rows say so with their n")
+    if plan.setup:
+        notes.append(f"trainings run in {plan.setup.processes} processes by {plan.setup.strategy.upper()}")
+        wholly = [
+            key for key in plan.pending() if plan.stages[key].kind == "compress" and "train" in plan.stages[key].config
+        ]
+        if wholly and plan.setup.strategy == "fsdp2":
+            notes.append("methods that train while they compress do that by DDP: each process holds the whole model")
     return notes
 
 

@@ -17,10 +17,13 @@ from safetensors.torch import load_file
 from sweeps import small_sweep
 
 from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.models.loading import load_model
+from lowrank_bench.runners.local import prepare
 from lowrank_bench.runners.parallel.setup import read_setup
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.recipes import TrainSettings
 from lowrank_bench.runners.sweep import run_sweep
+from lowrank_bench.runners.work import perform
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "accelerate"
 CPU = {"OMP_NUM_THREADS": "1"}
@@ -117,6 +120,30 @@ def test_a_killed_sweep_over_processes_ends_as_one_process_does(tmp_path):
     assert "accelerate" not in (tmp_path / "two" / "tiny-toy-math" / "sweep.yaml").read_text()
 
 
+def test_basis_selection_over_processes_keeps_the_bases_that_one_process_keeps(tmp_path):
+    changes = {"methods": ["bs:prunings=3,criterion=taylor"], "ratios": [2], "finetune": {"steps": 0}}
+    spread = make_plan(small_sweep(tmp_path, **changes, accelerate=config(tmp_path, "fsdp2")))
+    (key,) = [key for key, stage in spread.stages.items() if stage.kind == "compress"]
+    alone = make_plan(small_sweep(tmp_path, **changes)).stages[key]
+    results, models = [], []
+    prepare(1)
+    for need in spread.needs[key]:
+        spread.store.run(spread.stages[need], lambda folder, need=need: perform(spread.stages[need], folder))
+    for name, stage in (("one", alone), ("two", spread.stages[key])):
+        (tmp_path / name).mkdir()
+        results.append(dict(perform(stage, tmp_path / name)))
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["ratio-2"]
+        models.append(load_model(tmp_path / name / "ratio-2" / "model"))
+    assert results[1].pop("processes")["strategy"] == "ddp"
+    one, two = (result["reports"]["2"] for result in results)
+    assert (one["ranks"], one["steps"], one["tokens"]) == (two["ranks"], two["steps"], two["tokens"])
+    before, after = (load_file(tmp_path / name / "ratio-2" / "bases.safetensors") for name in ("one", "two"))
+    assert all(torch.equal(before[name], after[name]) for name in before if name.endswith(".state"))
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(*(model(input_ids=ids).logits for model in models), atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -173,5 +200,6 @@ def test_where_training_runs_is_no_part_of_a_key(tmp_path):
     alone = make_plan(small_sweep(tmp_path))
     spread = make_plan(small_sweep(tmp_path, accelerate=config(tmp_path, "ddp"), checkpoint_minutes=1))
     assert list(alone.stages) == list(spread.stages)
-    kinds = {stage.kind for stage in spread.stages.values() if "accelerate" in stage.runtime}
-    assert kinds == {"finetune", "recover"}
+    trainings = {key for key, stage in spread.stages.items() if "train" in stage.config}
+    assert {spread.stages[key].kind for key in trainings} == {"finetune", "compress", "recover"}
+    assert {key for key, stage in spread.stages.items() if "accelerate" in stage.runtime} == trainings
