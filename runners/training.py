@@ -15,6 +15,7 @@ from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils import broadcast_object_list, set_seed
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, Sampler
 
 from ..evals.prompts import IGNORED, Encoded
@@ -237,7 +238,6 @@ class TaskTrainer:
                 dataloader_pin_memory=self.device != "cpu",
                 remove_unused_columns=False,
                 average_tokens_across_devices=True,
-                ddp_broadcast_buffers=False,
             )
             trainer = _CheckedTrainer(
                 model=model,
@@ -251,6 +251,9 @@ class TaskTrainer:
             if self.resumable:
                 trainer.args.output_dir = str(self.resumable.folder)  # only now, or the Trainer would make it at once
             if process_count() > 1:
+                # All load the same buffers; DDP would send them at each pass and keep those that a method has replaced.
+                names = [name for name, _ in model.named_buffers()]
+                DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
                 set_seed(self.seed, device_specific=True)  # or dropout would hit the same places in every process
             use_cache, model.config.use_cache = model.config.use_cache, False
             hooks.started = hooks.saved = time.perf_counter()

@@ -30,7 +30,7 @@ SETTINGS = TrainSettings(
     gradient_checkpointing=False,
     precision="float32",
 )
-CASES = ("dense", "tied, accumulated", "factorised")
+CASES = ("dense", "tied, accumulated", "factorised", "bfloat16")
 
 
 def factorised() -> Any:
@@ -63,6 +63,8 @@ def train(case: str) -> tuple[Any, Any]:
     model, settings = build(case), SETTINGS
     if case == "tied, accumulated":
         settings = settings.model_copy(update={"micro_batch_size": 2, "gradient_checkpointing": True})
+    if case == "bfloat16":
+        settings = settings.model_copy(update={"precision": "bfloat16"})
     return model, TaskTrainer(TaskData(ITEMS, 0, 0, 42), settings).train(model, STEPS)
 
 

@@ -49,19 +49,28 @@ def together(tmp_path_factory):
     return torch.load(folder / "made")
 
 
+def flat(state):
+    return torch.cat([tensor.double().flatten() for tensor in state.values()])
+
+
 @pytest.mark.parametrize("case", trained_together.CASES)
 def test_two_processes_train_as_one(together, case):
-    model, log = trained_together.train(case)
     start = trained_together.build(case).state_dict()
+    model, log = trained_together.train(case)
+    wanted, moved = model.state_dict(), flat(model.state_dict()) - flat(start)
     for strategy, found in together.items():
         made = found[case]
         assert made["sharded"] == (strategy == "fsdp2")
-        assert made["state"].keys() == model.state_dict().keys()
-        for name, tensor in model.state_dict().items():
-            torch.testing.assert_close(made["state"][name], tensor, atol=5e-6, rtol=0, msg=f"{strategy} {name}")
+        assert made["state"].keys() == wanted.keys()
+        # In bfloat16 each sum rounds to three digits, and two processes sum in another order.
+        tolerance = 0.05 if case == "bfloat16" else 1e-4
+        assert (flat(made["state"]) - flat(wanted)).norm() < tolerance * moved.norm()
+        if case != "bfloat16":
+            for name, tensor in wanted.items():
+                torch.testing.assert_close(made["state"][name], tensor, atol=5e-6, rtol=0, msg=f"{strategy} {name}")
         assert (made["log"]["steps"], made["log"]["tokens"]) == (log.steps, log.tokens)
-        assert made["log"]["loss"] == pytest.approx(log.loss, rel=1e-5)
-    assert max(float((model.state_dict()[name] - start[name]).abs().max()) for name in start) > 1e-3
+        assert made["log"]["loss"] == pytest.approx(log.loss, rel=1e-3 if case == "bfloat16" else 1e-5)
+    assert float(moved.abs().max()) > 1e-3
 
 
 def stages(out: Path) -> dict[str, dict]:
