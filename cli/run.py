@@ -74,6 +74,13 @@ def run(
     address: Annotated[
         str | None, typer.Option(help="Running Ray cluster: HOST:PORT or auto.  [default: start Ray on this machine]")
     ] = None,
+    accelerate: Annotated[
+        Path | None, typer.Option(help="accelerate's config file: train in several processes, such as one per GPU.")
+    ] = None,
+    checkpoint_minutes: Annotated[
+        float | None,
+        typer.Option(help="How often a training keeps what it can be resumed from; inf: never.  [default: 30]"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for stages and results.  [default: runs]")] = None,
     name: Annotated[str | None, typer.Option(help="Folder of this sweep's results.  [default: MODEL-TASK]")] = None,
 ) -> None:
@@ -149,6 +156,8 @@ _PLAIN = {
         "workers",
         "executor",
         "address",
+        "accelerate",
+        "checkpoint_minutes",
         "out",
         "name",
     ),

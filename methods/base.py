@@ -43,12 +43,16 @@ class CalibrationData(Protocol):
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """What one training run used: optimizer steps, tokens without padding, seconds, and its last loss."""
+    """What one training run used: optimizer steps, tokens without padding, seconds, and the loss of its last update.
+
+    ``resumed_seconds`` of the seconds were spent before the run was cut off and resumed.
+    """
 
     steps: int
     tokens: int
     seconds: float
     loss: float
+    resumed_seconds: float = 0.0
 
 
 class Trainer(Protocol):
@@ -74,6 +78,13 @@ class Trainer(Protocol):
             lr_scale: factor on the common learning rate.
             on_gradients: called before each update, gradients in place, with the number of updates done and the tokens
                 they used.
+        """
+
+    def shrink(self, parameter: nn.Parameter, index: Tensor) -> bool:
+        """Keep only some entries of a parameter that trains or is about to, see `shrinking.shrink_parameter`.
+
+        To be called from ``on_gradients``, or when nothing trains. False, with nothing changed, where a parameter
+        cannot change its shape, above all because other processes hold parts or copies of it.
         """
 
 

@@ -35,6 +35,7 @@ from .base import CompressionReport, Compressor, Trainer, TrainingLog, create_me
 from .budget import Allocation, Budget, ModelShape
 from .fitted import Fitted
 from .policies.base import Policy
+from .shrinking import shrink_parameter
 
 _VOCABULARY = 96
 Weights = dict[str, Tensor]
@@ -74,6 +75,7 @@ class PlainTrainer:
     def __init__(self, total_steps: int = 8, lr: float = 2e-3, data: RandomData | None = None) -> None:
         self.total_steps, self.extra_steps, self.lr = total_steps, 0, lr
         self.data = data or RandomData()
+        self.optimizer: torch.optim.Optimizer | None = None
 
     def train(
         self,
@@ -85,7 +87,7 @@ class PlainTrainer:
         """Train in place, see `Trainer.train`."""
         begin, tokens, loss = time.perf_counter(), 0, torch.zeros(())
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.lr * lr_scale, weight_decay=0.0)
+        optimizer = self.optimizer = torch.optim.AdamW(trained, lr=self.lr * lr_scale, weight_decay=0.0)
         warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: min(1.0, (done + 1) / 2, 1 - done / steps))
         batches = list(self.data.batches(None, 2))
         training = model.training
@@ -102,6 +104,10 @@ class PlainTrainer:
             tokens += int(batch["attention_mask"].sum())
         model.train(training)
         return TrainingLog(steps, tokens, time.perf_counter() - begin, float(loss.detach()))
+
+    def shrink(self, parameter: nn.Parameter, index: Tensor) -> bool:
+        """Shrink a parameter and its optimizer's state, see `Trainer.shrink`."""
+        return shrink_parameter(parameter, index, self.optimizer)
 
 
 @dataclass(frozen=True)

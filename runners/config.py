@@ -111,6 +111,10 @@ class SweepConfig(BaseModel):
         executor: ``local`` runs stages on this machine, ``ray`` on the nodes of a Ray cluster. Neither this nor the
             address is part of a stage's key or of ``sweep.yaml``: results are the same.
         address: of a running Ray cluster, HOST:PORT or ``auto``; None starts Ray on this machine.
+        accelerate: accelerate's configuration file; trainings then run in several processes, with the same results but
+            for rounding. Like the executor no part of a stage's key or of ``sweep.yaml``.
+        checkpoint_minutes: trainings keep a checkpoint as often as this, to go on from when they are cut off; infinite
+            keeps none.
         out: folder for stages and results.
         name: of the sweep's folder; None makes one of model and task.
     """
@@ -147,6 +151,8 @@ class SweepConfig(BaseModel):
     workers: int | None = Field(default=None, ge=1)
     executor: Literal["local", "ray"] = "local"
     address: str | None = None
+    accelerate: Path | None = None
+    checkpoint_minutes: float = Field(default=30.0, ge=0)
     out: Path = Path("runs")
     name: str | None = None
 
@@ -197,6 +203,12 @@ class SweepConfig(BaseModel):
     def _address_of_ray(self) -> SweepConfig:
         if self.address is not None and self.executor != "ray":
             raise ValueError(f"--address {self.address} names a Ray cluster; add --executor ray, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _here(self) -> SweepConfig:
+        if self.accelerate is not None and self.executor != "local":
+            raise ValueError("--accelerate starts its processes on this machine; leave it out, or --executor ray")
         return self
 
     @field_validator("name")

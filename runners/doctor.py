@@ -81,9 +81,10 @@ def _stages(out: Path) -> Finding:
             store.read(key)
         except UserError:
             wrong += 1
-    left = len(store.cut_off())
+    left, resumable = len(store.cut_off()), len(store.resumable())
     found = f"{len(keys) - wrong} stand in {out}" + (f", {wrong} damaged" if wrong else "")
     found += f", {left} cut off" if left else ""
+    found += f", {resumable} can be resumed" if resumable else ""
     return Finding("stages", not wrong, found, "bench doctor --repair moves them aside" if wrong else "")
 
 

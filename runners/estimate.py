@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping
 
 from ..models.loading import DTYPES
 from .plan import Plan
+from .recipes import SMALL_MODEL_PARAMETERS
 from .stages import StageStore
 
 _START_SECONDS = 8.0  # a worker's imports
@@ -94,4 +96,14 @@ def disk_bytes(plan: Plan) -> int:
             total += width * plan.parameters
         elif stage.kind == "compress":
             total += sum(int(width * plan.parameters / ratio) for ratio in stage.config["ratios"])
-    return total
+    return total + _checkpoint_bytes(plan)
+
+
+def _checkpoint_bytes(plan: Plan) -> int:
+    """Return what trainings keep to be resumed from; small models are done before they keep anything.
+
+    Two checkpoints lie there while the second is written, each of float32 weights and two moments of them.
+    """
+    training = any(plan.stages[key].kind in ("finetune", "recover") for key in plan.pending())
+    keeps = training and plan.parameters >= SMALL_MODEL_PARAMETERS and math.isfinite(plan.config.checkpoint_minutes)
+    return 2 * 3 * 4 * plan.parameters if keeps else 0

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing as mp
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,10 +14,10 @@ from typing import Any
 
 from ..evals.hosting.host import EngineCrashed, cause_of_death
 from ..foundation.errors import UserError
+from ..foundation.process import die_with_parent
+from .parallel.launch import ProcessesCrashed
 from .recipes import SMALL_MODEL_PARAMETERS
 from .stages import Stage, StageStore
-
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -34,17 +32,9 @@ class Event:
     expected: bool = False
 
 
-def _die_with_parent() -> None:
+def _work(pipe: Connection, root: str, threads: int, parent: int) -> None:
     # A sweep that is killed must not leave workers behind that write stages nobody waits for.
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _work(pipe: Connection, root: str, threads: int) -> None:
-    parent = os.getppid()
-    _die_with_parent()
-    if os.getppid() != parent:
-        return
+    die_with_parent(parent)
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides, also where the whole group is told
         signal.signal(number, signal.SIG_IGN)
     prepare(threads)
@@ -79,7 +69,7 @@ def do_stage(stage: Stage, store: StageStore, progress: Callable[[int, int], Non
         return Event(stage.key, "done")
     except UserError as error:
         return Event(stage.key, "failed", text=str(error), expected=True)
-    except EngineCrashed as crash:
+    except (EngineCrashed, ProcessesCrashed) as crash:
         return Event(stage.key, "failed", text=str(crash))
     except Exception:
         return Event(stage.key, "failed", text=traceback.format_exc())
@@ -89,7 +79,7 @@ class _Worker:
     def __init__(self, root: Path, threads: int) -> None:
         context = mp.get_context("spawn")
         self.pipe, far = context.Pipe()
-        self.process = context.Process(target=_work, args=(far, str(root), threads), daemon=True)
+        self.process = context.Process(target=_work, args=(far, str(root), threads, os.getpid()), daemon=True)
         before = os.environ.get("OMP_NUM_THREADS")
         os.environ["OMP_NUM_THREADS"] = str(threads)
         try:

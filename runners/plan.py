@@ -23,6 +23,7 @@ from ..models.matrices import model_size
 from ..models.presets import ModelSource, resolve_model
 from .config import MethodSpec, SweepConfig
 from .data import DATA_SEED, train_set_identity
+from .parallel.setup import ProcessSetup, read_setup
 from .recipes import RECIPES, SMALL_MODEL_PARAMETERS, Recipe, TrainSettings
 from .stages import MODEL_FOLDER, Stage, StageStore, ratio_folder
 
@@ -70,6 +71,7 @@ class Plan:
     Attributes:
         stages: by key, in an order in which they can run.
         needs: keys of the stages that must stand before a stage can run.
+        setup: the processes that train together, or None for one.
     """
 
     config: SweepConfig
@@ -85,6 +87,7 @@ class Plan:
     needs: dict[str, tuple[str, ...]] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
     allocations: dict[tuple[str, float], Allocation] = field(default_factory=dict)
+    setup: ProcessSetup | None = None
 
     @property
     def name(self) -> str:
@@ -170,6 +173,8 @@ def make_plan(config: SweepConfig) -> Plan:
     engine = choose_engine(config.engine, skeleton.config, parameters, device)
     store = StageStore(config.out.expanduser().resolve() / "stages")
     plan = Plan(config, source, recipe, recipe_name, device, engine, config.dtype or recipe.dtype, store, skeleton)
+    if config.accelerate is not None:
+        plan.setup = read_setup(config.accelerate, device)
     _check_ratios(plan)
     _Layout(plan, names, task.pretrained_row if config.pretrained is None else config.pretrained).lay_out()
     return plan
@@ -204,6 +209,9 @@ class _Layout:
         self.recover = merge_settings(recover, plan.config.recover.model_dump())
         if plan.config.training_free:
             self.finetune, self.recover = (run.model_copy(update={"steps": 0}) for run in (self.finetune, self.recover))
+        for run in (self.finetune, self.recover):
+            if plan.setup and run.steps != 0:
+                run.split(plan.setup.processes)
         self.data_dir = plan.config.data.expanduser().resolve() if plan.config.data else None
         self.data = train_set_identity(plan.config.task, plan.config.train_set, self.data_dir)
         self.calibration: dict[str, dict[str, Any]] = {plan.config.task: self.data}
@@ -234,6 +242,12 @@ class _Layout:
             **more,
         }
 
+    def _training_runtime(self, model: _Model) -> dict[str, Any]:
+        setup = self.plan.setup
+        processes = asdict(setup) | {"file": str(setup.file)} if setup else None
+        more: dict[str, Any] = {"accelerate": processes} if processes else {}
+        return self._runtime(model, checkpoint_minutes=self.config.checkpoint_minutes, **more)
+
     def _training(self, settings: TrainSettings, seed: int) -> dict[str, Any]:
         return {"train": settings.model_dump(), **self._sampled(settings, seed)}
 
@@ -251,7 +265,7 @@ class _Layout:
             "finetune",
             self._training(self.finetune, seed) | {"dtype": self.plan.dtype},
             {"model": self.source.identity},
-            self._runtime(self.source),
+            self._training_runtime(self.source),
             f"finetune {self.plan.source.name} on {self.config.task}, seed {seed}",
         )
         key = self.plan.add(stage)
@@ -290,12 +304,13 @@ class _Layout:
             config |= self._training(self.recover, seed) | {"extra_pruning_steps": self.config.extra_pruning_steps}
         elif method.compress_needs_data:
             config |= self._sampled(self.finetune, seed, method)
+        runtime = self._training_runtime(tuned) if method.trains else self._runtime(tuned)
         shown = " and ".join(f"{ratio:g}x" for ratio in ratios)
         stage = Stage(
             "compress",
             config,
             {"model": tuned.identity, "fit": keys["fit"]},
-            self._runtime(tuned, fit=str(self.plan.store.path(keys["fit"]))),
+            runtime | {"fit": str(self.plan.store.path(keys["fit"]))},
             f"compress {spec.shown} {shown}, seed {seed}",
         )
         key = self.plan.add(stage, tuned.stage, keys["fit"])
@@ -316,7 +331,7 @@ class _Layout:
             "recover",
             self._training(self.recover, seed) | {"dtype": self.plan.dtype, "extra_pruning_steps": extra},
             {"model": small.identity},
-            self._runtime(small),
+            self._training_runtime(small),
             f"recover {spec.shown} {ratio:g}x, seed {seed}",
         )
         key = self.plan.add(stage, small.stage)

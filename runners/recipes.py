@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..foundation.errors import UserError
 from ..models.footprint import SMALL_PARAMETERS
 
 SMALL_MODEL_PARAMETERS = SMALL_PARAMETERS
@@ -55,6 +56,28 @@ class TrainSettings(BaseModel):
             return self.steps
         per_epoch = -(-examples // self.batch_size)
         return max(1, round(per_epoch * self.epochs))
+
+    def split(self, processes: int = 1) -> tuple[int, int]:
+        """Return (examples per forward pass of a process, passes before an update) that make up the batch of them all.
+
+        Raises:
+            UserError: the batch cannot be divided.
+        """
+        share, rest = divmod(self.batch_size, processes)
+        if rest:
+            fitting = ", ".join(str(n) for n in range(2, 17) if self.batch_size % n == 0)
+            raise UserError(
+                f"the batch size {self.batch_size} cannot be divided among {processes} processes; set num_processes to "
+                f"a divisor ({fitting or 'none'}), or --batch-size to a multiple of {processes}"
+            )
+        micro = min(self.micro_batch_size, share)
+        if processes > 1:
+            micro = max(size for size in range(1, micro + 1) if share % size == 0)
+        if share % micro:
+            raise UserError(
+                f"the batch size {self.batch_size} is no multiple of the micro batch size {micro}; choose a divisor"
+            )
+        return micro, share // micro
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ MODEL_FOLDER = "model"
 """Where a stage puts the checkpoint that it made, inside its folder or a ratio's."""
 
 _RECORD = "stage.json"
+_OTHER_PROCESSES = ("engine", "processes")  # parts of a result that say how much memory processes of their own took
 _KEY = re.compile(r"[a-z]+-[0-9a-f]{16}")
 REPAIR = "bench doctor --repair moves it aside, then the same command does only what is missing anew"
 
@@ -35,6 +36,11 @@ REPAIR = "bench doctor --repair moves it aside, then the same command does only 
 def ratio_folder(ratio: float) -> str:
     """Return the folder of one ratio inside a compress stage."""
     return f"ratio-{ratio:g}"
+
+
+def resume_folder(root: Path, key: str) -> Path:
+    """Return where a stage keeps what it can go on from when it is cut off."""
+    return root / f".resume-{key}"
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,8 @@ class StageStore:
     """The folder with all stages of all sweeps.
 
     Args:
-        root: made if missing. A stage lies in ``root/<key>``, its work in ``root/.part-<key>``, what it left when it
-            failed in ``root/failed``.
+        root: made if missing. A stage lies in ``root/<key>``, its work in ``root/.part-<key>``, checkpoints of its
+            training in ``root/.resume-<key>`` until it is done, what it left when it failed in ``root/failed``.
     """
 
     def __init__(self, root: Path) -> None:
@@ -147,16 +153,26 @@ class StageStore:
         return place
 
     def cut_off(self) -> list[Path]:
-        """Return what stages left behind whose process was killed; the work of running stages is not among it."""
-        left = []
-        for part in sorted(self.root.glob(".part-*")):
-            lock = FileLock(self.root / f".lock-{part.name.removeprefix('.part-')}")
+        """Return what stages left behind whose process was killed and that nothing goes on from.
+
+        The work of running stages is not among it.
+        """
+        left, resumable = [], self.resumable()
+        for part in sorted([*self.root.glob(".part-*"), *self.root.glob(".resume-*")]):
+            if part in resumable:
+                continue
+            lock = FileLock(self.root / f".lock-{part.name.split('-', 1)[1]}")
             try:
                 with lock.acquire(blocking=False):
                     left.append(part)
             except Timeout:
                 continue
         return left
+
+    def resumable(self) -> list[Path]:
+        """Return the checkpoints of trainings that are not done; the same command goes on from them."""
+        folders = sorted(self.root.glob(".resume-*"))
+        return [folder for folder in folders if not self.path(folder.name.removeprefix(".resume-")).is_dir()]
 
     def run(self, stage: Stage, work: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
         """Do a stage unless it stands already; return its ``stage.json``.
@@ -195,8 +211,9 @@ class StageStore:
             try:
                 record["result"] = dict(work(part))
                 record["seconds"] = time.perf_counter() - clock
-                elsewhere = record["result"].get("engine", {}).get("peak_memory_bytes", 0)
-                record["peak_memory_bytes"] = max(peak_memory_bytes(), elsewhere)
+                record["seconds"] += record["result"].get("training", {}).get("resumed_seconds", 0.0)
+                elsewhere = [record["result"].get(part, {}).get("peak_memory_bytes", 0) for part in _OTHER_PROCESSES]
+                record["peak_memory_bytes"] = max(peak_memory_bytes(), *elsewhere)
                 record["ended_at"] = datetime.now(UTC).isoformat(timespec="seconds")
                 record["status"] = "done"
                 files = [file for file in sorted(part.rglob("*")) if file.is_file()]
@@ -207,6 +224,7 @@ class StageStore:
                     sync(path)
                 os.rename(part, self.path(key))
                 sync(self.root)
+                shutil.rmtree(resume_folder(self.root, key), ignore_errors=True)
             except BaseException as error:
                 self._keep_failure(record, error, time.perf_counter() - clock)
                 shutil.rmtree(part, ignore_errors=True)

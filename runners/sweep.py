@@ -99,7 +99,10 @@ def write_results(plan: Plan, stages_run: int = 0) -> SweepResult:
     csv, _ = write_records(folder, records)
     # Where stages ran is no part of what was asked: the file is the same, and runs where that cluster is gone.
     config = plan.config.model_dump(
-        mode="json", exclude={"executor", "address"}, exclude_none=True, exclude_defaults=True
+        mode="json",
+        exclude={"executor", "address", "accelerate", "checkpoint_minutes"},
+        exclude_none=True,
+        exclude_defaults=True,
     )
     write_atomic(folder / "sweep.yaml", yaml.safe_dump(config, sort_keys=True, allow_unicode=True))
     return SweepResult(folder, csv, draw_curves(to_frame(records), folder), stages_run)
@@ -117,6 +120,13 @@ def plan_warnings(plan: Plan) -> list[str]:
     notes = [plan.engine.note] if plan.engine.note else []
     if plan.config.limit:
         notes.append(f"only the first {plan.config.limit} problems are evaluated; the rows say so with their n")
+    if plan.setup:
+        notes.append(f"trainings run in {plan.setup.processes} processes by {plan.setup.strategy.upper()}")
+        wholly = [
+            key for key in plan.pending() if plan.stages[key].kind == "compress" and "train" in plan.stages[key].config
+        ]
+        if wholly and plan.setup.strategy == "fsdp2":
+            notes.append("methods that train while they compress do that by DDP: each process holds the whole model")
     return notes
 
 

@@ -3,63 +3,159 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import transformers
+from accelerate.data_loader import SeedableRandomSampler
+from accelerate.utils import broadcast_object_list, set_seed
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Dataset, Sampler
 
-from ..evals.prompts import Encoded
+from ..evals.prompts import IGNORED, Encoded
 from ..foundation.errors import UserError
 from ..methods.base import TrainingLog
+from ..methods.shrinking import shrink_parameter
 from .data import TaskData, collate
+from .parallel.sharding import fit_settings, process_count, use_fsdp2_on_cpus
 from .recipes import TrainSettings
+from .resuming import Resumable
 
 Progress = Callable[[int, int], None]
 
 
 class _Examples(Dataset[Encoded]):
-    def __init__(self, items: list[Encoded]) -> None:
-        self.items = items
+    """The examples, and behind the last one a blank that nothing is learnt from."""
+
+    def __init__(self, data: TaskData) -> None:
+        self.items, self.blank = data.items, Encoded([data.pad_token_id], [IGNORED])
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> Encoded:
-        return self.items[index]
+        return self.blank if index == len(self.items) else self.items[index]
+
+
+class _EvenSampler(Sampler[int]):
+    """The order of one process, filled up with blanks to whole batches of all processes.
+
+    Without them accelerate would repeat examples at the end of an epoch.
+    """
+
+    def __init__(self, examples: _Examples, seed: int, together: int) -> None:
+        self.order, self.blank = SeedableRandomSampler(examples, data_seed=seed), len(examples)
+        self.length = -(-len(examples) // together) * together
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.order
+        yield from [self.blank] * (self.length - self.blank)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.order.set_epoch(epoch)
 
 
 class _Hooks(transformers.TrainerCallback):
-    """Counts tokens by update, reports progress, and calls back before each update with gradients in place."""
+    """Counts what all processes did by update, reports progress, asks for checkpoints, calls back with gradients."""
 
-    def __init__(self, on_gradients: Callable[[int, int], None] | None, progress: Progress | None) -> None:
-        self.on_gradients, self.progress = on_gradients, progress
-        self.tokens = self.tokens_done = 0
+    trainer: _CheckedTrainer
+
+    def __init__(
+        self,
+        on_gradients: Callable[[int, int], None] | None,
+        progress: Progress | None,
+        resumable: Resumable | None,
+    ) -> None:
+        self.on_gradients, self.progress, self.resumable = on_gradients, progress, resumable
+        self.tokens = 0
+        self.loss = self.seconds_before = 0.0
+        self.tokens_done, self.last_loss = 0, math.nan
+        self.started = self.saved = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.started
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.on_gradients:
             self.on_gradients(state.global_step, self.tokens_done)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.tokens_done = self.tokens
+        due = self.resumable is not None and time.perf_counter() - self.saved >= 60 * self.resumable.minutes
+        tokens, self.last_loss, asking = self._of_all(self.tokens, self.loss, due)
+        self.tokens_done += round(tokens)
+        self.tokens, self.loss = 0, 0.0
+        control.should_save = asking > 0 and state.global_step < state.max_steps
         if self.progress:
             self.progress(state.global_step, state.max_steps)
 
+    def _of_all(self, tokens: int, loss: float, due: bool) -> tuple[float, float, float]:
+        """Return the sum of tokens, the mean loss, and how many ask for a checkpoint."""
+        count = process_count()
+        if count == 1:
+            return tokens, loss, due
+        here = torch.tensor([tokens, loss / count, due], dtype=torch.float64, device=self.trainer.args.device)
+        total, mean, asking = self.trainer.accelerator.reduce(here, "sum").tolist()
+        return total, mean, asking
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self.resumable is not None
+        self.trainer.accelerator.wait_for_everyone()
+        if args.should_save:
+            facts = {"layout": self.trainer.layout, "tokens": self.tokens_done, "seconds": self.seconds}
+            self.resumable.seal(self.resumable.folder / f"checkpoint-{state.global_step}", facts)
+        self.saved = time.perf_counter()
+
 
 class _CheckedTrainer(transformers.Trainer):
-    """A Trainer that counts tokens and stops at the first loss that is not a number."""
+    """A Trainer that counts tokens, stops at the first loss that is not a number, and keeps names in checkpoints."""
 
     hooks: _Hooks
     where: str
-    last_loss = math.nan
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        use_fsdp2_on_cpus(self.accelerator)
+        self.is_fsdp_enabled = getattr(self.accelerator.state, "fsdp_plugin", None) is not None
+        if self.is_fsdp_enabled:
+            fit_settings(self.accelerator, self.model)
+
+    @property
+    def layout(self) -> str:
+        """How the tensors of a checkpoint lie."""
+        if not self.is_fsdp_enabled:
+            return "whole tensors"
+        return f"FSDP2, {self.accelerator.state.fsdp_plugin.state_dict_type.name}"
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        count = process_count()
+        if count == 1:
+            return super()._get_train_sampler(train_dataset)
+        return _EvenSampler(self.train_dataset, self.args.data_seed, self.args.per_device_train_batch_size * count)
+
+    # Trainer's own two would save under the names of the hub's format and leave out what they do not find again.
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.is_fsdp_enabled and output_dir is not None:
+            os.makedirs(output_dir, exist_ok=True)
+            save_model(self.model, os.path.join(output_dir, "model.safetensors"))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_model(self.model, os.path.join(resume_from_checkpoint, "model.safetensors"))
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        self.hooks.tokens += int(inputs["attention_mask"].sum())
+        self.hooks.tokens += int(inputs.pop("tokens"))
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         value = float(loss)
         if not math.isfinite(value):
@@ -68,7 +164,7 @@ class _CheckedTrainer(transformers.Trainer):
                 f"{self.where}; lower the learning rate (now {self.args.learning_rate:g}) with --lr, or check the "
                 "training data"
             )
-        self.last_loss = value
+        self.hooks.loss += value
         return loss
 
 
@@ -83,6 +179,7 @@ class TaskTrainer:
         seed: of the data order.
         where: the stage's name, for messages.
         progress: called with (steps done, steps in all).
+        resumable: where the run keeps checkpoints, and goes on from one that is there; None keeps none.
     """
 
     def __init__(
@@ -94,11 +191,13 @@ class TaskTrainer:
         seed: int = 42,
         where: str = "training",
         progress: Progress | None = None,
+        resumable: Resumable | None = None,
     ) -> None:
         self.data, self.settings, self.device, self.seed = data, settings, device, seed
-        self.where, self.progress = where, progress
+        self.where, self.progress, self.resumable = where, progress, resumable
         self.extra_steps = extra_steps
         self.total_steps = settings.total_steps(len(data.items))
+        self._running: _CheckedTrainer | None = None
 
     def train(
         self,
@@ -111,19 +210,16 @@ class TaskTrainer:
         if steps == 0:
             return TrainingLog(0, 0, 0.0, math.nan)
         chosen = self.settings
-        micro = min(chosen.micro_batch_size, chosen.batch_size)
-        if chosen.batch_size % micro:
-            raise UserError(
-                f"the batch size {chosen.batch_size} is no multiple of the micro batch size {micro}; choose a divisor"
-            )
+        micro, accumulated = chosen.split(process_count())
         wide = chosen.precision == "bfloat16" or (chosen.precision == "auto" and self.device.startswith("cuda"))
-        hooks = _Hooks(on_gradients, self.progress)
+        hooks = _Hooks(on_gradients, self.progress, self.resumable)
+        examples = _Examples(self.data)
         with tempfile.TemporaryDirectory() as folder:
             arguments = transformers.TrainingArguments(
-                output_dir=str(Path(folder)),
+                output_dir=folder,
                 max_steps=steps,
                 per_device_train_batch_size=micro,
-                gradient_accumulation_steps=chosen.batch_size // micro,
+                gradient_accumulation_steps=accumulated,
                 learning_rate=chosen.learning_rate * lr_scale,
                 lr_scheduler_type=chosen.schedule,
                 warmup_steps=math.ceil(chosen.warmup * steps),
@@ -141,22 +237,57 @@ class TaskTrainer:
                 disable_tqdm=True,
                 dataloader_pin_memory=self.device != "cpu",
                 remove_unused_columns=False,
+                average_tokens_across_devices=True,
             )
             trainer = _CheckedTrainer(
                 model=model,
                 args=arguments,
-                train_dataset=_Examples(self.data.items),
-                data_collator=lambda items: collate(items, self.data.pad_token_id),
+                train_dataset=examples,
+                data_collator=lambda items: self._batch(items, examples.blank),
                 callbacks=[hooks],
             )
             trainer.remove_callback(transformers.PrinterCallback)
-            trainer.hooks, trainer.where = hooks, self.where
+            trainer.hooks, trainer.where, hooks.trainer = hooks, self.where, trainer
+            if self.resumable:
+                trainer.args.output_dir = str(self.resumable.folder)  # only now, or the Trainer would make it at once
+            if process_count() > 1:
+                # All load the same buffers; DDP would send them at each pass and keep those that a method has replaced.
+                names = [name for name, _ in model.named_buffers()]
+                DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+                set_seed(self.seed, device_specific=True)  # or dropout would hit the same places in every process
             use_cache, model.config.use_cache = model.config.use_cache, False
-            clock = time.perf_counter()
+            hooks.started = hooks.saved = time.perf_counter()
+            self._running = trainer
             try:
-                trainer.train()
+                trainer.train(resume_from_checkpoint=self._resumed(trainer))
             finally:
+                self._running = None
                 model.config.use_cache = use_cache
         torch.manual_seed(self.seed)
         model.eval()
-        return TrainingLog(steps, hooks.tokens_done, time.perf_counter() - clock, trainer.last_loss)
+        return TrainingLog(steps, hooks.tokens_done, hooks.seconds, hooks.last_loss, hooks.seconds_before)
+
+    def _batch(self, items: list[Encoded], blank: Encoded) -> dict[str, Tensor]:
+        tokens = sum(len(item.input_ids) for item in items if item is not blank)
+        return collate(items, self.data.pad_token_id) | {"tokens": torch.tensor([tokens])}
+
+    def _resumed(self, trainer: _CheckedTrainer) -> str | None:
+        """Return the checkpoint to go on from, the same in all processes, after telling the hooks what it counts."""
+        if self.resumable is None:
+            return None
+        found = [self.resumable.newest(trainer.layout) if trainer.args.process_index == 0 else None]
+        if process_count() > 1:
+            broadcast_object_list(found)
+        if found[0] is None:
+            return None
+        path, facts = found[0]
+        trainer.hooks.tokens_done, trainer.hooks.seconds_before = facts["tokens"], facts["seconds"]
+        return str(path)
+
+    def shrink(self, parameter: nn.Parameter, index: Tensor) -> bool:
+        """Shrink a parameter and its optimizer's state, in one process alone; see `methods.base.Trainer.shrink`."""
+        if self._running is None:
+            return shrink_parameter(parameter, index)
+        if self._running.accelerator.num_processes > 1:
+            return False  # others hold copies or parts of it, and buckets of its gradients
+        return shrink_parameter(parameter, index, self._running.optimizer)

@@ -22,8 +22,11 @@ from ..models.checkpoint import save_checkpoint
 from ..models.footprint import context_length
 from ..models.loading import DTYPES, load_model, load_tokenizer, weights_size
 from .data import TaskData, load_task_data
+from .parallel.launch import train_together
+from .parallel.sharding import is_main, is_sharded, whole_state
 from .recipes import TrainSettings
-from .stages import MODEL_FOLDER, Stage, ratio_folder
+from .resuming import Resumable
+from .stages import MODEL_FOLDER, Stage, ratio_folder, resume_folder
 from .training import Progress, TaskTrainer
 
 BASES_FILE = "bases.safetensors"
@@ -36,12 +39,15 @@ def perform(stage: Stage, folder: Path, progress: Progress | None = None) -> Map
     """Do one stage inside ``folder``; returns plain data for its record."""
     seed = int(stage.config.get("seed", 0))
     torch.manual_seed(seed)
+    if "accelerate" in stage.runtime:
+        return train_together(stage, folder, progress)
     return _KINDS[stage.kind](stage, folder, progress)
 
 
 def _model(stage: Stage) -> tuple[Any, Any]:
     where = stage.runtime["model"]
-    model = load_model(where["location"], where["revision"], _WIDE, stage.runtime["device"])
+    place = stage.runtime.get("place", stage.runtime["device"])
+    model = load_model(where["location"], where["revision"], _WIDE, place)
     return model, load_tokenizer(where["location"], where["revision"])
 
 
@@ -60,7 +66,9 @@ def _data(stage: Stage, model: Any, tokenizer: Any) -> TaskData:
     )
 
 
-def _trainer(stage: Stage, data: TaskData, progress: Progress | None) -> TaskTrainer:
+def _trainer(
+    stage: Stage, data: TaskData, progress: Progress | None, resumable: Resumable | None = None
+) -> TaskTrainer:
     # A method that trains while compressing draws another order than the recovery, or it would see the same first
     # batches twice where the others go on to new ones.
     offset = _COMPRESS_ORDER if stage.kind == "compress" else 0
@@ -72,7 +80,25 @@ def _trainer(stage: Stage, data: TaskData, progress: Progress | None) -> TaskTra
         stage.config["seed"] + offset,
         stage.title or stage.key,
         progress,
+        resumable,
     )
+
+
+def _resumable(stage: Stage, folder: Path) -> Resumable:
+    return Resumable(resume_folder(folder.parent, stage.key), stage.runtime["checkpoint_minutes"])
+
+
+def _save_trained(stage: Stage, model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write what one or several processes trained."""
+    if is_sharded(model):
+        state, where = whole_state(model), stage.runtime["model"]
+        if is_main():
+            plain = load_model(where["location"], where["revision"], stage.config["dtype"])
+            plain.load_state_dict(state)
+            plain.config, plain.generation_config = model.config, model.generation_config
+            model = plain
+    if is_main():
+        _save(model, tokenizer, folder / MODEL_FOLDER, stage.config["dtype"])
 
 
 def _save(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
@@ -82,9 +108,9 @@ def _save(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
 def _finetune(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
     model, tokenizer = _model(stage)
     data = _data(stage, model, tokenizer)
-    trainer = _trainer(stage, data, progress)
+    trainer = _trainer(stage, data, progress, _resumable(stage, folder))
     log = trainer.train(model, trainer.total_steps)
-    _save(model, tokenizer, folder / MODEL_FOLDER, stage.config["dtype"])
+    _save_trained(stage, model, tokenizer, folder)
     return {"training": asdict(log), "examples": len(data.items), "dropped": data.dropped}
 
 
@@ -112,12 +138,14 @@ def _compress(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
     reports: dict[str, Any] = {}
 
     def emit(budget: Budget, compressed: Any, report: CompressionReport) -> None:
+        reports[f"{budget.ratio:g}"] = report.summary()
+        if not is_main():
+            return
         target = folder / ratio_folder(budget.ratio)
         _save(compressed, tokenizer, target / MODEL_FOLDER, stage.config["dtype"])
         write_json(target / "report.json", report.summary())
         if report.tensors:
             save_file(report.tensors, target / BASES_FILE)
-        reports[f"{budget.ratio:g}"] = report.summary()
 
     method.compress_path(model, fitted, budgets, trainer, emit, data)
     return {"reports": reports}
@@ -127,10 +155,10 @@ def _recover(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[s
     model, tokenizer = _model(stage)
     with open(Path(stage.runtime["model"]["location"]).parent / "report.json", encoding="utf-8") as file:
         report = json.load(file)
-    trainer = _trainer(stage, _data(stage, model, tokenizer), progress)
+    trainer = _trainer(stage, _data(stage, model, tokenizer), progress, _resumable(stage, folder))
     spent = 0 if trainer.extra_steps else report["steps"]
     log = trainer.train(model, max(trainer.total_steps - spent, 0), report["recover_lr_scale"])
-    _save(model, tokenizer, folder / MODEL_FOLDER, stage.config["dtype"])
+    _save_trained(stage, model, tokenizer, folder)
     return {"training": asdict(log)}
 
 

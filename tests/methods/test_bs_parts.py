@@ -118,7 +118,7 @@ def test_the_layer_starts_as_the_dense_one(start: Start, extra: int) -> None:
     torch.testing.assert_close(found(x), torch.nn.functional.linear(x, weight, bias))
     torch.testing.assert_close(found.dense_weight(), weight)
     assert {name for name, _ in found.named_parameters()} == {"weight_root", "extra_left", "extra_right", "bias"}
-    assert {name for name, _ in found.named_buffers()} == {"left", "right", "kept"}
+    assert {name for name, _ in found.named_buffers()} == {"left", "right", "kept", "slots"}
     torch.testing.assert_close(found.left.norm(dim=0), torch.ones(len(found.kept), dtype=torch.float64))
     if start == "zero":
         assert not found.extra_left.any()

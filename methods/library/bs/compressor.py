@@ -24,6 +24,7 @@ from ...fitted import Fitted
 from ...groups import singles
 from ...matrixwise import MatrixCompressor, report
 from ...policies.base import parse_policy, policies
+from ...shrinking import shrink_parameter
 from .layer import Start
 from .pruning import Schedule, lr_factor, pruning_steps
 from .run import PruningRun
@@ -196,7 +197,8 @@ class BasisSelection(Compressor):
             emit(run.budgets[index], merged, result)
 
         groups = singles(self.targets(model))
-        run = PruningRun(self, model, fitted, budgets, hand_out, data)
+        shrink = trainer.shrink if trainer else shrink_parameter
+        run = PruningRun(self, model, fitted, budgets, hand_out, data, shrink)
 
         def on_gradients(step: int, tokens: int) -> None:
             nonlocal used

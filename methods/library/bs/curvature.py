@@ -39,7 +39,7 @@ class Curvature:
 
     def __init__(self, layers: Mapping[str, BasisLinear], seed: int, step: float = 0.01, memory: float = 0.9) -> None:
         self.layers, self.step, self.memory = layers, step, memory
-        self.slope = {name: torch.zeros_like(layer.weight_root.detach()).float() for name, layer in layers.items()}
+        self.slope = {name: torch.zeros(layer.bases, device=layer.weight_root.device) for name, layer in layers.items()}
         self.bend = {name: value.clone() for name, value in self.slope.items()}
         self.weight = 0.0
         self._generator = torch.Generator().manual_seed(seed)
@@ -53,10 +53,7 @@ class Curvature:
         roots = {name: layer.weight_root for name, layer in self.layers.items()}
         saved = {name: root.data for name, root in roots.items()}
         step = {name: max(self.step, torch.finfo(root.dtype).eps ** 0.5) for name, root in roots.items()}
-        signs = {
-            name: (torch.randint(0, 2, root.shape, generator=self._generator) * 2 - 1).to(root.device)
-            for name, root in roots.items()
-        }
+        signs = {name: self._signs(layer) for name, layer in self.layers.items()}
         found: list[dict[str, Tensor]] = []
         try:
             for direction in (1.0, -1.0):
@@ -67,7 +64,7 @@ class Curvature:
                 # s = w², so s_i·∂L/∂s_i = w_i² / (2 w'_i) · ∂L/∂w'_i with w' = w·stretch
                 found.append(
                     {
-                        name: torch.zeros_like(self.slope[name])
+                        name: torch.zeros_like(saved[name]).float()
                         if gradient is None
                         else gradient.float() * saved[name].float() / (2 * stretch[name].float())
                         for (name, _), gradient in zip(roots.items(), gradients, strict=True)
@@ -78,13 +75,24 @@ class Curvature:
                 root.data = saved[name]
         up, down = found
         self.weight = self.memory * self.weight + 1
-        for name in roots:
+        for name, layer in self.layers.items():
             slope, bend = (up[name] + down[name]) / 2, signs[name] * (up[name] - down[name]) / (2 * step[name])
-            self.slope[name] = self.memory * self.slope[name] + slope
-            self.bend[name] = self.memory * self.bend[name] + bend
+            kept, slots = layer.kept, layer.slots
+            self.slope[name][kept] = self.memory * self.slope[name][kept] + slope[slots]
+            self.bend[name][kept] = self.memory * self.bend[name][kept] + bend[slots]
+
+    def _signs(self, layer: BasisLinear) -> Tensor:
+        """Return signs in the shape of w; as many are drawn as there were bases, so that pruning changes none."""
+        drawn = (torch.randint(0, 2, (layer.bases,), generator=self._generator) * 2 - 1).to(layer.kept.device)
+        signs = torch.ones_like(layer.weight_root, dtype=drawn.dtype, requires_grad=False)
+        signs[layer.slots] = drawn[layer.kept]
+        return signs
 
     def increase(self, name: str) -> Tensor:
-        """Return the expected rise of the loss when each basis alone is dropped, shape (k,); may be negative."""
+        """Return the expected rise of the loss when each basis alone is dropped, shape (k,); may be negative.
+
+        What it says of pruned bases is of the time when they were there.
+        """
         return (self.bend[name] / 2 - self.slope[name]) / max(self.weight, 1e-30)
 
     def importance(self, name: str) -> Tensor:

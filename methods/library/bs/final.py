@@ -49,13 +49,13 @@ class BasisProbe:
 
     def loss(self, ranks: Mapping[str, int]) -> float:
         """Return the mean loss, or the error rate, with the named layers pruned to these ranks."""
-        saved: list[tuple[BasisLinear, Tensor, Tensor, Tensor]] = []
+        saved: list[tuple[BasisLinear, tuple[Tensor, Tensor, Tensor, Tensor]]] = []
         try:
             for name, rank in ranks.items():
                 layer = self.layers[name]
-                saved.append((layer, layer.left, layer.right, layer.kept))
+                saved.append((layer, (layer.left, layer.right, layer.kept, layer.slots)))
                 layer.prune(self.mask_at(name, rank))
             return self.examples.loss(self.model)
         finally:
-            for layer, left, right, kept in saved:
-                layer.left, layer.right, layer.kept = left, right, kept
+            for layer, buffers in saved:
+                layer.left, layer.right, layer.kept, layer.slots = buffers

@@ -1,5 +1,6 @@
 """The layer that Basis Selection trains: frozen bases, trained singular values, a few free vectors."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -9,6 +10,9 @@ from ...fitted import Factors
 from ...linalg import merge
 
 Start = Literal["zero", "top"]
+
+Shrink = Callable[[nn.Parameter, Tensor], bool]
+"""Keeps only the given entries of a parameter, see `methods.base.Trainer.shrink`; False where it cannot."""
 
 
 class BasisLinear(nn.Module):
@@ -23,15 +27,18 @@ class BasisLinear(nn.Module):
         seed: of Ṽ.
         dtype: of all parameters and of the bases, which are never narrower than the model.
 
-    Parameters: ``weight_root`` w (k,), so that s = w² >= 0; ``extra_left`` (m, d); ``extra_right`` (d, n); ``bias``.
-    Buffers (frozen, not trained): ``left`` (m, kept), ``right`` (kept, n), ``kept`` indices into w. A pruned basis
-    leaves the buffers, so it costs nothing, gets no gradient and cannot come back. ``freed`` is how many of the
-    strongest bases became new vectors (start ``top``).
+    Parameters: ``weight_root`` w, so that s = w² >= 0; ``extra_left`` (m, d); ``extra_right`` (d, n); ``bias``.
+    Buffers (frozen, not trained): ``left`` (m, kept), ``right`` (kept, n), ``kept`` indices into the spectrum (k,),
+    ``slots`` indices of the same bases into w. A pruned basis leaves the buffers at once, so it costs nothing, gets no
+    gradient and cannot come back. It leaves w, which starts with k entries, when `shrink` can make w shorter; where it
+    cannot (w is sharded over processes), w keeps its length and the entry is never read again. ``bases`` is k,
+    ``freed`` is how many of the strongest bases became new vectors (start ``top``).
     """
 
     left: Tensor
     right: Tensor
     kept: Tensor
+    slots: Tensor
 
     def __init__(
         self, factors: Factors, bias: Tensor | None, extra: int, start: Start, seed: int, dtype: torch.dtype
@@ -56,7 +63,8 @@ class BasisLinear(nn.Module):
         self.register_buffer("left", left[:, first:].clone())
         self.register_buffer("right", right[first:].clone())
         self.register_buffer("kept", torch.arange(first, len(spectrum), device=left.device))
-        self.freed = first
+        self.register_buffer("slots", self.kept.clone())
+        self.bases, self.freed = len(spectrum), first
 
     @property
     def extra(self) -> int:
@@ -70,12 +78,17 @@ class BasisLinear(nn.Module):
 
     def singular_values(self) -> Tensor:
         """Return the trained singular values s = w² of the kept bases, shape (kept,)."""
-        return self.weight_root.detach()[self.kept] ** 2
+        return self.roots().detach() ** 2
+
+    def roots(self) -> Tensor:
+        """Return w of the kept bases, shape (kept,); gradients flow into `weight_root`."""
+        # The slots ascend, so as many of them as entries are all entries.
+        return self.weight_root if len(self.slots) == len(self.weight_root) else self.weight_root[self.slots]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., n) to (..., m) without building the dense weight."""
         linear = nn.functional.linear
-        hidden = linear(x, self.right) * self.weight_root[self.kept] ** 2
+        hidden = linear(x, self.right) * self.roots() ** 2
         y = linear(hidden, self.left, self.bias)
         return y + linear(linear(x, self.extra_right), self.extra_left) if self.extra else y
 
@@ -83,17 +96,22 @@ class BasisLinear(nn.Module):
         """Drop the kept bases whose mask entry is False, shape (kept,), for good."""
         self.left = self.left[:, mask].contiguous()
         self.right = self.right[mask].contiguous()
-        self.kept = self.kept[mask]
+        self.kept, self.slots = self.kept[mask], self.slots[mask]
+
+    def shrink(self, shrink: Shrink) -> None:
+        """Let `weight_root` hold the kept bases alone, if ``shrink`` can do that."""
+        if len(self.slots) < len(self.weight_root) and shrink(self.weight_root, self.slots):
+            self.slots = torch.arange(len(self.slots), device=self.slots.device)
 
     def merged(self, rank: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the SVD U (m, r), s (r,), Vᵀ (r, n) of the layer's matrix in float64."""
         with torch.no_grad():
-            left = torch.cat([self.left * self.weight_root[self.kept] ** 2, self.extra_left], 1)
+            left = torch.cat([self.left * self.roots() ** 2, self.extra_left], 1)
             right = torch.cat([self.right, self.extra_right], 0)
         return merge(left, right, rank)
 
     def dense_weight(self) -> Tensor:
         """Return the layer's matrix, shape (m, n)."""
         with torch.no_grad():
-            kept = (self.left.double() * self.weight_root[self.kept].double() ** 2) @ self.right.double()
+            kept = (self.left.double() * self.roots().double() ** 2) @ self.right.double()
             return (kept + self.extra_left.double() @ self.extra_right.double()).to(self.left.dtype)

@@ -15,9 +15,10 @@ from ...budget import Allocation, Budget, ModelShape, Unit
 from ...fitted import Fitted
 from ...linalg import merge
 from ...policies.base import parse_policy, policies
+from ...shrinking import shrink_parameter
 from .curvature import CurvatureProbes
 from .final import BasisProbe
-from .layer import BasisLinear
+from .layer import BasisLinear, Shrink
 from .pruning import compensated_threshold, keep_largest, target_share
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 STATES = ("died", "kept", "freed")
 """What becomes of a basis: pruned, trained on, or turned into a new vector at the start."""
+
+SHRINK_FROM = 512
+"""Matrices of fewer bases keep the full length of w: there is nothing to gain, and in another length the gradient's
+norm is summed in another order, which changes the last digits of what clipping leaves."""
 
 
 class PruningRun:
@@ -38,6 +43,7 @@ class PruningRun:
         budgets: the ratios to hand out.
         hand_out: called with the position of a budget and the merged model that meets it, for all but the deepest.
         data: task data for criteria and policies that ask the model; None for the others.
+        shrink: makes a parameter in training shorter.
 
     Attributes:
         budgets: from the lowest ratio to the highest.
@@ -55,8 +61,9 @@ class PruningRun:
         budgets: Sequence[Budget],
         hand_out: Callable[[int, nn.Module], None],
         data: CalibrationData | None = None,
+        shrink: Shrink = shrink_parameter,
     ) -> None:
-        self.method, self.model, self.hand_out, self.data = method, model, hand_out, data
+        self.method, self.model, self.hand_out, self.data, self.shrink = method, model, hand_out, data, shrink
         self.budgets = sorted(budgets, key=lambda budget: budget.ratio)
         self.dense_shape = method.shape(model)
         self.shape = method.shape(model, self.budgets[-1].ratio)
@@ -84,9 +91,10 @@ class PruningRun:
                 layer.bias.requires_grad_(method.train_others)
             replace_module(model, unit.name, layer.train(dense.training))
             self.layers[unit.name] = layer
+            self._shrink(layer)
             self.spectra[unit.name] = factors.spectrum.float().cpu()
         self.product = dict.fromkeys(self.layers, 1.0)
-        self.slope = {name: torch.zeros_like(layer.weight_root) for name, layer in self.layers.items()}
+        self.slope = {name: layer.weight_root.detach().new_zeros(layer.bases) for name, layer in self.layers.items()}
         self.observed = 0
         self.reached = self.prunings_done = 0
         self.met = False
@@ -122,7 +130,8 @@ class PruningRun:
         self.observed += 1
         for name, layer in self.layers.items():
             if layer.weight_root.grad is not None:
-                self.slope[name] += (layer.weight_root.grad * layer.weight_root.detach()).abs() / 2
+                slope = (layer.weight_root.grad * layer.weight_root.detach()).abs() / 2
+                self.slope[name][layer.kept] += slope[layer.slots]
 
     def _unit(self, unit: Unit) -> Unit:
         """Return a unit whose largest rank is what is left of its layer."""
@@ -248,8 +257,13 @@ class PruningRun:
             if self.method.scope == "layer" and total > 0:
                 self.product[name] *= kept / total
             layer.prune(masks[name])
+            self._shrink(layer)
         if self.method.scope == "global" and before > 0:
             self.product = {name: value * after / before for name, value in self.product.items()}
+
+    def _shrink(self, layer: BasisLinear) -> None:
+        if layer.bases >= SHRINK_FROM:
+            layer.shrink(self.shrink)
 
     def merged(self, model: nn.Module) -> nn.Module:
         """Replace the basis layers of ``model`` by two linears each, or by a dense one where that is not larger."""

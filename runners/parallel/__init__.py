@@ -1,0 +1,1 @@
+"""One training stage over several processes, started by accelerate."""

@@ -1,0 +1,214 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import trained_together
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from sweeps import small_sweep
+
+from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.models.loading import load_model
+from lowrank_bench.runners.local import prepare
+from lowrank_bench.runners.parallel.setup import read_setup
+from lowrank_bench.runners.plan import make_plan
+from lowrank_bench.runners.recipes import TrainSettings
+from lowrank_bench.runners.sweep import run_sweep
+from lowrank_bench.runners.work import perform
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "accelerate"
+CPU = {"OMP_NUM_THREADS": "1"}
+
+
+def config(folder: Path, name: str, **changes) -> Path:
+    """Return the documented configuration for two processes."""
+    values = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text()) | {"num_processes": 2} | changes
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}))
+    return file
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """What two processes made of the cases, by strategy."""
+    folder = tmp_path_factory.mktemp("together")
+    command = [sys.executable, "-m", "lowrank_bench.runners.parallel.launcher", str(os.getpid())]
+    command += ["--config_file", str(config(folder, "fsdp2")), "--main_process_port", "0"]
+    command += [str(Path(trained_together.__file__)), str(folder / "made")]
+    done = subprocess.run(command, env=os.environ | CPU, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return torch.load(folder / "made")
+
+
+def flat(state):
+    return torch.cat([tensor.double().flatten() for tensor in state.values()])
+
+
+@pytest.mark.parametrize("case", trained_together.CASES)
+def test_two_processes_train_as_one(together, case):
+    start = trained_together.build(case).state_dict()
+    model, log = trained_together.train(case)
+    wanted, moved = model.state_dict(), flat(model.state_dict()) - flat(start)
+    for strategy, found in together.items():
+        made = found[case]
+        assert made["sharded"] == (strategy == "fsdp2")
+        assert made["state"].keys() == wanted.keys()
+        # In bfloat16 each sum rounds to three digits, and two processes sum in another order.
+        tolerance = 0.05 if case == "bfloat16" else 1e-4
+        assert (flat(made["state"]) - flat(wanted)).norm() < tolerance * moved.norm()
+        if case != "bfloat16":
+            for name, tensor in wanted.items():
+                torch.testing.assert_close(made["state"][name], tensor, atol=5e-6, rtol=0, msg=f"{strategy} {name}")
+        assert (made["log"]["steps"], made["log"]["tokens"]) == (log.steps, log.tokens)
+        assert made["log"]["loss"] == pytest.approx(log.loss, rel=1e-3 if case == "bfloat16" else 1e-5)
+    assert float(moved.abs().max()) > 1e-3
+
+
+def stages(out: Path) -> dict[str, dict]:
+    found = [json.loads(file.read_text()) for file in out.glob("stages/*-*/stage.json")]
+    return {record["key"]: record for record in found}
+
+
+def test_a_killed_sweep_over_processes_ends_as_one_process_does(tmp_path):
+    accelerate = config(tmp_path, "fsdp2")
+    given = ["--methods", "basis-sharing", "--model", "tiny", "--task", "toy-math", "--ratios", "2", "--limit", "2"]
+    given += ["--finetune-steps", "0", "--recover-steps", "8", "--max-new-tokens", "4", "--workers", "1"]
+    given += ["--accelerate", str(accelerate), "--checkpoint-minutes", "0", "--out", str(tmp_path / "two")]
+    bench = [sys.executable, "-m", "lowrank_bench.cli", "run", *given]
+    process = subprocess.Popen(bench, env=os.environ | CPU, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("two/stages/.resume-*/checkpoint-*/seal.json")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len([child for child in family if "parallel.rank" in " ".join(child.cmdline())]) >= 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not psutil.wait_procs(family, timeout=10)[1]
+    assert not list(tmp_path.glob("two/stages/recover-*"))
+
+    done = subprocess.run(bench, env=os.environ | CPU, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    one = small_sweep(
+        tmp_path / "one",
+        methods=["basis-sharing"],
+        ratios=[2],
+        limit=2,
+        finetune={"steps": 0},
+        recover={"steps": 8},
+        max_new_tokens=4,
+        workers=1,
+    )
+    run_sweep(one)
+    alone, spread = stages(tmp_path / "one"), stages(tmp_path / "two")
+    assert alone.keys() == spread.keys()
+    (key,) = [key for key in spread if key.startswith("recover")]
+    record, expected = spread[key], alone[key]["result"]["training"]
+    training = record["result"]["training"]
+    assert (training["steps"], training["tokens"]) == (expected["steps"], expected["tokens"])
+    assert record["seconds"] > training["seconds"] > training["resumed_seconds"] > 0
+    assert record["result"]["processes"]["count"] == 2
+    assert record["result"]["processes"]["strategy"] == "fsdp2"
+    assert record["runtime"]["accelerate"]["file"] == str(accelerate)
+    assert record["files"].keys() == alone[key]["files"].keys()
+    folders = [tmp_path / out / "stages" / key / "model" for out in ("two", "one")]
+    made, wanted = (load_file(folder / "model.safetensors") for folder in folders)
+    assert made.keys() == wanted.keys()
+    for name in made:
+        torch.testing.assert_close(made[name], wanted[name], atol=1e-4, rtol=0, msg=name)
+    assert (folders[0] / "config.json").read_text() == (folders[1] / "config.json").read_text()
+    assert not list(tmp_path.glob("two/stages/.resume-*"))
+    assert "accelerate" not in (tmp_path / "two" / "tiny-toy-math" / "sweep.yaml").read_text()
+
+
+def test_basis_selection_over_processes_keeps_the_bases_that_one_process_keeps(tmp_path):
+    changes = {"methods": ["bs:prunings=3,criterion=taylor"], "ratios": [2], "finetune": {"steps": 0}}
+    spread = make_plan(small_sweep(tmp_path, **changes, accelerate=config(tmp_path, "fsdp2")))
+    (key,) = [key for key, stage in spread.stages.items() if stage.kind == "compress"]
+    alone = make_plan(small_sweep(tmp_path, **changes)).stages[key]
+    results, models = [], []
+    prepare(1)
+    for need in spread.needs[key]:
+        spread.store.run(spread.stages[need], lambda folder, need=need: perform(spread.stages[need], folder))
+    for name, stage in (("one", alone), ("two", spread.stages[key])):
+        (tmp_path / name).mkdir()
+        results.append(dict(perform(stage, tmp_path / name)))
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["ratio-2"]
+        models.append(load_model(tmp_path / name / "ratio-2" / "model"))
+    assert results[1].pop("processes")["strategy"] == "ddp"
+    one, two = (result["reports"]["2"] for result in results)
+    assert (one["ranks"], one["steps"], one["tokens"]) == (two["ranks"], two["steps"], two["tokens"])
+    before, after = (load_file(tmp_path / name / "ratio-2" / "bases.safetensors") for name in ("one", "two"))
+    assert all(torch.equal(before[name], after[name]) for name in before if name.endswith(".state"))
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(*(model(input_ids=ids).logits for model in models), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"distributed_type": "MULTI_CPU"}, "distributed_type MULTI_CPU.*FSDP, MULTI_GPU"),
+        ({"distributed_type": "DEEPSPEED"}, "distributed_type DEEPSPEED"),
+        ({"distributed_type": None}, "no accelerate config"),
+        ({"num_processes": 1}, "num_processes 1.*2 or more"),
+        ({"num_processes": "four"}, "num_processes four"),
+        ({"num_machines": 2}, "num_machines 2.*one machine"),
+        ({"use_cpu": True}, "--device cpu"),
+        ({"mixed_precision": "bf16"}, "recipe's precision"),
+        ({"fsdp_config": {"fsdp_version": 1}}, "fsdp_version: 2"),
+        ({"fsdp_config": {"fsdp_version": 2}}, "TRANSFORMER_BASED_WRAP"),
+        ({"fsdp_config": {"fsdp_version": 2, "fsdp_activation_checkpointing": True}}, "gradient_checkpointing"),
+        ({"processes": 2}, "unknown keys"),
+    ],
+)
+def test_a_config_that_does_not_do_is_one_sentence(tmp_path, changes, words):
+    with pytest.raises(UserError, match=words) as error:
+        read_setup(config(tmp_path, "fsdp2", **changes), "cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_or_foreign_file_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be read.*many-gpus\.md"):
+        read_setup(tmp_path / "none.yaml", "cpu")
+    (tmp_path / "foreign.yaml").write_text("model: [tiny")
+    with pytest.raises(UserError, match=r"no valid YAML.*many-gpus\.md"):
+        read_setup(tmp_path / "foreign.yaml", "cpu")
+
+
+def test_the_batch_must_divide_before_anything_starts(tmp_path):
+    odd = config(tmp_path, "ddp", num_processes=3)
+    with pytest.raises(UserError, match=r"batch size 16 cannot be divided among 3.*2, 4, 8, 16.*multiple of 3"):
+        make_plan(small_sweep(tmp_path / "runs", accelerate=odd))
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(UserError, match="leave it out, or --executor ray"):
+        small_sweep(tmp_path / "runs", accelerate=odd, executor="ray")
+
+
+@given(st.integers(1, 512), st.integers(1, 64), st.integers(2, 16))
+def test_processes_passes_and_examples_make_up_the_batch(batch, micro, processes):
+    settings = TrainSettings(batch_size=batch, micro_batch_size=micro)
+    if batch % processes:
+        with pytest.raises(UserError, match="cannot be divided"):
+            settings.split(processes)
+    else:
+        each, passes = settings.split(processes)
+        assert each * passes * processes == batch
+        assert each <= micro
+
+
+def test_where_training_runs_is_no_part_of_a_key(tmp_path):
+    alone = make_plan(small_sweep(tmp_path))
+    spread = make_plan(small_sweep(tmp_path, accelerate=config(tmp_path, "ddp"), checkpoint_minutes=1))
+    assert list(alone.stages) == list(spread.stages)
+    trainings = {key for key, stage in spread.stages.items() if "train" in stage.config}
+    assert {spread.stages[key].kind for key in trainings} == {"finetune", "compress", "recover"}
+    assert {key for key, stage in spread.stages.items() if "accelerate" in stage.runtime} == trainings

@@ -1,0 +1,90 @@
+"""Trainings that one process and several shall do alike; run by accelerate it does them all and keeps what came out."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lowrank_bench.evals.prompts import Encoded
+from lowrank_bench.models.architectures import random_model
+from lowrank_bench.models.layers import LowRankLinear
+from lowrank_bench.models.matrices import get_linear, matrices, replace_module
+from lowrank_bench.runners.data import IGNORED, TaskData
+from lowrank_bench.runners.recipes import TrainSettings
+from lowrank_bench.runners.training import TaskTrainer
+
+STEPS = 7
+# 19 examples in batches of 8: each epoch ends with an update of three, and the steps go through two of these ends.
+ITEMS = [
+    Encoded([1, 5, *range(6 + i, 9 + i + i % 4), 2], [IGNORED] * 2 + [*range(6 + i, 9 + i + i % 4), 2])
+    for i in range(19)
+]
+SETTINGS = TrainSettings(
+    steps=STEPS,
+    learning_rate=1e-3,
+    batch_size=8,
+    micro_batch_size=8,
+    max_grad_norm=0.1,
+    gradient_checkpointing=False,
+    precision="float32",
+)
+CASES = ("dense", "tied, accumulated", "factorised", "bfloat16")
+
+
+def factorised() -> Any:
+    """Return a model whose second layer uses factors of the first, and k those of q, all with added biases."""
+    model = random_model("llama")
+    made: dict[str, LowRankLinear] = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        for matrix in matrices(model):
+            if matrix.name == "lm_head":
+                continue
+            kind = "self_attn.q_proj" if matrix.name.endswith("k_proj") else matrix.name.split(".", 3)[3]
+            dense, source = get_linear(model, matrix.name), made.get(kind)
+            a, b = torch.randn(6, dense.in_features) / 6, torch.randn(dense.out_features, 6) / 6
+            layer = LowRankLinear.from_factors(a, b, None, torch.zeros(dense.out_features), source)
+            made.setdefault(kind, layer)
+            replace_module(model, matrix.name, layer)
+    return model
+
+
+def build(case: str) -> Any:
+    """Return the model of a case."""
+    if case == "tied, accumulated":
+        return random_model("qwen2", tied=True)
+    return factorised() if case == "factorised" else random_model("llama")
+
+
+def train(case: str) -> tuple[Any, Any]:
+    """Return the trained model and the log."""
+    model, settings = build(case), SETTINGS
+    if case == "tied, accumulated":
+        settings = settings.model_copy(update={"micro_batch_size": 2, "gradient_checkpointing": True})
+    if case == "bfloat16":
+        settings = settings.model_copy(update={"precision": "bfloat16"})
+    return model, TaskTrainer(TaskData(ITEMS, 0, 0, 42), settings).train(model, STEPS)
+
+
+if __name__ == "__main__":
+    from accelerate import PartialState
+
+    from lowrank_bench.runners.local import prepare
+    from lowrank_bench.runners.parallel.sharding import is_main, is_sharded, whole_state
+
+    prepare(1)
+    PartialState(cpu=True)
+    results: dict[str, dict[str, Any]] = {"fsdp2": {}, "ddp": {}}
+    for strategy, found in results.items():
+        # Starting the processes takes longer than the trainings, so one start serves both strategies.
+        os.environ["ACCELERATE_USE_FSDP"] = str(strategy == "fsdp2").lower()
+        for case in CASES:
+            model, log = train(case)
+            state = whole_state(model) if is_sharded(model) else model.state_dict()
+            found[case] = {"state": state, "log": vars(log), "sharded": is_sharded(model)}
+    if is_main():
+        torch.save(results, Path(sys.argv[1]))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
