@@ -74,6 +74,9 @@ def run(
     address: Annotated[
         str | None, typer.Option(help="Running Ray cluster: HOST:PORT or auto.  [default: start Ray on this machine]")
     ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="URL of shared or object storage for stages and results: s3://BUCKET/FOLDER.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for stages and results.  [default: runs]")] = None,
     name: Annotated[str | None, typer.Option(help="Folder of this sweep's results.  [default: MODEL-TASK]")] = None,
 ) -> None:
@@ -149,6 +152,7 @@ _PLAIN = {
         "workers",
         "executor",
         "address",
+        "storage",
         "out",
         "name",
     ),

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..foundation.errors import UserError, did_you_mean
+from .storage import check_url
 
 
 class MethodSpec(BaseModel):
@@ -111,6 +112,8 @@ class SweepConfig(BaseModel):
         executor: ``local`` runs stages on this machine, ``ray`` on the nodes of a Ray cluster. Neither this nor the
             address is part of a stage's key or of ``sweep.yaml``: results are the same.
         address: of a running Ray cluster, HOST:PORT or ``auto``; None starts Ray on this machine.
+        storage: URL of a folder that several machines reach, in which finished stages and results stand too; neither
+            part of a stage's key nor of ``sweep.yaml``.
         out: folder for stages and results.
         name: of the sweep's folder; None makes one of model and task.
     """
@@ -147,6 +150,7 @@ class SweepConfig(BaseModel):
     workers: int | None = Field(default=None, ge=1)
     executor: Literal["local", "ray"] = "local"
     address: str | None = None
+    storage: str | None = None
     out: Path = Path("runs")
     name: str | None = None
 
@@ -198,6 +202,13 @@ class SweepConfig(BaseModel):
         if self.address is not None and self.executor != "ray":
             raise ValueError(f"--address {self.address} names a Ray cluster; add --executor ray, or leave it out")
         return self
+
+    @field_validator("storage")
+    @classmethod
+    def _storage_url(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_url(value)
+        return value
 
     @field_validator("name")
     @classmethod
