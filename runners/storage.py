@@ -16,9 +16,6 @@ from typing import Any, TypeVar
 from ..foundation.errors import UserError
 from ..foundation.files import sync
 
-ATTEMPTS = 5
-"""How often an operation is tried that fails for a reason that may pass."""
-
 _FIRST_WAIT_SECONDS = 0.5  # doubles with each attempt
 _HOPELESS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _RECORD = "stage.json"
@@ -45,17 +42,18 @@ def check_url(url: str) -> None:
 class Storage:
     """One folder of a storage: files under names; a ``stage.json`` marks a whole stage.
 
-    Every operation is tried `ATTEMPTS` times, with growing waits, and then ends with a `UserError` of one sentence.
+    An operation is tried several times, with growing waits, and then ends with a `UserError` of one sentence.
 
     Args:
         url: of the folder; made when something is written.
+        attempts: how often an operation is tried that fails for a reason that may pass.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+    def __init__(self, url: str, attempts: int = 5) -> None:
+        self.url, self.attempts = url.rstrip("/"), attempts
 
-    def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
-        return Storage, (self.url,)  # connections stay in their process
+    def __reduce__(self) -> tuple[type[Storage], tuple[str, int]]:
+        return Storage, (self.url, self.attempts)  # connections stay in their process
 
     @cached_property
     def _fs(self) -> Any:
@@ -189,14 +187,14 @@ class Storage:
             self._fs.rm(self._at(name), recursive=True)
 
     def _try(self, verb: str, action: Callable[[], Result]) -> Result:
-        for attempt in range(ATTEMPTS):
+        for attempt in range(self.attempts):
             try:
                 return action()
             except UserError:
                 raise
             except Exception as error:  # each file system has its own, botocore's and aiohttp's among them
                 hopeless = isinstance(error, _HOPELESS) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EROFS)
-                if hopeless or attempt + 1 == ATTEMPTS:
+                if hopeless or attempt + 1 == self.attempts:
                     why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
                     raise UserError(
                         f"the storage {self.url} cannot be {verb} from {socket.gethostname()} ({why}); mend that and "

@@ -55,7 +55,7 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
 
         require_ray(config)
     if config.storage:
-        Storage(config.storage).check()
+        Storage(config.storage, attempts=1).check()
     plan = make_plan(config)
     out = console or Console(quiet=True)
     for warning in plan_warnings(plan):
