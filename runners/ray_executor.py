@@ -38,7 +38,7 @@ CONNECT_SECONDS = 60
 """How long a cluster may take to answer."""
 
 SCRATCH = "LOWRANK_BENCH_SCRATCH"
-"""Environment variable of a node: where it keeps stages when they go to a storage; else under ``--out``."""
+"""Environment variable of a node: its own folder in place of ``--out``, where stages go to a storage."""
 
 _POLL_SECONDS = 0.2
 _SHARED_SECONDS = 60  # NFS clients keep what they know of a folder for up to that long
@@ -294,7 +294,9 @@ def _do_stage(stage: Stage, store: StageStore, token: str, threads: int, mailbox
 
     try:
         if isinstance(store, SharedStore):
-            store = SharedStore(Path(os.environ.get(SCRATCH) or store.root), store.storage.url)
+            scratch = os.environ.get(SCRATCH)
+            root = Path(scratch).expanduser().resolve() / "stages" if scratch else store.root
+            store = SharedStore(root, store.storage.url)
             if not store.storage.sees(token):
                 raise UserError(
                     f"{socket.gethostname()} does not see {store.storage.url} as the machine that runs the sweep does; "
