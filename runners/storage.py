@@ -56,14 +56,15 @@ class Storage:
         return Storage, (self.url, self.attempts)  # connections stay in their process
 
     @cached_property
-    def _fs(self) -> Any:
-        import fsspec
+    def _opened(self) -> tuple[Any, str]:
+        """fsspec's file system, and the folder's path in it."""
+        from fsspec.core import url_to_fs
 
         protocol = self.url.partition("://")[0]
         options = {"auto_mkdir": True} if self._local else {}
         try:
             # Other machines write too, so nothing that was listed may be remembered.
-            return fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True, **options)
+            return url_to_fs(self.url, use_listings_cache=False, skip_instance_cache=True, **options)
         except ImportError as error:
             raise UserError(
                 f"storage at {protocol}:// needs a package that is missing here ({error}); install it on every "
@@ -73,11 +74,15 @@ class Storage:
             raise UserError(f"the storage {self.url} cannot be used ({error}); see docs/clusters.md") from error
 
     @property
+    def _fs(self) -> Any:
+        return self._opened[0]
+
+    @property
     def _local(self) -> bool:
         return self.url.partition("://")[0] in ("file", "local")
 
     def _at(self, name: str) -> str:
-        return f"{self.url.partition('://')[2]}/{name}"
+        return f"{self._opened[1]}/{name}"
 
     def check(self) -> None:
         """Write a file, read it back and remove it.

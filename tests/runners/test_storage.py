@@ -1,10 +1,8 @@
 """Stages in shared and object storage: folders that play machines, and a real S3 server."""
 
 import json
-import multiprocessing as mp
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -122,15 +120,33 @@ def test_the_first_stage_wins_and_the_others_take_it(url, tmp_path):
     assert len({name.split("/")[1] for name in first.storage.sizes("stages")}) == 2
 
 
+CLAIM = """
+import sys
+from lowrank_bench.runners.storage import Storage
+storage = Storage(sys.argv[1])
+storage.check()
+for line in sys.stdin:
+    print(storage.claim(line.strip(), sys.argv[2].encode()).decode(), flush=True)
+"""
+
+
 @pytest.mark.parametrize("kind", ["file", "s3"])
 def test_claims_at_the_same_moment_have_one_winner(kind, tmp_path, request):
     if kind == "s3":
         request.getfixturevalue("server")
-    url = f"file://{tmp_path}" if kind == "file" else "s3://bucket/claims"
-    with mp.get_context("spawn").Pool(3) as pool:
-        for number in range(5):
-            found = pool.starmap(Storage(url).claim, [(f"x/{number}", bytes([who])) for who in range(3)], chunksize=1)
-            assert len(set(found)) == 1
+    url, pipe = f"file://{tmp_path}" if kind == "file" else "s3://bucket/claims", subprocess.PIPE
+    crew = [
+        subprocess.Popen([sys.executable, "-c", CLAIM, url, str(who)], stdin=pipe, stdout=pipe, text=True)
+        for who in range(3)
+    ]
+    for number in range(20):
+        for process in crew:
+            process.stdin.write(f"x/{number}\n")
+            process.stdin.flush()
+        assert len({process.stdout.readline() for process in crew} - {""}) == 1
+    for process in crew:
+        process.communicate()
+        assert process.returncode == 0
 
 
 def test_a_damaged_copy_is_fetched_again_and_a_damaged_original_is_named(tmp_path):
@@ -155,28 +171,31 @@ def flip(file):
     file.write_bytes(raw)
 
 
-def _upload(root, url):
+UPLOAD = """
+import sys
+from pathlib import Path
+from lowrank_bench.runners.shared_store import SharedStore
+SharedStore(Path(sys.argv[1]), sys.argv[2]).publish([sys.argv[3]])
+"""
+
+
+def test_a_killed_upload_is_no_stage_and_goes_on(tmp_path):
     def many(folder):
         for number in range(300):
             (folder / f"{number}.bin").write_bytes(os.urandom(1 << 12))
         return {}
 
-    SharedStore(Path(root), url).run(STAGE, many)
-
-
-def test_a_killed_upload_is_no_stage_and_goes_on(tmp_path):
     url, target = f"file://{tmp_path}/storage", tmp_path / "storage" / "stages" / STAGE.key
-    process = mp.get_context("spawn").Process(target=_upload, args=(str(tmp_path / "here"), url))
-    process.start()
+    here, other = (SharedStore(tmp_path / name, url) for name in ("here", "other"))
+    StageStore(here.root).run(STAGE, many)
+    process = subprocess.Popen([sys.executable, "-c", UPLOAD, str(here.root), url, STAGE.key])
     while not list(target.glob("*/*")):
         time.sleep(0.001)
-        assert process.is_alive()
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    other = SharedStore(tmp_path / "other", url)
+        assert process.poll() is None
+    process.kill()
+    process.wait()
     assert other.missing([STAGE.key]) == [STAGE.key]
     assert list(target.glob("*/*"))
-    here = SharedStore(tmp_path / "here", url)
     assert here.publish([STAGE.key]) == 1
     other.whole(STAGE.key)
     assert content(other.path(STAGE.key)) == content(here.path(STAGE.key))
