@@ -153,7 +153,7 @@ class Storage:
         """Write a small file unless there is one; return what is there then, ours or another's.
 
         Exclusive where the storage is: on local and NFS folders, and where the file system of fsspec knows conditional
-        writes (S3, Google, Azure). Elsewhere two machines may both succeed within the same moment, the later one for good.
+        writes (S3, Google, Azure). Elsewhere two machines may succeed in the same moment, the later one for good.
         """
         place = self._at(name)
 

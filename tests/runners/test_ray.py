@@ -175,12 +175,12 @@ def test_kills_at_random_moments_end_with_the_local_results(finished, cluster, s
     local, moments, kills, ended = by_local(finished, tmp_path, **part), random.Random(os.getpid()), [], 0
     process = begin(config, short_folder, **cluster[1])
     while len(kills) < KILLS or not ended:
-        # From the start, or from when a stage is at work: on a busy machine the start takes most of the time.
-        from_start = moments.random() < 0.5
-        while not from_start and process.poll() is None and not at_work(config.out, "*"):
-            time.sleep(0.05)
+        # Some while after the start, or after a stage of some kind began: each takes another part of the time.
+        kind = moments.choice([None, "finetune", "fit", "compress", "recover", "evaluate"])
+        while kind and len(kills) < KILLS and process.poll() is None and not at_work(config.out, kind):
+            time.sleep(0.02)
         try:
-            process.wait(moments.uniform(*((2, 20) if from_start else (0, 4))) if len(kills) < KILLS else SECONDS)
+            process.wait(moments.uniform(0, 2 if kind else 20) if len(kills) < KILLS else SECONDS)
         except subprocess.TimeoutExpired:
             assert len(kills) < KILLS
             workers = working()
