@@ -139,9 +139,11 @@ class Storage:
         """Copy a local file there, over what bears the name."""
 
         def put() -> None:
-            self._fs.put_file(str(file), self._at(name))
+            place = self._at(name)
+            self._fs.put_file(str(file), place)
             if self._local:
-                sync(Path(self._at(name)))
+                for path in [Path(place), *list(Path(place).parents)[: name.count("/") + 1]]:
+                    sync(path)
 
         self._try("written to", put)
 
