@@ -81,6 +81,9 @@ def run(
         float | None,
         typer.Option(help="How often a training keeps what it can be resumed from; inf: never.  [default: 30]"),
     ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="URL of shared or object storage for stages and results: s3://BUCKET/FOLDER.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for stages and results.  [default: runs]")] = None,
     name: Annotated[str | None, typer.Option(help="Folder of this sweep's results.  [default: MODEL-TASK]")] = None,
 ) -> None:
@@ -158,6 +161,7 @@ _PLAIN = {
         "address",
         "accelerate",
         "checkpoint_minutes",
+        "storage",
         "out",
         "name",
     ),

@@ -34,8 +34,12 @@ class FoundCell:
             UserError: the stages of the run, or the weights in them, are no longer there.
         """
         stages = self.stage.parent
-        entry = StageStore(stages).read(self.stage.name)
+        store = StageStore(stages)
+        entry = store.read(self.stage.name)
         inside = stages / str(entry["inputs"]["model"])  # stands where the whole runs folder was moved or copied
+        key = str(entry["inputs"]["model"]).partition("/")[0]
+        if store.path(key).is_dir():
+            store.whole(key)
         folder = inside if inside.is_dir() else Path(entry["runtime"]["model"]["location"])
         if not (folder / "config.json").is_file():
             raise UserError(f"the checkpoint {folder} of {self.stage.name} is gone; run the sweep again to make it")

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..foundation.errors import UserError, did_you_mean
+from .storage import check_url
 
 
 class MethodSpec(BaseModel):
@@ -115,6 +116,8 @@ class SweepConfig(BaseModel):
             for rounding. Like the executor no part of a stage's key or of ``sweep.yaml``.
         checkpoint_minutes: trainings keep a checkpoint as often as this, to go on from when they are cut off; infinite
             keeps none.
+        storage: URL of a folder that several machines reach, in which finished stages and results stand too; neither
+            part of a stage's key nor of ``sweep.yaml``.
         out: folder for stages and results.
         name: of the sweep's folder; None makes one of model and task.
     """
@@ -153,6 +156,7 @@ class SweepConfig(BaseModel):
     address: str | None = None
     accelerate: Path | None = None
     checkpoint_minutes: float = Field(default=30.0, ge=0)
+    storage: str | None = None
     out: Path = Path("runs")
     name: str | None = None
 
@@ -210,6 +214,13 @@ class SweepConfig(BaseModel):
         if self.accelerate is not None and self.executor != "local":
             raise ValueError("--accelerate starts its processes on this machine; leave it out, or --executor ray")
         return self
+
+    @field_validator("storage")
+    @classmethod
+    def _storage_url(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_url(value)
+        return value
 
     @field_validator("name")
     @classmethod

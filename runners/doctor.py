@@ -74,15 +74,17 @@ def repair(out: Path, progress: Callable[[int, int], None] | None = None) -> tup
 
 
 def _stages(out: Path) -> Finding:
-    store, wrong = StageStore(out.expanduser() / "stages"), 0
+    store, wrong, light = StageStore(out.expanduser() / "stages"), 0, 0
     keys = store.keys()
     for key in keys:
         try:
             store.read(key)
+            light += bool(store.lacking(key))
         except UserError:
             wrong += 1
     left, resumable = len(store.cut_off()), len(store.resumable())
     found = f"{len(keys) - wrong} stand in {out}" + (f", {wrong} damaged" if wrong else "")
+    found += f", {light} of them light: their large files are in their storage alone" if light else ""
     found += f", {left} cut off" if left else ""
     found += f", {resumable} can be resumed" if resumable else ""
     return Finding("stages", not wrong, found, "bench doctor --repair moves them aside" if wrong else "")

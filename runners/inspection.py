@@ -200,6 +200,9 @@ def _compress_stage(cell: FoundCell) -> _CompressStage:
             )
     record = store.read(key)
     runtime, inputs = record["runtime"], record["inputs"]
+    for needed in (key, str(inputs["fit"]), str(inputs["model"]).partition("/")[0]):
+        if store.path(needed).is_dir():
+            store.whole(needed)
     fit, base = stages / str(inputs["fit"]), stages / str(inputs["model"])
     where = {"location": str(base), "revision": ""} if base.is_dir() else runtime["model"]
     if not fit.is_dir():

@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 from ..evals.hosting.host import EngineCrashed, cause_of_death
@@ -32,13 +31,12 @@ class Event:
     expected: bool = False
 
 
-def _work(pipe: Connection, root: str, threads: int, parent: int) -> None:
+def _work(pipe: Connection, store: StageStore, threads: int, parent: int) -> None:
     # A sweep that is killed must not leave workers behind that write stages nobody waits for.
     die_with_parent(parent)
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides, also where the whole group is told
         signal.signal(number, signal.SIG_IGN)
     prepare(threads)
-    store = StageStore(Path(root))
     while (stage := pipe.recv()) is not None:
         key = stage.key
 
@@ -65,7 +63,8 @@ def do_stage(stage: Stage, store: StageStore, progress: Callable[[int, int], Non
     from .work import perform
 
     try:
-        store.run(stage, lambda folder: perform(stage, folder, progress))
+        here = store.ready(stage)
+        store.run(here, lambda folder: perform(here, folder, progress))
         return Event(stage.key, "done")
     except UserError as error:
         return Event(stage.key, "failed", text=str(error), expected=True)
@@ -76,10 +75,10 @@ def do_stage(stage: Stage, store: StageStore, progress: Callable[[int, int], Non
 
 
 class _Worker:
-    def __init__(self, root: Path, threads: int) -> None:
+    def __init__(self, store: StageStore, threads: int) -> None:
         context = mp.get_context("spawn")
         self.pipe, far = context.Pipe()
-        self.process = context.Process(target=_work, args=(far, str(root), threads, os.getpid()), daemon=True)
+        self.process = context.Process(target=_work, args=(far, store, threads, os.getpid()), daemon=True)
         before = os.environ.get("OMP_NUM_THREADS")
         os.environ["OMP_NUM_THREADS"] = str(threads)
         try:
@@ -122,7 +121,7 @@ def run_stages(
     """
     waiting = dict(stages)
     done: set[str] = set()
-    crew = [_Worker(store.root, threads) for _ in range(min(workers, len(waiting)))]
+    crew = [_Worker(store, threads) for _ in range(min(workers, len(waiting)))]
     try:
         while waiting or any(worker.stage for worker in crew):
             for worker in crew:

@@ -25,6 +25,7 @@ from .config import MethodSpec, SweepConfig
 from .data import DATA_SEED, train_set_identity
 from .parallel.setup import ProcessSetup, read_setup
 from .recipes import RECIPES, SMALL_MODEL_PARAMETERS, Recipe, TrainSettings
+from .shared_store import SharedStore
 from .stages import MODEL_FOLDER, Stage, StageStore, ratio_folder
 
 BASELINE = MethodSpec(name="none", label="uncompressed")
@@ -107,7 +108,7 @@ class Plan:
 
     def pending(self) -> list[str]:
         """Return the keys of the stages that have yet to run, in order."""
-        return [key for key in self.stages if not self.store.is_done(key)]
+        return self.store.missing(self.stages)
 
 
 def pick_device(wanted: str) -> str:
@@ -171,7 +172,8 @@ def make_plan(config: SweepConfig) -> Plan:
     recipe_name = pick_recipe(config.recipe, source, parameters)
     recipe = RECIPES[recipe_name]
     engine = choose_engine(config.engine, skeleton.config, parameters, device)
-    store = StageStore(config.out.expanduser().resolve() / "stages")
+    root = config.out.expanduser().resolve() / "stages"
+    store = SharedStore(root, config.storage) if config.storage else StageStore(root)
     plan = Plan(config, source, recipe, recipe_name, device, engine, config.dtype or recipe.dtype, store, skeleton)
     if config.accelerate is not None:
         plan.setup = read_setup(config.accelerate, device)

@@ -1,6 +1,7 @@
 """Running stages on the nodes of a Ray cluster, or of a Ray that is started here; imported only when asked for.
 
-Stages are written to the store as the local executor writes them, so the store must be a folder that all nodes see.
+Stages are written to the store as the local executor writes them, so the store must be a folder that all nodes see,
+or have a storage behind it; then each node has a folder of its own.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ..foundation.errors import UserError
 from .config import SweepConfig
 from .local import Event, StageCrashed, do_stage, prepare
 from .recipes import SMALL_MODEL_PARAMETERS
+from .shared_store import SharedStore
 from .stages import Stage, StageStore
 
 RETRIES = 3
@@ -34,6 +36,9 @@ RETRIES = 3
 
 CONNECT_SECONDS = 60
 """How long a cluster may take to answer."""
+
+SCRATCH = "LOWRANK_BENCH_SCRATCH"
+"""Environment variable of a node: its own folder in place of ``--out``, where stages go to a storage."""
 
 _POLL_SECONDS = 0.2
 _SHARED_SECONDS = 60  # NFS clients keep what they know of a folder for up to that long
@@ -218,7 +223,7 @@ def run_stages(
     Args:
         stages: those to run, by key; needed ones that are missing here stand already.
         needs: keys that each stage needs.
-        store: where they are written; all nodes must see this folder under the same path.
+        store: where they are written; all nodes must see its folder under the same path, or its storage.
         share: what each stage asks of a node.
         on_event, on_start: told what happens.
 
@@ -244,12 +249,13 @@ def run_stages(
             started.add(key)
             on_start(stages[key])
 
-    with _token(store.root) as token:
+    shared = store if isinstance(store, SharedStore) else None
+    with shared.storage.beacon() if shared else _token(store.root) as token:
         try:
             while waiting or running:
                 for key in [k for k in waiting if all(n in done or n not in stages for n in needs[k])]:
                     stage = waiting.pop(key)
-                    ref = task.options(name=stage.title or key).remote(stage, str(token), share.threads, mailbox)
+                    ref = task.options(name=stage.title or key).remote(stage, store, token, share.threads, mailbox)
                     running[ref] = stage
                 ended, _ = ray.wait(list(running), timeout=_POLL_SECONDS)
                 for key, (count, total) in _news(mailbox).items():
@@ -261,7 +267,9 @@ def run_stages(
                     stage = running.pop(ref)
                     start(stage.key)
                     event = _outcome(ref, stage)
-                    if event.kind == "done":
+                    if event.kind == "done" and shared:
+                        shared.gather([stage.key])
+                    elif event.kind == "done":
                         _await(store.path(stage.key), "a node")
                     on_event(event, stage)
                     if event.kind == "failed":
@@ -273,7 +281,7 @@ def run_stages(
             _cancel(list(running))
 
 
-def _do_stage(stage: Stage, token: str, threads: int, mailbox: Any) -> Event:
+def _do_stage(stage: Stage, store: StageStore, token: str, threads: int, mailbox: Any) -> Event:
     """The task: runs in a Ray worker, on whichever node has room."""
     mailbox.put.remote(stage.key, 0, 0)
     sent = 0.0
@@ -285,11 +293,21 @@ def _do_stage(stage: Stage, token: str, threads: int, mailbox: Any) -> Event:
             mailbox.put.remote(stage.key, done, total)
 
     try:
-        _await(Path(token), "the machine that runs the sweep")
+        if isinstance(store, SharedStore):
+            scratch = os.environ.get(SCRATCH)
+            root = Path(scratch).expanduser().resolve() / "stages" if scratch else store.root
+            store = SharedStore(root, store.storage.url)
+            if not store.storage.sees(token):
+                raise UserError(
+                    f"{socket.gethostname()} does not see {store.storage.url} as the machine that runs the sweep does; "
+                    "choose a storage that all nodes reach"
+                )
+        else:
+            _await(Path(token), "the machine that runs the sweep")
     except UserError as error:
         return Event(stage.key, "failed", text=str(error), expected=True)
     prepare(threads)
-    return do_stage(stage, StageStore(Path(token).parent), progress)
+    return do_stage(stage, store, progress)
 
 
 def _mailbox() -> Any:
@@ -350,13 +368,13 @@ def _cancel(running: list[Any]) -> None:
 
 
 @contextlib.contextmanager
-def _token(root: Path) -> Iterator[Path]:
+def _token(root: Path) -> Iterator[str]:
     """A file in the store by which a node tells that it sees this very folder."""
     root.mkdir(parents=True, exist_ok=True)
     token = root / f".ray-{uuid.uuid4().hex}"
     token.touch()
     try:
-        yield token
+        yield str(token)
     finally:
         token.unlink(missing_ok=True)
 

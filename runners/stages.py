@@ -9,8 +9,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,12 @@ FORMAT = 1
 MODEL_FOLDER = "model"
 """Where a stage puts the checkpoint that it made, inside its folder or a ratio's."""
 
-_RECORD = "stage.json"
+RECORD = "stage.json"
+"""What a finished stage is, in its folder."""
+
+MARKER = ".storage.json"
+"""In the folder of a stage that stands in a storage too (`SharedStore`): its URL, and the files that are only there."""
+
 _OTHER_PROCESSES = ("engine", "processes")  # parts of a result that say how much memory processes of their own took
 _KEY = re.compile(r"[a-z]+-[0-9a-f]{16}")
 REPAIR = "bench doctor --repair moves it aside, then the same command does only what is missing anew"
@@ -96,22 +101,28 @@ class StageStore:
         return True
 
     def read(self, key: str) -> dict[str, Any]:
-        """Return ``stage.json`` of a finished stage after checking that its files are all there."""
+        """Return ``stage.json`` of a finished stage after checking that its files are all there.
+
+        Where the stage is light, those that are only in its storage may be missing.
+        """
         folder = self.path(key)
         try:
-            record: dict[str, Any] = read_json(folder / _RECORD)
+            record: dict[str, Any] = read_json(folder / RECORD)
             files: dict[str, int] = record["files"]
             whole = record["key"] == key and record["status"] == "done"
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"the stage folder {folder} is damaged (no readable {_RECORD}); {REPAIR}") from error
+            raise UserError(f"the stage folder {folder} is damaged (no readable {RECORD}); {REPAIR}") from error
         if not whole:
-            raise UserError(f"the stage folder {folder} is damaged ({_RECORD} belongs to another stage); {REPAIR}")
-        if record.pop("checksum", None) not in (None, _checksum(record)):
+            raise UserError(f"the stage folder {folder} is damaged ({RECORD} belongs to another stage); {REPAIR}")
+        if record.pop("checksum", None) not in (None, checksum(record)):
             raise UserError(
-                f"the stage folder {folder} is damaged ({_RECORD} has changed since it was written); {REPAIR}"
+                f"the stage folder {folder} is damaged ({RECORD} has changed since it was written); {REPAIR}"
             )
+        lacks = self.lacking(key)
         for name, size in files.items():
             file = folder / name
+            if name in lacks and not file.exists():
+                continue
             if not file.is_file() or file.stat().st_size != size:
                 state = "has another size than when it was written" if file.is_file() else "is missing"
                 raise UserError(f"the stage folder {folder} is damaged ({name} {state}); {REPAIR}")
@@ -126,12 +137,52 @@ class StageStore:
             UserError: a file is missing or another than was written; names it.
         """
         record, folder = self.read(key), self.path(key)
+        lacks = self.lacking(key)
         for name, expected in record.get("sha256", {}).items():
-            if sha256_file(folder / name) != expected:
+            if not (name in lacks and not (folder / name).exists()) and sha256_file(folder / name) != expected:
                 raise UserError(
                     f"the stage folder {folder} is damaged ({name} has changed since it was written); {REPAIR}"
                 )
         return record
+
+    def marker(self, key: str) -> dict[str, Any]:
+        """Return what is known of a stage's copy in a storage; empty where there is none."""
+        file = self.path(key) / MARKER
+        if not file.exists():
+            return {}
+        try:
+            known: dict[str, Any] = read_json(file)
+            if isinstance(known["storage"], str) and isinstance(known["lacks"], list):
+                return known
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        raise UserError(f"the stage folder {file.parent} is damaged (no readable {MARKER}); {REPAIR}")
+
+    def lacking(self, key: str) -> list[str]:
+        """Return the files of a stage that may be in its storage alone: not empty where the stage is light."""
+        return list(self.marker(key).get("lacks", []))
+
+    def whole(self, key: str) -> Path:
+        """Return the folder of a finished stage, after bringing what it lacks from its storage."""
+        if self.lacking(key):
+            from .shared_store import SharedStore
+
+            SharedStore(self.root, self.marker(key)["storage"]).whole(key)
+        return self.path(key)
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        """Return the keys of the stages that have yet to run."""
+        return [key for key in keys if not self.is_done(key)]
+
+    def ready(self, stage: Stage) -> Stage:
+        """Return a stage with the places of what it reads in this store, after making sure that they are whole."""
+        places = {role: place for role, place in stage.inputs.items() if _KEY.fullmatch(place.partition("/")[0])}
+        for place in places.values():
+            self.whole(place.partition("/")[0])
+        here: dict[str, Any] = {role: str(self.root / place) for role, place in places.items()}
+        if "model" in here:
+            here["model"] = {"location": here["model"], "revision": ""}
+        return replace(stage, runtime={**stage.runtime, **here})
 
     def keys(self) -> list[str]:
         """Return the names of all stage folders, damaged ones included, sorted."""
@@ -219,7 +270,7 @@ class StageStore:
                 files = [file for file in sorted(part.rglob("*")) if file.is_file()]
                 record["files"] = {file.relative_to(part).as_posix(): file.stat().st_size for file in files}
                 record["sha256"] = {file.relative_to(part).as_posix(): sha256_file(file) for file in files}
-                write_json(part / _RECORD, record | {"checksum": _checksum(record)})
+                write_json(part / RECORD, record | {"checksum": checksum(record)})
                 for path in [*part.rglob("*"), part]:
                     sync(path)
                 os.rename(part, self.path(key))
@@ -247,6 +298,7 @@ class StageStore:
             pass  # the disk may be full: the error itself matters more than its record
 
 
-def _checksum(record: Mapping[str, Any]) -> str:
+def checksum(record: Mapping[str, Any]) -> str:
+    """Return the sha256 (hex) of a stage's record without its own checksum."""
     # Records hold infinite interval ends, which canonical JSON refuses.
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

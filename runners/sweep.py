@@ -23,18 +23,21 @@ from .estimate import disk_bytes, stage_seconds, wall_seconds
 from .local import crew_size, run_stages
 from .plan import Plan, make_plan
 from .progress import StageProgress
+from .shared_store import SharedStore
+from .storage import Storage
 
 _SPARE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """Where a finished sweep lies: its folder, the files in it, and how many stages had to run."""
+    """Where a finished sweep lies: its folder, the files written to it, and how many stages had to run."""
 
     folder: Path
     csv: Path
     curves: list[Path]
     stages_run: int
+    files: tuple[Path, ...] = ()
 
 
 def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResult:
@@ -51,21 +54,31 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
         from .ray_executor import require_ray
 
         require_ray(config)
+    if config.storage:
+        Storage(config.storage, attempts=1).check()
     plan = make_plan(config)
     out = console or Console(quiet=True)
     for warning in plan_warnings(plan):
         out.print(f"[yellow]note:[/yellow] {warning}", highlight=False)
     pending = plan.pending()
     for key in reused(plan, pending):
-        plan.store.verify(key)
+        if plan.store.is_done(key):  # else it comes from the storage, where bytes are compared on the way
+            plan.store.verify(key)
+    shared = plan.store if isinstance(plan.store, SharedStore) else None
+    if shared and (count := shared.publish(plan.stages)):
+        out.print(f"{count} stages that stood here alone are in {config.storage} now", soft_wrap=True, highlight=False)
     if pending:
         _check_disk(plan)
         _run_pending(plan, pending, out)
     else:
         out.print(f"all {len(plan.stages)} stages stand already; nothing to do", highlight=False)
+    if shared:
+        shared.gather(plan.stages)
     for warning in fit_warnings(plan):
         out.print(f"[yellow]note:[/yellow] {warning}", highlight=False)
     result = write_results(plan, len(pending))
+    if shared:
+        shared.send_results(result.folder, result.files)
     frame = to_frame(collect(plan))
     render_terminal(frame, out)
     render_overview(frame, out)
@@ -96,16 +109,17 @@ def write_results(plan: Plan, stages_run: int = 0) -> SweepResult:
     """Collect the records of a finished plan and write results.csv, results.parquet, sweep.yaml and the curves."""
     records = collect(plan)
     folder = plan.config.out.expanduser().resolve() / plan.name
-    csv, _ = write_records(folder, records)
+    csv, parquet = write_records(folder, records)
     # Where stages ran is no part of what was asked: the file is the same, and runs where that cluster is gone.
     config = plan.config.model_dump(
         mode="json",
-        exclude={"executor", "address", "accelerate", "checkpoint_minutes"},
+        exclude={"executor", "address", "accelerate", "checkpoint_minutes", "storage"},
         exclude_none=True,
         exclude_defaults=True,
     )
     write_atomic(folder / "sweep.yaml", yaml.safe_dump(config, sort_keys=True, allow_unicode=True))
-    return SweepResult(folder, csv, draw_curves(to_frame(records), folder), stages_run)
+    curves = draw_curves(to_frame(records), folder)
+    return SweepResult(folder, csv, curves, stages_run, (csv, parquet, folder / "sweep.yaml", *curves))
 
 
 def reused(plan: Plan, pending: Sequence[str]) -> list[str]:
@@ -156,7 +170,9 @@ def _check_disk(plan: Plan) -> None:
         raise UserError(f"the folder {folder} cannot be used ({error.strerror}); choose another with --out") from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"the folder {folder} is read-only; choose another with --out")
-    needed = disk_bytes(plan) + _SPARE_BYTES
+    # Where nodes write to disks of their own, this machine gets what is small.
+    elsewhere = plan.config.executor == "ray" and plan.config.storage
+    needed = _SPARE_BYTES + (0 if elsewhere else disk_bytes(plan))
     if free < needed:
         raise UserError(
             f"the sweep writes up to {needed / 1e9:.1f} GB but {folder} has {free / 1e9:.1f} GB free; free some "

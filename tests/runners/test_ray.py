@@ -1,6 +1,7 @@
 """Sweeps by the real Ray: a cluster of two nodes on this machine, and a Ray that the sweep starts itself."""
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -8,7 +9,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -21,13 +24,17 @@ from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.results.records import read_records, same_results
 from lowrank_bench.runners import ray_executor
 from lowrank_bench.runners.config import make_config
-from lowrank_bench.runners.local import crew_size
+from lowrank_bench.runners.local import StageCrashed, crew_size
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.ray_executor import RETRIES, Node, share_of
+from lowrank_bench.runners.shared_store import LIGHT_BYTES
 from lowrank_bench.runners.sweep import run_sweep
 
 SECONDS = 240
 """No test waits longer; on an idle machine each takes a small part of it."""
+
+
+SCRATCH = ("first", "second")
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +46,11 @@ def short_folder():
 
 
 CLUSTER = """
+import sys
 from ray.cluster_utils import Cluster
-nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-nodes.add_node(num_cpus=1)
+first, second = ({"num_cpus": 1, "env_vars": {"LOWRANK_BENCH_SCRATCH": folder}} for folder in sys.argv[1:])
+nodes = Cluster(initialize_head=True, head_node_args=first)
+nodes.add_node(**second)
 print("address", nodes.address, flush=True)
 input()
 nodes.shutdown()
@@ -50,14 +59,14 @@ nodes.shutdown()
 
 @pytest.fixture(scope="module")
 def cluster(short_folder):
-    """Two nodes with a CPU each, and the environment by which bench may join them."""
+    """Two nodes with a CPU and a scratch folder each, and the environment by which bench may join them."""
     os.mkdir(os.path.join(short_folder, "ray"))
     token = os.path.join(short_folder, "token")
     with open(token, "w") as file:
         file.write("5" * 64)
     access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token}
     process = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER],
+        [sys.executable, "-c", CLUSTER, *(os.path.join(short_folder, name) for name in SCRATCH)],
         env=os.environ | access | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": short_folder},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -104,9 +113,7 @@ def at_work(out, kind):
 
 
 def ray_workers(title):
-    return [
-        p for p in psutil.process_iter(["cmdline"]) if " ".join(p.info["cmdline"] or ()).startswith(f"ray::{title}")
-    ]
+    return [p for p in psutil.process_iter(["cmdline"]) if re.match(f"ray::{title}", " ".join(p.info["cmdline"] or ()))]
 
 
 def running_in(folder):
@@ -128,58 +135,114 @@ def by_local(finished, tmp_path, **changes):
     return result
 
 
-def test_two_nodes_give_the_local_results_though_a_worker_is_killed(finished, cluster, short_folder, tmp_path):
+def working():
+    """Processes that do a stage at the moment."""
+    return ray_workers("(finetune|fit|compress|recover|evaluate) ")
+
+
+def test_nodes_that_share_only_a_storage_give_the_local_results_though_a_worker_is_killed(
+    finished, cluster, short_folder, tmp_path
+):
     part = {"methods": ["svd", "bs:prunings=3"], "ratios": [2]}
-    config = small_sweep(tmp_path / "out", **part, executor="ray", address=cluster[0])
-    process, nodes = begin(config, short_folder, **cluster[1]), set()
-    when(lambda: at_work(config.out, "finetune"), process)
+    url = f"file://{tmp_path}/storage"
+    config = small_sweep(tmp_path / "out", **part, executor="ray", address=cluster[0], storage=url)
+    process = begin(config, short_folder, **cluster[1])
+    nodes = [Path(short_folder, name, "stages") for name in SCRATCH]
+    when(lambda: [part for node in nodes for part in node.glob(".part-finetune-*")], process)
     victim = when(lambda: ray_workers("finetune"), process)[0]
     victim.kill()
-    while process.poll() is None:
-        for worker in ray_workers(""):
-            try:
-                if re.match("ray::(fit|compress|recover|evaluate) ", " ".join(worker.cmdline())):
-                    nodes.add(worker.ppid())
-            except psutil.NoSuchProcess:
-                continue
-        time.sleep(0.1)
     assert end(process) == (0, "")
-    assert len(nodes) == 2
     local = by_local(finished, tmp_path, **part)
     folder = config.out / make_plan(config).name
     assert same_results(read_records(local.folder), read_records(folder)) == []
-    assert "ray" not in (folder / "sweep.yaml").read_text().replace(str(config.out), "")
+    assert not re.search("ray|storage", (folder / "sweep.yaml").read_text().replace(str(config.out), ""))
+    assert all(list(node.glob("[a-z]*-*")) for node in nodes), "one node did everything"
+    weights = [file for file in config.out.rglob("*.safetensors") if file.stat().st_size > LIGHT_BYTES]
+    assert weights == []
+    assert {path.name for path in (tmp_path / "storage" / "stages").iterdir()} == set(make_plan(config).stages)
     assert not [path for path in (config.out / "stages").iterdir() if path.name.startswith((".part", ".ray", "failed"))]
-    assert none_left(lambda: ray_workers("(fit|compress|recover|evaluate)"))
+    assert none_left(working)
 
 
-def test_an_error_ends_the_sweep_with_its_sentence_and_is_not_retried(cluster, short_folder, tmp_path):
+KILLS = int(os.environ.get("LOWRANK_BENCH_KILLS", "2"))
+"""More than a few take long: LOWRANK_BENCH_KILLS=50 pytest tests/runners/test_ray.py -k random."""
+
+
+def test_kills_at_random_moments_end_with_the_local_results(finished, cluster, short_folder, tmp_path):
+    """SIGKILL to the sweep or to a worker of the cluster, whose nodes share a folder."""
+    part = {"methods": ["svd"], "ratios": [2]}
+    config = small_sweep(tmp_path / "out", **part, executor="ray", address=cluster[0])
+    local, moments, kills, ended = by_local(finished, tmp_path, **part), random.Random(os.getpid()), [], 0
+    process = begin(config, short_folder, **cluster[1])
+    while len(kills) < KILLS or not ended:
+        # Some while after the start, or after a stage of some kind began: each takes another part of the time.
+        kind = moments.choice([None, "finetune", "fit", "compress", "recover", "evaluate"])
+        while kind and len(kills) < KILLS and process.poll() is None and not at_work(config.out, kind):
+            time.sleep(0.02)
+        try:
+            process.wait(moments.uniform(0, 2 if kind else 20) if len(kills) < KILLS else SECONDS)
+        except subprocess.TimeoutExpired:
+            assert len(kills) < KILLS
+            workers = working()
+            victim = moments.choice([process, *workers[:1]])
+            victim.kill()
+            kills.append("sweep" if victim is process else "worker")
+            print(f"{kills[-1]} killed, at work: {[p.name for p in at_work(config.out, '*')]}", flush=True)
+            if victim is process:
+                end(process)
+        else:
+            code, errors = end(process)
+            assert (code, errors) == (0, "") or (code == 1 and f"was lost {RETRIES + 1} times" in errors)
+            if code == 0:
+                assert same_results(read_records(local.folder), read_records(config.out / local.folder.name)) == []
+                assert not list((config.out / "stages").glob(".part-*"))
+                shutil.rmtree(config.out)
+                ended += 1
+        if process.poll() is not None and (len(kills) < KILLS or not ended):
+            process = begin(config, short_folder, **cluster[1])
+    print(f"\n{len(kills)} kills ({kills.count('worker')} of workers), {ended} sweeps ended with the local results")
+    assert none_left(working)
+
+
+def test_an_error_ends_the_sweep_with_its_sentence_and_is_not_retried(cluster, tmp_path, monkeypatch):
     changes = {"methods": ["svd"], "ratios": [2], "finetune": {"steps": 30, "learning_rate": 1e30}}
     config = small_sweep(tmp_path / "out", **changes, executor="ray", address=cluster[0])
-    code, errors = end(begin(config, short_folder, **cluster[1]))
-    assert code == 2
-    assert re.search(r"^error: the loss became (nan|inf) at step .* finetune tiny", errors)
+    for name, value in cluster[1].items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"the loss became (nan|inf) at step .* finetune tiny"):
+        run_sweep(config)
     assert len(list((config.out / "stages" / "failed").glob("finetune-*.json"))) == 1
     assert not list((config.out / "stages").glob(".ray-*"))
 
 
-def test_a_worker_lost_too_often_ends_the_sweep(cluster, short_folder, tmp_path):
+def test_a_worker_lost_too_often_ends_the_sweep(cluster, tmp_path, monkeypatch):
     config = small_sweep(tmp_path / "out", finetune={"steps": 50_000}, executor="ray", address=cluster[0])
-    process, killed = begin(config, short_folder, **cluster[1]), set()
-    while len(killed) < RETRIES + 1:
-        worker = when(lambda: [w for w in ray_workers("finetune") if w.pid not in killed], process)[0]
-        killed.add(worker.pid)
-        worker.kill()
-    code, errors = end(process)
-    assert code == 1
-    assert f"the process of 'finetune tiny on toy-math, seed 42' was lost {RETRIES + 1} times" in errors
+    for name, value in cluster[1].items():
+        monkeypatch.setenv(name, value)
+    killed: set[int] = set()
+
+    def kill() -> None:
+        deadline = time.monotonic() + SECONDS
+        while len(killed) < RETRIES + 1 and time.monotonic() < deadline:
+            for worker in ray_workers("finetune"):
+                if worker.pid not in killed:
+                    killed.add(worker.pid)
+                    worker.kill()
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        with pytest.raises(StageCrashed, match=rf"'finetune tiny on toy-math, seed 42' was lost {RETRIES + 1} times"):
+            run_sweep(config)
+    finally:
+        killer.join()
     assert not list((config.out / "stages").glob("finetune-*"))
 
 
-def test_a_ray_of_its_own_ends_with_the_sweep_and_a_killed_sweep_goes_on(finished, tmp_path):
-    """SIGTERM, then SIGKILL, then the whole: nothing runs on, and the results are the local ones."""
-    part = {"methods": ["svd"], "ratios": [2]}
-    config = small_sweep(tmp_path / "out", **part, executor="ray")
+def test_a_ray_of_its_own_ends_with_the_sweep(tmp_path):
+    """SIGTERM, then SIGKILL: nothing runs on."""
+    config = small_sweep(tmp_path / "out", methods=["svd"], ratios=[2], finetune={"steps": 50_000}, executor="ray")
     with tempfile.TemporaryDirectory(prefix="r") as folder, pytest.MonkeyPatch.context() as patch:
         (home := tmp_path / "home").mkdir()
         patch.setenv("HOME", str(home))
@@ -192,21 +255,13 @@ def test_a_ray_of_its_own_ends_with_the_sweep_and_a_killed_sweep_goes_on(finishe
         assert not list((config.out / "stages").glob("finetune-*"))
         assert none_left(lambda: running_in(folder))
         assert os.listdir(folder) == []
+        assert not (home / ".ray").exists()
 
         process = begin(config, folder)
-        when(lambda: at_work(config.out, "fit"), process)
+        when(lambda: ray_workers("finetune"), process)
         process.kill()
         process.wait()
         assert none_left(lambda: running_in(folder))
-
-        finetuned = next((config.out / "stages").glob("finetune-*/stage.json")).read_bytes()
-        assert end(begin(config, folder)) == (0, "")
-        assert none_left(lambda: running_in(folder))
-        assert next((config.out / "stages").glob("finetune-*/stage.json")).read_bytes() == finetuned
-        assert not (home / ".ray").exists()
-    local = by_local(finished, tmp_path, **part)
-    assert same_results(read_records(local.folder), read_records(config.out / make_plan(config).name)) == []
-    assert not list((config.out / "stages").glob(".part-*"))
 
 
 def test_where_nothing_answers_there_is_a_sentence(tmp_path, monkeypatch):
