@@ -22,6 +22,7 @@ from .fitted import Factors, Fitted
 from .groups import Group, singles
 from .policies.base import Loss, Policy, parse_policy
 from .probe import Probe
+from .working import svd_bytes
 
 Statistic = Any
 """What a method gathers for one group: a tensor, or a small dataclass of tensors."""
@@ -39,6 +40,9 @@ class MatrixCompressor(Compressor):
 
     shares: ClassVar[bool] = False
     """Whether several matrices share a factor."""
+    walks: ClassVar[bool] = True
+    """Whether weights are read through `Group.weight` alone, and statistics come from `moments` and `statistics`, so
+    that a streamed model serves as well as one in memory."""
 
     policy: str = "uniform"
     probe_samples: int = Field(default=64, ge=1)
@@ -58,6 +62,29 @@ class MatrixCompressor(Compressor):
     def compress_needs_data(self) -> bool:
         """Whether the policy asks the model's loss while it chooses ranks."""
         return parse_policy(self.policy).needs_loss
+
+    @property
+    def fit_walks(self) -> bool:
+        """Whether `fit` needs no more than one layer at a time: its policy measures nothing on the model."""
+        return self.walks and not parse_policy(self.policy).measures
+
+    @property
+    def compress_walks(self) -> bool:
+        """Whether `compress` needs no more than one matrix at a time: its policy does not ask the model's loss."""
+        return self.walks and not parse_policy(self.policy).needs_loss
+
+    @property
+    def backward(self) -> bool:
+        """Whether the statistics need gradients."""
+        return False
+
+    def working_bytes(self, m: int, n: int) -> int:
+        """Return at most how much memory `decompose` takes for an (m, n) matrix beside it and its statistic."""
+        return svd_bytes(m, n)
+
+    def statistic_bytes(self, group: Group) -> int:
+        """Return the bytes of a group's statistic; vectors count as nothing."""
+        return 0
 
     def groups(self, model: nn.Module) -> list[Group]:
         """Return what is decomposed together; by default every matrix alone."""
@@ -157,7 +184,7 @@ class MatrixCompressor(Compressor):
 
 
 def cut(group: Group, factors: Factors, rank: int, biases: Sequence[Tensor | None]) -> list[dict[str, Tensor | None]]:
-    """Return what `LowRankLinear.from_factors` takes for each member of a group: ``a``, ``b``, ``bias``, ``added_bias``.
+    """Return what `LowRankLinear.from_factors` takes for each member: ``a``, ``b``, ``bias``, ``added_bias``.
 
     A native bias is kept, or gets the factors' offset added; a layer without one gets the offset as an added bias.
     """

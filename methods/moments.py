@@ -48,8 +48,8 @@ def input_moments(
 
     Layers that are given the very same tensor (q, k, v; gate, up) share one Gram matrix. Matrices are taken in chunks
     whose Gram matrices fit into ``limit_bytes`` (8·n² bytes each); each chunk is one pass over the data that ends at
-    its last layer, so memory does not grow with the number of layers. A streamed model is walked block by block instead, in
-    one pass. All layers see the dense model's activations.
+    its last layer, so memory does not grow with the number of layers. A streamed model is walked block by block
+    instead, in one pass. All layers see the dense model's activations.
 
     Args:
         model: the model; not changed.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,11 +60,11 @@ class Walk:
         """Run what comes before the blocks; afterwards the first one's input waits as ``(0, batch)`` in the spill."""
         with self._outside():
             for index in range(len(self.batches)):
-                seen: list[Tensor] = []  # alive until the batch is done, or an id could come back
                 with contextlib.suppress(_Entered):
-                    self._around(index, lambda block, args, kwargs, i=index, s=seen: self._note(block, i, args, kwargs, s))
+                    # Tensors seen in a batch stay alive in that list: they are told apart by identity.
+                    self._around(index, partial(self._note, index, []))
 
-    def _note(self, block: int, index: int, args: Any, kwargs: Any, seen: list[Tensor]) -> Tensor:
+    def _note(self, index: int, seen: list[Tensor], block: int, args: Any, kwargs: Any) -> Tensor:
         hidden = hidden_in(args, kwargs)
         if block == 0:
             self.spill.put((0, index), hidden)

@@ -69,7 +69,7 @@ def write_shards(tensors: Iterable[Promise], folder: Path, limit_bytes: int = SH
         _write(folder / "model.safetensors", shards[0])
         sync(folder)
         return
-    places = {}
+    places: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         _write(folder / file, shard)
@@ -107,7 +107,7 @@ def _write(file: Path, shard: list[Promise]) -> None:
             tensor = promise.make()
             if tuple(tensor.shape) != promise.shape or tensor.dtype != promise.dtype:
                 raise ValueError(f"{promise.name} came as {tensor.dtype} {tuple(tensor.shape)}, not as announced")
-            out.write(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+            out.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
             del tensor
         out.flush()
         os.fsync(out.fileno())

@@ -149,6 +149,9 @@ def open_streamed(location: str | Path, revision: str = "", device: str = "cpu",
             if buffer is not None:
                 own = f"{name}.{key}" if name else key
                 module._buffers[key] = (weights.read(own) if own in weights.places else buffer).to(device)
+    for name, source in tied.items():  # on the meta device they are declared, but not yet one tensor
+        owner, _, key = name.rpartition(".")
+        model.get_submodule(owner)._parameters[key] = model.get_parameter(source)
     model.__dict__[_ATTRIBUTE] = weights
     return model.eval()
 

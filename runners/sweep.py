@@ -99,7 +99,7 @@ def write_results(plan: Plan, stages_run: int = 0) -> SweepResult:
     csv, _ = write_records(folder, records)
     # Where stages ran is no part of what was asked: the file is the same, and runs where that cluster is gone.
     config = plan.config.model_dump(
-        mode="json", exclude={"executor", "address"}, exclude_none=True, exclude_defaults=True
+        mode="json", exclude={"executor", "address", "memory"}, exclude_none=True, exclude_defaults=True
     )
     write_atomic(folder / "sweep.yaml", yaml.safe_dump(config, sort_keys=True, allow_unicode=True))
     return SweepResult(folder, csv, draw_curves(to_frame(records), folder), stages_run)
