@@ -9,6 +9,8 @@ from torch import nn
 
 from ..foundation.memory import BASE_BYTES
 from ..models.blocks import find_blocks
+from ..models.footprint import own_dtype
+from ..models.loading import DTYPES
 from ..models.matrices import model_size
 from ..models.streamed import NotStreamable
 from .fitted import BUFFER_BYTES
@@ -56,7 +58,7 @@ def fit_peak(
     """Return the peak of `MatrixCompressor.fit`, on the CPU
 
         walk    base + buffer + max(block + activations, working set) + statistics of a block + waiting states
-        whole   base + buffer + model + max(activations, working set) + statistics
+        whole   base + model + max(buffer + max(activations, working set) + statistics, checkpoint)
 
     with the model and a block (or all that is outside the blocks) in float32, the working set that of the largest
     matrix including its weight, and the buffer `BUFFER_BYTES` and one matrix's factors. On a GPU the model or block,
@@ -91,15 +93,17 @@ def fit_peak(
     busy = max(held + activations, working) if walk else held + max(activations, working)
     least = max(held, working) if walk else held + working
     if device == "cpu":
-        return Peak(BASE_BYTES + buffer + busy + statistics + waiting, 0, least, disk)
-    return Peak(BASE_BYTES + buffer + statistics + waiting + held, busy + statistics, least, disk)
+        host = BASE_BYTES + max(buffer + busy + statistics + waiting, 0 if walk else held + _stored(skeleton))
+        return Peak(host, 0, least, disk)
+    host = BASE_BYTES + max(buffer + statistics + waiting + held, 0 if walk else held + _stored(skeleton))
+    return Peak(host, busy + statistics, least, disk)
 
 
 def compress_peak(method: MatrixCompressor, skeleton: Any, walk: bool, device: str) -> Peak:
     """Return the peak of `MatrixCompressor.compress` and of writing its result, on the CPU
 
         walk    base + largest tensor as stored, in float32 and as written, or largest factors twice
-        whole   base + model + largest factors twice
+        whole   base + model + max(largest factors twice, checkpoint)
 
     Args:
         method, skeleton, walk, device: as in `fit_peak`.
@@ -107,10 +111,15 @@ def compress_peak(method: MatrixCompressor, skeleton: Any, walk: bool, device: s
     factors = 2 * max(_factors(group) for group in method.groups(skeleton))
     largest = 3 * 4 * max(parameter.numel() for parameter in skeleton.parameters())
     model = 0 if walk else 4 * model_size(skeleton).parameters
-    work = max(factors, largest) if walk else model + factors
+    work = max(factors, largest) if walk else model + max(factors, _stored(skeleton))
     if walk or device == "cpu":  # nothing is computed: tensors go from file to file
-        return Peak(BASE_BYTES + work, 0, work)
+        return Peak(BASE_BYTES + work, 0, work if walk else model)
     return Peak(BASE_BYTES + work, model + factors, model)
+
+
+def _stored(skeleton: Any) -> int:
+    """Return the bytes of the checkpoint: while a model is loaded whole, pages of its files are in memory too."""
+    return model_size(skeleton).parameters * DTYPES[own_dtype(skeleton.config)].itemsize
 
 
 def _factors(group: Group) -> int:
