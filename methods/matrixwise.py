@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from ..foundation.errors import UserError
+from ..foundation.memory import trim_memory
 from ..models.layers import LowRankLinear
 from ..models.matrices import get_linear, low_rank_layers, model_size, replace_module
 from ..models.streamed import DiskWeights, weight_of, weights_of
@@ -148,6 +149,8 @@ class MatrixCompressor(Compressor):
                 if value is not None and not torch.isfinite(value).all():
                     raise ValueError(f"{self.name} gave NaN or infinite factors for {group.name} ({key})")
             fitted.add(group.name, part)
+            if weights_of(model) is not None:
+                trim_memory()
         policy = parse_policy(self.policy)
         if policy.measures:
             units = self.shape(model).units

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+
 from lowrank_bench.methods.base import create_method
 from lowrank_bench.methods.memory import Calibration, compress_peak, fit_peak
 

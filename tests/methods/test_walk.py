@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from lowrank_bench.methods import spill, walk, walked
 from lowrank_bench.methods.base import create_method
 from lowrank_bench.methods.contract import RandomData
@@ -17,7 +19,6 @@ from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import load_model
 from lowrank_bench.models.matrices import matrices
 from lowrank_bench.models.streamed import open_streamed, weights_of
-from torch import Tensor, nn
 
 
 def moments(model: nn.Module, names: list[str], batch_size: int) -> dict[str, list[Tensor]]:

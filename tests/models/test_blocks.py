@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+from torch import nn
+
 from lowrank_bench.models.architectures import ARCHITECTURES, random_model
 from lowrank_bench.models.blocks import find_blocks
 from lowrank_bench.models.streamed import NotStreamable
-from torch import nn
 
 SMALL = {
     "vocab_size": 96,

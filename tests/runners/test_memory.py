@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
+from sweeps import small_sweep
+from torch import nn
+
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
 from lowrank_bench.methods.budget import Budget
@@ -20,9 +24,6 @@ from lowrank_bench.runners.memory import Way, compress_way, fit_way
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.single import CompressRequest, compress_model, foresee
 from lowrank_bench.runners.stages import StageStore
-from safetensors.torch import load_file
-from sweeps import small_sweep
-from torch import nn
 
 TINY = resolve_model("tiny")
 WHOLE_NEEDS = {"svd": (True, True), "swsd": (True, False), "laser": (False, True), "bs": (True, False)}
@@ -92,7 +93,7 @@ def test_compress_gives_the_same_either_way(tmp_path: Path) -> None:
         request = CompressRequest(
             str(TINY.location), parse_method("fwsvd:samples=8"), 2.0, out, "toy-math", dtype="bfloat16", memory=memory
         )
-        text, rows, notes = foresee(request)
+        _, rows, _ = foresee(request)
         assert [row[0] for row in rows] == ["fit", "compress"]
         assert {row[1] for row in rows} == {"layer by layer" if memory == "walk" else "whole"}
         assert not out.exists()
