@@ -68,6 +68,9 @@ def run(
     top_p: Annotated[float | None, typer.Option(help="Nucleus share.  [default: 1]")] = None,
     allow_weak_isolation: Weak = False,
     workers: Annotated[int | None, typer.Option(help="Stages side by side.  [default: by cores and device]")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Fit and compress layer by layer (walk), whole, or by size.  [default: auto]")
+    ] = None,
     executor: Annotated[
         str | None, typer.Option(help="local, or ray: stages as tasks of a Ray cluster.  [default: local]")
     ] = None,
@@ -157,6 +160,7 @@ _PLAIN = {
         "eval_batch_size",
         "max_new_tokens",
         "workers",
+        "memory",
         "executor",
         "address",
         "accelerate",

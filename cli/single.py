@@ -29,17 +29,43 @@ def compress(
     device: Device = "auto",
     recipe: Annotated[str, typer.Option(help="Training defaults: paper, small or auto.")] = "auto",
     revision: Revision = None,
+    memory: Annotated[
+        str, typer.Option(help="Read the model layer by layer (walk), load it whole, or by size (auto).")
+    ] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the memory that it will take, and stop.")] = False,
 ) -> None:
     """Compress one model as it is and write a factorised checkpoint."""
     from ..runners.config import parse_method
-    from ..runners.single import CompressRequest, compress_model
+    from ..runners.single import CompressRequest, compress_model, foresee
 
     wanted = numbers("ratio", ratio, float, "4") or []
     if len(wanted) != 1:
         raise UserError(f"the ratio '{ratio}' must be one number; run bench compress once per ratio, or use bench run")
     request = CompressRequest(
-        model, parse_method(method), wanted[0], out, task, revision, data, train_set, steps, seed, dtype, device, recipe
+        model,
+        parse_method(method),
+        wanted[0],
+        out,
+        task,
+        revision,
+        data,
+        train_set,
+        steps,
+        seed,
+        dtype,
+        device,
+        recipe,
+        memory,
     )
+    if dry_run:
+        from ..runners.memory import COLUMNS, TITLE
+
+        text, rows, notes = foresee(request)
+        console().print(text, highlight=False, soft_wrap=True)
+        print_rows(TITLE, COLUMNS, rows)
+        for note in notes:
+            console().print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
+        return
     done = compress_model(request)
     report = done.report
     dense = f", {len(report.dense)} kept dense" if report.dense else ""

@@ -172,6 +172,20 @@ class Compressor(BaseModel, ABC):
         """Return the longest example in tokens that `fit` and searches read, or None for the task's own."""
         return None
 
+    def fitter(self) -> Compressor:
+        """Return the method whose `fit` this one uses: itself, unless it starts from another's factors."""
+        return self
+
+    @property
+    def fit_walks(self) -> bool:
+        """Whether `fit` also takes a streamed model, whose weights stay on disk (`models.streamed`)."""
+        return False
+
+    @property
+    def compress_walks(self) -> bool:
+        """Whether `compress` also takes a streamed model."""
+        return False
+
     def targets(self, model: nn.Module) -> list[Matrix]:
         """Return the matrices that the method may replace."""
         return matrices(model, head=self.head)

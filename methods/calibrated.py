@@ -68,6 +68,10 @@ class MomentCompressor(CalibratedCompressor):
     grams: ClassVar[bool] = True
     """Whether second moments are needed; without them all layers are gathered in one pass."""
 
+    def statistic_bytes(self, group: Group) -> int:
+        """Return the bytes of a Gram matrix."""
+        return 8 * group.in_features**2 if self.grams else 0
+
     def collect(
         self, model: nn.Module, data: CalibrationData | None, groups: Sequence[Group]
     ) -> Iterator[tuple[Group, Any]]:

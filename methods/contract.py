@@ -31,6 +31,8 @@ from ..models.architectures import ARCHITECTURES, random_model
 from ..models.checkpoint import save_checkpoint
 from ..models.loading import load_model
 from ..models.matrices import get_linear, tied_modules
+from ..models.shards import save_streamed
+from ..models.streamed import open_streamed
 from .base import CompressionReport, Compressor, Trainer, TrainingLog, create_method
 from .budget import Allocation, Budget, ModelShape
 from .fitted import Fitted
@@ -326,6 +328,28 @@ class CompressorContract:
         fresh = weights(self.run(dense).model)
         assert same(fresh, weights(self.run(dense, fitted=fitted).model)), "compress changed what fit gave"
         assert same(fresh, weights(self.run(dense, fitted=Fitted.load(tmp_path)).model)), "the fit on disk differs"
+
+    @pytest.mark.parametrize("architecture", ["qwen2", "gemma"])
+    def test_a_streamed_model_gives_the_same(self, architecture: str, tmp_path: Path) -> None:
+        """Fitting and compressing a model that stays on disk give the same factors, report and checkpoint, bit by bit.
+
+        A method that reads weights or runs the model otherwise than the driver does says ``walks = False``.
+        """
+        method, dense = self.make(), random_model(architecture)
+        save_checkpoint(dense, None, tmp_path / "dense")
+        if method.fitter().fit_walks:
+            streamed = open_streamed(tmp_path / "dense")
+            method.fit(dense, RandomData()).save(tmp_path / "whole")
+            method.fit(streamed, RandomData()).save(tmp_path / "walked")
+            pair = [load_file(tmp_path / way / "factors-00000.safetensors") for way in ("whole", "walked")]
+            assert same(*pair), "the factors of a streamed model differ"
+        if method.compress_walks:
+            streamed, budget = open_streamed(tmp_path / "dense"), Budget(self.ratio, method.guard)
+            case = self.run(dense)
+            fitted = method.fit(dense, RandomData())
+            assert method.compress(streamed, fitted, budget, None).summary() == case.report.summary()
+            save_streamed(streamed, None, tmp_path / "small", torch.float32)
+            assert same(weights(load_model(tmp_path / "small")), weights(case.model)), "another checkpoint is written"
 
     def test_size_is_known_before_loading(self) -> None:
         """The shape of a model without weights is the shape of the model; the fit key is plain data."""

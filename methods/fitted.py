@@ -76,7 +76,7 @@ class Fitted:
         self._put({f"{_POLICY}{key}": value for key, value in evidence.items()})
 
     def _put(self, tensors: Mapping[str, Tensor]) -> None:
-        self._memory |= {key: value.contiguous() for key, value in tensors.items()}
+        self._memory |= {key: value.contiguous().cpu() for key, value in tensors.items()}
         if self.folder is not None and sum(t.numel() * t.element_size() for t in self._memory.values()) > BUFFER_BYTES:
             self._flush(self.folder)
 

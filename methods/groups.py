@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..models.matrices import Matrix, get_linear
+from ..models.matrices import Matrix
+from ..models.streamed import weight_of
 from .budget import Unit
 
 
@@ -52,7 +53,7 @@ class Group:
 
     def weight(self, model: nn.Module) -> Tensor:
         """Return the stacked weight (Σm, n) in float32."""
-        return torch.cat([get_linear(model, matrix.name).weight.detach().float() for matrix in self.members])
+        return torch.cat([weight_of(model, matrix.name).float() for matrix in self.members])
 
     def split(self, stacked: Tensor) -> list[Tensor]:
         """Cut the rows of a (Σm, …) tensor into the members' parts."""

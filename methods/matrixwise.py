@@ -5,22 +5,26 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, PrivateAttr, field_validator
-from torch import nn
+from torch import Tensor, nn
 
 from ..foundation.errors import UserError
+from ..foundation.memory import trim_memory
 from ..models.layers import LowRankLinear
 from ..models.matrices import get_linear, low_rank_layers, model_size, replace_module
+from ..models.streamed import DiskWeights, weight_of, weights_of
 from .base import CalibrationData, CompressionReport, Compressor, Trainer
 from .budget import Budget, ModelShape
 from .fitted import Factors, Fitted
 from .groups import Group, singles
 from .policies.base import Loss, Policy, parse_policy
 from .probe import Probe
+from .working import svd_bytes
 
 Statistic = Any
 """What a method gathers for one group: a tensor, or a small dataclass of tensors."""
@@ -38,6 +42,9 @@ class MatrixCompressor(Compressor):
 
     shares: ClassVar[bool] = False
     """Whether several matrices share a factor."""
+    walks: ClassVar[bool] = True
+    """Whether weights are read through `Group.weight` alone, and statistics come from `moments` and `statistics`, so
+    that a streamed model serves as well as one in memory."""
 
     policy: str = "uniform"
     probe_samples: int = Field(default=64, ge=1)
@@ -58,6 +65,29 @@ class MatrixCompressor(Compressor):
     def compress_needs_data(self) -> bool:
         """Whether the policy asks the model's loss while it chooses ranks."""
         return parse_policy(self.policy).needs_loss
+
+    @property
+    def fit_walks(self) -> bool:
+        """Whether `fit` needs no more than one layer at a time: its policy measures nothing on the model."""
+        return self.walks and not parse_policy(self.policy).measures
+
+    @property
+    def compress_walks(self) -> bool:
+        """Whether `compress` needs no more than one matrix at a time: its policy does not ask the model's loss."""
+        return self.walks and not parse_policy(self.policy).needs_loss
+
+    @property
+    def backward(self) -> bool:
+        """Whether the statistics need gradients."""
+        return False
+
+    def working_bytes(self, m: int, n: int) -> int:
+        """Return at most how much memory `decompose` takes for an (m, n) matrix beside it and its statistic."""
+        return svd_bytes(m, n)
+
+    def statistic_bytes(self, group: Group) -> int:
+        """Return the bytes of a group's statistic; vectors count as nothing."""
+        return 0
 
     def groups(self, model: nn.Module) -> list[Group]:
         """Return what is decomposed together; by default every matrix alone."""
@@ -112,7 +142,7 @@ class MatrixCompressor(Compressor):
             UserError: a weight holds a NaN or an infinity.
         """
         for matrix in self.targets(model):
-            if not torch.isfinite(get_linear(model, matrix.name).weight).all():
+            if not torch.isfinite(weight_of(model, matrix.name)).all():
                 raise UserError(
                     f"the weight {matrix.name} holds NaN or infinite entries and cannot be decomposed; the checkpoint "
                     "is damaged or its training diverged, so use another or a lower learning rate"
@@ -128,6 +158,8 @@ class MatrixCompressor(Compressor):
                 if value is not None and not torch.isfinite(value).all():
                     raise ValueError(f"{self.name} gave NaN or infinite factors for {group.name} ({key})")
             fitted.add(group.name, part)
+            if weights_of(model) is not None:
+                trim_memory()
         policy = parse_policy(self.policy)
         if policy.measures:
             units = self.shape(model).units
@@ -167,27 +199,54 @@ class MatrixCompressor(Compressor):
         allocation = budget.allocate(shape, policy, spectra, fitted.evidence(), loss)
         for group in groups:
             if group.name in allocation.ranks:
-                install(model, group, fitted.factors(group.name), allocation.ranks[group.name])
+                rank = allocation.ranks[group.name]
+                install(model, group, fitted.factors(group.name), rank)
+                if (weights := weights_of(model)) is not None:
+                    install_on_disk(weights, group, fitted, rank)
         return report(model, shape, groups, policy=self.policy, level=allocation.level)
 
 
-def install(model: nn.Module, group: Group, factors: Factors, rank: int) -> None:
-    """Replace the linear layers of a group by factors of one rank, keeping dtype and device.
+def cut(group: Group, factors: Factors, rank: int, biases: Sequence[Tensor | None]) -> list[dict[str, Tensor | None]]:
+    """Return what `LowRankLinear.from_factors` takes for each member: ``a``, ``b``, ``bias``, ``added_bias``.
 
     A native bias is kept, or gets the factors' offset added; a layer without one gets the offset as an added bias.
     """
     a, b = factors.truncate(rank)
     offset = factors.offset(rank)
     offsets = [None] * len(group.members) if offset is None else group.split(offset)
+    parts = []
+    for rows, own, bias in zip(group.split(b), offsets, biases, strict=True):
+        added = None
+        if own is not None:
+            bias, added = (None, own) if bias is None else (bias + own.to(bias), None)
+        parts.append({"a": a, "b": rows, "bias": bias, "added_bias": added})
+    return parts
+
+
+def install(model: nn.Module, group: Group, factors: Factors, rank: int) -> None:
+    """Replace the linear layers of a group by factors of one rank, keeping dtype and device; see `cut`."""
+    layers = [get_linear(model, matrix.name) for matrix in group.members]
+    biases = [None if dense.bias is None else dense.bias.detach() for dense in layers]
     owner: LowRankLinear | None = None
-    for matrix, rows, part in zip(group.members, group.split(b), offsets, strict=True):
-        dense = get_linear(model, matrix.name)
-        bias, added = None if dense.bias is None else dense.bias.detach(), None
-        if part is not None:
-            bias, added = (None, part.to(dense.weight)) if bias is None else (bias + part.to(bias), None)
-        layer = LowRankLinear.from_factors(a.to(dense.weight), rows.to(dense.weight), bias, added, owner)
+    for matrix, dense, part in zip(group.members, layers, cut(group, factors, rank, biases), strict=True):
+        tensors = {key: None if value is None else value.to(dense.weight) for key, value in part.items()}
+        layer = LowRankLinear.from_factors(**tensors, source=owner)  # type: ignore[arg-type]
         owner = owner or layer
         replace_module(model, matrix.name, layer.train(dense.training))
+
+
+def install_on_disk(weights: DiskWeights, group: Group, fitted: Fitted, rank: int) -> None:
+    """Let the tensors of a group's factorised layers in a streamed model come from the fit, each when it is read."""
+
+    def make(place: int, key: str) -> Tensor:
+        biases = [weights.read(f"{matrix.name}.bias", made=False) if matrix.bias else None for matrix in group.members]
+        value = cut(group, fitted.factors(group.name), rank, biases)[place][key]
+        assert value is not None
+        return value
+
+    for place, matrix in enumerate(group.members):
+        for name, key in {"lr_a": "a", "lr_b": "b", "bias": "bias", "lr_bias": "added_bias"}.items():
+            weights.replace(f"{matrix.name}.{name}", partial(make, place, key))
 
 
 def report(model: nn.Module, shape: ModelShape, groups: Sequence[Group], **details: Any) -> CompressionReport:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..models.streamed import weights_of
 from .base import CalibrationData
 from .statistics import example_losses, only_embedding_requires_grad
 
@@ -47,7 +48,8 @@ def input_moments(
 
     Layers that are given the very same tensor (q, k, v; gate, up) share one Gram matrix. Matrices are taken in chunks
     whose Gram matrices fit into ``limit_bytes`` (8·n² bytes each); each chunk is one pass over the data that ends at
-    its last layer, so memory does not grow with the number of layers. All layers see the dense model's activations.
+    its last layer, so memory does not grow with the number of layers. A streamed model is walked block by block
+    instead, in one pass. All layers see the dense model's activations.
 
     Args:
         model: the model; not changed.
@@ -58,6 +60,11 @@ def input_moments(
         limit_bytes: see above; one matrix at least is taken at a time.
         grams: False leaves the Gram matrices empty (0, 0).
     """
+    if weights_of(model) is not None:
+        from .walked import walked_moments
+
+        yield from walked_moments(model, names, data, samples, batch_size, grams)
+        return
     for chunk in _chunks(
         names, [model.get_submodule(name).in_features for name in names], limit_bytes if grams else None
     ):
@@ -78,54 +85,82 @@ def _chunks(names: Sequence[str], widths: Sequence[Any], limit_bytes: int | None
         yield chunk
 
 
-class _Reached(Exception):
-    """Every layer of a chunk has seen its input; the rest of the forward pass would be wasted."""
+class Reached(Exception):
+    """Every layer that is watched has seen its input; the rest of the forward pass would be wasted."""
+
+
+class MomentSums:
+    """Gathers the moments of some layers' inputs while `watching`.
+
+    Args:
+        names: dotted names of ``nn.Linear`` modules.
+        grams: False leaves the Gram matrices empty.
+        stop: whether `Reached` is raised in each batch when all layers have seen their input.
+    """
+
+    def __init__(self, names: Sequence[str], grams: bool, stop: bool = True) -> None:
+        self.names, self.grams, self.stop, self.tokens = names, grams, stop, 0
+        self._sums: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self._same: dict[str, str] = {}  # name of a layer -> the first layer that was given the same tensor
+        self._seen: dict[str, Tensor] = {}  # inputs of the current batch
+        self._mask = torch.zeros(0)
+
+    def begin(self, mask: Tensor) -> None:
+        """Start a batch with this attention mask (b, t)."""
+        self._mask = mask.reshape(-1).bool()
+        self._seen.clear()
+        self.tokens += int(self._mask.sum())
+
+    @contextlib.contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """See every input that the layers of a model are given."""
+
+        def hook(name: str) -> Any:
+            return lambda _, args: self._see(name, args[0])
+
+        handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in self.names]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _see(self, name: str, given: Tensor) -> None:
+        self._seen[name] = given
+        first = self._same.setdefault(name, next((other for other, x in self._seen.items() if x is given), name))
+        if first == name:
+            x = given.detach().reshape(-1, given.shape[-1])[self._mask].double()
+            new = (x.T @ x if self.grams else x.new_zeros(0, 0), x.sum(0), x.abs().sum(0))
+            gram, total, absolute = self._sums.get(name, (torch.zeros(()),) * 3)
+            self._sums[name] = (gram + new[0], total + new[1], absolute + new[2])
+        if self.stop and len(self._seen) == len(self.names):
+            raise Reached
+
+    def found(self) -> dict[str, Moments]:
+        """Return the moments by name."""
+        found = {}
+        for name in self.names:
+            gram, total, absolute = self._sums[self._same[name]]
+            found[name] = Moments(gram.cpu(), total.cpu(), absolute.cpu(), self.tokens)
+        return found
 
 
 def _chunk_moments(
     model: nn.Module, names: Sequence[str], data: CalibrationData, samples: int | None, batch_size: int, grams: bool
 ) -> dict[str, Moments]:
     device = next(model.parameters()).device
-    sums: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-    same: dict[str, str] = {}  # name of a layer -> the first layer that was given the same tensor
-    seen: dict[str, Tensor] = {}  # inputs of the current pass
-    mask = torch.zeros(0)
-
-    def forward(name: str, args: tuple[Any, ...]) -> None:
-        seen[name] = args[0]
-        first = same.setdefault(name, next((other for other, x in seen.items() if x is args[0]), name))
-        if first == name:
-            x = args[0].detach().reshape(-1, args[0].shape[-1])[mask].double()
-            new = (x.T @ x if grams else x.new_zeros(0, 0), x.sum(0), x.abs().sum(0))
-            gram, total, absolute = sums.get(name, (torch.zeros(()),) * 3)
-            sums[name] = (gram + new[0], total + new[1], absolute + new[2])
-        if len(seen) == len(names):
-            raise _Reached
-
-    def hook(name: str) -> Any:
-        return lambda _, args: forward(name, args)
-
-    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
-    training, tokens = model.training, 0
+    sums, training = MomentSums(names, grams), model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), sums.watching(model):
             for batch in data.batches(samples, batch_size):
                 batch = {key: value.to(device) for key, value in batch.items()}
-                mask = batch["attention_mask"].reshape(-1).bool()
-                seen.clear()
-                with contextlib.suppress(_Reached):
+                sums.begin(batch["attention_mask"])
+                with contextlib.suppress(Reached):
                     model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-                tokens += int(mask.sum())
     finally:
-        for handle in handles:
-            handle.remove()
         model.train(training)
-    found = {}
-    for name in names:
-        gram, total, absolute = sums[same[name]]
-        found[name] = Moments(gram.cpu(), total.cpu(), absolute.cpu(), tokens)
-    return found
+    return sums.found()
 
 
 def gradient_grams(
@@ -144,39 +179,71 @@ def gradient_grams(
     Args:
         model, names, data, samples, batch_size, limit_bytes: as in `input_moments`.
     """
+    if weights_of(model) is not None:
+        from .walked import walked_gradients
+
+        yield from walked_gradients(model, names, data, samples, batch_size)
+        return
     for chunk in _chunks(names, [model.get_submodule(name).out_features for name in names], limit_bytes):
         yield from _chunk_gradients(model, chunk, data, samples, batch_size).items()
+
+
+class GradientSums:
+    """Gathers Σ g gᵀ over tokens of some layers' output gradients while `watching`.
+
+    Args:
+        names: dotted names of ``nn.Linear`` modules.
+        sums: what earlier batches gave.
+    """
+
+    def __init__(self, names: Sequence[str], sums: Mapping[str, Tensor] | None = None) -> None:
+        self.names, self.sums = names, dict(sums or {})
+        self._mask = torch.zeros(0)
+
+    def begin(self, mask: Tensor) -> None:
+        """Start a batch with this attention mask (b, t)."""
+        self._mask = mask.reshape(-1).bool()
+
+    @contextlib.contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """See every gradient that comes back to the outputs of the layers of a model."""
+
+        def hook(name: str) -> Any:
+            def backward(_: nn.Module, __: Any, gradients: tuple[Tensor, ...]) -> None:
+                g = gradients[0].detach().reshape(-1, gradients[0].shape[-1])[self._mask].double()
+                self.sums[name] = self.sums[name] + g.T @ g if name in self.sums else g.T @ g
+
+            return backward
+
+        handles = [model.get_submodule(name).register_full_backward_hook(hook(name)) for name in self.names]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def token_loss(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the cross-entropy summed over all target tokens of a batch."""
+    targets = (batch["labels"][:, 1:] != -100).sum(1)
+    return (example_losses(logits, batch["labels"]) * targets).sum()
 
 
 def _chunk_gradients(
     model: nn.Module, names: Sequence[str], data: CalibrationData, samples: int | None, batch_size: int
 ) -> dict[str, Tensor]:
     device = next(model.parameters()).device
-    sums: dict[str, Tensor] = {}
-    mask = torch.zeros(0)
-
-    def hook(name: str) -> Any:
-        def backward(_: nn.Module, __: Any, gradients: tuple[Tensor, ...]) -> None:
-            g = gradients[0].detach().reshape(-1, gradients[0].shape[-1])[mask].double()
-            sums[name] = sums[name] + g.T @ g if name in sums else g.T @ g
-
-        return backward
-
-    handles = [model.get_submodule(name).register_full_backward_hook(hook(name)) for name in names]
-    training = model.training
+    found, training = GradientSums(names), model.training
     model.eval()
     try:
-        with only_embedding_requires_grad(model) as embedding:
+        with only_embedding_requires_grad(model) as embedding, found.watching(model):
             for batch in data.batches(samples, batch_size):
                 batch = {key: value.to(device) for key, value in batch.items()}
-                mask = batch["attention_mask"].reshape(-1).bool()
+                found.begin(batch["attention_mask"])
                 logits = model(
                     input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
                 ).logits
-                targets = (batch["labels"][:, 1:] != -100).sum(1)
-                torch.autograd.grad((example_losses(logits, batch["labels"]) * targets).sum(), embedding)
+                torch.autograd.grad(token_loss(logits, batch), embedding)
     finally:
-        for handle in handles:
-            handle.remove()
         model.train(training)
-    return {name: sums[name].cpu() for name in names}
+    return {name: found.sums[name].cpu() for name in names}

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..models.streamed import weights_of
 from .base import CalibrationData
 
 
@@ -59,6 +60,56 @@ def only_embedding_requires_grad(model: nn.Module) -> Iterator[Tensor]:
             parameter.requires_grad_(required[name])
 
 
+class FisherSums:
+    """Gathers the diagonal Fisher information of some layers' weights while `watching`, see `input_fisher`.
+
+    Args:
+        names: dotted names of ``nn.Linear`` modules.
+        axis: ``in`` sums over outputs, ``out`` over inputs.
+    """
+
+    def __init__(self, names: Sequence[str], axis: Literal["in", "out"]) -> None:
+        self.names, self.axis, self.examples, self.totals = names, axis, 0, dict[str, Tensor]()
+        self._rows = 0
+        self._inputs: dict[str, Tensor] = {}
+
+    def begin(self, rows: int) -> None:
+        """Start a batch of that many examples."""
+        self._rows = rows
+        self.examples += rows
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """See every input that the layers of a model are given, and the gradients that come back to their outputs."""
+        handles: list[Any] = []
+
+        def watch(name: str, module: nn.Module) -> None:
+            def forward(_: nn.Module, args: tuple[Any, ...]) -> None:
+                self._inputs[name] = args[0].detach()
+
+            def backward(_: nn.Module, __: Any, gradients: tuple[Tensor, ...]) -> None:
+                x, g = self._inputs.pop(name).float(), gradients[0].float()
+                # Some models flatten batch and time before a linear layer (OPT), so the batch size comes from the data.
+                x, g = x.reshape(self._rows, -1, x.shape[-1]), g.reshape(self._rows, -1, g.shape[-1])
+                kept, other = (x, g) if self.axis == "in" else (g, x)
+                squares = squared_gradient_sums(other, kept)
+                self.totals[name] = self.totals.get(name, torch.zeros_like(squares)) + squares
+
+            handles.extend((module.register_forward_pre_hook(forward), module.register_full_backward_hook(backward)))
+
+        for name in self.names:
+            watch(name, model.get_submodule(name))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def found(self) -> dict[str, Tensor]:
+        """Return the means over the examples, float32 on the CPU, by name."""
+        return {name: (total / max(self.examples, 1)).cpu() for name, total in self.totals.items()}
+
+
 def input_fisher(
     model: nn.Module,
     names: Sequence[str],
@@ -83,41 +134,22 @@ def input_fisher(
     Returns:
         float32 vectors on the CPU by name.
     """
+    if weights_of(model) is not None:
+        from .walked import walked_fisher
+
+        return walked_fisher(model, names, data, samples, batch_size, axis)
     device = next(model.parameters()).device
-    totals: dict[str, Tensor] = {}
-    inputs: dict[str, Tensor] = {}
-    handles: list[Any] = []
-
-    def watch(name: str, module: nn.Module) -> None:
-        def forward(_: nn.Module, args: tuple[Any, ...]) -> None:
-            inputs[name] = args[0].detach()
-
-        def backward(_: nn.Module, __: Any, gradients: tuple[Tensor, ...]) -> None:
-            x, g = inputs.pop(name).float(), gradients[0].float()
-            # Some models flatten batch and time before a linear layer (OPT), so the batch size comes from the data.
-            x, g = x.reshape(rows, -1, x.shape[-1]), g.reshape(rows, -1, g.shape[-1])
-            kept, other = (x, g) if axis == "in" else (g, x)
-            squares = squared_gradient_sums(other, kept)
-            totals[name] = totals.get(name, torch.zeros_like(squares)) + squares
-
-        handles.extend((module.register_forward_pre_hook(forward), module.register_full_backward_hook(backward)))
-
-    training, count = model.training, 0
+    sums, training = FisherSums(names, axis), model.training
     model.eval()
-    for name in names:
-        watch(name, model.get_submodule(name))
     try:
-        with only_embedding_requires_grad(model) as embedding:
+        with only_embedding_requires_grad(model) as embedding, sums.watching(model):
             for batch in data.batches(samples, batch_size):
                 batch = {key: value.to(device) for key, value in batch.items()}
-                rows = len(batch["input_ids"])
+                sums.begin(len(batch["input_ids"]))
                 logits = model(
                     input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
                 ).logits
                 torch.autograd.grad(example_losses(logits, batch["labels"]).sum(), embedding)
-                count += rows
     finally:
-        for handle in handles:
-            handle.remove()
         model.train(training)
-    return {name: (total / max(count, 1)).cpu() for name, total in totals.items()}
+    return sums.found()

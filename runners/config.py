@@ -109,6 +109,8 @@ class SweepConfig(BaseModel):
         samples, temperature, top_p: completions per problem and how they are drawn; several need a temperature.
         allow_weak_isolation: run generated code under resource limits alone.
         workers: processes that run stages side by side on a machine; None decides by cores and device.
+        memory: ``walk`` reads the model from disk layer by layer while fitting and compressing, ``whole`` loads it,
+            ``auto`` walks large models where that is possible (docs/memory.md). Results are the same.
         executor: ``local`` runs stages on this machine, ``ray`` on the nodes of a Ray cluster. Neither this nor the
             address is part of a stage's key or of ``sweep.yaml``: results are the same.
         address: of a running Ray cluster, HOST:PORT or ``auto``; None starts Ray on this machine.
@@ -152,6 +154,7 @@ class SweepConfig(BaseModel):
     top_p: float = Field(default=1.0, gt=0, le=1)
     allow_weak_isolation: bool = False
     workers: int | None = Field(default=None, ge=1)
+    memory: Literal["auto", "walk", "whole"] = "auto"
     executor: Literal["local", "ray"] = "local"
     address: str | None = None
     accelerate: Path | None = None

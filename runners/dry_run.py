@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .config import SweepConfig
 from .estimate import disk_bytes
+from .memory import COLUMNS, TITLE, memory_rows, plan_ways
 from .plan import Plan, build_method, make_plan
 from .progress import duration
 from .sweep import plan_seconds, plan_warnings
@@ -22,6 +24,10 @@ def print_plan(config: SweepConfig, console: Console) -> None:
     """
     plan = make_plan(config)
     show_plan(plan, console)
+    table = Table(*COLUMNS, title=TITLE, title_justify="left", box=None, pad_edge=False)
+    for row in memory_rows(plan_ways(plan)):
+        table.add_row(*map(escape, row))
+    console.print(table)
     console.print(
         f"about {duration(plan_seconds(plan))} and at most {disk_bytes(plan) / 1e6:,.0f} MB to go", highlight=False
     )

@@ -285,7 +285,8 @@ class _Layout:
         fit_title = f"fit {config['fit'].get('factors', spec.name)}, seed {seed}"
         # Options of a method that its fit does not depend on must not be in the fit's identity: they travel beside it.
         maker = {"method": spec.name, "options": options}
-        fit = Stage("fit", config, {"model": tuned.identity}, self._runtime(tuned, **maker), fit_title)
+        runtime = self._runtime(tuned, memory=self.config.memory, **maker)
+        fit = Stage("fit", config, {"model": tuned.identity}, runtime, fit_title)
         fit_key = self.plan.add(fit, tuned.stage)
         together = bool(options.get("trajectory"))
         ratios = sorted(self.config.ratios)
@@ -312,7 +313,7 @@ class _Layout:
             "compress",
             config,
             {"model": tuned.identity, "fit": keys["fit"]},
-            runtime | {"fit": str(self.plan.store.path(keys["fit"]))},
+            runtime | {"memory": self.config.memory, "fit": str(self.plan.store.path(keys["fit"]))},
             f"compress {spec.shown} {shown}, seed {seed}",
         )
         key = self.plan.add(stage, tuned.stage, keys["fit"])

@@ -18,19 +18,24 @@ from ..evals.hosting.host import HostedEngine
 from ..evals.tasks import benchmark_names, get_task
 from ..foundation.errors import UserError
 from ..foundation.files import new_folder, write_json
-from ..methods.base import CompressionReport
+from ..foundation.memory import peak_memory_bytes, reset_peak_memory
+from ..methods.base import CompressionReport, Compressor
 from ..methods.budget import Budget
+from ..methods.policies.base import policies
 from ..models.checkpoint import save_checkpoint
 from ..models.footprint import context_length
-from ..models.loading import DTYPES, load_model, load_skeleton, load_tokenizer
+from ..models.loading import DTYPES, load_skeleton, load_tokenizer
 from ..models.matrices import model_size
-from ..models.presets import resolve_model
+from ..models.presets import ModelSource, resolve_model
+from ..models.shards import save_streamed
+from ..models.streamed import weights_of
 from ..models.untouched import Untouched, untouched
 from .config import MethodSpec
 from .data import DATA_SEED, load_task_data
+from .memory import Way, compress_way, fit_way, memory_rows, open_model
 from .plan import build_method, merge_settings, pick_device, pick_recipe
 from .provenance import provenance
-from .recipes import RECIPES
+from .recipes import RECIPES, Recipe
 from .training import TaskTrainer
 
 Progress = Callable[[int, int], None]
@@ -57,6 +62,7 @@ class CompressRequest:
     dtype: str | None = None
     device: str = "auto"
     recipe: str = "auto"
+    memory: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -68,16 +74,21 @@ class Compressed:
     warnings: list[str]
 
 
-def compress_model(request: CompressRequest, progress: Progress | None = None) -> Compressed:
-    """Compress one model as it is, without finetuning it, and write a factorised checkpoint.
+@dataclass(frozen=True)
+class _Prepared:
+    """What is settled before anything is loaded."""
 
-    Methods that need data or train take them from ``request.task``. Beside the weights, ``compression.json`` says what
-    was done, what stays dense and why.
+    source: ModelSource
+    skeleton: Any
+    recipe: Recipe
+    method: Compressor
+    budget: Budget
+    device: str
+    ways: dict[str, Way]
 
-    Raises:
-        UserError: anything unusable, an existing output folder, or a missing task.
-    """
-    Budget(request.ratio)  # an unusable ratio is refused before anything is loaded
+
+def _prepare(request: CompressRequest) -> _Prepared:
+    budget = Budget(request.ratio)  # an unusable ratio is refused before anything is loaded
     transformers.utils.logging.disable_progress_bar()
     source = resolve_model(request.model, request.revision)
     skeleton = load_skeleton(source.location, source.revision)
@@ -88,11 +99,54 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
     method.shape(skeleton, request.ratio)
     budget = Budget(request.ratio, method.guard)
     device = pick_device(request.device)
+    length = None
     if request.task is not None:
-        get_task(request.task)
+        length = recipe.for_kind(get_task(request.task).kind)[1].max_length
+    place = (source.location, source.revision, request.memory, device)
+    ways = {"fit": fit_way(method, skeleton, *place, length), "compress": compress_way(method, skeleton, *place)}
+    return _Prepared(source, skeleton, recipe, method, budget, device, ways)
+
+
+def _check_memory(found: _Prepared, request: CompressRequest) -> list[str]:
+    return [n for kind, way in found.ways.items() for n in way.check(f"{kind} of {request.method.shown}", found.device)]
+
+
+def foresee(request: CompressRequest) -> tuple[str, list[tuple[str, ...]], list[str]]:
+    """Return what `compress_model` would do, without doing it: a sentence, `memory_rows`, and warnings.
+
+    Raises:
+        UserError: whatever `compress_model` would refuse before it loads anything.
+    """
+    found = _prepare(request)
+    shape = found.method.shape(found.skeleton, request.ratio)
+    found.budget.allocate(shape, policies.get("uniform")())
+    text = (
+        f"{found.source.name} ({shape.parameters:,} parameters) by {request.method.shown} on {found.device}: at most "
+        f"{shape.parameters / request.ratio:,.0f} parameters"
+    )
+    try:
+        notes = _check_memory(found, request)
+    except UserError as refusal:
+        notes = [str(refusal)]
+    return text, memory_rows(found.ways), notes
+
+
+def compress_model(request: CompressRequest, progress: Progress | None = None) -> Compressed:
+    """Compress one model as it is, without finetuning it, and write a factorised checkpoint.
+
+    Methods that need data or train take them from ``request.task``. Beside the weights, ``compression.json`` says what
+    was done, what stays dense and why.
+
+    Raises:
+        UserError: anything unusable, an existing output folder, or a missing task.
+    """
+    found = _prepare(request)
+    source, recipe, method, device = found.source, found.recipe, found.method, found.device
+    notes = _check_memory(found, request)
     with new_folder(request.out) as folder:
         tokenizer = load_tokenizer(source.location, source.revision)
-        model = load_model(source.location, source.revision, "float32", device)
+        reset_peak_memory()
+        model = open_model(found.ways["fit"], source.location, source.revision, device, folder)
         data = trainer = None
         if request.task is not None:
             _, recover = recipe.for_kind(get_task(request.task).kind)
@@ -111,11 +165,18 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
             )
             title = f"compress {request.method.shown} {request.ratio:g}x"
             trainer = TaskTrainer(data, settings, 0, device, request.seed, title, progress)
-        fitted = method.fit_for(budget, model, data, folder / _FIT_FOLDER)
-        report = method.compress(model, fitted, budget, trainer if method.trains else None, data)
-        warnings = fitted.meta.get("warnings", [])
+        fitted = method.fit_for(found.budget, model, data, folder / _FIT_FOLDER)
+        if found.ways["compress"].walk != found.ways["fit"].walk:
+            del model
+            model = open_model(found.ways["compress"], source.location, source.revision, device, folder)
+        report = method.compress(model, fitted, found.budget, trainer if method.trains else None, data)
+        warnings = [*fitted.meta.get("warnings", []), *notes]
+        dtype = DTYPES[request.dtype or recipe.dtype]
+        if weights_of(model) is not None:
+            save_streamed(model, tokenizer, folder, dtype)
+        else:
+            save_checkpoint(model.to(dtype), tokenizer, folder)
         shutil.rmtree(folder / _FIT_FOLDER, ignore_errors=True)
-        save_checkpoint(model.to(DTYPES[request.dtype or recipe.dtype]), tokenizer, folder)
         kept = untouched(model, report.dense)
         origin = {
             "model": source.name,
@@ -128,6 +189,7 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
             "seed": request.seed,
             "stays_dense": [asdict(part) for part in kept],
             "warnings": warnings,
+            "memory": {kind: way.record() for kind, way in found.ways.items()} | {"peak_bytes": peak_memory_bytes()},
         }
         write_json(folder / "compression.json", report.summary() | origin | {"provenance": provenance()})
     return Compressed(report, kept, warnings)

@@ -113,7 +113,7 @@ def write_results(plan: Plan, stages_run: int = 0) -> SweepResult:
     # Where stages ran is no part of what was asked: the file is the same, and runs where that cluster is gone.
     config = plan.config.model_dump(
         mode="json",
-        exclude={"executor", "address", "accelerate", "checkpoint_minutes", "storage"},
+        exclude={"executor", "address", "accelerate", "checkpoint_minutes", "storage", "memory"},
         exclude_none=True,
         exclude_defaults=True,
     )

@@ -15,13 +15,16 @@ from ..evals.base import EvalSettings, benchmarks
 from ..evals.hosting.choice import engine_version
 from ..evals.hosting.host import HostedEngine
 from ..foundation.files import write_json
-from ..methods.base import CompressionReport, create_method
+from ..methods.base import CompressionReport, Compressor, create_method
 from ..methods.budget import Budget
 from ..methods.fitted import Fitted
 from ..models.checkpoint import save_checkpoint
 from ..models.footprint import context_length
-from ..models.loading import DTYPES, load_model, load_tokenizer, weights_size
+from ..models.loading import DTYPES, load_model, load_skeleton, load_tokenizer, weights_size
+from ..models.shards import save_streamed
+from ..models.streamed import weights_of
 from .data import TaskData, load_task_data
+from .memory import Way, compress_way, fit_way, open_model
 from .parallel.launch import train_together
 from .parallel.sharding import is_main, is_sharded, whole_state
 from .recipes import TrainSettings
@@ -42,6 +45,21 @@ def perform(stage: Stage, folder: Path, progress: Progress | None = None) -> Map
     if "accelerate" in stage.runtime:
         return train_together(stage, folder, progress)
     return _KINDS[stage.kind](stage, folder, progress)
+
+
+def _opened(stage: Stage, way: Way, folder: Path) -> tuple[Any, Any]:
+    where = stage.runtime["model"]
+    place = stage.runtime.get("place", stage.runtime["device"])
+    model = open_model(way, where["location"], where["revision"], place, folder)
+    return model, load_tokenizer(where["location"], where["revision"])
+
+
+def _way(stage: Stage, choose: Callable[..., Way], method: Compressor, **more: Any) -> tuple[Way, list[str]]:
+    where, runtime = stage.runtime["model"], stage.runtime
+    skeleton = load_skeleton(where["location"], where["revision"])
+    wanted = runtime.get("memory", "auto")
+    way = choose(method, skeleton, where["location"], where["revision"], wanted, runtime["device"], **more)
+    return way, way.check(stage.title or stage.key, runtime["device"])
 
 
 def _model(stage: Stage) -> tuple[Any, Any]:
@@ -102,7 +120,10 @@ def _save_trained(stage: Stage, model: Any, tokenizer: Any, folder: Path) -> Non
 
 
 def _save(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
-    save_checkpoint(model.to(DTYPES[dtype]), tokenizer, folder)
+    if weights_of(model) is not None:
+        save_streamed(model, tokenizer, folder, DTYPES[dtype])
+    else:
+        save_checkpoint(model.to(DTYPES[dtype]), tokenizer, folder)
 
 
 def _finetune(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
@@ -115,8 +136,9 @@ def _finetune(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
 
 
 def _fit(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
-    model, tokenizer = _model(stage)
     method = create_method(stage.runtime["method"], stage.runtime["options"])
+    way, notes = _way(stage, fit_way, method, length=stage.config.get("data", {}).get("max_length"))
+    model, tokenizer = _opened(stage, way, folder)
     data = _data(stage, model, tokenizer) if "data" in stage.config else None
     fitted = method.fit(model, data, folder)
     fitted.save(folder)
@@ -124,13 +146,15 @@ def _fit(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, 
         "matrices": len(method.targets(model)),
         "dropped": data.dropped if data else 0,
         "calibration": fitted.meta.get("calibration", {}),
-        "warnings": fitted.meta.get("warnings", []),
+        "warnings": [*fitted.meta.get("warnings", []), *notes],
+        "memory": way.record(),
     }
 
 
 def _compress(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
-    model, tokenizer = _model(stage)
     method = create_method(stage.config["method"], stage.config["options"])
+    way, _ = _way(stage, compress_way, method)
+    model, tokenizer = _opened(stage, way, folder)
     fitted = Fitted.load(Path(stage.runtime["fit"]))
     data = _data(stage, model, tokenizer) if "data" in stage.config else None
     trainer = _trainer(stage, data, progress) if data is not None and "train" in stage.config else None
@@ -148,7 +172,7 @@ def _compress(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
             save_file(report.tensors, target / BASES_FILE)
 
     method.compress_path(model, fitted, budgets, trainer, emit, data)
-    return {"reports": reports}
+    return {"reports": reports, "memory": way.record()}
 
 
 def _recover(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:

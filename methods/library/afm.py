@@ -18,6 +18,7 @@ from ..calibrated import MomentCompressor
 from ..fitted import Factors
 from ..moments import Moments
 from ..whitening import whiten
+from ..working import whiten_bytes
 
 FACTS = {
     "data": "calibration",
@@ -39,6 +40,10 @@ class FeatureSpace(MomentCompressor):
     def fit_key(self) -> dict[str, Any]:
         """Return one name for the factors, whatever the method that asks for them is called."""
         return super().fit_key() | {"factors": "feature-space"}
+
+    def working_bytes(self, m: int, n: int) -> int:
+        """Return the memory of the weighted problem, and of the centred Gram matrix."""
+        return whiten_bytes(m, n, m < n) + 16 * n * n
 
     def decompose(self, weight: Tensor, statistic: Moments | None = None) -> Factors:
         """Return the factors with the means that each rank's bias follows from."""

@@ -18,6 +18,7 @@ from ..fitted import Factors
 from ..linalg import svd
 from ..moments import Moments
 from ..whitening import balance
+from ..working import svd_bytes
 
 FACTS = {
     "data": "calibration, search",
@@ -44,6 +45,10 @@ class ASVD(MomentCompressor):
 
     alpha: float = Field(default=0.5, ge=0)
     policy: str = "sensitivity"
+
+    def working_bytes(self, m: int, n: int) -> int:
+        """Return the memory of a float64 decomposition of the scaled matrix, and of the factors on the way."""
+        return 16 * m * n + svd_bytes(m, n, 8) + 12 * min(m, n) * (m + n)
 
     def decompose(self, weight: Tensor, statistic: Moments | None = None) -> Factors:
         """Return the factors; α = 0 gives the plain SVD."""

@@ -22,6 +22,7 @@ from ..fitted import Factors
 from ..groups import Group
 from ..moments import Moments, input_moments
 from ..whitening import JITTER, whiten
+from ..working import whiten_bytes
 
 FACTS = {
     "data": "calibration",
@@ -78,6 +79,10 @@ class BasisSharing(MomentCompressor):
         found = input_moments(model, names, data, self.samples, self.batch_size)
         for group in groups:
             yield group, pooled([next(found)[1] for _ in group.members])
+
+    def working_bytes(self, m: int, n: int) -> int:
+        """Return the memory of the weighted problem."""
+        return whiten_bytes(m, n, m < n)
 
     def decompose(self, weight: Tensor, statistic: Moments | None = None) -> Factors:
         """Return the whitened factors of the stack."""

@@ -48,6 +48,15 @@ class FWSVD(CalibratedCompressor):
     axis: Literal["in", "out"] = "in"
     samples: int | None = Field(default=1024, ge=1)
 
+    @property
+    def backward(self) -> bool:
+        """Yes: the Fisher information is made of gradients."""
+        return True
+
+    def working_bytes(self, m: int, n: int) -> int:
+        """Return the memory of the scaled matrix (float64 on the way) and its decomposition."""
+        return 4 * m * n + super().working_bytes(m, n)
+
     def collect(
         self, model: nn.Module, data: CalibrationData | None, groups: Sequence[Group]
     ) -> Iterator[tuple[Group, Tensor]]:

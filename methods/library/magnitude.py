@@ -25,6 +25,10 @@ FACTS = {
 class Magnitude(MatrixCompressor):
     """W ≈ W[:, S] I_S with S the r columns of largest norm; rows where W is wide. Stored as factors, as all are."""
 
+    def working_bytes(self, m: int, n: int) -> int:
+        """Return the memory of the chosen columns, and of the selection twice."""
+        return 4 * (m * n + 2 * min(m, n) ** 2)
+
     def decompose(self, weight: Tensor, statistic: object = None) -> Factors:
         """Return the selection; the spectrum holds the norms."""
         m, n = weight.shape

@@ -31,6 +31,11 @@ class RandomProjection(MatrixCompressor):
 
     seed: int = 42
 
+    def working_bytes(self, m: int, n: int) -> int:
+        """Return the memory of the noise, its QR decomposition and the projection, float64, and of the result."""
+        side = min(m, n)
+        return 8 * (2 * m * n + 4 * side * side) + 4 * (m * n + side * side)
+
     def decompose(self, weight: Tensor, statistic: object = None) -> Factors:
         """Return the projections, one more random direction with each rank; the spectrum is flat."""
         m, n = weight.shape

@@ -20,6 +20,7 @@ from ..fitted import Factors
 from ..groups import Group
 from ..moments import Moments, gradient_grams
 from ..whitening import JITTER, Side, whiten
+from ..working import whiten_bytes
 
 FACTS = {
     "data": "calibration",
@@ -65,6 +66,20 @@ class Whitened(MomentCompressor):
         gradients = gradient_grams(model, [group.name for group in groups], data, self.samples, self.batch_size)
         for (group, moments), (_, gram) in zip(one_sided, gradients, strict=True):
             yield group, (moments, gram)
+
+    @property
+    def backward(self) -> bool:
+        """Whether output gradients weigh too."""
+        return self.two_sided
+
+    def working_bytes(self, m: int, n: int) -> int:
+        """Return the memory of the weighted problem."""
+        output_side = self.side == "output" or (self.side == "auto" and m < n)
+        return whiten_bytes(m, n, output_side, self.two_sided) + (16 * (m * m + n * n) if self.two_sided else 0)
+
+    def statistic_bytes(self, group: Group) -> int:
+        """Return the bytes of both Gram matrices."""
+        return super().statistic_bytes(group) + (8 * group.out_features**2 if self.two_sided else 0)
 
     def decompose(self, weight: Tensor, statistic: tuple[Moments, Tensor | None] | None = None) -> Factors:
         """Return the factors of the weighted problem; equal weights give the plain SVD."""

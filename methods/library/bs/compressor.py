@@ -126,6 +126,10 @@ class BasisSelection(Compressor):
         policy = parse_policy(self.final_policy or "uniform")
         return self.criterion == "hessian" or policy.needs_loss or policy.measures
 
+    def fitter(self) -> Compressor:
+        """Return the method that gives the bases."""
+        return self._bases()
+
     def fit_key(self) -> dict[str, Any]:
         """Share the fit of the method that gives the bases."""
         return self._bases().fit_key()

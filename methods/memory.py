@@ -1,0 +1,179 @@
+"""How much memory fit and compress take at their peak, by formula, before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..foundation.memory import BASE_BYTES
+from ..models.blocks import find_blocks
+from ..models.footprint import own_dtype
+from ..models.loading import DTYPES
+from ..models.matrices import model_size
+from ..models.streamed import NotStreamable
+from .fitted import BUFFER_BYTES
+from .groups import Group
+from .matrixwise import MatrixCompressor
+from .moments import GRAM_BYTES
+from .spill import LIMIT_BYTES
+from .walked import INPUTS_BYTES
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is read while fitting: examples, examples per batch, and the longest one in tokens."""
+
+    samples: int
+    batch_size: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Bytes at the peak; an upper bound except for activations, which are estimated.
+
+    Attributes:
+        host: of the process's resident memory.
+        device: of a GPU's memory; 0 on the CPU.
+        least: where the work is done, what is certain: the weights that are held and the largest decomposition.
+        disk: hidden states that wait on disk, at most.
+    """
+
+    host: int
+    device: int
+    least: int
+    disk: int = 0
+
+    @property
+    def total(self) -> int:
+        """Host and device together, as a stage's record counts them."""
+        return self.host + self.device
+
+
+def fit_peak(
+    method: MatrixCompressor, skeleton: Any, walk: bool, device: str, calibration: Calibration | None = None
+) -> Peak:
+    """Return the peak of `MatrixCompressor.fit`, on the CPU
+
+        walk    base + buffer + max(block + activations, working set) + statistics of a block + waiting states
+        whole   base + model + max(buffer + max(activations, working set) + statistics, checkpoint)
+
+    with the model and a block (or all that is outside the blocks) in float32, the working set that of the largest
+    matrix including its weight, and the buffer `BUFFER_BYTES` and one matrix's factors. On a GPU the model or block,
+    activations and working set are there, and base, buffer and what waits are on the host.
+
+    Args:
+        method: says the working set and the statistics of a matrix.
+        skeleton: on the meta device.
+        walk: whether the model is walked.
+        device: torch device.
+        calibration: None for methods that read no data.
+    """
+    groups = method.groups(skeleton)
+    working = max(
+        8 * g.in_features * g.out_features + method.working_bytes(g.out_features, g.in_features) for g in groups
+    )
+    buffer = BUFFER_BYTES + max(_factors(group) for group in groups)
+    held = 0 if walk else 4 * model_size(skeleton).parameters
+    statistics = activations = waiting = disk = 0
+    if calibration is not None:
+        parts = _Parts.of(skeleton)
+        statistics = _statistics(method, groups, parts, walk)
+        activations = _activations(skeleton, method, groups, parts, calibration, walk)
+        if walk:
+            held = 4 * max(parts.block, parts.outside)
+            width = int(skeleton.get_input_embeddings().embedding_dim)
+            states = 4 * calibration.samples * calibration.length * width
+            states *= len(parts.names) + 1 if method.backward else 1
+            waiting, disk = min(states, LIMIT_BYTES), max(min(states, INPUTS_BYTES) - LIMIT_BYTES, 0)
+            if method.backward:  # Gram matrices of gradients wait too, as they come last block first
+                disk += sum(method.statistic_bytes(group) for group in groups)
+    busy = max(held + activations, working) if walk else held + max(activations, working)
+    least = max(held, working) if walk else held + working
+    if device == "cpu":
+        host = BASE_BYTES + max(buffer + busy + statistics + waiting, 0 if walk else held + _stored(skeleton))
+        return Peak(host, 0, least, disk)
+    host = BASE_BYTES + max(buffer + statistics + waiting + held, 0 if walk else held + _stored(skeleton))
+    return Peak(host, busy + statistics, least, disk)
+
+
+def compress_peak(method: MatrixCompressor, skeleton: Any, walk: bool, device: str) -> Peak:
+    """Return the peak of `MatrixCompressor.compress` and of writing its result, on the CPU
+
+        walk    base + largest tensor as stored, in float32 and as written, or largest factors twice
+        whole   base + model + max(largest factors twice, checkpoint)
+
+    Args:
+        method, skeleton, walk, device: as in `fit_peak`.
+    """
+    factors = 2 * max(_factors(group) for group in method.groups(skeleton))
+    largest = 3 * 4 * max(parameter.numel() for parameter in skeleton.parameters())
+    model = 0 if walk else 4 * model_size(skeleton).parameters
+    work = max(factors, largest) if walk else model + max(factors, _stored(skeleton))
+    if walk or device == "cpu":  # nothing is computed: tensors go from file to file
+        return Peak(BASE_BYTES + work, 0, work if walk else model)
+    return Peak(BASE_BYTES + work, model + factors, model)
+
+
+def _stored(skeleton: Any) -> int:
+    """Return the bytes of the checkpoint: while a model is loaded whole, pages of its files are in memory too."""
+    return model_size(skeleton).parameters * DTYPES[own_dtype(skeleton.config)].itemsize
+
+
+def _factors(group: Group) -> int:
+    m, n = group.out_features, group.in_features
+    return 4 * min(m, n) * (m + n + 1)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Parameters of the largest block and of all that is outside the blocks, and the blocks' names."""
+
+    names: tuple[str, ...]
+    block: int
+    outside: int
+
+    @classmethod
+    def of(cls, skeleton: nn.Module) -> _Parts:
+        try:
+            blocks = find_blocks(skeleton).names
+        except NotStreamable:
+            return cls((), 0, model_size(skeleton).parameters)
+        sizes = [sum(p.numel() for p in skeleton.get_submodule(name).parameters()) for name in blocks]
+        return cls(blocks, max(sizes), model_size(skeleton).parameters - sum(sizes))
+
+    def inside(self, groups: list[Group]) -> list[list[Group]]:
+        """Return the groups by the block of their first member, those outside the blocks as one."""
+        found: dict[str, list[Group]] = {}
+        for group in groups:
+            found.setdefault(next((b for b in self.names if group.name.startswith(f"{b}.")), ""), []).append(group)
+        return list(found.values())
+
+
+def _statistics(method: MatrixCompressor, groups: list[Group], parts: _Parts, walk: bool) -> int:
+    sizes = [method.statistic_bytes(group) for group in groups]
+    if walk:
+        largest = max(sum(method.statistic_bytes(group) for group in part) for part in parts.inside(groups))
+        return largest + 2 * max(sizes)  # a batch's share, and the sum with it
+    return min(sum(sizes), max(GRAM_BYTES, max(sizes))) + 2 * max(sizes)
+
+
+def _activations(
+    skeleton: Any, method: MatrixCompressor, groups: list[Group], parts: _Parts, read: Calibration, walk: bool
+) -> int:
+    """Estimate what a batch leaves in memory: every linear layer's input and output, attention scores, logits."""
+    tokens, config = read.batch_size * read.length, skeleton.config.get_text_config()
+    part = max(parts.inside(groups), key=len)
+    layers = 4 * tokens * sum(m.in_features + m.out_features for g in part for m in g.members)
+    layers += 8 * read.batch_size * (getattr(config, "num_attention_heads", None) or 1) * read.length**2
+    widest = (
+        20 * tokens * max(group.in_features for group in groups)
+    )  # an input as float32 without padding, and float64
+    logits = 4 * tokens * int(config.vocab_size)
+    if not method.backward:
+        return max(layers + widest, 0 if walk else logits)
+    squares = max(min(m.out_features * m.in_features, read.length**2) for g in groups for m in g.members)
+    layers = 2 * layers * (1 if walk else max(len(parts.names), 1)) + 8 * read.batch_size * squares
+    return max(layers, 4 * logits) if walk else layers + 4 * logits

@@ -1,0 +1,278 @@
+"""A model whose weights stay on disk: a skeleton on the meta device and a reader that gives one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ..foundation.errors import UserError
+from . import checkpoint
+from .loading import load_skeleton, verify_folder
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_ATTRIBUTE = "lowrank_weights"
+
+
+class NotStreamable(Exception):
+    """The checkpoint or the architecture cannot be read tensor by tensor; says why, in words that follow "because"."""
+
+
+class DiskWeights:
+    """The tensors of a checkpoint by the model's own names, read when asked for.
+
+    Args:
+        places: file and name in that file, by the model's name.
+        tied: the name that holds a tied tensor, by the name that has none of its own.
+        device: where `read` puts tensors.
+        scratch: folder for what does not fit into memory; None takes the system's temporary folder.
+    """
+
+    def __init__(
+        self,
+        places: dict[str, tuple[Path, str]],
+        tied: dict[str, str] | None = None,
+        device: str = "cpu",
+        scratch: Path | None = None,
+    ) -> None:
+        self.places, self.tied, self.device, self.scratch = places, dict(tied or {}), device, scratch
+        self.made: dict[str, Callable[[], Tensor]] = {}
+
+    def stored(self, name: str, made: bool = True) -> Tensor:
+        """Return a tensor on the CPU as it is stored, or, unless ``made`` is False, as it was replaced."""
+        if made and name in self.made:
+            return self.made[name]()
+        file, key = self.places[self.tied.get(name, name)]
+        # Opened anew each time: an open file keeps every page that was read of it in the process's memory.
+        with safe_open(file, framework="pt") as tensors:
+            value: Tensor = tensors.get_tensor(key)
+            return value
+
+    def read(self, name: str, made: bool = True) -> Tensor:
+        """Return a floating-point tensor as float32, others as they are, on the device; see `stored`."""
+        value = self.stored(name, made)
+        return value.to(self.device, torch.float32 if value.is_floating_point() else value.dtype)
+
+    def replace(self, name: str, make: Callable[[], Tensor]) -> None:
+        """Let a tensor come from a function instead of the checkpoint."""
+        self.made[name] = make
+
+
+def weights_of(model: nn.Module) -> DiskWeights | None:
+    """Return the reader of a streamed model, or None for a model that is in memory."""
+    found: DiskWeights | None = model.__dict__.get(_ATTRIBUTE)
+    return found
+
+
+def weight_of(model: nn.Module, name: str) -> Tensor:
+    """Return the weight of a linear layer, from memory or, for a streamed model, from disk as float32."""
+    weights = weights_of(model)
+    if weights is not None:
+        return weights.read(f"{name}.weight")
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
+
+
+@contextmanager
+def loaded(model: nn.Module, prefix: str) -> Iterator[None]:
+    """Put the weights of the submodule ``prefix`` into a streamed model, float32, and take them out again."""
+    weights, module = weights_of(model), model.get_submodule(prefix)
+    assert weights is not None
+    held: list[tuple[nn.Module, str, nn.Parameter]] = []
+    try:
+        for name, part in module.named_modules(prefix=prefix):
+            held.extend(fill(weights, name, part))
+        yield
+    finally:
+        empty(held)
+
+
+def fill(
+    weights: DiskWeights, name: str, module: nn.Module, shared: dict[str, nn.Parameter] | None = None
+) -> list[tuple[nn.Module, str, nn.Parameter]]:
+    """Read the direct parameters of a module; returns what stood there, for `empty`.
+
+    Args:
+        weights: the reader.
+        name: of the module.
+        module: its parameters on the meta device are filled.
+        shared: tensors that other modules may have read already, by name; tied ones are read once.
+    """
+    held = []
+    for key, parameter in module._parameters.items():
+        if parameter is not None and parameter.is_meta:
+            own = f"{name}.{key}" if name else key
+            place, known = weights.tied.get(own, own), {} if shared is None else shared
+            if place not in known:
+                known[place] = nn.Parameter(weights.read(own), requires_grad=False)
+            held.append((module, key, parameter))
+            module._parameters[key] = known[place]
+    return held
+
+
+def empty(held: list[tuple[nn.Module, str, nn.Parameter]]) -> None:
+    """Put back what `fill` took out."""
+    for module, key, parameter in held:
+        module._parameters[key] = parameter
+
+
+def open_streamed(location: str | Path, revision: str = "", device: str = "cpu", scratch: Path | None = None) -> Any:
+    """Open a dense causal language model without loading its weights, ready for evaluation.
+
+    Parameters are on the meta device; buffers that a checkpoint does not hold (rotary frequencies) are real.
+
+    Args:
+        location: folder or hub id.
+        revision: hub commit, or empty for a folder.
+        device: where weights go when they are read.
+        scratch: see `DiskWeights`.
+
+    Raises:
+        NotStreamable: tensors must be merged or cut while loading, or do not fit the model; load it whole.
+        UserError: a folder that is damaged.
+    """
+    places = _stored_tensors(location, revision, download=True)
+    model = _with_buffers(location, revision)
+    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    weights = DiskWeights(_placed(model, places, tied), tied, device, scratch)
+    for name, module in model.named_modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                own = f"{name}.{key}" if name else key
+                module._buffers[key] = (weights.read(own) if own in weights.places else buffer).to(device)
+    for name, source in tied.items():  # on the meta device they are declared, but not yet one tensor
+        owner, _, key = name.rpartition(".")
+        model.get_submodule(owner)._parameters[key] = model.get_parameter(source)
+    model.__dict__[_ATTRIBUTE] = weights
+    return model.eval()
+
+
+def why_not_streamed(location: str | Path, revision: str = "") -> str:
+    """Return why a model cannot be opened by `open_streamed`, or an empty text; downloads nothing.
+
+    Of a hub model that was never downloaded only the configuration is judged.
+    """
+    try:
+        places = _stored_tensors(location, revision, download=False)
+        skeleton = load_skeleton(location, revision)
+        if places:
+            _placed(skeleton, places, dict(getattr(skeleton, "all_tied_weights_keys", None) or {}))
+    except NotStreamable as reason:
+        return str(reason)
+    return ""
+
+
+@dataclass(frozen=True)
+class _Stored:
+    file: Path
+    shape: tuple[int, ...]
+
+
+def _stored_tensors(location: str | Path, revision: str, download: bool) -> dict[str, _Stored]:
+    """Return where every tensor of a checkpoint lies, by its name on disk; empty for a hub model not downloaded yet."""
+    from transformers import AutoConfig
+    from transformers.utils.hub import cached_file
+
+    if Path(location).is_dir():
+        verify_folder(Path(location))
+    if getattr(AutoConfig.from_pretrained(str(location), revision=revision or None), "quantization_config", None):
+        raise NotStreamable("it is quantised or factorised already")
+
+    def find(name: str) -> Path | None:
+        found = cached_file(
+            str(location),
+            name,
+            revision=revision or None,
+            local_files_only=not download,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=download,
+        )
+        return Path(found) if found else None
+
+    index = find(_INDEX)
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index else [_SINGLE]
+    files = [find(name) for name in names]
+    if not download and None in files and not Path(location).is_dir():
+        return {}
+    places = {}
+    for name, file in zip(names, files, strict=True):
+        if file is None:
+            raise NotStreamable(f"it has no {name}")
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118
+                places[key] = _Stored(file, tuple(tensors.get_slice(key).get_shape()))
+    return places
+
+
+def _placed(model: nn.Module, places: dict[str, _Stored], tied: dict[str, str]) -> dict[str, tuple[Path, str]]:
+    """Give each tensor of the model its place; what transformers renames on load is renamed here by its own rules."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found: dict[str, tuple[Path, str]] = {}
+    for key, name in _renamed(model, list(places), wanted).items():
+        if name in wanted:
+            if name in found:
+                raise NotStreamable(f"it stores {name} twice")
+            if places[key].shape != wanted[name]:
+                raise NotStreamable(f"its tensor {name} has another shape than its configuration says")
+            found[name] = (places[key].file, key)
+    double = sorted(name for name, source in tied.items() if name in found and name != source)
+    if double:
+        raise NotStreamable(f"it stores the tied tensor {double[0]} a second time")
+    absent = sorted(name for name in wanted if tied.get(name, name) not in found)
+    if absent:
+        raise NotStreamable(f"it has no tensor {absent[0]}")
+    return found
+
+
+def _renamed(model: nn.Module, keys: list[str], wanted: dict[str, Any]) -> dict[str, str]:
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    prefix = getattr(model, "base_model_prefix", None)
+    result = {}
+    for key in keys:
+        name, converted = rename_source_key(key, renamings, converters, prefix, wanted)
+        if name not in wanted and key in wanted:
+            name, converted = key, None
+        if converted is not None and name in wanted:
+            raise NotStreamable("its tensors are merged or cut while loading")
+        result[key] = name
+    return result
+
+
+def _with_buffers(location: str | Path, revision: str) -> Any:
+    """Build the model with its parameters on the meta device and its buffers computed."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers.initialization import no_init_weights
+
+    checkpoint.register()
+    try:
+        config = AutoConfig.from_pretrained(str(location), revision=revision or None)
+        with init_empty_weights(include_buffers=False), no_init_weights():
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"the configuration of '{location}' describes no causal language model that transformers can build "
+            f"({str(error).strip().splitlines()[0][:200]}); name another model"
+        ) from error
+    if model.can_generate():
+        asked: dict[str, Any] = {"revision": revision or None}
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(str(location), **asked)
+        except OSError:
+            asked |= {"config_file_name": "config.json", "_from_model_config": True}
+            model.generation_config = GenerationConfig.from_pretrained(str(location), **asked)
+    return model

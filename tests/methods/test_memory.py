@@ -1,0 +1,110 @@
+"""The formulas of peak memory against measured peaks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+from lowrank_bench.methods.base import create_method
+from lowrank_bench.methods.memory import Calibration, compress_peak, fit_peak
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "peak_memory.py"
+GIB = 2**30
+
+
+def llama(width: int, layers: int, heads: int, inner: int) -> Any:
+    """Return a Llama-2 on the meta device."""
+    config = tf.LlamaConfig(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        vocab_size=32000,
+        max_position_embeddings=4096,
+    )
+    with torch.device("meta"):
+        return tf.AutoModelForCausalLM.from_config(config)
+
+
+def read(method: Any) -> Calibration | None:
+    """Return what a method reads of texts of 512 tokens."""
+    return Calibration(method.samples, method.batch_size, 512) if method.fit_needs_data else None
+
+
+MEASURE = """
+import json, torch
+from lowrank_bench.foundation.memory import peak_resident_bytes, reset_peak_memory
+from lowrank_bench.methods.base import create_method
+from lowrank_bench.methods.moments import Moments
+
+def statistic(name, n):
+    if name == "fwsvd":
+        return torch.rand(n)
+    x = torch.randn(n, n, dtype=torch.float64)
+    moments = Moments(x @ x.T, x.sum(1), x.abs().sum(1), n)
+    return (moments, None) if name == "svd-llm" else moments if name in ("afm", "asvd") else None
+
+found = {}
+for name in ("svd", "fwsvd", "svd-llm", "afm", "asvd", "magnitude", "random"):
+    method = create_method(name)
+    method.decompose(torch.randn(256, 256), statistic(name, 256))
+    for shape in ((768, 768), (512, 1280), (1280, 512)):
+        weight, given = torch.randn(shape), statistic(name, shape[1])
+        reset_peak_memory()
+        before = peak_resident_bytes()
+        factors = method.decompose(weight, given)
+        found[f"{name} {shape}"] = peak_resident_bytes() - before, method.working_bytes(*shape)
+        del factors, weight, given
+print(json.dumps(found))
+"""
+
+
+def test_no_decomposition_takes_more_than_its_formula() -> None:
+    """The resident set's peak beside weight and statistic, in a process that gives freed memory back at once."""
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", MEASURE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    for case, (taken, formula) in json.loads(done.stdout).items():
+        assert taken <= formula + (2 << 20), case
+        assert formula <= 2.5 * taken, case
+
+
+@pytest.mark.parametrize("name", ["svd", "fwsvd", "svd-llm"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_llama2_13b_fits_into_24_gib_only_when_walked(name: str, device: str) -> None:
+    """Both fit and compress, on the host and on the GPU; loaded whole it fits nowhere near."""
+    model, method = llama(5120, 40, 40, 13824), create_method(name)
+    for peak in (fit_peak(method, model, True, device, read(method)), compress_peak(method, model, True, device)):  # type: ignore[arg-type]
+        assert max(peak.host, peak.device) < 24 * GIB
+        assert peak.least <= peak.total
+    whole = fit_peak(method, model, False, device, read(method))  # type: ignore[arg-type]
+    assert whole.least > 48 * GIB
+
+
+@pytest.mark.parametrize("name", ["svd", "fwsvd", "svd-llm"])
+def test_the_walk_does_not_grow_with_the_number_of_layers(name: str) -> None:
+    """Twice the layers take the same memory when walked, and more when loaded whole."""
+    method = create_method(name)
+    small, large = (llama(512, layers, 8, 1376) for layers in (4, 8))
+    for peak in (fit_peak, compress_peak):
+        more = (read(method),) if peak is fit_peak else ()
+        walked, whole = ([peak(method, m, walk, "cpu", *more) for m in (small, large)] for walk in (True, False))  # type: ignore[operator]
+        assert walked[0].host == walked[1].host
+        assert whole[0].host < whole[1].host
+
+
+def test_a_sharded_model_is_compressed_in_the_memory_of_its_largest_layer() -> None:
+    """Below 1.5 times its working set and a constant, measured in processes of their own; loading whole takes more."""
+    command = [sys.executable, str(BENCHMARK), "--gb", "0.2", "--methods", "magnitude"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    walk, whole = (line.split() for line in done.stdout.splitlines() if line.startswith("magnitude"))
+    walked, target, loaded = (float(text.replace(",", "")) for text in (walk[4], walk[5], whole[4]))
+    assert walked <= target < loaded

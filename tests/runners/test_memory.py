@@ -1,0 +1,142 @@
+"""When a model is walked, what is foreseen, and that results do not depend on it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from sweeps import small_sweep
+from torch import nn
+
+from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.methods.base import create_method
+from lowrank_bench.methods.budget import Budget
+from lowrank_bench.methods.memory import Peak
+from lowrank_bench.models.architectures import random_model
+from lowrank_bench.models.checkpoint import save_checkpoint
+from lowrank_bench.models.loading import load_skeleton
+from lowrank_bench.models.presets import resolve_model
+from lowrank_bench.runners import work
+from lowrank_bench.runners.config import MethodSpec, parse_method
+from lowrank_bench.runners.memory import Way, compress_way, fit_way
+from lowrank_bench.runners.plan import make_plan
+from lowrank_bench.runners.single import CompressRequest, compress_model, foresee
+from lowrank_bench.runners.stages import StageStore
+
+TINY = resolve_model("tiny")
+WHOLE_NEEDS = {"svd": (True, True), "swsd": (True, False), "laser": (False, True), "bs": (True, False)}
+
+
+def ways(name: str, wanted: str, model: Any = None, location: str = "") -> tuple[Way, Way]:
+    """Return how fit and compress get at a model."""
+    skeleton = model or load_skeleton(TINY.location)
+    place = (location or TINY.location, "", wanted, "cpu")
+    method = create_method(name)
+    return fit_way(method, skeleton, *place), compress_way(method, skeleton, *place)
+
+
+@pytest.mark.parametrize("name", WHOLE_NEEDS)
+def test_walks_where_one_layer_is_enough(name: str) -> None:
+    """Not where a policy measures or asks the whole model, nor where the method trains; small models not at all."""
+    assert not any(way.walk or way.why for way in ways(name, "auto"))
+    assert not any(way.walk for way in ways(name, "whole"))
+    method, skeleton = create_method(name), load_skeleton(TINY.location)
+    for choose, able in zip((fit_way, compress_way), WHOLE_NEEDS[name], strict=True):
+        if able:
+            assert choose(method, skeleton, TINY.location, "", "walk", "cpu").walk
+        else:
+            with pytest.raises(UserError, match="--memory whole"):
+                choose(method, skeleton, TINY.location, "", "walk", "cpu")
+
+
+def test_a_large_model_is_walked_unless_it_cannot_be(tmp_path: Path) -> None:
+    """By its size alone, or whole with the reason."""
+    large = load_skeleton(TINY.location)
+    large.more = nn.Embedding(10_000, 6_000, device="meta")  # parameters that only count
+    fit, compress = ways("svd", "auto", large)
+    assert fit.walk
+    assert compress.walk
+    fit, compress = ways("bs", "auto", large)
+    assert fit.walk
+    assert not compress.walk
+    assert "trains" in compress.why
+    model = random_model("llama")
+    method = create_method("svd")
+    save_checkpoint(model, None, tmp_path / "dense")
+    fitted = method.fit(model, None)
+    method.compress(model, fitted, Budget(2.0))
+    save_checkpoint(model, None, tmp_path / "small")
+    fit, _ = ways("svd", "auto", large, str(tmp_path / "small"))
+    assert not fit.walk
+    assert "factorised already" in fit.why
+
+
+def test_too_much_is_refused_and_a_rough_excess_told() -> None:
+    """What is certain and does not fit is an error that says what to do; an estimate is a warning."""
+    huge = 1 << 60
+    assert Way(True, "", Peak(1, 0, 1)).check("fit", "cpu") == []
+    [warning] = Way(True, "", Peak(huge, 0, 1)).check("fit of svd", "cpu")
+    assert "fit of svd may need" in warning
+    with pytest.raises(UserError, match=r"needs at least .* use --memory walk, head=false"):
+        Way(False, "", Peak(huge, 0, huge)).check("fit", "cpu")
+    with pytest.raises(UserError, match=r"loaded whole because it is odd"):
+        Way(False, "it is odd", Peak(huge, 0, huge)).check("fit", "cpu")
+
+
+def test_compress_gives_the_same_either_way(tmp_path: Path) -> None:
+    """bench compress: the same weights, report and list of what stays dense; memory foreseen and measured."""
+    found = {}
+    for memory in ("walk", "whole"):
+        out = tmp_path / memory
+        request = CompressRequest(
+            str(TINY.location), parse_method("fwsvd:samples=8"), 2.0, out, "toy-math", dtype="bfloat16", memory=memory
+        )
+        _, rows, _ = foresee(request)
+        assert [row[0] for row in rows] == ["fit", "compress"]
+        assert {row[1] for row in rows} == {"layer by layer" if memory == "walk" else "whole"}
+        assert not out.exists()
+        compress_model(request)
+        record = json.loads((out / "compression.json").read_text())
+        used = record.pop("memory")
+        assert used["fit"]["way"] == memory
+        assert 0 < used["peak_bytes"] < 4 * used["fit"]["predicted_peak_bytes"]
+        record.pop("provenance")
+        files = {file.name: file.read_bytes() for file in out.glob("*.json") if file.name != "compression.json"}
+        tensors = {name: value.view(-1).tolist() for name, value in load_file(out / "model.safetensors").items()}
+        found[memory] = record, files, tensors
+        assert not [file for file in out.iterdir() if file.name.startswith(".")]
+    assert found["walk"] == found["whole"]
+
+
+def test_stages_give_the_same_either_way(tmp_path: Path) -> None:
+    """The same keys, the same files; the record says which way, what was foreseen and what it took."""
+    records = {}
+    for memory in ("walk", "whole"):
+        config = small_sweep(tmp_path / memory, methods=["svd-llm:samples=8"], ratios=[2], memory=memory)
+        config = config.model_copy(update={"training_free": True})
+        plan = make_plan(config)
+        store = StageStore(tmp_path / memory / "stages")
+        records[memory] = {
+            key: store.run(stage, lambda folder, stage=stage: work.perform(stage, folder))
+            for key, stage in plan.stages.items()
+            if stage.kind in ("fit", "compress")
+        }
+    walk, whole = records["walk"], records["whole"]
+    assert walk.keys() == whole.keys()
+    for key, record in walk.items():
+        assert record["result"]["memory"]["way"] == "walk"
+        assert whole[key]["result"]["memory"]["way"] == "whole"
+        assert record["result"]["memory"]["predicted_peak_bytes"] > 0
+        assert record["peak_memory_bytes"] > 0
+        names = [name for name in record["files"] if name.endswith(".json") or "factors" in name]
+        assert names
+        assert {n: record["sha256"][n] for n in names} == {n: whole[key]["sha256"][n] for n in names}
+
+
+def test_unknown_ways_are_refused() -> None:
+    """With what is allowed."""
+    request = CompressRequest(str(TINY.location), MethodSpec(name="svd"), 2.0, Path("unused"))
+    with pytest.raises(UserError, match="walk"):
+        foresee(replace(request, memory="wak"))
