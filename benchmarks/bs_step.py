@@ -164,7 +164,8 @@ def build(setup: Setup, variant: str) -> Any:
     elif variant != "full":
         raise ValueError(f"no variant '{variant}'; there are {', '.join(VARIANTS)}")
     if setup.compile:
-        for layer in model.get_submodule("base_model.model.model" if variant == "lora" else "model").layers:
+        torch._dynamo.config.force_parameter_static_shapes = False  # as `bs.fusing.fused`: ranks are no constants
+        for layer in (model.base_model.model if variant == "lora" else model).model.layers:
             layer.compile()
     return model
 

@@ -1,22 +1,27 @@
 """Pruned bases leave the computation: parameters and optimizer states shrink, and nothing else changes."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lowrank_bench.evals.prompts import Encoded
+from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
 from lowrank_bench.methods.budget import Budget
 from lowrank_bench.methods.contract import PlainTrainer, RandomData
 from lowrank_bench.methods.fitted import Factors
 from lowrank_bench.methods.library.bs import run
 from lowrank_bench.methods.library.bs.curvature import Curvature
+from lowrank_bench.methods.library.bs.fusing import blocks, fused
 from lowrank_bench.methods.library.bs.layer import BasisLinear
+from lowrank_bench.methods.library.bs.run import PruningRun
 from lowrank_bench.methods.shrinking import shrink_parameter
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.runners.data import TaskData
@@ -241,6 +246,39 @@ def test_a_graph_that_is_still_held_forbids_it() -> None:
     del loss
     assert shrink() == 9
     module(batch(1)).sum().backward()
+
+
+def test_compiled_blocks_compile_a_handful_of_times_and_train_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks change before every step; left to itself, torch.compile would give up after eight of them."""
+    monkeypatch.setattr(run, "SHRINK_FROM", 1)
+    counters.clear()
+    models = [random_model("llama"), random_model("llama")]
+    bs = create_method("bs", {"prunings": 12, "additional_dimension": 2, "keep_epochs": 0, "post_epochs": 0})
+    for model, compiles in zip(models, (False, True), strict=True):
+        trainer, ranks = PlainTrainer(12), set()
+        pruning = PruningRun(
+            bs, model, bs.fit(model, RandomData()), [Budget(3.0)], lambda *_: None, None, trainer.shrink
+        )
+
+        def on_gradients(*_: int, pruning: PruningRun = pruning, ranks: set[int] = ranks) -> None:
+            pruning.prune()
+            ranks.add(len(pruning.layers["model.layers.0.mlp.up_proj"].weight_root))
+
+        with fused(model, "eager") if compiles else nullcontext():
+            trainer.train(model, 12, on_gradients=on_gradients)
+        assert len(ranks) > 8
+        assert all(block._compiled_call_impl is None for block in blocks(model))
+    assert len(blocks(models[0])) == 2
+    assert 1 < counters["frames"]["ok"] == counters["frames"]["total"] <= 6
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    bs, model = create_method("bs", {"prunings": 1, "compile": True}), random_model("llama")
+    with pytest.raises(UserError, match=r"install g\+\+ or set compile=false"):
+        bs.compress(model, bs.fit(model, None), Budget(2.0), PlainTrainer(4))
 
 
 def test_probes_of_the_curvature_do_not_depend_on_the_length() -> None:
