@@ -84,6 +84,9 @@ class TaskTrainer:
         seed: of the data order.
         where: the stage's name, for messages.
         progress: called with (steps done, steps in all).
+
+    Attributes:
+        log: of the last run, None before the first.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class TaskTrainer:
         self.where, self.progress = where, progress
         self.extra_steps = extra_steps
         self.total_steps = settings.total_steps(len(data.items))
+        self.log: TrainingLog | None = None
         self._running: _CheckedTrainer | None = None
 
     def train(
@@ -163,7 +167,8 @@ class TaskTrainer:
                 model.config.use_cache = use_cache
         torch.manual_seed(self.seed)
         model.eval()
-        return TrainingLog(steps, hooks.tokens_done, time.perf_counter() - clock, trainer.last_loss)
+        self.log = TrainingLog(steps, hooks.tokens_done, time.perf_counter() - clock, trainer.last_loss)
+        return self.log
 
     def shrink(self, parameter: nn.Parameter, index: Tensor) -> bool:
         """Shrink a parameter and its optimizer's state, in one process alone; see `methods.base.Trainer.shrink`."""

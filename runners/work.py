@@ -120,7 +120,7 @@ def _compress(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
         reports[f"{budget.ratio:g}"] = report.summary()
 
     method.compress_path(model, fitted, budgets, trainer, emit, data)
-    return {"reports": reports}
+    return {"reports": reports} | ({"training": asdict(trainer.log)} if trainer and trainer.log else {})
 
 
 def _recover(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:

@@ -54,11 +54,11 @@ class Same:
             assert torch.equal(one, other)
 
 
-def layer() -> BasisLinear:
+def layer(bases_dtype: torch.dtype | None = None) -> BasisLinear:
     generator = torch.Generator().manual_seed(4)
     left, right = torch.randn(M, K, generator=generator) / 5, torch.randn(K, N, generator=generator) / 5
     spectrum = torch.rand(K, generator=generator).sort(descending=True).values + 0.1
-    return BasisLinear(Factors(left, right, spectrum), torch.zeros(M), EXTRA, "zero", 0, torch.float32)
+    return BasisLinear(Factors(left, right, spectrum), torch.zeros(M), EXTRA, "zero", 0, torch.float32, bases_dtype)
 
 
 def batch(step: int) -> Tensor:
@@ -246,6 +246,32 @@ def test_a_graph_that_is_still_held_forbids_it() -> None:
     del loss
     assert shrink() == 9
     module(batch(1)).sum().backward()
+
+
+def test_narrow_bases_are_the_same_under_autocast_and_nearly_so_without() -> None:
+    wide, narrow = layer(), layer(torch.bfloat16)
+    assert narrow.left.untyped_storage().nbytes() * 2 == wide.left.untyped_storage().nbytes()
+    assert {p.dtype for p in narrow.parameters()} == {torch.float32}
+    for cast in (True, False):
+        found = []
+        for module in (wide, narrow):
+            x = batch(0).requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+                y = module(x)
+            found.append([y, *torch.autograd.grad(y.float().square().sum(), [x, *module.parameters()])])
+        for one, other in zip(*found, strict=True):
+            assert one.dtype == other.dtype
+            assert torch.equal(one, other) or not cast
+            torch.testing.assert_close(one, other, rtol=0.05, atol=0.05 * float(other.detach().abs().max()))
+    torch.testing.assert_close(wide.dense_weight(), narrow.dense_weight(), rtol=0.02, atol=0.02)
+    assert not torch.equal(wide.dense_weight(), narrow.dense_weight())
+    assert all(part.dtype == torch.float64 for part in narrow.merged(K))
+
+
+def test_a_model_with_narrow_bases_keeps_its_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide, narrow = (compressed(monkeypatch, 1, PlainTrainer(8), bases_dtype=d) for d in ("model", "bfloat16"))
+    assert {value.dtype for value in narrow.values()} == {torch.float32}
+    assert any(not torch.equal(value, wide[name]) for name, value in narrow.items() if value.shape == wide[name].shape)
 
 
 def test_compiled_blocks_compile_a_handful_of_times_and_train_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,8 @@ class BasisSelection(Compressor):
             8 examples, which the report counts in its details and not in its steps and tokens.
         hessian_samples: examples that the probes take turns on.
         hessian_step, hessian_memory: see `curvature.Curvature`.
+        bases_dtype: of the frozen bases while training, ``model`` for the model's own or ``bfloat16`` (authors), which
+            halves their memory and leaves its rounding in the compressed model.
         compile: fuse the kernels of every block with torch.compile while bases are trained; the last digits change.
     """
 
@@ -97,6 +99,7 @@ class BasisSelection(Compressor):
     hessian_step: float = Field(default=0.01, gt=0, lt=1)
     hessian_memory: float = Field(default=0.9, ge=0, le=1)
     compile: bool = False
+    bases_dtype: Literal["model", "bfloat16"] = "model"
 
     @field_validator("start")
     @classmethod
