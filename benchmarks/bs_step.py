@@ -1,7 +1,7 @@
 """One training step of Basis Selection, next to what one would otherwise run, with peak memory.
 
     python benchmarks/bs_step.py                                  # 1024-wide Llama, 2 layers, on the CPU
-    python benchmarks/bs_step.py --width 256 --rounds 1           # a quick look
+    python benchmarks/bs_step.py --width 256 --rounds 1          # a quick look
     python benchmarks/bs_step.py --device cuda --width 4096 --inner 11008 --layers 8 --heads 32 \\
         --vocabulary 32000 --batch 8 --length 512 --autocast --checkpointing
 
@@ -53,6 +53,7 @@ class Setup:
         autocast: to bfloat16, over weights of ``dtype``.
         checkpointing: of gradients.
         compile: every decoder layer.
+        bases: dtype of our frozen bases, that of the weights by default.
         cpu: count CPU seconds, which other programs disturb less.
     """
 
@@ -70,6 +71,7 @@ class Setup:
     autocast: bool = False
     checkpointing: bool = False
     compile: bool = False
+    bases: str = ""
     cpu: bool = False
 
 
@@ -124,7 +126,7 @@ def llama(setup: Setup) -> Any:
     return model.train()
 
 
-def random_bases(linear: nn.Linear, extra: int) -> BasisLinear:
+def random_bases(linear: nn.Linear, extra: int, dtype: str = "") -> BasisLinear:
     """Return a basis layer of full rank in the shape of a linear one, with random bases in place of its SVD."""
     weight = linear.weight
     m, n = weight.shape
@@ -133,7 +135,8 @@ def random_bases(linear: nn.Linear, extra: int) -> BasisLinear:
     left = torch.randn(m, k, device=weight.device) / m**0.5 * spectrum.sqrt()
     right = torch.randn(k, n, device=weight.device) / n**0.5 * spectrum.sqrt()[:, None]
     bias = None if linear.bias is None else linear.bias
-    return BasisLinear(Factors(left, right, spectrum), bias, extra, "zero", 0, weight.dtype)
+    narrow = getattr(torch, dtype) if dtype else None
+    return BasisLinear(Factors(left, right, spectrum), bias, extra, "zero", 0, weight.dtype, narrow)
 
 
 def install(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> None:
@@ -156,7 +159,7 @@ def build(setup: Setup, variant: str) -> Any:
     """Build the model that a variant trains; pruning comes later, with a running optimizer."""
     model = llama(setup)
     if variant.startswith("bs"):
-        install(model, partial(random_bases, extra=setup.extra))
+        install(model, partial(random_bases, extra=setup.extra, dtype=setup.bases))
     elif variant == "rebuild":
         install(model, lambda linear: RebuildingLinear(random_bases(linear, setup.extra)))
     elif variant == "lora":
@@ -164,7 +167,8 @@ def build(setup: Setup, variant: str) -> Any:
     elif variant != "full":
         raise ValueError(f"no variant '{variant}'; there are {', '.join(VARIANTS)}")
     if setup.compile:
-        for layer in model.get_submodule("base_model.model.model" if variant == "lora" else "model").layers:
+        torch._dynamo.config.force_parameter_static_shapes = False  # as `bs.fusing.fused`: ranks are no constants
+        for layer in (model.base_model.model if variant == "lora" else model).model.layers:
             layer.compile()
     return model
 

@@ -98,6 +98,7 @@ class PlainTrainer:
             batch = batches[step % len(batches)]
             loss = model(**batch, use_cache=False).loss
             loss.backward()
+            loss = loss.detach()  # who holds a graph holds its parameters' shapes
             if on_gradients is not None:
                 on_gradients(step, tokens)
             optimizer.step()
@@ -105,7 +106,7 @@ class PlainTrainer:
             warm_up.step()
             tokens += int(batch["attention_mask"].sum())
         model.train(training)
-        return TrainingLog(steps, tokens, time.perf_counter() - begin, float(loss.detach()))
+        return TrainingLog(steps, tokens, time.perf_counter() - begin, float(loss))
 
     def shrink(self, parameter: nn.Parameter, index: Tensor) -> bool:
         """Shrink a parameter and its optimizer's state, see `Trainer.shrink`."""

@@ -18,7 +18,8 @@ def shrink_parameter(parameter: nn.Parameter, index: Tensor, optimizer: torch.op
 
     Returns:
         False, with nothing changed, where that is impossible: the parameter is sharded, or the optimizer keeps
-        something that belongs to no single entry (states quantised in blocks, factored second moments).
+        something that belongs to no single entry (states quantised in blocks, factored second moments), or somebody
+        still holds the graph of an earlier step (its loss, say), which remembers the old shape.
     """
     if type(parameter.data) is not Tensor:
         return False
@@ -28,12 +29,27 @@ def shrink_parameter(parameter: nn.Parameter, index: Tensor, optimizer: torch.op
         plain = value.numel() == 1 if isinstance(value, Tensor) else value is None or isinstance(value, int | float)
         if (key in shrinking and not value.is_floating_point()) or not (key in shrinking or plain):
             return False
-    gradient = parameter.grad
+    whole, gradient = parameter.data, parameter.grad
     with torch.no_grad():
         parameter.grad = None
-        parameter.data = parameter.data[index]
+        parameter.data = whole[index]
+        if _remembers_old_shape(parameter):
+            parameter.data, parameter.grad = whole, gradient
+            return False
         if gradient is not None:
             parameter.grad = gradient[index]
         for key in shrinking:
             state[key] = state[key][index]
     return True
+
+
+def _remembers_old_shape(parameter: nn.Parameter) -> bool:
+    # The node that accumulates a leaf's gradient lives as long as a graph with it, and checks against its first shape.
+    if not parameter.requires_grad:
+        return False
+    try:
+        with torch.enable_grad():
+            torch.autograd.grad(parameter.sum(), parameter)
+    except RuntimeError:
+        return True
+    return False

@@ -180,6 +180,9 @@ class TaskTrainer:
         where: the stage's name, for messages.
         progress: called with (steps done, steps in all).
         resumable: where the run keeps checkpoints, and goes on from one that is there; None keeps none.
+
+    Attributes:
+        log: of the last run, None before the first.
     """
 
     def __init__(
@@ -197,6 +200,7 @@ class TaskTrainer:
         self.where, self.progress, self.resumable = where, progress, resumable
         self.extra_steps = extra_steps
         self.total_steps = settings.total_steps(len(data.items))
+        self.log: TrainingLog | None = None
         self._running: _CheckedTrainer | None = None
 
     def train(
@@ -265,7 +269,8 @@ class TaskTrainer:
                 model.config.use_cache = use_cache
         torch.manual_seed(self.seed)
         model.eval()
-        return TrainingLog(steps, hooks.tokens_done, hooks.seconds, hooks.last_loss, hooks.seconds_before)
+        self.log = TrainingLog(steps, hooks.tokens_done, hooks.seconds, hooks.last_loss, hooks.seconds_before)
+        return self.log
 
     def _batch(self, items: list[Encoded], blank: Encoded) -> dict[str, Tensor]:
         tokens = sum(len(item.input_ids) for item in items if item is not blank)

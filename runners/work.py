@@ -172,7 +172,8 @@ def _compress(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
             save_file(report.tensors, target / BASES_FILE)
 
     method.compress_path(model, fitted, budgets, trainer, emit, data)
-    return {"reports": reports, "memory": way.record()}
+    trained = {"training": asdict(trainer.log)} if trainer and trainer.log else {}
+    return {"reports": reports, "memory": way.record()} | trained
 
 
 def _recover(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:

@@ -25,7 +25,9 @@ class BasisLinear(nn.Module):
         start: ``zero`` starts Ũ at 0 and Ṽ ~ N(0, 1/d), the authors' choice; ``top`` hands the d strongest bases over
             to Ũ, Ṽ, which frees them.
         seed: of Ṽ.
-        dtype: of all parameters and of the bases, which are never narrower than the model.
+        dtype: of all parameters.
+        bases_dtype: of the bases; that of the parameters by default. Narrower ones halve what is frozen; autocast to
+            the same dtype computes the very same with them, everything else rounds.
 
     Parameters: ``weight_root`` w, so that s = w² >= 0; ``extra_left`` (m, d); ``extra_right`` (d, n); ``bias``.
     Buffers (frozen, not trained): ``left`` (m, kept), ``right`` (kept, n), ``kept`` indices into the spectrum (k,),
@@ -41,7 +43,14 @@ class BasisLinear(nn.Module):
     slots: Tensor
 
     def __init__(
-        self, factors: Factors, bias: Tensor | None, extra: int, start: Start, seed: int, dtype: torch.dtype
+        self,
+        factors: Factors,
+        bias: Tensor | None,
+        extra: int,
+        start: Start,
+        seed: int,
+        dtype: torch.dtype,
+        bases_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         spectrum = factors.spectrum.clamp_min(0).to(dtype)
@@ -60,8 +69,8 @@ class BasisLinear(nn.Module):
             extra_left, extra_right = torch.zeros(self.out_features, extra, dtype=dtype), noise.to(dtype)
         self.extra_left = nn.Parameter(extra_left.to(left.device).clone())
         self.extra_right = nn.Parameter(extra_right.to(left.device).clone())
-        self.register_buffer("left", left[:, first:].clone())
-        self.register_buffer("right", right[first:].clone())
+        self.register_buffer("left", left[:, first:].to(bases_dtype or dtype, copy=True))
+        self.register_buffer("right", right[first:].to(bases_dtype or dtype, copy=True))
         self.register_buffer("kept", torch.arange(first, len(spectrum), device=left.device))
         self.register_buffer("slots", self.kept.clone())
         self.bases, self.freed = len(spectrum), first
@@ -88,8 +97,11 @@ class BasisLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., n) to (..., m) without building the dense weight."""
         linear = nn.functional.linear
-        hidden = linear(x, self.right) * self.roots() ** 2
-        y = linear(hidden, self.left, self.bias)
+        left, right = self.left, self.right
+        if left.dtype != self.weight_root.dtype and not torch.is_autocast_enabled(x.device.type):
+            left, right = left.to(x.dtype), right.to(x.dtype)
+        hidden = linear(x, right) * self.roots() ** 2
+        y = linear(hidden, left, self.bias)
         return y + linear(linear(x, self.extra_right), self.extra_left) if self.extra else y
 
     def prune(self, mask: Tensor) -> None:
@@ -114,4 +126,4 @@ class BasisLinear(nn.Module):
         """Return the layer's matrix, shape (m, n)."""
         with torch.no_grad():
             kept = (self.left.double() * self.roots().double() ** 2) @ self.right.double()
-            return (kept + self.extra_left.double() @ self.extra_right.double()).to(self.left.dtype)
+            return (kept + self.extra_left.double() @ self.extra_right.double()).to(self.weight_root.dtype)

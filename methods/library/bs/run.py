@@ -86,6 +86,7 @@ class PruningRun:
                 method.new_vectors,
                 method.seed + number,
                 torch.promote_types(dense.weight.dtype, torch.bfloat16),
+                torch.bfloat16 if method.bases_dtype == "bfloat16" else None,
             ).to(dense.weight.device)
             if layer.bias is not None:
                 layer.bias.requires_grad_(method.train_others)
@@ -279,7 +280,7 @@ class PruningRun:
         return model
 
     def _merge(self, layer: BasisLinear, rank: int, unit: Unit) -> nn.Module:
-        dtype, device, bias = layer.left.dtype, layer.left.device, layer.bias
+        dtype, device, bias = layer.weight_root.dtype, layer.left.device, layer.bias
         if self.method.guard and not unit.saves(rank):
             dense = nn.Linear(layer.in_features, layer.out_features, bias is not None, device=device, dtype=dtype)
             with torch.no_grad():
