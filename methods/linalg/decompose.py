@@ -20,8 +20,8 @@ def svd(
 ) -> Triplets:
     """Return the thin SVD U (…, m, r), s (…, r), Vᵀ (…, r, n) in float32 (float64 stays); r = min(m, n) without rank.
 
-    Without a rank the result is LAPACK's or as good: ‖W - U S Vᵀ‖_F and the factors' orthogonality are within 1e-6,
-    relative. With a rank r the residual is within ``tolerance`` of the best possible,
+    Without a rank the result is LAPACK's, or one whose ‖W - U S Vᵀ‖_F, relative, and distance from orthonormal factors
+    were checked to be within 1e-6. With a rank r the residual is within ``tolerance`` of the best possible,
     ‖W - U S Vᵀ‖_F ≤ (1 + tolerance) (Σ_{i>r} σ_i²)^½ + 1e-6 ‖W‖_F; each matrix is checked (`certificate.certified`) and
     decomposed in full where the check fails. Equal inputs on one machine give equal results.
 
