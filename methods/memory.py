@@ -19,6 +19,7 @@ from .matrixwise import MatrixCompressor
 from .moments import GRAM_BYTES
 from .spill import LIMIT_BYTES
 from .walked import INPUTS_BYTES
+from .working import svd_bytes
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,9 @@ def fit_peak(
         calibration: None for methods that read no data.
     """
     groups = method.groups(skeleton)
-    working = max(
-        8 * g.in_features * g.out_features + method.working_bytes(g.out_features, g.in_features) for g in groups
-    )
+    shapes = {(g.out_features, g.in_features) for g in groups}
+    # On a GPU the eigen form may take more than the LAPACK that a method's own bound is made of.
+    working = max(8 * m * n + max(method.working_bytes(m, n), svd_bytes(m, n, device=device)) for m, n in shapes)
     buffer = BUFFER_BYTES + max(_factors(group) for group in groups)
     held = 0 if walk else 4 * model_size(skeleton).parameters
     statistics = activations = waiting = disk = 0

@@ -1,17 +1,23 @@
 """Upper bounds on the memory that decomposing one matrix takes, the matrix and its statistics left out.
 
 Counted from the code of `linalg` and `whitening` and compared with the measured peak in the tests. P = mn,
-k = min(m, n), F = k(m + n); LAPACK's gesdd copies its argument and works on about 4k² numbers, syevd on 2n².
+k = min(m, n), F = k(m + n); syevd works on 2n² numbers. What an SVD takes is said in `linalg.choice`.
 """
 
 from __future__ import annotations
 
+from .linalg import working_bytes
 
-def svd_bytes(m: int, n: int, itemsize: int = 4) -> int:
-    """Return the bytes of `linalg.svd` and of the balanced factors made of its result."""
-    p, k = m * n, min(m, n)
-    factors = k * (m + n)
-    return itemsize * max((p if m >= n else 2 * p) + factors + 4 * k * k, 2 * factors)
+
+def svd_bytes(m: int, n: int, itemsize: int = 4, device: str = "cpu") -> int:
+    """Return the bytes of `linalg.svd` and of the balanced factors made of its result.
+
+    Args:
+        m, n: shape of the matrix.
+        itemsize: 4 or 8, of float32 or float64.
+        device: where it is decomposed.
+    """
+    return max(working_bytes(m, n, double=itemsize == 8, device=device), 2 * itemsize * min(m, n) * (m + n))
 
 
 def whiten_bytes(m: int, n: int, output_side: bool, two_sided: bool = False) -> int:
