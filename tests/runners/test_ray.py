@@ -1,5 +1,6 @@
 """Sweeps by the real Ray: a cluster of two nodes on this machine, and a Ray that the sweep starts itself."""
 
+import getpass
 import os
 import random
 import re
@@ -261,7 +262,7 @@ def test_a_ray_of_its_own_ends_with_the_sweep(tmp_path):
         assert "run the same command again" in errors
         assert not list((config.out / "stages").glob("finetune-*"))
         assert none_left(lambda: running_in(folder))
-        assert os.listdir(folder) == []
+        assert set(os.listdir(folder)) <= {f"torchinductor_{getpass.getuser()}"}  # torch's own, where a step was made
         assert not (home / ".ray").exists()
 
         process = begin(config, folder)
