@@ -17,14 +17,14 @@ import traceback
 from collections.abc import Callable
 
 import torch
-from gpu_sections import decomposition
+from gpu_sections import decode, decomposition, fisher, training
 from gpu_sections.table import Row, Where, printed
 
 SECTIONS: dict[str, tuple[Callable[[Where], list[Row]], float]] = {
     "decomposition": (decomposition.run, 210.0),
-    # "fisher": FWSVD's Fisher pass at 7B.
-    # "training": a Basis Selection step next to full finetuning and LoRA, tokens/s and peak memory.
-    # "decode": factorised next to dense decoding at 2x, 4x, 7x.
+    "fisher": (fisher.run, 70.0),
+    "training": (training.run, 100.0),
+    "decode": (decode.run, 70.0),
 }
 """What is measured, and the seconds it may take; together at most 450."""
 
