@@ -5,11 +5,13 @@
     python benchmarks/gpu.py --sections decomposition     # one part
 
 A section has a share of the time. Where it is up, the section stops, and its rows say from how much they are. A section
-that fails is a row too, the others go on, and the exit code is 1, as it is where a target is missed.
+that fails is a row too, the others go on, and the exit code is 1, as it is where a target is missed. Rows with "of
+hours.py" say what the assumptions behind the estimates of `bench reproduce` would be; see docs/gpu.md.
 Not run on a GPU yet.
 """
 
 import argparse
+import gc
 import platform
 import sys
 import time
@@ -47,6 +49,7 @@ def main() -> int:
     begin = time.perf_counter()
     for name in chosen:
         run, seconds = SECTIONS[name]
+        gc.collect()
         if options.device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()

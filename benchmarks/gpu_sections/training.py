@@ -42,7 +42,7 @@ def run(where: Where) -> list[Row]:
     speeds: dict[str, float] = {}
     longest = 0.0
     for variant in ORDER:
-        if where.left < longest:
+        if where.left <= longest:
             rows.append(Row(_name(variant), "not measured", note="the section's time was up"))
             continue
         before = where.left
