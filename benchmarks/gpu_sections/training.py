@@ -7,6 +7,7 @@ the two: a layer costs what a layer costs. A row's note says so, with what was m
 """
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 from bs_step import Measured, Setup, measure
 from gpu_sections.fitting import Stack, largest_that_fits, share_row, size
@@ -44,6 +45,9 @@ def run(where: Where) -> list[Row]:
     for variant in ORDER:
         if where.left <= longest:
             rows.append(Row(_name(variant), "not measured", note="the section's time was up"))
+            continue
+        if variant == "lora" and not find_spec("peft"):
+            rows.append(Row(_name(variant), "not measured", note="peft is not installed"))
             continue
         before = where.left
         batch, (less, more) = largest_that_fits(base.batch, lambda size, v=variant: _both(base, stacks, size, v))
