@@ -5,28 +5,24 @@
     python benchmarks/gpu.py --sections decomposition     # one part
 
 A section has a share of the time. Where it is up, the section stops, and its rows say from how much they are. A section
-that fails is a row too, the others go on, and the exit code is 1, as it is where a target is missed.
+that fails is a row too, the others go on, and the exit code is 1, as it is where a target is missed. Rows with "of
+hours.py" say what the assumptions behind the estimates of `bench reproduce` would be; see docs/gpu.md.
 Not run on a GPU yet.
 """
 
 import argparse
+import gc
 import platform
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from importlib import import_module
 
 import torch
-from gpu_sections import decomposition
 from gpu_sections.table import Row, Where, printed
 
-SECTIONS: dict[str, tuple[Callable[[Where], list[Row]], float]] = {
-    "decomposition": (decomposition.run, 210.0),
-    # "fisher": FWSVD's Fisher pass at 7B.
-    # "training": a Basis Selection step next to full finetuning and LoRA, tokens/s and peak memory.
-    # "decode": factorised next to dense decoding at 2x, 4x, 7x.
-}
-"""What is measured, and the seconds it may take; together at most 450."""
+SECTIONS = {"decomposition": 210.0, "fisher": 70.0, "training": 100.0, "decode": 70.0}
+"""What is measured, each by the module of that name, and the seconds it may take; together at most 450."""
 
 
 def main() -> int:
@@ -46,13 +42,14 @@ def main() -> int:
     rows: list[tuple[str, Row]] = []
     begin = time.perf_counter()
     for name in chosen:
-        run, seconds = SECTIONS[name]
+        gc.collect()
         if options.device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         print(f"{name} …", flush=True)
         try:
-            rows += [(name, row) for row in run(Where(options.device, options.small, seconds))]
+            run = import_module(f"gpu_sections.{name}").run
+            rows += [(name, row) for row in run(Where(options.device, options.small, SECTIONS[name]))]
         except Exception as error:
             traceback.print_exc()
             rows.append((name, Row("failed", type(error).__name__, met=False, note=str(error).split("\n")[0][:80])))

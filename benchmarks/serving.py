@@ -19,19 +19,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
+from random_models import LLAMA2_7B, random_llama
 
 from lowrank_bench.evals.speed.spec import Measured, SpeedSpec
-from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.budget import Budget
-from lowrank_bench.methods.policies.base import policies
 from lowrank_bench.models.checkpoint import save_checkpoint
-from lowrank_bench.models.layers import LowRankLinear
 from lowrank_bench.models.loading import DTYPES, weights_size
-from lowrank_bench.models.matrices import get_linear, replace_module
 from lowrank_bench.runners.speed import alternate, median_ratio
 
 TOLERANCE = 0.03
@@ -44,35 +39,11 @@ SMALL = {
     "num_key_value_heads": 16,
     "max_position_embeddings": 2048,
 }
-LLAMA2_7B = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "max_position_embeddings": 4096,
-}
 
 
-def random_llama(shape: dict[str, int], ratio: float, dtype: str, device: str, folder: Path) -> None:
+def write_llama(shape: dict[str, int], ratio: float, dtype: str, device: str, folder: Path) -> None:
     """Write a Llama with random weights, factorised where the ratio is above 1."""
-
-    with torch.device("meta"):
-        model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, tie_word_embeddings=False))
-    model = model.to(DTYPES[dtype])
-    if ratio > 1:
-        allocation = Budget(ratio).allocate(create_method("svd").shape(model, ratio), policies.get("uniform")())
-        for name, rank in allocation.ranks.items():
-            dense = get_linear(model, name)
-            size = (dense.in_features, dense.out_features, rank)
-            replace_module(model, name, LowRankLinear(*size, dtype=DTYPES[dtype], device="meta"))
-    model = model.to_empty(device=device)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.02) if parameter.ndim > 1 else parameter.fill_(1)
-    save_checkpoint(model, None, folder)
+    save_checkpoint(random_llama(shape, ratio, DTYPES[dtype], device), None, folder)
 
 
 @dataclass(frozen=True)
@@ -149,7 +120,7 @@ def on_cpu(options: argparse.Namespace, folder: Path) -> bool:
     fine = True
     for dtype in dtypes:
         for name, ratio in (("dense", 1.0), (f"{options.ratio:g}x", options.ratio)):
-            random_llama(SMALL, ratio, dtype, "cpu", folder / f"{name}-{dtype}")
+            write_llama(SMALL, ratio, dtype, "cpu", folder / f"{name}-{dtype}")
         fine &= check_bytes(folder / f"dense-{dtype}", folder / f"{options.ratio:g}x-{dtype}")
     sizes, last, small = options.batch_sizes, max(options.batch_sizes), f"{options.ratio:g}x"
     lengths = (options.prompt_tokens, options.new_tokens)
@@ -181,7 +152,7 @@ def on_gpu(options: argparse.Namespace, folder: Path) -> bool:
     ratios = (1.0, 2.0, 4.0, 7.0)
     names = {ratio: "dense" if ratio == 1 else f"{ratio:g}x" for ratio in ratios}
     for ratio, name in names.items():
-        random_llama(LLAMA2_7B, ratio, "bfloat16", "cuda", folder / name)
+        write_llama(LLAMA2_7B, ratio, "bfloat16", "cuda", folder / name)
     torch.cuda.empty_cache()
     checks = [check_bytes(folder / "dense", folder / name) for name in list(names.values())[1:]]
     found = ["transformers", "vllm"] if find_spec("vllm") else ["transformers"]

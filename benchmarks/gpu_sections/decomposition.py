@@ -4,6 +4,7 @@ In small the algorithms are those that a GPU takes at full size.
 """
 
 import torch
+from gpu_sections.fitting import share_row
 from gpu_sections.spectra import excess, layer, rank_at, realistic
 from gpu_sections.table import Row, Where
 
@@ -33,6 +34,9 @@ def run(where: Where) -> list[Row]:
         _total(where, f"ranks of {RATIO:g}x, {_driver(rank)}", deep, deep_done, len(matrices), DEEP_SECONDS),
         _total(where, f"full spectra, {_driver(None)}", full, full_done, len(matrices), FULL_SECONDS),
     ]
+    if full_done:
+        operations = 20 * shapes["q"][1] * sum(m * n for m, n in matrices[:full_done])  # as hours.py counts them
+        rows.append(share_row("DECOMPOSITION_SHARE", operations, full, "full spectra"))
     for name in SAMPLE:
         rows += _sample(where, name, shapes[name])
     if where.peak():

@@ -1,8 +1,9 @@
 """GPU hours of a reproduction by arithmetic, where no stage of it has been timed.
 
 Training costs 6 floating-point operations a parameter and token, 8 with gradient checkpointing, which runs every
-forward pass twice; generation 2. A model compressed to a ratio has 1/ratio of the parameters; Basis Selection trains
-through full bases before it merges. What is left out: reading data, writing checkpoints, starting engines.
+forward pass twice; generation 2. A model compressed to a ratio has 1/ratio of the parameters. Basis Selection trains
+through bases that are full at first; they are frozen, and what is frozen costs 2 less, as it has no gradient. What is
+left out: statistics on data, reading data, writing checkpoints, starting engines.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ TRAINING_SHARE, GENERATION_SHARE, DECOMPOSITION_SHARE = 0.4, 0.05, 0.01
 """Assumed shares of the peak."""
 TOKENS_PER_EXAMPLE, TOKENS_PER_COMPLETION = 200, 250
 """Assumed lengths: an instruction with its answer, a completion."""
+FULL_BASES = 1.6
+"""Entries of all bases over those of the matrices: 2 where they are square, 1.37 in the MLP of Llama-2-7B."""
 SEARCH_TOKENS = 5000 * 64 * 128
 """Of a policy that asks the model: its most evaluations, the examples of each, their tokens (``surgical``)."""
 BYTES_PER_TRAINED_PARAMETER = 16
@@ -85,7 +88,7 @@ class Hours:
             need = BYTES_PER_TRAINED_PARAMETER * self.parameters / 1e9
             said.append(
                 f"Training needs about {need:,.0f} GB of GPU memory for weights, gradients and AdamW's moments alone, "
-                "on one GPU: several are not supported yet."
+                "on the one GPU that is used here; `bench run --accelerate` trains over several."
             )
         return said
 
@@ -174,8 +177,8 @@ def _operations(
     if kind == "recover":
         return per_token * small * tokens * (0.5 if trains else 1.0), TRAINING_SHARE
     if kind == "compress" and trains:
-        # Half of the common budget, through bases that fall from full rank (twice a square matrix) to the ratio's.
-        return per_token * (2.0 * parameters + small) / 2 * tokens / 2, TRAINING_SHARE
+        # Half of the common budget, through frozen bases that fall from full rank to the ratio's.
+        return (per_token - 2) * (FULL_BASES * parameters + small) / 2 * tokens / 2, TRAINING_SHARE
     if kind == "compress" and method != "none" and create_method(method, {}).compress_needs_data:
         return 2.0 * parameters * SEARCH_TOKENS, TRAINING_SHARE
     # Decompositions of n matrices of width w cost about 20·n·w³ operations; w is near 4096 for 7 B parameters.
