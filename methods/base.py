@@ -63,6 +63,10 @@ class Trainer(Protocol):
     extra_steps: int
     """Optimizer steps that training methods get on top of that for their own use (0 by default)."""
 
+    @property
+    def shards(self) -> bool:
+        """Whether `train` leaves only a share of every parameter in this process, see `whole`."""
+
     def train(
         self,
         model: nn.Module,
@@ -85,6 +89,12 @@ class Trainer(Protocol):
 
         To be called from ``on_gradients``, or when nothing trains. False, with nothing changed, where a parameter
         cannot change its shape, above all because other processes hold parts or copies of it.
+        """
+
+    def whole(self, model: nn.Module) -> nn.Module | None:
+        """Return the model that was trained last, whole: itself, or if it is sharded another one on the CPU.
+
+        Then all processes call this, and those that do not write results get None.
         """
 
 
@@ -160,6 +170,11 @@ class Compressor(BaseModel, ABC):
     @property
     def compress_needs_data(self) -> bool:
         """Whether `compress` reads task data without training on them, as searches do."""
+        return False
+
+    @property
+    def trains_sharded(self) -> bool:
+        """Whether `compress_path` copes with a trainer that shards; the runners give it one that copies otherwise."""
         return False
 
     @property

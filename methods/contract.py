@@ -78,6 +78,7 @@ class PlainTrainer:
         self.total_steps, self.extra_steps, self.lr = total_steps, 0, lr
         self.data = data or RandomData()
         self.optimizer: torch.optim.Optimizer | None = None
+        self.shards = False
 
     def train(
         self,
@@ -111,6 +112,10 @@ class PlainTrainer:
     def shrink(self, parameter: nn.Parameter, index: Tensor) -> bool:
         """Shrink a parameter and its optimizer's state, see `Trainer.shrink`."""
         return shrink_parameter(parameter, index, self.optimizer)
+
+    def whole(self, model: nn.Module) -> nn.Module:
+        """Return the model, see `Trainer.whole`."""
+        return model
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ..foundation.errors import UserError
 from ..methods.base import TrainingLog
 from ..methods.shrinking import shrink_parameter
 from .data import TaskData, collate
-from .parallel.sharding import fit_settings, process_count, use_fsdp2_on_cpus
+from .parallel.sharding import collect, fit_settings, is_sharded, process_count, shards, skeleton, use_fsdp2_on_cpus
 from .recipes import TrainSettings
 from .resuming import Resumable
 
@@ -202,6 +202,12 @@ class TaskTrainer:
         self.total_steps = settings.total_steps(len(data.items))
         self.log: TrainingLog | None = None
         self._running: _CheckedTrainer | None = None
+        self._skeleton: nn.Module | None = None
+
+    @property
+    def shards(self) -> bool:
+        """Whether training leaves only a share of the model in this process; see `methods.base.Trainer.shards`."""
+        return shards()
 
     def train(
         self,
@@ -213,6 +219,8 @@ class TaskTrainer:
         """Train in place for ``steps`` updates, with one warm-up and one decay; see `methods.base.Trainer.train`."""
         if steps == 0:
             return TrainingLog(0, 0, 0.0, math.nan)
+        if self.shards and not is_sharded(model):
+            self._skeleton = skeleton(model)
         chosen = self.settings
         micro, accumulated = chosen.split(process_count())
         wide = chosen.precision == "bfloat16" or (chosen.precision == "auto" and self.device.startswith("cuda"))
@@ -288,6 +296,17 @@ class TaskTrainer:
         path, facts = found[0]
         trainer.hooks.tokens_done, trainer.hooks.seconds_before = facts["tokens"], facts["seconds"]
         return str(path)
+
+    def whole(self, model: Any) -> Any:
+        """Return the model that was trained last, or None; see `methods.base.Trainer.whole`."""
+        if not is_sharded(model):
+            return model
+        if self._skeleton is None:
+            raise TypeError("the sharded model was not trained here")
+        found: Any = collect(model, self._skeleton)
+        if found is not None:
+            found.config, found.generation_config = model.config, model.generation_config
+        return found
 
     def shrink(self, parameter: nn.Parameter, index: Tensor) -> bool:
         """Shrink a parameter and its optimizer's state, in one process alone; see `methods.base.Trainer.shrink`."""

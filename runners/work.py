@@ -26,7 +26,7 @@ from ..models.streamed import weights_of
 from .data import TaskData, load_task_data
 from .memory import Way, compress_way, fit_way, open_model
 from .parallel.launch import train_together
-from .parallel.sharding import is_main, is_sharded, whole_state
+from .parallel.sharding import is_main
 from .recipes import TrainSettings
 from .resuming import Resumable
 from .stages import MODEL_FOLDER, Stage, ratio_folder, resume_folder
@@ -106,17 +106,11 @@ def _resumable(stage: Stage, folder: Path) -> Resumable:
     return Resumable(resume_folder(folder.parent, stage.key), stage.runtime["checkpoint_minutes"])
 
 
-def _save_trained(stage: Stage, model: Any, tokenizer: Any, folder: Path) -> None:
+def _save_trained(stage: Stage, trainer: TaskTrainer, model: Any, tokenizer: Any, folder: Path) -> None:
     """Write what one or several processes trained."""
-    if is_sharded(model):
-        state, where = whole_state(model), stage.runtime["model"]
-        if is_main():
-            plain = load_model(where["location"], where["revision"], stage.config["dtype"])
-            plain.load_state_dict(state)
-            plain.config, plain.generation_config = model.config, model.generation_config
-            model = plain
+    whole = trainer.whole(model)
     if is_main():
-        _save(model, tokenizer, folder / MODEL_FOLDER, stage.config["dtype"])
+        _save(whole, tokenizer, folder / MODEL_FOLDER, stage.config["dtype"])
 
 
 def _save(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
@@ -131,7 +125,7 @@ def _finetune(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
     data = _data(stage, model, tokenizer)
     trainer = _trainer(stage, data, progress, _resumable(stage, folder))
     log = trainer.train(model, trainer.total_steps)
-    _save_trained(stage, model, tokenizer, folder)
+    _save_trained(stage, trainer, model, tokenizer, folder)
     return {"training": asdict(log), "examples": len(data.items), "dropped": data.dropped}
 
 
@@ -183,7 +177,7 @@ def _recover(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[s
     trainer = _trainer(stage, _data(stage, model, tokenizer), progress, _resumable(stage, folder))
     spent = 0 if trainer.extra_steps else report["steps"]
     log = trainer.train(model, max(trainer.total_steps - spent, 0), report["recover_lr_scale"])
-    _save_trained(stage, model, tokenizer, folder)
+    _save_trained(stage, trainer, model, tokenizer, folder)
     return {"training": asdict(log)}
 
 

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 
 from lowrank_bench.evals.prompts import Encoded
+from lowrank_bench.methods.base import create_method
+from lowrank_bench.methods.budget import Budget
+from lowrank_bench.methods.library.bs.layer import BasisLinear
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.models.layers import LowRankLinear
-from lowrank_bench.models.matrices import get_linear, matrices, replace_module
+from lowrank_bench.models.matrices import get_linear, low_rank_layers, matrices, replace_module
 from lowrank_bench.runners.data import IGNORED, TaskData
 from lowrank_bench.runners.recipes import TrainSettings
 from lowrank_bench.runners.training import TaskTrainer
@@ -31,6 +34,11 @@ SETTINGS = TrainSettings(
     precision="float32",
 )
 CASES = ("dense", "tied, accumulated", "factorised", "bfloat16")
+SELECTIONS: dict[str, dict[str, Any]] = {
+    "from the top": {"new_vectors": "top", "additional_share": 0.5, "criterion": "taylor"},
+    "nothing new": {"additional_dimension": 0, "scope": "global", "train_others": False},
+}
+"""Options of Basis Selection."""
 
 
 def factorised() -> Any:
@@ -68,6 +76,41 @@ def train(case: str) -> tuple[Any, Any]:
     return model, TaskTrainer(TaskData(ITEMS, 0, 0, 42), settings).train(model, STEPS)
 
 
+def select(case: str) -> dict[str, Any]:
+    """Return what Basis Selection made on the main process: products and other weights, bases, numbers in training.
+
+    ``held`` has for each frozen tensor the numbers that this process held and those of the whole.
+    """
+    model = random_model("llama")
+    method = create_method("bs", {"prunings": 3, **SELECTIONS[case]})
+    found: dict[str, Any] = {"held": {}}
+
+    class Watched(TaskTrainer):
+        def train(self, model: Any, steps: int, lr_scale: float = 1.0, on_gradients: Any = None) -> Any:
+            def look(step: int, tokens: int) -> None:
+                on_gradients(step, tokens)
+                for name, layer in model.named_modules():
+                    if isinstance(layer, BasisLinear):
+                        for side in ("left", "right"):
+                            tensor = getattr(layer, side)
+                            here = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+                            found["held"][f"{name}.{side}"] = (here.numel(), tensor.numel())
+
+            return super().train(model, steps, lr_scale, look)
+
+    def emit(budget: Budget, made: Any, report: Any) -> None:
+        state = made.state_dict()
+        for name in low_rank_layers(made):
+            b, a = (state.pop(f"{name}.lr_{part}") for part in "ba")
+            state[name] = b.double() @ a.double()
+        found.update(state=state, bases=report.tensors, report=report.summary())
+
+    settings = SETTINGS.model_copy(update={"gradient_checkpointing": case == "nothing new"})
+    trainer = Watched(TaskData(ITEMS, 0, 0, 42), settings, extra_steps=8)
+    method.compress_path(model, method.fit(model, None), [Budget(2.0)], trainer, emit)
+    return found
+
+
 if __name__ == "__main__":
     from accelerate import PartialState
 
@@ -84,6 +127,8 @@ if __name__ == "__main__":
             model, log = train(case)
             state = whole_state(model) if is_sharded(model) else model.state_dict()
             found[case] = {"state": state, "log": vars(log), "sharded": is_sharded(model)}
+        for case in SELECTIONS:
+            found[case] = select(case)
     if is_main():
         torch.save(results, Path(sys.argv[1]))
     torch.distributed.barrier()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from ...foundation.errors import UserError
 from ...foundation.files import read_json, write_atomic, write_json
 from ...foundation.process import die_with_parent
 from .launch import ERROR, PROGRESS, RESULT, STAGE
 from .launcher import LAUNCHER
+from .setup import Strategy
 
 # Rank 0 may write for long while the others wait; a process that died is noticed by the launcher, not by this.
 _PATIENCE = timedelta(hours=6)
@@ -31,6 +34,21 @@ def main(desk: Path) -> int:
     return 1
 
 
+def strategy_for(stage: Mapping[str, Any], wanted: Strategy) -> Strategy:
+    """Return how a stage is spread: as wanted, but by DDP where a method needs all of its parameters on the way.
+
+    Args:
+        stage: ``kind`` and ``config`` of a `stages.Stage`.
+        wanted: what the configuration file asks for.
+    """
+    from ...methods.base import create_method
+
+    config = stage["config"]
+    if stage["kind"] == "compress" and not create_method(config["method"], config["options"]).trains_sharded:
+        return "ddp"
+    return wanted
+
+
 def _train(desk: Path) -> None:
     import accelerate
     import torch
@@ -45,11 +63,10 @@ def _train(desk: Path) -> None:
     setup = asked["runtime"].pop("accelerate")
     folder, threads = Path(asked.pop("folder")), asked.pop("threads")
     prepare(threads)
-    strategy = setup["strategy"]
-    if asked["kind"] == "compress":
-        # A method that trains looks at its parameters and changes layers on the way, so it needs all of them whole.
-        os.environ["ACCELERATE_USE_FSDP"], strategy = "false", "ddp"
-    if strategy == "fsdp2":
+    strategy = strategy_for(asked, setup["strategy"])
+    if strategy == "ddp":
+        os.environ["ACCELERATE_USE_FSDP"] = "false"
+    else:
         asked["runtime"]["place"] = "cpu"  # accelerate moves each process's share to its device
     state = accelerate.PartialState(cpu=asked["runtime"]["device"] == "cpu", timeout=_PATIENCE)
 

@@ -6,6 +6,8 @@ one process, and everything here says so.
 
 from __future__ import annotations
 
+import copy
+import os
 from typing import Any
 
 import torch
@@ -40,14 +42,41 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
     return dict(found)
 
 
+def skeleton(model: nn.Module) -> nn.Module:
+    """Return a copy of a model without the numbers of its parameters, to be filled by `collect`."""
+    empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, empty)
+
+
+def collect(model: nn.Module, into: nn.Module) -> nn.Module | None:
+    """Gather a sharded model in its `skeleton`, on the CPU of the main process; the others get None."""
+    state = whole_state(model)
+    if not is_main():
+        return None
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for name, parameter in into.named_parameters(remove_duplicate=False):
+        if parameter not in made and name in state:
+            made[parameter] = nn.Parameter(state[name], parameter.requires_grad)
+    for module in into.modules():
+        for name, held in module._parameters.items():
+            if held is not None:
+                module._parameters[name] = made[held]
+    for path, buffer in model.named_buffers():
+        owner, _, name = path.rpartition(".")
+        into.get_submodule(owner)._buffers[name] = buffer.cpu()
+    return into
+
+
+def shards() -> bool:
+    """Whether accelerate was asked to shard what the processes train."""
+    return process_count() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 def use_fsdp2_on_cpus(accelerator: Any) -> None:
     """Have accelerate shard over CPU processes as it does over GPUs: it reads its FSDP settings only where GPUs are."""
-    import os
-
     from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
 
-    wanted = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if wanted and accelerator.distributed_type == DistributedType.MULTI_CPU:
+    if shards() and accelerator.distributed_type == DistributedType.MULTI_CPU:
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
         accelerator.state.distributed_type = DistributedType.FSDP
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP

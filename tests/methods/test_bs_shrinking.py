@@ -20,7 +20,7 @@ from lowrank_bench.methods.fitted import Factors
 from lowrank_bench.methods.library.bs import run
 from lowrank_bench.methods.library.bs.curvature import Curvature
 from lowrank_bench.methods.library.bs.fusing import blocks, fused
-from lowrank_bench.methods.library.bs.layer import BasisLinear
+from lowrank_bench.methods.library.bs.layer import BasisLinear, Start
 from lowrank_bench.methods.library.bs.run import PruningRun
 from lowrank_bench.methods.shrinking import shrink_parameter
 from lowrank_bench.models.architectures import random_model
@@ -54,15 +54,68 @@ class Same:
             assert torch.equal(one, other)
 
 
-def layer(bases_dtype: torch.dtype | None = None) -> BasisLinear:
+def layer(bases_dtype: torch.dtype | None = None, start: Start = "zero") -> BasisLinear:
     generator = torch.Generator().manual_seed(4)
     left, right = torch.randn(M, K, generator=generator) / 5, torch.randn(K, N, generator=generator) / 5
     spectrum = torch.rand(K, generator=generator).sort(descending=True).values + 0.1
-    return BasisLinear(Factors(left, right, spectrum), torch.zeros(M), EXTRA, "zero", 0, torch.float32, bases_dtype)
+    return BasisLinear(Factors(left, right, spectrum), torch.zeros(M), EXTRA, start, 0, torch.float32, bases_dtype)
 
 
 def batch(step: int) -> Tensor:
     return torch.randn(TOKENS, N, generator=torch.Generator().manual_seed(step))
+
+
+@pytest.mark.parametrize("start", ["zero", "top"])
+def test_bases_to_be_sharded_are_pruned_without_being_cut(start: Start) -> None:
+    """Frozen parameters in whole shapes compute what cut buffers do, pruned ones nothing, and are cut at the end."""
+    plain, shared = layer(start=start), layer(start=start)
+    shared.share()
+    frozen = {name for name, parameter in shared.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"left", "right"}
+    assert set(shared.state_dict()) == {name for name, _ in shared.named_parameters()}
+    bases = shared.left.clone(), shared.right.clone()
+    optimizers = [torch.optim.AdamW(module.parameters(), lr=0.02) for module in (plain, shared)]
+    generator = torch.Generator().manual_seed(8)
+    for step in range(9):
+        for module, optimizer in zip((plain, shared), optimizers, strict=True):
+            optimizer.zero_grad()
+            (module(batch(step)) - 1).square().sum().backward()
+        if step % 2:
+            mask = torch.rand(len(plain.kept), generator=generator) > 0.2
+            for module in (plain, shared):
+                module.prune(mask)
+        for optimizer in optimizers:
+            optimizer.step()
+        torch.testing.assert_close(shared(batch(99)), plain(batch(99)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(shared.singular_values(), plain.singular_values(), rtol=1e-4, atol=1e-6)
+    gone = torch.ones(K, dtype=torch.bool)
+    gone[plain.slots] = False
+    shared.weight_root.grad = None
+    shared(batch(3)).sum().backward()
+    gradient: Any = shared.weight_root.grad
+    assert not gradient[gone].any()
+    assert gradient[~gone].all()
+    assert torch.equal(bases[0], shared.left)
+    assert torch.equal(bases[1], shared.right)
+    whole = shared(batch(99))
+    with torch.no_grad():
+        shared.left[:, gone[shared.freed :]] = 1e6
+    torch.testing.assert_close(shared(batch(99)), whole, rtol=0, atol=0)
+    shared.cut()
+    torch.testing.assert_close(shared(batch(99)), whole, rtol=1e-4, atol=1e-5)
+    assert {name for name, _ in shared.named_buffers()} == {name for name, _ in plain.named_buffers()}
+    assert set(shared.state_dict()) == set(plain.state_dict())
+    assert torch.equal(shared.left, plain.left)
+    assert torch.equal(shared.right, plain.right)
+    assert torch.equal(shared.kept, plain.kept)
+    assert 0 < len(shared.kept) < K - shared.freed
+
+
+def test_a_run_that_needs_the_whole_model_refuses_a_trainer_that_shards() -> None:
+    model, bs, trainer = random_model("llama"), create_method("bs", {"trajectory": True}), PlainTrainer()
+    trainer.shards = True
+    with pytest.raises(UserError, match=r"needs the whole model while it trains; use DDP"):
+        bs.compress(model, bs.fit(model, None), Budget(2.0), trainer)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -18,6 +18,7 @@ from sweeps import small_sweep
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models.loading import load_model
 from lowrank_bench.runners.local import prepare
+from lowrank_bench.runners.parallel.rank import strategy_for
 from lowrank_bench.runners.parallel.setup import read_setup
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.recipes import TrainSettings
@@ -69,6 +70,60 @@ def test_two_processes_train_as_one(together, case):
         assert (made["log"]["steps"], made["log"]["tokens"]) == (log.steps, log.tokens)
         assert made["log"]["loss"] == pytest.approx(log.loss, rel=1e-3 if case == "bfloat16" else 1e-5)
     assert float(moved.abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("case", trained_together.SELECTIONS)
+def test_two_processes_select_bases_as_one(together, case):
+    wanted = trained_together.select(case)
+    for strategy, found in together.items():
+        made = found[case]
+        assert made["report"] == wanted["report"]
+        assert made["bases"].keys() == wanted["bases"].keys()
+        for name, tensor in wanted["bases"].items():
+            if name.endswith(".state"):
+                assert torch.equal(made["bases"][name], tensor)
+            else:
+                torch.testing.assert_close(made["bases"][name], tensor, atol=5e-6, rtol=0, msg=f"{strategy} {name}")
+        assert made["state"].keys() == wanted["state"].keys()
+        for name, tensor in wanted["state"].items():
+            torch.testing.assert_close(made["state"][name], tensor, atol=5e-6, rtol=0, msg=f"{strategy} {name}")
+    states = torch.cat([tensor for name, tensor in wanted["bases"].items() if name.endswith(".state")])
+    assert 0 < (states == 0).sum() < len(states)
+    after, before = (
+        torch.cat([tensor for name, tensor in wanted["bases"].items() if name.endswith(end)])
+        for end in (".after", ".before")
+    )
+    assert (after - before)[states == 1].abs().max() > 1e-3
+
+
+def test_under_fsdp2_a_process_holds_a_share_of_the_frozen_bases_whatever_is_pruned(together):
+    for case in trained_together.SELECTIONS:
+        sharded, copied = (together[strategy][case]["held"] for strategy in ("fsdp2", "ddp"))
+        assert sharded.keys() == copied.keys()
+        assert len(sharded) == 2 * 15
+        for name, (here, all_of_it) in sharded.items():
+            assert 0.4 < here / all_of_it < 0.6, name
+        assert all(here == all_of_it for here, all_of_it in copied.values())
+        assert sum(all_of_it for _, all_of_it in copied.values()) < sum(all_of_it for _, all_of_it in sharded.values())
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "strategy"),
+    [
+        ("bs", {}, "fsdp2"),
+        ("bs", {"criterion": "taylor", "scope": "global", "final_policy": "uniform"}, "fsdp2"),
+        ("bs", {"final_policy": "surgical"}, "ddp"),
+        ("bs", {"trajectory": True}, "ddp"),
+        ("bs", {"compile": True}, "ddp"),
+        ("bs", {"bases_dtype": "bfloat16"}, "ddp"),
+        ("bsi", {}, "ddp"),
+    ],
+)
+def test_a_method_that_needs_the_whole_model_on_the_way_trains_by_ddp(method, options, strategy):
+    stage = {"kind": "compress", "config": {"method": method, "options": options}}
+    assert strategy_for(stage, "fsdp2") == strategy
+    assert strategy_for(stage, "ddp") == "ddp"
+    assert strategy_for({"kind": "recover", "config": {}}, "fsdp2") == "fsdp2"
 
 
 def test_a_killed_sweep_over_processes_ends_as_one_process_does(tmp_path):
@@ -129,7 +184,9 @@ def test_basis_selection_over_processes_keeps_the_bases_that_one_process_keeps(t
         results.append(dict(perform(stage, tmp_path / name)))
         assert [path.name for path in (tmp_path / name).iterdir()] == ["ratio-2"]
         models.append(load_model(tmp_path / name / "ratio-2" / "model"))
-    assert results[1].pop("processes")["strategy"] == "ddp"
+    configs = [(tmp_path / name / "ratio-2" / "model" / "config.json").read_text() for name in ("one", "two")]
+    assert configs[0] == configs[1]
+    assert results[1].pop("processes")["strategy"] == "fsdp2"
     one, two = (result["reports"]["2"] for result in results)
     assert (one["ranks"], one["steps"], one["tokens"]) == (two["ranks"], two["steps"], two["tokens"])
     before, after = (load_file(tmp_path / name / "ratio-2" / "bases.safetensors") for name in ("one", "two"))

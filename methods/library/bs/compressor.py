@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 from torch import nn
 
+from ....foundation.errors import UserError
 from ...base import (
     CalibrationData,
     CompressionReport,
@@ -133,6 +134,11 @@ class BasisSelection(Compressor):
         policy = parse_policy(self.final_policy or "uniform")
         return self.criterion == "hessian" or policy.needs_loss or policy.measures
 
+    @property
+    def trains_sharded(self) -> bool:
+        """Whether a run only trains and prunes: no look at the model on the way, one dtype, nothing compiled."""
+        return not (self.trajectory or self.compress_needs_data or self.compile or self.bases_dtype != "model")
+
     def fitter(self) -> Compressor:
         """Return the method that gives the bases."""
         return self._bases()
@@ -192,6 +198,9 @@ class BasisSelection(Compressor):
             trainer: None prunes without training.
             emit: called once per budget, from the lowest ratio to the highest.
             data: for the criterion ``hessian`` and for final policies that ask the model.
+
+        Where the trainer shards the model over processes, it stays so: the main process hands out another one, the
+        others hand out nothing.
         """
         steps = self.pruning_run_steps(trainer) if trainer else 0
         before = self.keep_epochs + self.prune_epochs
@@ -219,9 +228,22 @@ class BasisSelection(Compressor):
                 run.prune()
 
         if trainer is not None and steps > 0:
+            if trainer.shards:
+                if not self.trains_sharded:
+                    raise UserError(
+                        f"method '{self.name}' with these options needs the whole model while it trains; use DDP, or "
+                        "leave out trajectory, compile, bases_dtype, final policies and criteria that ask the model"
+                    )
+                run.share_bases()
             scale = lr_factor(run.kept_share[-1], max(before, 1.0)) if self.lr_scaling == "paper" else 1.0
             with fused(model) if self.compile else nullcontext():
                 used = trainer.train(model, steps, scale, on_gradients)
+            if trainer.shards:
+                found = trainer.whole(model)
+                if found is None:
+                    return
+                run.gathered(found)
+                model = found
         while run.prunings_done < self.prunings:
             run.prune()
         hand_out(len(run.budgets) - 1, run.merged(model))

@@ -15,6 +15,12 @@ Shrink = Callable[[nn.Parameter, Tensor], bool]
 """Keeps only the given entries of a parameter, see `methods.base.Trainer.shrink`; False where it cannot."""
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of a tensor that may be sharded over processes, which all of them must then ask for."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
+
+
 class BasisLinear(nn.Module):
     """y = Σ_kept w_i² u_i (v_iᵀ x) + Ũ Ṽ x + bias; exactly the dense layer at the start.
 
@@ -33,8 +39,11 @@ class BasisLinear(nn.Module):
     Buffers (frozen, not trained): ``left`` (m, kept), ``right`` (kept, n), ``kept`` indices into the spectrum (k,),
     ``slots`` indices of the same bases into w. A pruned basis leaves the buffers at once, so it costs nothing, gets no
     gradient and cannot come back. It leaves w, which starts with k entries, when `shrink` can make w shorter; where it
-    cannot (w is sharded over processes), w keeps its length and the entry is never read again. ``bases`` is k,
-    ``freed`` is how many of the strongest bases became new vectors (start ``top``).
+    cannot (w is copied or sharded over processes), w keeps its length and the entry is never read again. ``bases`` is
+    k, ``freed`` is how many of the strongest bases became new vectors (start ``top``).
+
+    Between `share` and `cut` the bases are parameters that need no gradient, so that FSDP2 shards them, and keep their
+    shapes: a pruned basis is multiplied by 0, which leaves it without effect and without gradient.
     """
 
     left: Tensor
@@ -67,13 +76,14 @@ class BasisLinear(nn.Module):
             generator = torch.Generator().manual_seed(seed)
             noise = torch.randn(extra, self.in_features, generator=generator) / max(extra, 1) ** 0.5
             extra_left, extra_right = torch.zeros(self.out_features, extra, dtype=dtype), noise.to(dtype)
-        self.extra_left = nn.Parameter(extra_left.to(left.device).clone())
-        self.extra_right = nn.Parameter(extra_right.to(left.device).clone())
+        # Without new vectors nothing of them is used, and DDP would wait for their gradients.
+        self.extra_left = nn.Parameter(extra_left.to(left.device).clone(), extra > 0)
+        self.extra_right = nn.Parameter(extra_right.to(left.device).clone(), extra > 0)
         self.register_buffer("left", left[:, first:].to(bases_dtype or dtype, copy=True))
         self.register_buffer("right", right[first:].to(bases_dtype or dtype, copy=True))
         self.register_buffer("kept", torch.arange(first, len(spectrum), device=left.device))
         self.register_buffer("slots", self.kept.clone())
-        self.bases, self.freed = len(spectrum), first
+        self.bases, self.freed, self.shared = len(spectrum), first, False
 
     @property
     def extra(self) -> int:
@@ -87,12 +97,21 @@ class BasisLinear(nn.Module):
 
     def singular_values(self) -> Tensor:
         """Return the trained singular values s = w² of the kept bases, shape (kept,)."""
-        return self.roots().detach() ** 2
+        return self._of_kept(whole(self.weight_root.detach())) ** 2
 
     def roots(self) -> Tensor:
         """Return w of the kept bases, shape (kept,); gradients flow into `weight_root`."""
+        return self._of_kept(self.weight_root)
+
+    def _of_kept(self, values: Tensor) -> Tensor:
         # The slots ascend, so as many of them as entries are all entries.
-        return self.weight_root if len(self.slots) == len(self.weight_root) else self.weight_root[self.slots]
+        return values if len(self.slots) == len(values) else values[self.slots]
+
+    def _scale(self) -> Tensor:
+        """Return what each row of ``right`` counts: s, and 0 where it is pruned and still there."""
+        s = self.roots() ** 2
+        rows = len(self.right)
+        return s if len(s) == rows else s.new_zeros(rows).index_copy(0, self.kept - self.freed, s)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., n) to (..., m) without building the dense weight."""
@@ -100,15 +119,41 @@ class BasisLinear(nn.Module):
         left, right = self.left, self.right
         if left.dtype != self.weight_root.dtype and not torch.is_autocast_enabled(x.device.type):
             left, right = left.to(x.dtype), right.to(x.dtype)
-        hidden = linear(x, right) * self.roots() ** 2
+        hidden = linear(x, right) * self._scale()
         y = linear(hidden, left, self.bias)
         return y + linear(linear(x, self.extra_right), self.extra_left) if self.extra else y
 
     def prune(self, mask: Tensor) -> None:
         """Drop the kept bases whose mask entry is False, shape (kept,), for good."""
-        self.left = self.left[:, mask].contiguous()
-        self.right = self.right[mask].contiguous()
+        if not self.shared:
+            self.left = self.left[:, mask].contiguous()
+            self.right = self.right[mask].contiguous()
         self.kept, self.slots = self.kept[mask], self.slots[mask]
+
+    def share(self) -> None:
+        """Make the bases parameters whose shapes stay, for a training in which each process holds a share of them.
+
+        Their indices, which every process holds, leave the state dict meanwhile: what loads shards expects no others.
+        Nothing may have been pruned.
+        """
+        for name in ("left", "right"):
+            bases = getattr(self, name)
+            delattr(self, name)
+            self.register_parameter(name, nn.Parameter(bases, requires_grad=False))
+        for name in ("kept", "slots"):
+            self.register_buffer(name, getattr(self, name), persistent=False)
+        self.shared = True
+
+    def cut(self) -> None:
+        """Take out what was pruned since `share`; the parameters must be whole again."""
+        rows = self.kept - self.freed
+        found = {"left": self.left.detach()[:, rows].contiguous(), "right": self.right.detach()[rows].contiguous()}
+        for name, bases in found.items():
+            delattr(self, name)
+            self.register_buffer(name, bases)
+        for name in ("kept", "slots"):
+            self.register_buffer(name, getattr(self, name))
+        self.shared = False
 
     def shrink(self, shrink: Shrink) -> None:
         """Let `weight_root` hold the kept bases alone, if ``shrink`` can do that."""

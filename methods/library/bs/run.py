@@ -18,7 +18,7 @@ from ...policies.base import parse_policy, policies
 from ...shrinking import shrink_parameter
 from .curvature import CurvatureProbes
 from .final import BasisProbe
-from .layer import BasisLinear, Shrink
+from .layer import BasisLinear, Shrink, whole
 from .pruning import compensated_threshold, keep_largest, target_share
 
 if TYPE_CHECKING:
@@ -131,8 +131,25 @@ class PruningRun:
         self.observed += 1
         for name, layer in self.layers.items():
             if layer.weight_root.grad is not None:
-                slope = (layer.weight_root.grad * layer.weight_root.detach()).abs() / 2
+                slope = (whole(layer.weight_root.grad) * whole(layer.weight_root.detach())).abs() / 2
+                self.slope[name] = self.slope[name].to(slope.device)
                 self.slope[name][layer.kept] += slope[layer.slots]
+
+    def share_bases(self) -> None:
+        """Let FSDP2 shard the frozen bases too; prunings cut nothing until `gathered`."""
+        for layer in self.layers.values():
+            layer.share()
+
+    def gathered(self, model: nn.Module) -> None:
+        """Go on with the whole model that a training over shares ended with, and cut what it pruned."""
+        self.model = model
+        for name in self.layers:
+            layer = model.get_submodule(name)
+            if not isinstance(layer, BasisLinear):
+                raise TypeError(f"{name} is no basis layer any more")
+            layer.cut()
+            self.layers[name] = layer
+            self.slope[name] = self.slope[name].to(layer.kept.device)
 
     def _unit(self, unit: Unit) -> Unit:
         """Return a unit whose largest rank is what is left of its layer."""
