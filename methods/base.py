@@ -22,6 +22,7 @@ __all__ = [
     "CalibrationData",
     "CompressionReport",
     "Compressor",
+    "Stateful",
     "Trainer",
     "TrainingLog",
     "create_method",
@@ -55,6 +56,20 @@ class TrainingLog:
     resumed_seconds: float = 0.0
 
 
+class Stateful(Protocol):
+    """What a training run changes beside the model, for its checkpoints; named as in `torch.distributed.checkpoint`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors, numbers and texts in dicts and lists, the same in all processes that train together."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a state, shapes of the model's parameters and buffers included, before their numbers are read.
+
+        Args:
+            state: what `state_dict` gave in an earlier process, tensors on the CPU.
+        """
+
+
 class Trainer(Protocol):
     """Trains a model on the task under the sweep's common rules (data, order, optimizer, batch)."""
 
@@ -73,15 +88,20 @@ class Trainer(Protocol):
         steps: int,
         lr_scale: float = 1.0,
         on_gradients: Callable[[int, int], None] | None = None,
+        state: Stateful | None = None,
     ) -> TrainingLog:
         """Train in place every parameter that requires a gradient, with one warm-up and decay over ``steps``.
+
+        A run that was cut off may go on from a checkpoint, in a new process that has called this with the same
+        arguments and an equal model. It holds the trained parameters and persistent buffers, and ``state``.
 
         Args:
             model: the model.
             steps: optimizer steps.
             lr_scale: factor on the common learning rate.
             on_gradients: called before each update, gradients in place, with the number of updates done and the tokens
-                they used.
+                they used. A run with it and without ``state`` always begins anew.
+            state: what else the run changes.
         """
 
     def shrink(self, parameter: nn.Parameter, index: Tensor) -> bool:

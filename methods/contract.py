@@ -33,7 +33,7 @@ from ..models.loading import load_model
 from ..models.matrices import get_linear, tied_modules
 from ..models.shards import save_streamed
 from ..models.streamed import open_streamed
-from .base import CompressionReport, Compressor, Trainer, TrainingLog, create_method
+from .base import CompressionReport, Compressor, Stateful, Trainer, TrainingLog, create_method
 from .budget import Allocation, Budget, ModelShape
 from .fitted import Fitted
 from .policies.base import Policy
@@ -86,8 +86,9 @@ class PlainTrainer:
         steps: int,
         lr_scale: float = 1.0,
         on_gradients: Callable[[int, int], None] | None = None,
+        state: Stateful | None = None,
     ) -> TrainingLog:
-        """Train in place, see `Trainer.train`."""
+        """Train in place, see `Trainer.train`; keeps no checkpoints."""
         begin, tokens, loss = time.perf_counter(), 0, torch.zeros(())
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = self.optimizer = torch.optim.AdamW(trained, lr=self.lr * lr_scale, weight_decay=0.0)

@@ -104,6 +104,6 @@ def _checkpoint_bytes(plan: Plan) -> int:
 
     Two checkpoints lie there while the second is written, each of float32 weights and two moments of them.
     """
-    training = any(plan.stages[key].kind in ("finetune", "recover") for key in plan.pending())
+    training = any("train" in plan.stages[key].config for key in plan.pending())
     keeps = training and plan.parameters >= SMALL_MODEL_PARAMETERS and math.isfinite(plan.config.checkpoint_minutes)
     return 2 * 3 * 4 * plan.parameters if keeps else 0

@@ -24,7 +24,7 @@ from ..models.token_text import token_texts
 from ..results.bases import Token, TokenBasis, TokenView
 from ..results.changes import ChangeView, frame_of
 from .cells import FoundCell, find_cell, is_cell
-from .stages import StageStore
+from .stages import REPORT, StageStore
 from .work import BASES_FILE
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def _fates(stage: _CompressStage) -> dict[str, Fate]:
             f"the method '{config['method']}' trains while it compresses and keeps no account of its bases; inspect "
             "bs, bsi or a method that truncates, such as svd"
         )
-    report = read_json(stage.ratio / "report.json")
+    report = read_json(stage.ratio / REPORT)
     return truncated_fates(Fitted.load(stage.fit), report["ranks"], report["dense"])
 
 

@@ -15,6 +15,7 @@ from ..models.matrices import model_size
 from ..models.presets import PRESETS, resolve_model
 from ..results.records import COLUMNS
 from .cells import checkpoint_folder, find_cell, is_cell
+from .stages import REPORT
 
 _MEASURED = {
     *("benchmark", "variant", "metric", "scorer", "headline", "higher_is_better", "value", "low", "high", "confidence"),
@@ -156,7 +157,7 @@ def _told_by_stage(folder: Path) -> dict[str, Any]:
     if recovered:  # stages/recover-…/model was made from stages/compress-…/ratio-R/model
         stages = folder.parent.parent
         folder = stages / read_json(folder.parent / "stage.json")["inputs"]["model"]
-    stage, report = read_json(folder.parent.parent / "stage.json"), read_json(folder.parent / "report.json")
+    stage, report = read_json(folder.parent.parent / "stage.json"), read_json(folder.parent / REPORT)
     return {
         "method": stage["config"]["method"],
         "label": stage["config"]["method"],

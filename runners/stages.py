@@ -27,6 +27,9 @@ FORMAT = 1
 MODEL_FOLDER = "model"
 """Where a stage puts the checkpoint that it made, inside its folder or a ratio's."""
 
+REPORT = "report.json"
+"""Beside a compressed checkpoint, what the method reported."""
+
 RECORD = "stage.json"
 """What a finished stage is, in its folder."""
 

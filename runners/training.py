@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ..evals.prompts import IGNORED, Encoded
 from ..foundation.errors import UserError
-from ..methods.base import TrainingLog
+from ..methods.base import Stateful, TrainingLog
 from ..methods.shrinking import shrink_parameter
 from .data import TaskData, collate
 from .parallel.sharding import collect, fit_settings, is_sharded, process_count, shards, skeleton, use_fsdp2_on_cpus
@@ -28,6 +28,9 @@ from .recipes import TrainSettings
 from .resuming import Resumable
 
 Progress = Callable[[int, int], None]
+
+_STATE = "method.pt"
+"""In a checkpoint, what a method changes beside the model."""
 
 
 class _Examples(Dataset[Encoded]):
@@ -74,8 +77,11 @@ class _Hooks(transformers.TrainerCallback):
         on_gradients: Callable[[int, int], None] | None,
         progress: Progress | None,
         resumable: Resumable | None,
+        state: Stateful | None,
+        run: int,
     ) -> None:
         self.on_gradients, self.progress, self.resumable = on_gradients, progress, resumable
+        self.state, self.run = state, run
         self.tokens = 0
         self.loss = self.seconds_before = 0.0
         self.tokens_done, self.last_loss = 0, math.nan
@@ -112,7 +118,10 @@ class _Hooks(transformers.TrainerCallback):
         self.trainer.accelerator.wait_for_everyone()
         if args.should_save:
             facts = {"layout": self.trainer.layout, "tokens": self.tokens_done, "seconds": self.seconds}
-            self.resumable.seal(self.resumable.folder / f"checkpoint-{state.global_step}", facts)
+            checkpoint = self.resumable.folder / f"checkpoint-{state.global_step}"
+            if self.state is not None:
+                torch.save(self.state.state_dict(), checkpoint / _STATE)
+            self.resumable.seal(checkpoint, facts | {"run": self.run})
         self.saved = time.perf_counter()
 
 
@@ -179,7 +188,7 @@ class TaskTrainer:
         seed: of the data order.
         where: the stage's name, for messages.
         progress: called with (steps done, steps in all).
-        resumable: where the run keeps checkpoints, and goes on from one that is there; None keeps none.
+        resumable: where runs keep checkpoints, and go on from one that is there; None keeps none.
 
     Attributes:
         log: of the last run, None before the first.
@@ -201,6 +210,7 @@ class TaskTrainer:
         self.extra_steps = extra_steps
         self.total_steps = settings.total_steps(len(data.items))
         self.log: TrainingLog | None = None
+        self._runs = 0
         self._running: _CheckedTrainer | None = None
         self._skeleton: nn.Module | None = None
 
@@ -215,6 +225,7 @@ class TaskTrainer:
         steps: int,
         lr_scale: float = 1.0,
         on_gradients: Callable[[int, int], None] | None = None,
+        state: Stateful | None = None,
     ) -> TrainingLog:
         """Train in place for ``steps`` updates, with one warm-up and one decay; see `methods.base.Trainer.train`."""
         if steps == 0:
@@ -224,7 +235,9 @@ class TaskTrainer:
         chosen = self.settings
         micro, accumulated = chosen.split(process_count())
         wide = chosen.precision == "bfloat16" or (chosen.precision == "auto" and self.device.startswith("cuda"))
-        hooks = _Hooks(on_gradients, self.progress, self.resumable)
+        resumable = self.resumable if on_gradients is None or state is not None else None
+        hooks = _Hooks(on_gradients, self.progress, resumable, state, self._runs)
+        self._runs += 1
         examples = _Examples(self.data)
         with tempfile.TemporaryDirectory() as folder:
             arguments = transformers.TrainingArguments(
@@ -260,8 +273,8 @@ class TaskTrainer:
             )
             trainer.remove_callback(transformers.PrinterCallback)
             trainer.hooks, trainer.where, hooks.trainer = hooks, self.where, trainer
-            if self.resumable:
-                trainer.args.output_dir = str(self.resumable.folder)  # only now, or the Trainer would make it at once
+            if resumable:
+                trainer.args.output_dir = str(resumable.folder)  # only now, or the Trainer would make it at once
             if process_count() > 1:
                 # All load the same buffers; DDP would send them at each pass and keep those that a method has replaced.
                 names = [name for name, _ in model.named_buffers()]
@@ -285,16 +298,22 @@ class TaskTrainer:
         return collate(items, self.data.pad_token_id) | {"tokens": torch.tensor([tokens])}
 
     def _resumed(self, trainer: _CheckedTrainer) -> str | None:
-        """Return the checkpoint to go on from, the same in all processes, after telling the hooks what it counts."""
-        if self.resumable is None:
+        """Return the checkpoint to go on from, the same in all processes, after taking all but the Trainer's own."""
+        hooks = trainer.hooks
+        if hooks.resumable is None:
             return None
-        found = [self.resumable.newest(trainer.layout) if trainer.args.process_index == 0 else None]
+        main = trainer.args.process_index == 0
+        found = [hooks.resumable.newest(trainer.layout, hooks.run) if main else None]
         if process_count() > 1:
             broadcast_object_list(found)
         if found[0] is None:
             return None
         path, facts = found[0]
-        trainer.hooks.tokens_done, trainer.hooks.seconds_before = facts["tokens"], facts["seconds"]
+        hooks.tokens_done, hooks.seconds_before = facts["tokens"], facts["seconds"]
+        if hooks.state is not None:
+            hooks.state.load_state_dict(torch.load(path / _STATE, map_location="cpu", weights_only=True))
+        if main:
+            hooks.resumable.put_back(path)
         return str(path)
 
     def whole(self, model: Any) -> Any:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from ..evals.base import EvalSettings, benchmarks
 from ..evals.hosting.choice import engine_version
 from ..evals.hosting.host import HostedEngine
-from ..foundation.files import write_json
+from ..foundation.files import read_json, write_json
 from ..methods.base import CompressionReport, Compressor, create_method
 from ..methods.budget import Budget
 from ..methods.fitted import Fitted
@@ -29,7 +29,7 @@ from .parallel.launch import train_together
 from .parallel.sharding import is_main
 from .recipes import TrainSettings
 from .resuming import Resumable
-from .stages import MODEL_FOLDER, Stage, ratio_folder, resume_folder
+from .stages import MODEL_FOLDER, REPORT, Stage, ratio_folder, resume_folder
 from .training import Progress, TaskTrainer
 
 BASES_FILE = "bases.safetensors"
@@ -103,7 +103,7 @@ def _trainer(
 
 
 def _resumable(stage: Stage, folder: Path) -> Resumable:
-    return Resumable(resume_folder(folder.parent, stage.key), stage.runtime["checkpoint_minutes"])
+    return Resumable(resume_folder(folder.parent, stage.key), stage.runtime["checkpoint_minutes"], folder)
 
 
 def _save_trained(stage: Stage, trainer: TaskTrainer, model: Any, tokenizer: Any, folder: Path) -> None:
@@ -151,29 +151,30 @@ def _compress(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
     model, tokenizer = _opened(stage, way, folder)
     fitted = Fitted.load(Path(stage.runtime["fit"]))
     data = _data(stage, model, tokenizer) if "data" in stage.config else None
-    trainer = _trainer(stage, data, progress) if data is not None and "train" in stage.config else None
+    trainer = None
+    if data is not None and "train" in stage.config:
+        trainer = _trainer(stage, data, progress, _resumable(stage, folder))
     budgets = [Budget(ratio, method.guard) for ratio in stage.config["ratios"]]
-    reports: dict[str, Any] = {}
 
     def emit(budget: Budget, compressed: Any, report: CompressionReport) -> None:
-        reports[f"{budget.ratio:g}"] = report.summary()
         if not is_main():
             return
         target = folder / ratio_folder(budget.ratio)
         _save(compressed, tokenizer, target / MODEL_FOLDER, stage.config["dtype"])
-        write_json(target / "report.json", report.summary())
+        write_json(target / REPORT, report.summary())
         if report.tensors:
             save_file(report.tensors, target / BASES_FILE)
 
     method.compress_path(model, fitted, budgets, trainer, emit, data)
+    # From the files, for some may be older than this process.
+    reports = {f"{b.ratio:g}": read_json(folder / ratio_folder(b.ratio) / REPORT) for b in budgets if is_main()}
     trained = {"training": asdict(trainer.log)} if trainer and trainer.log else {}
     return {"reports": reports, "memory": way.record()} | trained
 
 
 def _recover(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
     model, tokenizer = _model(stage)
-    with open(Path(stage.runtime["model"]["location"]).parent / "report.json", encoding="utf-8") as file:
-        report = json.load(file)
+    report = read_json(Path(stage.runtime["model"]["location"]).parent / REPORT)
     trainer = _trainer(stage, _data(stage, model, tokenizer), progress, _resumable(stage, folder))
     spent = 0 if trainer.extra_steps else report["steps"]
     log = trainer.train(model, max(trainer.total_steps - spent, 0), report["recover_lr_scale"])

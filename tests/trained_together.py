@@ -86,7 +86,9 @@ def select(case: str) -> dict[str, Any]:
     found: dict[str, Any] = {"held": {}}
 
     class Watched(TaskTrainer):
-        def train(self, model: Any, steps: int, lr_scale: float = 1.0, on_gradients: Any = None) -> Any:
+        def train(
+            self, model: Any, steps: int, lr_scale: float = 1.0, on_gradients: Any = None, state: Any = None
+        ) -> Any:
             def look(step: int, tokens: int) -> None:
                 on_gradients(step, tokens)
                 for name, layer in model.named_modules():
@@ -96,7 +98,7 @@ def select(case: str) -> dict[str, Any]:
                             here = tensor.to_local() if hasattr(tensor, "to_local") else tensor
                             found["held"][f"{name}.{side}"] = (here.numel(), tensor.numel())
 
-            return super().train(model, steps, lr_scale, look)
+            return super().train(model, steps, lr_scale, look, state)
 
     def emit(budget: Budget, made: Any, report: Any) -> None:
         state = made.state_dict()

@@ -43,13 +43,15 @@ class Watching(PlainTrainer):
         super().__init__(**settings)
         self.look = look
 
-    def train(self, model: nn.Module, steps: int, lr_scale: float = 1.0, on_gradients: Any = None) -> TrainingLog:
+    def train(
+        self, model: nn.Module, steps: int, lr_scale: float = 1.0, on_gradients: Any = None, state: Any = None
+    ) -> TrainingLog:
         def both(step: int, tokens: int) -> None:
             self.look(model, False)
             on_gradients(step, tokens)
             self.look(model, True)
 
-        return super().train(model, steps, lr_scale, both)
+        return super().train(model, steps, lr_scale, both, state)
 
 
 @pytest.mark.parametrize("new_vectors", ["zero", "top"])

@@ -74,13 +74,15 @@ def test_a_final_policy_is_left_something_to_decide() -> None:
     sizes: dict[float, list[int]] = {}
 
     class Watching(PlainTrainer):
-        def train(self, model: Any, steps: int, lr_scale: float = 1.0, on_gradients: Any = None) -> Any:
+        def train(
+            self, model: Any, steps: int, lr_scale: float = 1.0, on_gradients: Any = None, state: Any = None
+        ) -> Any:
             def look(step: int, tokens: int) -> None:
                 on_gradients(step, tokens)
                 layers = [module for module in model.modules() if isinstance(module, BasisLinear)]
                 seen.append(sum(len(layer.kept) for layer in layers))
 
-            return super().train(model, steps, lr_scale, look)
+            return super().train(model, steps, lr_scale, look, state)
 
     for share in (0.0, 0.25, 0.6):
         seen: list[int] = []

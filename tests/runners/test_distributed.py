@@ -1,3 +1,4 @@
+import math
 import os
 import signal
 import subprocess
@@ -170,30 +171,51 @@ def test_a_killed_sweep_over_processes_ends_as_one_process_does(tmp_path):
     assert "accelerate" not in (tmp_path / "two" / "tiny-toy-math" / "sweep.yaml").read_text()
 
 
-def test_basis_selection_over_processes_keeps_the_bases_that_one_process_keeps(tmp_path):
-    changes = {"methods": ["bs:prunings=3,criterion=taylor"], "ratios": [2], "finetune": {"steps": 0}}
-    spread = make_plan(small_sweep(tmp_path, **changes, accelerate=config(tmp_path, "fsdp2")))
-    (key,) = [key for key, stage in spread.stages.items() if stage.kind == "compress"]
-    alone = make_plan(small_sweep(tmp_path, **changes)).stages[key]
-    results, models = [], []
+class Cut(BaseException):
+    """Ends a stage as a signal does."""
+
+
+@pytest.mark.parametrize(
+    ("method", "strategy"), [("bs:prunings=3,criterion=taylor", "fsdp2"), ("bs:prunings=3,trajectory=true", "ddp")]
+)
+def test_basis_selection_over_processes_cut_off_and_resumed_keeps_the_bases_of_one_process(tmp_path, method, strategy):
+    changes = {"methods": [method], "ratios": [1.3, 2], "finetune": {"steps": 0}, "recover": {"steps": 16}}
+    accelerate = config(tmp_path, "fsdp2")
+    spread = make_plan(small_sweep(tmp_path, **changes, accelerate=accelerate, checkpoint_minutes=0))
+    key = [key for key, stage in spread.stages.items() if stage.kind == "compress"][-1]
+    alone = make_plan(small_sweep(tmp_path, **changes, checkpoint_minutes=math.inf)).stages[key]
     prepare(1)
     for need in spread.needs[key]:
         spread.store.run(spread.stages[need], lambda folder, need=need: perform(spread.stages[need], folder))
-    for name, stage in (("one", alone), ("two", spread.stages[key])):
-        (tmp_path / name).mkdir()
-        results.append(dict(perform(stage, tmp_path / name)))
-        assert [path.name for path in (tmp_path / name).iterdir()] == ["ratio-2"]
-        models.append(load_model(tmp_path / name / "ratio-2" / "model"))
-    configs = [(tmp_path / name / "ratio-2" / "model" / "config.json").read_text() for name in ("one", "two")]
-    assert configs[0] == configs[1]
-    assert results[1].pop("processes")["strategy"] == "fsdp2"
-    one, two = (result["reports"]["2"] for result in results)
-    assert (one["ranks"], one["steps"], one["tokens"]) == (two["ranks"], two["steps"], two["tokens"])
-    before, after = (load_file(tmp_path / name / "ratio-2" / "bases.safetensors") for name in ("one", "two"))
-    assert all(torch.equal(before[name], after[name]) for name in before if name.endswith(".state"))
-    ids = torch.arange(5, 25)[None]
-    with torch.no_grad():
-        torch.testing.assert_close(*(model(input_ids=ids).logits for model in models), atol=1e-3, rtol=0)
+    (tmp_path / "one").mkdir()
+    one = dict(perform(alone, tmp_path / "one"))
+
+    def cut(done, total):
+        if done > total / 2 and list(tmp_path.glob(".resume-*/checkpoint-*/seal.json")):
+            raise Cut
+
+    (tmp_path / "cut").mkdir()
+    with pytest.raises(Cut):
+        perform(spread.stages[key], tmp_path / "cut", cut)
+    (tmp_path / "two").mkdir()
+    two = dict(perform(spread.stages[key], tmp_path / "two"))
+    assert two["training"]["resumed_seconds"] > 0
+    assert two.pop("processes")["strategy"] == strategy
+    ratios = {"ratio-1.3", "ratio-2"} if "trajectory" in method else {"ratio-2"}
+    for ratio in ratios:
+        configs = [(tmp_path / name / ratio / "model" / "config.json").read_text() for name in ("one", "two")]
+        assert configs[0] == configs[1]
+        before, after = (load_file(tmp_path / name / ratio / "bases.safetensors") for name in ("one", "two"))
+        assert all(torch.equal(before[name], after[name]) for name in before if name.endswith(".state"))
+        models = [load_model(tmp_path / name / ratio / "model") for name in ("one", "two")]
+        ids = torch.arange(5, 25)[None]
+        with torch.no_grad():
+            torch.testing.assert_close(*(model(input_ids=ids).logits for model in models), atol=1e-3, rtol=0)
+    assert {path.name for name in ("one", "two") for path in (tmp_path / name).iterdir()} == ratios
+    assert {f"ratio-{ratio}" for ratio in one["reports"]} == ratios
+    for ratio, report in one["reports"].items():
+        for what in ("ranks", "steps", "tokens"):
+            assert report[what] == two["reports"][ratio][what]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import pytest
 import torch
 import trained_together
 
+from lowrank_bench.methods.base import create_method
+from lowrank_bench.methods.budget import Budget
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.runners.data import TaskData
 from lowrank_bench.runners.resuming import Resumable
@@ -58,6 +60,98 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_by_bit(tmp_path, kind, 
     assert torch.equal(weights(second), weights(whole))
     assert (resumed.steps, resumed.tokens, resumed.loss) == (log.steps, log.tokens, log.loss)
     assert 0 < resumed.resumed_seconds < resumed.seconds
+
+
+SELECTIONS = {
+    "authors' start": {},
+    "matrices whose w gets shorter": {"new_vectors": "top", "criterion": "taylor"},
+    "one threshold, nothing else trained": {"scope": "global", "train_others": False, "additional_dimension": 0},
+    "second order": {"criterion": "hessian", "hessian_samples": 16},
+    "a final policy": {"final_policy": "greedy", "final_samples": 8},
+    "narrow bases": {"bases_dtype": "bfloat16"},
+    "a trajectory": {"trajectory": True},
+}
+RATIOS = (1.3, 2.0)
+
+
+def select(options, folder, made, progress=None):
+    """Return what Basis Selection made: weights, reports and bases by ratio, and the steps that this process did."""
+    model, seen, found = random_model("llama"), [], {}
+    bs = create_method("bs", {"prunings": 5, **options})
+
+    def note(done, total):
+        seen.append(done)
+        if progress:
+            progress(done, total)
+
+    def emit(budget, small, report):
+        place = made / f"ratio-{budget.ratio:g}"
+        place.mkdir(parents=True)
+        torch.save((small.state_dict(), report.summary(), report.tensors), place / "made.pt")
+
+    data = TaskData(trained_together.ITEMS, 0, 0, 42)
+    resumable = Resumable(folder, 0.0, made) if folder else None
+    settings = trained_together.SETTINGS.model_copy(update={"micro_batch_size": 4})
+    trainer = TaskTrainer(data, settings, extra_steps=8, resumable=resumable, progress=note)
+    made.mkdir()
+    budgets = [Budget(ratio) for ratio in (RATIOS if bs.trajectory else RATIOS[1:])]
+    bs.compress_path(model, bs.fit(model, data), budgets, trainer, emit, data)
+    for file in sorted(made.glob("*/made.pt")):
+        state, report, tensors = torch.load(file)
+        found[file.parent.name] = {"report": report} | state | tensors
+    return found, seen
+
+
+@pytest.mark.parametrize(
+    ("kind", "step"), [("a trajectory", 2), ("a trajectory", 8), *((kind, 5) for kind in SELECTIONS)]
+)
+def test_a_resumed_selection_is_the_uninterrupted_one_bit_by_bit(tmp_path, monkeypatch, kind, step):
+    if "shorter" in kind:
+        monkeypatch.setattr("lowrank_bench.methods.library.bs.run.SHRINK_FROM", 8)
+    options = SELECTIONS[kind]
+    wanted, _ = select(options, None, tmp_path / "whole")
+    with pytest.raises(Cut):
+        select(options, tmp_path / "r", tmp_path / "first", cut_at(step))
+    found, seen = select(options, tmp_path / "r", tmp_path / "second")
+    assert seen == list(range(step, 9))
+    assert found.keys() == wanted.keys()
+    for ratio, expected in wanted.items():
+        assert found[ratio].pop("report") == expected.pop("report")
+        assert found[ratio].keys() == expected.keys()
+        assert all(torch.equal(found[ratio][name], tensor) for name, tensor in expected.items())
+
+
+def test_what_calls_back_and_keeps_no_state_begins_anew(tmp_path):
+    trainer = TaskTrainer(
+        TaskData(trained_together.ITEMS, 0, 0, 42), trained_together.SETTINGS, resumable=Resumable(tmp_path / "r", 0.0)
+    )
+    trainer.train(random_model("llama"), 3, on_gradients=lambda step, tokens: None)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_second_training_does_not_go_on_from_the_first(tmp_path):
+    def both(folder=None, stop=None):
+        models, calls = [random_model("llama"), random_model("qwen2")], []
+
+        def progress(done, total):
+            calls.append(done)
+            if len(calls) == stop:
+                raise Cut
+
+        settings = trained_together.SETTINGS.model_copy(update={"micro_batch_size": 4})
+        resumable = Resumable(folder, 0.0) if folder else None
+        data = TaskData(trained_together.ITEMS, 0, 0, 42)
+        trainer = TaskTrainer(data, settings, resumable=resumable, progress=progress)
+        for model in models:
+            trainer.train(model, 4)
+        return [weights(model) for model in models], calls
+
+    wanted, _ = both()
+    with pytest.raises(Cut):
+        both(tmp_path / "r", 7)
+    found, calls = both(tmp_path / "r")
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert calls == [1, 2, 3, 4, 1, 2, 3, 4]
 
 
 def test_training_twice_cut_off_counts_everything_once(tmp_path):

@@ -237,7 +237,7 @@ class BasisSelection(Compressor):
                 run.share_bases()
             scale = lr_factor(run.kept_share[-1], max(before, 1.0)) if self.lr_scaling == "paper" else 1.0
             with fused(model) if self.compile else nullcontext():
-                used = trainer.train(model, steps, scale, on_gradients)
+                used = trainer.train(model, steps, scale, on_gradients, run)
             if trainer.shards:
                 found = trainer.whole(model)
                 if found is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,19 @@ class Curvature:
             self.slope[name][kept] = self.memory * self.slope[name][kept] + slope[slots]
             self.bend[name][kept] = self.memory * self.bend[name][kept] + bend[slots]
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the estimates and where the random signs are."""
+        signs = self._generator.get_state()
+        return {"slope": dict(self.slope), "bend": dict(self.bend), "weight": self.weight, "signs": signs}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state."""
+        for name, layer in self.layers.items():
+            self.slope[name] = state["slope"][name].to(layer.weight_root.device)
+            self.bend[name] = state["bend"][name].to(layer.weight_root.device)
+        self.weight = state["weight"]
+        self._generator.set_state(state["signs"])
+
     def _signs(self, layer: BasisLinear) -> Tensor:
         """Return signs in the shape of w; as many are drawn as there were bases, so that pruning changes none."""
         drawn = (torch.randint(0, 2, (layer.bases,), generator=self._generator) * 2 - 1).to(layer.kept.device)
@@ -145,6 +158,15 @@ class CurvatureProbes:
             self.done += 1
             self.tokens += 2 * int(batch["attention_mask"].sum())
         self.model.train(training)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the curvature and the counters."""
+        return {"curvature": self.curvature.state_dict(), "done": self.done, "tokens": self.tokens}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state."""
+        self.curvature.load_state_dict(state["curvature"])
+        self.done, self.tokens = state["done"], state["tokens"]
 
     def _loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}

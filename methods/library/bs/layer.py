@@ -79,11 +79,16 @@ class BasisLinear(nn.Module):
         # Without new vectors nothing of them is used, and DDP would wait for their gradients.
         self.extra_left = nn.Parameter(extra_left.to(left.device).clone(), extra > 0)
         self.extra_right = nn.Parameter(extra_right.to(left.device).clone(), extra > 0)
-        self.register_buffer("left", left[:, first:].to(bases_dtype or dtype, copy=True))
-        self.register_buffer("right", right[first:].to(bases_dtype or dtype, copy=True))
-        self.register_buffer("kept", torch.arange(first, len(spectrum), device=left.device))
-        self.register_buffer("slots", self.kept.clone())
+        kept = torch.arange(first, len(spectrum), device=left.device)
+        self._register("left", left[:, first:].to(bases_dtype or dtype, copy=True))
+        self._register("right", right[first:].to(bases_dtype or dtype, copy=True))
+        self._register("kept", kept)
+        self._register("slots", kept.clone())
         self.bases, self.freed, self.shared = len(spectrum), first, False
+
+    def _register(self, name: str, buffer: Tensor) -> None:
+        # Not persistent: who goes on from a checkpoint has the bases from the fit and their indices by `restore`.
+        self.register_buffer(name, buffer, persistent=False)
 
     @property
     def extra(self) -> int:
@@ -133,15 +138,12 @@ class BasisLinear(nn.Module):
     def share(self) -> None:
         """Make the bases parameters whose shapes stay, for a training in which each process holds a share of them.
 
-        Their indices, which every process holds, leave the state dict meanwhile: what loads shards expects no others.
         Nothing may have been pruned.
         """
         for name in ("left", "right"):
             bases = getattr(self, name)
             delattr(self, name)
             self.register_parameter(name, nn.Parameter(bases, requires_grad=False))
-        for name in ("kept", "slots"):
-            self.register_buffer(name, getattr(self, name), persistent=False)
         self.shared = True
 
     def cut(self) -> None:
@@ -150,10 +152,21 @@ class BasisLinear(nn.Module):
         found = {"left": self.left.detach()[:, rows].contiguous(), "right": self.right.detach()[rows].contiguous()}
         for name, bases in found.items():
             delattr(self, name)
-            self.register_buffer(name, bases)
-        for name in ("kept", "slots"):
-            self.register_buffer(name, getattr(self, name))
+            self._register(name, bases)
         self.shared = False
+
+    def indices(self) -> dict[str, Tensor]:
+        """Return the shapes that prunings and `shrink` left, for `restore`."""
+        return {"kept": self.kept, "slots": self.slots, "entries": torch.tensor(len(self.weight_root))}
+
+    def restore(self, kept: Tensor, slots: Tensor, entries: Tensor) -> None:
+        """Give a layer that nothing was pruned from yet the shapes that `indices` tells of; w gets no numbers.
+
+        To be called before anything has the layer's parameters in shares or copies.
+        """
+        self.prune(torch.isin(self.kept, kept.to(self.kept.device)))
+        self.slots = slots.to(self.kept.device)
+        self.weight_root.data = self.weight_root.data[: int(entries)].clone()
 
     def shrink(self, shrink: Shrink) -> None:
         """Let `weight_root` hold the kept bases alone, if ``shrink`` can do that."""

@@ -135,6 +135,31 @@ class PruningRun:
                 self.slope[name] = self.slope[name].to(slope.device)
                 self.slope[name][layer.kept] += slope[layer.slots]
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what prunings have changed so far (a `methods.base.Stateful`); models handed out are left out."""
+        return {
+            "layers": {name: layer.indices() for name, layer in self.layers.items()},
+            "product": dict(self.product),
+            "slope": dict(self.slope),
+            "observed": self.observed,
+            "reached": self.reached,
+            "prunings_done": self.prunings_done,
+            "met": self.met,
+            "final_levels": dict(self.final_levels),
+            "probes": self.probes.state_dict() if self.probes is not None else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a state, in a run of the same arguments that has not pruned yet."""
+        for name, layer in self.layers.items():
+            layer.restore(**state["layers"][name])
+            self.slope[name] = state["slope"][name].to(layer.kept.device)
+        self.product, self.final_levels = state["product"], state["final_levels"]
+        self.observed, self.reached = state["observed"], state["reached"]
+        self.prunings_done, self.met = state["prunings_done"], state["met"]
+        if self.probes is not None:
+            self.probes.load_state_dict(state["probes"])
+
     def share_bases(self) -> None:
         """Let FSDP2 shard the frozen bases too; prunings cut nothing until `gathered`."""
         for layer in self.layers.values():
