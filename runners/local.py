@@ -13,6 +13,7 @@ from typing import Any
 
 from ..evals.hosting.host import EngineCrashed, cause_of_death
 from ..foundation.errors import UserError
+from ..foundation.nursery import Child, Nursery
 from ..foundation.process import die_with_parent
 from .parallel.launch import ProcessesCrashed
 from .recipes import SMALL_MODEL_PARAMETERS
@@ -31,9 +32,17 @@ class Event:
     expected: bool = False
 
 
-def _work(pipe: Connection, store: StageStore, threads: int, parent: int) -> None:
+def _start_work(pipe: Connection, store: StageStore, threads: int, parent: int) -> None:
     # A sweep that is killed must not leave workers behind that write stages nobody waits for.
     die_with_parent(parent)
+    _work(pipe, store, threads)
+
+
+def _forked_work(handle: int, store: StageStore, threads: int) -> None:
+    _work(Connection(handle), store, threads)
+
+
+def _work(pipe: Connection, store: StageStore, threads: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides, also where the whole group is told
         signal.signal(number, signal.SIG_IGN)
     prepare(threads)
@@ -75,10 +84,16 @@ def do_stage(stage: Stage, store: StageStore, progress: Callable[[int, int], Non
 
 
 class _Worker:
-    def __init__(self, store: StageStore, threads: int) -> None:
+    def __init__(self, store: StageStore, threads: int, forks: bool) -> None:
+        self.stage: Stage | None = None
+        self.process: Child | mp.process.BaseProcess
         context = mp.get_context("spawn")
         self.pipe, far = context.Pipe()
-        self.process = context.Process(target=_work, args=(far, store, threads, os.getpid()), daemon=True)
+        if forks:
+            self.process = Nursery.here(threads).start(_forked_work, store, threads, files=[far.fileno()])
+            far.close()
+            return
+        self.process = context.Process(target=_start_work, args=(far, store, threads, os.getpid()), daemon=True)
         before = os.environ.get("OMP_NUM_THREADS")
         os.environ["OMP_NUM_THREADS"] = str(threads)
         try:
@@ -89,7 +104,6 @@ class _Worker:
             else:
                 os.environ["OMP_NUM_THREADS"] = before
         far.close()
-        self.stage: Stage | None = None
 
 
 class StageCrashed(Exception):
@@ -121,7 +135,9 @@ def run_stages(
     """
     waiting = dict(stages)
     done: set[str] = set()
-    crew = [_Worker(store, threads) for _ in range(min(workers, len(waiting)))]
+    # What has touched a GPU cannot be forked, and whether importing does is not known for every machine with one.
+    forks = Nursery.available() and all(stage.runtime.get("device", "cpu") == "cpu" for stage in stages.values())
+    crew = [_Worker(store, threads, forks) for _ in range(min(workers, len(waiting)))]
     try:
         while waiting or any(worker.stage for worker in crew):
             for worker in crew:

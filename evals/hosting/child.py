@@ -41,9 +41,14 @@ class Opening:
 
 def main(handle: int, parent: int) -> None:
     """Serve requests from the pipe with this file descriptor until it is closed or the parent process is gone."""
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    serve(handle)
+
+
+def serve(handle: int) -> None:
+    """Serve requests from the pipe with this file descriptor until it is closed."""
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     pipe = Connection(handle)
     engine: Engine | None = None
     while True:

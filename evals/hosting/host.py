@@ -12,13 +12,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from ...foundation.errors import UserError
+from ...foundation.nursery import Child, Nursery
 from ...models.loading import load_tokenizer
 from ..engines.base import Completion, Engine, Progress, Sampling, engines
-from .child import Opening
+from .child import Opening, serve
 
 KEPT_BYTES = 256 << 20
 """A process that held a model up to this size waits for the next one: importing takes longer than such a model."""
@@ -128,6 +130,32 @@ class HostedEngine(Engine):
             self._process = None
 
 
+def _forks(key: tuple[str, str, str, int]) -> bool:
+    """Whether an engine's process can be forked: what touches no GPU, and needs no more than a nursery has imported."""
+    engine, _, device, _ = key
+    return engine == "transformers" and device == "cpu" and Nursery.available()
+
+
+class _Started:
+    """A process started afresh, with the interface of `Child`."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process, self.pid = process, process.pid
+
+    @property
+    def exitcode(self) -> int | None:
+        return self._process.poll()
+
+    def join(self, timeout: float | None = None) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout)
+        return self._process.returncode
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+
 class _Process:
     """A running child process and the pipe to it."""
 
@@ -135,22 +163,35 @@ class _Process:
         self.engine, self.key, self.owner = engine, key, os.getpid()
         self._pipe, far = mp.Pipe()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
+        more = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
+        self._process = self._forked(far, threads, more) if _forks(key) else self._started(far, more)
+        far.close()
+
+    def _forked(self, far: Connection, threads: int, more: dict[str, str]) -> Child:
+        return Nursery.here(threads).start(
+            serve, files=[far.fileno()], output=self._log.fileno(), environment=more, session=True
+        )
+
+    def _started(self, far: Connection, more: dict[str, str]) -> _Started:
         arguments = [json.dumps(sys.path), str(far.fileno()), str(os.getpid())]
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-P", "-c", _START, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
             pass_fds=[far.fileno()],
             start_new_session=True,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"},
+            env=os.environ | more,
         )
-        far.close()
-        self.id = self._process.pid
+        return _Started(process)
+
+    @property
+    def id(self) -> int:
+        return self._process.pid
 
     @property
     def alive(self) -> bool:
-        return self._process.poll() is None
+        return self._process.exitcode is None
 
     def ask(self, progress: Progress | None, verb: str, *arguments: Any) -> Any:
         try:
@@ -162,10 +203,9 @@ class _Process:
                 if progress:
                     progress(*value)
         except (EOFError, ConnectionError):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(10)
+            code = self._process.join(10)
             raise EngineCrashed(
-                f"the engine '{self.engine}' died ({cause_of_death(self._process.returncode)}) at '{verb}'; its last "
+                f"the engine '{self.engine}' died ({cause_of_death(code)}) at '{verb}'; its last "
                 f"words:\n{self._last_words()}\nTry a smaller batch (--eval-batch-size in bench run, --batch-size in "
                 "bench eval) or fewer --workers; the same command goes on where it was, finished stages are kept."
             ) from None
@@ -183,9 +223,8 @@ class _Process:
 
     def end(self) -> None:
         """Kill the process with all that it started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.id, signal.SIGKILL)
-        self._process.wait()
+        self._process.kill()
+        self._process.join()
         self._pipe.close()
         self._log.close()
 

@@ -58,7 +58,7 @@ class VllmRun:
 
     def warm_up(self, batch: int) -> None:
         """Run a batch untimed."""
-        self._steps(batch, 3)
+        self._steps(batch, min(3, self._spec.new_tokens))
 
     def time(self, batch: int) -> Timing:
         """Time one batch."""

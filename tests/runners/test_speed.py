@@ -168,7 +168,9 @@ def test_a_process_that_fails_tells_why(tmp_path, small):
 
 
 def test_vllm_is_measured_too(small):
-    (one,) = measure_speed(SpeedRequest([str(small)], repeats=1, against_dense=False, **SHORT | {"engines": ("vllm",)}))
+    (one,) = measure_speed(
+        SpeedRequest([str(small)], repeats=1, against_dense=False, **SHORT | {"engines": ("vllm",), "new_tokens": 2})
+    )
     assert [timing.batch for timing in one.rounds[0].timings] == [1, 2]
     assert one.reference is None
     assert all(record.engine == "vllm" for record in speed_records([one]))
