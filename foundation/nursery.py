@@ -19,6 +19,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -119,9 +120,14 @@ class Nursery:
             return False
         return True
 
+    @staticmethod
+    def known(threads: int) -> Nursery | None:
+        """Return this process's nursery, or that of the process that asked for this one, if there is one."""
+        return _nurseries.get(threads)
+
     @classmethod
     def here(cls, threads: int) -> Nursery:
-        """Return this process's nursery, that of the process that asked for this one, or else a new one."""
+        """Return the `known` nursery, or else a new one."""
         if threads not in _nurseries:
             near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with far:
@@ -144,7 +150,7 @@ class Nursery:
         environment: Mapping[str, str] | None = None,
         session: bool = False,
     ) -> Child:
-        """Have a process forked that calls a function and ends.
+        """Have a process forked that calls a function and ends; keep what is returned, or it may never be born.
 
         Args:
             function: of a module's top level; called with the numbers that ``files`` have there, then the arguments.
@@ -180,6 +186,28 @@ class Nursery:
             far.close()
             os.close(order)
         return Child(near, session)
+
+
+def run_apart(function: Callable[..., None], *arguments: Any, threads: int = 1) -> tuple[int, str]:
+    """Call a function in a process that has seen nothing but imports; return its exit code and what it printed.
+
+    Args:
+        function, arguments: see `Nursery.start`.
+        threads: CPU threads.
+    """
+    with tempfile.TemporaryFile() as log:
+        if Nursery.available():
+            code = Nursery.here(threads).start(function, *arguments, output=log.fileno()).join()
+        else:
+            words = [json.dumps(sys.path), pickle.dumps((function, arguments)).hex()]
+            start = (
+                "import json, pickle, sys; sys.path[:] = json.loads(sys.argv[1]); "
+                "function, arguments = pickle.loads(bytes.fromhex(sys.argv[2])); function(*arguments)"
+            )
+            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+            code = subprocess.call([sys.executable, "-c", start, *words], stdout=log, stderr=log, env=environment)
+        log.seek(0)
+        return code if code is not None else 1, log.read().decode("utf-8", "replace")
 
 
 def serve(handle: int, owner: int) -> None:

@@ -11,7 +11,6 @@ CPU in a few seconds; methods that train are trained for real, by `PlainTrainer`
 
 import copy
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 from ..foundation.errors import UserError
 from ..foundation.files import canonical_json
+from ..foundation.nursery import run_apart
 from ..models.architectures import ARCHITECTURES, random_model
 from ..models.checkpoint import save_checkpoint
 from ..models.loading import load_model
@@ -307,8 +307,8 @@ class CompressorContract:
         for name, case in cases.items():
             save_checkpoint(case.model, None, tmp_path / name)
         folders = [str(tmp_path / name) for name in cases]
-        done = subprocess.run([sys.executable, "-m", __name__, *folders], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        code, printed = run_apart(_reload, folders)
+        assert code == 0, printed
         for name, case in cases.items():
             again = load_file(tmp_path / f"{name}.safetensors")
             assert int(again["parameters"]) == count(case.model), f"{name}: not the same number of parameters"
@@ -419,7 +419,3 @@ def _reload(folders: list[str]) -> None:
         model = load_model(folder, dtype="auto")
         found = {"logits": logits(model), "parameters": torch.tensor(count(model))}
         save_file(found, f"{folder}.safetensors")
-
-
-if __name__ == "__main__":
-    _reload(sys.argv[1:])

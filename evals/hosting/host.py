@@ -133,7 +133,7 @@ class HostedEngine(Engine):
 def _forks(key: tuple[str, str, str, int]) -> bool:
     """Whether an engine's process can be forked: what touches no GPU, and needs no more than a nursery has imported."""
     engine, _, device, _ = key
-    return engine == "transformers" and device == "cpu" and Nursery.available()
+    return engine == "transformers" and device == "cpu"
 
 
 class _Started:
@@ -164,13 +164,16 @@ class _Process:
         self._pipe, far = mp.Pipe()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
         more = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
-        self._process = self._forked(far, threads, more) if _forks(key) else self._started(far, more)
+        # One process alone is not worth a nursery; a sweep's worker comes from one.
+        nursery = Nursery.known(threads) if _forks(key) else None
+        self._process: Child | _Started
+        if nursery is not None:
+            self._process = nursery.start(
+                serve, files=[far.fileno()], output=self._log.fileno(), environment=more, session=True
+            )
+        else:
+            self._process = self._started(far, more)
         far.close()
-
-    def _forked(self, far: Connection, threads: int, more: dict[str, str]) -> Child:
-        return Nursery.here(threads).start(
-            serve, files=[far.fileno()], output=self._log.fileno(), environment=more, session=True
-        )
 
     def _started(self, far: Connection, more: dict[str, str]) -> _Started:
         arguments = [json.dumps(sys.path), str(far.fileno()), str(os.getpid())]

@@ -1,23 +1,20 @@
 """The command line as a user meets it: real processes."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 
 from lowrank_bench.evals.tasks import tasks
 from lowrank_bench.models.loading import load_model
 from lowrank_bench.models.matrices import low_rank_layers
 
-BENCH = [sys.executable, "-c", "from lowrank_bench.cli import main; main()"]
-
 
 def bench(*arguments, cwd=None, **environment):
-    env = {k: v for k, v in os.environ.items() if k != "LOWRANK_BENCH_DATA"} | {"COLUMNS": "200"} | environment
-    return subprocess.run([*BENCH, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=env)
+    return commands.bench(*arguments, cwd=cwd, without="LOWRANK_BENCH_DATA", **environment)
 
 
 def refused(done, *words):

@@ -3,21 +3,16 @@
 import csv
 import io
 import json
-import os
-import subprocess
-import sys
 
+import commands
 import pytest
 from typer.testing import CliRunner
 
 from lowrank_bench.cli import app
 
-BENCH = [sys.executable, "-c", "from lowrank_bench.cli import main; main()", "inspect"]
-
 
 def bench(*arguments, cwd=None):
-    env = os.environ | {"COLUMNS": "160"}
-    return subprocess.run([*BENCH, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=env)
+    return commands.bench("inspect", *arguments, cwd=cwd, COLUMNS="160")
 
 
 def test_every_format_says_the_same_and_twice_the_same():

@@ -1,23 +1,20 @@
 """bench leaderboard in real processes."""
 
 import json
-import os
 import subprocess
 import sys
 
+import commands
 import pytest
 from made_records import make_sweep
 
 from lowrank_bench.results.records import write_records
 
-BENCH = [sys.executable, "-c", "from lowrank_bench.cli import main; main()"]
-
 
 @pytest.fixture
 def bench(tmp_path):
     def call(*arguments):
-        env = dict(os.environ) | {"COLUMNS": "200"}
-        return subprocess.run([*BENCH, *map(str, arguments)], capture_output=True, text=True, cwd=tmp_path, env=env)
+        return commands.bench(*arguments, cwd=tmp_path)
 
     return call
 

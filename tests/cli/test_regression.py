@@ -5,11 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 from junitparser import JUnitXml
 
 BASELINE = Path(__file__).parent.parent / "baselines" / "tiny.csv"
-BENCH = [sys.executable, "-c", "from lowrank_bench.cli import main; main()"]
 
 DAMAGED = '''"""SVD that keeps the smallest singular values instead of the largest, as a wrong sort would."""
 
@@ -65,7 +65,10 @@ def environment(tmp_path_factory):
 
 
 def bench(*words, env=None):
-    return subprocess.run([*BENCH, *map(str, words)], capture_output=True, text=True, env=env)
+    """Run a command, in a fresh process where its environment decides which packages it finds."""
+    if env is None:
+        return commands.bench(*words, COLUMNS="120")
+    return subprocess.run([*commands.FRESH, *map(str, words)], capture_output=True, text=True, env=env)
 
 
 def test_a_damaged_method_fails_and_another_seed_passes(environment, tmp_path):
@@ -159,7 +162,7 @@ def test_update_makes_a_baseline_and_says_what_changed(tmp_path):
     ],
 )
 def test_wrong_input_is_one_sentence(words, told, tmp_path):
-    done = subprocess.run([*BENCH, *map(str, words)], capture_output=True, text=True, cwd=tmp_path)
+    done = commands.bench(*words, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert any(part in done.stderr for part in told.split("|")), done.stderr

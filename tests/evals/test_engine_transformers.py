@@ -1,12 +1,17 @@
 """The transformers engine, here and in a process of its own, by the suite of all engines."""
 
+import os
+import signal
 from contextlib import contextmanager
 
 import pytest
 from engine_contract import EngineContract
 
+from lowrank_bench.evals.engines.base import Sampling
 from lowrank_bench.evals.engines.transformers import TransformersEngine
-from lowrank_bench.evals.hosting.host import HostedEngine
+from lowrank_bench.evals.hosting.host import EngineCrashed, HostedEngine, end_idle
+from lowrank_bench.foundation.nursery import Nursery
+from lowrank_bench.models.presets import PRESETS
 
 
 class TestTransformers(EngineContract):
@@ -16,11 +21,39 @@ class TestTransformers(EngineContract):
             yield engine
 
 
-class TestHostedTransformers(EngineContract):
+@contextmanager
+def hosted(checkpoint, nursery):
+    """An engine whose process is forked from a nursery, or started afresh where there is none."""
+    end_idle()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Nursery, "known", lambda threads: nursery)
+        engine = HostedEngine("transformers", checkpoint, "float32", threads=1)
+    with engine:
+        yield engine
+    end_idle()
+
+
+class TestStartedTransformers(EngineContract):
     @contextmanager
     def open(self, checkpoint):
-        with HostedEngine("transformers", checkpoint, "float32", threads=1) as engine:
+        with hosted(checkpoint, None) as engine:
             yield engine
+
+
+class TestForkedTransformers(EngineContract):
+    @contextmanager
+    def open(self, checkpoint):
+        with hosted(checkpoint, Nursery.here(1)) as engine:
+            yield engine
+
+
+@pytest.mark.parametrize("forked", [False, True])
+def test_a_killed_process_is_told(forked):
+    with hosted(PRESETS["tiny"].source, Nursery.here(1) if forked else None) as engine:
+        assert engine.generate([[0]], Sampling(2), 1)
+        os.kill(engine.process_id, signal.SIGKILL)
+        with pytest.raises(EngineCrashed, match=r"'transformers' died \(killed, most likely because memory ran out\)"):
+            engine.generate([[0]], Sampling(2), 1)
 
 
 class TestPublishedModel(TestTransformers):

@@ -1,11 +1,10 @@
 """A damaged model, hardly any data, hardly any compression: every built-in method, as `bench compress` runs it."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import bench
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
@@ -71,12 +70,9 @@ def test_the_result_is_sound(name: str, ratio: float, damaged: Path, tmp_path: P
 
 
 def test_the_command_line_says_what_was_poor(damaged: Path, tmp_path: Path) -> None:
-    code = "from lowrank_bench.cli import main; main()"
     method = f"svd-llm:samples=1,length={TOKENS}"
     arguments = ("compress", str(damaged), "--method", method, "--ratio", "2", "--out", "out", "--task", "toy-math")
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = bench(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"svd-llm was calibrated on {TOKENS} tokens, fewer than the 320 inputs" in " ".join(done.stdout.split())
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,39 @@ from lowrank_bench.models.presets import PRESETS
 IDS = list(range(5, 17))
 PLAIN = """
 import json, sys, torch
-assert not any(name.startswith("lowrank_bench") for name in sys.modules)
 from transformers import AutoModelForCausalLM
-model, found = AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True, dtype=torch.float32)
-assert not any(found.values()), found
-assert not any(name.startswith("lowrank_bench") for name in sys.modules)
-print(json.dumps(model(torch.tensor([json.loads(sys.argv[2])])).logits[0].tolist()))
+for line in sys.stdin:
+    folder, ids = json.loads(line)
+    model, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    assert not any(found.values()), found
+    assert not any(name.startswith("lowrank_bench") for name in sys.modules)
+    print(json.dumps(model(torch.tensor([ids])).logits[0].tolist()), flush=True)
 """
+PlainLogits = Callable[[Path], torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def plain_logits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainLogits]:
+    """Loads folders in a process that never sees this package."""
+    command = [sys.executable, "-c", PLAIN]
+    with (
+        (tmp_path_factory.mktemp("plain") / "errors").open("w+") as errors,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd="/"
+        ) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def ask(folder: Path) -> torch.Tensor:
+            print(json.dumps([str(folder), IDS]), file=process.stdin, flush=True)
+            answer = process.stdout.readline()
+            errors.seek(0)
+            assert answer, errors.read()
+            return torch.tensor(json.loads(answer))
+
+        yield ask
+        process.stdin.close()
 
 
 def factorised(architecture: str, added: tuple[str, ...] = (), **options: Any) -> Any:
@@ -44,22 +71,13 @@ def factorised(architecture: str, added: tuple[str, ...] = (), **options: Any) -
     return model
 
 
-def plain_logits(folder: Path) -> torch.Tensor:
-    """Load a folder in a process that never sees this package."""
-    done = subprocess.run(
-        [sys.executable, "-c", PLAIN, str(folder), json.dumps(IDS)], capture_output=True, text=True, cwd=folder
-    )
-    assert done.returncode == 0, done.stderr
-    return torch.tensor(json.loads(done.stdout))
-
-
 def own_logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
         return model(torch.tensor([IDS])).logits[0].float()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_plain_transformers_gives_the_same_logits(tmp_path: Path, architecture: str) -> None:
+def test_plain_transformers_gives_the_same_logits(tmp_path: Path, architecture: str, plain_logits: PlainLogits) -> None:
     model = factorised(architecture)
     save_checkpoint(model, None, tmp_path / "small")
     size = export_dense(tmp_path / "small", tmp_path / "dense")
@@ -68,7 +86,9 @@ def test_plain_transformers_gives_the_same_logits(tmp_path: Path, architecture: 
 
 
 @pytest.mark.parametrize("added", [("q_proj",), ("down_proj",), ("k_proj", "up_proj")])
-def test_added_biases_take_the_flag_of_the_architecture(tmp_path: Path, added: tuple[str, ...]) -> None:
+def test_added_biases_take_the_flag_of_the_architecture(
+    tmp_path: Path, added: tuple[str, ...], plain_logits: PlainLogits
+) -> None:
     model = factorised("llama", added)
     save_checkpoint(model, None, tmp_path / "small")
     export_dense(tmp_path / "small", tmp_path / "dense")

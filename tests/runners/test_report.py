@@ -3,12 +3,11 @@
 import json
 import shutil
 import socket
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
 import pytest
+from commands import bench
 from safetensors.numpy import load_file
 from sweeps import small_sweep
 
@@ -303,11 +302,11 @@ def test_one_uncompressed_model_alone(run, tmp_path):
 
 
 def test_the_command_writes_two_files(copied):
-    command = [sys.executable, "-m", "lowrank_bench.cli", "report"]
-    done = subprocess.run([*command, str(copied)], capture_output=True, text=True, check=True)
+    done = bench("report", copied)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(copied / "report.html"), str(copied / "report.md")]
     assert (copied / "report.html").read_text() == report_page(gather(copied))
-    wrong = subprocess.run([*command, str(copied.parent / "none")], capture_output=True, text=True, check=False)
+    wrong = bench("report", copied.parent / "none")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("error: ")
     assert "Traceback" not in wrong.stderr

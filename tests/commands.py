@@ -1,0 +1,52 @@
+"""`bench` in a process of its own, without waiting for imports: forked from a nursery, as a sweep's workers are.
+
+What a process finds when it starts afresh (installed packages, PYTHONPATH, how long ``bench --help`` takes) needs one
+that does; those tests start it themselves.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from lowrank_bench.foundation.nursery import Nursery
+
+FRESH = [sys.executable, "-c", "from lowrank_bench.cli import main; main()"]
+
+
+def _main(out: int, err: int, words: list[str], folder: str, environment: dict[str, str]) -> None:
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = ["bench", *words]
+    from lowrank_bench.cli import main
+
+    main()
+
+
+def bench(
+    *words: object, cwd: Path | None = None, without: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command; returns its exit code and what it printed.
+
+    Args:
+        words: of the command line.
+        cwd: working folder.
+        without: a variable to take out of the environment.
+        environment: variables to put into it.
+    """
+    line = [str(word) for word in words]
+    surroundings = {k: v for k, v in os.environ.items() if k != without} | {"COLUMNS": "200"} | environment
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        child = Nursery.here(1).start(
+            _main, line, str(cwd or Path.cwd()), surroundings, files=[out.fileno(), err.fileno()]
+        )
+        code = child.join()
+        printed = []
+        for file in (out, err):
+            file.seek(0)
+            printed.append(file.read().decode())
+    return subprocess.CompletedProcess(["bench", *line], code, *printed)
