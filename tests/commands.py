@@ -22,7 +22,11 @@ def _main(out: int, err: int, words: list[str], folder: str, environment: dict[s
     os.environ.update(environment)
     os.chdir(folder)
     sys.argv = ["bench", *words]
+    import transformers
+
     from lowrank_bench.cli import main
+
+    transformers.utils.logging.set_verbosity_error()  # read from what `main` sets where transformers is imported later
 
     main()
 
