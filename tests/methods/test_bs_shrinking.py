@@ -22,6 +22,7 @@ from lowrank_bench.methods.library.bs.curvature import Curvature
 from lowrank_bench.methods.library.bs.fusing import blocks, fused
 from lowrank_bench.methods.library.bs.layer import BasisLinear, Start
 from lowrank_bench.methods.library.bs.run import PruningRun
+from lowrank_bench.methods.library.bs.selected import SelectedLinear
 from lowrank_bench.methods.shrinking import shrink_parameter
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.runners.data import TaskData
@@ -109,6 +110,41 @@ def test_bases_to_be_sharded_are_pruned_without_being_cut(start: Start) -> None:
     assert torch.equal(shared.right, plain.right)
     assert torch.equal(shared.kept, plain.kept)
     assert 0 < len(shared.kept) < K - shared.freed
+
+
+def test_a_step_makes_no_product_with_bases_that_are_pruned_and_still_there() -> None:
+    module = layer()
+    module.share()
+    module.prune(torch.arange(K) % 3 != 0)
+    kept = len(module.kept)
+    with Shapes() as shapes:
+        module(batch(0).requires_grad_()).square().sum().backward()
+    assert {(TOKENS, kept), (TOKENS, M), (TOKENS, N)} <= shapes.seen
+    assert (TOKENS, K) not in shapes.seen
+    assert not {(M, N), (N, M)} & shapes.seen
+
+
+@pytest.mark.parametrize("dimension", [0, 1])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_selected_product_is_the_product_with_the_part(dimension: int, dtype: torch.dtype | None) -> None:
+    """Value and gradient, under autocast too; nothing but the weight itself is kept from forward to backward."""
+    weight, index = torch.randn(M, N), torch.tensor([7, 0, 3, 19][: 4 - dimension])
+    part = weight.index_select(dimension, index)
+    xs = [torch.randn(2, TOKENS, part.shape[1], requires_grad=True)]
+    xs.append(xs[0].detach().clone().requires_grad_())
+    held: list[Tensor] = []
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: held.append(tensor) or tensor, lambda tensor: tensor
+        ):
+            found: Any = SelectedLinear.apply(xs[0], weight, index, dimension)
+        expected = nn.functional.linear(xs[1], part)
+    assert torch.equal(found, expected)
+    assert {tensor.data_ptr() for tensor in held} == {weight.data_ptr(), index.data_ptr()}
+    for made in (found, expected):
+        made.square().sum().backward()
+    assert xs[0].grad is not None
+    torch.testing.assert_close(xs[0].grad, xs[1].grad)
 
 
 def test_a_run_that_needs_the_whole_model_refuses_a_trainer_that_shards() -> None:

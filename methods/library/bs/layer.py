@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ...fitted import Factors
 from ...linalg import merge
+from .selected import SelectedLinear
 
 Start = Literal["zero", "top"]
 
@@ -43,7 +44,7 @@ class BasisLinear(nn.Module):
     k, ``freed`` is how many of the strongest bases became new vectors (start ``top``).
 
     Between `share` and `cut` the bases are parameters that need no gradient, so that FSDP2 shards them, and keep their
-    shapes: a pruned basis is multiplied by 0, which leaves it without effect and without gradient.
+    shapes; a pruned basis is left out when a product is made.
     """
 
     left: Tensor
@@ -112,20 +113,19 @@ class BasisLinear(nn.Module):
         # The slots ascend, so as many of them as entries are all entries.
         return values if len(self.slots) == len(values) else values[self.slots]
 
-    def _scale(self) -> Tensor:
-        """Return what each row of ``right`` counts: s, and 0 where it is pruned and still there."""
-        s = self.roots() ** 2
-        rows = len(self.right)
-        return s if len(s) == rows else s.new_zeros(rows).index_copy(0, self.kept - self.freed, s)
-
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., n) to (..., m) without building the dense weight."""
         linear = nn.functional.linear
         left, right = self.left, self.right
         if left.dtype != self.weight_root.dtype and not torch.is_autocast_enabled(x.device.type):
             left, right = left.to(x.dtype), right.to(x.dtype)
-        hidden = linear(x, right) * self._scale()
-        y = linear(hidden, left, self.bias)
+        s = self.roots() ** 2
+        if len(s) == len(right):
+            y = linear(linear(x, right) * s, left, self.bias)
+        else:
+            rows = self.kept - self.freed
+            y = SelectedLinear.apply(SelectedLinear.apply(x, right, rows, 0) * s, left, rows, 1)
+            y = y if self.bias is None else y + self.bias.to(y.dtype)
         return y + linear(linear(x, self.extra_right), self.extra_left) if self.extra else y
 
     def prune(self, mask: Tensor) -> None:
