@@ -8,10 +8,11 @@ executor with one worker. The overhead of a stage is all time between the first 
 that is not the work recorded in its `stage.json`, divided by their number: planning, passing on, provenance, checksums,
 flushing to disk, renaming. The largest part of that time is not the tool's but the disk's; it is measured as well.
 Beside it stands what a script for every step would pay, as the papers' code does: a new process that imports torch and
-transformers.
+transformers; and what a sweep pays for each of its own processes on CPUs, which are forked from one that has imported all.
 """
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -22,6 +23,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from lowrank_bench.foundation.nursery import MODULES, run_apart
 from lowrank_bench.runners.config import make_config
 from lowrank_bench.runners.local import Event, run_stages
 from lowrank_bench.runners.plan import Plan, make_plan
@@ -37,6 +39,17 @@ def start_seconds(words: Sequence[str], times: int) -> float:
     for _ in range(times):
         begin = time.perf_counter()
         subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
+        found.append(time.perf_counter() - begin)
+    return statistics.median(found)
+
+
+def fork_seconds(times: int) -> float:
+    """Return the median wall seconds of a worker process that a sweep forks, from asking for it to its end."""
+    run_apart(gc.collect)  # the nursery itself starts once a sweep
+    found = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        run_apart(gc.collect)
         found.append(time.perf_counter() - begin)
     return statistics.median(found)
 
@@ -101,12 +114,15 @@ def main() -> int:
     options = parser.parse_args()
     bare = start_seconds(["-c", "pass"], options.starts)
     print(f"{'start of a process':44}{'seconds':>10}{'ratio':>8}")
-    for title, words in (
-        ("python -c pass", ["-c", "pass"]),
-        ("bench --help", ["-m", "lowrank_bench.cli", "--help"]),
-        ("import torch, transformers", ["-c", "import torch, transformers; transformers.AutoModelForCausalLM"]),
+    imports = "import torch, transformers; transformers.AutoModelForCausalLM"
+    afresh = start_seconds(["-c", imports], options.starts)
+    for title, found in (
+        ("python -c pass", bare),
+        ("bench --help", start_seconds(["-m", "lowrank_bench.cli", "--help"], options.starts)),
+        ("import torch, transformers", afresh),
+        ("a worker with all imports, afresh", start_seconds(["-c", f"import {', '.join(MODULES)}"], options.starts)),
+        ("a worker with all imports, forked", fork_seconds(options.starts)),
     ):
-        found = bare if words == ["-c", "pass"] else start_seconds(words, options.starts)
         print(f"{title:44}{found:10.2f}{found / bare:8.1f}")
     with tempfile.TemporaryDirectory() as folder:
         number, work, overhead, flush = sweep_overhead(options.stages, Path(folder))
@@ -114,7 +130,7 @@ def main() -> int:
     print(
         f"overhead {overhead * 1000:.0f} ms a stage (target {TARGET * 1000:.0f}), {flush * 1000:.0f} of them flushing"
     )
-    print(f"a process of its own for every stage would cost {found / overhead:.0f} times as much")
+    print(f"a process of its own for every stage would cost {afresh / overhead:.0f} times as much")
     return 0 if overhead <= TARGET else 1
 
 

@@ -16,6 +16,7 @@ import torch
 from sweeps import small_sweep
 
 from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.foundation.nursery import Nursery
 from lowrank_bench.models.loading import load_model, weights_size
 from lowrank_bench.models.matrices import low_rank_layers, model_size
 from lowrank_bench.results.records import read_records, same_results
@@ -160,6 +161,17 @@ def test_failing_stage_ends_the_sweep_with_its_sentence(tmp_path):
         run_sweep(config)
     assert not (tmp_path / "tiny-toy-math").exists()
     assert list((tmp_path / "stages" / "failed").glob("finetune-*.json"))
+
+
+def test_workers_that_are_started_afresh_do_the_same(finished, tmp_path, monkeypatch):
+    """As where a GPU is used, or a system has no nursery."""
+    part = {"methods": ["svd"], "ratios": [2]}
+    shutil.copytree(finished.out, tmp_path / "forked")
+    forked, afresh = (small_sweep(tmp_path / name, **part) for name in ("forked", "afresh"))
+    assert run_sweep(forked).stages_run == 0
+    monkeypatch.setattr(Nursery, "available", staticmethod(lambda: False))
+    assert run_sweep(afresh).stages_run == len(make_plan(afresh).stages)
+    assert same_results(results(forked), results(afresh)) == []
 
 
 SCRIPT = """
