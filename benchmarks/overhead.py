@@ -8,7 +8,7 @@ executor with one worker. The overhead of a stage is all time between the first 
 that is not the work recorded in its `stage.json`, divided by their number: planning, passing on, provenance, checksums,
 flushing to disk, renaming. The largest part of that time is not the tool's but the disk's; it is measured as well.
 Beside it stands what a script for every step would pay, as the papers' code does: a new process that imports torch and
-transformers; and what a sweep pays for each of its own processes on CPUs, which are forked from one that has imported all.
+transformers; and what a sweep pays for each of its own processes on CPUs, forked from one that has imported them.
 """
 
 import argparse
