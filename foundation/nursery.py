@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -38,11 +39,19 @@ _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from lowrank_bench.foundation.nursery import serve; "
     "serve(*map(int, sys.argv[2:]))"
 )
+_READ_BY_IMPORTS = ("HF_", "TRANSFORMERS_", "TORCH", "PYTORCH_")
 _NUMBER = struct.Struct("<q")
 _PATIENCE_SECONDS = 0.2
 _MOST_FILES = 16
 _KILLED = -int(signal.SIGKILL)
 _nurseries: dict[int, Nursery] = {}
+
+
+def _environment() -> dict[str, str]:
+    """Return the variables that libraries read once, when they are imported."""
+    found = {name: value for name, value in os.environ.items() if name.startswith(_READ_BY_IMPORTS)}
+    found.pop("TRANSFORMERS_VERBOSITY", None)  # workers set their own
+    return found
 
 
 class Child:
@@ -110,6 +119,7 @@ class Nursery:
 
     def __init__(self, orders: socket.socket, threads: int, process: subprocess.Popen[bytes] | None = None) -> None:
         self._orders, self.threads, self._process = orders, threads, process
+        self._environment = _environment()
 
     @staticmethod
     def available() -> bool:
@@ -123,22 +133,24 @@ class Nursery:
     @staticmethod
     def known(threads: int) -> Nursery | None:
         """Return this process's nursery, or that of the process that asked for this one, if there is one."""
-        return _nurseries.get(threads)
+        found = _nurseries.get(threads)
+        return found if found is not None and found._environment == _environment() else None
 
     @classmethod
     def here(cls, threads: int) -> Nursery:
         """Return the `known` nursery, or else a new one."""
-        if threads not in _nurseries:
-            near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with far:
-                process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", _START, json.dumps(sys.path), str(far.fileno()), str(os.getpid())],
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=[far.fileno()],
-                    env=os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"},
-                    start_new_session=True,
-                )
-            _nurseries[threads] = cls(near, threads, process)
+        if (found := cls.known(threads)) is not None:
+            return found
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with far:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _START, json.dumps(sys.path), str(far.fileno()), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[far.fileno()],
+                env=os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"},
+                start_new_session=True,
+            )
+        _nurseries[threads] = cls(near, threads, process)
         return _nurseries[threads]
 
     def start(
@@ -242,7 +254,13 @@ def serve(handle: int, owner: int) -> None:
                     word, files, _, _ = socket.recv_fds(orders, 1, _MOST_FILES)
                     if not word:
                         os._exit(0)
-                    parent, child = os.getpid(), os.fork()
+                    parent = os.getpid()
+                    try:
+                        child = os.fork()
+                    except OSError:  # who asked finds the line dead
+                        for file in files:
+                            os.close(file)
+                        continue
                     if child == 0:
                         selector.close()
                         for end, others in running.items():
@@ -304,6 +322,7 @@ def _live(parent: int, files: Sequence[int]) -> NoReturn:
                 os.close(source)
             os.environ.clear()
             os.environ.update(asked["environment"])
+            time.tzset()
             os.chdir(asked["folder"])
             sys.path[:] = asked["path"]
             importlib.invalidate_caches()

@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lowrank_bench.foundation import nursery
 from lowrank_bench.foundation.nursery import MODULES, Nursery, run_apart
 
 
@@ -125,10 +127,10 @@ def test_children_die_with_who_asked_and_so_does_the_nursery(session):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         child = int(process.stdout.readline())
-        nursery = psutil.Process(child).ppid()
+        parent = psutil.Process(child).ppid()
         process.kill()
     until = time.monotonic() + 10
-    while not (gone(child) and gone(nursery)):
+    while not (gone(child) and gone(parent)):
         assert time.monotonic() < until
         time.sleep(0.02)
 
@@ -159,6 +161,17 @@ def test_a_nursery_that_died_is_told_and_replaced():
     )
     done = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_imports_read_from_the_environment_has_not_changed_since(monkeypatch):
+    near, far = socket.socketpair()
+    with near, far:
+        made = Nursery(near, 99)
+        monkeypatch.setitem(nursery._nurseries, 99, made)
+        monkeypatch.setenv("ANYTHING", "else")
+        assert Nursery.known(99) is made
+        monkeypatch.setenv("HF_HOME", "/another")
+        assert Nursery.known(99) is None
 
 
 def test_where_there_can_be_none_a_process_is_started_afresh(monkeypatch):
