@@ -20,6 +20,12 @@ DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2 1 2 1 2")
 _HUGE = 1e300
 """Numbers beyond this are not drawn: their differences would not fit a float."""
 
+_AS_ZERO = 1e-300
+"""Numbers nearer to 0 than this are drawn as 0: their fractions would not fit a float."""
+
+_EXPONENTS = 307
+"""Powers of ten up to this one, and their inverses, are floats."""
+
 _LOGARITHMIC_FROM = 8
 """Values whose largest is this many times the least are drawn on a logarithmic axis."""
 
@@ -241,6 +247,7 @@ class _Scale:
     """From values to pixels."""
 
     def __init__(self, axis: Axis, values: Sequence[float], start: int, end: int, ends: Sequence[float] = ()) -> None:
+        values = [value if abs(value) >= _AS_ZERO else 0.0 for value in values]
         least, most = min(values), max(values)
         # A wide interval is cut at the plot's edge: the points are to stay apart.
         room = (most - least) or abs(most) or 1.0
@@ -255,6 +262,8 @@ class _Scale:
         a, b = self._turn(low), self._turn(high)
         margin = 0.04 * (b - a) or abs(a) * 0.1 or 1.0
         self.low, self.high = a - margin, b + margin
+        if self.logarithmic:
+            self.low, self.high = max(self.low, -_EXPONENTS), min(self.high, _EXPONENTS)
 
     def _turn(self, value: float) -> float:
         return math.log10(value) if self.logarithmic else value

@@ -5,7 +5,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lowrank_bench.results.pages.charts import (
@@ -29,6 +29,9 @@ def draw(series, **options):
 
 
 @settings(deadline=None)
+@example([[(0.0, 1.0)]], [2.225073858507e-311])
+@example([[(1e-300, 9e299), (9e299, 1e-300)]], [])
+@example([[(5e-324, 5e-324), (1e-323, 1.0)]], [])
 @given(st.lists(POINTS, min_size=1, max_size=4), st.lists(NUMBERS, max_size=2))
 def test_every_chart_is_well_formed_and_inside_its_frame(groups, levels):
     series = [
