@@ -46,7 +46,8 @@ class CalibrationData(Protocol):
 class TrainingLog:
     """What one training run used: optimizer steps, tokens without padding, seconds, and the loss of its last update.
 
-    ``resumed_seconds`` of the seconds were spent before the run was cut off and resumed.
+    Of a run that was cut off and resumed, ``resumed_seconds`` of the seconds were spent before, and
+    ``resumed_peak_memory_bytes`` is the most memory that was taken by the time of the checkpoint.
     """
 
     steps: int
@@ -54,6 +55,22 @@ class TrainingLog:
     seconds: float
     loss: float
     resumed_seconds: float = 0.0
+    resumed_peak_memory_bytes: int = 0
+
+    def __add__(self, later: TrainingLog) -> TrainingLog:
+        """Return what this run and a later one used together."""
+        return TrainingLog(
+            self.steps + later.steps,
+            self.tokens + later.tokens,
+            self.seconds + later.seconds,
+            later.loss,
+            self.resumed_seconds + later.resumed_seconds,
+            max(self.resumed_peak_memory_bytes, later.resumed_peak_memory_bytes),
+        )
+
+
+TRAINED_BYTES = 3 * 4
+"""On disk of a parameter in training: float32, with two moments of the optimizer."""
 
 
 class Stateful(Protocol):
@@ -237,6 +254,18 @@ class Compressor(BaseModel, ABC):
             for m in self.targets(model)
         )
         return ModelShape(model_size(model).parameters, units)
+
+    def checkpoint_bytes(self, model: nn.Module, budget: Budget, sharded: bool = False) -> int:
+        """Return the most bytes that one checkpoint of the training in `compress_path` takes on disk.
+
+        By default float32 weights and the optimizer's two moments of all of them.
+
+        Args:
+            model: the dense model; one on the meta device is enough.
+            budget: the deepest one.
+            sharded: whether a trainer is given that shards.
+        """
+        return TRAINED_BYTES * model_size(model).parameters
 
     @abstractmethod
     def fit_key(self) -> dict[str, Any]:

@@ -7,10 +7,13 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 
+from ..methods.base import TRAINED_BYTES, create_method
+from ..methods.budget import Budget
 from ..models.loading import DTYPES
+from .local import crew_size
 from .plan import Plan
 from .recipes import SMALL_MODEL_PARAMETERS
-from .stages import StageStore
+from .stages import Stage, StageStore, resume_folder
 
 _START_SECONDS = 8.0  # a worker's imports
 _TRAINING_EFFICIENCY = 0.5  # of a plain matrix product's speed; small models stay far below it
@@ -96,14 +99,29 @@ def disk_bytes(plan: Plan) -> int:
             total += width * plan.parameters
         elif stage.kind == "compress":
             total += sum(int(width * plan.parameters / ratio) for ratio in stage.config["ratios"])
-    return total + _checkpoint_bytes(plan)
+    return total + checkpoint_bytes(plan)
 
 
-def _checkpoint_bytes(plan: Plan) -> int:
-    """Return what trainings keep to be resumed from; small models are done before they keep anything.
+def checkpoint_bytes(plan: Plan) -> int:
+    """Return what trainings will write at most to be resumed from, beside what lies there of those that were cut off.
 
-    Two checkpoints lie there while the second is written, each of float32 weights and two moments of them.
+    Small models are done before they keep anything. Two checkpoints lie there while the second is written.
     """
-    training = any("train" in plan.stages[key].config for key in plan.pending())
-    keeps = training and plan.parameters >= SMALL_MODEL_PARAMETERS and math.isfinite(plan.config.checkpoint_minutes)
-    return 2 * 3 * 4 * plan.parameters if keeps else 0
+    if plan.parameters < SMALL_MODEL_PARAMETERS or not math.isfinite(plan.config.checkpoint_minutes):
+        return 0
+    pending = plan.pending()
+    more = []
+    for key in pending:
+        if "train" in plan.stages[key].config:
+            held = sum(file.stat().st_size for file in resume_folder(plan.store.root, key).rglob("*") if file.is_file())
+            more.append(max(0, 2 * _one_checkpoint(plan, plan.stages[key]) - held))
+    workers, _ = crew_size(plan.config.workers, plan.device, plan.parameters, len(pending))
+    return sum(sorted(more)[-workers:])
+
+
+def _one_checkpoint(plan: Plan, stage: Stage) -> int:
+    if stage.kind != "compress":
+        return TRAINED_BYTES * plan.parameters
+    method = create_method(stage.config["method"], stage.config["options"])
+    sharded = plan.setup is not None and plan.setup.strategy == "fsdp2"
+    return method.checkpoint_bytes(plan.skeleton, Budget(max(stage.config["ratios"]), method.guard), sharded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import platform
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..foundation.files import digest, sha256_file
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
 
@@ -44,6 +46,26 @@ def git_commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return f"{commit}+changes" if changed else str(commit)
+
+
+@cache
+def code_digest(*classes: type) -> str:
+    """Return one sha256 (hex) over the source files of this package and of those that classes from elsewhere are in."""
+    root = Path(__file__).parent.parent
+    # In a checkout the package's folder also holds tests, benchmarks and whatever else a user keeps there.
+    places = {part.parent for part in root.glob("*/__init__.py")}
+    own = __name__.partition(".")[0]
+    places |= {_top(Path(inspect.getfile(cls))) for cls in classes if cls.__module__.partition(".")[0] != own}
+    files = [(place, file) for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])]
+    return digest(sorted([file.relative_to(place.parent).as_posix(), sha256_file(file)] for place, file in files))
+
+
+def _top(file: Path) -> Path:
+    """Return the folder of the whole package that a module's file is in, or the file of one that is in none."""
+    top = file
+    while (top.parent / "__init__.py").is_file():
+        top = top.parent
+    return top
 
 
 @cache

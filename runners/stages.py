@@ -265,9 +265,11 @@ class StageStore:
             try:
                 record["result"] = dict(work(part))
                 record["seconds"] = time.perf_counter() - clock
-                record["seconds"] += record["result"].get("training", {}).get("resumed_seconds", 0.0)
+                training = record["result"].get("training", {})
+                record["seconds"] += training.get("resumed_seconds", 0.0)
                 elsewhere = [record["result"].get(part, {}).get("peak_memory_bytes", 0) for part in _OTHER_PROCESSES]
-                record["peak_memory_bytes"] = max(peak_memory_bytes(), *elsewhere)
+                before = training.get("resumed_peak_memory_bytes", 0)
+                record["peak_memory_bytes"] = max(peak_memory_bytes(), before, *elsewhere)
                 record["ended_at"] = datetime.now(UTC).isoformat(timespec="seconds")
                 record["status"] = "done"
                 files = [file for file in sorted(part.rglob("*")) if file.is_file()]
@@ -299,6 +301,22 @@ class StageStore:
             (folder / f"{record['key']}-{stamp}.json").write_text(json.dumps(record, indent=2, default=str))
         except OSError:
             pass  # the disk may be full: the error itself matters more than its record
+
+
+def input_digests(stage: Stage) -> dict[str, str]:
+    """Return what the finished stages that a stage reads hold, as one sha256 over their files' by role.
+
+    Its key says what they are of; a stage that was done anew on another machine may differ in its last digits.
+    """
+    found = {}
+    for role, place in stage.inputs.items():
+        key = place.partition("/")[0]
+        if _KEY.fullmatch(key):
+            here = Path(stage.runtime["model"]["location"] if role == "model" else stage.runtime[role])
+            folder = next(path for path in (here, *here.parents) if path.name == key)
+            record = read_json(folder / RECORD)
+            found[role] = digest(record.get("sha256", record["files"]))
+    return found
 
 
 def checksum(record: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from ..results.records import to_frame, write_records
 from ..results.tables import render_terminal
 from .collect import collect
 from .config import SweepConfig
-from .estimate import disk_bytes, stage_seconds, wall_seconds
+from .estimate import checkpoint_bytes, disk_bytes, stage_seconds, wall_seconds
 from .local import crew_size, run_stages
 from .plan import Plan, make_plan
 from .progress import StageProgress
@@ -174,7 +174,9 @@ def _check_disk(plan: Plan) -> None:
     elsewhere = plan.config.executor == "ray" and plan.config.storage
     needed = _SPARE_BYTES + (0 if elsewhere else disk_bytes(plan))
     if free < needed:
+        kept = checkpoint_bytes(plan)
+        fewer = f", or --checkpoint-minutes inf, which leaves out {kept / 1e9:.1f} GB to resume from" if kept else ""
         raise UserError(
             f"the sweep writes up to {needed / 1e9:.1f} GB but {folder} has {free / 1e9:.1f} GB free; free some "
-            "space or choose another folder with --out"
+            f"space or choose another folder with --out{fewer}"
         )

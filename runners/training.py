@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate.data_loader import SeedableRandomSampler
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -20,6 +21,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ..evals.prompts import IGNORED, Encoded
 from ..foundation.errors import UserError
+from ..foundation.memory import peak_memory_bytes
 from ..methods.base import Stateful, TrainingLog
 from ..methods.shrinking import shrink_parameter
 from .data import TaskData, collate
@@ -78,12 +80,11 @@ class _Hooks(transformers.TrainerCallback):
         progress: Progress | None,
         resumable: Resumable | None,
         state: Stateful | None,
-        run: int,
     ) -> None:
-        self.on_gradients, self.progress, self.resumable = on_gradients, progress, resumable
-        self.state, self.run = state, run
+        self.on_gradients, self.progress, self.resumable, self.state = on_gradients, progress, resumable, state
         self.tokens = 0
         self.loss = self.seconds_before = 0.0
+        self.peak_before = 0
         self.tokens_done, self.last_loss = 0, math.nan
         self.started = self.saved = time.perf_counter()
 
@@ -115,14 +116,20 @@ class _Hooks(transformers.TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.resumable is not None
-        self.trainer.accelerator.wait_for_everyone()
+        peaks = gather_object([peak_memory_bytes()])  # waits for everyone
         if args.should_save:
-            facts = {"layout": self.trainer.layout, "tokens": self.tokens_done, "seconds": self.seconds}
-            checkpoint = self.resumable.folder / f"checkpoint-{state.global_step}"
+            checkpoint = self.resumable.place(state.global_step)
             if self.state is not None:
                 torch.save(self.state.state_dict(), checkpoint / _STATE)
-            self.resumable.seal(checkpoint, facts | {"run": self.run})
+            done = {"tokens": self.tokens_done, "seconds": self.seconds}
+            done["peak_memory_bytes"] = max(self.peak_before, *peaks)
+            self.resumable.seal(checkpoint, self.wanted | done)
         self.saved = time.perf_counter()
+
+    @property
+    def wanted(self) -> dict[str, Any]:
+        """Facts that a checkpoint of this run has."""
+        return {"layout": self.trainer.layout, "stateful": self.state is not None}
 
 
 class _CheckedTrainer(transformers.Trainer):
@@ -150,6 +157,13 @@ class _CheckedTrainer(transformers.Trainer):
         if count == 1:
             return super()._get_train_sampler(train_dataset)
         return _EvenSampler(self.train_dataset, self.args.data_seed, self.args.per_device_train_batch_size * count)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        if self.args.should_save and self.hooks.resumable is not None:
+            # What lies here is of an attempt that was cut off, and would be sealed with what is written over it.
+            shutil.rmtree(self.hooks.resumable.place(self.state.global_step), ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(*args, **kwargs)
 
     # Trainer's own two would save under the names of the hub's format and leave out what they do not find again.
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -191,7 +205,7 @@ class TaskTrainer:
         resumable: where runs keep checkpoints, and go on from one that is there; None keeps none.
 
     Attributes:
-        log: of the last run, None before the first.
+        log: of all runs so far, with the loss of the last; None before the first.
     """
 
     def __init__(
@@ -236,8 +250,9 @@ class TaskTrainer:
         micro, accumulated = chosen.split(process_count())
         wide = chosen.precision == "bfloat16" or (chosen.precision == "auto" and self.device.startswith("cuda"))
         resumable = self.resumable if on_gradients is None or state is not None else None
-        hooks = _Hooks(on_gradients, self.progress, resumable, state, self._runs)
+        resumable = resumable.of_run(self._runs) if resumable else None
         self._runs += 1
+        hooks = _Hooks(on_gradients, self.progress, resumable, state)
         examples = _Examples(self.data)
         with tempfile.TemporaryDirectory() as folder:
             arguments = transformers.TrainingArguments(
@@ -290,8 +305,11 @@ class TaskTrainer:
                 model.config.use_cache = use_cache
         torch.manual_seed(self.seed)
         model.eval()
-        self.log = TrainingLog(steps, hooks.tokens_done, hooks.seconds, hooks.last_loss, hooks.seconds_before)
-        return self.log
+        log = TrainingLog(
+            steps, hooks.tokens_done, hooks.seconds, hooks.last_loss, hooks.seconds_before, hooks.peak_before
+        )
+        self.log = self.log + log if self.log else log
+        return log
 
     def _batch(self, items: list[Encoded], blank: Encoded) -> dict[str, Tensor]:
         tokens = sum(len(item.input_ids) for item in items if item is not blank)
@@ -303,13 +321,16 @@ class TaskTrainer:
         if hooks.resumable is None:
             return None
         main = trainer.args.process_index == 0
-        found = [hooks.resumable.newest(trainer.layout, hooks.run) if main else None]
+        found = [hooks.resumable.newest(**hooks.wanted) if main else None]
+        if main:
+            hooks.resumable.clear(found[0][0] if found[0] else None)
         if process_count() > 1:
             broadcast_object_list(found)
         if found[0] is None:
             return None
         path, facts = found[0]
         hooks.tokens_done, hooks.seconds_before = facts["tokens"], facts["seconds"]
+        hooks.peak_before = facts["peak_memory_bytes"]
         if hooks.state is not None:
             hooks.state.load_state_dict(torch.load(path / _STATE, map_location="cpu", weights_only=True))
         if main:

@@ -27,9 +27,10 @@ from .data import TaskData, load_task_data
 from .memory import Way, compress_way, fit_way, open_model
 from .parallel.launch import train_together
 from .parallel.sharding import is_main
+from .provenance import code_digest
 from .recipes import TrainSettings
 from .resuming import Resumable
-from .stages import MODEL_FOLDER, REPORT, Stage, ratio_folder, resume_folder
+from .stages import MODEL_FOLDER, REPORT, Stage, input_digests, ratio_folder, resume_folder
 from .training import Progress, TaskTrainer
 
 BASES_FILE = "bases.safetensors"
@@ -102,8 +103,9 @@ def _trainer(
     )
 
 
-def _resumable(stage: Stage, folder: Path) -> Resumable:
-    return Resumable(resume_folder(folder.parent, stage.key), stage.runtime["checkpoint_minutes"], folder)
+def _resumable(stage: Stage, folder: Path, method: Compressor | None = None) -> Resumable:
+    origin = {"code": code_digest(*([type(method)] if method else [])), "inputs": input_digests(stage)}
+    return Resumable(resume_folder(folder.parent, stage.key), stage.runtime["checkpoint_minutes"], folder, origin)
 
 
 def _save_trained(stage: Stage, trainer: TaskTrainer, model: Any, tokenizer: Any, folder: Path) -> None:
@@ -153,7 +155,7 @@ def _compress(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
     data = _data(stage, model, tokenizer) if "data" in stage.config else None
     trainer = None
     if data is not None and "train" in stage.config:
-        trainer = _trainer(stage, data, progress, _resumable(stage, folder))
+        trainer = _trainer(stage, data, progress, _resumable(stage, folder, method))
     budgets = [Budget(ratio, method.guard) for ratio in stage.config["ratios"]]
 
     def emit(budget: Budget, compressed: Any, report: CompressionReport) -> None:

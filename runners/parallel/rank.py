@@ -74,11 +74,12 @@ def _train(desk: Path) -> None:
         write_atomic(desk / PROGRESS, f"{done} {total}")
 
     result = dict(perform(Stage(**asked), folder, progress if state.is_main_process else None))
+    before = result.get("training", {}).get("resumed_peak_memory_bytes", 0)
     result["processes"] = {
         "count": state.num_processes,
         "strategy": strategy,
         "accelerate": accelerate.__version__,
-        "peak_memory_bytes": max(gather_object([peak_memory_bytes()])),
+        "peak_memory_bytes": max(*gather_object([peak_memory_bytes()]), before),
     }
     if state.is_main_process:
         write_json(desk / RESULT, result)

@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from sweeps import small_sweep
 
 from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.methods.base import create_method
+from lowrank_bench.methods.budget import Budget
 from lowrank_bench.models.loading import load_model
 from lowrank_bench.runners.local import prepare
 from lowrank_bench.runners.parallel.rank import strategy_for
@@ -134,7 +136,7 @@ def test_a_killed_sweep_over_processes_ends_as_one_process_does(tmp_path):
     given += ["--accelerate", str(accelerate), "--checkpoint-minutes", "0", "--out", str(tmp_path / "two")]
     bench = [sys.executable, "-m", "lowrank_bench.cli", "run", *given]
     process = subprocess.Popen(bench, env=os.environ | CPU, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list(tmp_path.glob("two/stages/.resume-*/checkpoint-*/seal.json")):
+    while not list(tmp_path.glob("two/stages/.resume-*/run-0/checkpoint-*/seal.json")):
         assert process.poll() is None
         time.sleep(0.02)
     family = psutil.Process(process.pid).children(recursive=True)
@@ -191,12 +193,17 @@ def test_basis_selection_over_processes_cut_off_and_resumed_keeps_the_bases_of_o
     one = dict(perform(alone, tmp_path / "one"))
 
     def cut(done, total):
-        if done > total / 2 and list(tmp_path.glob(".resume-*/checkpoint-*/seal.json")):
+        if done > total / 2 and list(tmp_path.glob(".resume-*/run-0/checkpoint-*/seal.json")):
             raise Cut
 
     (tmp_path / "cut").mkdir()
     with pytest.raises(Cut):
         perform(spread.stages[key], tmp_path / "cut", cut)
+    bs = create_method("bs", spread.stages[key].config["options"])
+    foreseen = bs.checkpoint_bytes(spread.skeleton, Budget(2.0), sharded=True)
+    sealed = [file.parent for file in tmp_path.glob(".resume-*/run-0/*/seal.json")]
+    sizes = [sum(file.stat().st_size for file in each.rglob("*") if "made" not in file.parts) for each in sealed]
+    assert 0.9 * foreseen < max(sizes) < 1.2 * foreseen  # places of parts count, with tensors as small as these
     (tmp_path / "two").mkdir()
     two = dict(perform(spread.stages[key], tmp_path / "two"))
     assert two["training"]["resumed_seconds"] > 0

@@ -27,9 +27,9 @@ class Cut(BaseException):
     """Ends a training as a signal does."""
 
 
-def train(model, folder=None, progress=None, minutes=0.0):
+def train(model, folder=None, progress=None, minutes=0.0, **origin):
     settings = trained_together.SETTINGS.model_copy(update={"micro_batch_size": 4})
-    resumable = Resumable(folder, minutes) if folder else None
+    resumable = Resumable(folder, minutes, origin=origin) if folder else None
     data = TaskData(trained_together.ITEMS, 0, 0, 42)
     return TaskTrainer(data, settings, resumable=resumable, progress=progress).train(model, STEPS)
 
@@ -53,7 +53,7 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_by_bit(tmp_path, kind, 
     log = train(whole)
     with pytest.raises(Cut):
         train(first, tmp_path / "r", cut_at(step))
-    assert [path.name for path in (tmp_path / "r").iterdir()] == [f"checkpoint-{step - 1}"]
+    assert [path.name for path in (tmp_path / "r" / "run-0").iterdir()] == [f"checkpoint-{step - 1}"]
     seen = []
     resumed = train(second, tmp_path / "r", lambda done, total: seen.append(done))
     assert seen == list(range(step, STEPS + 1))
@@ -129,7 +129,7 @@ def test_what_calls_back_and_keeps_no_state_begins_anew(tmp_path):
     assert not (tmp_path / "r").exists()
 
 
-def test_a_second_training_does_not_go_on_from_the_first(tmp_path):
+def test_of_several_trainings_each_goes_on_from_its_own_checkpoint(tmp_path):
     def both(folder=None, stop=None):
         models, calls = [random_model("llama"), random_model("qwen2")], []
 
@@ -151,7 +151,7 @@ def test_a_second_training_does_not_go_on_from_the_first(tmp_path):
         both(tmp_path / "r", 7)
     found, calls = both(tmp_path / "r")
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
-    assert calls == [1, 2, 3, 4, 1, 2, 3, 4]
+    assert calls == [4, 3, 4]
 
 
 def test_training_twice_cut_off_counts_everything_once(tmp_path):
@@ -171,7 +171,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(tmp_path, capfd, damage
     train(whole)
     with pytest.raises(Cut):
         train(random_model("llama"), tmp_path / "r", cut_at(4))
-    (checkpoint,) = (tmp_path / "r").iterdir()
+    (checkpoint,) = (tmp_path / "r" / "run-0").iterdir()
     file = checkpoint / ("seal.json" if damage == "seal" else "optimizer.pt")
     raw = bytearray(file.read_bytes())
     raw[len(raw) // 2] ^= 1
@@ -182,6 +182,86 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(tmp_path, capfd, damage
     assert "checkpoint-3 is passed over" in capfd.readouterr().err
     assert seen == list(range(1, STEPS + 1))
     assert torch.equal(weights(model), weights(whole))
+
+
+def test_a_checkpoint_written_over_a_damaged_one_is_whole(tmp_path):
+    whole, model, seen = random_model("llama"), random_model("llama"), []
+    train(whole)
+    for _ in range(2):
+        with pytest.raises(Cut):
+            train(random_model("llama"), tmp_path / "r", cut_at(3))
+        file = tmp_path / "r" / "run-0" / "checkpoint-2" / "optimizer.pt"
+        file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(Cut):
+        train(random_model("llama"), tmp_path / "r", cut_at(3))
+    train(model, tmp_path / "r", lambda done, total: seen.append(done))
+    assert seen == list(range(3, STEPS + 1))
+    assert torch.equal(weights(model), weights(whole))
+
+
+@pytest.mark.parametrize("what", ["inputs", "code"])
+def test_a_checkpoint_of_another_origin_is_passed_over(tmp_path, capfd, what):
+    facts = {"inputs": {"fit": "one"}, "code": "one"}
+    with pytest.raises(Cut):
+        train(random_model("llama"), tmp_path / "r", cut_at(4), **facts)
+    seen = []
+    other = facts | ({"code": "two"} if what == "code" else {"inputs": {"fit": "two"}})
+    train(random_model("llama"), tmp_path / "r", lambda done, total: seen.append(done), **other)
+    assert seen == list(range(1, STEPS + 1))
+    assert {"inputs": "starts from", "code": "other code"}[what] in capfd.readouterr().err
+
+
+class Counter:
+    """A method's state."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def state_dict(self):
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state):
+        self.calls = state["calls"]
+
+
+def test_a_method_does_not_go_on_from_a_checkpoint_without_its_state(tmp_path, capfd):
+    with pytest.raises(Cut):
+        train(random_model("llama"), tmp_path / "r", cut_at(4))
+    counter, data = Counter(), TaskData(trained_together.ITEMS, 0, 0, 42)
+    trainer = TaskTrainer(data, trained_together.SETTINGS, resumable=Resumable(tmp_path / "r", 0.0))
+
+    def count(step, tokens):
+        counter.calls += 1
+
+    trainer.train(random_model("llama"), STEPS, on_gradients=count, state=counter)
+    assert "another method" in capfd.readouterr().err
+    assert counter.calls == STEPS
+
+
+def test_what_was_never_whole_is_removed_before_the_next_is_written(tmp_path):
+    with pytest.raises(Cut):
+        train(random_model("llama"), tmp_path / "r", cut_at(4))
+    folder, seen = tmp_path / "r" / "run-0", []
+    for name in ("checkpoint-4", "tmp-checkpoint-2"):
+        (folder / name).mkdir()
+        (folder / name / "optimizer.pt").write_text("cut off")
+
+    def look(done, total):
+        seen.append(sorted(path.name for path in folder.iterdir()))
+
+    train(random_model("llama"), tmp_path / "r", look)
+    assert seen[0] == ["checkpoint-3"]
+    assert all(len(names) == 1 for names in seen)
+
+
+def test_the_memory_of_the_attempt_that_was_cut_off_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr("lowrank_bench.runners.training.peak_memory_bytes", lambda: 1 << 50)
+    with pytest.raises(Cut):
+        train(random_model("llama"), tmp_path / "r", cut_at(4))
+    monkeypatch.undo()
+    with pytest.raises(Cut):
+        train(random_model("llama"), tmp_path / "r", cut_at(5))
+    assert train(random_model("llama"), tmp_path / "r").resumed_peak_memory_bytes == 1 << 50
 
 
 def test_short_trainings_write_none(tmp_path):
@@ -198,7 +278,7 @@ def test_a_killed_training_goes_on(tmp_path):
     train(whole)
     process = mp.get_context("spawn").Process(target=_train_slowly, args=(tmp_path / "r",))
     process.start()
-    while not list(tmp_path.glob("r/checkpoint-*/seal.json")):
+    while not list(tmp_path.glob("r/run-0/checkpoint-*/seal.json")):
         assert process.is_alive()
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)

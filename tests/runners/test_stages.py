@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowrank_bench.foundation.errors import UserError
-from lowrank_bench.runners.stages import Stage, StageStore
+from lowrank_bench.runners.stages import Stage, StageStore, input_digests
 
 STAGE = Stage("fit", {"a": 1}, {"model": "m"}, {"device": "cpu"}, "a fit")
 
@@ -45,6 +45,30 @@ def test_a_stage_is_done_once_and_says_what_ran(tmp_path):
     assert record["peak_memory_bytes"] > 1 << 20
     assert record["provenance"]["versions"]["torch"]
     assert record["provenance"]["hardware"]["cpu"]
+
+
+def test_what_a_stage_reads_is_known_by_its_content(tmp_path):
+    after = Stage("compress", {"b": 1}, {"model": f"{STAGE.key}/ratio-2/model", "fit": STAGE.key, "source": "f00"})
+    found = []
+    for name, text in (("one", "result"), ("again", "result"), ("other", "another result")):
+        store = StageStore(tmp_path / name)
+
+        def work(folder, text=text):
+            (folder / "out.txt").write_text(text)
+            return {}
+
+        store.run(STAGE, work)
+        found.append(input_digests(store.ready(after)))
+    assert found[0].keys() == {"model", "fit"}
+    assert found[0] == found[1]
+    assert found[0]["fit"] != found[2]["fit"]
+
+
+def test_a_resumed_stage_took_what_both_attempts_took(tmp_path):
+    training = {"resumed_seconds": 1e6, "resumed_peak_memory_bytes": 1 << 50}
+    record = StageStore(tmp_path).run(STAGE, lambda folder: {"training": training})
+    assert record["seconds"] > 1e6
+    assert record["peak_memory_bytes"] == 1 << 50
 
 
 def test_failure_leaves_no_stage_but_a_record(tmp_path):

@@ -13,6 +13,7 @@ from torch import nn
 
 from ....foundation.errors import UserError
 from ...base import (
+    TRAINED_BYTES,
     CalibrationData,
     CompressionReport,
     Compressor,
@@ -31,6 +32,9 @@ from .fusing import fused
 from .layer import Start
 from .pruning import Schedule, lr_factor, pruning_steps
 from .run import PruningRun
+
+_INDEX_BYTES = 64
+"""In a checkpoint of a basis: its number, its slot, running means of a criterion."""
 
 
 @methods.register("bs")
@@ -159,6 +163,17 @@ class BasisSelection(Compressor):
         if ratio is None:
             return shape
         return with_extra(shape, self.extra_vectors(shape, Budget(ratio, self.guard)))
+
+    def checkpoint_bytes(self, model: nn.Module, budget: Budget, sharded: bool = False) -> int:
+        """Return the most bytes of a checkpoint: the bases are the fit's, but shards of them lie there too."""
+        shape = super().shape(model)
+        extra = self.extra_vectors(shape, budget)
+        total = (TRAINED_BYTES if self.train_others else 4) * shape.untouched
+        for unit in shape.units:
+            trained = unit.max_rank + extra[unit.name] * (unit.cost + 1)
+            frozen = unit.max_rank * unit.cost if sharded and self.trains_sharded else 0
+            total += TRAINED_BYTES * trained + 4 * frozen + _INDEX_BYTES * unit.max_rank
+        return total
 
     def pruning_run_steps(self, trainer: Trainer) -> int:
         """Return the optimizer steps before the merge: a share of the common budget, or the extra ones if given."""

@@ -1,0 +1,87 @@
+import math
+
+import pytest
+import trained_together
+from sweeps import small_sweep
+
+from lowrank_bench.methods.base import TRAINED_BYTES, create_method
+from lowrank_bench.methods.budget import Budget
+from lowrank_bench.models.architectures import random_model
+from lowrank_bench.models.matrices import model_size
+from lowrank_bench.runners.data import TaskData
+from lowrank_bench.runners.estimate import checkpoint_bytes
+from lowrank_bench.runners.plan import make_plan
+from lowrank_bench.runners.resuming import Resumable
+from lowrank_bench.runners.stages import resume_folder
+from lowrank_bench.runners.training import TaskTrainer
+
+BESIDE_BYTES = 64 << 10
+"""Random state, schedule, names and settings in a checkpoint."""
+
+
+def on_disk(folder):
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    """Return a trainer that keeps a checkpoint after each update, and the sizes that these had."""
+    sizes = []
+
+    def look(done, total):
+        sizes.extend(on_disk(path) for path in tmp_path.glob("r/run-0/*"))
+
+    data = TaskData(trained_together.ITEMS, 0, 0, 42)
+    return TaskTrainer(
+        data, trained_together.SETTINGS, extra_steps=3, resumable=Resumable(tmp_path / "r", 0.0), progress=look
+    ), sizes
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"train_others": False}, {"criterion": "taylor"}, {"criterion": "hessian"}, {"new_vectors": "top"}],
+    ids=str,
+)
+def test_checkpoints_of_basis_selection_take_what_was_foreseen(trainer, options):
+    bs, model, budget = create_method("bs", {"prunings": 3, **options}), random_model("llama", width=256), Budget(3.0)
+    foreseen = bs.checkpoint_bytes(model, budget)
+    assert foreseen < TRAINED_BYTES * model_size(model).parameters / 3
+    data = TaskData(trained_together.ITEMS, 0, 0, 42)
+    bs.compress(model, bs.fit(model, data), budget, trainer[0], data)
+    assert trainer[1]
+    assert 0.8 * foreseen < max(trainer[1]) < foreseen + BESIDE_BYTES
+
+
+def test_checkpoints_of_a_whole_model_take_what_was_foreseen(trainer):
+    model = random_model("llama", width=256)
+    foreseen = create_method("svd").checkpoint_bytes(model, Budget(2.0))
+    trainer[0].train(model, 2)
+    assert 0.95 * foreseen < max(trainer[1]) < foreseen + BESIDE_BYTES
+
+
+def test_a_plan_foresees_two_checkpoints_of_each_training_at_once_less_what_lies_there(tmp_path, monkeypatch):
+    assert checkpoint_bytes(make_plan(small_sweep(tmp_path))) == 0  # done before it keeps any
+    monkeypatch.setattr("lowrank_bench.runners.estimate.SMALL_MODEL_PARAMETERS", 1)
+    one, two = (make_plan(small_sweep(tmp_path, workers=workers)) for workers in (1, 2))
+    whole = 2 * TRAINED_BYTES * one.parameters
+    assert checkpoint_bytes(one) == whole
+    assert checkpoint_bytes(two) == 2 * whole
+    assert checkpoint_bytes(make_plan(small_sweep(tmp_path, workers=2, checkpoint_minutes=math.inf))) == 0
+
+    lies = tmp_path / "stages"
+    for key, stage in one.stages.items():
+        if stage.kind in ("finetune", "recover"):
+            folder = resume_folder(lies, key) / "run-0" / "checkpoint-1"
+            folder.mkdir(parents=True)
+            (folder / "optimizer.pt").write_bytes(bytes(1000))
+    assert checkpoint_bytes(one) == whole - 1000
+    assert checkpoint_bytes(two) == 2 * (whole - 1000)
+
+
+def test_a_plan_of_basis_selection_alone_foresees_less(tmp_path, monkeypatch):
+    monkeypatch.setattr("lowrank_bench.runners.estimate.SMALL_MODEL_PARAMETERS", 1)
+    changes = {"methods": ["bs:trajectory=true"], "finetune": {"steps": 0}, "recover": {"steps": 0}}
+    plan = make_plan(small_sweep(tmp_path, **changes, extra_pruning_steps=4, workers=1))
+    (stage,) = (stage for stage in plan.stages.values() if stage.kind == "compress")
+    bs = create_method("bs", stage.config["options"])
+    assert checkpoint_bytes(plan) == 2 * bs.checkpoint_bytes(plan.skeleton, Budget(4.0)) > 0
