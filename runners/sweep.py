@@ -21,6 +21,7 @@ from .collect import collect
 from .config import SweepConfig
 from .estimate import checkpoint_bytes, disk_bytes, stage_seconds, wall_seconds
 from .local import crew_size, run_stages
+from .parallel.setup import refuse_launchers
 from .plan import Plan, make_plan
 from .progress import StageProgress
 from .shared_store import SharedStore
@@ -50,6 +51,7 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
     Raises:
         UserError: bad input, before anything is written; or a stage that cannot go on.
     """
+    refuse_launchers()
     if config.executor == "ray":
         from .ray_executor import require_ray
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,19 @@ class ProcessSetup:
     file: Path
     processes: int
     strategy: Strategy
+
+
+def refuse_launchers() -> None:
+    """Raise a UserError in a process that a launcher started beside others to train together.
+
+    Each of them would run the whole sweep, and its trainings would wait for one another.
+    """
+    if "LOCAL_RANK" in os.environ and (count := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise UserError(
+            f"bench runs in {count} processes of torchrun, accelerate launch or the like, but it starts the processes "
+            "of a training itself; start it once, and say how many train together by --accelerate FILE (examples in "
+            "docs/many-gpus.md)"
+        )
 
 
 def read_setup(file: Path, device: str) -> ProcessSetup:

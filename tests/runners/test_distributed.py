@@ -256,6 +256,17 @@ def test_a_missing_or_foreign_file_is_one_sentence(tmp_path):
         read_setup(tmp_path / "foreign.yaml", "cpu")
 
 
+def test_under_torchrun_bench_says_how_it_is_done(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command += ["lowrank_bench.cli", "run", "--methods", "svd", "--model", "tiny", "--task", "toy-math"]
+    command += ["--out", str(tmp_path / "runs")]
+    done = subprocess.run(command, env=os.environ | CPU, capture_output=True, text=True, timeout=300)
+    assert done.returncode
+    assert "error: bench runs in 2 processes of torchrun" in done.stderr
+    assert "--accelerate FILE" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_batch_must_divide_before_anything_starts(tmp_path):
     odd = config(tmp_path, "ddp", num_processes=3)
     with pytest.raises(UserError, match=r"batch size 16 cannot be divided among 3.*2, 4, 8, 16.*multiple of 3"):
