@@ -146,6 +146,15 @@ def test_any_flipped_bit_is_found(data):
                 store.verify(STAGE.key)
 
 
+def test_a_flipped_bit_in_the_name_of_the_checksum_is_found(tmp_path):
+    store = StageStore(tmp_path)
+    store.run(STAGE, fill)
+    file = store.path(STAGE.key) / "stage.json"
+    file.write_text(file.read_text().replace('"checksum"', '"checksul"'))
+    with pytest.raises(UserError, match="damaged"):
+        store.verify(STAGE.key)
+
+
 def test_a_damaged_stage_is_set_aside_and_done_again(tmp_path):
     store = StageStore(tmp_path)
     for number in (1, 2):
