@@ -21,7 +21,8 @@ CODE_RULES_VERSION = 1
 HUMANEVAL_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 """Stop strings of Chen et al. 2021, section 2.3, and of lm-evaluation-harness."""
 
-_FENCE = re.compile(r"```[ \t]*(?:python|py|Python)?[ \t]*\r?\n(.*?)(?:\n```|\Z)", re.DOTALL)
+_FENCE = "```"
+_FENCE_LANGUAGES = ("", "python", "py", "Python")
 
 
 class CodeBenchmark(GenerativeBenchmark):
@@ -82,8 +83,14 @@ class CodeBenchmark(GenerativeBenchmark):
 
 def unfence(text: str) -> str:
     """Return the content of the first Markdown code block, or the text itself where there is none."""
-    found = _FENCE.search(text)
-    return (found.group(1) if found else text).replace("\r\n", "\n")
+    code, start = text, 0
+    while (end := text.find("\n", start)) >= 0:
+        _, fence, language = text[start:end].removesuffix("\r").rpartition(_FENCE)
+        start = end + 1
+        if fence and language.strip(" \t") in _FENCE_LANGUAGES:
+            code = text[start:].partition("\n" + _FENCE)[0]
+            break
+    return code.replace("\r\n", "\n")
 
 
 def function_program(prompt: str, completion: str, entry_point: str) -> str:

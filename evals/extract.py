@@ -27,7 +27,10 @@ MAX_ANSWER = 1000
 
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
-_ANSWER_IS = re.compile(r"[Tt]he (?:final )?answer is:?[ \t]*(.*)")
+ANSWER_IS = re.compile(r"[Tt]he (?:final )?answer is:?")
+"""The words before an answer."""
+_BEFORE_ANSWER = re.compile(r"[\s*]*")
+_CLOSING = {"\\(": "\\)", "\\[": "\\]"}
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*")
 _WORD = re.compile(r"[^\s$]+")
 _BRACE = re.compile(r"[{}]")
@@ -54,13 +57,28 @@ def flexible(text: str) -> str | None:
 def answer_is(text: str) -> str | None:
     """Return what follows the last ``The answer is``, up to the end of the line.
 
-    A closing full stop (or Minerva's closing sentence) and the dollars around the whole answer are left out.
+    Of an answer in ``\\(…\\)`` or ``\\[…\\]``, which may begin on the next line, it is what is between these. Else a closing
+    full stop (or Minerva's closing sentence), Markdown's asterisks and the dollars around the whole answer are left out.
     """
-    found = _ANSWER_IS.findall(text)
-    if not found:
+    matches = list(ANSWER_IS.finditer(text))
+    if not matches:
         return None
-    answer = found[-1].strip().removesuffix("I hope it is correct.").strip()
-    answer = answer.removesuffix(".").strip()
+    start = matches[-1].end()
+    return _delimited(text, start) or _bare(text[start:].partition("\n")[0])
+
+
+def _delimited(text: str, start: int) -> str | None:
+    """Return what is between LaTeX's delimiters if an opening one comes first, and a closing one after it."""
+    opening = _BEFORE_ANSWER.match(text, start)
+    assert opening is not None
+    closing = _CLOSING.get(text[opening.end() : opening.end() + 2])
+    end = text.find(closing, opening.end() + 2) if closing else -1
+    return text[opening.end() + 2 : end].strip()[:MAX_ANSWER] or None if end >= 0 else None
+
+
+def _bare(line: str) -> str | None:
+    answer = line.strip(" \t\r*").removesuffix("I hope it is correct.").strip()
+    answer = answer.removesuffix(".").strip().strip("*").removesuffix(".").strip()
     if answer.count("$") - answer.count("\\$") <= 2:
         answer = answer.strip("$").removesuffix(".").strip()
     return answer[:MAX_ANSWER] or None

@@ -18,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from select import POLLIN, poll
 from typing import NamedTuple
 
+from .metrics import Verdict
+
 ITEM_SECONDS = 5.0
 """Of lm-evaluation-harness and math-verify."""
 
@@ -35,6 +37,13 @@ class Request(NamedTuple):
     text: str
 
 
+class Reply(NamedTuple):
+    """Of one comparison: the verdict, and the answer that math-verify found in the text (None where it found none)."""
+
+    verdict: Verdict
+    answer: str | None = None
+
+
 class Worker:
     """One process, started when first needed and again after it was killed."""
 
@@ -42,8 +51,8 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
 
-    def ask(self, request: Request, seconds: float) -> str:
-        """Return the verdict, ``timeout`` if the process took longer or died (out of memory or stack)."""
+    def ask(self, request: Request, seconds: float) -> Reply:
+        """Return the reply, ``timeout`` if the process took longer or died (out of memory or stack)."""
         process = self._running()
         assert process.stdin is not None
         try:
@@ -54,8 +63,8 @@ class Worker:
             answer = None
         if answer is None:
             self.close()
-            return "timeout"
-        return answer
+            return Reply("timeout")
+        return Reply(*json.loads(answer))
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
@@ -92,8 +101,8 @@ class Worker:
             self._process, self._buffer = None, b""
 
 
-def compare_all(requests: Sequence[Request], workers: int | None = None, seconds: float = ITEM_SECONDS) -> list[str]:
-    """Return the verdict of each request: ``correct``, ``wrong``, ``no-answer`` or ``timeout``.
+def compare_all(requests: Sequence[Request], workers: int | None = None, seconds: float = ITEM_SECONDS) -> list[Reply]:
+    """Return the reply to each request; its verdict is ``correct``, ``wrong``, ``no-answer`` or ``timeout``.
 
     Args:
         requests: comparisons; equal ones are computed once.
@@ -109,7 +118,7 @@ def compare_all(requests: Sequence[Request], workers: int | None = None, seconds
     for worker in every:
         idle.put(worker)
 
-    def ask(request: Request) -> str:
+    def ask(request: Request) -> Reply:
         worker = idle.get()
         try:
             return worker.ask(request, seconds)
@@ -118,11 +127,11 @@ def compare_all(requests: Sequence[Request], workers: int | None = None, seconds
 
     try:
         with ThreadPoolExecutor(count) as pool:
-            verdicts = dict(zip(distinct, pool.map(ask, distinct), strict=True))
-        for request, verdict in verdicts.items():
-            if verdict == "timeout":
-                verdicts[request] = every[0].ask(request, seconds * AGAIN_FACTOR)
+            replies = dict(zip(distinct, pool.map(ask, distinct), strict=True))
+        for request, reply in replies.items():
+            if reply.verdict == "timeout":
+                replies[request] = every[0].ask(request, seconds * AGAIN_FACTOR)
     finally:
         for worker in every:
             worker.close()
-    return [verdicts[request] for request in requests]
+    return [replies[request] for request in requests]

@@ -31,7 +31,7 @@ from .math_text import TEXT_RULES_VERSION, exact_number, normalize_minerva, same
 from .math_value import clearly_differ, unreadable
 from .metrics import Verdict
 
-MATH_RULES_VERSION = 1
+MATH_RULES_VERSION = 2
 """Raised whenever a verdict may change for the same text; part of every MATH evaluation's identity."""
 
 EXTRACTORS: dict[str, Callable[[str], str | None]] = {
@@ -54,7 +54,6 @@ MAX_READ = 20_000
 
 _DIGITS = re.compile(rf"\d{{{MAX_DIGITS}}}")
 _BRACKET = re.compile(r"[][{}()]")
-_BARE_LATEX = re.compile(r"([Tt]he (?:final )?answer is:?[ \t]*)([^$\n]*\\(?!boxed)[^$\n]*?)(\.?[ \t]*(?:\n|\Z))")
 
 
 def library_versions() -> dict[str, str]:
@@ -108,8 +107,8 @@ def compare_strings(answer: str, gold: str) -> Outcome:
 
 
 def read_by_library(text: str, gold: str) -> Outcome:
-    """Ask math-verify. It reads LaTeX only in math mode, so a bare answer after "The answer is" is put into it."""
-    read = _BARE_LATEX.sub(lambda match: f"{match[1]}${match[2]}${match[3]}", text[-MAX_READ:])
+    """Ask math-verify, in a process that can be killed, with the end of the text; see `math_latex` for bare answers."""
+    read = text[-MAX_READ:]
     if not read.strip():
         return Outcome("no-answer")
     return Outcome(None, Request("math-verify", gold, read)) if nesting(read) <= MAX_READ_DEPTH else Outcome("timeout")
@@ -135,7 +134,7 @@ def score_texts(
     """Score completions against reference answers (contents of ``\\boxed{}``) by every rule, or by some."""
     scored, places, requests = [], [], []
     for index, (text, gold) in enumerate(zip(texts, golds, strict=True)):
-        answers = {name: read(text) for name, read in EXTRACTORS.items() if name in scorers}
+        answers: dict[str, str | None] = {name: read(text) for name, read in EXTRACTORS.items() if name in scorers}
         outcomes = {
             name: (compare_minerva if name == "minerva" else compare_strings)(found, gold)
             if found is not None
@@ -144,13 +143,16 @@ def score_texts(
         }
         if "math-verify" in scorers:
             outcomes["math-verify"] = read_by_library(text, gold)
+            answers["math-verify"] = None
         scored.append(Scored(answers, {name: one.verdict or "wrong" for name, one in outcomes.items()}, {"gold": gold}))
         for name, one in outcomes.items():
             if one.request is not None:
                 places.append((index, name))
                 requests.append(one.request)
-    for (index, name), verdict in zip(places, compare_all(requests, workers), strict=True):
-        scored[index].verdicts[name] = verdict  # type: ignore[assignment]
+    for (index, name), reply in zip(places, compare_all(requests, workers), strict=True):
+        scored[index].verdicts[name] = reply.verdict
+        if name == "math-verify":
+            scored[index].answers[name] = reply.answer
     return scored
 
 
@@ -163,7 +165,7 @@ def equivalent(answer: str, gold: str, scorer: str, workers: int | None = None) 
     else:
         found = compare_strings(answer, gold)
     if found.request is not None:
-        (verdict,) = compare_all([found.request], workers)
-        return verdict  # type: ignore[return-value]
+        (reply,) = compare_all([found.request], workers)
+        return reply.verdict
     assert found.verdict is not None
     return found.verdict

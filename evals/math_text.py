@@ -40,7 +40,6 @@ _REMOVED = (*_UNIT_WORDS[:10], *_MARKS_BEFORE_SUE, *_UNIT_WORDS[10:], *_MARKS)
 
 _LONE_UNIT = re.compile(rf"(?<!\\)\b(?:{'|'.join(_UNIT_WORDS)})\b")
 _COMMAND = re.compile(r"(\\[a-zA-Z]+)")
-_IN_DOLLARS = re.compile(r".*?\$(.*?)\$.*")
 _WRAPPERS = tuple(
     re.compile(rf"\\{name}\{{(.*{lazy})\}}")
     for name, lazy in (("text", "?"), ("textbf", "?"), ("overline", "?"), ("boxed", ""))
@@ -60,7 +59,7 @@ def normalize_minerva(answer: str) -> str:
     for removed in _REMOVED:
         if removed in text:
             text = _without_word(text, removed) if removed.isalpha() else text.replace(removed, "")
-    text = _IN_DOLLARS.sub(r"$\1$", text)
+    text = "\n".join(f"${line.split('$', 2)[1]}$" if line.count("$") > 1 else line for line in text.split("\n"))
     for wrapper in _WRAPPERS:
         text = wrapper.sub(r"\1", text)
     text = _BARE_FRACTION.sub(r"frac{\1}{\2}", text)

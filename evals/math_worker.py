@@ -1,7 +1,7 @@
 """The process in which MATH answers are compared by algebra; it may be killed at any time.
 
 Run as ``python -m lowrank_bench.evals.math_worker``. It writes the line ``ready`` once its libraries are loaded, then
-reads one JSON list ``[rule, gold, text]`` a line and writes one verdict a line. See `math_rules` for the rules.
+reads one JSON list ``[rule, gold, text]`` a line and writes one, ``[verdict, answer found or null]``, a line. See `math_rules` for the rules.
 
 Reading and simplifying take milliseconds. So plain numbers are read directly, everything read is kept, an answer that
 math-verify finds written just as the reference answer is not read at all, nor are two simple answers that clearly
@@ -26,6 +26,9 @@ from antlr4.atn.PredictionMode import PredictionMode
 from math_verify import grader, parse, parser, verify
 from sympy.parsing.latex import parse_latex
 
+from .extract import MAX_ANSWER
+from .math_latex import put_in_dollars
+from .math_pool import Reply
 from .math_value import answers_clearly_differ, simple
 
 MEMORY_BYTES = 4 << 30
@@ -95,12 +98,12 @@ _read_library = _quick(parser.parse_latex_cached.__wrapped__)
 _read_sympy = _quick(parse_latex)
 
 
-def minerva(gold: str, answer: str) -> str:
+def minerva(gold: str, answer: str) -> Reply:
     """Tell whether the difference of two normalised answers simplifies to zero (minerva_math's ``is_equiv``)."""
     difference = _read_sympy(answer) - _read_sympy(gold)
     if differs_somewhere(difference):
-        return "wrong"
-    return "correct" if sympy.simplify(difference) == 0 else "wrong"
+        return Reply("wrong")
+    return Reply("correct" if sympy.simplify(difference) == 0 else "wrong")
 
 
 def differs_somewhere(difference: Any) -> bool:
@@ -146,8 +149,9 @@ def _gold(answer: str) -> list[Any]:
     return list(parse(f"\\boxed{{{answer}}}", parsing_timeout=None))
 
 
-def math_verify(gold: str, text: str) -> str:
+def math_verify(gold: str, text: str) -> Reply:
     """Let math-verify find an answer in the text and compare it with the reference answer."""
+    text = put_in_dollars(text)
     same, whole = _gold_latex(gold)
 
     def read_later(latex: str) -> Any:
@@ -159,11 +163,12 @@ def math_verify(gold: str, text: str) -> str:
     parser.parse_latex_cached = read_later
     found = parse(text, parsing_timeout=None)
     if not found:
-        return "no-answer"
+        return Reply("no-answer")
+    answer = str(found[-1])[:MAX_ANSWER]
     if found[0] is _SAME:
-        return "correct"
+        return Reply("correct", answer)
     if whole and isinstance(found[0], _Later) and answers_clearly_differ(found[0].name, same):
-        return "wrong"
+        return Reply("wrong", answer)
     if isinstance(found[0], sympy.Basic) and any(
         part is _SAME or isinstance(part, _Later) for part in found[0].free_symbols
     ):
@@ -171,21 +176,27 @@ def math_verify(gold: str, text: str) -> str:
         found = parse(text, parsing_timeout=None)
     expected = _gold(gold)
     if all(side and isinstance(side[0], sympy.Integer) for side in (found, expected)):
-        return "correct" if found[0] == expected[0] else "wrong"
-    return "correct" if verify(expected, found, timeout_seconds=None) else "wrong"
+        return Reply("correct" if found[0] == expected[0] else "wrong", answer)
+    try:
+        equal = verify(expected, found, timeout_seconds=None)
+    except MemoryError:
+        raise
+    except Exception:
+        equal = False
+    return Reply("correct" if equal else "wrong", answer)
 
 
 RULES = {"minerva": minerva, "math-verify": math_verify}
 
 
-def answer(rule: str, gold: str, text: str) -> str:
-    """Return the verdict of one rule; what the algebra cannot handle is not shown to be equal."""
+def answer(rule: str, gold: str, text: str) -> Reply:
+    """Return the reply of one rule; what the algebra cannot handle is not shown to be equal."""
     try:
         return RULES[rule](gold, text)
     except MemoryError:
-        return "timeout"
+        return Reply("timeout")
     except Exception:
-        return "wrong"
+        return Reply("wrong")
 
 
 def main() -> None:
@@ -197,7 +208,7 @@ def main() -> None:
     math_verify("x+2", "$2+x$")
     print("ready", flush=True)
     for line in sys.stdin:
-        print(answer(*json.loads(line)), flush=True)
+        print(json.dumps(answer(*json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":

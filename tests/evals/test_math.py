@@ -20,7 +20,7 @@ from lm_eval.tasks.minerva_math import utils as minerva
 from lowrank_bench.evals import extract, math_pool, math_rules, math_worker
 from lowrank_bench.evals.datasets import load_rows
 from lowrank_bench.evals.extract import last_boxed
-from lowrank_bench.evals.math_pool import Request, Worker, compare_all
+from lowrank_bench.evals.math_pool import Reply, Request, Worker, compare_all
 from lowrank_bench.evals.math_rules import EXTRACTORS, SCORERS, compare_minerva, equivalent, score_texts
 from lowrank_bench.evals.math_text import exact_number, normalize_minerva, normalize_original, same_original
 
@@ -54,7 +54,7 @@ def test_hand_checked_pairs():
     wrong = []
     for (answer, gold, _, *expected), boxed, one in zip(PAIRS, scored, requests, strict=True):
         found = [
-            one.verdict or next(algebra),
+            one.verdict or next(algebra).verdict,
             "correct" if same_original(answer, gold) else "wrong",
             boxed.verdicts["math-verify"],
         ]
@@ -236,19 +236,21 @@ SLOW = Request("minerva", "1", "((((" + "+".join(f"x_{{{n}}}" for n in range(40)
 
 def test_what_takes_too_long_is_a_timeout_and_the_others_are_not_touched():
     good = [Request("minerva", "2+x", "x+2"), Request("math-verify", "5", "\\boxed{5}")]
-    assert compare_all([good[0], SLOW, good[1]], 1, seconds=0.2) == ["correct", "timeout", "correct"]
+    replies = compare_all([good[0], SLOW, good[1]], 1, seconds=0.2)
+    assert [reply.verdict for reply in replies] == ["correct", "timeout", "correct"]
+    assert replies[2].answer == "5"
     power = Request("minerva", "5", "9^{9^{9^{9}}}")
-    assert compare_all([power, good[0]], 1, seconds=0.2) == ["timeout", "correct"]
+    assert compare_all([power, good[0]], 1, seconds=0.2) == [Reply("timeout"), Reply("correct")]
 
 
 def test_a_worker_that_is_killed_is_replaced():
     worker = Worker()
     try:
-        assert worker.ask(Request("minerva", "2+x", "x+2"), 60) == "correct"
+        assert worker.ask(Request("minerva", "2+x", "x+2"), 60).verdict == "correct"
         os.kill(worker._process.pid, signal.SIGKILL)
         worker._process.wait()
-        assert worker.ask(Request("minerva", "2+x", "x+2"), 60) == "timeout"
-        assert worker.ask(Request("minerva", "2+x", "x+2"), 60) == "correct"
+        assert worker.ask(Request("minerva", "2+x", "x+2"), 60).verdict == "timeout"
+        assert worker.ask(Request("minerva", "2+x", "x+2"), 60).verdict == "correct"
     finally:
         worker.close()
 
@@ -258,7 +260,7 @@ def test_no_worker_outlives_the_comparison_and_it_works_off_the_main_thread():
     thread = threading.Thread(target=lambda: results.extend(compare_all([Request("minerva", "2+x", "x+2")])))
     thread.start()
     thread.join()
-    assert results == ["correct"]
+    assert results == [Reply("correct")]
     children = subprocess.run(["ps", "-o", "args", "--ppid", str(os.getpid())], capture_output=True, text=True).stdout
     assert "math_worker" not in children
 
