@@ -11,6 +11,7 @@ from typing import Any
 
 from ...foundation.errors import UserError
 from ...foundation.memory import free_memory
+from ...models.configs import load_config
 from ...models.footprint import Footprint, footprint
 from ...models.loading import load_tokenizer
 from .base import Completion, Engine, Progress, Sampling, check_lengths, engines, eos_ids, finish, stop_window
@@ -48,20 +49,20 @@ class VllmEngine(Engine):
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override the size given below
         if ":" in device:
             os.environ["CUDA_VISIBLE_DEVICES"] = _visible(device)
-        from transformers import AutoConfig
         from vllm import LLM
 
         from ...models.vllm_plugin import register
 
         register()
         needs = footprint(checkpoint, revision or "", dtype)
-        config = AutoConfig.from_pretrained(str(checkpoint), revision=revision).get_text_config()
+        config = load_config(checkpoint, revision or "").get_text_config()
         self.tokenizer = load_tokenizer(checkpoint, revision or "")
         self.context_length = needs.context
         self._eos = eos_ids(self.tokenizer, _generation_config(checkpoint, revision))
         self._llm: Any = LLM(
             model=str(checkpoint),
             revision=revision,
+            trust_remote_code=False,
             skip_tokenizer_init=True,
             dtype=needs.dtype,
             # vLLM wants room for one new token behind every prompt, also where a full window is only scored. That token
@@ -226,12 +227,12 @@ def _visible(device: str) -> str:
 
 
 def _generation_config(checkpoint: str | Path, revision: str | None) -> Any:
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     try:
         return GenerationConfig.from_pretrained(str(checkpoint), revision=revision)
     except OSError:
-        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(str(checkpoint), revision=revision))
+        return GenerationConfig.from_model_config(load_config(checkpoint, revision or ""))
 
 
 def _seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
