@@ -82,6 +82,13 @@ class LowRankQuantizer(HfQuantizer):
         if layout.guard:
             ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
             model._keys_to_ignore_on_load_unexpected = {*ignored, re.escape(layout.guard)}
+        self._dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        # Of a quantised model transformers keeps the stored dtype of whatever it renames, as all that `AutoModel` loads.
+        for name, parameter in model.named_parameters():
+            parameter.data = parameter.data.to(self._dtypes.get(name, parameter.dtype))
+        return model
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """Return what `save_pretrained` writes: the model's tensors and the guard."""

@@ -241,7 +241,8 @@ def test_every_command_refuses_a_broken_folder_in_a_sentence(originals: Path, tm
     edit, message = ANY[case]
     folder = broken(originals, "dense", edit, tmp_path / "model")
     for command in COMMANDS:
-        refuse(command, folder, tmp_path / "out", message)
+        unbuilt = command == "export" and case in ("own code", "no heads")  # refused as dense before it is built
+        refuse(command, folder, tmp_path / "out", "is not factorised" if unbuilt else message)
     with pytest.raises(UserError):
         open_streamed(folder)
 
