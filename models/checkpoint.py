@@ -85,7 +85,7 @@ class LowRankQuantizer(HfQuantizer):
         self._dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        # Of a quantised model transformers keeps the stored dtype of whatever it renames, as all that `AutoModel` loads.
+        # Of a quantised model transformers keeps the stored dtype of what it renames, as all that `AutoModel` loads.
         for name, parameter in model.named_parameters():
             parameter.data = parameter.data.to(self._dtypes.get(name, parameter.dtype))
         return model
