@@ -14,7 +14,7 @@ from ...foundation.memory import free_memory
 from ...models.configs import load_config
 from ...models.footprint import Footprint, footprint
 from ...models.loading import load_tokenizer
-from .base import Completion, Engine, Progress, Sampling, check_lengths, engines, eos_ids, finish, stop_window
+from .base import Completion, Engine, Progress, Sampling, check_lengths, engines, eos_ids, finish, stop_found
 
 _CPU_SEQUENCES, _GPU_SEQUENCES = 64, 256  # most that run side by side, whatever the batch size
 _BLOCK_TOKENS = 128  # at least vLLM's block size: a sequence's last block may be nearly empty
@@ -94,7 +94,6 @@ class VllmEngine(Engine):
 
         check_lengths(prompts, sampling.max_new_tokens, self.context_length)
         stops, eos = sampling.stop, self._eos
-        window = stop_window(stops) if stops else 0
         kind = RequestOutputKind.DELTA if stops else RequestOutputKind.FINAL_ONLY
         seeds = _seeds(prompts, sampling.seed)
 
@@ -111,10 +110,6 @@ class VllmEngine(Engine):
                 **choice,
             )
 
-        def stopped(ids: list[int]) -> bool:
-            text = self.tokenizer.decode(ids[-window:], skip_special_tokens=True)
-            return any(stop in text for stop in stops)
-
         results: list[Completion | None] = [None] * len(prompts)
         generated: dict[int, list[int]] = {}
         done = 0
@@ -122,10 +117,10 @@ class VllmEngine(Engine):
             ids = generated.setdefault(index, [])
             ids.extend(output.outputs[0].token_ids)
             if not output.finished:
-                if not (stops and stopped(ids)):
+                if not stop_found(self.tokenizer, prompts[index], ids, stops):
                     continue
                 cancel()
-            results[index] = finish(self.tokenizer, generated.pop(index), stops, eos)
+            results[index] = finish(self.tokenizer, prompts[index], generated.pop(index), stops, eos)
             done += 1
             if progress:
                 progress(done, len(prompts))
