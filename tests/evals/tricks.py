@@ -112,11 +112,11 @@ TRICKS = {
     "interpreter-file": "import os\nos.chmod('/proc/self/exe', 0o755)\ndef f(x): return 2",
     "through-namespaces": "import os\nos.open('/proc/1/ns/mnt', os.O_RDONLY)\ndef f(x): return 2",
     "colliding-value": (
-        "import candidate\nitems = b''.join(b'i%x;' % (n * (2**61 - 1)) for n in range(1 << 17))\n"
-        "candidate.answer = lambda *a: b't3:s5:valueS131072:' + items + b'N'\ndef f(x): return 0"
+        "import sys\nitems = b''.join(b'i%x;' % (n * (2**61 - 1)) for n in range(1 << 17))\n"
+        "sys._getframe(1).f_globals['answer'] = lambda *a: b't3:s5:valueS131072:' + items + b'N'\ndef f(x): return 0"
     ),
     "many-values": (
-        "import candidate\ncandidate.answer = lambda *a: b't3:s5:valuel5000000:' + b'S0:' * 5000000 + b'N'\n"
+        "import sys\nsys._getframe(1).f_globals['answer'] = lambda *a: b't3:s5:valuel5000000:' + b'S0:' * 5000000 + b'N'\n"
         "def f(x): return 0"
     ),
     "null-byte": "def f(x): return 2\0",
