@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..foundation.errors import UserError
-from ..foundation.files import digest, read_json, sha256_file, sync, write_json
+from ..foundation.files import apply_umask, digest, read_json, sha256_file, sync, write_json
 from ..foundation.memory import peak_memory_bytes, reset_peak_memory
 
 FORMAT = 1
@@ -277,6 +277,7 @@ class StageStore:
                 record["files"] = {file.relative_to(part).as_posix(): file.stat().st_size for file in files}
                 record["sha256"] = {file.relative_to(part).as_posix(): sha256_file(file) for file in files}
                 write_json(part / RECORD, record | {"checksum": checksum(record)})
+                apply_umask(part)
                 for path in [*part.rglob("*"), part]:
                     sync(path)
                 os.rename(part, self.path(key))
