@@ -23,10 +23,10 @@ class _CheckedFile(io.FileIO):
 
     failure: OSError | None = None
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any, /) -> int:
         """Write, or drop what cannot be written; a closed pipe is raised."""
         try:
-            return super().write(data)
+            return super().write(data) or 0
         except (BrokenPipeError, BlockingIOError):
             raise
         except OSError as error:

@@ -6,7 +6,7 @@ import errno
 
 import typer
 
-UsageError = typer.BadParameter.__mro__[1]
+UsageError: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 """What typer raises for a wrong command line; it has no public name of its own in typer."""
 
 _REMEDIES = {

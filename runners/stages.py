@@ -167,11 +167,18 @@ class StageStore:
         return list(self.marker(key).get("lacks", []))
 
     def whole(self, key: str) -> Path:
-        """Return the folder of a finished stage, after bringing what it lacks from its storage."""
-        if self.lacking(key):
-            from .shared_store import SharedStore
+        """Return the folder of a finished stage that has all its files here.
 
-            SharedStore(self.root, self.marker(key)["storage"]).whole(key)
+        The storage that a run folder names is never opened: the folder may be another person's.
+
+        Raises:
+            UserError: some of its files are only in a storage.
+        """
+        if self.lacking(key):
+            raise UserError(
+                f"some files of the stage {key} are only in a storage (its {MARKER} names "
+                f"{self.marker(key)['storage']!r}); add --storage URL with a URL that you trust"
+            )
         return self.path(key)
 
     def missing(self, keys: Iterable[str]) -> list[str]:

@@ -25,7 +25,7 @@ from .parallel.setup import refuse_launchers
 from .plan import Plan, make_plan
 from .progress import StageProgress
 from .shared_store import SharedStore
-from .storage import Storage
+from .storage import Storage, hide_password
 
 _SPARE_BYTES = 64 << 20
 
@@ -68,7 +68,11 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
             plan.store.verify(key)
     shared = plan.store if isinstance(plan.store, SharedStore) else None
     if shared and (count := shared.publish(plan.stages)):
-        out.print(f"{count} stages that stood here alone are in {config.storage} now", soft_wrap=True, highlight=False)
+        out.print(
+            f"{count} stages that stood here alone are in {hide_password(config.storage)} now",
+            soft_wrap=True,
+            highlight=False,
+        )
     if pending:
         _check_disk(plan)
         _run_pending(plan, pending, out)
