@@ -23,7 +23,7 @@ _RECORD = "stage.json"
 Result = TypeVar("Result")
 
 PROTOCOLS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "hdfs", "sftp", "ssh", "smb", "file", "local")
-"""Protocols of fsspec that hold files of their own; others read a URL inside the URL, run code or fetch from elsewhere."""
+"""Protocols of fsspec that hold files of their own; others read a URL inside the URL or run code."""
 
 
 def check_url(url: str) -> None:
