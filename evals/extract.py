@@ -17,7 +17,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-RULES_VERSION = 2
+from .number_text import read_number
+
+RULES_VERSION = 3
 """Raised whenever a rule below changes; part of every evaluation's identity."""
 
 MAX_ANSWER = 1000
@@ -29,8 +31,7 @@ _ANSWER_IS = re.compile(r"[Tt]he (?:final )?answer is:?[ \t]*(.*)")
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*")
 _WORD = re.compile(r"[^\s$]+")
 _BRACE = re.compile(r"[{}]")
-_NUMBER = re.compile(r"-?\$?-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
-_IGNORED = re.compile(r",|\$|.*#### |\.$")
+_FINAL_STOP = re.compile(r"\.$")
 
 _MINERVA_START = "Final Answer: The final answer is"
 _MINERVA_END = re.compile(r".(?= I hope it is correct.)")
@@ -114,29 +115,18 @@ def _closing_braces(text: str, start: int) -> dict[int, int]:
     return found
 
 
-def first_number(text: str) -> str | None:
-    """Return the first number of an extracted answer, so that ``18 dollars`` and ``$18`` count as ``18``."""
-    found = _NUMBER.search(text)
-    return found.group(0) if found else None
-
-
 def same_text(answer: str, gold: str) -> bool:
-    """Compare as lm-evaluation-harness does for GSM8K: without ``,``, ``$``, all up to ``#### ``, final ``.``, case."""
-    return _IGNORED.sub("", answer).lower() == _IGNORED.sub("", gold).lower()
+    """Compare as lm-evaluation-harness does for GSM8K: its four substitutions one after another, then lower case."""
+    return _without_ignored(answer) == _without_ignored(gold)
+
+
+def _without_ignored(answer: str) -> str:
+    """Take out ``,`` and ``$``, then all up to the last ``#### ``, then a full stop that is then at the end."""
+    text = answer.replace(",", "").replace("$", "").rpartition("#### ")[2]
+    return _FINAL_STOP.sub("", text).lower()
 
 
 def same_number(answer: str, gold: str) -> bool:
-    """Compare as numbers, exactly (``18.00`` equals ``18``, ``3.4`` does not equal ``3``)."""
-    left, right = first_number(answer), first_number(gold)
-    if left is None or right is None:
-        return False
-    return _decimal(left) == _decimal(right)
-
-
-def _decimal(number: str) -> str:
-    text = number.replace(",", "").replace("$", "")
-    negative, text = text.startswith("-"), text.lstrip("-")
-    whole, _, fraction = text.partition(".")
-    whole, fraction = whole.lstrip("0") or "0", fraction.rstrip("0")
-    value = f"{whole}.{fraction}" if fraction else whole
-    return f"-{value}" if negative and value != "0" else value
+    """Compare the first numbers as values, exactly (``18.00`` equals ``18``, ``3.4`` does not equal ``3``)."""
+    value = read_number(answer)
+    return value is not None and value == read_number(gold)

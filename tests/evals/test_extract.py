@@ -1,5 +1,6 @@
 """Readings of an answer, against hand-checked cases and the projects that they reproduce."""
 
+import random
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,39 @@ def test_readings(text, strict, flexible, answer_is, boxed):
         ("180", "18", False),
         ("-5", "5", False),
         ("five", "5", False),
+        # other minus signs, and signs before a currency or a bracket
+        ("−5", "5", False),
+        ("−5", "-5", True),
+        ("–5", "-5", True),
+        ("－5", "-5", True),
+        ("- 5", "-5", True),
+        ("−$5", "-5", True),
+        ("-\\$5", "5", False),
+        ("\\boxed{-€5}", "-5", True),
+        ("x = −5", "-5", True),
+        ("—5", "5", True),
+        ("apples - 5", "5", True),
+        ("10–5", "10", True),
+        # digits in groups, and other digits
+        ("1{,}800", "1800", True),
+        ("1{,}800", "1", False),
+        ("1,\\!800", "1800", True),
+        ("1\u202f800", "1800", True),
+        ("1\u00a0800", "1", False),
+        ("1’800", "1800", True),
+        ("\u00a018\u00a0dollars", "18", True),
+        ("5\u00a012", "5", True),
+        ("１，８００", "1800", True),
+        # fractions
+        ("3/4", "3", False),
+        ("3/4", "0.75", True),
+        ("18/2", "9", True),
+        ("\\frac{3}{4}", "3", False),
+        ("\\frac34", "34", False),
+        ("2 1/2", "2.5", True),
+        ("2½", "2", False),
+        ("1\\dfrac{1}{2}", "1.5", True),
+        ("5/0", "5", False),
     ],
 )
 def test_numbers_are_compared_exactly(answer, gold, same):
@@ -69,46 +103,66 @@ def test_every_reading_finds_its_own_form(number):
         assert score_number(text, f"#### {number}").verdicts[name] == "correct"
 
 
-def endings(index, number):
-    """Ends of completions as base and finetuned models write them, some right and some wrong."""
-    forms = (
-        f"\n#### {number}",
-        f"\n#### {number}.\n\nQuestion: 3 + 4?\nAnswer: #### 7",
-        f" So the answer is ${number}.",
-        f"\n#### ${number}",
-        f"\n#### {number}.00",
-        f"\nThe answer is: {number} dollars",
-        f"\n#### {int(number.replace(',', '')):,}",
-        f"\n####{number}",
-        f"\n#### {index}",
-        f" The total is {number}%...",
-        "",
-    )
-    return forms[index % len(forms)]
+LEADS = ("\n#### ", "\n####", "\n#### $", "\n#### -", " The answer is ", " = $", " so ", "\n#### 7\n#### ", " $1,2")
+MARKS = (".", ",", "$", "%", "*", " ", "\n", "-", "...", ".$", "$.", ".,", ",.", "$.$", ",$.", ".\n", ".00", "x")
 
 
-def test_strict_and_flexible_agree_with_the_harness(data_dir):
-    """The harness's own filters and metric, as its own task file sets them; a missing answer is wrong there."""
+def completions(gold, count, draw):
+    """Ends of completions: the number in several forms, right or one more, behind a lead and before trailing marks."""
+    number = gold.replace(",", "")
+    for _ in range(count):
+        value = draw.choice((number, number, f"{int(number):,}", str(int(number) + 1)))
+        marks = "".join(draw.choice(MARKS) for _ in range(draw.randrange(3)))
+        yield draw.choice(LEADS) + value + marks + draw.choice(("", "", "", "\n\nQuestion: 3 + 4?\n#### 7", " dollars"))
+
+
+def by_the_harness(texts, golds):
+    """lm-eval's own filters and metric, as its task file sets them: {scorer: ([answers], [verdicts])}."""
     import lm_eval
     from lm_eval.api.metrics import exact_match_fn
     from lm_eval.filters.extraction import RegexFilter
 
     config = yaml.safe_load((Path(lm_eval.__file__).parent / "tasks" / "gsm8k" / "gsm8k.yaml").read_text())
-    filters = {part["name"]: part["filter"][0] for part in config["filter_list"]}
     (metric,) = config["metric_list"]
     options = {name: metric[name] for name in ("ignore_case", "ignore_punctuation", "regexes_to_ignore")}
-    rows = load_rows("gsm8k", "test", data_dir).rows[:400]
-    golds = [row["answer"] for row in rows]
-    texts = [gold.split("#### ")[0] + endings(index, gold.split("#### ")[1]) for index, gold in enumerate(golds)]
-    texts[:3] = "", "none", ".. ,"
-    scored = [score_number(text, gold) for text, gold in zip(texts, golds, strict=True)]
-    for ours, theirs in (("strict", "strict-match"), ("flexible", "flexible-extract")):
-        settings = {key: value for key, value in filters[theirs].items() if key != "function"}
+    results = {}
+    for part in config["filter_list"]:
+        settings = {key: value for key, value in part["filter"][0].items() if key != "function"}
         found = [answer for (answer,) in RegexFilter(**settings).apply([[t] for t in texts], [{}] * len(texts))]
-        assert [one.answers[ours] or "[invalid]" for one in scored] == found
         verdicts = [
             exact_match_fn(predictions=[answer], references=[gold], **options)["exact_match"] == 1
             for answer, gold in zip(found, golds, strict=True)
         ]
-        assert [one.verdicts[ours] == "correct" for one in scored] == verdicts
-        assert 50 < sum(verdicts) < 350
+        results[{"strict-match": "strict", "flexible-extract": "flexible"}[part["name"]]] = found, verdicts
+    return results
+
+
+def test_strict_and_flexible_agree_with_the_harness(data_dir):
+    """A missing answer is wrong there. Twenty completions for each problem of the test split."""
+    draw = random.Random(0)
+    texts, golds = ["", "none", ".. ,"], ["#### 1"] * 3
+    for row in load_rows("gsm8k", "test", data_dir).rows:
+        solution, _, number = row["answer"].rpartition("#### ")
+        for end in completions(number, 20, draw):
+            texts.append(solution + end)
+            golds.append(row["answer"])
+    scored = [score_number(text, gold) for text, gold in zip(texts, golds, strict=True)]
+    for name, (found, verdicts) in by_the_harness(texts, golds).items():
+        assert [one.answers[name] or "[invalid]" for one in scored] == found
+        assert [one.verdicts[name] == "correct" for one in scored] == verdicts
+        assert 0.05 < sum(verdicts) / len(verdicts) < 0.9
+
+
+@pytest.mark.parametrize("end", ["The answer is $27.$", "so 27.,", "#### 27.,", "#### 27.$", "$27,.", "#### ,27."])
+def test_trailing_marks_are_taken_off_one_after_another(end):
+    (scorer,) = {"strict", "flexible"} & ({"strict"} if "####" in end else {"flexible"})
+    assert score_number(end, "#### 27").verdicts[scorer] == "correct"
+    assert by_the_harness([end], ["#### 27"])[scorer][1] == [True]
+
+
+@given(st.text(alphabet="0123.,$-# \n", max_size=20), st.sampled_from(["12", "-3", "1,230", "0.5"]))
+def test_strict_and_flexible_agree_with_the_harness_on_marks(text, gold):
+    scored = score_number(text, f"#### {gold}")
+    for name, (found, verdicts) in by_the_harness([text], [f"#### {gold}"]).items():
+        assert [scored.answers[name] or "[invalid]"] == found
+        assert [scored.verdicts[name] == "correct"] == verdicts

@@ -1,0 +1,68 @@
+"""The first number of an answer as an exact value, however it is typed.
+
+Besides digits, a decimal point and thousands commas it knows what people and models write for them: other minus signs
+(U+2212, full-width, non-breaking hyphen, en dash before a digit), a sign before the currency (``-\\$5``), digits in groups
+of three (``1{,}800``, ``1\\,800``, with a non-breaking or thin space or an apostrophe), fractions (``3/4``, ``2 1/2``,
+``\\frac{3}{4}``, ``½``), full-width and other decimal digits. A part of a number is never taken for the whole of it, where
+these are used: ``−5`` is not 5, ``3/4`` not 3 and ``1{,}800`` not 1.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from fractions import Fraction
+
+_MINUS_SIGNS = "-\u2212\ufe63\uff0d"
+"""Hyphen-minus and minus signs; spaces may follow."""
+_HYPHENS = "\u2010\u2011\u2012\u2013"
+"""Hyphens and dashes that are a sign only directly before the number; the em dash never is."""
+_CURRENCIES = "$€£¥₹＄"
+_NARROW_SPACES = "\u00a0\u2007\u2009\u202f"
+
+_PLAIN = str.maketrans(
+    dict.fromkeys(_MINUS_SIGNS[1:], "-")
+    | {"\uff0e": ".", "\uff0c": ",", "\uff0f": "/", "\u2044": "/"}
+    | {one: " " + unicodedata.normalize("NFKC", one).replace("\u2044", "/") for one in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"}
+)
+_GROUP_MARK = re.compile(rf"(?<=\d)(?:['’{_NARROW_SPACES}]|\{{,\}}|,?\\[,!:; ])(?=\d{{3}}(?!\d))")
+_AMOUNT = r"(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
+_ABOVE, _BELOW = (rf"\s*(?:\{{\s*({sign}{_AMOUNT})\s*\}}|(\d))" for sign in ("-?", ""))
+_NUMBER = re.compile(
+    rf"(?:(\d+)\s*)?\\[dt]?frac{_ABOVE}{_BELOW}|(\d+)\s+(\d+)\s*/\s*(\d+)|({_AMOUNT})(?:\s*/\s*({_AMOUNT}))?"
+)
+_OPENINGS = "=(:[{≈*"
+
+
+def read_number(text: str) -> Fraction | None:
+    """Return the value of the first number in a text, or None where there is none (or its denominator is zero)."""
+    plain = _GROUP_MARK.sub("", text.translate(_PLAIN))
+    found = _NUMBER.search(plain)
+    if found is None:
+        return None
+    whole, above, above_digit, below, below_digit, whole_2, above_2, below_2, first, second = found.groups()
+    numerator = above or above_digit or above_2 or first
+    denominator = _amount(below or below_digit or below_2 or second or "1")
+    if denominator == 0:
+        return None
+    value = _amount(whole or whole_2 or "0") + _amount(numerator) / denominator
+    return -value if _negative(plain[: found.start()]) else value
+
+
+def _amount(digits: str) -> Fraction:
+    return Fraction(digits.replace(",", ""))
+
+
+def _negative(before: str) -> bool:
+    """Tell whether a number has a sign, from the text before it.
+
+    Currency and opening brackets may stand between them, and spaces where nothing but an opening stands before the sign
+    (so ``$-5$``, ``-\\$5`` and ``= - 5`` are negative, and ``apples - 5`` is not).
+    """
+    rest = before.rstrip(_CURRENCIES + "\\{( \t" + _NARROW_SPACES)
+    if not rest or rest[-1] not in "-" + _HYPHENS:
+        return False
+    if not any(one.isspace() for one in before[len(rest) :]):
+        return True
+    start = rest[:-1].rstrip(_CURRENCIES + "\\ \t")
+    return rest[-1] == "-" and (not start or start[-1] in _OPENINGS)
