@@ -1,10 +1,10 @@
 """The first number of an answer as an exact value, however it is typed.
 
 Besides digits, a decimal point and thousands commas it knows what people and models write for them: other minus signs
-(U+2212, full-width, non-breaking hyphen, en dash before a digit), a sign before the currency (``-\\$5``), digits in groups
-of three (``1{,}800``, ``1\\,800``, with a non-breaking or thin space or an apostrophe), fractions (``3/4``, ``2 1/2``,
-``\\frac{3}{4}``, ``½``), full-width and other decimal digits. A part of a number is never taken for the whole of it, where
-these are used: ``−5`` is not 5, ``3/4`` not 3 and ``1{,}800`` not 1.
+(U+2212, full-width, non-breaking hyphen, en dash before a digit), a sign before the currency (``-\\$5``), digits in
+groups of three (``1{,}800``, ``1\\,800``, with a non-breaking or thin space or an apostrophe), fractions (``3/4``,
+``2 1/2``, ``\\frac{3}{4}``, ``½``), full-width and other decimal digits. A part of a number that is written in one of
+these ways is not taken for the whole: ``−5`` is not 5, ``3/4`` not 3 and ``1{,}800`` not 1.
 """
 
 from __future__ import annotations
