@@ -25,7 +25,7 @@ from .parallel.setup import refuse_launchers
 from .plan import Plan, make_plan
 from .progress import StageProgress
 from .shared_store import SharedStore
-from .storage import Storage, hide_password
+from .storage import Storage
 
 _SPARE_BYTES = 64 << 20
 
@@ -69,7 +69,7 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
     shared = plan.store if isinstance(plan.store, SharedStore) else None
     if shared and (count := shared.publish(plan.stages)):
         out.print(
-            f"{count} stages that stood here alone are in {hide_password(config.storage)} now",
+            f"{count} stages that stood here alone are in {shared.storage.shown} now",
             soft_wrap=True,
             highlight=False,
         )
