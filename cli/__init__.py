@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 import typer
 
 from ..foundation.errors import UserError
+from ..foundation.text import shortened
 from . import (
     doctor,
     inspect,
@@ -23,7 +25,8 @@ from . import (
     serving,
     single,
 )
-from .output import console, escape
+from .output import Streams, console, escape
+from .refusals import UsageError, path_sentence, usage_sentence
 
 app = typer.Typer(
     name="bench",
@@ -53,16 +56,41 @@ for _group in _GROUPS:
 
 
 def main() -> None:
-    """Run the command line; a `UserError` becomes one sentence and exit code 2."""
+    """Run the command line; bad input becomes one sentence and exit code 2."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its warnings would stand before our one sentence
+    streams = Streams()
     try:
-        app()
+        code = app(standalone_mode=False)
     except UserError as error:
         _fail(str(error))
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            sys.exit(error.exit_code)
+        _fail(usage_sentence(error))
+    except typer.Abort:
+        _fail("interrupted", 130)
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains when it flushes at its end
         sys.exit(0)
+    except (OSError, RuntimeError) as error:
+        sentence = path_sentence(error)
+        if not sentence:
+            raise
+        _fail(sentence)
+    finally:
+        unwritten = streams.close() if not isinstance(sys.exc_info()[1], BrokenPipeError) else ""
+    if unwritten:
+        _fail(
+            f"standard output cannot be written ({unwritten}), so part of what was said is lost; the work is done and "
+            "its files are complete",
+            1,
+        )
+    if isinstance(code, int) and code:
+        sys.exit(code)
 
 
-def _fail(message: str) -> NoReturn:
-    console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
-    sys.exit(2)
+def _fail(message: str, code: int = 2) -> NoReturn:
+    with suppress(OSError):
+        console(stderr=True).print(f"[bold red]error:[/] {escape(shortened(message))}", soft_wrap=True, highlight=False)
+    sys.exit(code)

@@ -11,6 +11,7 @@ import typer
 from ..foundation.errors import UserError, unknown
 from .options import Revision
 from .output import console
+from .serving import Storage
 
 if TYPE_CHECKING:
     from ..runners.inspection import Reading
@@ -50,6 +51,7 @@ def inspect(
     ] = None,
     revision: Revision = None,
     seed: Annotated[int | None, typer.Option(help="Which seed of a cell, where there are several.")] = None,
+    storage: Storage = None,
 ) -> None:
     """Show the tokens behind the bases of a matrix, or what a compression did to all bases."""
     from ..results.bases import FORMATS
@@ -76,13 +78,13 @@ def inspect(
 
     reading = Reading(top, cast(Literal["output", "input"] | None, lens), fold_norm)
     if changes:
-        _changes(model, layer, matrix, bases or 5, reading, seed, format, out)
+        _changes(model, layer, matrix, bases or 5, reading, seed, storage, format, out)
         return
     assert matrix is not None
     from ..results import bases as views
 
     chosen = cast(Literal["left", "right"] | None, side)
-    view = inspect_bases(model, matrix, layer, head, chosen, bases or 10, reading, revision, seed)
+    view = inspect_bases(model, matrix, layer, head, chosen, bases or 10, reading, revision, seed, storage)
     if format == "terminal":
         views.render_bases(view, console())
     else:
@@ -96,6 +98,7 @@ def _changes(
     count: int,
     reading: Reading,
     seed: int | None,
+    storage: str | None,
     format: str,
     out: Path | None,
 ) -> None:
@@ -108,7 +111,7 @@ def _changes(
         raise UserError(
             f"'{name}' is no cell of a run; --changes needs RUN:LABEL@RATIO such as runs/tiny-toy-math:bs@3"
         )
-    view = inspect_changes(name, layer, matrix, count, reading, seed)
+    view = inspect_changes(name, layer, matrix, count, reading, seed, storage)
     paths = []
     if out is not None or format == "terminal":
         run = Path(name.rpartition(":")[0])

@@ -1,40 +1,106 @@
-"""How commands print."""
+"""How commands print: text of models and other people's files stays text, whatever the terminal and its encoding."""
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..foundation.errors import UserError
+from ..foundation.text import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+_FILE_WIDTH = 1000
+"""Columns where standard output is no terminal: nothing is wrapped there, so that names stay whole."""
+
+
+class _CheckedFile(io.FileIO):
+    """A file descriptor that remembers a failed write instead of raising it, so that no work is lost for a message."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        """Write, or drop what cannot be written; a closed pipe is raised."""
+        try:
+            return super().write(data) or 0
+        except (BrokenPipeError, BlockingIOError):
+            raise
+        except OSError as error:
+            self.failure = error
+            return len(memoryview(data).cast("B"))
+
+
+class Streams:
+    """Standard output that takes every character and that may be full; standard error likewise."""
+
+    def __init__(self) -> None:
+        self._file: _CheckedFile | None = None
+        if sys.stdout is None:  # closed by the shell: >&-
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        elif sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.flush()
+            self._file = _CheckedFile(sys.stdout.fileno(), "w", closefd=False)
+            sys.stdout = io.TextIOWrapper(
+                io.BufferedWriter(self._file),
+                encoding=sys.stdout.encoding,
+                errors="backslashreplace",
+                line_buffering=sys.stdout.line_buffering,
+            )
+
+    def close(self) -> str:
+        """Write what waits; return why standard output did not take all of it, or the empty string."""
+        sys.stdout.flush()
+        return "" if self._file is None or self._file.failure is None else str(self._file.failure.strerror)
+
 
 def console(stderr: bool = False) -> Console:
-    """Return a console on standard output or standard error."""
-    from rich.console import Console
+    """Return a console on standard output or standard error; it shows control characters instead of sending them."""
+    from collections.abc import Iterable
 
-    return Console(stderr=stderr)
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+    class SafeConsole(Console):
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+    screen = SafeConsole(stderr=stderr)
+    if not screen.is_terminal and "COLUMNS" not in os.environ:
+        screen.width = _FILE_WIDTH
+    return screen
 
 
 def escape(text: str) -> str:
-    """Protect text that is not markup."""
+    """Protect text that is not markup, and make its control characters visible."""
     from rich.markup import escape
 
-    return escape(text)
+    return escape(visible(text))
+
+
+def print_text(text: str) -> None:
+    """Print text as it is but for control characters, which become visible."""
+    sys.stdout.write(visible(text) + "\n")
 
 
 def print_rows(title: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print a plain table."""
+    """Print a plain table; a column of names without spaces is not broken where it fits into half of the width."""
+    from rich.cells import cell_len
     from rich.table import Table
 
+    screen = console()
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for place, column in enumerate(columns):
+        cells = [visible(row[place]) for row in rows]
+        names = not any(" " in cell for cell in cells) and max(map(cell_len, [column, *cells])) <= screen.width // 2
+        table.add_column(column, overflow="fold", no_wrap=names)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
-    console().print(table)
+    screen.print(table)
 
 
 def split_list(text: str | None) -> list[str] | None:

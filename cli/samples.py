@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .output import console, escape, print_rows
+from .output import console, escape, print_rows, print_text
 
 Data = Annotated[
     Path | None,
@@ -95,7 +95,7 @@ def show(
         with screen.pager():
             screen.print(escape(text), highlight=False)
     else:
-        typer.echo(text)
+        print_text(text)
 
 
 def add_to(app: typer.Typer) -> None:

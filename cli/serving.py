@@ -11,6 +11,10 @@ from ..foundation.errors import UserError
 from .output import console, numbers
 
 CHECKPOINT = "Folder of a checkpoint, or RUN:LABEL@RATIO such as runs/tiny-toy-math:svd@3."
+Storage = Annotated[
+    str | None,
+    typer.Option(help="URL of the storage that a cell's missing files are brought from: s3://BUCKET/FOLDER."),
+]
 Seed = Annotated[int | None, typer.Option(help="Which seed of a run, where there are several.")]
 
 
@@ -20,6 +24,7 @@ def export(
     dense: Annotated[bool, typer.Option("--dense", help="Multiply the factors out (the one form there is).")] = False,
     dtype: Annotated[str, typer.Option(help="Of the weights written; auto is the checkpoint's own.")] = "auto",
     seed: Seed = None,
+    storage: Storage = None,
 ) -> None:
     """Write a factorised checkpoint in a form that loads without this package."""
     if not dense:
@@ -27,7 +32,7 @@ def export(
     from ..models.export import export_dense
     from ..runners.cells import checkpoint_folder
 
-    size = export_dense(checkpoint_folder(folder, seed), out, dtype)
+    size = export_dense(checkpoint_folder(folder, seed, storage), out, dtype)
     console().print(
         f"{size.parameters:,} parameters, {size.bytes:,} bytes; loads without lowrank-bench\ncheckpoint  {out}",
         highlight=False,
@@ -53,6 +58,7 @@ def speed(
         bool, typer.Option("--against-dense/--no-dense", help="Measure the dense export of factorised checkpoints too.")
     ] = True,
     seed: Seed = None,
+    storage: Storage = None,
     out: Annotated[Path, typer.Option(help="Folder whose results.csv takes the records.")] = Path("runs/speed"),
 ) -> None:
     """Measure load time, weight bytes, peak memory, time to the first token and decoding speed.
@@ -76,6 +82,7 @@ def speed(
         repeats,
         against_dense,
         seed,
+        storage,
     )
     stored_records(out)  # what cannot be added to is refused before the work
     screen = console()

@@ -35,12 +35,16 @@ def compress(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the memory that it will take, and stop.")] = False,
 ) -> None:
     """Compress one model as it is and write a factorised checkpoint."""
-    from ..runners.config import parse_method
+    from ..runners.config import check_seed, parse_method
     from ..runners.single import CompressRequest, compress_model, foresee
 
     wanted = numbers("ratio", ratio, float, "4") or []
     if len(wanted) != 1:
         raise UserError(f"the ratio '{ratio}' must be one number; run bench compress once per ratio, or use bench run")
+    try:
+        check_seed(seed)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     request = CompressRequest(
         model,
         parse_method(method),

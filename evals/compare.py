@@ -153,7 +153,11 @@ def _by_problem(lines: Lines, which: str) -> dict[str, list[Mapping[str, Any]]]:
     found: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
         if "verdicts" not in line or "problem" not in line:
-            raise UserError(f"the {which} run has samples without verdicts; compare runs of generating benchmarks")
+            raise UserError(
+                f"the {which} run has samples without verdicts, as those of a perplexity are; bench compare takes "
+                "benchmarks with right and wrong answers (add --benchmark NAME where the run has one), and bench "
+                "leaderboard RUN compares perplexities by the log-likelihood of each window"
+            )
         found.setdefault(line["problem"], []).append(line)
     if not found:
         raise UserError(f"the {which} run has no samples; name a run whose samples.jsonl is not empty")

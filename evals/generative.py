@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 from ..foundation.errors import UserError
 from ..foundation.files import digest
 from .base import Benchmark, EvalSettings, Metric, Outcome, Progress
+from .continuation import DECODING_VERSION
 from .datasets import Rows, load_rows
 from .engines.base import Completion, Engine, Sampling
 from .metrics import PASS_AT, Verdict, pass_at_k, rate
@@ -122,6 +123,7 @@ class GenerativeBenchmark(Benchmark):
             "data": self.data(settings).sha256,
             "limit": settings.limit,
             "prompt_version": PROMPT_VERSION,
+            "decoding_version": DECODING_VERSION,
             "stops": list(self.stops(settings)),
             "max_new_tokens": self.max_new_tokens(settings),
             "rules": dict(self.rules(settings)),

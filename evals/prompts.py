@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 from ..foundation.errors import unknown
 from ..foundation.files import digest
+from .continuation import encode_continuation
 
-PROMPT_VERSION = 1
+PROMPT_VERSION = 2
 """Raised whenever a template or a rule of this module changes; part of every stage's identity."""
 
 IGNORED = -100
@@ -66,8 +67,11 @@ def encode_prompt(tokenizer: Any, text: str) -> list[int]:
 
 
 def encode_answer(tokenizer: Any, text: str) -> list[int]:
-    """Return the token ids of an answer with the end-of-sequence token behind it, if the tokenizer has one."""
-    ids = list(tokenizer.encode(text, add_special_tokens=False))
+    """Return the token ids of an answer behind its prompt, then the end-of-sequence token, if the tokenizer has one.
+
+    Behind a prompt they read as exactly the answer, whatever the tokenizer puts before a text's first word.
+    """
+    ids = encode_continuation(tokenizer, text)
     return ids if tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
 
 

@@ -5,7 +5,8 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
+import stat
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,13 +45,16 @@ def sha256_folder(folder: Path) -> str:
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader sees the old or the new content, never a part; the folder is made if missing.
 
+    The file gets the permissions of any new file of this process (0666 without the umask's bits).
+
     Raises:
         UserError: the folder cannot be made or written to.
     """
     raw = data.encode() if isinstance(data, str) else data
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+        name = path.parent / f".{path.name[:100]}.{uuid.uuid4().hex}"
+        handle = _create(name)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise
@@ -62,14 +66,35 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
         if path.is_dir():
             raise UserError(f"{path} is a folder; name a file")
         os.replace(name, path)
         sync(path.parent)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        name.unlink(missing_ok=True)
         raise
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+
+
+def apply_umask(folder: Path) -> None:
+    """Give all files below a folder the permissions of new files: 0666 without the umask's bits.
+
+    safetensors writes files of mode 0600 whatever the umask is, and copies keep the mode of what they are of.
+    """
+    # A file made for the purpose says what holds here; asking the umask itself would change it for other threads.
+    probe = folder / f".mode.{uuid.uuid4().hex}"
+    handle = _create(probe)
+    try:
+        wanted = stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
+        probe.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink() and stat.S_IMODE(file.stat().st_mode) != wanted:
+            file.chmod(wanted)
 
 
 def sync(path: Path) -> None:
@@ -95,6 +120,8 @@ def read_json(path: Path) -> Any:
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a folder to fill that becomes ``path`` when all went well, and leaves nothing when not.
 
+    Folder and files get the permissions that the umask asks for.
+
     Raises:
         UserError: ``path`` exists already, or cannot be made.
     """
@@ -103,12 +130,13 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} exists already; name a new folder with --out or remove it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        part = path.parent / f".{path.name[:100]}-{uuid.uuid4().hex}"
+        part.mkdir()
     except OSError as error:
         raise UserError(f"{path} cannot be made ({error.strerror}); choose another folder with --out") from error
     try:
         yield part
-        part.chmod(0o755)
+        apply_umask(part)
         os.rename(part, path)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)

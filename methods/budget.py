@@ -9,6 +9,7 @@ import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from torch import Tensor
 
@@ -126,7 +127,8 @@ class Budget:
         Raises:
             UserError: the ratio is out of reach; names the largest one that is not.
         """
-        affordable = shape.parameters / self.ratio - shape.untouched
+        # The ratio is the decimal that was typed: in floats 297 / 2.7 is below 110, so a reachable ratio was refused.
+        affordable = shape.parameters / Fraction(repr(float(self.ratio))) - shape.untouched
         smallest = sum(self._stored(unit, unit.min_rank) for unit in shape.units)
         if affordable < smallest:
             largest = shape.parameters / (shape.untouched + smallest)
@@ -135,7 +137,7 @@ class Budget:
                 f"{shape.parameters:,} parameters stay as they are; {_advice(largest)}"
             )
         whole = shape.parameters - shape.untouched
-        share = min(max(affordable / whole, 0.0), 1.0) if whole else 1.0
+        share = min(max(float(affordable / whole), 0.0), 1.0) if whole else 1.0
         wants = policy.demands(Evidence(shape.units, spectra or {}, share, measured or {}, loss))
 
         def ranks_at(level: float) -> list[int]:

@@ -58,7 +58,7 @@ class LowRankQuantizer(HfQuantizer):
     requires_calibration = True
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        layout: Layout = self.quantization_config.layout
+        layout = self.quantization_config.layout = _without_head(model, self.quantization_config.layout)
         made: dict[str, LowRankLinear] = {}
         for name, rank in layout.ranks.items():
             try:
@@ -66,7 +66,7 @@ class LowRankQuantizer(HfQuantizer):
             except (AttributeError, TypeError) as error:
                 raise UserError(
                     f"the checkpoint announces factors for '{name}', which is no linear layer of "
-                    f"{type(model).__name__}; the checkpoint and its config.json do not belong together"
+                    f"{type(model).__name__}; load it with AutoModelForCausalLM, or make the checkpoint again"
                 ) from error
             made[name] = LowRankLinear(
                 dense.in_features,
@@ -82,6 +82,13 @@ class LowRankQuantizer(HfQuantizer):
         if layout.guard:
             ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
             model._keys_to_ignore_on_load_unexpected = {*ignored, re.escape(layout.guard)}
+        self._dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        # Of a quantised model transformers keeps the stored dtype of what it renames, as all that `AutoModel` loads.
+        for name, parameter in model.named_parameters():
+            parameter.data = parameter.data.to(self._dtypes.get(name, parameter.dtype))
+        return model
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """Return what `save_pretrained` writes: the model's tensors and the guard."""
@@ -101,6 +108,23 @@ class LowRankQuantizer(HfQuantizer):
     def is_qat_trainable(self) -> bool:
         """Whether all parameters train, not only adapters beside them."""
         return True
+
+
+def _without_head(model: Any, layout: Layout) -> Layout:
+    """Return the layout as the model names its modules: `AutoModel` builds the inner model, without prefix and head."""
+    prefix = f"{model.base_model_prefix}."
+    if model.base_model is not model or not any(name.startswith(prefix) for name in layout.ranks):
+        return layout
+    inner = {name: name.removeprefix(prefix) for name in layout.ranks if name.startswith(prefix)}
+    shared = {name: owner for name, owner in layout.shared.items() if name in inner}
+    ranks = {inner[name]: layout.ranks[name] for name in inner if shared.get(name, name) in inner}
+    return Layout(
+        ranks,
+        {inner[name]: inner[owner] for name, owner in shared.items() if owner in inner},
+        tuple(inner[name] for name in layout.added_bias if name in inner),
+        tuple(name.removeprefix(prefix) for name in layout.dense if name.startswith(prefix)),
+        f"{next(iter(ranks))}.weight" if ranks else "",
+    )
 
 
 def register() -> None:

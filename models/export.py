@@ -16,6 +16,7 @@ from torch import nn
 from ..foundation.errors import UserError, unknown
 from ..foundation.files import new_folder
 from .checkpoint import QUANT_METHOD, save_checkpoint
+from .folder_checks import check_folder
 from .layers import LowRankLinear
 from .loading import DTYPES, load_model
 from .matrices import Size, low_rank_layers, model_size, replace_module
@@ -53,6 +54,8 @@ def export_dense(folder: Path, out: Path, dtype: str = "auto") -> Size:
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise unknown("dtype", dtype, ["auto", *DTYPES])
+    if (folder / "config.json").exists():
+        check_folder(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"the folder {folder} holds no model (config.json is missing); name a factorised checkpoint")
     if not is_factorised(folder):
@@ -135,5 +138,5 @@ def _biased(config: Any) -> set[str]:
     if hasattr(plain, "quantization_config"):
         del plain.quantization_config
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(plain)
+        model = transformers.AutoModelForCausalLM.from_config(plain, trust_remote_code=False)
     return {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module.bias is not None}

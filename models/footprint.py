@@ -8,6 +8,7 @@ from typing import Any
 
 from ..foundation.errors import UserError
 from ..foundation.memory import free_memory
+from .configs import load_config
 from .loading import DTYPES, verify_folder, weights_size
 
 SMALL_PARAMETERS = 50_000_000
@@ -58,16 +59,9 @@ def footprint(checkpoint: str | Path, revision: str = "", dtype: str = "auto") -
     Raises:
         UserError: a folder that is not whole, or a configuration that cannot be read.
     """
-    from transformers import AutoConfig
-
     if Path(checkpoint).is_dir():
         verify_folder(Path(checkpoint))
-    try:
-        config = AutoConfig.from_pretrained(str(checkpoint), revision=revision or None)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"the configuration of '{checkpoint}' cannot be read ({str(error).splitlines()[0]}); name another model"
-        ) from error
+    config = load_config(checkpoint, revision)
     chosen = dtype if dtype != "auto" else own_dtype(config)
     itemsize = DTYPES[chosen].itemsize
     weights = weights_size(checkpoint, revision, chosen).parameters * itemsize

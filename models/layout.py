@@ -5,7 +5,7 @@ Imports no torch, so that loaders of other engines can use it. See `checkpoint` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,15 +42,25 @@ class Layout:
             UserError: another version, or fields that contradict each other; names the module.
         """
         version = config.get("version")
-        if version != VERSION:
+        if type(version) is not int or version != VERSION:
             raise UserError(
-                f"the checkpoint has layout version {version} of '{LOWRANK}', this lowrank-bench reads version "
-                f"{VERSION}; install the lowrank-bench that wrote it"
+                f"the checkpoint has layout version {str(version)[:20]} of '{LOWRANK}', this lowrank-bench reads "
+                f"version {VERSION}; install the lowrank-bench that wrote it"
             )
         ranks = config.get("ranks")
-        if not isinstance(ranks, Mapping) or not all(type(rank) is int and rank > 0 for rank in ranks.values()):
+        if not isinstance(ranks, Mapping) or not ranks or any(type(r) is not int or r < 1 for r in ranks.values()):
             raise UserError(f"config.json names no rank for each factorised module; {_AGAIN}")
         shared, added = config.get("shared") or {}, config.get("added_bias") or ()
+        dense, guard = config.get("dense") or (), config.get("guard") or ""
+        if not isinstance(shared, Mapping) or not _are_names(shared.values()):
+            raise UserError(f"the quantization_config.shared of config.json is no object of module names; {_AGAIN}")
+        for field_name, names in (("added_bias", added), ("dense", dense)):
+            if not isinstance(names, (list, tuple)) or not _are_names(names):
+                raise UserError(
+                    f"the quantization_config.{field_name} of config.json is no list of module names; {_AGAIN}"
+                )
+        if not isinstance(guard, str):
+            raise UserError(f"the quantization_config.guard of config.json is no tensor's name; {_AGAIN}")
         for name, owner in shared.items():
             if name not in ranks or owner not in ranks or owner in shared or ranks[name] != ranks[owner]:
                 raise UserError(
@@ -65,8 +75,8 @@ class Layout:
             {name: ranks[name] for name in order},
             dict(shared),
             tuple(added),
-            tuple(config.get("dense") or ()),
-            config.get("guard") or "",
+            tuple(dense),
+            guard,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,8 +117,20 @@ def check_tensors(layout: Layout, shapes: Mapping[str, Sequence[int]], where: st
         if tensor not in shapes:
             raise UserError(f"{where} lacks the tensor {tensor}; {_AGAIN}")
         rank = layout.ranks[tensor.rpartition(".")[0]]
-        if axis is not None and shapes[tensor][axis] != rank:
+        shape = tuple(shapes[tensor])
+        if len(shape) != (1 if axis is None else 2):
+            raise UserError(f"{where}: the tensor {tensor} has {len(shape)} dimensions; {_AGAIN}")
+        if axis is not None and shape[axis] != rank:
             raise UserError(
-                f"{where}: the tensor {tensor} has shape {tuple(shapes[tensor])} but config.json says rank {rank}; "
-                f"{_AGAIN}"
+                f"{where}: the tensor {tensor} has shape {shape} but config.json says rank {rank}; {_AGAIN}"
             )
+    if layout.guard and layout.guard.removesuffix(".weight") not in layout.ranks:
+        raise UserError(
+            f"the quantization_config.guard of config.json in {where} is no weight of a factorised module; {_AGAIN}"
+        )
+    if layout.guard in shapes and 0 not in shapes[layout.guard]:
+        raise UserError(f"{where}: the tensor {layout.guard} is the guard and must be empty; {_AGAIN}")
+
+
+def _are_names(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)

@@ -1,19 +1,19 @@
 """Loading models and tokenizers, dense and factorised, with errors that name the file."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
 from ..foundation.errors import UserError
-from . import checkpoint
-from .layout import Layout, check_tensors
-from .matrices import Size, model_size
+from .configs import load_config, reason
+from .folder_checks import check_folder, check_tokenizer, layout_of, read_object
+from .headers import check_shapes
+from .matrices import Size, low_rank_layers, model_size
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -32,7 +32,7 @@ def load_model(location: str | Path, revision: str = "", dtype: str = "float32",
     """
     from transformers import AutoModelForCausalLM
 
-    checkpoint.register()
+    load_config(location, revision)
     if Path(location).is_dir():
         verify_folder(Path(location))
     try:
@@ -42,10 +42,12 @@ def load_model(location: str | Path, revision: str = "", dtype: str = "float32",
             dtype="auto" if dtype == "auto" else DTYPES[dtype],
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+            use_safetensors=True if Path(location).is_dir() else None,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise UserError(
-            f"the model '{location}' cannot be loaded ({_first_line(error)}); check the folder, or for a hub model the "
+            f"the model '{location}' cannot be loaded ({reason(error)}); check the folder, or for a hub model the "
             "connection and your access, or name a local folder"
         ) from error
     # transformers fills both kinds with noise and goes on.
@@ -55,6 +57,12 @@ def load_model(location: str | Path, revision: str = "", dtype: str = "float32",
             f"the weights of '{location}' do not belong to its config.json: the tensor {(absent + misfit)[0]} "
             f"{'is missing' if absent else 'has another shape'}; make or copy the checkpoint again"
         )
+    for name, layer in low_rank_layers(model).items():
+        for key, factor in layer.named_parameters(recurse=False):
+            if not factor.isfinite().all():
+                raise UserError(
+                    f"the tensor {name}.{key} of '{location}' holds NaN or infinity; make the checkpoint again"
+                )
     return model.to(device).eval()
 
 
@@ -62,14 +70,28 @@ def load_tokenizer(location: str | Path, revision: str = "") -> Any:
     """Load the tokenizer that belongs to a model; a missing padding token is set to the end-of-sequence token."""
     from transformers import AutoTokenizer
 
+    folder = Path(location)
+    vocabulary = check_tokenizer(folder) if folder.is_dir() else None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(location), revision=revision or None)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(str(location), revision=revision or None, trust_remote_code=False)
+        base = max(tokenizer.get_vocab().values(), default=-1) if vocabulary else 0
+        added = set(tokenizer.added_tokens_decoder)
+    except Exception as error:  # the tokenizers library raises bare exceptions for whatever it cannot read
         raise UserError(
-            f"the tokenizer of '{location}' cannot be loaded ({_first_line(error)}); the model's folder needs its "
+            f"the tokenizer of '{location}' cannot be loaded ({reason(error)}); the model's folder needs its "
             "tokenizer files"
         ) from error
-    if tokenizer.pad_token_id is None:
+    if vocabulary and base >= vocabulary:
+        # Added tokens beyond the embedding are common (Gemma 3's image token) and matter where a text holds them.
+        needed = {tokenizer.bos_token_id, tokenizer.eos_token_id} | set(range(base + 1)) - added
+        beyond = [token for token, i in tokenizer.get_vocab().items() if i >= vocabulary and i in needed]
+        if beyond:
+            raise UserError(
+                f"the tokenizer of '{location}' gives {beyond[0]!a} an id above the vocab_size of config.json, "
+                f"{vocabulary}; copy the tokenizer that belongs to the model"
+            )
+    pad = tokenizer.pad_token_id
+    if pad is None or (vocabulary and pad >= vocabulary):
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -80,48 +102,36 @@ def load_skeleton(location: str | Path, revision: str = "") -> nn.Module:
     Raises:
         UserError: the configuration cannot be read or describes no causal language model.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    checkpoint.register()
+    config = load_config(location, revision)
     try:
-        config = AutoConfig.from_pretrained(str(location), revision=revision or None)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+            skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # wrong numbers in a foreign configuration end in errors of many kinds
         raise UserError(
             f"the configuration of '{location}' describes no causal language model that transformers can build "
-            f"({_first_line(error)}); name another model"
+            f"({reason(error)}); name another model"
         ) from error
+    if Path(location).is_dir() and (headers := check_folder(Path(location))):
+        announced = layout_of(read_object(Path(location) / "config.json"))
+        check_shapes(skeleton, headers, announced, str(location))
+    return cast(nn.Module, skeleton)
 
 
 def verify_folder(folder: Path) -> None:
     """Check that a model folder is whole before anything is loaded.
 
     transformers fills missing tensors with noise and only warns, so every safetensors file is opened, every file that
-    an index names must exist, and every factor that ``config.json`` announces must be there with its rank.
+    an index names must exist, and every tensor must have the shape that ``config.json`` announces. Nothing is
+    allocated: headers are compared with a model on the meta device.
+
+    Raises:
+        UserError: names the file and the tensor or field.
     """
-    try:
-        file = folder / "config.json"
-        announced = json.loads(file.read_text(encoding="utf-8")).get("quantization_config") or {}
-        files = sorted(folder.glob("*.safetensors"))
-        if (index := folder / "model.safetensors.index.json").is_file():
-            file = index
-            files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    except (OSError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"{file} cannot be read ({error}); make or copy the checkpoint again") from error
-    shapes: dict[str, tuple[int, ...]] = {}
-    if not files:
+    if not check_folder(folder):
         raise UserError(f"{folder} holds no *.safetensors file; make the checkpoint again")
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                shapes |= {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{file} is corrupt or cut short ({_first_line(error)}); make or copy the checkpoint again"
-            ) from error
-    if announced.get("quant_method") == checkpoint.QUANT_METHOD:
-        check_tensors(Layout.read(announced), shapes, str(folder))
+    load_skeleton(folder)
 
 
 def weights_size(location: str | Path, revision: str = "", dtype: str = "float32") -> Size:
@@ -141,7 +151,3 @@ def weights_size(location: str | Path, revision: str = "", dtype: str = "float32
         with safe_open(file, framework="pt") as tensors:
             parameters += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
     return Size(parameters, size)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:200]

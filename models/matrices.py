@@ -67,8 +67,15 @@ def matrices(model: nn.Module, head: bool = True, required: bool = True) -> list
         required: whether it is an error that there is none.
 
     Raises:
-        UserError: the model has no linear layer to compress.
+        UserError: the model has no linear layer to compress, or (where one is required) is factorised already: its
+            ratio would count from a model that is smaller, or of other numbers, than the original.
     """
+    announced = getattr(getattr(model, "config", None), "quantization_config", None)
+    if required and (announced or low_rank_layers(model)):
+        raise UserError(
+            f"this {type(model).__name__} is factorised already, and a ratio counts from the original; compress the "
+            "model that it was made from, or its dense export (bench export FOLDER --dense --out DIR)"
+        )
     skip = tied_modules(model) | (set() if head else {head_name(model)})
     found = [
         Matrix(name, module.out_features, module.in_features, module.bias is not None)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..foundation.errors import UserError, did_you_mean
 from ..foundation.files import sha256_folder
+from .folder_checks import check_files, check_folder
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,14 @@ def resolve_model(name: str, revision: str | None = None) -> ModelSource:
     pinned = revision or (preset.revision if preset else "")
     folder = Path(location).expanduser()
     if name and folder.is_dir():
+        check_files(folder)
         if not (folder / "config.json").is_file():
             raise UserError(f"the folder {folder} holds no model (config.json is missing); name a transformers folder")
         if not any(folder.glob("*.safetensors")):
             raise UserError(
                 f"the folder {folder} holds no weights (*.safetensors); save the model as safetensors first"
             )
+        check_folder(folder)
         shown = name if preset else folder.resolve().name  # results travel, paths of this machine should not
         return ModelSource(shown, str(folder.resolve()), "", sha256_folder(folder), preset.recipe if preset else "")
     if location.count("/") != 1 or location.startswith((".", "/", "~")):

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..foundation.errors import UserError
-from . import checkpoint
+from .configs import load_config, reason
 from .loading import load_skeleton, verify_folder
 
 _INDEX = "model.safetensors.index.json"
@@ -179,12 +179,11 @@ class _Stored:
 
 def _stored_tensors(location: str | Path, revision: str, download: bool) -> dict[str, _Stored]:
     """Return where every tensor of a checkpoint lies, by its name on disk; empty for a hub model not downloaded yet."""
-    from transformers import AutoConfig
     from transformers.utils.hub import cached_file
 
     if Path(location).is_dir():
         verify_folder(Path(location))
-    if getattr(AutoConfig.from_pretrained(str(location), revision=revision or None), "quantization_config", None):
+    if getattr(load_config(location, revision), "quantization_config", None):
         raise NotStreamable("it is quantised or factorised already")
 
     def find(name: str) -> Path | None:
@@ -255,18 +254,17 @@ def _renamed(model: nn.Module, keys: list[str], wanted: dict[str, Any]) -> dict[
 def _with_buffers(location: str | Path, revision: str) -> Any:
     """Build the model with its parameters on the meta device and its buffers computed."""
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.initialization import no_init_weights
 
-    checkpoint.register()
+    config = load_config(location, revision)
     try:
-        config = AutoConfig.from_pretrained(str(location), revision=revision or None)
         with init_empty_weights(include_buffers=False), no_init_weights():
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    except Exception as error:  # as in `load_skeleton`
         raise UserError(
             f"the configuration of '{location}' describes no causal language model that transformers can build "
-            f"({str(error).strip().splitlines()[0][:200]}); name another model"
+            f"({reason(error)}); name another model"
         ) from error
     if model.can_generate():
         asked: dict[str, Any] = {"revision": revision or None}

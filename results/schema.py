@@ -34,6 +34,20 @@ def _text(value: str) -> str:
     return value
 
 
+def recordable(kind: str, value: str) -> str:
+    """Return a name that may stand in a record, so that nothing is refused when the work is done.
+
+    Raises:
+        ValueError: it is empty, too long, would be a formula in a spreadsheet, or has characters that are not seen.
+    """
+    if not 0 < len(value) <= MAX_TEXT:
+        raise ValueError(f"the {kind} has {len(value):,} characters and has to have 1 to {MAX_TEXT:,}")
+    try:
+        return _text(value)
+    except ValueError as error:
+        raise ValueError(f"the {kind} {value!r} is not usable: {error}") from None
+
+
 @lru_cache(maxsize=4096)
 def _json_object(value: str) -> str:
     try:

@@ -7,11 +7,13 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from ..foundation.text import fold_name
 from .pivot import Cell, Row, Table, format_cell, pivot
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
+    from rich.text import Text
 
 __all__ = ["pivot", "render_terminal", "to_csv", "to_latex", "to_markdown"]
 
@@ -155,8 +157,14 @@ def _blocks(table: Table, width: int) -> Iterable[object]:
             last = row.uncompressed and after is not None and not after.uncompressed
             texts = [Text(_text(table, row, ratio, joint), justify="right") for ratio in ratios]
             style = "italic" if row.uncompressed else ""
-            grid.add_row(Text(clean(row.label)), *texts, style=style, end_section=last)
+            grid.add_row(_label(row.label), *texts, style=style, end_section=last)
         yield grid
+
+
+def _label(label: str) -> Text:
+    from rich.text import Text
+
+    return Text(fold_name(clean(label), _LABEL_WIDTH))
 
 
 def _layout(table: Table, width: int) -> tuple[str, list[list[float]]]:
@@ -214,7 +222,8 @@ def _detail_table(rows: Sequence[Sequence[str]]) -> object:
     for name in _DETAILS:
         grid.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
     for i, row in enumerate(rows):
-        grid.add_row(*(Text(clean(text)) for text in row), end_section=i + 1 < len(rows) and rows[i + 1][0] != row[0])
+        last = i + 1 < len(rows) and rows[i + 1][0] != row[0]
+        grid.add_row(_label(row[0]), *(Text(clean(text)) for text in row[1:]), end_section=last)
     return grid
 
 

@@ -11,6 +11,7 @@ from ..foundation.errors import UserError
 from ..results.records import read_records
 from ..results.schema import STAGES
 from .stages import StageStore
+from .storage import check_url
 
 _NAME = re.compile(r"(?P<run>.+?):(?P<label>.+)@(?P<ratio>[0-9.]+)x?")
 
@@ -22,10 +23,20 @@ class FoundCell:
     Attributes:
         record: the cell's record, by column.
         stage: folder of the evaluate stage.
+        storage: URL that its stages may be completed from; None: from nowhere.
     """
 
     record: dict[str, Any]
     stage: Path
+    storage: str | None = None
+
+    def store(self) -> StageStore:
+        """Return the store of the run's stages."""
+        if self.storage is None:
+            return StageStore(self.stage.parent)
+        from .shared_store import SharedStore
+
+        return SharedStore(self.stage.parent, self.storage)
 
     def checkpoint(self) -> Path:
         """Return the folder of the evaluated weights.
@@ -34,11 +45,11 @@ class FoundCell:
             UserError: the stages of the run, or the weights in them, are no longer there.
         """
         stages = self.stage.parent
-        store = StageStore(stages)
+        store = self.store()
         entry = store.read(self.stage.name)
         inside = stages / str(entry["inputs"]["model"])  # stands where the whole runs folder was moved or copied
         key = str(entry["inputs"]["model"]).partition("/")[0]
-        if store.path(key).is_dir():
+        if store.path(key).is_dir() and store.lacking(key):
             store.whole(key)
         folder = inside if inside.is_dir() else Path(entry["runtime"]["model"]["location"])
         if not (folder / "config.json").is_file():
@@ -52,7 +63,11 @@ def is_cell(name: str) -> bool:
 
 
 def find_cell(
-    name: str, benchmark: str | None = None, seed: int | None = None, any_benchmark: bool = False
+    name: str,
+    benchmark: str | None = None,
+    seed: int | None = None,
+    any_benchmark: bool = False,
+    storage: str | None = None,
 ) -> FoundCell:
     """Find a cell of a run.
 
@@ -60,10 +75,16 @@ def find_cell(
         name: ``RUN:LABEL@RATIO``, such as ``runs/tiny-toy-math:svd@3``; ``finetuned@1`` is the uncompressed model.
         benchmark, seed: which evaluation, where a cell has several.
         any_benchmark: whether the first benchmark does, for those who ask for the weights alone.
+        storage: URL from which files are brought that are not here; nothing but what the user named.
 
     Raises:
         UserError: no such cell, or more than one evaluation of it.
     """
+    if storage is not None:
+        try:
+            check_url(storage)
+        except ValueError as error:
+            raise UserError(str(error)) from error
     match = _NAME.fullmatch(name)
     if match is None:
         raise UserError(f"'{name}' names no cell of a run; write RUN:LABEL@RATIO such as runs/tiny-toy-math:svd@3")
@@ -95,7 +116,7 @@ def find_cell(
             raise UserError(f"{cell} of {run} stands for several evaluations; add {options} (there are the {seeds})")
         raise UserError(f"{cell} is no cell of {run}; its cells: {', '.join(cells)}")
     record = {str(column): value for column, value in rows.to_dict("records")[0].items()}
-    return FoundCell(record, stage_folder(run, keys[0]))
+    return FoundCell(record, stage_folder(run, keys[0]), storage)
 
 
 def stage_folder(run: Path, key: str) -> Path:
@@ -113,7 +134,7 @@ def _number(text: str) -> float:
         ) from None
 
 
-def checkpoint_folder(name: str, seed: int | None = None) -> Path:
+def checkpoint_folder(name: str, seed: int | None = None, storage: str | None = None) -> Path:
     """Return the folder behind a checkpoint's name: the folder itself, or a cell's as `find_cell` takes it.
 
     Raises:
@@ -125,4 +146,4 @@ def checkpoint_folder(name: str, seed: int | None = None) -> Path:
         raise UserError(
             f"the folder {name} does not exist; name a checkpoint, or a cell of a run such as runs/tiny-toy-math:svd@3"
         )
-    return find_cell(name, seed=seed, any_benchmark=True).checkpoint()
+    return find_cell(name, seed=seed, any_benchmark=True, storage=storage).checkpoint()

@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ..foundation.errors import UserError, did_you_mean
+from ..foundation.plain import parse_yaml, read_input
+from ..results.schema import recordable
 from .storage import check_url
+
+MAX_COUNT = 2**31 - 1
+"""Largest number of steps, examples or tokens; counts beyond it overflow in the libraries that take them."""
+MAX_WORKERS = 1024
+MAX_SEED = 2**32 - 1
+"""Largest seed that NumPy and transformers take."""
+_OTHER_SEPARATOR = re.compile(r"(?P<value>[^()]*?)\s*[:;|&\s]\s*(?P<key>\w+)\s*=")
+
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Positive = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+
+
+def check_seed(seed: int) -> int:
+    """Return a usable seed.
+
+    Raises:
+        ValueError: it is negative or beyond 32 bits.
+    """
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"the seed {seed} is not usable; a seed is a whole number from 0 to {MAX_SEED:,}, such as 42")
+    return seed
 
 
 class MethodSpec(BaseModel):
@@ -32,6 +55,11 @@ class MethodSpec(BaseModel):
     def _short_form(cls, value: Any) -> Any:
         return parse_method(value).model_dump() if isinstance(value, str) else value
 
+    @field_validator("name", "label")
+    @classmethod
+    def _recordable(cls, value: str, info: ValidationInfo) -> str:
+        return recordable({"name": "method", "label": "label"}[info.field_name or "name"], value) if value else value
+
     @property
     def shown(self) -> str:
         """The label, or the name where there is none."""
@@ -39,15 +67,32 @@ class MethodSpec(BaseModel):
 
 
 def parse_method(text: str) -> MethodSpec:
-    """Read ``name`` or ``name:option=value,option=value``; values are YAML scalars."""
+    """Read ``name`` or ``name:option=value,option=value``; values are YAML scalars.
+
+    Raises:
+        UserError: the text has another form, or its label could not stand in a record.
+    """
     name, colon, rest = text.strip().partition(":")
+    if "=" in name and not colon:
+        raise UserError(
+            f"'{text}' is no method; options follow a colon and are separated by commas: name:option=value,option=value"
+        )
     options = {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")
         if not equals or not key.strip():
             raise UserError(f"'{text}' is no method; write name:option=value,option=value, such as bs:prunings=10")
-        options[key.strip()] = yaml.safe_load(value)
-    return MethodSpec(name=name, label=text.strip() if colon else "", options=options)
+        if other := _OTHER_SEPARATOR.match(value):
+            first = f"{name}:{key.strip()}={other['value']}"
+            raise UserError(
+                f"the options of '{text}' are not separated by commas; write {first},{other['key']}=…, or with several "
+                "methods name:option=value,option=value,name:option=value"
+            )
+        options[key.strip()] = parse_yaml(value, f"the value of {key.strip()} in '{text}'")
+    try:
+        return MethodSpec(name=name, label=text.strip() if colon else "", options=options)
+    except ValidationError as error:
+        raise UserError(_sentence(error)) from None
 
 
 def split_methods(text: str) -> list[str]:
@@ -66,17 +111,17 @@ class TrainOverrides(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int | None = Field(default=None, ge=0)
-    epochs: float | None = Field(default=None, gt=0)
-    learning_rate: float | None = Field(default=None, gt=0)
-    batch_size: int | None = Field(default=None, ge=1)
-    micro_batch_size: int | None = Field(default=None, ge=1)
+    steps: Count | None = None
+    epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    batch_size: Positive | None = None
+    micro_batch_size: Positive | None = None
     schedule: str | None = None
     warmup: float | None = Field(default=None, ge=0, lt=1)
     optimizer: str | None = None
-    weight_decay: float | None = Field(default=None, ge=0)
-    max_grad_norm: float | None = Field(default=None, gt=0)
-    max_length: int | None = Field(default=None, ge=8)
+    weight_decay: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    max_grad_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_length: int | None = Field(default=None, ge=8, le=MAX_COUNT)
     gradient_checkpointing: bool | None = None
     precision: Literal["auto", "float32", "bfloat16"] | None = None
 
@@ -137,23 +182,23 @@ class SweepConfig(BaseModel):
     recipe: str = "auto"
     finetune: TrainOverrides = TrainOverrides()
     recover: TrainOverrides = TrainOverrides()
-    extra_pruning_steps: int = Field(default=0, ge=0)
+    extra_pruning_steps: Count = 0
     training_free: bool = False
     benchmarks: tuple[str, ...] | None = None
     context: tuple[int, ...] | None = Field(default=None, min_length=1)
-    limit: int | None = Field(default=None, ge=1)
+    limit: Positive | None = None
     pretrained: bool | None = None
     before_recovery: bool = False
     engine: str = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str = "auto"
-    eval_batch_size: int = Field(default=64, ge=1)
-    max_new_tokens: int | None = Field(default=None, ge=1)
-    samples: int = Field(default=1, ge=1)
-    temperature: float = Field(default=0.0, ge=0)
+    eval_batch_size: Positive = 64
+    max_new_tokens: Positive | None = None
+    samples: Positive = 1
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1)
     allow_weak_isolation: bool = False
-    workers: int | None = Field(default=None, ge=1)
+    workers: int | None = Field(default=None, ge=1, le=MAX_WORKERS)
     memory: Literal["auto", "walk", "whole"] = "auto"
     executor: Literal["local", "ray"] = "local"
     address: str | None = None
@@ -162,6 +207,11 @@ class SweepConfig(BaseModel):
     storage: str | None = None
     out: Path = Path("runs")
     name: str | None = None
+
+    @field_validator("model", "task", "device")
+    @classmethod
+    def _recordable(cls, value: str, info: ValidationInfo) -> str:
+        return recordable(str(info.field_name), value)
 
     @field_validator("ratios")
     @classmethod
@@ -184,6 +234,8 @@ class SweepConfig(BaseModel):
     @field_validator("seeds")
     @classmethod
     def _distinct_seeds(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        for value in values:
+            check_seed(value)
         _no_repeats("seed", [str(value) for value in values])
         return values
 
@@ -193,6 +245,8 @@ class SweepConfig(BaseModel):
         for value in values or ():
             if value < 2:
                 raise ValueError(f"the context {value} predicts nothing; use 2 tokens or more, such as 2048")
+            if value > MAX_COUNT:
+                raise ValueError(f"the context {value} is longer than any model's; use at most {MAX_COUNT:,} tokens")
         _no_repeats("context", [str(value) for value in values or ()])
         return values
 
@@ -230,7 +284,9 @@ class SweepConfig(BaseModel):
     def _plain_name(cls, value: str | None) -> str | None:
         if value is not None and (not value or value.startswith(".") or any(c in value for c in "/\\\0")):
             raise ValueError(f"the name '{value}' is not usable as a folder; use letters, digits, '-' and '_'")
-        return value
+        if value is not None and len(value.encode(errors="replace")) > 200:
+            raise ValueError(f"the name '{value}' is too long for a folder; use at most 200 bytes")
+        return value if value is None else recordable("name", value)
 
 
 def _no_repeats(kind: str, values: list[str]) -> None:
@@ -279,17 +335,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, no YAML, or not a mapping.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"the config file {path} cannot be read ({error.strerror}); name an existing YAML file"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = str(error).split("\n")[0]
-        raise UserError(f"the config file {path} is no valid YAML ({line}); see docs/cli.md for an example") from error
+    values = parse_yaml(read_input(path, "config file"), f"the config file {path}")
     if not isinstance(values, dict):
         raise UserError(f"the config file {path} must hold 'key: value' lines; see docs/cli.md for an example")
+    if odd := next((key for key in values if not isinstance(key, str)), None):
+        raise UserError(f"the config file {path} has the key {odd!r}, which is no name; see docs/cli.md for an example")
     if isinstance(values.get("methods"), str):
         values["methods"] = split_methods(values["methods"])
     return values

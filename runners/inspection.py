@@ -24,7 +24,7 @@ from ..models.token_text import token_texts
 from ..results.bases import Token, TokenBasis, TokenView
 from ..results.changes import ChangeView, frame_of
 from .cells import FoundCell, find_cell, is_cell
-from .stages import REPORT, StageStore
+from .stages import REPORT
 from .work import BASES_FILE
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def inspect_bases(
     reading: Reading = Reading(),
     revision: str | None = None,
     seed: int | None = None,
+    storage: str | None = None,
 ) -> TokenView:
     """Return the strongest bases of one matrix of a model as tokens.
 
@@ -60,9 +61,10 @@ def inspect_bases(
         reading: see `Reading`.
         revision: of a hub model.
         seed: which of a cell's.
+        storage: URL that a cell's missing files are brought from.
     """
     transformers.utils.logging.disable_progress_bar()
-    location, revision = _locate(name, revision, seed)
+    location, revision = _locate(name, revision, seed, storage)
     model, tokenizer = load_model(location, revision, "auto"), load_tokenizer(location, revision)
     found = find_bases(model, matrix, layer, head, side)
     vectors, size = found.vectors[:count], len(tokenizer)
@@ -94,9 +96,9 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:] + "."
 
 
-def _locate(name: str, revision: str | None, seed: int | None) -> tuple[str, str]:
+def _locate(name: str, revision: str | None, seed: int | None, storage: str | None) -> tuple[str, str]:
     if is_cell(name) and not Path(name).is_dir():
-        return str(find_cell(name, seed=seed, any_benchmark=True).checkpoint()), ""
+        return str(find_cell(name, seed=seed, any_benchmark=True, storage=storage).checkpoint()), ""
     if name not in PRESETS and (Path(name) / "config.json").is_file():
         return name, ""  # no table says which weights these were, so they need not be hashed
     source = resolve_model(name, revision)
@@ -130,6 +132,7 @@ def inspect_changes(
     count: int = 5,
     reading: Reading = Reading(),
     seed: int | None = None,
+    storage: str | None = None,
 ) -> ChangeView:
     """Return what a cell's compression did to the bases of its model, before the recovery.
 
@@ -139,12 +142,13 @@ def inspect_changes(
         count: how many bases that grew most, and how many of the largest that died, are read as tokens.
         reading: see `Reading`.
         seed: which of a cell's.
+        storage: URL that the cell's missing files are brought from.
 
     Raises:
         UserError: no such cell, one that is not compressed, or one whose method leaves no account of its bases.
     """
     transformers.utils.logging.disable_progress_bar()
-    cell = find_cell(name, seed=seed, any_benchmark=True)
+    cell = find_cell(name, seed=seed, any_benchmark=True, storage=storage)
     stage = _compress_stage(cell)
     fates = _fates(stage)
     model = load_model(stage.base, stage.revision, "auto")
@@ -187,7 +191,7 @@ class _CompressStage:
 def _compress_stage(cell: FoundCell) -> _CompressStage:
     """Follow a cell's inputs back to its compression."""
     stages = cell.stage.parent
-    store, key = StageStore(stages), cell.stage.name
+    store, key = cell.store(), cell.stage.name
     while True:
         entry = store.read(key)
         key, _, inside = str(entry["inputs"].get("model", "")).partition("/")
@@ -201,7 +205,7 @@ def _compress_stage(cell: FoundCell) -> _CompressStage:
     record = store.read(key)
     runtime, inputs = record["runtime"], record["inputs"]
     for needed in (key, str(inputs["fit"]), str(inputs["model"]).partition("/")[0]):
-        if store.path(needed).is_dir():
+        if store.path(needed).is_dir() and store.lacking(needed):
             store.whole(needed)
     fit, base = stages / str(inputs["fit"]), stages / str(inputs["model"])
     where = {"location": str(base), "revision": ""} if base.is_dir() else runtime["model"]

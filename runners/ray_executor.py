@@ -299,8 +299,8 @@ def _do_stage(stage: Stage, store: StageStore, token: str, threads: int, mailbox
             store = SharedStore(root, store.storage.url)
             if not store.storage.sees(token):
                 raise UserError(
-                    f"{socket.gethostname()} does not see {store.storage.url} as the machine that runs the sweep does; "
-                    "choose a storage that all nodes reach"
+                    f"{socket.gethostname()} does not see {store.storage.shown} as the machine that runs the sweep "
+                    "does; choose a storage that all nodes reach"
                 )
         else:
             _await(Path(token), "the machine that runs the sweep")

@@ -93,6 +93,11 @@ class SharedStore(StageStore):
     def whole(self, key: str) -> Path:
         """Return the folder of a finished stage after bringing all its files here and comparing their bytes once."""
         folder = self.path(key)
+        if self.lacking(key) and not self.storage.stands(key):
+            raise UserError(
+                f"the stage {key} lacks files and is not in the storage {self.storage.shown}; name the storage that it "
+                f"came from with --storage, or run the sweep again (its {MARKER} names {self.marker(key)['storage']!r})"
+            )
         if key not in self._checked:
             if folder.is_dir():
                 try:
@@ -109,7 +114,7 @@ class SharedStore(StageStore):
 
     def _foreign(self, key: str) -> bool:
         """Whether a stage that stands here has not been compared with the storage yet."""
-        return self.marker(key).get("storage") != self.storage.url
+        return self.marker(key).get("storage") != self.storage.shown
 
     def _agree(self, key: str) -> None:
         """Make what is here and what is in the storage the same."""
@@ -135,7 +140,7 @@ class SharedStore(StageStore):
             self._download(record, name, part)
         (part / RECORD).write_bytes(raw)
         lacks = sorted(set(record["files"]) - set(small))
-        write_json(part / MARKER, {"storage": self.storage.url, "lacks": lacks})
+        write_json(part / MARKER, {"storage": self.storage.shown, "lacks": lacks})
         for path in [*part.rglob("*"), part]:
             sync(path)
         os.rename(part, self.path(key))
@@ -149,13 +154,13 @@ class SharedStore(StageStore):
             record, folder = self.read(key), self.path(key)
             if self._there(key)[1]["checksum"] != checksum(record):
                 raise UserError(
-                    f"{folder} is light and no longer what stands in {self.storage.url}; remove that folder, then run "
-                    "the same command again"
+                    f"{folder} is light and no longer what stands in {self.storage.shown}; remove that folder, then "
+                    "run the same command again"
                 )
             for name in lacks:
                 if not (folder / name).is_file():
                     self._download(record | {"checksum": checksum(record)}, name, folder)
-            write_json(folder / MARKER, {"storage": self.storage.url, "lacks": []})
+            write_json(folder / MARKER, {"storage": self.storage.shown, "lacks": []})
 
     def _download(self, record: Mapping[str, Any], name: str, folder: Path) -> None:
         target = folder / name
@@ -186,7 +191,7 @@ class SharedStore(StageStore):
 
     def _damaged(self, key: str, what: str) -> UserError:
         return UserError(
-            f"the stage {self.storage.url}/stages/{key} is damaged ({what}); remove it there, then the same command "
+            f"the stage {self.storage.shown}/stages/{key} is damaged ({what}); remove it there, then the same command "
             "does only what is missing anew"
         )
 
@@ -198,7 +203,7 @@ class SharedStore(StageStore):
             if set(record.get("sha256", ())) != set(record["files"]):
                 raise UserError(
                     f"the stage {folder} was written before stages had checksums, without which it cannot go to "
-                    f"{self.storage.url}; remove it, then the same command does it anew"
+                    f"{self.storage.shown}; remove it, then the same command does it anew"
                 )
             first = True
             if not self.storage.stands(key):
@@ -212,7 +217,7 @@ class SharedStore(StageStore):
             for other in {name.partition("/")[0] for name in self.storage.sizes(place)} - {winner[:16], RECORD}:
                 self.storage.remove(f"{place}/{other}")
             if winner == checksum(record):
-                write_json(folder / MARKER, {"storage": self.storage.url, "lacks": self.lacking(key)})
+                write_json(folder / MARKER, {"storage": self.storage.shown, "lacks": self.lacking(key)})
                 return first
             part = self.root / f".part-{key}"
             shutil.rmtree(part, ignore_errors=True)

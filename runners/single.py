@@ -36,7 +36,7 @@ from .memory import Way, compress_way, fit_way, memory_rows, open_model
 from .plan import build_method, merge_settings, pick_device, pick_recipe
 from .provenance import provenance
 from .recipes import RECIPES, Recipe
-from .training import TaskTrainer
+from .training import TaskTrainer, compress_order
 
 Progress = Callable[[int, int], None]
 
@@ -164,11 +164,12 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
                 cut=not method.trains,
             )
             title = f"compress {request.method.shown} {request.ratio:g}x"
-            trainer = TaskTrainer(data, settings, 0, device, request.seed, title, progress)
+            trainer = TaskTrainer(data, settings, 0, device, compress_order(request.seed), title, progress)
         fitted = method.fit_for(found.budget, model, data, folder / _FIT_FOLDER)
         if found.ways["compress"].walk != found.ways["fit"].walk:
             del model
             model = open_model(found.ways["compress"], source.location, source.revision, device, folder)
+        torch.manual_seed(request.seed)  # as each stage of a sweep does, so that the same configuration gives the same
         report = method.compress(model, fitted, found.budget, trainer if method.trains else None, data)
         warnings = [*fitted.meta.get("warnings", []), *notes]
         dtype = DTYPES[request.dtype or recipe.dtype]

@@ -39,6 +39,7 @@ class SpeedRequest:
         repeats: rounds.
         against_dense: whether factorised checkpoints are measured next to their dense export.
         seed: of cells, where there are several.
+        storage: URL that missing files of cells are brought from.
     """
 
     checkpoints: Sequence[str]
@@ -52,6 +53,7 @@ class SpeedRequest:
     repeats: int = 3
     against_dense: bool = True
     seed: int | None = None
+    storage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def measure_speed(
         UserError: unusable input, before anything is measured; or a measurement that failed.
     """
     _check(request)
-    subjects = [find_subject(name, request.seed) for name in request.checkpoints]
+    subjects = [find_subject(name, request.seed, request.storage) for name in request.checkpoints]
     if repeated := {s.folder.resolve() for s in subjects if sum(s.folder.samefile(o.folder) for o in subjects) > 1}:
         raise UserError(f"the checkpoint {min(repeated)} is named twice; name each once")
     for subject in subjects:

@@ -50,7 +50,7 @@ class Subject:
         return found if found in DTYPES else "float32"
 
 
-def find_subject(name: str, seed: int | None = None) -> Subject:
+def find_subject(name: str, seed: int | None = None, storage: str | None = None) -> Subject:
     """Find a checkpoint by name: a folder, a cell of a run ``RUN:LABEL@RATIO``, or a preset that lies in a folder.
 
     Raises:
@@ -58,7 +58,7 @@ def find_subject(name: str, seed: int | None = None) -> Subject:
     """
     shown = name
     if not Path(name).is_dir() and is_cell(name):
-        cell = find_cell(name, seed=seed, any_benchmark=True)
+        cell = find_cell(name, seed=seed, any_benchmark=True, storage=storage)
         return _subject(name, cell.checkpoint(), {key: cell.record[key] for key in COLUMNS if key not in _MEASURED})
     if name in PRESETS:
         source = resolve_model(name)

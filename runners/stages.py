@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..foundation.errors import UserError
-from ..foundation.files import digest, read_json, sha256_file, sync, write_json
+from ..foundation.files import apply_umask, digest, read_json, sha256_file, sync, write_json
 from ..foundation.memory import peak_memory_bytes, reset_peak_memory
 
 FORMAT = 1
@@ -167,11 +167,18 @@ class StageStore:
         return list(self.marker(key).get("lacks", []))
 
     def whole(self, key: str) -> Path:
-        """Return the folder of a finished stage, after bringing what it lacks from its storage."""
-        if self.lacking(key):
-            from .shared_store import SharedStore
+        """Return the folder of a finished stage that has all its files here.
 
-            SharedStore(self.root, self.marker(key)["storage"]).whole(key)
+        The storage that a run folder names is never opened: the folder may be another person's.
+
+        Raises:
+            UserError: some of its files are only in a storage.
+        """
+        if self.lacking(key):
+            raise UserError(
+                f"some files of the stage {key} are only in a storage (its {MARKER} names "
+                f"{self.marker(key)['storage']!r}); add --storage URL with a URL that you trust"
+            )
         return self.path(key)
 
     def missing(self, keys: Iterable[str]) -> list[str]:
@@ -277,6 +284,7 @@ class StageStore:
                 record["files"] = {file.relative_to(part).as_posix(): file.stat().st_size for file in files}
                 record["sha256"] = {file.relative_to(part).as_posix(): sha256_file(file) for file in files}
                 write_json(part / RECORD, record | {"checksum": checksum(record)})
+                apply_umask(part)
                 for path in [*part.rglob("*"), part]:
                     sync(path)
                 os.rename(part, self.path(key))

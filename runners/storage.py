@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import socket
 import time
 import uuid
@@ -21,6 +22,9 @@ _HOPELESS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirector
 _RECORD = "stage.json"
 Result = TypeVar("Result")
 
+PROTOCOLS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "hdfs", "sftp", "ssh", "smb", "file", "local")
+"""Protocols of fsspec that hold files of their own; others read a URL inside the URL or run code."""
+
 
 def check_url(url: str) -> None:
     """Refuse what is no URL of a place that other processes can see, without asking it.
@@ -29,14 +33,27 @@ def check_url(url: str) -> None:
         ValueError: one sentence about it.
     """
     protocol, separator, path = url.partition("://")
+    shown = hide_password(url)
     if not separator or not protocol or not path.strip("/"):
         raise ValueError(
-            f"the storage '{url}' is no URL; write s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or file:///FOLDER"
+            f"the storage '{shown}' is no URL; write s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or file:///FOLDER"
         )
+    if "::" in url:
+        raise ValueError(f"the storage '{shown}' chains several URLs with '::'; name one, such as s3://BUCKET/FOLDER")
     if protocol == "memory":
         raise ValueError("memory:// is seen by one process alone; use file:///FOLDER for a folder of this machine")
+    if protocol not in PROTOCOLS:
+        raise ValueError(
+            f"the storage '{shown}' has a protocol that is not allowed; allowed are {', '.join(PROTOCOLS)}, "
+            "such as s3://BUCKET/FOLDER"
+        )
     if protocol in ("file", "local") and not path.startswith("/"):
-        raise ValueError(f"the storage '{url}' depends on where a process runs; write three slashes: file:///{path}")
+        raise ValueError(f"the storage '{shown}' depends on where a process runs; write three slashes: file:///{path}")
+
+
+def hide_password(url: str) -> str:
+    """Return a URL with stars in the place of its password, for messages and files."""
+    return re.sub(r"(?<=://)([^/@:]*):[^/]*@", r"\1:***@", url)
 
 
 class Storage:
@@ -51,6 +68,7 @@ class Storage:
 
     def __init__(self, url: str, attempts: int = 5) -> None:
         self.url, self.attempts = url.rstrip("/"), attempts
+        self.shown = hide_password(self.url)
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str, int]]:
         return Storage, (self.url, self.attempts)  # connections stay in their process
@@ -71,7 +89,7 @@ class Storage:
                 "machine, or use file:///FOLDER for a folder that all machines share"
             ) from error
         except ValueError as error:
-            raise UserError(f"the storage {self.url} cannot be used ({error}); see docs/clusters.md") from error
+            raise UserError(f"the storage {self.shown} cannot be used ({error}); see docs/clusters.md") from error
 
     @property
     def _fs(self) -> Any:
@@ -92,7 +110,7 @@ class Storage:
         """
         with self.beacon() as name:
             if not self.sees(name):
-                raise UserError(f"the storage {self.url} does not keep what is written; see docs/clusters.md")
+                raise UserError(f"the storage {self.shown} does not keep what is written; see docs/clusters.md")
 
     @contextlib.contextmanager
     def beacon(self) -> Iterator[str]:
@@ -202,9 +220,9 @@ class Storage:
             except Exception as error:  # each file system has its own, botocore's and aiohttp's among them
                 hopeless = isinstance(error, _HOPELESS) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EROFS)
                 if hopeless or attempt + 1 == self.attempts:
-                    why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                    why = " ".join(f"{type(error).__name__}: {error}".replace(self.url, self.shown).split())[:300]
                     raise UserError(
-                        f"the storage {self.url} cannot be {verb} from {socket.gethostname()} ({why}); mend that and "
+                        f"the storage {self.shown} cannot be {verb} from {socket.gethostname()} ({why}); mend that and "
                         "run the same command again: finished stages are kept"
                     ) from error
                 time.sleep(_FIRST_WAIT_SECONDS * 2**attempt)

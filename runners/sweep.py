@@ -68,7 +68,11 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
             plan.store.verify(key)
     shared = plan.store if isinstance(plan.store, SharedStore) else None
     if shared and (count := shared.publish(plan.stages)):
-        out.print(f"{count} stages that stood here alone are in {config.storage} now", soft_wrap=True, highlight=False)
+        out.print(
+            f"{count} stages that stood here alone are in {shared.storage.shown} now",
+            soft_wrap=True,
+            highlight=False,
+        )
     if pending:
         _check_disk(plan)
         _run_pending(plan, pending, out)

@@ -191,6 +191,18 @@ class _CheckedTrainer(transformers.Trainer):
         return loss
 
 
+_COMPRESS_ORDER = 1_000_003
+
+
+def compress_order(seed: int) -> int:
+    """Return the seed of the data order for a method that trains while compressing.
+
+    It is another one than the recovery's, or the method would see the same first batches twice where the others go on
+    to new ones.
+    """
+    return seed + _COMPRESS_ORDER
+
+
 class TaskTrainer:
     """Trains models on one task's data (a `methods.base.Trainer`).
 

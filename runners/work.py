@@ -31,11 +31,10 @@ from .provenance import code_digest
 from .recipes import TrainSettings
 from .resuming import Resumable
 from .stages import MODEL_FOLDER, REPORT, Stage, input_digests, ratio_folder, resume_folder
-from .training import Progress, TaskTrainer
+from .training import Progress, TaskTrainer, compress_order
 
 BASES_FILE = "bases.safetensors"
 """Beside a compressed checkpoint, where a method says which bases survived."""
-_COMPRESS_ORDER = 1_000_003
 _WIDE = "float32"  # fit, compress and training work on float32 weights whatever is saved
 
 
@@ -88,15 +87,13 @@ def _data(stage: Stage, model: Any, tokenizer: Any) -> TaskData:
 def _trainer(
     stage: Stage, data: TaskData, progress: Progress | None, resumable: Resumable | None = None
 ) -> TaskTrainer:
-    # A method that trains while compressing draws another order than the recovery, or it would see the same first
-    # batches twice where the others go on to new ones.
-    offset = _COMPRESS_ORDER if stage.kind == "compress" else 0
+    seed = stage.config["seed"]
     return TaskTrainer(
         data,
         TrainSettings(**stage.config["train"]),
         stage.config.get("extra_pruning_steps", 0),
         stage.runtime["device"],
-        stage.config["seed"] + offset,
+        compress_order(seed) if stage.kind == "compress" else seed,
         stage.title or stage.key,
         progress,
         resumable,

@@ -20,6 +20,14 @@ TEXTS = [
 ]
 
 
+def added_text(tokenizer, prompt, ids):
+    """Return what ids add to the text of the whole prompt."""
+    before = tokenizer.decode(prompt, skip_special_tokens=True)
+    both = tokenizer.decode([*prompt, *ids], skip_special_tokens=True)
+    assert both.startswith(before)
+    return both[len(before) :]
+
+
 class EngineContract:
     """The suite; `checkpoint` may be another folder. Define ``open(checkpoint)``, a context that gives the engine on it
     in float32."""
@@ -84,12 +92,12 @@ class EngineContract:
         """Return what the engine makes of the prompts with nothing to stop it but end of sequence."""
         return engine.generate(prompts, Sampling(NEW), 4)
 
-    def test_greedy_equals_step_by_step_argmax_up_to_an_end_of_sequence(self, engine, argmax, ends, free):
-        for made, completion in zip(argmax, free, strict=True):
+    def test_greedy_equals_step_by_step_argmax_up_to_an_end_of_sequence(self, engine, prompts, argmax, ends, free):
+        for prompt, made, completion in zip(prompts, argmax, free, strict=True):
             end = next((index for index, token in enumerate(made) if token in ends), None)
             assert list(completion.token_ids) == made[:end]
             assert completion.finish_reason == ("length" if end is None else "stop")
-            assert completion.text == engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+            assert completion.text == added_text(engine.tokenizer, prompt, completion.token_ids)
         assert any(
             ends[1] in made and len(completion.token_ids) < NEW for made, completion in zip(argmax, free, strict=True)
         )
@@ -103,7 +111,7 @@ class EngineContract:
         stops = (text[12:14], text[6:9])
         assert all(stops)
         stopped = engine.generate(prompts, Sampling(NEW, stop=stops), 4)
-        for long, short in zip(free, stopped, strict=True):
+        for prompt, long, short in zip(prompts, free, stopped, strict=True):
             cut = min((long.text.find(stop) for stop in stops if stop in long.text), default=None)
             assert short.text == long.text[:cut]
             if cut is None:
@@ -111,9 +119,9 @@ class EngineContract:
                 continue
             assert short.finish_reason == "stop"
             assert short.token_ids == long.token_ids[: len(short.token_ids)]
-            with_stop = engine.tokenizer.decode(short.token_ids, skip_special_tokens=True)
+            with_stop = added_text(engine.tokenizer, prompt, short.token_ids)
             assert any(stop in with_stop for stop in stops)
-            one_less = engine.tokenizer.decode(short.token_ids[:-1], skip_special_tokens=True)
+            one_less = added_text(engine.tokenizer, prompt, short.token_ids[:-1])
             assert not any(stop in one_less for stop in stops)
         assert any(len(short.token_ids) < len(long.token_ids) for long, short in zip(free, stopped, strict=True))
 

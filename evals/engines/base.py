@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from ...foundation.errors import UserError
 from ...foundation.registry import Registry
+from ..continuation import decode, decode_continuation
 
 Progress = Callable[[int, int], None]
 """Called with (sequences done, sequences in all)."""
@@ -108,34 +109,47 @@ def eos_ids(tokenizer: Any, generation_config: Any) -> set[int]:
     return {int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None}
 
 
-def stop_window(stops: Sequence[str]) -> int:
-    """Return in how many of the last tokens a stop string that has just become complete can lie."""
-    return max(len(stop.encode()) for stop in stops) + 1  # a token is at least one byte
+def stop_found(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int], stops: Sequence[str]) -> bool:
+    """Return whether a stop string is in the text of the ids behind a prompt; quick where none is near their end.
+
+    Engines ask after every token, so a stop string that came earlier need not be found.
+    """
+    if not stops:
+        return False
+    window = max(len(stop.encode()) for stop in stops) + 4  # a token is at least one byte, a character at most four
+    last = [*prompt[-window:], *ids[-window:]][-window:]
+    text = decode(tokenizer, last)
+    if not any(stop in text for stop in stops):
+        return False
+    return _first(decode_continuation(tokenizer, prompt, ids), stops) is not None
 
 
-def finish(tokenizer: Any, ids: Sequence[int], stops: Sequence[str], eos: set[int]) -> Completion:
+def finish(
+    tokenizer: Any, prompt: Sequence[int], ids: Sequence[int], stops: Sequence[str], eos: set[int]
+) -> Completion:
     """Make a completion of generated ids: cut at the first end-of-sequence token, then at the first stop string.
 
-    What an engine generated behind either, until it noticed, has no effect.
+    What an engine generated behind either, until it noticed, has no effect. The text is what the ids add to the prompt
+    (`continuation.decode_continuation`).
     """
+
+    def text_of(ids: Sequence[int]) -> str:
+        return decode_continuation(tokenizer, prompt, ids)
+
     end = next((index for index, token in enumerate(ids) if token in eos), None)
     kept = tuple(ids[:end])
-    text = _text(tokenizer, kept)
+    text = text_of(kept)
     cut = _first(text, stops)
     if cut is None:
         return Completion(kept, text, "length" if end is None else "stop")
     low, high = 1, len(kept)  # the fewest tokens that have a stop string
     while low < high:
         middle = (low + high) // 2
-        if _first(_text(tokenizer, kept[:middle]), stops) is None:
+        if _first(text_of(kept[:middle]), stops) is None:
             low = middle + 1
         else:
             high = middle
     return Completion(kept[:low], text[:cut], "stop")
-
-
-def _text(tokenizer: Any, ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 def _first(text: str, stops: Sequence[str]) -> int | None:

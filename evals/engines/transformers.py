@@ -11,7 +11,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from ...models.footprint import check_batch, context_length
 from ...models.loading import load_model, load_tokenizer
-from .base import Completion, Engine, Progress, Sampling, check_lengths, engines, eos_ids, finish, stop_window
+from .base import Completion, Engine, Progress, Sampling, check_lengths, engines, eos_ids, finish, stop_found
 
 
 @engines.register("transformers")
@@ -84,7 +84,7 @@ class TransformersEngine(Engine):
             mask[row, width - len(prompt) :] = 1
         greedy = sampling.temperature == 0
         choice = {} if greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-        stops = [_StopStrings(self.tokenizer, sampling.stop, width)] if sampling.stop else []
+        stops = [_StopStrings(self.tokenizer, prompts, sampling.stop, width)] if sampling.stop else []
         output = self.model.generate(
             ids.to(device),
             attention_mask=mask.to(device),
@@ -97,7 +97,8 @@ class TransformersEngine(Engine):
             use_cache=True,
             **choice,
         )
-        return [finish(self.tokenizer, row, sampling.stop, eos) for row in output[:, width:].tolist()]
+        made = zip(prompts, output[:, width:].tolist(), strict=True)
+        return [finish(self.tokenizer, prompt, ids, sampling.stop, eos) for prompt, ids in made]
 
     @torch.inference_mode()
     def logprobs(
@@ -142,17 +143,22 @@ class TransformersEngine(Engine):
 
 
 class _StopStrings(StoppingCriteria):
-    """Ends a row once a stop string is in its completion, looking at the last tokens only."""
+    """Ends a row once a stop string is in its completion.
 
-    def __init__(self, tokenizer: Any, stops: tuple[str, ...], prompt_width: int) -> None:
-        self.tokenizer, self.stops, self.prompt_width = tokenizer, stops, prompt_width
-        self.window = stop_window(stops)
+    Args:
+        tokenizer: the model's.
+        prompts: ids of each row's prompt, without padding.
+        stops: the stop strings.
+        width: of the padded prompts; what is behind it is generated.
+    """
+
+    def __init__(self, tokenizer: Any, prompts: Sequence[Sequence[int]], stops: tuple[str, ...], width: int) -> None:
+        self.tokenizer, self.prompts, self.stops, self.width = tokenizer, prompts, stops, width
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Return one bool per row of ``input_ids`` (batch × tokens): whether it is done."""
-        start = max(self.prompt_width, input_ids.shape[1] - self.window)
-        texts = self.tokenizer.batch_decode(input_ids[:, start:].tolist(), skip_special_tokens=True)
-        done = [any(stop in text for stop in self.stops) for text in texts]
+        made = zip(self.prompts, input_ids[:, self.width :].tolist(), strict=True)
+        done = [stop_found(self.tokenizer, prompt, ids, self.stops) for prompt, ids in made]
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
 
 

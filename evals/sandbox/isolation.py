@@ -75,6 +75,7 @@ def probe(port, marker, name, folders):
     libc = ctypes.CDLL(None)
     held["new namespaces"] = libc.unshare(0x10000000) != 0
     held["shared memory"] = libc.shmget(0, 1 << 20, 0o1600) < 0
+    held["file watches"] = libc.inotify_init1(0) < 0
     held["memory limit"] = fails(lambda: bytearray(3 << 29), MemoryError)
     held["file limit"] = all(fails(lambda: fill(path, 17), OSError) for path in ("/tmp/" + name, "/dev/shm/" + name))
     held["processor limit"] = 0 < resource.getrlimit(resource.RLIMIT_CPU)[1] < 3600

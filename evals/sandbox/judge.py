@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import os
 
+from candidate import run  # type: ignore[import-not-found]
 from channel import Channel  # type: ignore[import-not-found]
 from limits import Limits  # type: ignore[import-not-found]
 from syscalls import block  # type: ignore[import-not-found]
@@ -126,13 +127,13 @@ def judge(candidate: Candidate, job: dict[str, Any]) -> tuple[str, str]:
             done = candidate.ask(job) == ("done", job["token"])
             return ("passed", "") if done else ("output", "malformed answer")
         answer = candidate.ask({"program": job["program"], "names": job["names"], "token": None})
-        space: dict[str, Any] = {"__name__": "judge"}
+        space: dict[str, Any] = {}
         if job["setup"]:
-            exec(compile(job["setup"], "<setup>", "exec"), space)
+            run(job["setup"], "<setup>", space)
         for name, is_function, value in answer[1]:
             if name in job["names"]:
                 space[name] = Proxy(candidate, name) if is_function else value
-        exec(compile(job["test"], "<test>", "exec"), space)
+        run(job["test"], "<test>", space)
     except CandidateGone as error:
         return error.kind, error.detail
     except BaseException as error:

@@ -4,8 +4,9 @@ What is covered: calls that would get around the other limits. No sockets but Un
 a virtual machine's host past every network namespace); no user namespaces, whose first process would have capabilities,
 and so none of the calls that need them; no memory that no limit counts (System V, message queues, memfd); no keyrings,
 which outlive the sandbox; no tracing; none of the large kernel interfaces that a program does not need (bpf, io_uring,
-perf, userfaultfd). They fail with "not permitted". It is installed once a server: a filter a task would cost as much as
-the rest of the task's system calls.
+perf, userfaultfd); no asynchronous I/O and no inotify, whose contexts and instances are counted for the whole host or
+user, so that one program can use them up for all. They fail with "not permitted". It is installed once a server: a
+filter a task would cost as much as the rest of the task's system calls.
 What is not: all other system calls, which go to the kernel as they are (`mount` among them, which a server needs and
 the kernel refuses to a program without capabilities); processors other than x86-64 and AArch64 (no filter there; the
 self-check of `isolation` then says what does not hold).
@@ -60,6 +61,17 @@ _DENIED = {
     "io_uring_register": (427, 427),
     "syslog": (103, 116),
     "fanotify_init": (300, 262),
+    "fanotify_mark": (301, 263),
+    "io_setup": (206, 0),
+    "io_destroy": (207, 1),
+    "io_getevents": (208, 4),
+    "io_submit": (209, 2),
+    "io_cancel": (210, 3),
+    "io_pgetevents": (333, 292),
+    "inotify_init": (253, 26),  # AArch64 has inotify_init1 alone
+    "inotify_init1": (294, 26),
+    "inotify_add_watch": (254, 27),
+    "inotify_rm_watch": (255, 28),
 }
 _NEW_NAMESPACES = NEW_USER | NEW_OTHERS
 _FAMILIES = (1, 2, 10)

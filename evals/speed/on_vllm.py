@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from ...models.configs import load_config
 from ...models.footprint import token_bytes
 from ...models.loading import DTYPES
 from .spec import SpeedSpec, Timing
@@ -34,15 +35,15 @@ class VllmRun:
     """
 
     def __init__(self, spec: SpeedSpec) -> None:
-        import transformers
         import vllm
 
         self._spec, self._vllm, self._runs = spec, vllm, 0
-        config = transformers.AutoConfig.from_pretrained(spec.folder)
+        config = load_config(spec.folder)
         self._vocabulary = config.vocab_size
         length, batch = spec.prompt_tokens + spec.new_tokens, max(spec.batch_sizes)
         self._engine: Any = vllm.LLM(
             model=spec.folder,
+            trust_remote_code=False,
             dtype=spec.dtype,
             skip_tokenizer_init=True,
             enforce_eager=spec.device == "cpu",

@@ -114,6 +114,8 @@ class LowRankMethod(LinearMethodBase):
         for tensor in found.keys() - wanted.keys():
             raise UserError(f"the checkpoint has a tensor {name}.{tensor} that its config.json does not announce")
         for tensor, shape in wanted.items():
+            if rank is not None and not found[tensor].isfinite().all():
+                raise UserError(f"the tensor {name}.{tensor} holds NaN or infinity; make the checkpoint again")
             if shape and any(a not in (None, b) for a, b in zip(shape, found[tensor].shape, strict=True)):
                 raise UserError(
                     f"the tensor {name}.{tensor} has shape {tuple(found[tensor].shape)} on this process, config.json "

@@ -138,6 +138,7 @@ def check_run(run: pd.DataFrame, baseline: pd.DataFrame, tolerance: Tolerance) -
         name: (bases[name], runs[name])
         for name in bases
         if name in runs
+        and not _lacks_scale(name, bases[name])
         and not (_other_conditions(bases[name], runs[name]) or bases[name].undefined or runs[name].undefined)
     }
     scales = {name: base.mean if name.uncompressed else 1.0 for name, (base, _) in comparable.items()}
@@ -289,9 +290,17 @@ def _not_compared(name: CellName, base: Estimate | None, run: Estimate | None) -
     if differing := _other_conditions(base, run):
         told = f"measured under other conditions, so nothing can be said: {'; '.join(differing)}"
         return Comparison(name, base, run, "other conditions", faults=(told,))
+    if _lacks_scale(name, base):
+        note = f"not checked; {name.metric} is 0 in the baseline, so no change can be given relative to it"
+        return Comparison(name, base, run, "undefined", notes=(note,))
     if base.undefined:
         return Comparison(name, base, run, "undefined", notes=(f"not checked; in the baseline {base.undefined}",))
     return Comparison(name, base, run, "undefined", faults=(f"no recovery; in the run {run.undefined}",))
+
+
+def _lacks_scale(name: CellName, base: Estimate) -> bool:
+    """Whether nothing can be said relative to an uncompressed model of the baseline, since its gain is 0."""
+    return name.uncompressed and not base.undefined and not base.mean
 
 
 def _other_conditions(base: Estimate, run: Estimate) -> list[str]:

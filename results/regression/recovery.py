@@ -69,7 +69,7 @@ class Estimate:
         ratio, bytes: achieved ratio and size of the weights, means over seeds.
         conditions: what must be equal on both sides, by column; each a sorted tuple of texts.
         options: the method's options.
-        undefined: why there is no recovery; empty where there is one.
+        undefined: why there is no recovery, or no finite gain; empty where there is one.
     """
 
     values: tuple[float, ...]
@@ -183,6 +183,8 @@ def _estimate(
     undefined = ""
     if name.uncompressed:
         values = gains
+        if not all(math.isfinite(value) for value, _ in gains):
+            undefined = f"{name.metric} has no finite gain"
     else:
         bases = [reference.get(seed) or _mean(reference.values()) for seed in seeds]
         undefined = _why_undefined(bases)

@@ -11,6 +11,7 @@ import pytest
 from lowrank_bench.evals.tasks import tasks
 from lowrank_bench.models.loading import load_model
 from lowrank_bench.models.matrices import low_rank_layers
+from lowrank_bench.runners.samples import sample_file
 
 
 def bench(*arguments, cwd=None, **environment):
@@ -233,6 +234,16 @@ def test_samples_are_compared_rescored_and_shown(finished, tmp_path):
         assert word in done.stdout
     assert refused(bench("compare", f"{folder}:svd@9", f"{folder}:svd@2"), "its cells")
     assert refused(bench("show", f"{folder}:svd@2", "--verdict", "nice"), "no sample has the verdict")
+    source = sample_file(f"{folder}:svd@2")
+    (tmp_path / "samples.jsonl").write_text(
+        "".join(
+            json.dumps(json.loads(line) | {"completion": "\x1b]0;title\x07\x9b31m\u202etxet"}) + "\n"
+            for line in source.read_text().splitlines()
+        )
+    )
+    done = bench("show", tmp_path / "samples.jsonl", "--limit", "1")
+    assert done.returncode == 0, done.stderr
+    assert "\\x1b]0;title\\x07\\x9b31m\\u202etxet" in done.stdout
 
 
 def test_several_samples_give_pass_at_k(tmp_path):

@@ -247,7 +247,7 @@ def test_comparison_refuses_what_is_not_comparable(run):
         compare(base.samples, base.samples, scorer="boxd")
     with pytest.raises(UserError, match="no samples"):
         compare(base.samples, [])
-    with pytest.raises(UserError, match="without verdicts"):
+    with pytest.raises(UserError, match=r"without verdicts.* bench leaderboard RUN compares perplexities"):
         compare(base.samples, [{"index": 0, "nll": 1.0}])
     with pytest.raises(UserError, match="no problem in common"):
         compare(base.samples[:2], base.samples[2:])

@@ -216,6 +216,34 @@ def test_kind_of_failure_is_named(program, kind):
     assert run_one(Job(program, "assert f(1) == 2", ("f",)), "bwrap", timeout=3.0).kind == kind
 
 
+@pytest.mark.parametrize("level", ISOLATING)
+@pytest.mark.parametrize("together", [False, True])
+def test_a_program_inherits_nothing_of_the_grader(level, together):
+    """Neither its ``__future__`` imports nor its modules, globals and name."""
+    programs = {
+        "def f(x: List[int]) -> Foo: return x + 1": "NameError: name 'List'",
+        "limit: Undefined = 3\ndef f(x): return x + 1": "NameError: name 'Undefined'",
+        "class A:\n    y: Undefined\ndef f(x): return x + 1": "NameError: name 'Undefined'",
+        "import judge\ndef f(x): return x + 1": "ModuleNotFoundError: No module named 'judge'",
+        "import wire, limits\ndef f(x): return x + 1": "ModuleNotFoundError: No module named 'wire'",
+        "def f(x): raise Exception(sorted(globals()))": "Exception: ['__builtins__', 'f']",
+        "def f(x): raise Exception(__name__)": "Exception: builtins",
+    }
+    verdicts = run_programs([Job(text, TEST, ("f",), together=together) for text in programs], level, 1)
+    for verdict, said in zip(verdicts, programs.values(), strict=True):
+        assert verdict.kind == "exception"
+        assert verdict.detail.startswith(said)
+    typed = "from __future__ import annotations\ndef f(x: Later) -> Later: return x + 1"
+    assert run_one(Job(typed, TEST, ("f",), together=together), level).passed
+
+
+def test_tests_and_their_setup_inherit_nothing_of_the_grader():
+    for setup, test in (("def help(x: Unknown): pass", TEST), ("", "def help(x: Unknown): pass\n" + TEST)):
+        verdict = run_one(Job(RIGHT, test, ("f",), setup=setup), "bwrap")
+        assert verdict.kind == "exception"
+        assert "Unknown" in verdict.detail
+
+
 def test_timed_out_program_runs_again_alone_before_it_counts():
     slow = "import time\ndef f(x):\n    time.sleep(0.9)\n    return x + 1\n"
     (verdict,) = run_programs([Job(slow, "assert f(1) == 2", ("f",))], "bwrap", timeout=0.5)
@@ -246,7 +274,8 @@ def test_exit_inside_a_call_cannot_be_taken_for_an_expected_error():
 
 @pytest.mark.parametrize("answer", ["t2:s5:valueN", "t3:s4:doneNN", "N", "x"])
 def test_a_malformed_answer_cannot_be_taken_for_an_expected_error(answer):
-    program = f"import candidate\ncandidate.answer = lambda *a: {answer.encode()!r}\ndef f(x): return 1"
+    replaced = f"sys._getframe(1).f_globals['answer'] = lambda *a: {answer.encode()!r}"
+    program = f"import sys\n{replaced}\ndef f(x): return 1"
     assert run_one(Job(program, "try:\n    f(1)\nexcept:\n    pass\n", ("f",)), "bwrap").kind == "output"
 
 

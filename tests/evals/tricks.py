@@ -102,6 +102,11 @@ TRICKS = {
         "assert libc.mount(b'x', b'/tmp', b'tmpfs', 0, b'size=1g') == 0\ndef f(x): return 2"
     ),
     "system-v-memory": "import ctypes\nassert ctypes.CDLL(None).shmget(0, 1 << 28, 0o1600) >= 0\ndef f(x): return 2",
+    "asynchronous-io": "import ctypes\ncontext = ctypes.c_ulong()\n"
+    "assert ctypes.CDLL(None).syscall({'x86_64': 206, 'aarch64': 0}[__import__('os').uname().machine], 1024, "
+    "ctypes.byref(context)) == 0\ndef f(x): return 2",
+    "inotify": "import ctypes\nassert ctypes.CDLL(None).inotify_init() >= 0\ndef f(x): return 2",
+    "inotify-1": "import ctypes\nassert ctypes.CDLL(None).inotify_init1(0) >= 0\ndef f(x): return 2",
     "memory-files": "import os\nfor _ in range(40): os.write(os.memfd_create('x'), bytes(1 << 24))\ndef f(x): return 2",
     "many-files": "for n in range(20000): open(f'/tmp/{n}', 'w').close()\ndef f(x): return 2",
     "keyring": (
@@ -112,11 +117,11 @@ TRICKS = {
     "interpreter-file": "import os\nos.chmod('/proc/self/exe', 0o755)\ndef f(x): return 2",
     "through-namespaces": "import os\nos.open('/proc/1/ns/mnt', os.O_RDONLY)\ndef f(x): return 2",
     "colliding-value": (
-        "import candidate\nitems = b''.join(b'i%x;' % (n * (2**61 - 1)) for n in range(1 << 17))\n"
-        "candidate.answer = lambda *a: b't3:s5:valueS131072:' + items + b'N'\ndef f(x): return 0"
+        "import sys\nitems = b''.join(b'i%x;' % (n * (2**61 - 1)) for n in range(1 << 17))\n"
+        "sys._getframe(1).f_globals['answer'] = lambda *a: b't3:s5:valueS131072:' + items + b'N'\ndef f(x): return 0"
     ),
     "many-values": (
-        "import candidate\ncandidate.answer = lambda *a: b't3:s5:valuel5000000:' + b'S0:' * 5000000 + b'N'\n"
+        "import sys\nsys._getframe(1).f_globals['answer'] = lambda *a: b't3:s5:valuel5000000:' + b'S0:' * 5000000 + b'N'\n"
         "def f(x): return 0"
     ),
     "null-byte": "def f(x): return 2\0",

@@ -2,16 +2,21 @@
 
 import hashlib
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.files import (
     canonical_json,
     digest,
+    new_folder,
     read_json,
     sha256_file,
     sha256_folder,
@@ -75,3 +80,27 @@ def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path):
         with pytest.raises(UserError):
             write_atomic(path, "text")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.fixture(params=[0o077, 0o027, 0o002])
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def modes(folder):
+    return {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_files_have_the_permissions_that_the_umask_asks_for(tmp_path, umask):
+    """safetensors writes 0600, a copy keeps the mode of its source."""
+    write_json(tmp_path / "deep" / "value.json", {})
+    with new_folder(tmp_path / "new") as folder:
+        (folder / "inside").mkdir()
+        save_file({"a": torch.zeros(2)}, folder / "inside" / "weights.safetensors")
+        (folder / "copied").touch()
+        (folder / "copied").chmod(0o400)
+    assert modes(tmp_path) == {0o666 & ~umask}
+    assert {stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "new", tmp_path / "new/inside")} == {0o777 & ~umask}
+    assert len(list((tmp_path / "new").rglob("*"))) == 3

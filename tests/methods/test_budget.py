@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
@@ -114,7 +115,7 @@ def test_within_one_rank_and_never_above(shape: ModelShape, share: float, name: 
     ratio = reachable(shape, share, guard)
     found = allocated(shape, Budget(ratio, guard), name, seed)
     assert found.parameters == recount(shape, found.ranks)
-    left = shape.parameters / ratio - found.parameters
+    left = shape.parameters / Fraction(repr(ratio)) - found.parameters
     assert left >= 0
     units = {unit.name: unit for unit in shape.units}
     for unit_name, rank in found.ranks.items():
@@ -141,6 +142,15 @@ def test_the_ratio_named_by_the_error_is_feasible(shape: ModelShape, name: str, 
     largest = float(named[1])
     assert allocate(shape, Budget(largest, guard), name) is not None
     assert allocate(shape, Budget(largest * 1.02, guard), name) is None
+
+
+@pytest.mark.parametrize(("parameters", "ratio"), [(297, 2.7), (33, 1.1), (81, 5.4)])
+def test_a_ratio_is_the_decimal_that_was_typed(parameters: int, ratio: float) -> None:
+    """In floats the quotient is just below a whole number, of which the last parameter is needed."""
+    affordable = round(parameters / ratio)
+    assert parameters / ratio < affordable
+    shape = ModelShape(parameters, (Unit("unit", parameters, affordable, 2, 1),))
+    assert Budget(ratio, guard=False).allocate(shape, policy("uniform")).parameters == affordable
 
 
 @settings(deadline=None, max_examples=100)

@@ -70,7 +70,9 @@ def test_replacing_and_finding_layers() -> None:
     assert {key: layer.rank for key, layer in low_rank_layers(model).items()} == {name: 5}
     with pytest.raises(TypeError, match=r"up_proj is a LowRankLinear"):
         get_linear(model, name)
-    assert name not in [matrix.name for matrix in matrices(model)]
+    assert name not in [matrix.name for matrix in matrices(model, required=False)]
+    with pytest.raises(UserError, match="factorised already"):
+        matrices(model)
 
 
 def test_break_even_is_where_factors_cost_as_much() -> None:

@@ -6,9 +6,12 @@ import math
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.foundation.text import fold_name
 from lowrank_bench.results.intervals import across_seeds
 from lowrank_bench.results.records import to_frame
 from lowrank_bench.results.tables import pivot, render_terminal, to_csv, to_latex, to_markdown
@@ -182,3 +185,21 @@ def test_ten_thousand_records_keep_their_lines(sweep):
     assert len(frame) > 10_000
     lines = to_csv(frame).splitlines()
     assert len(lines) == 1 + 80 * 5
+
+
+def test_labels_are_broken_behind_their_punctuation(record):
+    label = "svd-llm:length=512,samples=16"
+    frame = to_frame([record(label="none", method="none", stage="finetuned", ratio_target=1.0), record(label=label)])
+    for width in (80, 120):
+        screen = Console(width=width, record=True, file=io.StringIO())
+        render_terminal(frame, screen)
+        text = screen.export_text()
+        for word in ("svd", "length=", "512", "samples=", "16"):
+            assert word in text
+
+
+@given(st.text(alphabet="abc:,=-_/ ", min_size=1, max_size=60), st.integers(4, 20))
+def test_a_folded_name_keeps_its_characters_and_width(name, width):
+    folded = fold_name(name, width)
+    assert "".join(folded.split()) == "".join(name.split())
+    assert all(len(line) <= width for line in folded.split("\n")) or not name.strip()

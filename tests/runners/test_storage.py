@@ -13,15 +13,18 @@ import pytest
 from sweeps import small_sweep
 
 from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.foundation.files import write_json
 from lowrank_bench.models.loading import load_model
 from lowrank_bench.results.records import read_records, same_results
 from lowrank_bench.runners import storage as storages
-from lowrank_bench.runners.cells import find_cell
+from lowrank_bench.runners.cells import checkpoint_folder, find_cell
 from lowrank_bench.runners.doctor import repair
+from lowrank_bench.runners.inspection import inspect_bases, inspect_changes
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.shared_store import LIGHT_BYTES, SharedStore
+from lowrank_bench.runners.speed_subject import find_subject
 from lowrank_bench.runners.stages import MARKER, Stage, StageStore
-from lowrank_bench.runners.storage import Storage
+from lowrank_bench.runners.storage import Storage, check_url
 from lowrank_bench.runners.sweep import run_sweep
 
 STAGE = Stage("fit", {"a": 1}, {"model": "m"}, {"model": {"location": "m", "revision": ""}})
@@ -210,7 +213,7 @@ def test_what_another_attempt_left_is_cleared(tmp_path):
     assert not left.parent.parent.exists()
 
 
-def test_a_light_stage_is_whole_without_the_option_and_lost_with_its_storage(tmp_path):
+def test_a_light_stage_needs_the_option_and_is_lost_with_its_storage(tmp_path):
     url = f"file://{tmp_path}/storage"
     SharedStore(tmp_path / "here", url).run(STAGE, fill)
     for name in ("one", "two"):
@@ -218,12 +221,16 @@ def test_a_light_stage_is_whole_without_the_option_and_lost_with_its_storage(tmp
     assert repair(tmp_path / "one") == (1, [], [])
     plain = StageStore(tmp_path / "one" / "stages")
     assert plain.missing([STAGE.key]) == []
-    assert content(plain.whole(STAGE.key)) == content(tmp_path / "here" / STAGE.key)
-    shutil.rmtree(tmp_path / "storage")
-    plain = StageStore(tmp_path / "two" / "stages")
-    with pytest.raises(UserError, match=r"storage .* cannot be read .*FileNotFoundError"):
+    with pytest.raises(UserError, match=r"only in a storage .* add --storage URL with a URL that you trust"):
         plain.whole(STAGE.key)
+    named = SharedStore(tmp_path / "one" / "stages", url)
+    assert content(named.whole(STAGE.key)) == content(tmp_path / "here" / STAGE.key)
     again = SharedStore(tmp_path / "two" / "stages", url)
+    with pytest.raises(UserError, match=r"lacks files and is not in the storage .* with --storage"):
+        SharedStore(tmp_path / "two" / "stages", f"file://{tmp_path}/other").whole(STAGE.key)
+    shutil.rmtree(tmp_path / "storage")
+    with pytest.raises(UserError, match="lacks files and is not in the storage"):
+        again.whole(STAGE.key)
     assert again.missing([STAGE.key]) == [STAGE.key]
     again.run(STAGE, fill)
     assert again.storage.stands(STAGE.key)
@@ -288,7 +295,10 @@ def test_a_sweep_goes_on_elsewhere(finished, tmp_path):
     assert run_sweep(third).stages_run == 0
     frames = [read_records(tmp_path / name / first.folder.name) for name in ("second", "third")]
     assert same_results(*frames) == []
-    weights = find_cell(f"{tmp_path}/third/{first.folder.name}:svd@3", any_benchmark=True).checkpoint()
+    name = f"{tmp_path}/third/{first.folder.name}:svd@3"
+    with pytest.raises(UserError, match="add --storage URL"):
+        find_cell(name, any_benchmark=True).checkpoint()
+    weights = find_cell(name, any_benchmark=True, storage=url).checkpoint()
     assert load_model(weights)
     assert heavy(tmp_path / "third") == ["recover"]
 
@@ -316,7 +326,7 @@ def test_what_cannot_be_used_is_told_before_work(tmp_path, server, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     for url, sentence in [
-        ("nosuch://x/y", "cannot be used .*nosuch"),
+        ("nosuch://x/y", "nosuch.* protocol that is not allowed"),
         ("gs://bucket/runs", "needs a package that is missing here .*gcsfs"),
         (f"file://{tmp_path}/file/runs", "cannot be written to from .*NotADirectory|FileExists"),
         ("s3://none-of-that-name/runs", "cannot be written to .*bucket does not exist"),
@@ -338,3 +348,52 @@ def test_names_that_lead_out_of_the_folder_are_refused(tmp_path):
     file.write_text(json.dumps(record | {"checksum": checksum(record)}))
     with pytest.raises(UserError, match="is damaged"):
         SharedStore(tmp_path / "there", store.storage.url).gather([STAGE.key])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "reference::file:///tmp/index.json",
+        "reference:///tmp/index.json",
+        "simplecache::s3://bucket/folder",
+        "zip://inner::file:///tmp/archive.zip",
+        "http://localhost/folder",
+        "dask://worker/folder",
+    ],
+)
+def test_only_plain_protocols_are_opened(url):
+    with pytest.raises(ValueError, match=r"such as s3://BUCKET/FOLDER"):
+        check_url(url)
+    with pytest.raises(UserError, match=r"such as s3://BUCKET/FOLDER"):
+        find_cell("runs/any:svd@2", storage=url)
+
+
+def test_a_foreign_run_folder_does_not_choose_what_is_opened(finished, tmp_path, monkeypatch):
+    """Its marker names a URL; every command that needs the weights refuses before anything is opened."""
+    shutil.copytree(finished.out, tmp_path / "foreign")
+    stages = tmp_path / "foreign" / "stages"
+    for stage in stages.glob("*-*"):
+        if (stage / "stage.json").is_file():
+            lacks = [path.relative_to(stage).as_posix() for path in stage.rglob("*.safetensors")]
+            write_json(stage / MARKER, {"storage": "reference::file:///tmp/evil.json", "lacks": lacks})
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda *_, **__: pytest.fail("a URL was opened"))
+    run = next(path.parent for path in (tmp_path / "foreign").glob("*/results.csv"))
+    cell = f"{run}:svd@2"
+    for read in (
+        lambda: checkpoint_folder(cell),
+        lambda: find_subject(cell),
+        lambda: inspect_bases(cell, "q", 0),
+        lambda: inspect_changes(cell),
+    ):
+        with pytest.raises(UserError, match=r"only in a storage .* add --storage URL with a URL that you trust"):
+            read()
+
+
+def test_a_password_in_a_storage_url_is_never_shown(tmp_path):
+    storage = Storage("sftp://user:secret@localhost:1/folder", attempts=1)
+    with pytest.raises(UserError) as error:
+        storage.check()
+    assert "secret" not in str(error.value)
+    with pytest.raises(ValueError, match=r"user:\*\*\*@") as refused:
+        check_url("ftp://user:secret@host/folder")
+    assert "secret" not in str(refused.value)

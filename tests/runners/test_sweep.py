@@ -16,11 +16,15 @@ import torch
 from sweeps import small_sweep
 
 from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.foundation.files import read_json
 from lowrank_bench.foundation.nursery import Nursery
 from lowrank_bench.models.loading import load_model, weights_size
 from lowrank_bench.models.matrices import low_rank_layers, model_size
 from lowrank_bench.results.records import read_records, same_results
+from lowrank_bench.runners.config import parse_method
 from lowrank_bench.runners.plan import make_plan
+from lowrank_bench.runners.single import CompressRequest, compress_model
+from lowrank_bench.runners.stages import MODEL_FOLDER, ratio_folder
 from lowrank_bench.runners.sweep import run_sweep
 
 
@@ -232,3 +236,22 @@ def test_language_on_the_real_model(tmp_path, data_dir):
     small = frame[(frame.metric == "perplexity") & (frame.stage == "recovered")].sort_values("ratio")
     assert pd.Series(small.value.tolist()).is_monotonic_increasing
     assert small.value.lt(1e6).all()
+
+
+@pytest.mark.parametrize("method", ["bs:prunings=3", "fwsvd:samples=8", "svd"])
+def test_compress_gives_the_checkpoint_of_the_same_cell_of_a_sweep(finished, tmp_path, method):
+    records = [read_json(path) for path in (finished.out / "stages").glob("compress-*/stage.json")]
+    stage = next(record for record in records if f"compress {method} 2x," in record["title"])
+    request = CompressRequest(
+        str(finished.out / "stages" / stage["inputs"]["model"]),
+        parse_method(method),
+        2.0,
+        tmp_path / "alone",
+        "toy-math",
+        steps=4,
+        seed=stage["config"]["seed"],
+        recipe="small",
+    )
+    compress_model(request)
+    weights = finished.out / "stages" / stage["key"] / ratio_folder(2.0) / MODEL_FOLDER / "model.safetensors"
+    assert (tmp_path / "alone" / "model.safetensors").read_bytes() == weights.read_bytes()

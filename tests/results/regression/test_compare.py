@@ -3,10 +3,12 @@
 import math
 import random
 
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from junitparser import JUnitXml
+from rich.console import Console
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.results.intervals import perplexity_interval, wilson
@@ -15,6 +17,7 @@ from lowrank_bench.results.regression.baseline import read_baseline, update_base
 from lowrank_bench.results.regression.compare import Tolerance, check_run
 from lowrank_bench.results.regression.junit import junit_xml
 from lowrank_bench.results.regression.recovery import estimates, gain
+from lowrank_bench.results.regression.show import print_check
 
 PARAMS = 6_738_415_616
 BASE = {"method": "none", "label": "none", "stage": "finetuned", "ratio_target": 1.0, "params": PARAMS}
@@ -200,6 +203,25 @@ def test_nothing_in_common_and_nothing_to_recover(side):
         check_run(side({"svd": 700}, task="code"), side({"svd": 700}), Tolerance())
     check = check_run(side({"svd": 700}, (4,), whole=0), side({"svd": 700}), Tolerance())
     assert "no recovery; in the run the uncompressed model scores nothing" in only(check, "svd").faults[0]
+
+
+@pytest.mark.parametrize("changed", [{"whole": 0}, {"whole": 0, "higher_is_better": False}])
+def test_a_measure_that_is_zero_in_the_uncompressed_model_is_named_not_divided_by(side, changed):
+    """As `bench baseline update --all-metrics` keeps them of an honest run, where nothing was cut off or too long."""
+
+    def both(solved):
+        other = side({"svd": solved}, variant="other-0shot", **changed)
+        return pd.concat([side({"svd": 700}), other], ignore_index=True)
+
+    for solved in (0, 5):
+        check = check_run(both(solved), both(0), Tolerance())
+        assert not check.failed
+        zero = [cell for cell in check.cells if cell.name.variant == "other-0shot"]
+        assert [cell.verdict for cell in zero] == ["undefined", "undefined"]
+        assert all("not checked" in note for cell in zero for note in cell.notes)
+        assert only(check, "svd").verdict == "same"
+        assert JUnitXml.fromstring(junit_xml(check, "zero").encode())
+        print_check(check, Console(record=True))
 
 
 def test_biases_have_no_recovery(side):

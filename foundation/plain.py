@@ -1,0 +1,89 @@
+"""Plain data that users write: read within limits of size, depth and kind of file."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import UserError
+
+MAX_BYTES = 1 << 20
+_MAX_VALUES = 100_000
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without dates: no option is one, and JSON, in which options are kept, has none."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def read_input(path: Path, kind: str, max_bytes: int = MAX_BYTES) -> bytes:
+    """Read a regular file of limited size; anything else (pipes, devices, folders) is refused without waiting for it.
+
+    Args:
+        path: what the user named.
+        kind: what it should be, for the message.
+        max_bytes: largest size.
+
+    Raises:
+        UserError: no such file, another kind of file, or too large.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"the {kind} {path} cannot be read ({reason}); name an existing file") from error
+    with os.fdopen(handle, "rb") as file:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise UserError(f"the {kind} {path} cannot be read (it is no regular file); name an existing file")
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise UserError(f"the {kind} {path} is larger than {max_bytes:,} bytes; name another file")
+    return data
+
+
+def parse_yaml(text: str | bytes, where: str) -> Any:
+    """Read YAML as plain data; what looks like a date stays text.
+
+    Args:
+        text: one document.
+        where: what it is, for the message.
+
+    Raises:
+        UserError: no YAML, numbers of thousands of digits, or nested or repeated beyond reason.
+    """
+    try:
+        value = yaml.load(text, Loader=_Loader)  # derived from SafeLoader
+        if not _is_plain(value):
+            raise ValueError("it holds something other than text, numbers, lists and mappings, or too many of them")
+    except RecursionError:
+        raise UserError(f"{where} is nested too deeply; write it with fewer brackets") from None
+    except (yaml.YAMLError, ValueError, OverflowError, TypeError) as error:
+        line = str(error).split("\n")[0].split("; use sys.")[0]
+        raise UserError(f"{where} is no valid YAML ({line}); see docs/cli.md for an example") from error
+    return value
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is JSON's kind of data and small where aliases are written out."""
+    waiting, seen = [value], 0
+    while waiting:
+        one, seen = waiting.pop(), seen + 1
+        if isinstance(one, dict):
+            waiting += [*one, *one.values()]
+        elif isinstance(one, list):
+            waiting += one
+        elif not isinstance(one, str | int | float | bool | None):
+            return False
+        if seen + len(waiting) > _MAX_VALUES:
+            return False
+    return True

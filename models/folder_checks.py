@@ -1,0 +1,232 @@
+"""What is checked of a model's folder before any library reads it: kinds of files, JSON, and fields that choose code.
+
+Reads headers and JSON only; imports neither torch nor transformers. `check_folder` is the one door.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ..foundation.errors import UserError
+from .headers import Header, read_headers, weight_files
+from .layout import LOWRANK, Layout, check_tensors
+
+_READ_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")
+_JSON_BYTES = 256 << 20
+_CONFIG_BYTES = 16 << 20
+_JSON_DEPTH = 64
+_AGAIN = "make or copy the checkpoint again"
+
+_ATTENTION = ("eager", "sdpa", "flex_attention")
+_FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
+"""Without its package transformers would fetch a kernel of that kind from the hub."""
+_EXPERTS = ("eager", "batched_mm", "grouped_mm")
+_ATTENTION_FIELDS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+_EXPERTS_FIELDS = ("experts_implementation", "_experts_implementation", "_experts_implementation_internal")
+_CODE_FIELDS = ("custom_generate", "use_kernels", "kernel_config", "configuration_files", "transformers_weights")
+_QUANTISED_FIELDS = ("quantization_config", "compression_config")
+
+_LAYER_FIELDS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
+_WIDTH_FIELDS = (
+    *("hidden_size", "n_embd", "d_model", "intermediate_size", "ffn_dim", "n_inner", "vocab_size"),
+    *("num_attention_heads", "n_head", "num_key_value_heads", "head_dim", "num_experts", "num_local_experts"),
+)
+
+
+def check_folder(folder: Path) -> dict[str, Header]:
+    """Check a model's folder as far as it can be without building the model; returns the headers of its tensors.
+
+    Files must be ordinary files, JSON must be readable, ``config.json`` must choose no code and no foreign
+    quantisation, and the headers of safetensors files must belong to it. A folder without weights has no headers.
+
+    Raises:
+        UserError: names the file and the field or tensor.
+    """
+    check_files(folder)
+    config = read_object(folder / "config.json")
+    check_config(config, str(folder / "config.json"))
+    for name in ("generation_config.json", "tokenizer_config.json"):
+        if (folder / name).exists():
+            _check_code_fields(read_object(folder / name), str(folder / name))
+    if (folder / "hf_quant_config.json").exists():
+        raise _quantised(str(folder / "hf_quant_config.json"), "modelopt")
+    layout = layout_of(config)
+    files = weight_files(folder)
+    if not files:
+        return {}
+    headers = read_headers(files)
+    if layout is not None:
+        check_tensors(layout, {name: header.shape for name, header in headers.items()}, str(folder))
+    _check_sizes(config, headers, str(folder / "config.json"))
+    return headers
+
+
+def layout_of(config: Mapping[str, Any]) -> Layout | None:
+    """Return what ``config.json`` says of factors, None for a dense model.
+
+    Raises:
+        UserError: see `Layout.read`.
+    """
+    announced = config.get("quantization_config")
+    return Layout.read(announced) if announced and announced.get("quant_method") == LOWRANK else None
+
+
+def check_files(folder: Path) -> None:
+    """Check that what loaders open is an ordinary file or leads to one: a FIFO would hang them, a device fill memory.
+
+    Raises:
+        UserError: names the file.
+    """
+    extra = folder / "additional_chat_templates"
+    for file in [*folder.iterdir(), *(extra.iterdir() if extra.is_dir() else ())]:
+        if file.suffix not in _READ_SUFFIXES:
+            continue
+        try:
+            found = file.stat()
+        except OSError as error:
+            raise UserError(f"{file} leads nowhere ({error.strerror}); {_AGAIN}") from error
+        if not stat.S_ISREG(found.st_mode):
+            raise UserError(f"{file} is no ordinary file (a folder, pipe or device); {_AGAIN}")
+        most = _CONFIG_BYTES if file.name.endswith("config.json") else _JSON_BYTES
+        if file.suffix == ".json" and found.st_size > most:
+            raise UserError(f"{file} has {found.st_size:,} bytes, at most {most:,} are read; {_AGAIN}")
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        UserError: it cannot be read, holds something else, or is nested deeper than configurations are.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}, not an object")
+        if _deeper(found, _JSON_DEPTH):
+            raise ValueError(f"it is nested deeper than {_JSON_DEPTH} levels")
+    except RecursionError as error:
+        raise UserError(f"{file} cannot be read (it is nested too deeply); {_AGAIN}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}); {_AGAIN}") from error
+    return found
+
+
+def check_config(config: Mapping[str, Any], where: str) -> None:
+    """Check that a configuration names its model, chooses no code and no quantisation but ours.
+
+    Args:
+        config: the plain data of ``config.json``.
+        where: the file, for the error.
+
+    Raises:
+        UserError: names the field.
+    """
+    if not isinstance(config.get("model_type"), str):
+        raise UserError(
+            f"{where} has the model_type {_shown(config.get('model_type'))}, not the name of an architecture; {_AGAIN}"
+        )
+    _check_code_fields(config, where)
+    for path, key, value in _fields(config):
+        if key in _QUANTISED_FIELDS and value:
+            method = value.get("quant_method") if isinstance(value, Mapping) else None
+            if not isinstance(value, Mapping) or not isinstance(method, str):
+                raise UserError(
+                    f"the {path} of {where} is {_shown(value)}, not an object with a quant_method; {_AGAIN}"
+                )
+            if method != LOWRANK or path != "quantization_config":
+                raise _quantised(f"the {path} of {where}", method)
+
+
+def check_tokenizer(folder: Path) -> int | None:
+    """Check the JSON files of a tokenizer; returns the model's vocabulary size, None where no config.json says it.
+
+    Raises:
+        UserError: a file that is no JSON object, or that chooses code; names it.
+    """
+    check_files(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (folder / name).exists():
+            found = read_object(folder / name)
+            if name == "tokenizer_config.json":
+                _check_code_fields(found, str(folder / name))
+    if not (folder / "config.json").exists():
+        return None
+    config = read_object(folder / "config.json")
+    text = config.get("text_config") or {}
+    size = config.get("vocab_size", text.get("vocab_size") if isinstance(text, Mapping) else None)
+    return size if type(size) is int else None
+
+
+def _check_code_fields(config: Mapping[str, Any], where: str) -> None:
+    for path, key, value in _fields(config):
+        if key in _ATTENTION_FIELDS or key in _EXPERTS_FIELDS:
+            attention = key in _ATTENTION_FIELDS
+            for chosen in value.values() if isinstance(value, Mapping) else (value,):
+                if not _is_built_in(chosen, attention):
+                    built_in = ", ".join((*_ATTENTION, *_FLASH) if attention else _EXPERTS)
+                    raise UserError(
+                        f"the {path} of {where} is {_shown(chosen)}, which is not built in or not installed, and a "
+                        f"model's folder must not choose code to load; remove the field, or use one of {built_in}"
+                    )
+        elif key in _CODE_FIELDS and value:
+            raise UserError(
+                f"the {path} of {where} is {_shown(value)}, and a model's folder must not choose what code or which "
+                "files are loaded; remove the field"
+            )
+        elif key == "auto_map" and not isinstance(value, (Mapping, list, type(None))):
+            raise UserError(f"the {path} of {where} is {_shown(value)}, not an object; remove the field")
+
+
+def _is_built_in(chosen: Any, attention: bool) -> bool:
+    if chosen is None or chosen in (list(_ATTENTION) if attention else list(_EXPERTS)):
+        return True
+    return attention and isinstance(chosen, str) and chosen in _FLASH and find_spec(_FLASH[chosen]) is not None
+
+
+def _quantised(what: str, method: str) -> UserError:
+    return UserError(
+        f"{what} says that the weights are quantised by {_shown(method)}, which lowrank-bench does not read; name the "
+        "model as it was before quantisation"
+    )
+
+
+def _check_sizes(config: Mapping[str, Any], headers: Mapping[str, Header], where: str) -> None:
+    """Check numbers against what is stored, so that a wrong one cannot fill memory while the model is built."""
+    parameters = sum(header.parameters for header in headers.values())
+    for path, key, value in _fields(config):
+        if key not in (*_LAYER_FIELDS, *_WIDTH_FIELDS) or ("." in path and not path.startswith("text_config.")):
+            continue
+        if value is None or isinstance(value, list):
+            continue
+        most = len(headers) if key in _LAYER_FIELDS else max(parameters, len(headers))
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+            held = f"{len(headers):,} tensors" if key in _LAYER_FIELDS else f"{parameters:,} weights"
+            raise UserError(f"the {path} of {where} is {_shown(value)}, but the files hold {held}; {_AGAIN}")
+
+
+def _fields(value: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yield (dotted path, name, value) of every field, nested ones too."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            own = f"{path}.{key}" if path else str(key)
+            yield own, str(key), inner
+            if key not in _QUANTISED_FIELDS:
+                yield from _fields(inner, own)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _fields(inner, f"{path}.{number}")
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_deeper(each, levels - 1) for each in inner if isinstance(each, (dict, list)))
+
+
+def _shown(value: Any) -> str:
+    text = ascii(value) if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."
