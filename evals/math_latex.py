@@ -13,12 +13,10 @@ _DELIMITED = re.compile(r"\$|(?<!\\)\\[(\[]|\\boxed")
 """What the library finds by itself."""
 _PIECE = re.compile(r"\\[A-Za-z]+|\\.|[{}]|[A-Za-z]+|.")
 _SENTENCE_END = re.compile(r"[.;:!?](?=\s|\Z)")
-_SHORT_WORDS = frozenset(
-    "am an as at be by cm do ft go he if in is it kg km me mm my no of on or so to up us we".split()
-)
-_FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log exp max min gcd lcm mod det".split()
-)
+_WORDS = "am an as at be by cm do ft go he if in is it kg km me mm my no of on or so to up us we"
+_SHORT_WORDS = frozenset(_WORDS.split())
+_NAMES = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log exp max min gcd lcm mod det"
+_FUNCTIONS = frozenset(_NAMES.split())
 _BEFORE = " \t*,"
 _BEHIND = " \t*,.;:!?"
 

@@ -1,7 +1,8 @@
 """The process in which MATH answers are compared by algebra; it may be killed at any time.
 
 Run as ``python -m lowrank_bench.evals.math_worker``. It writes the line ``ready`` once its libraries are loaded, then
-reads one JSON list ``[rule, gold, text]`` a line and writes one, ``[verdict, answer found or null]``, a line. See `math_rules` for the rules.
+reads one JSON list ``[rule, gold, text]`` a line and writes one, ``[verdict, answer found or null]``, a line. See
+`math_rules` for the rules.
 
 Reading and simplifying take milliseconds. So plain numbers are read directly, everything read is kept, an answer that
 math-verify finds written just as the reference answer is not read at all, nor are two simple answers that clearly

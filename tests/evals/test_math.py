@@ -316,3 +316,24 @@ def test_single_comparison():
     assert equivalent("2,1", "1,2", "math-verify") == "correct"
     assert normalize_original("\\text{ a}\\text{ b}") is None
     assert math_pool.ITEM_SECONDS == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "gold"),
+    [
+        (r"The answer is \[18\]", "18"),
+        (r"**The answer is \(18\)**", "18"),
+        (r"Final Answer: The final answer is \(18\). I hope it is correct.", "18"),
+        (r"The answer is \frac{3}{4} of the total.", r"\frac{3}{4}"),
+        (r"The answer is \boxed{18}", "18"),
+    ],
+)
+def test_delimited_and_bare_latex_is_read(text, gold):
+    (scored,) = score_texts([text], [gold])
+    assert scored.verdicts["math-verify"] == "correct"
+
+
+@pytest.mark.parametrize("text", ["The answer is" * 153 + "\\" * 2000 + "$", "$" * 4000, "The answer is \\frac{" * 200])
+def test_adversarial_texts_come_back_with_a_verdict(text):
+    (scored,) = score_texts([text], ["18"])
+    assert scored.verdicts["math-verify"] in ("no-answer", "wrong", "timeout")

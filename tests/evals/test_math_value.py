@@ -112,7 +112,9 @@ def test_verdicts_are_those_of_the_libraries_alone(golds):
     pairs += [[f"{gold} + 0", gold] for gold in golds[::40]]
     pairs += [[text, golds[index % len(golds)]] for index, text in enumerate(made_up(150, 2))]
     pairs += [list(pair) for pair in ALIKE]
-    quick, slow = read_by_libraries([], pairs)[1]["verdicts"]
+    replies = read_by_libraries([], pairs)[1]["verdicts"]
+    # A reply is a verdict, or with the answer that the library found, which a shortcut does not look for.
+    quick, slow = ([[r if isinstance(r, str) else r[0] for r in both] for both in side] for side in replies)
     assert [each for each in zip(pairs, quick, slow, strict=True) if each[1] != each[2]] == []
     assert sum("correct" in one for one in quick) > 40
 
