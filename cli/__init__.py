@@ -22,6 +22,7 @@ from . import (
     results,
     run,
     samples,
+    score,
     serving,
     single,
 )
@@ -43,6 +44,7 @@ _GROUPS = (
     listings,
     single,
     samples,
+    score,
     serving,
     results,
     inspect,

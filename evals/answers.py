@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..foundation.errors import UserError
 from . import extract
 from .base import EvalSettings
 from .generative import GenerativeBenchmark, Scored
@@ -32,6 +33,18 @@ class NumberBenchmark(GenerativeBenchmark):
     def rules(self, settings: EvalSettings) -> Mapping[str, Any]:
         """Return the readings, their version and the headline."""
         return {"version": extract.RULES_VERSION, "scorers": sorted(READINGS), "headline": self.headline(settings)}
+
+    def reference_row(self, gold: str) -> Mapping[str, Any]:
+        """Return a problem with this number, or with this solution that ends in ``#### N``."""
+        if extract.strict(gold) is not None:
+            return {"question": "", "answer": gold}
+        number = gold.strip().replace("$", "").replace("\N{MINUS SIGN}", "-")
+        if not number or extract.strict(f"#### {number}") != number:
+            raise UserError(
+                f"the reference answer '{gold}' is no number; write 18, -5, 3.5 or 1,000, or a whole solution that "
+                "ends in '#### 18'"
+            )
+        return {"question": "", "answer": f"#### {number}"}
 
     def score(
         self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str], settings: EvalSettings

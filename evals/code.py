@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 import textwrap
 from abc import abstractmethod
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..foundation.errors import UserError
 from .base import EvalSettings
 from .generative import GenerativeBenchmark, Scored, storable
 from .sandbox.isolation import isolation_level
@@ -104,6 +106,21 @@ def function_program(prompt: str, completion: str, entry_point: str) -> str:
     if code.strip() and not code.lstrip("\n")[:1].isspace():
         code = textwrap.indent(code, "    ")
     return prompt + code
+
+
+def tested_names(asserts: str) -> tuple[str, ...]:
+    """Return what given asserts need from a program: the free names that are no builtins.
+
+    Raises:
+        UserError: the asserts are no Python, or use nothing of a program.
+    """
+    try:
+        names = tuple(sorted(name for name in free_names(asserts) if not hasattr(builtins, name)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UserError(f"the reference is no Python ({error}); write asserts such as 'assert f(1) == 2'") from None
+    if not names:
+        raise UserError("the reference calls no function of a program; write asserts such as 'assert f(1) == 2'")
+    return names
 
 
 def free_names(source: str) -> set[str]:

@@ -95,6 +95,14 @@ class GenerativeBenchmark(Benchmark):
     ) -> tuple[list[Scored], dict[str, Any]]:
         """Score completions, one per given row: (answers and verdicts, details)."""
 
+    def reference_row(self, gold: str) -> Row:
+        """Return a problem of which only the reference answer is known, in the benchmark's fields, for `score`.
+
+        Raises:
+            UserError: an answer that cannot be read, or a benchmark whose problems are more than a reference answer.
+        """
+        raise UserError(f"'{self.name}' needs more than a reference answer; name one of its problems by --item")
+
     def problem_id(self, row: Row, index: int) -> str:
         """Return the problem's name in sample lines; unique in the benchmark."""
         return str(index)

@@ -70,6 +70,16 @@ class MathBenchmark(GenerativeBenchmark):
         subject = str(row.get("type") or row.get("subject")).lower().replace("&", "and").replace(" ", "-")
         return subject, f"level-{str(row['level']).removeprefix('Level ')}"
 
+    def reference_row(self, gold: str) -> Mapping[str, Any]:
+        """Return a problem with this answer in LaTeX, or with this solution that has a ``\\boxed{}`` answer."""
+        solution = gold if last_boxed(gold) is not None else f"\\boxed{{{gold.strip()}}}"
+        if not gold.strip() or (last_boxed(solution) != gold.strip() and solution is not gold):
+            raise UserError(
+                f"the reference answer '{gold}' is no LaTeX with balanced braces; write what \\boxed{{}} would hold, "
+                "such as \\frac{3}{4}, or a whole solution with \\boxed{\\frac{3}{4}}"
+            )
+        return {"problem": "", "solution": solution}
+
     def score(
         self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str], settings: EvalSettings
     ) -> tuple[list[Scored], dict[str, Any]]:

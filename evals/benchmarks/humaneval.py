@@ -6,11 +6,13 @@ finetuning prompt and may answer with a body, a whole function or a code block.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...foundation.errors import UserError
 from ..base import EvalSettings, benchmarks
-from ..code import HUMANEVAL_STOPS, CodeBenchmark, function_program
+from ..code import HUMANEVAL_STOPS, CodeBenchmark, function_program, tested_names
 from ..datasets import Rows
 from ..generative import cached_rows
 from ..prompts import finetuning_prompt
@@ -41,6 +43,10 @@ class HumanEval(CodeBenchmark):
         """A whole function must not be cut at its ``def``."""
         return ("\n### Instruction",) if settings.stage == "finetuned" else HUMANEVAL_STOPS
 
+    def reference_row(self, gold: str) -> Mapping[str, Any]:
+        """Return a problem of one function with these asserts and without a prompt."""
+        return humaneval_row(gold)
+
     def job(self, row: Mapping[str, Any], text: str, settings: EvalSettings) -> Job:
         """Judge the completed function."""
         finetuned = settings.stage == "finetuned"
@@ -56,3 +62,18 @@ def humaneval_job(row: Mapping[str, Any], program: str) -> Job:
     """
     test = f"{row['test']}\n\ncheck({row['entry_point']})\n"
     return Job(program, test, (row["entry_point"],), setup=row["prompt"])
+
+
+def humaneval_row(asserts: str) -> dict[str, Any]:
+    """Return a problem in HumanEval's fields that has no prompt, so that a completion is a whole program.
+
+    Raises:
+        UserError: asserts that are no Python, or that do not call exactly one function.
+    """
+    names = tested_names(asserts)
+    if len(names) > 1:
+        raise UserError(
+            f"HumanEval's tests call one function, these asserts use {', '.join(names)}; use mbpp for several"
+        )
+    test = "def check(candidate):\n" + textwrap.indent(asserts, "    ")
+    return {"task_id": "", "prompt": "", "entry_point": names[0], "test": test}

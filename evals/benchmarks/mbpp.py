@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ..base import EvalSettings, benchmarks
-from ..code import CodeBenchmark, free_names, unfence
+from ..code import CodeBenchmark, free_names, tested_names, unfence
 from ..datasets import Rows
 from ..generative import cached_rows
 from ..prompts import finetuning_prompt
@@ -55,6 +55,11 @@ class Mbpp(CodeBenchmark):
     def stops(self, settings: EvalSettings) -> tuple[str, ...]:
         """Return the reference's stop string before finetuning."""
         return ("\n### Instruction",) if settings.stage == "finetuned" else ("[DONE]",)
+
+    def reference_row(self, gold: str) -> Mapping[str, Any]:
+        """Return a task with these asserts and without a reference program."""
+        tested_names(gold)
+        return {"task_id": "", "text": "", "code": "", "test_setup_code": "", "test_list": [gold]}
 
     def job(self, row: Mapping[str, Any], text: str, settings: EvalSettings) -> Job:
         """Judge the code by the task's asserts."""

@@ -12,7 +12,7 @@ from ..datasets import Rows
 from ..prompts import finetuning_prompt
 from ..sandbox.programs import Job
 from ..toy.code import TEST_PROBLEMS, toy_code_problems
-from .humaneval import humaneval_job
+from .humaneval import humaneval_job, humaneval_row
 
 
 @benchmarks.register("toy-code")
@@ -37,6 +37,10 @@ class ToyCode(CodeBenchmark):
     def stops(self, settings: EvalSettings) -> tuple[str, ...]:
         """End where the function ends."""
         return HUMANEVAL_STOPS
+
+    def reference_row(self, gold: str) -> Mapping[str, Any]:
+        """Return a problem of one function with these asserts and without a prompt."""
+        return humaneval_row(gold)
 
     def job(self, row: Mapping[str, Any], text: str, settings: EvalSettings) -> Job:
         """Judge the completed function."""
