@@ -40,9 +40,12 @@ def rescore(
     allow_weak_isolation: Annotated[bool, typer.Option(help="Run generated code under resource limits alone.")] = False,
 ) -> None:
     """Apply today's scorers to the stored completions of a run, without a model."""
+    from ..foundation.progress import reporting
+    from ..runners.progress import show_progress
     from ..runners.samples import rescore_run
 
-    changes, csv = rescore_run(run, data, out, allow_weak_isolation)
+    with show_progress(console(stderr=True), f"rescore {run}") as progress, reporting(progress):
+        changes, csv = rescore_run(run, data, out, allow_weak_isolation)
     rows = [
         (
             c.label,

@@ -66,6 +66,7 @@ def speed(
     Each checkpoint is measured in a process of its own, factorised ones next to their dense export, in alternating
     rounds; the records go on from run to run.
     """
+    from ..runners.progress import show_progress
     from ..runners.speed import ENGINES, SpeedRequest, installed_engines, measure_speed
     from ..runners.speed_records import save_speed, stored_records
     from ..runners.speed_table import print_speed
@@ -86,8 +87,8 @@ def speed(
     )
     stored_records(out)  # what cannot be added to is refused before the work
     screen = console()
-    with screen.status("") as status:
-        series = measure_speed(request, lambda done, total, what: status.update(f"{done} of {total} done, {what}"))
+    with show_progress(console(stderr=True), "measure speed") as progress:
+        series = measure_speed(request, lambda done, total, _: progress(done, total))
     print_speed(series, screen)
     screen.print(f"records  {save_speed(out, series)}", highlight=False, soft_wrap=True)
 

@@ -36,6 +36,7 @@ def compress(
 ) -> None:
     """Compress one model as it is and write a factorised checkpoint."""
     from ..runners.config import check_seed, parse_method
+    from ..runners.progress import show_progress
     from ..runners.single import CompressRequest, compress_model, foresee
 
     wanted = numbers("ratio", ratio, float, "4") or []
@@ -70,7 +71,8 @@ def compress(
         for note in notes:
             console().print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
         return
-    done = compress_model(request)
+    with show_progress(console(stderr=True), f"compress {model} by {method}") as progress:
+        done = compress_model(request, progress)
     report = done.report
     dense = f", {len(report.dense)} kept dense" if report.dense else ""
     console().print(
@@ -114,6 +116,7 @@ def evaluate(
     if stage not in ("pretrained", "finetuned"):
         raise unknown("stage", stage, ["pretrained", "finetuned"])
     from ..evals.hosting.host import EngineCrashed
+    from ..runners.progress import show_progress
     from ..runners.single import default_settings, evaluate_model
 
     settings = default_settings(
@@ -130,7 +133,8 @@ def evaluate(
     names = split_list(benchmarks) or []
     contexts = numbers("context", context, int, "128,2048")
     try:
-        outcomes = evaluate_model(model, names, settings, revision, engine, dtype, device, out, contexts=contexts)
+        with show_progress(console(stderr=True), f"evaluate {model}") as progress:
+            outcomes = evaluate_model(model, names, settings, revision, engine, dtype, device, out, progress, contexts)
     except EngineCrashed as crash:
         console(stderr=True).print(f"[bold red]error:[/] {escape(str(crash))}", soft_wrap=True, highlight=False)
         sys.exit(1)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..foundation.errors import UserError
 from ..foundation.memory import trim_memory
+from ..foundation.progress import track
 from ..models.layers import LowRankLinear
 from ..models.matrices import get_linear, low_rank_layers, model_size, replace_module
 from ..models.streamed import DiskWeights, weight_of, weights_of
@@ -149,7 +150,7 @@ class MatrixCompressor(Compressor):
                 )
         groups, fitted = self.groups(model), Fitted(self.fit_key(), folder)
         cuts = "rank" in inspect.signature(self.decompose).parameters
-        for group, statistic in self.collect(model, data, groups):
+        for group, statistic in track(self.collect(model, data, groups), len(groups)):
             if self._wanted is not None and group.name not in self._wanted:
                 continue
             wanted = {"rank": self._wanted[group.name]} if cuts and self._wanted is not None else {}

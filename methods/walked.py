@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..foundation.progress import track
 from ..models.blocks import find_blocks
 from ..models.streamed import weights_of
 from .base import CalibrationData
@@ -46,7 +47,7 @@ def walked_moments(
 
 def _moments_by_block(walk: Walk, names: Sequence[str], grams: bool) -> Iterator[dict[str, Moments]]:
     walk.enter()
-    for number, block in enumerate(walk.blocks.names):
+    for number, block in enumerate(track(walk.blocks.names)):
         sums = MomentSums([name for name in names if walk.blocks.owner(name) == block], grams, stop=False)
         with torch.no_grad(), walk.block(block), sums.watching(walk.model):
             for index, batch in enumerate(walk.batches):
@@ -155,7 +156,7 @@ def _backwards(
     batches = [{key: value.to(walk.weights.device) for key, value in batch.items()} for batch in walk.batches]
     names = walk.blocks.names
     walk.enter()
-    for number, block in enumerate(names):
+    for number, block in enumerate(track(names)):
         with torch.no_grad(), walk.block(block):
             for index in range(len(batches)):
                 walk.spill.put((number + 1, index), walk.run(block, index, walk.hidden((number, index))))
@@ -184,5 +185,5 @@ def _backwards(
         return block
 
     watch(walk, None, head)
-    for number in reversed(range(len(names))):
+    for number in track(range(len(names) - 1, -1, -1)):
         watch(walk, names[number], through(number))

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..evals.prompts import IGNORED, PROMPT_VERSION, Encoded
 from ..evals.tasks import get_task
 from ..foundation.errors import UserError
+from ..foundation.progress import track
 
 DATA_SEED = 42
 """Seed of generated (toy) data: one dataset for all seeds of a sweep, as with real data."""
@@ -54,7 +55,7 @@ class TaskData:
         order = list(range(len(self.items)))
         random.Random(self.seed).shuffle(order)
         chosen = order[:samples]
-        for start in range(0, len(chosen), batch_size):
+        for start in track(range(0, len(chosen), batch_size)):
             yield collate([self.items[i] for i in chosen[start : start + batch_size]], self.pad_token_id)
 
 

@@ -13,6 +13,7 @@ from ..evals.compare import Comparison, compare
 from ..evals.generative import GenerativeBenchmark
 from ..evals.rescore import read_lines, rescore
 from ..foundation.errors import UserError
+from ..foundation.progress import track
 from ..results.records import Record, read_records, write_records
 from .cells import find_cell, is_cell, stage_folder
 from .data import DATA_SEED
@@ -88,7 +89,8 @@ def rescore_run(run: Path, data: Path | None, out: Path | None, allow_weak: bool
     frame = read_records(run)
     names = list(Record.model_fields)
     changes, records = [], []
-    for key, rows in frame.groupby("stage_key", sort=False):
+    evaluations = frame.groupby("stage_key", sort=False)
+    for key, rows in track(evaluations, len(evaluations)):
         common = {name: rows.iloc[0][name] for name in names}
         cls = benchmarks.get(common["benchmark"])
         if not issubclass(cls, (GenerativeBenchmark, ChoiceBenchmark)):

@@ -19,6 +19,7 @@ from ..evals.tasks import benchmark_names, get_task
 from ..foundation.errors import UserError
 from ..foundation.files import new_folder, write_json
 from ..foundation.memory import peak_memory_bytes, reset_peak_memory
+from ..foundation.progress import reporting
 from ..methods.base import CompressionReport, Compressor
 from ..methods.budget import Budget
 from ..methods.policies.base import policies
@@ -165,12 +166,14 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
             )
             title = f"compress {request.method.shown} {request.ratio:g}x"
             trainer = TaskTrainer(data, settings, 0, device, compress_order(request.seed), title, progress)
-        fitted = method.fit_for(found.budget, model, data, folder / _FIT_FOLDER)
+        with reporting(progress):
+            fitted = method.fit_for(found.budget, model, data, folder / _FIT_FOLDER)
         if found.ways["compress"].walk != found.ways["fit"].walk:
             del model
             model = open_model(found.ways["compress"], source.location, source.revision, device, folder)
         torch.manual_seed(request.seed)  # as each stage of a sweep does, so that the same configuration gives the same
-        report = method.compress(model, fitted, found.budget, trainer if method.trains else None, data)
+        with reporting(progress):
+            report = method.compress(model, fitted, found.budget, trainer if method.trains else None, data)
         warnings = [*fitted.meta.get("warnings", []), *notes]
         dtype = DTYPES[request.dtype or recipe.dtype]
         if weights_of(model) is not None:

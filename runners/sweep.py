@@ -23,7 +23,7 @@ from .estimate import checkpoint_bytes, disk_bytes, stage_seconds, wall_seconds
 from .local import crew_size, run_stages
 from .parallel.setup import refuse_launchers
 from .plan import Plan, make_plan
-from .progress import StageProgress
+from .progress import LOG_FILE, StageProgress
 from .shared_store import SharedStore
 from .storage import Storage
 
@@ -98,16 +98,18 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
 def _run_pending(plan: Plan, pending: Sequence[str], out: Console) -> None:
     config, seconds = plan.config, stage_seconds(plan)
     todo = {key: plan.stages[key] for key in pending}
+    log = config.out.expanduser().resolve() / plan.name / LOG_FILE
+    out.print(f"log      {log}", soft_wrap=True, highlight=False)
     if config.executor == "ray":
         from . import ray_executor
 
         with ray_executor.ray_session(config.address) as nodes:
             share = ray_executor.share_of(config.workers, plan.device, plan.parameters, nodes)
-            with StageProgress(out, todo, seconds, min(share.slots, len(todo))) as progress:
+            with StageProgress(out, todo, seconds, min(share.slots, len(todo)), log) as progress:
                 ray_executor.run_stages(todo, plan.needs, plan.store, share, progress.event, progress.start)
         return
     workers, threads = crew_size(config.workers, plan.device, plan.parameters, len(pending))
-    with StageProgress(out, todo, seconds, workers) as progress:
+    with StageProgress(out, todo, seconds, workers, log) as progress:
         run_stages(todo, plan.needs, plan.store, workers, threads, progress.event, progress.start)
 
 

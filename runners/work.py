@@ -15,6 +15,7 @@ from ..evals.base import EvalSettings, benchmarks
 from ..evals.hosting.choice import engine_version
 from ..evals.hosting.host import HostedEngine
 from ..foundation.files import read_json, write_json
+from ..foundation.progress import reporting
 from ..methods.base import CompressionReport, Compressor, create_method
 from ..methods.budget import Budget
 from ..methods.fitted import Fitted
@@ -44,7 +45,8 @@ def perform(stage: Stage, folder: Path, progress: Progress | None = None) -> Map
     torch.manual_seed(seed)
     if "accelerate" in stage.runtime:
         return train_together(stage, folder, progress)
-    return _KINDS[stage.kind](stage, folder, progress)
+    with reporting(progress):
+        return _KINDS[stage.kind](stage, folder, progress)
 
 
 def _opened(stage: Stage, way: Way, folder: Path) -> tuple[Any, Any]:

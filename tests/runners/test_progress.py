@@ -1,0 +1,137 @@
+"""Progress: lines while a stage runs, estimates, the log file, and counts from deep inside a computation."""
+
+import io
+import re
+import time
+
+import pytest
+from rich.console import Console
+
+from lowrank_bench.foundation.progress import reporting, track
+from lowrank_bench.runners import progress as module
+from lowrank_bench.runners.config import parse_method
+from lowrank_bench.runners.local import Event
+from lowrank_bench.runners.progress import StageProgress, show_progress
+from lowrank_bench.runners.single import CompressRequest, compress_model
+from lowrank_bench.runners.stages import Stage
+from tests.commands import bench
+
+FIT, EVALUATE = Stage("fit", {}, title="fit svd"), Stage("evaluate", {}, title="evaluate svd 2x")
+STAGES = {stage.key: stage for stage in (FIT, EVALUATE)}
+LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d  \S")
+
+
+def wait_for(text, file, seconds=20):
+    end = time.monotonic() + seconds
+    while text not in file.getvalue():
+        assert time.monotonic() < end, file.getvalue()
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def file(monkeypatch):
+    monkeypatch.setattr(module, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(module, "LINE_SECONDS", 0.1)
+    return io.StringIO()
+
+
+def test_a_stage_that_runs_has_lines_with_count_and_estimate(file, tmp_path):
+    log = tmp_path / "not-yet-there" / "run.log"
+    with StageProgress(Console(file=file, width=200), STAGES, {FIT.key: 100.0}, 1, log) as shown:
+        shown.start(FIT)
+        wait_for("[0/2] fit svd: running", file)
+        wait_for(" s left", file)  # from what it was expected to take: it has not counted yet
+        shown.event(Event(FIT.key, "progress", 0, 126), FIT)
+        time.sleep(0.05)
+        shown.event(Event(FIT.key, "progress", 63, 126), FIT)
+        wait_for("63 of 126, about ", file)
+        shown.event(Event(FIT.key, "done"), FIT)
+        wait_for("[1/2] fit svd: ", file)
+    lines = log.read_text(encoding="utf-8").splitlines()
+    assert all(LOG_LINE.match(line) for line in lines)
+    assert "2 stages to do, 1 side by side" in lines[0]
+    assert lines[1].endswith("fit svd: started, expected to take 2 min")
+    assert any("63 of 126" in line for line in lines)
+
+
+def end_by(error, log):
+    with StageProgress(Console(quiet=True), STAGES, {}, 1, log) as shown:
+        shown.start(EVALUATE)
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(KeyboardInterrupt(), "interrupted"), (ValueError("no room"), "ended by an error: no room")],
+)
+def test_the_log_says_how_it_ended_and_goes_on_in_the_next_run(error, said, tmp_path):
+    log = tmp_path / "run.log"
+    for _ in range(2):
+        with pytest.raises(type(error)):
+            end_by(error, log)
+    text = log.read_text(encoding="utf-8")
+    assert text.count(f"{said}; 0 of 2 stages are done and kept") == 2
+
+
+def test_a_log_that_cannot_be_written_ends_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    with StageProgress(Console(quiet=True), STAGES, {}, 1, tmp_path / "file" / "run.log") as shown:
+        shown.start(FIT)
+        shown.event(Event(FIT.key, "done"), FIT)
+    assert shown.done == [FIT.key]
+
+
+def test_a_terminal_has_a_display_and_no_lines_in_between(file):
+    screen = Console(file=file, force_terminal=True, width=200)
+    with show_progress(screen, "evaluate tiny") as report:
+        report(1, 4)
+        time.sleep(0.3)
+        report(2, 4)
+    assert "2/4" in file.getvalue()
+    assert "running" not in file.getvalue()
+
+
+def test_seconds_left_follow_what_the_finished_stages_took(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    with StageProgress(Console(quiet=True), STAGES, {FIT.key: 10.0, EVALUATE.key: 30.0}, 1) as shown:
+        assert shown.seconds_left() == pytest.approx(40)
+        shown.start(FIT)
+        clock[0] = 20.0  # twice as long as expected
+        shown.event(Event(FIT.key, "done"), FIT)
+        assert shown.seconds_left() == pytest.approx(60)
+        shown.start(EVALUATE)
+        clock[0] = 30.0
+        assert shown.seconds_left() == pytest.approx(50)
+
+
+def test_track_reports_every_item_and_nothing_outside():
+    seen = []
+    assert list(track([5, 6])) == [5, 6]
+    with reporting(lambda done, total: seen.append((done, total))):
+        assert list(track(iter("ab"), 2)) == ["a", "b"]
+        with reporting(None):
+            list(track(range(3)))
+    assert seen == [(0, 2), (1, 2), (2, 2)]
+    with pytest.raises(TypeError, match="total"):
+        list(track(iter("ab")))
+
+
+@pytest.mark.parametrize("memory", ["whole", "walk"])
+def test_a_fit_counts_its_batches_and_its_matrices(memory, tmp_path):
+    seen = []
+    request = CompressRequest(
+        "tiny", parse_method("svd-llm:samples=32"), 2.0, tmp_path / "m", "toy-math", memory=memory
+    )
+    compress_model(request, lambda done, total: seen.append((done, total)))
+    ended = {total for done, total in seen if done == total}
+    matrices = 7 * 4
+    assert matrices in ended, seen
+    assert len(ended) > 1, seen
+    assert all(0 <= done <= total for done, total in seen)
+
+
+def test_commands_say_how_far_they_are_on_standard_error_only():
+    done = bench("eval", "tiny", "--benchmarks", "toy-math", "--limit", "2", "--stage", "pretrained")
+    assert done.returncode == 0, done.stderr
+    assert "[1/1]" not in done.stdout
