@@ -5,6 +5,7 @@ that does; those tests start it themselves.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,7 @@ def _main(out: int, err: int, words: list[str], folder: str, environment: dict[s
 
 
 def bench(
-    *words: object, cwd: Path | None = None, without: str = "", **environment: str
+    *words: object, cwd: Path | None = None, without: str = "", timeout: float | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a command; returns its exit code and what it printed.
 
@@ -40,6 +41,7 @@ def bench(
         words: of the command line.
         cwd: working folder.
         without: a variable to take out of the environment.
+        timeout: seconds after which it is killed; its exit code is -9 then.
         environment: variables to put into it.
     """
     line = [str(word) for word in words]
@@ -48,7 +50,10 @@ def bench(
         child = Nursery.here(1).start(
             _main, line, str(cwd or Path.cwd()), surroundings, files=[out.fileno(), err.fileno()]
         )
-        code = child.join()
+        child.pid  # noqa: B018 - waits for the imports of a nursery that is new
+        if (code := child.join(timeout)) is None:
+            child.kill()
+            code = -signal.SIGKILL
         printed = []
         for file in (out, err):
             file.seek(0)

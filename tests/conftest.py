@@ -9,6 +9,12 @@ from sweeps import small_sweep
 _ROOT = Path(__file__).parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How much is tried beyond what every run tries."""
+    parser.addoption("--fuzzed-lines", type=int, default=300, help="random command lines to try")
+    parser.addoption("--fuzzing-seed", type=int, default=0, help="draws other command lines")
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Folder with the real datasets and the pretrained stories260K model (docs/data.md)."""

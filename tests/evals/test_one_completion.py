@@ -3,11 +3,11 @@
 import json
 
 import pytest
+from commands import bench
 
 from lowrank_bench.evals.base import EvalSettings, benchmarks
 from lowrank_bench.evals.one_completion import score_completion
 from lowrank_bench.foundation.errors import UserError
-from tests.commands import bench
 
 GENERATING = [name for name in benchmarks.names() if benchmarks.get(name).generates]
 

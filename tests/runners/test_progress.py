@@ -5,6 +5,7 @@ import re
 import time
 
 import pytest
+from commands import bench
 from rich.console import Console
 
 from lowrank_bench.foundation.progress import reporting, track
@@ -14,7 +15,6 @@ from lowrank_bench.runners.local import Event
 from lowrank_bench.runners.progress import StageProgress, show_progress
 from lowrank_bench.runners.single import CompressRequest, compress_model
 from lowrank_bench.runners.stages import Stage
-from tests.commands import bench
 
 FIT, EVALUATE = Stage("fit", {}, title="fit svd"), Stage("evaluate", {}, title="evaluate svd 2x")
 STAGES = {stage.key: stage for stage in (FIT, EVALUATE)}
