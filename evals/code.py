@@ -17,14 +17,14 @@ from .generative import GenerativeBenchmark, Scored, storable
 from .sandbox.isolation import isolation_level
 from .sandbox.programs import DEFAULT_TIMEOUT_SECONDS, RULES_VERSION, Job, run_programs
 
-CODE_RULES_VERSION = 1
+CODE_RULES_VERSION = 2
 """Raised whenever a program is cut out of a completion in another way."""
 
 HUMANEVAL_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 """Stop strings of Chen et al. 2021, section 2.3, and of lm-evaluation-harness."""
 
 _FENCE = "```"
-_FENCE_LANGUAGES = ("", "python", "py", "Python")
+_FENCE_LANGUAGES = ("", "python", "py", "python3", "py3")
 
 
 class CodeBenchmark(GenerativeBenchmark):
@@ -89,7 +89,7 @@ def unfence(text: str) -> str:
     while (end := text.find("\n", start)) >= 0:
         _, fence, language = text[start:end].removesuffix("\r").rpartition(_FENCE)
         start = end + 1
-        if fence and language.strip(" \t") in _FENCE_LANGUAGES:
+        if fence and language.strip(" \t").lower() in _FENCE_LANGUAGES:
             code = text[start:].partition("\n" + _FENCE)[0]
             break
     return code.replace("\r\n", "\n")

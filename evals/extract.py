@@ -58,8 +58,7 @@ def answer_is(text: str) -> str | None:
     """Return what follows the last ``The answer is``, up to the end of the line.
 
     Of an answer in ``\\(…\\)`` or ``\\[…\\]``, which may begin on the next line, it is what is between these. Else a
-    closing full stop (or Minerva's closing sentence), Markdown's asterisks and the dollars around the whole answer are
-    left out.
+    closing full stop (or Minerva's closing sentence), Markdown's asterisks and the dollars around it are left out.
     """
     matches = list(ANSWER_IS.finditer(text))
     if not matches:

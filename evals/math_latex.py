@@ -14,9 +14,8 @@ _DELIMITED = re.compile(r"\$|(?<!\\)\\[(\[]|\\boxed")
 _PIECE = re.compile(r"\\[A-Za-z]+|\\.|[{}]|[A-Za-z]+|.")
 _SENTENCE_END = re.compile(r"[.;:!?](?=\s|\Z)")
 _WORDS = "am an as at be by cm do ft go he if in is it kg km me mm my no of on or so to up us we"
-_SHORT_WORDS = frozenset(_WORDS.split())
-_NAMES = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log exp max min gcd lcm mod det"
-_FUNCTIONS = frozenset(_NAMES.split())
+_SHORT_WORDS = re.compile("am|an|as|at|be|by|cm|do|ft|go|he|if|in|is|it|kg|km|me|mm|my|no|of|on|or|so|to|up|us|we")
+_FUNCTIONS = re.compile("(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|log|exp|max|min|gcd|lcm|mod|det")
 _BEFORE = " \t*,"
 _BEHIND = " \t*,.;:!?"
 
@@ -47,7 +46,9 @@ def _runs(answer: str) -> list[str]:
 
 
 def _is_word(piece: str) -> bool:
-    return piece.isalpha() and piece not in _FUNCTIONS and (len(piece) > 2 or piece.lower() in _SHORT_WORDS)
+    if not piece.isalpha() or _FUNCTIONS.fullmatch(piece):
+        return False
+    return len(piece) > 2 or _SHORT_WORDS.fullmatch(piece.lower()) is not None
 
 
 def _wrapped(run: str) -> str:

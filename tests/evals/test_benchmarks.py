@@ -1,10 +1,13 @@
 """Benchmarks on the real data and a real, small model."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from lm_eval.tasks.minerva_math import utils as minerva
 
 from lowrank_bench.evals import extract
@@ -226,3 +229,22 @@ def test_empty_programs_pass_no_task(data_dir):
     mbpp = load_rows("mbpp", "test", data_dir).rows[:40]
     jobs = [*(humaneval_job(row, row["prompt"]) for row in humaneval), *(mbpp_job(row, "") for row in mbpp)]
     assert not any(verdict.passed for verdict in run_programs(jobs, "bwrap"))
+
+
+_OLD_FENCE = re.compile(r"```[ \t]*(?:python3?|py3?)?[ \t]*\r?\n(.*?)(?:\n```|\Z)", re.DOTALL | re.IGNORECASE)
+"""The rule as one expression, which is quadratic; on short texts the scan must read the same."""
+
+
+PIECES = ["```", "`", "python", "Python", "py", "3", " ", "\t", "\r", "\n", "x", "js"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
+def test_code_blocks_are_cut_out_as_by_the_rule(text):
+    found = _OLD_FENCE.search(text)
+    assert unfence(text) == (found.group(1) if found else text).replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize("text", ["```" + " " * 1_000_000 + "x", "``` " * 300_000, "```" * 300_000 + "\tx"])
+def test_a_megabyte_without_a_code_block_is_itself(text):
+    """A quadratic reading would need hours."""
+    assert unfence(text) == text
