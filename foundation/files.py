@@ -45,12 +45,15 @@ def sha256_folder(folder: Path) -> str:
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader sees the old or the new content, never a part; the folder is made if missing.
 
-    The file gets the permissions of any new file of this process (0666 without the umask's bits).
+    The file gets the permissions of any new file of this process (0666 without the umask's bits). A device or a pipe
+    with a reader, such as ``/dev/null`` or ``/dev/stdout``, is written to and not replaced.
 
     Raises:
         UserError: the folder cannot be made or written to.
     """
     raw = data.encode() if isinstance(data, str) else data
+    if _is_stream(path):
+        return _write_stream(path, raw)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         name = path.parent / f".{path.name[:100]}.{uuid.uuid4().hex}"
@@ -73,6 +76,25 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     except BaseException:
         name.unlink(missing_ok=True)
         raise
+
+
+def _is_stream(path: Path) -> bool:
+    """Tell whether a path exists and is neither a file nor a folder; renaming a file over it would destroy a device."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def _write_stream(path: Path, raw: bytes) -> None:
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK)  # a pipe without a reader is refused instead of waited for
+        os.set_blocking(handle, True)
+        with os.fdopen(handle, "wb") as file:
+            file.write(raw)
+    except OSError as error:
+        raise UserError(f"{path} is no file and cannot be written ({error.strerror}); name a file") from error
 
 
 def _create(path: Path) -> int:

@@ -63,6 +63,26 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_devices_and_pipes_are_written_to_and_not_replaced(tmp_path: Path) -> None:
+    null, pipe = tmp_path / "null", tmp_path / "pipe"
+    null.symlink_to("/dev/null")
+    os.mkfifo(pipe)
+    write_atomic(null, "text")
+    assert null.is_symlink()
+    assert Path("/dev/null").is_char_device()
+    with pytest.raises(UserError, match="name a file"):
+        write_atomic(pipe, "nobody reads")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_atomic(pipe, "text")
+        assert os.read(reader, 100) == b"text"
+    finally:
+        os.close(reader)
+    with pytest.raises(UserError, match="No space left"):
+        write_atomic(Path("/dev/full"), "text")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["null", "pipe"]
+
+
 def test_folder_hash_sees_names_and_contents_but_not_hidden_files(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
     first = sha256_folder(tmp_path)
