@@ -19,6 +19,7 @@ import subprocess
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from .view import GRADER, INSIDE, python, read_only_view
 
@@ -28,6 +29,18 @@ ISOLATING = ("bwrap", "namespaces")
 
 _CAPABILITIES = {"CAP_SETGID": 6, "CAP_SETUID": 7, "CAP_SETPCAP": 8, "CAP_SYS_ADMIN": 21}
 _FIRST_PRIVATE_UID, _PRIVATE_UIDS = 0x6000_0000, 1 << 28
+
+
+class Ending(NamedTuple):
+    """How a process ended.
+
+    Attributes:
+        code: exit code; negative for the signal that killed it.
+        cpu: seconds of processor time that it used, None where that is not known.
+    """
+
+    code: int
+    cpu: float | None = None
 
 
 @cache
@@ -178,12 +191,12 @@ class Shut:
         self.end()
         return self._said
 
-    def status(self, seconds: float) -> int:
-        """Return the exit status (negative: a signal), waiting for it up to so long before killing."""
+    def status(self, seconds: float) -> Ending | None:
+        """Return how it ended, waiting for that up to so long before killing."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(seconds)
         self.end()
-        return self.process.returncode
+        return Ending(self.process.returncode)
 
     def end(self) -> None:
         """Kill what is left and wait until all of it is gone. May be called again."""
