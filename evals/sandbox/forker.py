@@ -13,6 +13,7 @@ is reported by its server.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -94,8 +95,9 @@ def wait_for(child: int) -> tuple[int, float]:
 
 
 def report(fd: int, code: int, cpu: float) -> None:
-    """Write how a process ended, for `servers.Forked.status`."""
-    os.write(fd, b"%d %.3f\n" % (code, cpu))
+    """Write how a process ended, for `servers.Forked.status`, which does not always ask."""
+    with contextlib.suppress(BrokenPipeError):
+        os.write(fd, b"%d %.3f\n" % (code, cpu))
 
 
 def _wait(server: socket.socket, handle: int) -> None:

@@ -32,7 +32,7 @@ from .servers import Forked, Pair
 from .shut import ISOLATING, Ending, Shut, select_readable
 from .wire import WireError, encode
 
-RULES_VERSION = 3
+RULES_VERSION = 4
 """Raised whenever a verdict may change for the same program; part of every code benchmark's identity."""
 
 DEFAULT_TIMEOUT_SECONDS = 3.0
