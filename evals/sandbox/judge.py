@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import builtins
 import os
+import sys
+from importlib.machinery import PathFinder
 
 from candidate import run  # type: ignore[import-not-found]
 from channel import Channel  # type: ignore[import-not-found]
@@ -146,10 +148,20 @@ def classify(error: BaseException, candidate: Candidate, job: dict[str, Any]) ->
         return "syntax", detail
     if isinstance(error, MemoryError):
         return "memory", detail
+    if isinstance(error, ModuleNotFoundError) and lacks_package(error):
+        return "missing-package", detail
     in_process = job["token"] is not None
     if isinstance(error, AssertionError) and (in_process or not own):
         return "wrong", detail
     return "exception", detail
+
+
+def lacks_package(error: ModuleNotFoundError) -> bool:
+    """Tell whether an import failed because the package is neither in the standard library nor on offer here."""
+    _, quote, rest = str(error).partition("'")  # No module named 'package.module'
+    package = rest.partition("'")[0].partition(".")[0]
+    known = package in sys.stdlib_module_names or package in sys.modules
+    return bool(quote and package) and not known and PathFinder.find_spec(package) is None
 
 
 def main(read_fd: int, write_fd: int, *numbers: int) -> None:

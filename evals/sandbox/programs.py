@@ -77,8 +77,9 @@ class Verdict:
         passed: whether the program passed.
         kind: ``passed``, ``wrong`` (an assertion), ``exception``, ``syntax``, ``exited``, ``timeout`` (wall or CPU),
             ``memory``, ``crashed`` (a signal, or closed pipes), ``output`` (a result beyond the limits, or no valid
-            answer), ``unjudgeable`` (the test passes what is no plain data), ``no-test`` (there is no test, or it never
-            calls the program).
+            answer), ``missing-package`` (an import of what is neither in the standard library nor among `packages`;
+            the detail names it), ``unjudgeable`` (the test passes what is no plain data), ``no-test`` (there is no
+            test, or it never calls the program).
         seconds: wall time from the candidate's start.
         detail: the exception's text, at most 300 characters.
         together: whether program and test shared a process.
