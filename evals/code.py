@@ -15,6 +15,7 @@ from ..foundation.errors import UserError
 from .base import EvalSettings
 from .generative import GenerativeBenchmark, Scored, storable
 from .sandbox.isolation import isolation_level
+from .sandbox.packages import offered_versions
 from .sandbox.programs import DEFAULT_TIMEOUT_SECONDS, RULES_VERSION, Job, run_programs
 
 CODE_RULES_VERSION = 2
@@ -51,8 +52,9 @@ class CodeBenchmark(GenerativeBenchmark):
         isolation_level(settings.allow_weak_isolation)
 
     def rules(self, settings: EvalSettings) -> Mapping[str, Any]:
-        """Return the versions of cutting and judging, and the time limit."""
-        return {"code": CODE_RULES_VERSION, "judge": RULES_VERSION, "timeout_seconds": DEFAULT_TIMEOUT_SECONDS}
+        """Return the versions of cutting and judging, the time limit, and what programs can import."""
+        versions = {"code": CODE_RULES_VERSION, "judge": RULES_VERSION, "packages": dict(offered_versions())}
+        return versions | {"timeout_seconds": DEFAULT_TIMEOUT_SECONDS}
 
     def score(
         self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str], settings: EvalSettings
@@ -75,10 +77,17 @@ class CodeBenchmark(GenerativeBenchmark):
             )
             for job, verdict in zip(jobs, verdicts, strict=True)
         ]
+        missing = Counter(
+            storable(verdict.detail).partition("'")[2].partition("'")[0].partition(".")[0]
+            for verdict in verdicts
+            if verdict.kind == "missing-package"
+        )
         details = {
             "isolation": level,
             "kinds": dict(sorted(Counter(verdict.kind for verdict in verdicts).items())),
             "judged_in_process": sum(verdict.together for verdict in verdicts),
+            "packages": dict(offered_versions()),
+            "missing_packages": dict(sorted(missing.items())),
         }
         return scored, details
 

@@ -11,7 +11,7 @@ import sys
 from channel import Channel  # type: ignore[import-not-found]
 from limits import Limits  # type: ignore[import-not-found]
 from syscalls import block  # type: ignore[import-not-found]
-from wire import WireError, encode  # type: ignore[import-not-found]
+from wire import WireError, decode, encode  # type: ignore[import-not-found]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` is slow to import, and this starts once per task
@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # `typing` is slow to import, and this starts once per task
 
 
 GRADER_MODULES = ("candidate", "channel", "forker", "judge", "kernel", "limits", "syscalls", "wire")
+CHANGEABLE = ("list", "dict", "set", "bytearray", "ndarray")
+"""Types of arguments whose changes by a call the test is to see."""
 
 
 def main(read_fd: int, write_fd: int, *numbers: int) -> None:
@@ -51,7 +53,7 @@ def load(channel: Channel, job: dict[str, Any]) -> None:
     channel.send(("loaded", [(name, is_function, None if is_function else space[name]) for name, is_function in found]))
     while True:
         name, args, kwargs = channel.receive()
-        channel.send_bytes(answer(space[name], args, kwargs))
+        channel.send(answer(space[name], args, kwargs))
 
 
 def run(source: str, name: str, space: dict[str, Any]) -> None:
@@ -59,17 +61,18 @@ def run(source: str, name: str, space: dict[str, Any]) -> None:
     exec(compile(source, name, "exec", dont_inherit=True), space)
 
 
-def answer(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+def answer(function: Any, args: bytes, kwargs: bytes) -> tuple[Any, ...]:
     """Call a function of the program; return the encoded result, with the arguments if the call changed them."""
     try:
-        before = encode(args)
-        value = encode(function(*args, **kwargs))  # encoded once: reading an iterator uses it up
-        changed = None if encode(args) == before else args
-        return b"t3:" + encode("value") + value + encode(changed)
+        values = decode(args)
+        result = encode(function(*values, **decode(kwargs)))  # encoded once: reading an iterator uses it up
+        if all(type(value).__name__ not in CHANGEABLE for value in values) or (changed := encode(values)) == args:
+            changed = None
+        return "value", result, changed
     except WireError as error:
-        return encode(("error", "WireError", str(error)))
+        return "error", "WireError", str(error)
     except BaseException as error:
-        return encode(("error", type(error).__name__, describe(error)))
+        return "error", type(error).__name__, describe(error)
 
 
 def describe(error: BaseException) -> str:

@@ -22,10 +22,7 @@ class Channel:
 
     def send(self, value: Any) -> None:
         """Send one value; raises `WireError` if it is beyond the limits, `OSError` if nobody listens."""
-        self.send_bytes(encode(value))
-
-    def send_bytes(self, data: bytes) -> None:
-        """Send an encoded value."""
+        data = encode(value)
         left = memoryview(len(data).to_bytes(8, "big") + data)
         while left:
             left = left[os.write(self.write_fd, left) :]

@@ -6,12 +6,14 @@ machine, which is bubblewrap's or `enter`'s work.
 The judge's server holds no candidate, the candidate's server no test; neither reads anything but its parent's requests.
 A candidate gets a sandbox of its own inside the server's: new process, network, mount, ipc, host-name and control-group
 namespaces, a /proc, a /tmp and a /dev/shm of its own, and none of the capabilities that made them. Three processes:
-the server's child keeps the namespaces' first process company and reports how it ended; the first process (which the
-kernel protects from signals from inside) waits for the candidate; the candidate runs the program.
+the server's child keeps the namespaces' first process company; the first process (which the kernel protects from
+signals from inside) waits for the candidate and reports how it ended; the candidate runs the program. How a judge ended
+is reported by its server.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -43,26 +45,28 @@ FAILED = 70
 
 
 def main(kind: str, socket_fd: int, tmp_bytes: int) -> None:
-    """Serve requests until the parent closes its end: ``uid memory cpu processes file_size`` with four descriptors.
+    """Serve requests until the parent closes its end: ``uid memory cpu processes file_size`` with descriptors.
 
     For a judge they are: to read from and to write to the candidate, the job, the verdict. For a candidate: to read
-    from and to write to the judge, where to write the exit code, and one that is not used. The answer to each request
-    is a descriptor of the process to be killed, or ``x`` if there is none.
+    from and to write to the judge. The last one is where to `report` how judge or candidate ended; neither has it. The
+    answer to each request is a descriptor of the process to be killed, or ``x`` if there is none.
     """
     block()
     server = socket.socket(fileno=socket_fd)
     while True:
-        message, fds, _, _ = socket.recv_fds(server, 256, 4)
+        message, fds, _, _ = socket.recv_fds(server, 256, 5)
         if not message:
             return
+        status = fds.pop()
         uid, *numbers = map(int, message.split())
         child = os.fork()
         if child == 0:
             try:
                 if kind == "judge":
+                    os.close(status)
                     become_judge(server, fds, uid, numbers)
                 else:
-                    keep_candidate(server, fds, uid, numbers, tmp_bytes)
+                    keep_candidate(server, fds, status, uid, numbers, tmp_bytes)
             except BaseException:
                 os._exit(FAILED)
             os._exit(0)
@@ -73,8 +77,27 @@ def main(kind: str, socket_fd: int, tmp_bytes: int) -> None:
             socket.send_fds(server, [b"p"], [handle])
         _wait(server, handle)
         os.close(handle)
-        while os.wait()[0] != child:  # as first process of its namespace it also gets what others leave
-            pass
+        ended = wait_for(child)
+        if kind == "judge":
+            report(status, *ended)
+        os.close(status)
+
+
+def wait_for(child: int) -> tuple[int, float]:
+    """Wait for a child's end; return its exit code (negative: a signal) and processor seconds.
+
+    As first process of its namespace the caller also gets what others leave.
+    """
+    while True:
+        pid, status, used = os.wait4(-1, 0)
+        if pid == child:
+            return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
+
+
+def report(fd: int, code: int, cpu: float) -> None:
+    """Write how a process ended, for `servers.Forked.status`, which does not always ask."""
+    with contextlib.suppress(BrokenPipeError):
+        os.write(fd, b"%d %.3f\n" % (code, cpu))
 
 
 def _wait(server: socket.socket, handle: int) -> None:
@@ -95,8 +118,10 @@ def become_judge(server: socket.socket, fds: list[int], uid: int, numbers: list[
     judge.main(fds[0], fds[1], *numbers, uid)
 
 
-def keep_candidate(server: socket.socket, fds: list[int], uid: int, numbers: list[int], tmp_bytes: int) -> None:
-    """Start a candidate in new namespaces, tell the parent of their first process, and report its exit code."""
+def keep_candidate(
+    server: socket.socket, fds: list[int], status: int, uid: int, numbers: list[int], tmp_bytes: int
+) -> None:
+    """Start a candidate in new namespaces, tell the parent of their first process, and wait for its end."""
     try:
         unshare(NEW_OTHERS)
         ready, go = os.pipe()
@@ -108,7 +133,7 @@ def keep_candidate(server: socket.socket, fds: list[int], uid: int, numbers: lis
         try:
             os.close(go)
             if os.read(ready, 1) == b"g":  # from now on the parent can kill this process
-                _first_process(fds, uid, numbers, tmp_bytes)
+                _first_process(fds, status, uid, numbers, tmp_bytes)
         finally:
             os._exit(FAILED)
     os.close(ready)
@@ -116,23 +141,23 @@ def keep_candidate(server: socket.socket, fds: list[int], uid: int, numbers: lis
     socket.send_fds(server, [b"p"], [handle])
     os.close(handle)
     server.close()
-    os.close(fds[0])
-    os.close(fds[1])
+    for fd in (*fds, status):
+        os.close(fd)
     os.write(go, b"g")
     os.close(go)
-    code = os.waitstatus_to_exitcode(os.waitpid(first, 0)[1])
-    os.write(fds[2], b"%d\n" % code)
+    os.waitpid(first, 0)
 
 
-def _first_process(fds: list[int], uid: int, numbers: list[int], tmp_bytes: int) -> None:
+def _first_process(fds: list[int], status: int, uid: int, numbers: list[int], tmp_bytes: int) -> None:
     os.setsid()
-    keep = sorted(fds[:2])
     null = os.open("/dev/null", os.O_RDWR)
     for place in range(3):
         os.dup2(null, place)
-    os.closerange(3, keep[0])
-    os.closerange(keep[0] + 1, keep[1])
-    os.closerange(keep[1] + 1, 1024)
+    start = 3
+    for fd in sorted((*fds, status)):
+        os.closerange(start, fd)
+        start = fd + 1
+    os.closerange(start, 1024)
     private_mounts()
     mount("proc", "/proc", "proc", NOSUID | NODEV | NOEXEC)
     mount("tmpfs", "/tmp", "tmpfs", NOSUID | NODEV, f"mode=1777,size={tmp_bytes},nr_inodes=4096")
@@ -145,13 +170,11 @@ def _first_process(fds: list[int], uid: int, numbers: list[int], tmp_bytes: int)
     child = os.fork()
     if child == 0:
         try:
+            os.close(status)
             candidate.main(fds[0], fds[1], *numbers, 0)
         finally:
             os._exit(0)
-    for fd in keep:
+    for fd in fds:
         os.close(fd)
-    while True:
-        pid, status = os.wait()
-        if pid == child:
-            code = os.waitstatus_to_exitcode(status)
-            os._exit(128 - code if code < 0 else code)
+    report(status, *wait_for(child))
+    os._exit(0)

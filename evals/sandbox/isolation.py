@@ -37,6 +37,7 @@ from pathlib import Path
 from ...foundation.errors import UserError
 from .programs import Job, run_one
 from .shut import ISOLATING, bwrap_version
+from .view import ENVIRONMENT
 
 _OLDEST_BWRAP = (0, 8)
 _INSTALL = "install bubblewrap 0.8 or newer (`apt install bubblewrap`, `dnf install bubblewrap`)"
@@ -47,7 +48,7 @@ _ALLOW = (
 
 _PROBE = """
 import ctypes, os, resource, signal, socket
-def probe(port, marker, name, folders):
+def probe(port, marker, name, folders, variables):
     held = {}
     with socket.socket() as s:
         s.settimeout(1)
@@ -66,7 +67,7 @@ def probe(port, marker, name, folders):
             pass
     held["files"] = not os.path.exists(marker)
     held["processes"] = sum(name.isdigit() for name in os.listdir("/proc")) <= 3
-    held["environment"] = not set(os.environ) - {"PYTHONHASHSEED", "LC_CTYPE", "PWD"}
+    held["environment"] = not set(os.environ) - {"LC_CTYPE", "PWD", *variables}
     held["user"] = os.geteuid() != 0
     with open("/proc/self/status") as file:
         status = dict(line.split(":", 1) for line in file)
@@ -133,7 +134,7 @@ def failed_checks(level: str) -> tuple[str, ...]:
             "/tmp",
             "/dev/shm",
         ]
-        arguments = f"{listener.getsockname()[1]}, {str(marker)!r}, {name!r}, {folders!r}"
+        arguments = f"{listener.getsockname()[1]}, {str(marker)!r}, {name!r}, {folders!r}, {[*ENVIRONMENT]!r}"
         test = f"held = probe({arguments})\nassert all(held.values()), [k for k, v in held.items() if not v]"
         try:
             verdict = run_one(Job(_PROBE, test, ("probe",)), level, timeout=20)

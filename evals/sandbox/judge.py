@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import builtins
 import os
+import sys
+from importlib.machinery import PathFinder
 
 from candidate import run  # type: ignore[import-not-found]
 from channel import Channel  # type: ignore[import-not-found]
@@ -67,19 +69,21 @@ class Candidate:
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function of the candidate; changes that it makes to its arguments are made here too."""
         try:
-            encoded = decode(encode((args, kwargs)))
+            sent = encode(args, opaque=False), encode(kwargs, opaque=False)
         except WireError as error:
             raise self._end("unjudgeable", f"the test passes no plain data ({error})") from None
-        if contains_opaque(encoded):
-            raise self._end("unjudgeable", "the test passes an object that is no plain data")
         self.calls += 1
-        answer = self.ask(name, args, kwargs)
+        answer = self.ask(name, *sent)
         if len(answer) != 3 or answer[0] != "value":
             raise self._end("output", "malformed answer")
-        if isinstance(answer[2], tuple):
-            for mine, theirs in zip(args, answer[2], strict=False):
+        try:
+            value = decode(answer[1])
+            changed = () if answer[2] is None else decode(answer[2])
+            for mine, theirs in zip(args, changed, strict=False):
                 write_back(mine, theirs)
-        return answer[1]
+        except (WireError, TypeError, ValueError) as error:
+            raise self._end("output", str(error)) from None
+        return value
 
     def _end(self, kind: str, detail: str) -> CandidateGone:
         """Return what ends the test. It is kept, so that a test with a bare ``except`` does not pass after it."""
@@ -100,15 +104,6 @@ class Candidate:
         raise error
 
 
-def contains_opaque(value: Any) -> bool:
-    """Tell whether a decoded value holds an object that the wire cannot carry."""
-    if type(value).__name__ == "Opaque":
-        return True
-    if isinstance(value, dict):
-        return any(contains_opaque(part) for pair in value.items() for part in pair)
-    return isinstance(value, (list, tuple, set, frozenset)) and any(map(contains_opaque, value))
-
-
 def write_back(mine: Any, theirs: Any) -> None:
     """Make a changed argument's content that of the candidate's copy."""
     if type(mine) is not type(theirs):
@@ -118,6 +113,8 @@ def write_back(mine: Any, theirs: Any) -> None:
     elif isinstance(mine, (dict, set)):
         mine.clear()
         mine.update(theirs)
+    elif type(mine).__name__ == "ndarray" and mine.shape == theirs.shape:
+        mine[...] = theirs
 
 
 def judge(candidate: Candidate, job: dict[str, Any]) -> tuple[str, str]:
@@ -151,10 +148,20 @@ def classify(error: BaseException, candidate: Candidate, job: dict[str, Any]) ->
         return "syntax", detail
     if isinstance(error, MemoryError):
         return "memory", detail
+    if isinstance(error, ModuleNotFoundError) and lacks_package(error):
+        return "missing-package", detail
     in_process = job["token"] is not None
     if isinstance(error, AssertionError) and (in_process or not own):
         return "wrong", detail
     return "exception", detail
+
+
+def lacks_package(error: ModuleNotFoundError) -> bool:
+    """Tell whether an import failed because the package is neither in the standard library nor on offer here."""
+    _, quote, rest = str(error).partition("'")  # No module named 'package.module'
+    package = rest.partition("'")[0].partition(".")[0]
+    known = package in sys.stdlib_module_names or package in sys.modules
+    return bool(quote and package) and not known and PathFinder.find_spec(package) is None
 
 
 def main(read_fd: int, write_fd: int, *numbers: int) -> None:

@@ -29,10 +29,10 @@ from ...foundation.errors import UserError
 from .channel import Channel
 from .limits import Limits
 from .servers import Forked, Pair
-from .shut import ISOLATING, Shut, select_readable
+from .shut import ISOLATING, Ending, Shut, select_readable
 from .wire import WireError, encode
 
-RULES_VERSION = 3
+RULES_VERSION = 4
 """Raised whenever a verdict may change for the same program; part of every code benchmark's identity."""
 
 DEFAULT_TIMEOUT_SECONDS = 3.0
@@ -42,6 +42,8 @@ _START_SECONDS = 60.0
 _ATTEMPTS = 3
 _STATUS_SECONDS = 1.0
 _MEMORY_BYTES = 1 << 30
+_TICKS = 0.5
+"""The kernel counts a limit's seconds by ticks, and so sends the signal a little early."""
 RERUN_WALL_FACTOR = 6
 """A program that timed out runs again alone with this much more wall time, for a busy machine."""
 RERUN_CPU_FACTOR = 1.5
@@ -75,8 +77,9 @@ class Verdict:
         passed: whether the program passed.
         kind: ``passed``, ``wrong`` (an assertion), ``exception``, ``syntax``, ``exited``, ``timeout`` (wall or CPU),
             ``memory``, ``crashed`` (a signal, or closed pipes), ``output`` (a result beyond the limits, or no valid
-            answer), ``unjudgeable`` (the test passes what is no plain data), ``no-test`` (there is no test, or it never
-            calls the program).
+            answer), ``missing-package`` (an import of what is neither in the standard library nor among `packages`;
+            the detail names it), ``unjudgeable`` (the test passes what is no plain data), ``no-test`` (there is no
+            test, or it never calls the program).
         seconds: wall time from the candidate's start.
         detail: the exception's text, at most 300 characters.
         together: whether program and test shared a process.
@@ -198,7 +201,7 @@ def _attempt(job: Job, level: str, pair: Pair | None, cpu: float, wall: float) -
         candidate, judge = started
         if candidate is None or judge is None or not all(one.attach() for one in (candidate, judge)):
             return None
-        return _conversation(job, candidate, job_pipe[1], verdict_pipe[0], wall)
+        return _conversation(job, candidate, judge, job_pipe[1], verdict_pipe[0], wall, limits.cpu)
     finally:
         for one in started:
             if one is not None:
@@ -207,7 +210,9 @@ def _attempt(job: Job, level: str, pair: Pair | None, cpu: float, wall: float) -
             os.close(fd)
 
 
-def _conversation(job: Job, candidate: Shut | Forked, job_fd: int, verdict_fd: int, wall: float) -> Verdict | None:
+def _conversation(
+    job: Job, candidate: Shut | Forked, judge: Shut | Forked, job_fd: int, verdict_fd: int, wall: float, cpu: int
+) -> Verdict | None:
     try:
         Channel(-1, job_fd).send(_message(job))
     except BrokenPipeError:
@@ -216,21 +221,36 @@ def _conversation(job: Job, candidate: Shut | Forked, job_fd: int, verdict_fd: i
         return None
     start = time.monotonic()
     if not select_readable(verdict_fd, wall):
-        return Verdict(False, "timeout", time.monotonic() - start, f"more than {wall:g} s", job.together)
+        seconds, ended = time.monotonic() - start, judge.status(0)
+        by_test = ended is not None and ended.cpu is not None and ended.cpu > wall / 4
+        detail = f"more than {wall:g} s{', spent by the test' if by_test else ''}"
+        return Verdict(False, "timeout", seconds, detail, job.together)
     seconds = time.monotonic() - start
     try:
         kind, detail = Channel(verdict_fd, -1).receive()
     except (EOFError, WireError, TypeError, ValueError):
-        kind, detail = "crashed", "the judge ended without a verdict"
-    if kind == "crashed":
-        kind, detail = _why_gone(candidate.status(_STATUS_SECONDS))
+        kind, detail = _why_gone(judge.status(_STATUS_SECONDS), cpu)
+        detail = f"the test itself: {detail}"
+        kind = "crashed" if kind == "exited" else kind
+    else:
+        if kind == "crashed":
+            kind, detail = _why_gone(candidate.status(_STATUS_SECONDS), cpu)
     return Verdict(kind == "passed", kind, seconds, detail, job.together)
 
 
-def _why_gone(status: int) -> tuple[str, str]:
-    """Name what ended a candidate by its exit status (negative: a signal)."""
-    if status == -signal.SIGXCPU:
+def _why_gone(ended: Ending | None, limit: int) -> tuple[str, str]:
+    """Name what ended a process before its work was done, by its exit code or signal and the CPU time it used.
+
+    An exit code of 128 and more is no signal, and a signal that a program sends to itself is no time-out.
+    """
+    if ended is None:
+        return "crashed", "it closed its connection and had to be killed"
+    code, cpu = ended
+    limited = (
+        code == -signal.SIGXCPU if cpu is None else code in (-signal.SIGXCPU, -signal.SIGKILL) and cpu > limit - _TICKS
+    )
+    if limited:
         return "timeout", "more CPU time than allowed"
-    if status < 0:
-        return "crashed", f"{signal.Signals(-status).name}" if -status in set(signal.Signals) else f"signal {-status}"
-    return "exited", f"exit code {status} before the test ended"
+    if code < 0:
+        return "crashed", f"{signal.Signals(-code).name}" if -code in set(signal.Signals) else f"signal {-code}"
+    return "exited", f"exit code {code} before the test ended"

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Sequence
 
 from .limits import Limits
-from .shut import TMP_BYTES, Shut, private_uid, select_readable
+from .shut import TMP_BYTES, Ending, Shut, private_uid, select_readable
 
 _ANSWER_SECONDS = 60.0
 
@@ -24,14 +24,14 @@ class Forked:
         """There is nothing left to wait for."""
         return True
 
-    def status(self, seconds: float) -> int:
-        """Return the exit status (negative: a signal), waiting for it up to so long before killing."""
+    def status(self, seconds: float) -> Ending | None:
+        """Return how it ended, waiting for that up to so long before killing; None if nobody is left to say so."""
         select_readable(self._process, seconds)
         self.end()
         with os.fdopen(self._status, "rb") as pipe:
             self._status = -1
-            code = int(pipe.read() or b"0")
-        return 128 - code if code > 128 else code
+            code, _, cpu = pipe.read().partition(b" ")
+        return Ending(int(code), float(cpu)) if cpu else None
 
     def end(self) -> None:
         """Kill what is left and wait until all of it is gone. May be called again."""
@@ -66,8 +66,7 @@ class Server:
             line = self._running()
             numbers = limits.numbers(private_uid(self._level))
             message = " ".join(map(str, (numbers[-1], *numbers[:-1])))
-            four = [*fds, status_write, status_write][:4]
-            socket.send_fds(line, [message.encode()], four)
+            socket.send_fds(line, [message.encode()], [*fds, status_write])
             if not select_readable(line.fileno(), _ANSWER_SECONDS):
                 raise ConnectionError
             answer, (process,), _, _ = socket.recv_fds(line, 1, 1)

@@ -19,8 +19,10 @@ import subprocess
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
-from .view import GRADER, INSIDE, python, read_only_view
+from .packages import PACKAGES, linked_packages
+from .view import ENVIRONMENT, GRADER, INSIDE, python, read_only_view
 
 TMP_BYTES = 16 << 20
 ISOLATING = ("bwrap", "namespaces")
@@ -28,6 +30,18 @@ ISOLATING = ("bwrap", "namespaces")
 
 _CAPABILITIES = {"CAP_SETGID": 6, "CAP_SETUID": 7, "CAP_SETPCAP": 8, "CAP_SYS_ADMIN": 21}
 _FIRST_PRIVATE_UID, _PRIVATE_UIDS = 0x6000_0000, 1 << 28
+
+
+class Ending(NamedTuple):
+    """How a process ended.
+
+    Attributes:
+        code: exit code; negative for the signal that killed it.
+        cpu: seconds of processor time that it used, None where that is not known.
+    """
+
+    code: int
+    cpu: float | None = None
 
 
 @cache
@@ -74,7 +88,8 @@ def _bwrap_prefix() -> tuple[str, ...]:
     args += ["--unshare-cgroup-try", "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
     if not own_users():
         args += ["--unshare-user", "--disable-userns", "--uid", "65534", "--gid", "65534"]
-    args += ["--setenv", "PYTHONHASHSEED", "0"]
+    for name, value in ENVIRONMENT.items():
+        args += ["--setenv", name, value]
     for kind, path, source in read_only_view():
         if kind == "link":
             args += ["--symlink", source, path]
@@ -87,10 +102,11 @@ def _bwrap_prefix() -> tuple[str, ...]:
     return tuple(args)
 
 
-def _python(module: str, home: str, arguments: Sequence[object]) -> list[str]:
+def _python(module: str, home: str, packages: str, arguments: Sequence[object]) -> list[str]:
     """Return the command that runs ``MODULE.main(*arguments)`` of this folder, which is at ``home``."""
     call = f"{module}.main({', '.join(map(repr, arguments))})"
-    code = f"import sys; sys.path.insert(0, {home!r}); import {module}; sys.path.pop(0); {call}"
+    path = f"import sys; sys.path.append({packages!r}); sys.path.insert(0, {home!r})"
+    code = f"{path}; import {module}; sys.path.pop(0); {call}"
     return [python()[0], "-s", "-S", "-P", "-B", "-c", code]
 
 
@@ -121,7 +137,8 @@ class Shut:
         self._said = ""
         theirs: list[int] = []
         stderr = subprocess.DEVNULL
-        command = _python(module, GRADER if level in ISOLATING else str(INSIDE), arguments)
+        seen = (GRADER, PACKAGES) if level in ISOLATING else (str(INSIDE), linked_packages())
+        command = _python(module, *seen, arguments)
         try:
             if level in ISOLATING:
                 self._info_read, info = os.pipe()
@@ -135,7 +152,7 @@ class Shut:
                 else:
                     kept = tuple(_CAPABILITIES[name] for name in names)
                     entry = (info, os.getpid(), own_users(), kept, read_only_view(), TMP_BYTES, command)
-                    command = _python("enter", str(INSIDE), entry)
+                    command = _python("enter", str(INSIDE), PACKAGES, entry)
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL if stdin is None else stdin,
@@ -143,7 +160,7 @@ class Shut:
                 stderr=stderr,
                 pass_fds=[*fds, *theirs[:1]],
                 start_new_session=True,
-                env={"PYTHONHASHSEED": "0"},
+                env=ENVIRONMENT,
             )
         except BaseException:
             self._close_fds()
@@ -178,12 +195,12 @@ class Shut:
         self.end()
         return self._said
 
-    def status(self, seconds: float) -> int:
-        """Return the exit status (negative: a signal), waiting for it up to so long before killing."""
+    def status(self, seconds: float) -> Ending | None:
+        """Return how it ended, waiting for that up to so long before killing."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(seconds)
         self.end()
-        return self.process.returncode
+        return Ending(self.process.returncode)
 
     def end(self) -> None:
         """Kill what is left and wait until all of it is gone. May be called again."""

@@ -1,4 +1,7 @@
-"""What a sandbox can see of the machine, whatever shuts it in: the system's libraries, this Python and the grader."""
+"""What a sandbox can see of the machine, whatever shuts it in.
+
+The system's libraries, this Python, the grader, and the packages on offer.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,17 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from .packages import PACKAGES, package_paths
+
 INSIDE = Path(__file__).resolve().parent
 GRADER = "/grader"
 """Where this folder is inside of a sandbox."""
+
+ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
+}
+"""All environment variables inside of a sandbox. Libraries start one thread each, since a task has few processes."""
 
 _MODULES = ("candidate", "channel", "enter", "forker", "judge", "kernel", "limits", "syscalls", "wire")
 _SYSTEM_FOLDERS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
@@ -41,4 +52,5 @@ def read_only_view() -> tuple[tuple[str, str, str], ...]:
     cache_of_libraries = "/etc/ld.so.cache"
     if os.path.isfile(cache_of_libraries):
         seen.append(("bind", cache_of_libraries, os.path.realpath(cache_of_libraries)))
-    return (*seen, ("bind", GRADER, str(INSIDE)))
+    packages = [("bind", f"{PACKAGES}/{name}", str(path)) for name, path in package_paths()]
+    return (*seen, *packages, ("bind", GRADER, str(INSIDE)))

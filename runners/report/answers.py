@@ -19,6 +19,7 @@ _PROGRAMS = {
     "exception": "program raises",
     "syntax": "syntax error",
     "memory": "out of memory",
+    "missing-package": "missing package",
     "timeout": "time-out",
 }
 

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import itertools
 import math
 from array import array
 from decimal import Decimal
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank_bench.evals.sandbox.wire import MAX_DEPTH, Opaque, WireError, decode, encode
+from lowrank_bench.evals.sandbox.wire import MAX_DEPTH, MAX_MESSAGE_BYTES, Opaque, WireError, decode, encode
 
 HASHABLE = st.recursive(
     st.none()
@@ -48,6 +49,37 @@ def test_plain_data_come_back_equal_and_of_the_same_type(value):
 def test_any_bytes_are_a_value_or_a_wire_error(data):
     with contextlib.suppress(WireError):
         decode(data)
+
+
+@given(VALUES, st.data())
+def test_changed_bytes_are_a_value_or_a_wire_error(value, data):
+    changed = bytearray(encode(value))
+    for _ in range(data.draw(st.integers(1, 3))):
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, 3))
+    with contextlib.suppress(WireError):
+        decode(bytes(changed[: len(changed) - cut]))
+
+
+@pytest.mark.parametrize(
+    ("value", "most"),
+    [
+        ([n / 2 + 1 for n in range(1_000_000)], 8.1e6),
+        ([list(point) for point in itertools.product(*[(n - 1, n, n + 1) for n in range(9)])], 2.5e5),
+        ([1, 3] + [n / 2 + 1 if n % 2 else n for n in range(300_000)], 4e6),
+    ],
+)
+def test_large_values_stay_small(value, most):
+    """Half as much as one text a number takes, and far below the limit."""
+    data = encode(value)
+    assert decode(data) == value
+    assert len(data) < most < MAX_MESSAGE_BYTES
+
+
+def test_integers_of_all_sizes_side_by_side():
+    value = [sign * 2**power + change for power in range(130) for sign in (1, -1) for change in (-1, 0, 1)]
+    assert decode(encode(value)) == value
+    assert decode(encode([value[:1], value, []])) == [value[:1], value, []]
 
 
 def test_numbers_are_exact():
@@ -107,5 +139,14 @@ def test_limits():
         encode(deep)
     with pytest.raises(WireError, match="MiB"):
         encode(b"x" * (17 << 20))
-    with pytest.raises(WireError):
-        decode(b"l99999999:")
+    for data in (b"", b"liq", b"liq" + (1 << 40).to_bytes(8, "little") + b"c", b"*\xff\x01cN", b"lfc", b"iq", b"cX"):
+        with pytest.raises(WireError):
+            decode(data)
+
+
+def test_an_opaque_object_can_be_refused():
+    for value in (object(), [1, {2: [object()]}], (test_limits,), {"a": {object()}}):
+        assert encode(value)
+        with pytest.raises(WireError, match="an object of type"):
+            encode(value, opaque=False)
+    assert decode(encode([1, {2: ["x"]}], opaque=False)) == [1, {2: ["x"]}]

@@ -39,11 +39,12 @@ TRICKS = {
     "modules": "import sys\nfor m in list(sys.modules): sys.modules[m] = None\ndef f(x): return 0",
     "printed-verdict": "print('PASS', 'passed', flush=True)\ndef f(x):\n    print('PASS')\n    return 0",
     "forged-messages": (
-        "import os\nfor fd in range(64):\n    try: os.write(fd, (8).to_bytes(8, 'big') + b't2:s4:okN')\n"
+        "import os, sys\nencode = sys._getframe(1).f_globals['encode']\nbody = encode(('value', encode(2), None))\n"
+        "for fd in range(64):\n    try: os.write(fd, len(body).to_bytes(8, 'big') + body)\n"
         "    except OSError: pass\ndef f(x): return 0"
     ),
     "forged-verdict": (
-        "import os\nbody = b't2:s6:passeds0:'\nfor fd in range(64):\n"
+        "import os, sys\nbody = sys._getframe(1).f_globals['encode'](('passed', ''))\nfor fd in range(64):\n"
         "    try: os.write(fd, b'r' + len(body).to_bytes(8, 'big') + body)\n    except OSError: pass\ndef f(x): return 0"
     ),
     "read-open-files": (
@@ -117,12 +118,14 @@ TRICKS = {
     "interpreter-file": "import os\nos.chmod('/proc/self/exe', 0o755)\ndef f(x): return 2",
     "through-namespaces": "import os\nos.open('/proc/1/ns/mnt', os.O_RDONLY)\ndef f(x): return 2",
     "colliding-value": (
-        "import sys\nitems = b''.join(b'i%x;' % (n * (2**61 - 1)) for n in range(1 << 17))\n"
-        "sys._getframe(1).f_globals['answer'] = lambda *a: b't3:s5:valueS131072:' + items + b'N'\ndef f(x): return 0"
+        "import sys\nspace = sys._getframe(1).f_globals\n"
+        "items = space['encode'](tuple(n * (2**61 - 1) for n in range(1 << 17)))\n"
+        "space['answer'] = lambda *a: ('value', b'S' + items[1:], None)\ndef f(x): return 0"
     ),
     "many-values": (
-        "import sys\nsys._getframe(1).f_globals['answer'] = lambda *a: b't3:s5:valuel5000000:' + b'S0:' * 5000000 + b'N'\n"
-        "def f(x): return 0"
+        "import sys\nspace = sys._getframe(1).f_globals\n"
+        "items = space['encode']([()] * 5000000).replace(b't', b'S', 1)\n"
+        "space['answer'] = lambda *a: ('value', items, None)\ndef f(x): return 0"
     ),
     "null-byte": "def f(x): return 2\0",
     "surrogate": "def f(x): return '\udc80'",
