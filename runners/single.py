@@ -189,6 +189,7 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
             "seed": request.seed,
             "save_dtype": found.save_dtype,
             "stays_dense": [asdict(part) for part in kept],
+            "added_jitter": fitted.meta.get("added_jitter", {}),
             "warnings": warnings,
             "memory": {kind: way.record() for kind, way in found.ways.items()} | {"peak_bytes": peak_memory_bytes()},
         }

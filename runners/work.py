@@ -136,6 +136,7 @@ def _fit(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, 
         "matrices": len(method.targets(model)),
         "dropped": data.dropped if data else 0,
         "calibration": fitted.meta.get("calibration", {}),
+        "added_jitter": fitted.meta.get("added_jitter", {}),
         "warnings": [*fitted.meta.get("warnings", []), *notes],
         "memory": way.record(),
     }
