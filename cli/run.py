@@ -59,7 +59,13 @@ def run(
     engine: Annotated[
         str | None, typer.Option(help="What generates and scores: vllm, transformers or auto.  [default: auto]")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="Of saved weights and evaluation.  [default: the recipe's]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the evaluation's arithmetic.  [default: the recipe's]")] = None,
+    save_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Of saved weights: own, float32, bfloat16, float16.  [default: own; of trained, the recipe's]"
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="torch device.  [default: auto]")] = None,
     eval_batch_size: Annotated[int | None, typer.Option(help="Prompts per batch.  [default: 64]")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest completion.  [default: the benchmark's]")] = None,
@@ -156,6 +162,7 @@ _PLAIN = {
     *(
         "engine",
         "dtype",
+        "save_dtype",
         "device",
         "eval_batch_size",
         "max_new_tokens",

@@ -22,7 +22,9 @@ def export(
     folder: Annotated[str, typer.Argument(help=CHECKPOINT)],
     out: Annotated[Path, typer.Option(help="New folder.")],
     dense: Annotated[bool, typer.Option("--dense", help="Multiply the factors out (the one form there is).")] = False,
-    dtype: Annotated[str, typer.Option(help="Of the weights written; auto is the checkpoint's own.")] = "auto",
+    save_dtype: Annotated[
+        str, typer.Option("--save-dtype", "--dtype", help="Of the weights written: own, float32, bfloat16, float16.")
+    ] = "own",
     seed: Seed = None,
     storage: Storage = None,
 ) -> None:
@@ -32,7 +34,7 @@ def export(
     from ..models.export import export_dense
     from ..runners.cells import checkpoint_folder
 
-    size = export_dense(checkpoint_folder(folder, seed, storage), out, dtype)
+    size = export_dense(checkpoint_folder(folder, seed, storage), out, save_dtype)
     console().print(
         f"{size.parameters:,} parameters, {size.bytes:,} bytes; loads without lowrank-bench\ncheckpoint  {out}",
         highlight=False,

@@ -25,7 +25,15 @@ def compress(
         int | None, typer.Option(help="Common step budget that a training method takes its share of.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of data order and new vectors.")] = 42,
-    dtype: Annotated[str | None, typer.Option(help="Of the saved weights.  [default: the recipe's]")] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Of the arithmetic; only float32. For the saved weights see --save-dtype.")
+    ] = "float32",
+    save_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the saved weights: own, float32, bfloat16, float16.  [default: own; trained: the recipe's]"
+        ),
+    ] = None,
     device: Device = "auto",
     recipe: Annotated[str, typer.Option(help="Training defaults: paper, small or auto.")] = "auto",
     revision: Revision = None,
@@ -42,6 +50,11 @@ def compress(
     wanted = numbers("ratio", ratio, float, "4") or []
     if len(wanted) != 1:
         raise UserError(f"the ratio '{ratio}' must be one number; run bench compress once per ratio, or use bench run")
+    if dtype != "float32":
+        raise UserError(
+            f"bench compress computes in float32, so --dtype {dtype} cannot be; to write the weights in another dtype "
+            "use --save-dtype, such as --save-dtype bfloat16"
+        )
     try:
         check_seed(seed)
     except ValueError as error:
@@ -57,7 +70,7 @@ def compress(
         train_set,
         steps,
         seed,
-        dtype,
+        save_dtype,
         device,
         recipe,
         memory,

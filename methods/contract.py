@@ -29,6 +29,7 @@ from ..foundation.files import canonical_json
 from ..foundation.nursery import run_apart
 from ..models.architectures import ARCHITECTURES, random_model
 from ..models.checkpoint import save_checkpoint
+from ..models.dtypes import SaveDtypes
 from ..models.loading import load_model
 from ..models.matrices import get_linear, tied_modules
 from ..models.shards import save_streamed
@@ -355,7 +356,7 @@ class CompressorContract:
             case = self.run(dense)
             fitted = method.fit(dense, RandomData())
             assert method.compress(streamed, fitted, budget, None).summary() == case.report.summary()
-            save_streamed(streamed, None, tmp_path / "small", torch.float32)
+            save_streamed(streamed, None, tmp_path / "small", SaveDtypes(torch.float32))
             assert same(weights(load_model(tmp_path / "small")), weights(case.model)), "another checkpoint is written"
 
     def test_size_is_known_before_loading(self) -> None:

@@ -31,6 +31,8 @@ class Factors:
             method's objective loses when parts are dropped.
         output_mean: (m,) mean of W x over the calibration inputs, for methods that add a bias; else None.
         hidden_mean: (k,) mean of ``right @ x`` over the same inputs; given with ``output_mean``.
+        jitter: what second moments got on their diagonal before they were factorised, in shares of its mean, inputs
+            first (`whitening.root`); empty for methods that factorise none, and where factors are read from disk.
     """
 
     left: Tensor
@@ -38,6 +40,11 @@ class Factors:
     spectrum: Tensor
     output_mean: Tensor | None = None
     hidden_mean: Tensor | None = None
+    jitter: tuple[float, ...] = ()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that are there, by attribute."""
+        return {key: value for key, value in vars(self).items() if isinstance(value, Tensor)}
 
     def truncate(self, rank: int) -> tuple[Tensor, Tensor]:
         """Return A (rank, n) and B (m, rank)."""
@@ -68,8 +75,10 @@ class Fitted:
         self._files: dict[str, Path] = {}
 
     def add(self, name: str, factors: Factors) -> None:
-        """Take the factors of one matrix or group."""
-        self._put({f"{name}.{key}": value for key, value in vars(factors).items() if value is not None})
+        """Take the factors of one matrix or group; what `Factors.jitter` says goes into ``meta["added_jitter"]``."""
+        self._put({f"{name}.{key}": value for key, value in factors.tensors().items()})
+        if any(factors.jitter):
+            self.meta.setdefault("added_jitter", {})[name] = list(factors.jitter)
 
     def measured(self, evidence: Mapping[str, Tensor]) -> None:
         """Take what a rank policy measured."""

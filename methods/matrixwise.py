@@ -155,8 +155,8 @@ class MatrixCompressor(Compressor):
                 continue
             wanted = {"rank": self._wanted[group.name]} if cuts and self._wanted is not None else {}
             part = self.decompose(group.weight(model), statistic, **wanted)
-            for key, value in vars(part).items():
-                if value is not None and not torch.isfinite(value).all():
+            for key, value in part.tensors().items():
+                if not torch.isfinite(value).all():
                     raise ValueError(f"{self.name} gave NaN or infinite factors for {group.name} ({key})")
             fitted.add(group.name, part)
             if weights_of(model) is not None:

@@ -9,8 +9,7 @@ from torch import nn
 
 from ..foundation.memory import BASE_BYTES
 from ..models.blocks import find_blocks
-from ..models.footprint import own_dtype
-from ..models.loading import DTYPES
+from ..models.loading import DTYPES, own_dtype
 from ..models.matrices import model_size
 from ..models.streamed import NotStreamable
 from .fitted import BUFFER_BYTES

@@ -2,8 +2,11 @@
 
 min ‖(W - BA) X‖_F over rank-r B A has one solution, whichever way it is computed: SVD-LLM (Cholesky factor of the Gram
 matrix), SVD-LLM V2 (its eigen form), DRONE (SVD of X) and Swift-SVD (principal components of the outputs) all give the
-same product. Here everything is float64 and in eigen form, so a singular Gram matrix needs no retry; the cheaper side
-is taken: the n x n input side, or the m x m output side, which needs no inverse at all.
+same product, U_r U_rᵀ W with U the left singular vectors of W S and S Sᵀ = G the Gram matrix. Here all is float64 and S
+the Cholesky factor; the cheaper side is taken: the SVD of W S, or the m x m eigenproblem of W G Wᵀ.
+
+A singular Gram matrix has no Cholesky factor. It gets as much more on its diagonal as the factorisation needs (`root`),
+and only then; what it got is recorded with the factors.
 """
 
 from __future__ import annotations
@@ -17,9 +20,12 @@ from .fitted import Factors
 from .linalg import svd
 
 Side = Literal["auto", "input", "output"]
-JITTER = 1e-6
-"""Least eigenvalue of a Gram matrix relative to its mean one; inputs that never occur keep this much weight, so that
-the factors of full rank give back W itself."""
+VERSION = 2
+"""Of the numbers that `whiten` gives; part of the key of every fit that is made of them."""
+
+_LEAST_JITTER = 1e-12
+_WIDEST = 1e9
+"""Spread of G's diagonal up to which the output side is as good; its eigenvalues are the squares of W S's spectrum."""
 
 
 def whiten(
@@ -27,7 +33,7 @@ def whiten(
     gram: Tensor,
     gradients: Tensor | None = None,
     side: Side = "auto",
-    jitter: float = JITTER,
+    jitter: float = 0.0,
     mean: Tensor | None = None,
 ) -> Factors:
     """Decompose W so that each truncation minimises tr(R (W - BA) G (W - BA)ᵀ).
@@ -36,12 +42,14 @@ def whiten(
         weight: W (m, n).
         gram: G (n, n), second moments of the inputs, up to a factor.
         gradients: R (m, m), second moments of the output gradients, up to a factor; None is the identity.
-        side: which eigenproblem is solved without gradients; the result is the same.
-        jitter: see `JITTER`.
+        side: which problem is solved without gradients; the result is the same. ``auto`` takes the output side where
+            m < n and G's diagonal does not spread over more than nine orders of magnitude.
+        jitter: see `root`.
         mean: (n,) mean input; gives the factors an offset that restores the mean output.
 
     Returns:
-        Factors in float32. The squares of the spectrum are the losses of dropping a component.
+        Factors in float32. The squares of the spectrum are the losses of dropping a component. Their ``jitter`` says
+        what G, and R where it is given, got on the diagonal.
 
     Raises:
         ValueError: a matrix holds a NaN or an infinity.
@@ -52,28 +60,64 @@ def whiten(
     if not all(bool(torch.isfinite(x).all()) for x in (wide, gram, *(() if gradients is None else (gradients,)))):
         raise ValueError("a weight or its statistics hold NaN or infinite entries; the model's activations overflow")
     m, n = wide.shape
-    if gradients is None and (side == "output" or (side == "auto" and m < n)):
-        outer, spectrum_squared = _descending(wide @ _regular(gram, jitter) @ wide.T)
-        kept = min(m, n)
-        left = outer[:, :kept]
-        right, spectrum = left.T @ wide, spectrum_squared[:kept].clamp_min(0).sqrt()
+    lower, regular, added = root(gram, jitter)
+    jitters = [added]
+    if gradients is not None:
+        outer, _, added = root(gradients, jitter)
+        jitters.append(added)
+        u, spectrum, vt = svd(outer.T @ wide @ lower)
+        left = torch.linalg.solve_triangular(outer.T, u, upper=True)
+        right = spectrum[:, None] * torch.linalg.solve_triangular(lower, vt, upper=False, left=False)
     else:
-        values, vectors = _eigen(gram, jitter)
-        root, inverse = vectors * values.sqrt(), (vectors / values.sqrt()).T
-        core = wide @ root
-        back = None
-        if gradients is not None:
-            weights, outputs = _eigen(gradients, jitter)
-            core = (outputs * weights.sqrt()).T @ core
-            back = outputs / weights.sqrt()
-        u, spectrum, vt = svd(core)
-        left = u if back is None else back @ u
-        right = spectrum[:, None] * (vt @ inverse)
+        if side == "output" or (side == "auto" and m < n and _spread(regular) <= _WIDEST):
+            del lower
+            left, squares = _descending(wide @ regular @ wide.T)
+            left, spectrum = left[:, : min(m, n)], squares[: min(m, n)].clamp_min(0).sqrt()
+        else:
+            left, spectrum, _ = svd(wide @ lower)
+        right = left.T @ wide
     left, right = balance(left, right)
-    if mean is None:
-        return Factors(left.float(), right.float(), spectrum.float())
-    centre = mean.to(wide)
-    return Factors(left.float(), right.float(), spectrum.float(), (wide @ centre).float(), (right @ centre).float())
+    found = {"left": left, "right": right, "spectrum": spectrum}
+    if mean is not None:
+        centre = mean.to(wide)
+        found |= {"output_mean": wide @ centre, "hidden_mean": right @ centre}
+    return Factors(**{key: value.float() for key, value in found.items()}, jitter=tuple(jitters))
+
+
+def root(gram: Tensor, jitter: float = 0.0) -> tuple[Tensor, Tensor, float]:
+    """Return the Cholesky factor L of a matrix of second moments, the matrix L Lᵀ, and the jitter in it.
+
+    The factor of G itself is accepted if it is finite and min L_ii² / G_ii > n·ε, ε of float64: no input is to rounding
+    a combination of those before it. Otherwise G + j·mean(diag G)·I is tried with j = 1e-12 and ten times more until
+    that holds. So inputs that never occur keep a little weight, and the factors of full rank give back W itself.
+
+    Args:
+        gram: G (n, n), float64, symmetric but for rounding.
+        jitter: the least j, added whether it is needed or not.
+
+    Returns:
+        L (n, n) lower triangular, L Lᵀ (n, n), and j. For a matrix of zeros both are the identity and j is 1.
+    """
+    regular = (gram + gram.T) / 2
+    diagonal = regular.diagonal()
+    mean, own, least = float(diagonal.mean()), diagonal.clone(), len(gram) * torch.finfo(gram.dtype).eps
+    if mean <= 0:
+        eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        return eye, eye, 1.0
+    added = jitter
+    while True:
+        diagonal.copy_(own + added * mean)
+        lower, failed = torch.linalg.cholesky_ex(regular)
+        if not failed and bool(torch.isfinite(lower).all()):
+            share = lower.diagonal().square() / diagonal
+            if float(share.min()) > least:
+                return lower, regular, added
+        added = max(_LEAST_JITTER, 10 * added)
+
+
+def _spread(gram: Tensor) -> float:
+    """Return the largest diagonal entry over the least, which is above 0."""
+    return float(gram.diagonal().max() / gram.diagonal().min())
 
 
 def balance(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,21 +125,6 @@ def balance(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     a, b = left.norm(dim=0), right.norm(dim=1)
     scale = torch.where((a > 0) & (b > 0), (b / a.clamp_min(1e-300)).sqrt(), torch.ones_like(a))
     return left * scale, right / scale[:, None]
-
-
-def _regular(gram: Tensor, jitter: float) -> Tensor:
-    """Return G + jitter·mean·I, symmetric; the identity for a zero matrix."""
-    symmetric = (gram + gram.T) / 2
-    mean = symmetric.diagonal().mean()
-    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return symmetric + jitter * mean * eye if mean > 0 else eye
-
-
-def _eigen(gram: Tensor, jitter: float) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues (n,), none below half the jitter, and eigenvectors (n, n) of the regular matrix."""
-    regular = _regular(gram, jitter)
-    values, vectors = torch.linalg.eigh(regular)
-    return values.clamp_min(jitter * float(regular.diagonal().mean()) / 2), vectors
 
 
 def _descending(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ def whiten_bytes(m: int, n: int, output_side: bool, two_sided: bool = False) -> 
 
     Args:
         m, n: shape of the matrix.
-        output_side: whether the m x m eigenproblem is solved.
+        output_side: whether the m x m eigenproblem is solved; a wide spread of the inputs may make it the other side.
         two_sided: whether output gradients weigh too.
     """
     p, k = m * n, min(m, n)

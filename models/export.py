@@ -15,11 +15,13 @@ from torch import nn
 
 from ..foundation.errors import UserError, unknown
 from ..foundation.files import new_folder
-from .checkpoint import QUANT_METHOD, save_checkpoint
+from .checkpoint import QUANT_METHOD
+from .dtypes import OWN, SAVE_DTYPES, SaveDtypes, save_dtypes
 from .folder_checks import check_folder
 from .layers import LowRankLinear
 from .loading import DTYPES, load_model
 from .matrices import Size, low_rank_layers, model_size, replace_module
+from .shards import save_model
 
 _NOT_COPIED = (".safetensors", ".index.json")
 _WRITTEN_ANEW = ("config.json", "compression.json")
@@ -34,7 +36,7 @@ def is_factorised(folder: Path) -> bool:
         return False
 
 
-def export_dense(folder: Path, out: Path, dtype: str = "auto") -> Size:
+def export_dense(folder: Path, out: Path, dtype: str = OWN) -> Size:
     """Multiply the factors of a checkpoint out and write a dense one; every other file is copied.
 
     Products are computed in float32 or better and rounded once. A bias that factorising added is kept where the
@@ -43,7 +45,8 @@ def export_dense(folder: Path, out: Path, dtype: str = "auto") -> Size:
     Args:
         folder: factorised checkpoint.
         out: new folder.
-        dtype: of the weights written: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the checkpoint's own.
+        dtype: of the weights written: ``float32``, ``bfloat16``, ``float16``, or ``own`` (``auto`` is the same), which
+            gives each tensor its dtype in the checkpoint and each product that of its factors.
 
     Returns:
         Parameters and bytes of the dense weights.
@@ -52,8 +55,9 @@ def export_dense(folder: Path, out: Path, dtype: str = "auto") -> Size:
         UserError: ``folder`` is damaged or not factorised, ``out`` exists, or the architecture has no place for an
             added bias.
     """
-    if dtype != "auto" and dtype not in DTYPES:
-        raise unknown("dtype", dtype, ["auto", *DTYPES])
+    dtype = OWN if dtype == "auto" else dtype
+    if dtype not in SAVE_DTYPES:
+        raise unknown("dtype", dtype, SAVE_DTYPES)
     if (folder / "config.json").exists():
         check_folder(folder)
     if not (folder / "config.json").is_file():
@@ -61,10 +65,11 @@ def export_dense(folder: Path, out: Path, dtype: str = "auto") -> Size:
     if not is_factorised(folder):
         raise UserError(f"{folder} is not factorised, so there is nothing to multiply out; use the folder as it is")
     transformers.utils.logging.disable_progress_bar()
+    own = save_dtypes(OWN, folder)
     with new_folder(out) as part:
-        model = load_model(folder, dtype="auto")
-        multiply_out(model, None if dtype == "auto" else DTYPES[dtype])
-        save_checkpoint(model, None, part)
+        model = load_model(folder, dtype="auto" if own.is_uniform else "float32")
+        multiply_out(model, None if dtype == OWN else DTYPES[dtype])
+        save_model(model, None, part, own if dtype == OWN else SaveDtypes(DTYPES[dtype]))
         for file in folder.iterdir():
             if file.is_file() and not file.name.endswith(_NOT_COPIED) and file.name not in _WRITTEN_ANEW:
                 shutil.copy(file, part / file.name)

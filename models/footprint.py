@@ -9,7 +9,7 @@ from typing import Any
 from ..foundation.errors import UserError
 from ..foundation.memory import free_memory
 from .configs import load_config
-from .loading import DTYPES, verify_folder, weights_size
+from .loading import DTYPES, own_dtype, verify_folder, weights_size
 
 SMALL_PARAMETERS = 50_000_000
 """Models below this size do not fill a processor's cores, and starting a process takes longer than loading them."""
@@ -64,14 +64,8 @@ def footprint(checkpoint: str | Path, revision: str = "", dtype: str = "auto") -
     config = load_config(checkpoint, revision)
     chosen = dtype if dtype != "auto" else own_dtype(config)
     itemsize = DTYPES[chosen].itemsize
-    weights = weights_size(checkpoint, revision, chosen).parameters * itemsize
+    weights = weights_size(checkpoint, revision).parameters * itemsize
     return Footprint(weights, token_bytes(config, itemsize), context_length(config), chosen)
-
-
-def own_dtype(config: Any) -> str:
-    """Return the name of the dtype that a checkpoint says it is in; ``float32`` where it says nothing usable."""
-    name = str(getattr(config, "dtype", None) or "").removeprefix("torch.")
-    return name if name in DTYPES else "float32"
 
 
 def check_model(needs: Footprint, checkpoint: str | Path, device: str) -> None:

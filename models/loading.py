@@ -18,6 +18,12 @@ from .matrices import Size, low_rank_layers, model_size
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def own_dtype(config: Any) -> str:
+    """Return the name of the dtype that a checkpoint says it is in; ``float32`` where it says nothing usable."""
+    name = str(getattr(config, "dtype", None) or "").removeprefix("torch.")
+    return name if name in DTYPES else "float32"
+
+
 def load_model(location: str | Path, revision: str = "", dtype: str = "float32", device: str = "cpu") -> Any:
     """Load a causal language model, dense or factorised, ready for evaluation.
 
@@ -134,17 +140,17 @@ def verify_folder(folder: Path) -> None:
     load_skeleton(folder)
 
 
-def weights_size(location: str | Path, revision: str = "", dtype: str = "float32") -> Size:
+def weights_size(location: str | Path, revision: str = "") -> Size:
     """Return parameters and bytes of a model's weights: from its safetensors files, or for a hub id from its shape.
 
     Args:
         location: folder or hub id.
-        revision: hub commit.
-        dtype: what the bytes of a hub model are counted in.
+        revision: hub commit; the bytes of a hub model are counted in the dtype that its configuration names.
     """
     if not Path(location).is_dir():
-        parameters = model_size(load_skeleton(location, revision)).parameters
-        return Size(parameters, parameters * DTYPES[dtype].itemsize)
+        skeleton = cast(Any, load_skeleton(location, revision))
+        parameters = model_size(skeleton).parameters
+        return Size(parameters, parameters * DTYPES[own_dtype(skeleton.config)].itemsize)
     parameters = size = 0
     for file in sorted(Path(location).glob("*.safetensors")):
         size += file.stat().st_size

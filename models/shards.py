@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..foundation.files import sync
-from .checkpoint import LowRankConfig, describe
+from .checkpoint import LowRankConfig, describe, save_checkpoint
+from .dtypes import SaveDtypes
 from .matrices import low_rank_layers
 from .streamed import weights_of
 
@@ -113,14 +114,33 @@ def _write(file: Path, shard: list[Promise]) -> None:
         os.fsync(out.fileno())
 
 
-def save_streamed(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype, limit_bytes: int = SHARD_BYTES) -> None:
+def save_model(model: Any, tokenizer: Any, folder: Path, dtypes: SaveDtypes) -> None:
+    """Write a model, streamed or in memory, dense or factorised, and its tokenizer as one folder.
+
+    Args:
+        model: of one that is in memory the tensors are cast in place.
+        tokenizer: saved beside it, or None.
+        folder: made if missing.
+        dtypes: of the written floating-point tensors.
+    """
+    if weights_of(model) is not None:
+        save_streamed(model, tokenizer, folder, dtypes)
+        return
+    dtypes.cast(model)
+    save_checkpoint(model, tokenizer, folder)
+    if str(model.config.dtype).removeprefix("torch.") != dtypes.name:  # transformers writes the first tensor's
+        model.config.dtype = dtypes.name
+        model.config.save_pretrained(folder)
+
+
+def save_streamed(model: Any, tokenizer: Any, folder: Path, dtypes: SaveDtypes, limit_bytes: int = SHARD_BYTES) -> None:
     """Write a streamed model, dense or factorised, as `checkpoint.save_checkpoint` writes one that is in memory.
 
     Args:
         model: opened by `streamed.open_streamed`, possibly with empty `LowRankLinear` layers.
         tokenizer: saved beside it, or None.
         folder: made if missing.
-        dtype: of the written floating-point tensors.
+        dtypes: of the written floating-point tensors.
         limit_bytes: of one file.
     """
     weights = weights_of(model)
@@ -129,7 +149,7 @@ def save_streamed(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype, 
     config = model.config
     if low_rank_layers(model):
         config.quantization_config = LowRankConfig(**describe(model).to_dict())
-    config.dtype = str(dtype).removeprefix("torch.")
+    config.dtype = dtypes.name
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
     if model.can_generate():
@@ -141,7 +161,7 @@ def save_streamed(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype, 
     for name, tensor in model.state_dict().items():
         if name in weights.tied or name in ignored:
             continue
-        kind = dtype if tensor.is_floating_point() else tensor.dtype
+        kind = dtypes.of(name) if tensor.is_floating_point() else tensor.dtype
 
         def make(name: str = name, kind: torch.dtype = kind) -> Tensor:
             value = weights.stored(name)

@@ -172,19 +172,35 @@ def why_not_streamed(location: str | Path, revision: str = "") -> str:
 
 
 @dataclass(frozen=True)
-class _Stored:
+class Stored:
+    """A tensor of a checkpoint: its file, shape and dtype as safetensors names it, such as ``BF16``."""
+
     file: Path
     shape: tuple[int, ...]
+    dtype: str
 
 
-def _stored_tensors(location: str | Path, revision: str, download: bool) -> dict[str, _Stored]:
+def _stored_tensors(location: str | Path, revision: str, download: bool) -> dict[str, Stored]:
     """Return where every tensor of a checkpoint lies, by its name on disk; empty for a hub model not downloaded yet."""
-    from transformers.utils.hub import cached_file
-
     if Path(location).is_dir():
         verify_folder(Path(location))
     if getattr(load_config(location, revision), "quantization_config", None):
         raise NotStreamable("it is quantised or factorised already")
+    return stored_tensors(location, revision, download)
+
+
+def stored_tensors(location: str | Path, revision: str, download: bool) -> dict[str, Stored]:
+    """Return every tensor of a checkpoint, dense or factorised, by its name on disk.
+
+    Args:
+        location: folder or hub id.
+        revision: hub commit, or empty for a folder.
+        download: fetch what a hub model's cache lacks; without it such a model gives nothing.
+
+    Raises:
+        NotStreamable: the weights are not in the safetensors files that transformers reads.
+    """
+    from transformers.utils.hub import cached_file
 
     def find(name: str) -> Path | None:
         found = cached_file(
@@ -208,11 +224,12 @@ def _stored_tensors(location: str | Path, revision: str, download: bool) -> dict
             raise NotStreamable(f"it has no {name}")
         with safe_open(file, framework="pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118
-                places[key] = _Stored(file, tuple(tensors.get_slice(key).get_shape()))
+                part = tensors.get_slice(key)
+                places[key] = Stored(file, tuple(part.get_shape()), part.get_dtype())
     return places
 
 
-def _placed(model: nn.Module, places: dict[str, _Stored], tied: dict[str, str]) -> dict[str, tuple[Path, str]]:
+def _placed(model: nn.Module, places: dict[str, Stored], tied: dict[str, str]) -> dict[str, tuple[Path, str]]:
     """Give each tensor of the model its place; what transformers renames on load is renamed here by its own rules."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found: dict[str, tuple[Path, str]] = {}
@@ -233,6 +250,20 @@ def _placed(model: nn.Module, places: dict[str, _Stored], tied: dict[str, str]) 
 
 
 def _renamed(model: nn.Module, keys: list[str], wanted: dict[str, Any]) -> dict[str, str]:
+    found = model_names(model, keys, wanted)
+    if any(merged and name in wanted for name, merged in found.values()):
+        raise NotStreamable("its tensors are merged or cut while loading")
+    return {key: name for key, (name, _) in found.items()}
+
+
+def model_names(model: nn.Module, keys: list[str], wanted: dict[str, Any]) -> dict[str, tuple[str, bool]]:
+    """Return the model's name for each tensor on disk, and whether transformers merges or cuts it while loading.
+
+    Args:
+        model: a dense skeleton.
+        keys: names on disk.
+        wanted: the model's ``state_dict``, or anything else under its names.
+    """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -245,9 +276,7 @@ def _renamed(model: nn.Module, keys: list[str], wanted: dict[str, Any]) -> dict[
         name, converted = rename_source_key(key, renamings, converters, prefix, wanted)
         if name not in wanted and key in wanted:
             name, converted = key, None
-        if converted is not None and name in wanted:
-            raise NotStreamable("its tensors are merged or cut while loading")
-        result[key] = name
+        result[key] = name, converted is not None
     return result
 
 

@@ -148,7 +148,9 @@ class SweepConfig(BaseModel):
         pretrained: also evaluate the model before finetuning; None leaves it to the task.
         before_recovery: also evaluate each compressed model before its recovery.
         engine: what generates and scores; ``auto`` is vLLM where it is installed, can run the model and pays off.
-        dtype: of saved checkpoints and evaluation; None takes the recipe's.
+        dtype: of the evaluation's arithmetic; None takes the recipe's.
+        save_dtype: of saved weights; ``own`` is each tensor's in the model that a stage read; None is ``own``, but for
+            trained weights the recipe's.
         device: torch device; ``auto`` takes a GPU where there is one.
         eval_batch_size, max_new_tokens: of evaluation.
         samples, temperature, top_p: completions per problem and how they are drawn; several need a temperature.
@@ -191,6 +193,7 @@ class SweepConfig(BaseModel):
     before_recovery: bool = False
     engine: str = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    save_dtype: Literal["own", "float32", "bfloat16", "float16"] | None = None
     device: str = "auto"
     eval_batch_size: Positive = 64
     max_new_tokens: Positive | None = None

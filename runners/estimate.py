@@ -6,10 +6,12 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import Any, cast
 
 from ..methods.base import TRAINED_BYTES, create_method
 from ..methods.budget import Budget
-from ..models.loading import DTYPES
+from ..models.dtypes import OWN
+from ..models.loading import DTYPES, own_dtype
 from .local import crew_size
 from .plan import Plan
 from .recipes import SMALL_MODEL_PARAMETERS
@@ -89,7 +91,8 @@ def wall_seconds(plan: Plan, seconds: Mapping[str, float], workers: int) -> floa
 
 def disk_bytes(plan: Plan) -> int:
     """Return the bytes that the pending stages will write at most, checkpoints and factors counted."""
-    width = DTYPES[plan.dtype].itemsize
+    own = own_dtype(cast(Any, plan.skeleton).config)
+    width = max(DTYPES[own if name == OWN else name].itemsize for name in map(plan.saves, (True, False)))
     total = 0
     for key in plan.pending():
         stage = plan.stages[key]

@@ -100,6 +100,10 @@ class Plan:
         """Parameters of the uncompressed model."""
         return model_size(self.skeleton).parameters
 
+    def saves(self, trains: bool) -> str:
+        """Return the dtype that a stage saves weights in, trained ones or others; see `Recipe.saves`."""
+        return self.recipe.saves(self.config.save_dtype, trains)
+
     def add(self, stage: Stage, *needs: str | None) -> str:
         """Add a stage (once) and return its key."""
         self.stages.setdefault(stage.key, stage)
@@ -265,7 +269,7 @@ class _Layout:
             return self.source, {}
         stage = Stage(
             "finetune",
-            self._training(self.finetune, seed) | {"dtype": self.plan.dtype},
+            self._training(self.finetune, seed) | {"save_dtype": self.plan.saves(trains=True)},
             {"model": self.source.identity},
             self._training_runtime(self.source),
             f"finetune {self.plan.source.name} on {self.config.task}, seed {seed}",
@@ -300,7 +304,7 @@ class _Layout:
             "method": spec.name,
             "options": method.model_dump(mode="json"),
             "ratios": ratios,
-            "dtype": self.plan.dtype,
+            "save_dtype": self.plan.saves(method.trains),
             "seed": seed,
         }
         if method.trains:
@@ -332,7 +336,8 @@ class _Layout:
         extra = self.config.extra_pruning_steps if method.trains else 0
         stage = Stage(
             "recover",
-            self._training(self.recover, seed) | {"dtype": self.plan.dtype, "extra_pruning_steps": extra},
+            self._training(self.recover, seed)
+            | {"save_dtype": self.plan.saves(trains=True), "extra_pruning_steps": extra},
             {"model": small.identity},
             self._training_runtime(small),
             f"recover {spec.shown} {ratio:g}x, seed {seed}",

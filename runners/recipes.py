@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..foundation.errors import UserError
+from ..models.dtypes import OWN
 from ..models.footprint import SMALL_PARAMETERS
 
 SMALL_MODEL_PARAMETERS = SMALL_PARAMETERS
@@ -86,7 +87,9 @@ class Recipe:
 
     Attributes:
         finetune, recover: the two training runs; what methods train with comes out of ``recover``'s steps.
-        dtype: of saved checkpoints and of evaluation.
+        dtype: of the evaluation's arithmetic.
+        save_dtype: of weights that training changed, ``own`` for the model's own (`models.dtypes`); weights that were
+            not trained are saved in their own dtype.
         method_options: defaults of single methods, which options given by the user override.
         by_kind: changes to finetune and to recover for tasks of a kind (``instruction``, ``language``).
     """
@@ -95,8 +98,18 @@ class Recipe:
     finetune: TrainSettings
     recover: TrainSettings
     dtype: str
+    save_dtype: str = OWN
     method_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     by_kind: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = field(default_factory=dict)
+
+    def saves(self, asked: str | None, trains: bool) -> str:
+        """Return what `models.dtypes.save_dtypes` is to be asked for.
+
+        Args:
+            asked: what the user said, or None.
+            trains: whether the step trains the weights that it saves.
+        """
+        return asked or (self.save_dtype if trains else OWN)
 
     def for_kind(self, kind: str) -> tuple[TrainSettings, TrainSettings]:
         """Return the two training runs, finetune and recover, for tasks of a kind."""
@@ -128,6 +141,7 @@ RECIPES: dict[str, Recipe] = {
         _SMALL,
         _SMALL,
         "float32",
+        save_dtype="float32",  # small models lose more by rounding than they save in bytes
         method_options={"bs": _SMALL_BASES, "bsi": _SMALL_BASES},
         # A language example fills the context where an instruction takes a fifth of it: about equal tokens per step.
         # Models this small have mostly been pretrained on the very corpus: a high rate would only undo that.

@@ -16,20 +16,19 @@ from ..evals.base import Benchmark, EvalSettings, Outcome, benchmarks
 from ..evals.hosting.choice import choose_engine, engine_version
 from ..evals.hosting.host import HostedEngine
 from ..evals.tasks import benchmark_names, get_task
-from ..foundation.errors import UserError
+from ..foundation.errors import UserError, unknown
 from ..foundation.files import new_folder, write_json
 from ..foundation.memory import peak_memory_bytes, reset_peak_memory
 from ..foundation.progress import reporting
 from ..methods.base import CompressionReport, Compressor
 from ..methods.budget import Budget
 from ..methods.policies.base import policies
-from ..models.checkpoint import save_checkpoint
+from ..models.dtypes import SAVE_DTYPES, save_dtypes
 from ..models.footprint import context_length
-from ..models.loading import DTYPES, load_skeleton, load_tokenizer
+from ..models.loading import load_skeleton, load_tokenizer
 from ..models.matrices import model_size
 from ..models.presets import ModelSource, resolve_model
-from ..models.shards import save_streamed
-from ..models.streamed import weights_of
+from ..models.shards import save_model
 from ..models.untouched import Untouched, untouched
 from .config import MethodSpec
 from .data import DATA_SEED, load_task_data
@@ -60,7 +59,7 @@ class CompressRequest:
     train_set: str | None = None
     steps: int | None = None
     seed: int = 42
-    dtype: str | None = None
+    save_dtype: str | None = None
     device: str = "auto"
     recipe: str = "auto"
     memory: str = "auto"
@@ -86,6 +85,7 @@ class _Prepared:
     budget: Budget
     device: str
     ways: dict[str, Way]
+    save_dtype: str
 
 
 def _prepare(request: CompressRequest) -> _Prepared:
@@ -105,7 +105,10 @@ def _prepare(request: CompressRequest) -> _Prepared:
         length = recipe.for_kind(get_task(request.task).kind)[1].max_length
     place = (source.location, source.revision, request.memory, device)
     ways = {"fit": fit_way(method, skeleton, *place, length), "compress": compress_way(method, skeleton, *place)}
-    return _Prepared(source, skeleton, recipe, method, budget, device, ways)
+    saves = recipe.saves(request.save_dtype, method.trains)
+    if saves not in SAVE_DTYPES:
+        raise unknown("dtype", saves, SAVE_DTYPES)
+    return _Prepared(source, skeleton, recipe, method, budget, device, ways, saves)
 
 
 def _check_memory(found: _Prepared, request: CompressRequest) -> list[str]:
@@ -175,11 +178,7 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
         with reporting(progress):
             report = method.compress(model, fitted, found.budget, trainer if method.trains else None, data)
         warnings = [*fitted.meta.get("warnings", []), *notes]
-        dtype = DTYPES[request.dtype or recipe.dtype]
-        if weights_of(model) is not None:
-            save_streamed(model, tokenizer, folder, dtype)
-        else:
-            save_checkpoint(model.to(dtype), tokenizer, folder)
+        save_model(model, tokenizer, folder, save_dtypes(found.save_dtype, source.location, source.revision))
         shutil.rmtree(folder / _FIT_FOLDER, ignore_errors=True)
         kept = untouched(model, report.dense)
         origin = {
@@ -191,7 +190,9 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
             "task": request.task or "",
             "ratio_target": request.ratio,
             "seed": request.seed,
+            "save_dtype": found.save_dtype,
             "stays_dense": [asdict(part) for part in kept],
+            "added_jitter": fitted.meta.get("added_jitter", {}),
             "warnings": warnings,
             "memory": {kind: way.record() for kind, way in found.ways.items()} | {"peak_bytes": peak_memory_bytes()},
         }

@@ -19,11 +19,10 @@ from ..foundation.progress import reporting
 from ..methods.base import CompressionReport, Compressor, create_method
 from ..methods.budget import Budget
 from ..methods.fitted import Fitted
-from ..models.checkpoint import save_checkpoint
+from ..models.dtypes import SaveDtypes, save_dtypes
 from ..models.footprint import context_length
-from ..models.loading import DTYPES, load_model, load_skeleton, load_tokenizer, weights_size
-from ..models.shards import save_streamed
-from ..models.streamed import weights_of
+from ..models.loading import load_model, load_skeleton, load_tokenizer, weights_size
+from ..models.shards import save_model
 from .data import TaskData, load_task_data
 from .memory import Way, compress_way, fit_way, open_model
 from .parallel.launch import train_together
@@ -111,14 +110,12 @@ def _save_trained(stage: Stage, trainer: TaskTrainer, model: Any, tokenizer: Any
     """Write what one or several processes trained."""
     whole = trainer.whole(model)
     if is_main():
-        _save(whole, tokenizer, folder / MODEL_FOLDER, stage.config["dtype"])
+        save_model(whole, tokenizer, folder / MODEL_FOLDER, _dtypes(stage))
 
 
-def _save(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
-    if weights_of(model) is not None:
-        save_streamed(model, tokenizer, folder, DTYPES[dtype])
-    else:
-        save_checkpoint(model.to(DTYPES[dtype]), tokenizer, folder)
+def _dtypes(stage: Stage) -> SaveDtypes:
+    where = stage.runtime["model"]
+    return save_dtypes(stage.config["save_dtype"], where["location"], where["revision"])
 
 
 def _finetune(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
@@ -141,6 +138,7 @@ def _fit(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, 
         "matrices": len(method.targets(model)),
         "dropped": data.dropped if data else 0,
         "calibration": fitted.meta.get("calibration", {}),
+        "added_jitter": fitted.meta.get("added_jitter", {}),
         "warnings": [*fitted.meta.get("warnings", []), *notes],
         "memory": way.record(),
     }
@@ -161,7 +159,7 @@ def _compress(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
         if not is_main():
             return
         target = folder / ratio_folder(budget.ratio)
-        _save(compressed, tokenizer, target / MODEL_FOLDER, stage.config["dtype"])
+        save_model(compressed, tokenizer, target / MODEL_FOLDER, _dtypes(stage))
         write_json(target / REPORT, report.summary())
         if report.tensors:
             save_file(report.tensors, target / BASES_FILE)
@@ -201,7 +199,7 @@ def _evaluate(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
     lines = (json.dumps(sample, ensure_ascii=False, sort_keys=True) + "\n" for sample in outcome.samples)
     with open(folder / "samples.jsonl", "w", encoding="utf-8") as file:
         file.writelines(lines)
-    size = weights_size(where["location"], where["revision"], stage.config["dtype"])
+    size = weights_size(where["location"], where["revision"])
     return {
         "metrics": [asdict(metric) for metric in outcome.metrics],
         "dataset_sha256": outcome.dataset_sha256,

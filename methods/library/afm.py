@@ -17,7 +17,7 @@ from ..base import methods
 from ..calibrated import MomentCompressor
 from ..fitted import Factors
 from ..moments import Moments
-from ..whitening import whiten
+from ..whitening import VERSION, whiten
 from ..working import whiten_bytes
 
 FACTS = {
@@ -39,7 +39,7 @@ class FeatureSpace(MomentCompressor):
 
     def fit_key(self) -> dict[str, Any]:
         """Return one name for the factors, whatever the method that asks for them is called."""
-        return super().fit_key() | {"factors": "feature-space"}
+        return super().fit_key() | {"factors": "feature-space", "version": VERSION}
 
     def working_bytes(self, m: int, n: int) -> int:
         """Return the memory of the weighted problem, and of the centred Gram matrix."""

@@ -3,7 +3,7 @@
 Basis Sharing (Wang et al., ICLR 2025, arXiv 2410.03765; TUDa-HWAI/Basis_Sharing ``group.py``): g consecutive layers' q,
 k, v, gate and up matrices are stacked along the output axis, whitened by the sum of their input Grams, and truncated;
 the input basis is stored once. o and down stay private. g = 1 is SVD-LLM. The authors' refit of the coefficients and
-their LoRA are not done; eigen form in place of Cholesky (see ``whitening``).
+their LoRA are not done.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..calibrated import MomentCompressor, pooled
 from ..fitted import Factors
 from ..groups import Group
 from ..moments import Moments, input_moments
-from ..whitening import JITTER, whiten
+from ..whitening import VERSION, whiten
 from ..working import whiten_bytes
 
 FACTS = {
@@ -46,14 +46,18 @@ class BasisSharing(MomentCompressor):
     Args:
         layers: g, how many consecutive layers share.
         kinds: last names of the matrices that share, with '+' between them; others are decomposed alone.
-        jitter: least eigenvalue of a Gram matrix relative to the mean one.
+        jitter: added to the diagonal of each Gram matrix, in shares of its mean; see ``svd-llm``.
     """
 
     shares: ClassVar[bool] = True
 
     layers: int = Field(default=2, ge=1)
     kinds: str = "+".join(SHARED)
-    jitter: float = Field(default=JITTER, gt=0, lt=1)
+    jitter: float = Field(default=0.0, ge=0, lt=1)
+
+    def fit_key(self) -> dict[str, Any]:
+        """Return the name, the options that the factors depend on, and the version of `whitening`."""
+        return super().fit_key() | {"version": VERSION}
 
     def groups(self, model: nn.Module) -> list[Group]:
         """Return groups of the same kind in consecutive layers, in the order of their first members."""

@@ -2,7 +2,7 @@
 
 SVD-LLM (Wang et al., ICLR 2025, arXiv 2403.07378; AIoT-MLSys-Lab/SVD-LLM), truncation part: ‖(W - BA) X‖_F is least for
 the truncated SVD of W S with S Sᵀ = X Xᵀ. The authors take the Cholesky factor and retry with more diagonal when it
-fails; here S is in eigen form and float64 (`whitening`), which gives the same product. All layers see the dense model's
+fails; so does `whitening`, in float64. All layers see the dense model's
 activations, as in the authors' W-only results. Their LoRA update is what this project's recovery stage stands for.
 """
 
@@ -19,7 +19,7 @@ from ..calibrated import MomentCompressor
 from ..fitted import Factors
 from ..groups import Group
 from ..moments import Moments, gradient_grams
-from ..whitening import JITTER, Side, whiten
+from ..whitening import VERSION, Side, whiten
 from ..working import whiten_bytes
 
 FACTS = {
@@ -38,22 +38,23 @@ class Whitened(MomentCompressor):
     """What all methods with these factors share.
 
     Args:
-        side: ``input`` or ``output`` eigenproblem, or the cheaper one; the result is the same.
+        side: the problem on the ``input`` or the ``output`` side, or the cheaper one; the result is the same.
         two_sided: also weight by the second moments of the output gradients (GFWSVD, KFAC-SVD, IO-SVD).
         shrink_input, shrink_output: share a of the mean diagonal mixed into the moments, (1-a)·C + a·mean(diag C)·I;
             used where ``two_sided``, with the defaults of KFAC-SVD's code.
-        jitter: least eigenvalue relative to the mean one.
+        jitter: least share of the mean diagonal that is added to the diagonal of the moments; where they have no
+            Cholesky factor with it, as much more as gives them one (`whitening.root`).
     """
 
     side: Side = "auto"
     two_sided: bool = False
     shrink_input: float = Field(default=0.1, ge=0, le=1)
     shrink_output: float = Field(default=0.3, ge=0, le=1)
-    jitter: float = Field(default=JITTER, gt=0, lt=1)
+    jitter: float = Field(default=0.0, ge=0, lt=1)
 
     def fit_key(self) -> dict[str, Any]:
         """Return one name for the factors, whatever the method that asks for them is called."""
-        return super().fit_key() | {"factors": "whitened"}
+        return super().fit_key() | {"factors": "whitened", "version": VERSION}
 
     def collect(
         self, model: nn.Module, data: CalibrationData | None, groups: Sequence[Group]

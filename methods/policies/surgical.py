@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import ClassVar, Literal
@@ -14,6 +15,7 @@ from ._search import Search
 from ._shares import BREAK_EVEN_LEVEL, dense_rank
 from .base import Demand, Evidence, Metric, Policy, policies
 
+_BLOCK = re.compile(r"(^|\.)\d+\.")  # the number of a block in a module's name; an output head has none
 _TOP = 0.99  # level of the tolerance 0; a tolerance δ has the level 0.99 / (1 + δ)
 
 
@@ -22,10 +24,15 @@ class Surgical(Policy):
     """r_i = smallest rank of {1} ∪ {0.1 … 0.9}·κ_i at which the model, cut so far, stays within the tolerance δ.
 
     Surgical Feature-Space Decomposition (arXiv 2405.13039; authors' code nyunAI/SFSD-LLM, ``perplexity_test.py``,
-    ``surgical.py``). Matrices are visited from the last to the first, those of the first blocks not at all. With
-    ``metric=loss`` the k-th visited one is accepted if perplexity <= dense perplexity · (1 + δ)^k, whether or not those
-    before it used theirs; with ``metric=accuracy`` if accuracy >= dense accuracy - δ. If no rank is accepted the matrix
-    stays dense.
+    ``surgical.py``). Matrices are visited from the last to the first, the output head and those of the first blocks not
+    at all. With ``metric=loss`` the k-th visited one is accepted if perplexity <= dense perplexity · (1 + δ)^k, whether
+    or not those before it used theirs; with ``metric=accuracy`` if accuracy >= dense accuracy - δ. If no rank is
+    accepted the matrix stays dense.
+
+    The authors' loop is ``reversed(range(len(layers) - 1))`` and its limit 1.005^(224 - index). Their ``layers`` is
+    filled by the letters of an option, not by its words, so it holds all 225 linear layers of Llama-7B; what the loop
+    leaves out is the output head, and the last matrix of the last block has the exponent 1. Filled by the words, it
+    would lack the head: that matrix would be left out, and exponents would begin at 2.
 
     Adaptations, all ours:
 
@@ -37,8 +44,8 @@ class Surgical(Policy):
     - Loss and accuracy are those of training data of the task (authors: parts of the evaluation data), and
       the accuracy is the share of target tokens that the model would predict (authors: multiple choice). Without
       their chunks of the data, which guard against noise.
-    - The untouched first matrices stay dense as long as they take at most half of what the budget affords; beyond that
-      they are visited last. An output head that the method compresses is the first to be visited (authors: left out).
+    - The output head and the untouched first matrices stay dense as long as they take at most half of what the budget
+      affords (the head alone, where both take more); what takes more is visited last, the head after the first matrix.
     - Evaluations are cached and bounded; a search that would pass the bound is given up, and the best one so far
       counts. If none is done within the bound, ranks are those of the largest tolerance, which is least rank for all,
       filled up in proportion.
@@ -70,7 +77,7 @@ class Surgical(Policy):
         affordable = evidence.share * sum(unit.parameters for unit in evidence.units)
         search = Search(evidence.loss, self._visited(evidence, affordable), self.metric, self.evaluations)
         visited = {unit.name for unit in search.units}
-        spent = sum(unit.stored(unit.max_rank, True) for unit in evidence.units if unit.name not in visited)
+        spent = _dense([unit for unit in evidence.units if unit.name not in visited])
         least = {unit.name: unit.min_rank for unit in search.units}
         if self.tolerance:
             found = search.run(self.tolerance, None)
@@ -91,10 +98,20 @@ class Surgical(Policy):
         return _through(evidence.units, [(_level(high), under), (low_level, over)])
 
     def _visited(self, evidence: Evidence, affordable: float) -> list[Unit]:
-        first = int(self.untouched * len(evidence.units))
-        if sum(unit.stored(unit.max_rank, True) for unit in evidence.units[:first]) > affordable / 2:
-            first = 0
-        return list(reversed(evidence.units[first:]))
+        units = list(evidence.units)
+        outside = [not _BLOCK.search(unit.name) for unit in units]
+        head = units[-1:] if outside[-1] and not all(outside) else []
+        inside = units[: len(units) - len(head)]
+        untouched = inside[: int(self.untouched * len(inside))]
+        if _dense([*head, *untouched]) > affordable / 2:
+            untouched = []
+        visited = list(reversed(inside[len(untouched) :]))
+        return visited + head if _dense(head) > affordable / 2 else visited
+
+
+def _dense(units: Sequence[Unit]) -> int:
+    """Return what units take that stay dense."""
+    return sum(unit.stored(unit.max_rank, True) for unit in units)
 
 
 def _level(tolerance: float) -> float:

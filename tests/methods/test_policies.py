@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch import Tensor
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.budget import Allocation, Budget, ModelShape, Unit
 from lowrank_bench.methods.policies._search import Search, grid
-from lowrank_bench.methods.policies._shares import tail_energy
+from lowrank_bench.methods.policies._shares import dense_rank, tail_energy
 from lowrank_bench.methods.policies.base import Evidence, parse_policy, policies
 from lowrank_bench.methods.policies.loss import LossBased
+from lowrank_bench.methods.policies.surgical import Surgical
 
 _TYPES = ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")
 
@@ -266,6 +268,63 @@ def test_surgical_at_a_fixed_tolerance_searches_once() -> None:
             names = [unit.name for unit in shape.units if unit.name.endswith(kind)]
             wanted = [(expected.get(name, 10**6), found.ranks.get(name, 10**6)) for name in names]
             assert all((a - b) * (x - y) >= 0 or abs(x - y) <= 1 for (a, x), (b, y) in combinations(wanted, 2))
+
+
+def with_head(shape: ModelShape, parameters: int) -> ModelShape:
+    """Add an output head behind the blocks."""
+    head = Unit("lm_head", parameters, parameters // 32 + 32, 32)
+    return ModelShape(shape.parameters + parameters, (*shape.units, head))
+
+
+@pytest.mark.parametrize("delta", [0.02, 0.1, 0.5])
+@pytest.mark.parametrize("blocks", [3, 5])
+def test_surgical_goes_in_the_order_and_with_the_exponents_of_the_released_code(delta: float, blocks: int) -> None:
+    """Written from the description of its loop: indices of all linear layers, head included, from last but one."""
+    shape = with_head(transformer(blocks, 64), 64 * 64)
+    loss, asked = made_up(shape)
+    layers, dense, ranks, limits = [unit.name for unit in shape.units], math.exp(loss({})), dict[str, int](), {}
+    start = (len(layers) - 1) // 8
+    for index in reversed(range(len(layers) - 1)):
+        if index < start:
+            continue
+        limits[layers[index]] = dense * (1 + delta) ** (len(layers) - 1 - index)
+        for rank in grid(shape.units[index]):
+            if math.exp(loss({**ranks, layers[index]: rank})) <= limits[layers[index]]:
+                ranks[layers[index]] = rank
+                break
+    assert layers[-1] == "lm_head" not in limits
+    assert limits[layers[-2]] == pytest.approx(dense * (1 + delta))
+    asked.clear()
+    policy = parse_policy(f"surgical(tolerance={delta})")
+    assert isinstance(policy, Surgical)
+    evidence = Evidence(shape.units, loss=loss, share=0.6)
+    level, found = 0.99 / (1 + delta), {}
+    for unit, demand in zip(shape.units, policy.demands(evidence), strict=True):
+        if demand(level) < dense_rank(unit):
+            found[unit.name] = round(demand(level))
+    assert found == {name: rank for name, rank in ranks.items() if rank < dense_rank(shape.units[layers.index(name)])}
+    newest = [list(each)[-1] for each in asked if each]
+    assert list(dict.fromkeys(newest)) == list(limits)
+
+
+def test_surgical_visits_a_head_that_the_budget_cannot_leave_dense_last() -> None:
+    """A head of a third of the model; and units without numbers, of which none is taken for a head."""
+
+    def order(shape: ModelShape, ratio: float) -> list[str]:
+        loss, asked = made_up(shape)
+        Budget(ratio).allocate(shape, parse_policy("surgical(tolerance=0.1)"), loss=loss)
+        return list(dict.fromkeys(list(each)[-1] for each in asked if each))
+
+    plain = transformer(4, 64)
+    names = [unit.name for unit in plain.units]
+    assert order(plain, 2) == names[:1:-1]
+    assert order(with_head(plain, 64 * 64), 2) == names[:1:-1]
+    large = with_head(plain, 64 * 64 * 16)
+    assert order(large, 4) == [*names[::-1], "lm_head"]
+    assert order(large, 1.4) == names[::-1]
+    assert order(large, 1.1) == names[:1:-1]
+    odd = ModelShape(plain.parameters, tuple(replace(unit, name=unit.name.replace(".", "")) for unit in plain.units))
+    assert order(odd, 2) == [unit.name for unit in odd.units][:1:-1]
 
 
 @pytest.mark.parametrize("bound", [1, 7, 60])

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import mpmath
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from lowrank_bench.methods.fitted import Factors
 from lowrank_bench.methods.library.afm import AFM
 from lowrank_bench.methods.library.asvd import ASVD
 from lowrank_bench.methods.moments import Moments, gradient_grams, input_moments
-from lowrank_bench.methods.whitening import balance, whiten
+from lowrank_bench.methods.whitening import VERSION, balance, root, whiten
 from lowrank_bench.models.architectures import ARCHITECTURES, random_model
 from lowrank_bench.models.matrices import get_linear, matrices
 
@@ -51,7 +52,7 @@ def close(a: float, b: float, scale: float) -> bool:
 def test_loss_is_the_tail_of_the_spectrum_and_of_wx(shape: tuple[int, int, int], side: str) -> None:
     m, n, seed = shape
     w, x = problem(m, n, seed)
-    found = whiten(w, x @ x.T, side=side, jitter=1e-14)  # type: ignore[arg-type]
+    found = whiten(w, x @ x.T, side=side)  # type: ignore[arg-type]
     singular = torch.linalg.svdvals(w @ x)[: min(m, n)]
     torch.testing.assert_close(found.spectrum.double(), singular, rtol=1e-4, atol=1e-4 * float(singular[0]))
     whole = float(singular.square().sum())
@@ -72,9 +73,9 @@ def test_cholesky_symmetric_root_drone_and_swift_svd_give_the_same_matrix(shape:
         return  # two components of one size: the best matrix is not unique
     roots = {"cholesky": torch.linalg.cholesky(gram), "symmetric": vectors * values.sqrt() @ vectors.T}
     expected = {}
-    for name, root in roots.items():
-        u, s, vt = torch.linalg.svd(w @ root, full_matrices=False)
-        expected[name] = (u[:, :rank] * s[:rank]) @ vt[:rank] @ torch.linalg.inv(root)
+    for name, half in roots.items():
+        u, s, vt = torch.linalg.svd(w @ half, full_matrices=False)
+        expected[name] = (u[:, :rank] * s[:rank]) @ vt[:rank] @ torch.linalg.inv(half)
     ux, sx, _ = torch.linalg.svd(x, full_matrices=False)
     uw, sw, vwt = torch.linalg.svd(w, full_matrices=False)
     zu, zs, zvt = torch.linalg.svd(torch.diag(sw) @ vwt @ ux @ torch.diag(sx), full_matrices=False)
@@ -82,7 +83,7 @@ def test_cholesky_symmetric_root_drone_and_swift_svd_give_the_same_matrix(shape:
     outputs = torch.linalg.eigh(w @ gram @ w.T).eigenvectors.flip(1)[:, :rank]
     expected["swift-svd"] = outputs @ outputs.T @ w
     for side in ("input", "output"):
-        found = product(whiten(w, gram, side=side, jitter=1e-14), rank)  # type: ignore[arg-type]
+        found = product(whiten(w, gram, side=side), rank)  # type: ignore[arg-type]
         for name, value in expected.items():
             torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-3 * float(value.abs().max()), msg=name)
 
@@ -119,7 +120,7 @@ def test_equal_weights_are_the_svd(m: int, n: int) -> None:
         torch.testing.assert_close(product(found, 2), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_rank_deficient_grams_need_no_retry() -> None:
+def test_rank_deficient_grams_lose_no_more_than_the_optimum() -> None:
     """Fewer tokens than inputs: a Cholesky factor does not exist; the loss is the optimum all the same."""
     w, x = problem(8, 12, 1, tokens=5)
     with pytest.raises(torch.linalg.LinAlgError):
@@ -132,6 +133,83 @@ def test_rank_deficient_grams_need_no_retry() -> None:
                 loss(w - product(found, rank), x), float(singular[rank:].square().sum()), float(singular[0]) ** 2
             )
         torch.testing.assert_close(product(found, 8), w, rtol=1e-3, atol=1e-3)
+
+
+def exact_product(w: Tensor, gram: Tensor, rank: int) -> Tensor:
+    """Return U_r U_rᵀ W with U the eigenvectors of W G Wᵀ, all in 60 digits."""
+    with mpmath.workdps(60):
+        wide, square = (mpmath.matrix(x.tolist()) for x in (w, gram))
+        values, vectors = mpmath.eigsy(wide * square * wide.T)
+        order = sorted(range(len(values)), key=lambda i: -values[i])[:rank]
+        kept = mpmath.matrix(len(values), rank)
+        for place, column in enumerate(order):
+            kept[:, place] = vectors[:, column]
+        found = kept * (kept.T * wide)
+        return torch.tensor([[float(found[i, j]) for j in range(found.cols)] for i in range(found.rows)])
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e5, 1e6])
+@pytest.mark.parametrize(("m", "n"), [(12, 8), (8, 12)])
+def test_one_large_input_gives_the_exact_matrix(scale: float, m: int, n: int) -> None:
+    """Nothing is added to a Gram matrix that has a Cholesky factor, however far its inputs are apart."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, 100, generator=generator, dtype=torch.float64)
+    x[3] *= scale
+    w = torch.randn(m, n, generator=generator, dtype=torch.float64)
+    gram = x @ x.T
+    with pytest.raises(AssertionError):  # what was added before is seen here
+        torch.testing.assert_close(
+            product(whiten(w, gram, jitter=1e-6), 4), exact_product(w, gram, 4).double(), rtol=1e-2, atol=1e-2
+        )
+    for side in ("auto", "input") if scale > 1e4 else ("auto", "input", "output"):
+        found = whiten(w, gram, side=side)  # type: ignore[arg-type]
+        assert found.jitter == (0.0,)
+        for rank in (1, 4, 7):
+            expected = exact_product(w, gram, rank).double()
+            assert float((product(found, rank) - expected).norm()) < 1e-6 * float(expected.norm())
+        torch.testing.assert_close(product(found, min(m, n)), w, rtol=1e-6, atol=1e-6)
+
+
+def test_the_jitter_is_the_least_that_gives_a_factor() -> None:
+    """None for a regular matrix, 1e-12 and tenfold for a singular one; the least asked for is always added."""
+    _, x = problem(8, 12, 1, tokens=60)
+    gram = x @ x.T
+    lower, regular, added = root(gram)
+    assert added == 0
+    assert torch.equal(regular, gram)
+    torch.testing.assert_close(lower @ lower.T, gram)
+    few = x[:, :5] @ x[:, :5].T
+    lower, regular, added = root(few)
+    assert 1e-12 <= added <= 1e-10
+    assert torch.equal(regular - few, torch.diag(regular.diagonal() - few.diagonal()))
+    torch.testing.assert_close((regular - few).diagonal(), (added * few.diagonal().mean()).expand(12), rtol=0.1, atol=0)
+    torch.testing.assert_close(lower @ lower.T, regular)
+    assert root(gram, 0.25)[2] == 0.25
+    torch.testing.assert_close(root(gram, 0.25)[1].diagonal(), gram.diagonal() + 0.25 * gram.diagonal().mean())
+    assert root(torch.zeros(3, 3).double())[2] == 1
+    indefinite = gram - 2 * torch.linalg.eigvalsh(gram)[0] * torch.eye(12)
+    assert bool(torch.isfinite(root(indefinite)[0]).all())
+    almost = torch.ones(2, 2).double()
+    almost[1, 1] += 2e-16  # a factor exists, made of rounding
+    assert not int(torch.linalg.cholesky_ex(almost)[1])
+    assert root(almost)[2] > 0
+
+
+@pytest.mark.parametrize("name", ["svd-llm", "svd-llm-v2", "drone", "io-svd", "basis-sharing", "afm", "sfsd"])
+def test_what_was_added_is_recorded_by_matrix(name: str) -> None:
+    """With few tokens every Gram matrix is singular; the fit says how much each got, and its key the version."""
+    model = random_model("llama")
+    method = create_method(name, {"samples": 1, "policy": "uniform"})
+    few = method.fit(model, RandomData())
+    recorded = few.meta.get("added_jitter", {})
+    names = {group.name for group in method.groups(model)}  # type: ignore[attr-defined]
+    assert recorded.keys() == (set() if name == "io-svd" else names)  # its moments are shrunk towards the identity
+    assert all(1e-12 <= value < 1e-6 for values in recorded.values() for value in values)
+    assert (
+        "added_jitter"
+        not in create_method(name, {"samples": None, "policy": "uniform"}).fit(model, RandomData(80)).meta
+    )
+    assert method.fit_key()["version"] == VERSION
 
 
 def test_dead_inputs_keep_their_weights_finite() -> None:
@@ -149,7 +227,7 @@ def test_two_sided_loss_is_the_tail(shape: tuple[int, int, int]) -> None:
     w, x = problem(m, n, seed)
     g = problem(m, m, seed + 1)[1]
     r = g @ g.T / 40
-    found = whiten(w, x @ x.T, r, jitter=1e-14)
+    found = whiten(w, x @ x.T, r)
     right, left = torch.linalg.cholesky(x @ x.T), torch.linalg.cholesky(r)
     singular = torch.linalg.svdvals(left.T @ w @ right)
     for rank in range(1, min(m, n)):

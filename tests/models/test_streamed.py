@@ -14,6 +14,7 @@ from lowrank_bench.methods.budget import Budget
 from lowrank_bench.methods.contract import logits
 from lowrank_bench.models.architectures import ARCHITECTURES, random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
+from lowrank_bench.models.dtypes import SaveDtypes
 from lowrank_bench.models.loading import load_model
 from lowrank_bench.models.matrices import model_size, tied_modules
 from lowrank_bench.models.shards import save_streamed
@@ -83,8 +84,8 @@ def test_is_written_as_one_in_memory(architecture: str, tmp_path: Path) -> None:
     method.compress(whole, fitted, Budget(2.0))
     method.compress(streamed, fitted, Budget(2.0))
     save_checkpoint(whole.to(torch.bfloat16), None, tmp_path / "whole")
-    save_streamed(streamed, None, tmp_path / "one", torch.bfloat16)
-    save_streamed(streamed, None, tmp_path / "many", torch.bfloat16, limit_bytes=10_000)
+    save_streamed(streamed, None, tmp_path / "one", SaveDtypes(torch.bfloat16))
+    save_streamed(streamed, None, tmp_path / "many", SaveDtypes(torch.bfloat16), limit_bytes=10_000)
     assert {p.name for p in (tmp_path / "one").iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
     for file in (tmp_path / "whole").glob("*.json"):
         assert (tmp_path / "one" / file.name).read_bytes() == file.read_bytes(), file.name

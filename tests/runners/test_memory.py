@@ -91,7 +91,13 @@ def test_compress_gives_the_same_either_way(tmp_path: Path) -> None:
     for memory in ("walk", "whole"):
         out = tmp_path / memory
         request = CompressRequest(
-            str(TINY.location), parse_method("fwsvd:samples=8"), 2.0, out, "toy-math", dtype="bfloat16", memory=memory
+            str(TINY.location),
+            parse_method("fwsvd:samples=8"),
+            2.0,
+            out,
+            "toy-math",
+            save_dtype="bfloat16",
+            memory=memory,
         )
         _, rows, _ = foresee(request)
         assert [row[0] for row in rows] == ["fit", "compress"]

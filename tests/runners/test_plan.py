@@ -49,7 +49,7 @@ def test_where_and_how_fast_it_runs_is_no_part_of_the_key(tmp_path):
         {"finetune": {"steps": 3}},
         {"finetune": {"steps": 2, "learning_rate": 1e-4}},
         {"task": "toy-code"},
-        {"dtype": "bfloat16"},
+        {"save_dtype": "bfloat16"},
     ],
 )
 def test_what_changes_the_result_changes_the_key(tmp_path, change):

@@ -1,0 +1,100 @@
+"""In which dtype each tensor of a checkpoint is written, which need not be that of the arithmetic."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..foundation.errors import unknown
+from .configs import load_config
+from .loading import DTYPES, load_skeleton, own_dtype
+from .streamed import NotStreamable, model_names, stored_tensors
+
+OWN = "own"
+SAVE_DTYPES = (OWN, *DTYPES)
+"""What a user may ask for: ``own`` is each tensor's dtype in the folder that was read."""
+
+_BY_NAME = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_FLOATS = ("F", "BF")  # float64 and float8 are written as float32, which is what they are read as
+
+
+@dataclass(frozen=True)
+class SaveDtypes:
+    """The dtypes of one checkpoint.
+
+    Attributes:
+        declared: what ``config.json`` says, and the dtype of every tensor that nothing else is known of.
+        stored: by the model's name of a tensor; empty where all have the declared one.
+    """
+
+    declared: torch.dtype
+    stored: Mapping[str, torch.dtype] = field(default_factory=dict)
+
+    def of(self, name: str) -> torch.dtype:
+        """Return the dtype of a floating-point tensor; a factor, or what was factors, has that of its matrix."""
+        module = name.rpartition(".")[0]
+        same = (name, f"{module}.weight", f"{module}.lr_b")
+        return next((self.stored[key] for key in same if key in self.stored), self.declared)
+
+    @property
+    def name(self) -> str:
+        """The declared dtype as ``config.json`` writes it."""
+        return str(self.declared).removeprefix("torch.")
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every tensor has the declared dtype."""
+        return set(self.stored.values()) <= {self.declared}
+
+    def cast(self, model: Any) -> None:
+        """Give the floating-point tensors of a model that is in memory their dtypes, in place."""
+        for tensors in (model.named_parameters(), model.named_buffers()):
+            for name, tensor in tensors:
+                if tensor.is_floating_point() and tensor.dtype != self.of(name):
+                    tensor.grad = None
+                    tensor.data = tensor.data.to(self.of(name))
+
+
+def save_dtypes(wanted: str, location: str | Path, revision: str = "") -> SaveDtypes:
+    """Return the dtypes to write a model in.
+
+    Args:
+        wanted: one of `SAVE_DTYPES`.
+        location: folder or hub id that the model was read from, dense or factorised.
+        revision: hub commit, or empty for a folder.
+
+    Raises:
+        UserError: an unknown dtype, or a folder that cannot be read.
+    """
+    if wanted not in SAVE_DTYPES:
+        raise unknown("dtype", wanted, SAVE_DTYPES)
+    if wanted != OWN:
+        return SaveDtypes(DTYPES[wanted])
+    stored = _stored_dtypes(location, revision)
+    config = load_config(location, revision)
+    if str(getattr(config, "dtype", None) or "").removeprefix("torch.") in DTYPES or not stored:
+        return SaveDtypes(DTYPES[own_dtype(config)], stored)
+    return SaveDtypes(Counter(stored.values()).most_common(1)[0][0], stored)
+
+
+def _stored_dtypes(location: str | Path, revision: str) -> dict[str, torch.dtype]:
+    """Return the dtype of each floating-point tensor by the model's name; empty where no safetensors files say it."""
+    try:
+        tensors = stored_tensors(location, revision, download=False)
+    except NotStreamable:  # a hub model in another file format
+        return {}
+    skeleton: Any = load_skeleton(location, revision)
+    found: dict[str, torch.dtype] = {}
+    for key, (name, _) in model_names(skeleton, list(tensors), skeleton.state_dict()).items():
+        if tensors[key].dtype.startswith(_FLOATS) and 0 not in tensors[key].shape:  # empty: a factorised model's guard
+            dtype = _BY_NAME.get(tensors[key].dtype, torch.float32)
+            found[name] = torch.promote_types(found.get(name, dtype), dtype)  # several may be merged into one
+    for name, source in dict(getattr(skeleton, "all_tied_weights_keys", None) or {}).items():
+        if source in found:
+            found.setdefault(name, found[source])
+    return found
