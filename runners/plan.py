@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from ..evals.base import EvalSettings, benchmarks
 from ..evals.base import Stage as EvalStage
 from ..evals.hosting.choice import Choice, choose_engine
 from ..evals.tasks import benchmark_names, get_task
+from ..foundation.environment import number_formats
 from ..foundation.errors import UserError, unknown
 from ..methods.base import Compressor, create_method
 from ..methods.budget import Allocation, Budget
@@ -101,7 +102,9 @@ class Plan:
         return model_size(self.skeleton).parameters
 
     def add(self, stage: Stage, *needs: str | None) -> str:
-        """Add a stage (once) and return its key."""
+        """Add a stage (once) and return its key, which the environment's number formats are part of."""
+        if formats := number_formats():
+            stage = replace(stage, config=dict(stage.config) | {"environment": formats})
         self.stages.setdefault(stage.key, stage)
         self.needs.setdefault(stage.key, tuple(key for key in needs if key))
         return stage.key

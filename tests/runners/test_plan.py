@@ -7,7 +7,9 @@ from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
 from lowrank_bench.runners.config import parse_method
 from lowrank_bench.runners.plan import make_plan, merge_settings
+from lowrank_bench.runners.provenance import hardware
 from lowrank_bench.runners.recipes import RECIPES, TrainSettings
+from lowrank_bench.runners.work import perform
 
 
 def kinds(plan):
@@ -55,6 +57,27 @@ def test_where_and_how_fast_it_runs_is_no_part_of_the_key(tmp_path):
 def test_what_changes_the_result_changes_the_key(tmp_path, change):
     first, second = make_plan(small_sweep(tmp_path)), make_plan(small_sweep(tmp_path, **change))
     assert not set(first.stages) & set(second.stages)
+
+
+@pytest.mark.parametrize(
+    "variable",
+    ["NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE"],
+)
+def test_number_formats_of_the_environment_are_part_of_the_key(tmp_path, monkeypatch, variable):
+    first = make_plan(small_sweep(tmp_path))
+    monkeypatch.setenv(variable, "")
+    assert list(make_plan(small_sweep(tmp_path)).stages) == list(first.stages)
+    monkeypatch.setenv(variable, "1")
+    second = make_plan(small_sweep(tmp_path))
+    assert not set(first.stages) & set(second.stages)
+    assert hardware()["environment"] == {variable: "1"}
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    assert list(make_plan(small_sweep(tmp_path)).stages) == list(second.stages), "kernels are as a processor is"
+    assert hardware()["environment"] == {variable: "1", "MKL_CBWR": "COMPATIBLE"}
+    monkeypatch.delenv(variable)
+    stage = next(iter(second.stages.values()))
+    with pytest.raises(UserError, match=rf"planned with {variable}=1.*this worker.*has no variable"):
+        perform(stage, tmp_path)
 
 
 def test_a_trajectory_compresses_all_ratios_in_one_stage(tmp_path):
