@@ -10,7 +10,7 @@ import typer
 
 from ..foundation.errors import UserError, unknown
 from .options import Data, Device, Engine, Revision, Weak
-from .output import console, escape, numbers, print_rows, split_list
+from .output import console, escape, numbers, print_name_note, print_rows, split_list
 
 
 def compress(
@@ -38,6 +38,7 @@ def compress(
     from ..runners.config import check_seed, parse_method
     from ..runners.single import CompressRequest, compress_model, foresee
 
+    print_name_note(model, revision)
     wanted = numbers("ratio", ratio, float, "4") or []
     if len(wanted) != 1:
         raise UserError(f"the ratio '{ratio}' must be one number; run bench compress once per ratio, or use bench run")
@@ -116,6 +117,7 @@ def evaluate(
     from ..evals.hosting.host import EngineCrashed
     from ..runners.single import default_settings, evaluate_model
 
+    print_name_note(model, revision)
     settings = default_settings(
         data_dir=data,
         limit=limit,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -94,7 +93,7 @@ class Plan:
     @property
     def name(self) -> str:
         """Name of the sweep and of its folder."""
-        return self.config.name or f"{Path(self.source.name).name}-{self.config.task}".lower()
+        return self.config.name or f"{self.source.short_name}-{self.config.task}".lower()
 
     @cached_property
     def parameters(self) -> int:

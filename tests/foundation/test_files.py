@@ -19,7 +19,6 @@ from lowrank_bench.foundation.files import (
     new_folder,
     read_json,
     sha256_file,
-    sha256_folder,
     write_atomic,
     write_json,
 )
@@ -61,17 +60,6 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
         write_atomic(target, "new")
     assert (target / "inside").read_text() == "kept"
     assert list(tmp_path.iterdir()) == [target]
-
-
-def test_folder_hash_sees_names_and_contents_but_not_hidden_files(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("1")
-    first = sha256_folder(tmp_path)
-    (tmp_path / ".lock").write_text("x")
-    assert sha256_folder(tmp_path) == first
-    (tmp_path / "a").rename(tmp_path / "b")
-    renamed = sha256_folder(tmp_path)
-    (tmp_path / "b").write_text("2")
-    assert len({first, renamed, sha256_folder(tmp_path)}) == 3
 
 
 def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path):

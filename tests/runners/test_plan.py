@@ -1,3 +1,4 @@
+import shutil
 from collections import Counter
 
 import pytest
@@ -5,6 +6,7 @@ from sweeps import small_sweep
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
+from lowrank_bench.models.presets import PRESETS
 from lowrank_bench.runners.config import parse_method
 from lowrank_bench.runners.plan import make_plan, merge_settings
 from lowrank_bench.runners.provenance import hardware
@@ -57,6 +59,17 @@ def test_where_and_how_fast_it_runs_is_no_part_of_the_key(tmp_path):
 def test_what_changes_the_result_changes_the_key(tmp_path, change):
     first, second = make_plan(small_sweep(tmp_path)), make_plan(small_sweep(tmp_path, **change))
     assert not set(first.stages) & set(second.stages)
+
+
+def test_models_in_folders_of_one_name_have_results_of_their_own(tmp_path):
+    for parent, end in (("mA", ""), ("mB", " ")):
+        folder = shutil.copytree(PRESETS["tiny"].source, tmp_path / parent / "ckpt")
+        (folder / "config.json").write_text((folder / "config.json").read_text() + end)
+    plans = [make_plan(small_sweep(tmp_path, model=str(tmp_path / parent / "ckpt"))) for parent in ("mA", "mB")]
+    assert len({plan.name for plan in plans} | {plan.source.name for plan in plans}) == 4
+    assert plans[0].name == f"ckpt-{plans[0].source.sha256[:8]}-toy-math"
+    assert not set(plans[0].stages) & set(plans[1].stages)
+    assert make_plan(small_sweep(tmp_path)).name == "tiny-toy-math"
 
 
 @pytest.mark.parametrize(
