@@ -10,7 +10,7 @@ import typer
 
 from ..foundation.errors import UserError, unknown
 from .options import Revision
-from .output import console
+from .output import console, print_name_note
 from .serving import Storage
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def inspect(
         raise UserError("--out is the folder for the figure of --changes; leave it out, or redirect the output")
     from ..runners.inspection import Reading, inspect_bases
 
+    print_name_note(model, revision)
     reading = Reading(top, cast(Literal["output", "input"] | None, lens), fold_norm)
     if changes:
         _changes(model, layer, matrix, bases or 5, reading, seed, storage, format, out)

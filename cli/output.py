@@ -57,6 +57,14 @@ class Streams:
         return "" if self._file is None or self._file.failure is None else str(self._file.failure.strerror)
 
 
+def print_name_note(model: str, revision: str | None = None) -> None:
+    """Print on standard error what a model's name was taken for, where it could mean something else."""
+    from ..models.presets import other_meaning
+
+    if note := other_meaning(model, revision):
+        console(stderr=True).print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
+
+
 def console(stderr: bool = False) -> Console:
     """Return a console on standard output or standard error; it shows control characters instead of sending them."""
     from collections.abc import Iterable

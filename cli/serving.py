@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..foundation.errors import UserError
-from .output import console, numbers
+from .output import console, numbers, print_name_note
 
 CHECKPOINT = "Folder of a checkpoint, or RUN:LABEL@RATIO such as runs/tiny-toy-math:svd@3."
 Storage = Annotated[
@@ -87,6 +87,8 @@ def speed(
         seed,
         storage,
     )
+    for checkpoint in checkpoints:
+        print_name_note(checkpoint)
     stored_records(out)  # what cannot be added to is refused before the work
     screen = console()
     with show_progress(console(stderr=True), "measure speed") as progress:

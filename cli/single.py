@@ -10,7 +10,7 @@ import typer
 
 from ..foundation.errors import UserError, unknown
 from .options import Data, Device, Engine, Revision, Weak
-from .output import console, escape, numbers, print_rows, split_list
+from .output import console, escape, numbers, print_name_note, print_rows, split_list
 
 
 def compress(
@@ -47,6 +47,7 @@ def compress(
     from ..runners.progress import show_progress
     from ..runners.single import CompressRequest, compress_model, foresee
 
+    print_name_note(model, revision)
     wanted = numbers("ratio", ratio, float, "4") or []
     if len(wanted) != 1:
         raise UserError(f"the ratio '{ratio}' must be one number; run bench compress once per ratio, or use bench run")
@@ -132,6 +133,7 @@ def evaluate(
     from ..runners.progress import show_progress
     from ..runners.single import default_settings, evaluate_model
 
+    print_name_note(model, revision)
     settings = default_settings(
         data_dir=data,
         limit=limit,

@@ -36,12 +36,6 @@ def sha256_file(path: Path) -> str:
     return total.hexdigest()
 
 
-def sha256_folder(folder: Path) -> str:
-    """Return one sha256 over the names and contents of all files below a folder, hidden ones left out."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    return digest([[p.relative_to(folder).as_posix(), sha256_file(p)] for p in files])
-
-
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader sees the old or the new content, never a part; the folder is made if missing.
 

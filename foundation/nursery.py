@@ -26,6 +26,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from .environment import READ_ONCE
 from .process import die_with_parent
 
 MODULES = (
@@ -39,7 +40,6 @@ _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from lowrank_bench.foundation.nursery import serve; "
     "serve(*map(int, sys.argv[2:]))"
 )
-_READ_BY_IMPORTS = ("HF_", "TRANSFORMERS_", "TORCH", "PYTORCH_")
 _NUMBER = struct.Struct("<q")
 _PATIENCE_SECONDS = 0.2
 _MOST_FILES = 16
@@ -49,7 +49,7 @@ _nurseries: dict[int, Nursery] = {}
 
 def _environment() -> dict[str, str]:
     """Return the variables that libraries read once, when they are imported."""
-    found = {name: value for name, value in os.environ.items() if name.startswith(_READ_BY_IMPORTS)}
+    found = {name: value for name, value in os.environ.items() if name.startswith(READ_ONCE)}
     found.pop("TRANSFORMERS_VERBOSITY", None)  # workers set their own
     return found
 

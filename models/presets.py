@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..foundation.errors import UserError, did_you_mean
-from ..foundation.files import sha256_folder
 from .folder_checks import check_files, check_folder
+from .identity import model_sha256
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,12 @@ class ModelSource:
     """A model that can be loaded again as the very same weights.
 
     Attributes:
-        name: preset name, hub id, or the folder's own name; shown in tables.
+        name: preset name, hub id, or the folder's own name with the first digits of its hash; shown in tables.
         location: folder or hub id.
         revision: hub commit, or empty for a folder.
-        sha256: identity: hash of the folder's files, or of hub id and commit.
+        sha256: identity: `identity.model_sha256` of the folder, or hub id and commit.
         recipe: name of the preset's recipe, or empty.
+        note: what else the given name could have meant, and how to say that; else empty.
     """
 
     name: str
@@ -60,6 +61,14 @@ class ModelSource:
     revision: str
     sha256: str
     recipe: str = ""
+    note: str = ""
+
+    @property
+    def short_name(self) -> str:
+        """The name without a hub's owner, for files and folders; commits but the presets' own are part of it."""
+        last = Path(self.name).name
+        preset = PRESETS.get(self.name)
+        return last if self.is_local or (preset and preset.revision == self.revision) else f"{last}-{self.revision[:8]}"
 
     @property
     def is_local(self) -> bool:
@@ -90,8 +99,10 @@ def resolve_model(name: str, revision: str | None = None) -> ModelSource:
                 f"the folder {folder} holds no weights (*.safetensors); save the model as safetensors first"
             )
         check_folder(folder)
-        shown = name if preset else folder.resolve().name  # results travel, paths of this machine should not
-        return ModelSource(shown, str(folder.resolve()), "", sha256_folder(folder), preset.recipe if preset else "")
+        sha256 = model_sha256(folder)
+        shown = name if preset else folder_name(folder, sha256)
+        note = other_meaning(name, revision)
+        return ModelSource(shown, str(folder.resolve()), "", sha256, preset.recipe if preset else "", note)
     if location.count("/") != 1 or location.startswith((".", "/", "~")):
         raise UserError(
             f"unknown model '{name}'{did_you_mean(name, PRESETS) or ';'} allowed: a preset ({', '.join(PRESETS)}), a "
@@ -102,4 +113,24 @@ def resolve_model(name: str, revision: str | None = None) -> ModelSource:
             f"the hub model '{name}' needs a pinned revision, or tables could not say which weights they show; "
             "add --revision with the repository's 40-digit commit"
         )
-    return ModelSource(name, location, pinned, f"{location}@{pinned}", preset.recipe if preset else "")
+    recipe, note = preset.recipe if preset else "", other_meaning(name, revision)
+    return ModelSource(name, location, pinned, f"{location}@{pinned}", recipe, note)
+
+
+def folder_name(folder: Path, sha256: str) -> str:
+    """Return the name of a model in a folder: the folder's own with the first digits of the model's identity.
+
+    Results travel, paths of this machine should not; but many folders are called ``checkpoint`` or ``model``.
+    """
+    return f"{folder.resolve().name}-{sha256[:8]}"
+
+
+def other_meaning(name: str, revision: str | None = None) -> str:
+    """Say what `resolve_model` takes where a name has two meanings, or where a revision has no effect; else ''."""
+    if not (Path(name) / "config.json").is_file():
+        return ""
+    if name in PRESETS:
+        return f"'{name}' is the preset; the folder of that name is ./{name}"
+    if revision:
+        return f"'{name}' is a folder here, so --revision has no effect; the hub's model is reached from another folder"
+    return ""

@@ -22,8 +22,8 @@ _TRAINING_EFFICIENCY = 0.5  # of a plain matrix product's speed; small models st
 _TOKENS_PER_EXAMPLE = 96  # assumed where no stage has run yet
 
 
-def past_seconds(store: StageStore, kinds: set[str], model: str) -> dict[str, float]:
-    """Return the mean seconds of finished stages by kind, for stages whose title or runtime names the same model."""
+def past_seconds(store: StageStore, kinds: set[str], *models: str) -> dict[str, float]:
+    """Return the mean seconds of finished stages by kind, for stages whose title or runtime has one of these names."""
     sums: dict[str, list[float]] = defaultdict(list)
     if store.root.is_dir():
         from ..foundation.files import read_json
@@ -33,7 +33,8 @@ def past_seconds(store: StageStore, kinds: set[str], model: str) -> dict[str, fl
             if kind in kinds:
                 try:
                     record = read_json(file)
-                    if model in str(record.get("runtime")) or model in str(record.get("title")):
+                    where = f"{record.get('runtime')} {record.get('title')}"
+                    if any(model in where for model in models):
                         sums[kind].append(float(record["seconds"]))
                 except (OSError, ValueError, KeyError):
                     continue
@@ -43,7 +44,8 @@ def past_seconds(store: StageStore, kinds: set[str], model: str) -> dict[str, fl
 def stage_seconds(plan: Plan) -> dict[str, float]:
     """Return an estimate for each pending stage: from finished stages of its kind, else from its arithmetic."""
     pending = plan.pending()
-    past = past_seconds(plan.store, {plan.stages[key].kind for key in pending}, plan.source.name)
+    kinds = {plan.stages[key].kind for key in pending}
+    past = past_seconds(plan.store, kinds, plan.source.name, plan.source.location)
     speed = 0.0
     result = {}
     for key in pending:

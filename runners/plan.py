@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -14,6 +13,7 @@ from ..evals.base import EvalSettings, benchmarks
 from ..evals.base import Stage as EvalStage
 from ..evals.hosting.choice import Choice, choose_engine
 from ..evals.tasks import benchmark_names, get_task
+from ..foundation.environment import number_formats
 from ..foundation.errors import UserError, unknown
 from ..methods.base import Compressor, create_method
 from ..methods.budget import Allocation, Budget
@@ -93,7 +93,7 @@ class Plan:
     @property
     def name(self) -> str:
         """Name of the sweep and of its folder."""
-        return self.config.name or f"{Path(self.source.name).name}-{self.config.task}".lower()
+        return self.config.name or f"{self.source.short_name}-{self.config.task}".lower()
 
     @cached_property
     def parameters(self) -> int:
@@ -105,7 +105,9 @@ class Plan:
         return self.recipe.saves(self.config.save_dtype, trains)
 
     def add(self, stage: Stage, *needs: str | None) -> str:
-        """Add a stage (once) and return its key."""
+        """Add a stage (once) and return its key, which the environment's number formats are part of."""
+        if formats := number_formats():
+            stage = replace(stage, config=dict(stage.config) | {"environment": formats})
         self.stages.setdefault(stage.key, stage)
         self.needs.setdefault(stage.key, tuple(key for key in needs if key))
         return stage.key

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..foundation.environment import kernel_choices, number_formats
 from ..foundation.files import digest, sha256_file
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
@@ -80,13 +81,15 @@ def processor() -> str:
 
 
 def hardware() -> dict[str, Any]:
-    """Return what the process runs on."""
+    """Return what the process runs on, and the environment variables that change its numbers, if any is set."""
     import torch
 
     gpus = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
+    environment = number_formats() | kernel_choices()
     return {
+        **({"environment": environment} if environment else {}),
         "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),

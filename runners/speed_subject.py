@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..foundation.errors import UserError
-from ..foundation.files import canonical_json, digest, read_json, sha256_folder
+from ..foundation.files import canonical_json, digest, read_json
 from ..models.export import is_factorised
+from ..models.identity import model_sha256
 from ..models.loading import DTYPES, load_skeleton, verify_folder, weights_size
 from ..models.matrices import model_size
-from ..models.presets import PRESETS, resolve_model
+from ..models.presets import PRESETS, folder_name, resolve_model
 from ..results.records import COLUMNS
 from .cells import checkpoint_folder, find_cell, is_cell
 from .stages import REPORT
@@ -57,6 +58,7 @@ def find_subject(name: str, seed: int | None = None, storage: str | None = None)
         UserError: nothing of that name, or a damaged folder.
     """
     shown = name
+    model: str | None = None
     if not Path(name).is_dir() and is_cell(name):
         cell = find_cell(name, seed=seed, any_benchmark=True, storage=storage)
         return _subject(name, cell.checkpoint(), {key: cell.record[key] for key in COLUMNS if key not in _MEASURED})
@@ -66,14 +68,14 @@ def find_subject(name: str, seed: int | None = None, storage: str | None = None)
             raise UserError(
                 f"'{name}' lies on the hub; download it and name its folder, so that loading is what is timed"
             )
-        folder = Path(source.location)
+        folder, model = Path(source.location), name
     else:
         folder = checkpoint_folder(name)
         shown = folder.resolve().name
     if not (folder / "config.json").is_file():
         raise UserError(f"the folder {folder} holds no model (config.json is missing); name a checkpoint's folder")
     verify_folder(folder)
-    return _subject(shown, folder, _origin(shown, folder))
+    return _subject(shown, folder, _origin(shown, folder, model))
 
 
 def dense_twin(subject: Subject, folder: Path) -> Subject:
@@ -99,7 +101,7 @@ def _subject(name: str, folder: Path, origin: dict[str, Any]) -> Subject:
     return Subject(name, folder, is_factorised(folder), origin, digest([config, int(origin["params_original"])]))
 
 
-def _origin(name: str, folder: Path) -> dict[str, Any]:
+def _origin(name: str, folder: Path, model: str | None) -> dict[str, Any]:
     size = weights_size(folder)
     zero = {
         key: 0.0 if key.startswith("seconds_") else 0
@@ -107,12 +109,13 @@ def _origin(name: str, folder: Path) -> dict[str, Any]:
         if key.startswith(("seconds_", "steps_", "tokens_"))
     }
     zero.pop("seconds_evaluate")
+    sha256 = model_sha256(folder)
     original = model_size(load_skeleton(folder)).parameters
     origin: dict[str, Any] = zero | {
         "schema_version": 1,
         "sweep": "speed",
-        "model": name,
-        "model_sha256": sha256_folder(folder),
+        "model": model or folder_name(folder, sha256),
+        "model_sha256": sha256,
         "task": "none",
         "seed": 0,
         "options": "{}",

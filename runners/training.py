@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, Sampler
 
 from ..evals.prompts import IGNORED, Encoded
+from ..foundation.environment import launcher_ignored
 from ..foundation.errors import UserError
 from ..foundation.memory import peak_memory_bytes
 from ..methods.base import Stateful, TrainingLog
@@ -266,7 +268,9 @@ class TaskTrainer:
         self._runs += 1
         hooks = _Hooks(on_gradients, self.progress, resumable, state)
         examples = _Examples(self.data)
-        with tempfile.TemporaryDirectory() as folder:
+        # Only processes that accelerate started for this training (`parallel.rank`) read its settings there.
+        alone = launcher_ignored() if process_count() == 1 else nullcontext()
+        with alone, tempfile.TemporaryDirectory() as folder:
             arguments = transformers.TrainingArguments(
                 output_dir=folder,
                 max_steps=steps,

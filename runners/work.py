@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,8 @@ from safetensors.torch import save_file
 from ..evals.base import EvalSettings, benchmarks
 from ..evals.hosting.choice import engine_version
 from ..evals.hosting.host import HostedEngine
+from ..foundation.environment import number_formats
+from ..foundation.errors import UserError
 from ..foundation.files import read_json, write_json
 from ..foundation.progress import reporting
 from ..methods.base import CompressionReport, Compressor, create_method
@@ -39,13 +42,27 @@ _WIDE = "float32"  # fit, compress and training work on float32 weights whatever
 
 
 def perform(stage: Stage, folder: Path, progress: Progress | None = None) -> Mapping[str, Any]:
-    """Do one stage inside ``folder``; returns plain data for its record."""
+    """Do one stage inside ``folder``; returns plain data for its record.
+
+    Raises:
+        UserError: among others, an environment that asks for other number formats than the one that planned the stage.
+    """
+    planned, here = stage.config.get("environment", {}), number_formats()
+    if planned != here:
+        raise UserError(
+            f"the sweep was planned with {_listed(planned)} in the environment and this worker on "
+            f"{platform.node()} has {_listed(here)}; these variables change numbers, so set the same on all machines"
+        )
     seed = int(stage.config.get("seed", 0))
     torch.manual_seed(seed)
     if "accelerate" in stage.runtime:
         return train_together(stage, folder, progress)
     with reporting(progress):
         return _KINDS[stage.kind](stage, folder, progress)
+
+
+def _listed(variables: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={value}" for name, value in variables.items()) or "no variable for number formats"
 
 
 def _opened(stage: Stage, way: Way, folder: Path) -> tuple[Any, Any]:

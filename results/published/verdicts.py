@@ -69,8 +69,11 @@ class Verdict:
 
 
 def papers_model(name: str) -> str:
-    """Return the papers' name of a model of ours, or the name itself."""
-    plain = name.lower()
+    """Return the papers' name of a model of ours, or the name itself.
+
+    A local folder's name ends in the first digits of its hash (`models.presets.ModelSource`), which are left out here.
+    """
+    plain = re.sub(r"-[0-9a-f]{8}$", "", name.lower())
     return next((known for known, others in _NAMES.items() if plain == known or plain in others), name)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...evals.hosting.host import cause_of_death
+from ...foundation.environment import without_launcher
 from ...foundation.errors import UserError
 from ...foundation.files import write_json
 from ..stages import Stage
@@ -49,7 +50,12 @@ def train_together(stage: Stage, folder: Path, progress: Callable[[int, int], No
     quiet = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
     with open(desk / _LOG, "wb") as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | quiet, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=without_launcher(os.environ) | quiet,  # the configuration file alone decides
+            start_new_session=True,
         )
         try:
             code = _listen(process, desk / PROGRESS, progress)

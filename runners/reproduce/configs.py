@@ -64,9 +64,10 @@ def sweep_config(item: Item, form: Form, changes: Changes) -> SweepConfig:
         UserError: a change that is not usable.
     """
     model = changes.model or item.model
+    revision = changes.revision or (item.revision if model == item.model else None)
     values: dict[str, Any] = {
         "model": model,
-        "revision": changes.revision or (item.revision if model == item.model else None),
+        "revision": revision,
         "task": form.task,
         "methods": [line.spec for line in form.lines],
         "ratios": form.ratios,
@@ -74,7 +75,7 @@ def sweep_config(item: Item, form: Form, changes: Changes) -> SweepConfig:
         "benchmarks": form.benchmarks,
         "context": form.context,
         "training_free": form.training_free,
-        "name": f"{Path(model).name}-{form.sweep}".lower(),
+        "name": f"{resolve_model(model, revision).short_name}-{form.sweep}".lower(),
     }
     values |= {key: value for key in _SWEEP_KEYS if (value := getattr(changes, key)) is not None}
     steps = {"finetune": form.finetune_steps, "recover": form.recover_steps}

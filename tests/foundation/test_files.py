@@ -19,7 +19,6 @@ from lowrank_bench.foundation.files import (
     new_folder,
     read_json,
     sha256_file,
-    sha256_folder,
     write_atomic,
     write_json,
 )
@@ -81,17 +80,6 @@ def test_devices_and_pipes_are_written_to_and_not_replaced(tmp_path: Path) -> No
     with pytest.raises(UserError, match="No space left"):
         write_atomic(Path("/dev/full"), "text")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["null", "pipe"]
-
-
-def test_folder_hash_sees_names_and_contents_but_not_hidden_files(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("1")
-    first = sha256_folder(tmp_path)
-    (tmp_path / ".lock").write_text("x")
-    assert sha256_folder(tmp_path) == first
-    (tmp_path / "a").rename(tmp_path / "b")
-    renamed = sha256_folder(tmp_path)
-    (tmp_path / "b").write_text("2")
-    assert len({first, renamed, sha256_folder(tmp_path)}) == 3
 
 
 def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path):

@@ -29,7 +29,7 @@ def swept(tmp_path_factory, data_dir):
         workers=1,
     )
     run_sweep(config)
-    return read_records(config.out / "stories260k-commonsense")
+    return read_records(config.out / make_plan(config).name)
 
 
 def test_records_name_variants_and_no_training(swept):
@@ -72,6 +72,6 @@ def test_a_default_window_is_named_by_what_the_model_takes(tmp_path, data_dir):
         tmp_path, model=model, task=task, data=data_dir, benchmarks=["wikitext2"], workers=1, **changes
     )
     run_sweep(config)
-    assert set(read_records(tmp_path / "stories260k-commonsense").variant) == {"wikitext2-test-512"}
-    with pytest.raises(UserError, match=r"--context 2048 is more than stories260K takes \(512\)"):
+    assert set(read_records(tmp_path / make_plan(config).name).variant) == {"wikitext2-test-512"}
+    with pytest.raises(UserError, match=r"--context 2048 is more than stories260K-[0-9a-f]{8} takes \(512\)"):
         make_plan(config.model_copy(update={"context": (2048,)}))

@@ -25,6 +25,7 @@ from lowrank_bench.runners.parallel.rank import strategy_for
 from lowrank_bench.runners.parallel.setup import read_setup
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.recipes import TrainSettings
+from lowrank_bench.runners.stages import Stage
 from lowrank_bench.runners.work import perform
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "accelerate"
@@ -53,6 +54,24 @@ def together(tmp_path_factory):
 
 def flat(state):
     return torch.cat([tensor.double().flatten() for tensor in state.values()])
+
+
+def test_the_file_alone_configures_the_processes(tmp_path, monkeypatch):
+    class Started(Exception):
+        pass
+
+    def start(command, env, **_):
+        assert env["HOME_OF_A_USER"] == "kept"
+        assert not [name for name in env if name.startswith(("ACCELERATE_", "FSDP_")) or name == "MASTER_PORT"]
+        raise Started
+
+    for name in ("ACCELERATE_GRADIENT_CLIPPING", "FSDP_OFFLOAD_PARAMS", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("HOME_OF_A_USER", "kept")
+    monkeypatch.setattr(subprocess, "Popen", start)
+    stage = Stage("finetune", {}, runtime={"accelerate": {"processes": 2, "file": "fsdp2.yaml"}})
+    with pytest.raises(Started):
+        perform(stage, tmp_path)
 
 
 @pytest.mark.parametrize("case", trained_together.CASES)

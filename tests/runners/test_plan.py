@@ -1,3 +1,4 @@
+import shutil
 from collections import Counter
 
 import pytest
@@ -5,9 +6,12 @@ from sweeps import small_sweep
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
+from lowrank_bench.models.presets import PRESETS
 from lowrank_bench.runners.config import parse_method
 from lowrank_bench.runners.plan import make_plan, merge_settings
+from lowrank_bench.runners.provenance import hardware
 from lowrank_bench.runners.recipes import RECIPES, TrainSettings
+from lowrank_bench.runners.work import perform
 
 
 def kinds(plan):
@@ -55,6 +59,38 @@ def test_where_and_how_fast_it_runs_is_no_part_of_the_key(tmp_path):
 def test_what_changes_the_result_changes_the_key(tmp_path, change):
     first, second = make_plan(small_sweep(tmp_path)), make_plan(small_sweep(tmp_path, **change))
     assert not set(first.stages) & set(second.stages)
+
+
+def test_models_in_folders_of_one_name_have_results_of_their_own(tmp_path):
+    for parent, end in (("mA", ""), ("mB", " ")):
+        folder = shutil.copytree(PRESETS["tiny"].source, tmp_path / parent / "ckpt")
+        (folder / "config.json").write_text((folder / "config.json").read_text() + end)
+    plans = [make_plan(small_sweep(tmp_path, model=str(tmp_path / parent / "ckpt"))) for parent in ("mA", "mB")]
+    assert len({plan.name for plan in plans} | {plan.source.name for plan in plans}) == 4
+    assert plans[0].name == f"ckpt-{plans[0].source.sha256[:8]}-toy-math"
+    assert not set(plans[0].stages) & set(plans[1].stages)
+    assert make_plan(small_sweep(tmp_path)).name == "tiny-toy-math"
+
+
+@pytest.mark.parametrize(
+    "variable",
+    ["NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE"],
+)
+def test_number_formats_of_the_environment_are_part_of_the_key(tmp_path, monkeypatch, variable):
+    first = make_plan(small_sweep(tmp_path))
+    monkeypatch.setenv(variable, "")
+    assert list(make_plan(small_sweep(tmp_path)).stages) == list(first.stages)
+    monkeypatch.setenv(variable, "1")
+    second = make_plan(small_sweep(tmp_path))
+    assert not set(first.stages) & set(second.stages)
+    assert hardware()["environment"] == {variable: "1"}
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    assert list(make_plan(small_sweep(tmp_path)).stages) == list(second.stages), "kernels are as a processor is"
+    assert hardware()["environment"] == {variable: "1", "MKL_CBWR": "COMPATIBLE"}
+    monkeypatch.delenv(variable)
+    stage = next(iter(second.stages.values()))
+    with pytest.raises(UserError, match=rf"planned with {variable}=1.*this worker.*has no variable"):
+        perform(stage, tmp_path)
 
 
 def test_a_trajectory_compresses_all_ratios_in_one_stage(tmp_path):

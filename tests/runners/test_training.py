@@ -1,5 +1,6 @@
 import copy
 import math
+import os
 
 import pytest
 import torch
@@ -45,6 +46,28 @@ def test_equal_seeds_give_equal_weights_and_other_seeds_others():
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"ACCELERATE_MIXED_PRECISION": "bf16"},
+        {"ACCELERATE_USE_DEEPSPEED": "true"},
+        {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2"},
+        {"ACCELERATE_TORCH_DEVICE": "meta"},
+        {"LOCAL_RANK": "0"},
+        {"PMI_SIZE": "2", "PMI_RANK": "0"},
+    ],
+    ids=lambda variables: next(iter(variables)),
+)
+def test_launcher_settings_in_the_environment_change_nothing(monkeypatch, variables):
+    expected, model = random_model("llama"), random_model("llama")
+    trainer().train(expected, 2)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    trainer().train(model, 2)
+    assert all(map(torch.equal, model.parameters(), expected.parameters()))
+    assert os.environ.items() >= variables.items()
 
 
 def test_accumulated_gradients_equal_one_large_batch():
