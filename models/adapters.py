@@ -125,8 +125,8 @@ def _refuse_variants(config: Any) -> None:
     if used:
         raise UserError(
             f"LoraConfig({used[0]}=…) is not supported on a factorised layer, only plain LoRA is (rslora, dropout, "
-            f"rank and alpha patterns included); leave {used[0]} out, or adapt a dense export (bench export FOLDER --dense "
-            "--out DIR)"
+            f"rank and alpha patterns included); leave {used[0]} out, or adapt a dense export (bench export "
+            "FOLDER --dense --out DIR)"
         )
     start = config.init_lora_weights
     if not any(start is allowed or start == allowed for allowed in _INITIALISATIONS):
