@@ -91,7 +91,13 @@ class LowRankQuantizer(HfQuantizer):
         return model
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-        """Return what `save_pretrained` writes: the model's tensors and the guard."""
+        """Return what `save_pretrained` writes: the model's tensors and the guard.
+
+        The layout is read off the model, as merged adapters change ranks; ``config.json`` is written after this.
+        """
+        if low_rank_layers(model) and not getattr(model, "_hf_peft_config_loaded", False):
+            self.quantization_config.layout = describe(model)
+            model.config.quantization_config = self.quantization_config
         guard = self.quantization_config.layout.guard
         return model.state_dict() | ({guard: torch.empty(0)} if guard else {}), {}
 

@@ -70,6 +70,17 @@ class LowRankLinear(nn.Module):
         """The layer that stores the first factor, or None if this one does."""
         return self._source[0] if self._source else None
 
+    def set_source(self, source: LowRankLinear | None) -> None:
+        """Let a layer that shares a first factor use another layer's, or (None) a copy of it as its own.
+
+        Args:
+            source: a layer whose first factor has the same shape.
+        """
+        shared = self.lr_a
+        self._source = () if source is None else (source,)
+        if source is None:
+            self.lr_a = nn.Parameter(shared.detach().clone(), requires_grad=shared.requires_grad)
+
     @classmethod
     def from_factors(
         cls,
