@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from ..foundation.errors import UserError
 from ..foundation.registry import Registry
 from .engines.base import Engine
 
@@ -120,6 +121,15 @@ class Benchmark(ABC):
     def check(self, settings: EvalSettings) -> None:
         """Raise a `UserError` if data or isolation are missing; cheap, called before any stage starts."""
 
+    def check_model(self, settings: EvalSettings, tokenizer: Any, context: int) -> None:  # noqa: B027 - may do nothing
+        """Raise a `UserError` if this model cannot be measured; called before any stage starts.
+
+        Args:
+            settings: how it would be evaluated.
+            tokenizer: the model's.
+            context: of the model, in tokens.
+        """
+
     @abstractmethod
     def identity(self, settings: EvalSettings) -> Mapping[str, Any]:
         """Return plain data that changes whenever the result may change (data hashes, prompt version, rules)."""
@@ -127,6 +137,12 @@ class Benchmark(ABC):
     @abstractmethod
     def evaluate(self, engine: Engine, settings: EvalSettings, progress: Progress | None = None) -> Outcome:
         """Measure the engine's model."""
+
+
+def check_not_empty(name: str, rows: Sequence[Any]) -> None:
+    """Raise a `UserError` if a benchmark has no problems."""
+    if not rows:
+        raise UserError(f"the data of '{name}' have no problems; fetch them again, or name another folder with --data")
 
 
 benchmarks: Registry[Benchmark] = Registry(

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from ..foundation.errors import UserError
 from ..foundation.files import digest
-from .base import Benchmark, EvalSettings, Metric, Outcome, Progress
+from .base import Benchmark, EvalSettings, Metric, Outcome, Progress, check_not_empty
 from .datasets import Rows
 from .engines.base import Engine
 from .likelihood import ENCODING_VERSION, Likelihood, Pair, likelihoods
@@ -111,6 +111,7 @@ class ChoiceBenchmark(Benchmark):
         """Score and judge."""
         data = self.data(settings)
         rows = data.rows[: settings.limit]
+        check_not_empty(self.name, rows)
         requests = self.requests(rows, settings)
         flat = iter(likelihoods(engine, [pair for pairs in requests for pair in pairs], settings.batch_size, progress))
         scores = [list(islice(flat, len(pairs))) for pairs in requests]

@@ -11,6 +11,7 @@ completion between them; `rescore` applies `judge` to stored lines. The fields o
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from typing import Any, ClassVar
 
 from ..foundation.errors import UserError
 from ..foundation.files import digest
-from .base import Benchmark, EvalSettings, Metric, Outcome, Progress
+from .base import Benchmark, EvalSettings, Metric, Outcome, Progress, check_not_empty
 from .continuation import DECODING_VERSION
 from .datasets import Rows, load_rows
 from .engines.base import Completion, Engine, Sampling
@@ -122,6 +123,11 @@ class GenerativeBenchmark(Benchmark):
         check_sampling(settings)
         self.data(settings)
 
+    def check_model(self, settings: EvalSettings, tokenizer: Any, context: int) -> None:
+        """Raise a `UserError` if not one prompt fits the model."""
+        rows = self.data(settings).rows[: settings.limit]
+        check_fits(self.name, self.prompts(rows, settings), tokenizer, context, settings.stage)
+
     def identity(self, settings: EvalSettings) -> Mapping[str, Any]:
         """Return all that a result depends on besides the model."""
         same = {
@@ -152,9 +158,14 @@ class GenerativeBenchmark(Benchmark):
         """Return one line per problem and sample, problem by problem, without answers and verdicts.
 
         Every round of samples has a seed of its own, so that an engine which seeds each request draws anew.
+
+        Raises:
+            UserError: no problems, or not one prompt fits the model's context (`check_fits`).
         """
         check_sampling(settings)
+        check_not_empty(self.name, rows)
         prompts = self.prompts(rows, settings)
+        check_fits(self.name, prompts, engine.tokenizer, engine.context_length, settings.stage)
         fixed = {
             "benchmark": self.name,
             "variant": self.variant(settings),
@@ -246,6 +257,33 @@ def check_sampling(settings: EvalSettings) -> None:
             f"--samples {settings.samples} at temperature 0 would draw the same completion each time; add "
             "--temperature 0.8, or leave --samples out"
         )
+
+
+def check_fits(name: str, prompts: Sequence[str], tokenizer: Any, context: int, stage: str) -> None:
+    """Raise a `UserError` if not one prompt leaves room for a completion: a score would stand for no completion at all.
+
+    Args:
+        name: of the benchmark.
+        prompts: as text.
+        tokenizer: the model's.
+        context: of the model, in tokens.
+        stage: of the evaluation; it decides what is advised.
+    """
+    shortest = math.inf
+    for prompt in sorted(prompts, key=len):  # the first one fits nearly always, so that one is encoded
+        shortest = min(shortest, len(encode_prompt(tokenizer, prompt)))
+        if context - shortest >= MIN_NEW_TOKENS:
+            return
+    advice = (
+        "measure finetuned models alone, whose prompts have no examples (bench eval: --stage finetuned; bench run: "
+        "--no-pretrained, without --training-free), or use a model with a longer context"
+        if stage == "pretrained"
+        else "use a model with a longer context, or another benchmark"
+    )
+    raise UserError(
+        f"no prompt of '{name}' fits this model: the shortest has {shortest} tokens, and the model's context of "
+        f"{context} must hold {MIN_NEW_TOKENS} more for the answer; {advice}"
+    )
 
 
 def complete(

@@ -79,11 +79,12 @@ class PerplexityBenchmark(Benchmark):
                 "that many tokens"
             )
         window = settings.context or min(self.window, engine.context_length)
-        windows = self.windows(engine.tokenizer, [row["text"] for row in data.rows], window)[: settings.limit]
+        windows = self.windows(engine.tokenizer, [row["text"] for row in data.rows], window)
+        windows = [ids for ids in windows if len(ids) > 1][: settings.limit]  # one token alone predicts nothing
         if not windows:
             raise UserError(
-                f"the texts of '{self.name}' are shorter than one window of {window} tokens; use a benchmark with more "
-                "text"
+                f"the texts of '{self.name}' make no window of {window} tokens that predicts anything; use a benchmark "
+                "with more text, or a smaller --context"
             )
         batch_size = max(1, min(settings.batch_size, BATCH_TOKENS // window))
         scores = engine.logprobs(windows, batch_size, progress)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..foundation.errors import UserError
 from .intervals import across_seeds
 from .metrics import direction, format_value, goodness, has_ideal, is_fraction, is_perplexity, limits
+from .schema import KEY_COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,14 +30,18 @@ __all__ = [
     "pivot",
 ]
 
+TOO_LONG = "prompt_too_long"
+"""A metric of generating benchmarks, and the column in which `with_too_long` puts its value beside all others."""
+
 _CONDITIONS = ["model", "model_sha256", "task", "benchmark", "variant", "metric", "scorer", "n", "engine", "dtype"]
 _DATA = ["dataset_sha256", "prompt_sha256"]
 _SAME = ["stage_key", "label", "options", "stage", "ratio_target", "seed"]
 _READ = [
     *(*_CONDITIONS, *_DATA, *_SAME, "sweep", "method", "higher_is_better", "confidence", "value", "low", "high"),
     *("ratio", "kept", "ratio_matrices", "params", "bytes", "tokens_compress", "tokens_recover", "tokens_per_second"),
-    "origin",
+    *("origin", TOO_LONG),
 ]
+_EVALUATION = [*(c for c in KEY_COLUMNS if c not in ("metric", "scorer")), "stage_key"]
 _Line = Mapping[Any, Any]
 
 
@@ -55,6 +60,8 @@ class Cell:
         tokens: training tokens after the first finetuning (compress + recover).
         tokens_per_second: decoding speed, where `speed.with_speed` joined one; else NaN.
         records: index of the records in the frame.
+        too_long: share of the problems whose prompt did not fit the model's context; they count as not solved. Where it
+            is 1, the value stands for no completion at all.
     """
 
     value: float
@@ -70,6 +77,7 @@ class Cell:
     tokens: float
     tokens_per_second: float = math.nan
     records: tuple[int, ...] = ()
+    too_long: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -150,6 +158,7 @@ def pivot(frame: pd.DataFrame, headline: bool = True) -> list[Table]:
     Raises:
         UserError: there are no records, or two of them contradict each other.
     """
+    frame = with_too_long(frame)
     chosen = frame[frame["headline"]] if headline else frame
     if chosen.empty:
         raise UserError("there are no records to show; name a run that has evaluated at least one model")
@@ -180,10 +189,28 @@ def pivot(frame: pd.DataFrame, headline: bool = True) -> list[Table]:
     return sorted(tables, key=lambda t: (order[t.model, t.task], t.benchmark, not t.compressed, t.metric, t.scorer))
 
 
+def with_too_long(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame with a column `TOO_LONG`: the share of prompts that did not fit, 0 where none was recorded."""
+    if TOO_LONG in frame:
+        return frame
+    shares = frame.loc[frame["metric"] == TOO_LONG]
+    if shares.empty:
+        return frame.assign(**{TOO_LONG: 0.0})
+    keys = [*_EVALUATION, *(["origin"] if "origin" in frame else [])]
+    found = dict(zip(shares[keys].itertuples(index=False, name=None), shares["value"], strict=True))
+    return frame.assign(**{TOO_LONG: [found.get(key, 0.0) for key in frame[keys].itertuples(index=False, name=None)]})
+
+
 def format_cell(metric: str, cell: Cell) -> tuple[str, str]:
-    """Return a cell as two texts, the value and the interval; the second ends in ``(3)`` for a mean of three seeds."""
+    """Return a cell as two texts, the value and the interval; the second ends in ``(3)`` for a mean of three seeds.
+
+    A value that includes prompts which did not fit the model ends in ``†``; where none did, there is no value.
+    """
+    if cell.too_long == 1:
+        return "–", "no prompt fits"
     count = f" ({len(cell.seeds)})" if cell.across_seeds else ""
-    return format_value(metric, cell.value), (
+    mark = "†" if cell.too_long else ""
+    return format_value(metric, cell.value) + mark, (
         f"[{format_value(metric, cell.low)}, {format_value(metric, cell.high)}]{count}"
     )
 
@@ -264,7 +291,9 @@ def _cell(label: str, lines: Sequence[_Line]) -> Cell:
     speeds = [float(line.get("tokens_per_second", math.nan)) for line in lines]
     speed = mean([speed for speed in speeds if not math.isnan(speed)])
     records = tuple(line["index"] for line in lines)
-    return Cell(value, low, high, seeds, spread, **means, tokens=tokens, tokens_per_second=speed, records=records)
+    too_long = mean([line[TOO_LONG] for line in lines])
+    measured = {"tokens": tokens, "tokens_per_second": speed, "too_long": too_long}
+    return Cell(value, low, high, seeds, spread, **means, **measured, records=records)
 
 
 def mean(values: Sequence[float]) -> float:

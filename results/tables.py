@@ -24,7 +24,7 @@ _LATEX = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"<": r"\textless{}", ">": r"\textgreater{}", "·": r"\textperiodcentered{}", "×": r"$\times$", "∞": r"$\infty$"},
     **{"\N{OPEN BOX}": r"\textvisiblespace{}", "Σ": r"$\Sigma$", "−": "$-$"},
-    **{"≈": r"$\approx$", "≥": r"$\ge$", "–": "--"},
+    **{"≈": r"$\approx$", "≥": r"$\ge$", "–": "--", "†": r"$\dagger$"},
 }
 
 
@@ -121,6 +121,24 @@ def _by_model(tables: Sequence[Table]) -> Iterable[tuple[tuple[str, str], list[T
 
 
 def _note(tables: Sequence[Table]) -> str:
+    return _interval_note(tables) + _too_long_note(tables)
+
+
+def _too_long_note(tables: Sequence[Table]) -> str:
+    """Say how many prompts did not fit the model, or nothing where all did."""
+    shares = [
+        f"{table.variant}, {row.label}{'' if row.uncompressed else f' {ratio:g}×'}: {100 * cell.too_long:.1f} %"
+        for table in tables
+        for row in table.rows
+        for ratio, cell in row.cells.items()
+        if 0 < cell.too_long < 1
+    ]
+    if not shares:
+        return ""
+    return f"; †: prompts that did not fit the model's context count as not solved ({'; '.join(dict.fromkeys(shares))})"
+
+
+def _interval_note(tables: Sequence[Table]) -> str:
     level = f"{100 * tables[0].confidence:g} %"
     if any(cell.across_seeds for table in tables for row in table.rows for cell in row.cells.values()):
         return f"[low, high]: {level} interval; (k): mean of k seeds, with the t interval across them"

@@ -21,6 +21,7 @@ from ..methods.policies.base import policies
 from ..models.loading import load_skeleton
 from ..models.matrices import model_size
 from ..models.presets import ModelSource, resolve_model
+from .checks import check_model
 from .config import MethodSpec, SweepConfig
 from .data import DATA_SEED, train_set_identity
 from .parallel.setup import ProcessSetup, read_setup
@@ -227,6 +228,10 @@ class _Layout:
         for name in names:
             for context in self._contexts(name):
                 benchmarks.get(name)().check(self._settings(self._stage("finetuned"), context))
+        shown: tuple[EvalStage, ...] = ("pretrained",) if pretrained or self.config.training_free else ()
+        stages = shown if self.config.training_free else (*shown, "finetuned")
+        chosen = [(benchmarks.get(name)(), self._settings(stage)) for stage in stages for name in names]
+        check_model(plan.source, plan.skeleton.config, chosen)
 
     def lay_out(self) -> None:
         """Add every stage and cell of the sweep."""

@@ -24,6 +24,7 @@ from itertools import chain, zip_longest
 
 import numpy as np
 
+from ...foundation.errors import UserError
 from ..base import EvalSettings, Metric, benchmarks
 from ..choice import ChoiceBenchmark, Judged, Row
 from ..datasets import Rows, content_sha256
@@ -49,6 +50,10 @@ class StereoSet(ChoiceBenchmark):
         """Return the two kinds in turn, so that a limit leaves some of both."""
         loaded = cached_rows("stereoset", "validation", settings.data_dir)
         kinds = ([row for row in loaded.rows if row["kind"] == kind] for kind in KINDS)
+        if not any(row["kind"] == KINDS[0] for row in loaded.rows):
+            raise UserError(
+                f"the data of 'stereoset' have no {KINDS[0]} problem, which the score is made of; fetch them again"
+            )
         rows = [row for row in chain.from_iterable(zip_longest(*kinds)) if row is not None]
         return Rows(rows, content_sha256(rows, _FIELDS), loaded.source)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...foundation.errors import UserError
 from ...foundation.files import digest
 from ..pages.shell import shorten
-from ..pivot import Cell, Table, goodness, pivot
+from ..pivot import Cell, Table, goodness, pivot, with_too_long
 from ..schema import KEY_COLUMNS
 from .bands import SHORTFALL, band_name, bands
 from .provenance import Provenance, provenances
@@ -148,7 +148,7 @@ def boards(
     Raises:
         UserError: there are no records, or two records of one measurement contradict each other.
     """
-    frame = _one_of_each(frame)
+    frame = _one_of_each(with_too_long(frame))
     if headline:
         frame = frame[frame["headline"]]
     frame = frame[frame["benchmark"] != "speed"]
@@ -231,14 +231,24 @@ def _ranked(
         by_band.setdefault(entry.band, []).append(entry)
     found = []
     for band, column in by_band.items():
-        fit = [entry for entry in column if entry.cell.ratio >= band * (1 - SHORTFALL)]
+        left_out = {entry.id: reason for entry in column if (reason := _not_ranked(entry.cell, band))}
+        fit = [entry for entry in column if entry.id not in left_out]
         fit.sort(key=lambda entry: entry.label)
         contenders = [_contender(entry, table, columns, positions, samples) for entry in fit]
         standings = {entry.id: standing for entry, standing in zip(fit, rank(contenders), strict=True)}
         for entry in column:
-            short = f"its achieved ratio is {entry.cell.ratio:.3g}×, so it is not ranked at {band_name(band)}"
-            found.append(replace(entry, standing=standings.get(entry.id) or Standing(None, reason=short)))
+            standing = standings.get(entry.id) or Standing(None, reason=left_out[entry.id])
+            found.append(replace(entry, standing=standing))
     return found
+
+
+def _not_ranked(cell: Cell, band: float) -> str:
+    """Return why a cell has no rank in a band, or the empty string."""
+    if cell.too_long == 1:
+        return "no prompt fits the model's context, so it was not measured and is not ranked"
+    if cell.ratio < band * (1 - SHORTFALL):
+        return f"its achieved ratio is {cell.ratio:.3g}×, so it is not ranked at {band_name(band)}"
+    return ""
 
 
 def _contender(

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 LEGEND = (
     "Rank first: 1 is the best estimate of its column; ≈1 is tied with it: not shown to be worse by a paired test over "
     f"problems (p ≥ {LEVEL:g} after Holm's correction for all pairs of the column); a larger number is worse, and "
-    "counts the better estimates; ? was not tested, because samples are missing; – falls short of the ratio and is "
-    "not ranked. The tests are about these trained models on such problems, not about other seeds."
+    "counts the better estimates; ? was not tested, because samples are missing; – falls short of the ratio, or "
+    "no prompt fits the model, and is not ranked. † counts prompts that did not fit as not solved. The tests are "
+    "about these trained models on such problems, not about other seeds."
 )
 _LABEL = 60
 

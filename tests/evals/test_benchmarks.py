@@ -12,17 +12,22 @@ from lm_eval.tasks.minerva_math import utils as minerva
 
 from lowrank_bench.evals import extract
 from lowrank_bench.evals.base import EvalSettings, benchmarks
+from lowrank_bench.evals.benchmarks import stereoset
 from lowrank_bench.evals.benchmarks.humaneval import humaneval_job
 from lowrank_bench.evals.benchmarks.mbpp import mbpp_job
 from lowrank_bench.evals.code import function_program, unfence
-from lowrank_bench.evals.datasets import load_rows
+from lowrank_bench.evals.datasets import Rows, load_rows
 from lowrank_bench.evals.engines.base import Completion
 from lowrank_bench.evals.engines.transformers import TransformersEngine
-from lowrank_bench.evals.generative import TOO_LONG
+from lowrank_bench.evals.generative import MIN_NEW_TOKENS, TOO_LONG, cached_rows
+from lowrank_bench.evals.prompts import encode_prompt
 from lowrank_bench.evals.sandbox.programs import run_programs
 from lowrank_bench.foundation.errors import UserError
 
 GENERATIVE = ["gsm8k", "math", "math500", "humaneval", "mbpp", "toy-math", "toy-code"]
+STAGES = ["pretrained", "finetuned"]
+TOO_LONG_FOR_512 = {(name, "pretrained") for name in ("gsm8k", "math", "math500", "mbpp")}
+"""Benchmarks and stages of which no prompt fits into the 512 tokens of stories260K."""
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +62,9 @@ def test_wikitext2_windows_are_the_published_ones(engine, data_dir):
     assert outcome.details["predicted_tokens"] == 3 * 511
 
 
-@pytest.mark.parametrize("stage", ["pretrained", "finetuned"])
-@pytest.mark.parametrize("name", GENERATIVE)
+@pytest.mark.parametrize(
+    ("name", "stage"), [(n, s) for n in GENERATIVE for s in STAGES if (n, s) not in TOO_LONG_FOR_512]
+)
 def test_generative_benchmarks_run_end_to_end(name, stage, engine, data_dir):
     benchmark = benchmarks.get(name)()
     settings = EvalSettings(data_dir, limit=3, stage=stage, max_new_tokens=40)
@@ -71,7 +77,70 @@ def test_generative_benchmarks_run_end_to_end(name, stage, engine, data_dir):
     assert len(outcome.samples) == 3
     assert all({"prompt_sha256", "completion", "finish_reason", "verdicts"} <= set(s) for s in outcome.samples)
     sent = sum(sample["finish_reason"] != TOO_LONG for sample in outcome.samples)
-    assert (seen[-1] if seen else (0, 3)) == (sent, 3)
+    assert seen[-1] == (sent, 3)
+
+
+@pytest.mark.parametrize(("name", "stage"), sorted(TOO_LONG_FOR_512))
+def test_a_benchmark_of_which_no_prompt_fits_gives_no_number(name, stage, engine, data_dir):
+    benchmark, settings = benchmarks.get(name)(), EvalSettings(data_dir, limit=3, stage=stage)
+    sentence = rf"no prompt of '{name}' fits this model: the shortest has \d+ tokens, and the model's context of 512 "
+    with pytest.raises(UserError, match=sentence + r".*--stage finetuned; bench run: --no-pretrained"):
+        benchmark.evaluate(engine, settings)
+    with pytest.raises(UserError, match=sentence):
+        benchmark.check_model(settings, engine.tokenizer, 512)
+    benchmark.check_model(settings, engine.tokenizer, 4096)
+    benchmark.check_model(EvalSettings(data_dir, limit=3), engine.tokenizer, 512)
+
+
+def test_some_prompts_too_long_are_counted_not_refused(engine, data_dir):
+    benchmark = benchmarks.get("gsm8k")()
+    rows = benchmark.data(EvalSettings(data_dir)).rows
+    whole = EvalSettings(data_dir, stage="pretrained")
+    lengths = [len(encode_prompt(engine.tokenizer, text)) for text in benchmark.prompts(rows[:2], whole)]
+    scripted = Scripted(engine, ["#### 1"])
+    scripted.context_length = min(lengths) + MIN_NEW_TOKENS  # the shorter one just fits
+    outcome = benchmark.evaluate(scripted, replace(whole, limit=2))
+    assert {m.name: m.value for m in outcome.metrics}["prompt_too_long"] == 0.5
+    scripted.context_length -= 1
+    with pytest.raises(UserError, match=rf"the shortest has {min(lengths)} tokens"):
+        benchmark.evaluate(scripted, replace(whole, limit=2))
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "piqa", "tinystories"])
+def test_no_data_give_no_number(name, engine, monkeypatch):
+    benchmark = benchmarks.get(name)()
+    monkeypatch.setattr(type(benchmark), "data", lambda self, settings: Rows([], "0" * 64, "local:nothing"))
+    with pytest.raises(UserError, match=f"'{name}' (have no problems|make no window)"):
+        benchmark.evaluate(engine, EvalSettings())
+
+
+@pytest.mark.parametrize("texts", [[""], ["", ""], []])
+def test_texts_that_predict_nothing_give_no_perplexity(texts, engine, monkeypatch):
+    benchmark = benchmarks.get("tinystories")()
+    rows = [{"text": text} for text in texts]
+    monkeypatch.setattr(type(benchmark), "data", lambda self, settings: Rows(rows, "0" * 64, "local:nothing"))
+    with pytest.raises(UserError, match="make no window of 512 tokens that predicts anything"):
+        benchmark.evaluate(engine, EvalSettings())
+    rows.append({"text": "Once"})
+    outcome = benchmark.evaluate(engine, EvalSettings())
+    assert outcome.details["windows"] == 1, "only the text that predicts something counts"
+
+
+def test_stereoset_needs_the_problems_of_its_headline(engine, monkeypatch, data_dir):
+    whole = cached_rows("stereoset", "validation", data_dir)
+    others = [row for row in whole.rows if row["kind"] == "intersentence"]
+    monkeypatch.setattr(stereoset, "cached_rows", lambda *_: Rows(others, whole.sha256, whole.source))
+    with pytest.raises(UserError, match="no intrasentence problem"):
+        benchmarks.get("stereoset")().check(EvalSettings(data_dir))
+
+
+@pytest.mark.parametrize("name", ["stereoset", "winobias", "crows-pairs", "wikitext2"])
+def test_one_problem_is_bounded_by_nothing_but_its_range(name, engine, data_dir):
+    (headline,) = [
+        m for m in benchmarks.get(name)().evaluate(engine, EvalSettings(data_dir, limit=1)).metrics if m.headline
+    ]
+    assert headline.n == 1
+    assert headline.high - headline.low > 0.79
 
 
 @pytest.mark.parametrize("name", [*GENERATIVE, "tinystories", "wikitext2"])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
+from lowrank_bench.results import tables
 from lowrank_bench.results.leaderboard.bands import band_of, bands
 from lowrank_bench.results.leaderboard.boards import boards
 from lowrank_bench.results.leaderboard.page import to_html
@@ -133,6 +134,33 @@ def test_what_misses_its_ratio_is_not_ranked(record):
     assert standing["svd"].rank == 1
     assert standing["bs"].rank is None
     assert "achieved ratio is 1.5×" in standing["bs"].reason
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_what_answered_no_prompt_is_not_ranked_and_shows_no_number(record, share):
+    nothing = record(method="bs", value=0.0, low=0.0, high=0.434, stage_key="b")
+    other = record(value=0.0, low=0.0, high=0.434)
+    shares = {"metric": "prompt_too_long", "scorer": "", "headline": False, "higher_is_better": False}
+    low, high = (share, 1.0) if share == 1 else (0.2, 0.8)
+    too_long = record(method="bs", value=share, low=low, high=high, stage_key="b", **shares)
+    (board,) = boards(frame_of([nothing, too_long, other]))
+    standing = {entry.label: entry.standing for entry in board.entries}
+    assert standing["svd"].rank == 1
+    assert (standing["bs"].rank is None) == (share == 1)
+    (alone,) = boards(frame_of([nothing, too_long]))
+    (entry,) = alone.entries
+    text = to_markdown([alone])
+    if share == 1:
+        assert entry.standing.rank is None
+        assert "no prompt fits the model's context" in entry.standing.reason
+        assert "| (–) – no prompt fits |" in text
+        assert "43.4" not in text
+    else:
+        assert entry.standing.rank == 1
+        assert "| (1) 0.0† \\[0.0, 43.4\\] |" in text
+    table = tables.to_markdown(frame_of([nothing, too_long]))
+    assert ("| – no prompt fits |" in table) == (share == 1)
+    assert ("(gsm8k-0shot-alpaca, bs 2×: 50.0 %)" in table) == (share == 0.5)
 
 
 # ranks

@@ -109,8 +109,10 @@ def test_training_free_trains_nothing_and_asks_as_of_a_pretrained_model(tmp_path
     plan = make_plan(small_sweep(tmp_path, **free))
     assert kinds(plan) == {"fit": 2, "compress": 4, "evaluate": 5}
     assert [cell.state for cell in plan.cells] == ["pretrained", *["compressed"] * 4]
-    plan = make_plan(small_sweep(tmp_path, task="math", data=data_dir, benchmarks=["gsm8k"], **free))
-    assert {stage.config["variant"] for stage in plan.stages.values() if stage.kind == "evaluate"} == {"gsm8k-5shot"}
+    model = data_dir / "models" / "stories260K"
+    plan = make_plan(small_sweep(tmp_path, model=str(model), benchmarks=["humaneval"], data=data_dir, **free))
+    stages = {stage.runtime["settings"]["stage"] for stage in plan.stages.values() if stage.kind == "evaluate"}
+    assert stages == {"pretrained"}
 
 
 def test_each_context_is_a_stage_of_its_own(tmp_path, data_dir):
@@ -184,3 +186,12 @@ def test_epochs_override_a_recipes_steps():
 
 def test_label_is_what_was_typed():
     assert parse_method("bs:prunings=2").shown == "bs:prunings=2"
+
+
+def test_a_benchmark_that_cannot_measure_the_model_is_refused_before_any_work(tmp_path, data_dir):
+    changes = {"task": "math", "benchmarks": ["gsm8k"], "data": data_dir}
+    make_plan(small_sweep(tmp_path, **changes, pretrained=False))
+    for refused in ({"pretrained": True}, {"training_free": True, "finetune": {}, "recover": {}, "methods": ["svd"]}):
+        with pytest.raises(UserError, match=r"no prompt of 'gsm8k' fits this model: the shortest has \d+ tokens"):
+            make_plan(small_sweep(tmp_path, **changes, **refused))
+    assert not list(tmp_path.iterdir())
