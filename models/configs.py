@@ -35,7 +35,10 @@ def load_config(location: str | Path, revision: str = "") -> Any:
                 f"the auto_map of config.json in '{location}' names code of its own for the model_type "
                 f"'{raw['model_type']}', which is never run; name a model of an architecture that transformers has"
             )
-        return AutoConfig.from_pretrained(str(location), revision=revision or None, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(str(location), revision=revision or None, trust_remote_code=False)
+        if needs_eager_attention(config):
+            config._attn_implementation = "eager"
+        return config
     except UserError:
         raise
     except Exception as error:  # wrong types in a foreign file end in errors of many kinds
@@ -43,6 +46,16 @@ def load_config(location: str | Path, revision: str = "") -> Any:
             f"the configuration of '{location}' describes no causal language model that transformers can build "
             f"({reason(error)}); name another model"
         ) from error
+
+
+def needs_eager_attention(config: Any) -> bool:
+    """Tell whether a model caps its attention scores (Gemma 2), which torch's fused attention does not do.
+
+    transformers hands the cap to `sdpa_attention_forward` (``integrations/sdpa_attention.py``), which drops it without
+    a word, so that the model would compute other numbers than it was trained for and than vLLM computes.
+    """
+    chosen = getattr(config, "_attn_implementation", None)
+    return getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None and chosen in (None, "sdpa")
 
 
 def reason(error: BaseException) -> str:

@@ -38,7 +38,7 @@ def load_model(location: str | Path, revision: str = "", dtype: str = "float32",
     """
     from transformers import AutoModelForCausalLM
 
-    load_config(location, revision)
+    eager = load_config(location, revision)._attn_implementation == "eager"
     if Path(location).is_dir():
         verify_folder(Path(location))
     try:
@@ -50,6 +50,7 @@ def load_model(location: str | Path, revision: str = "", dtype: str = "float32",
             ignore_mismatched_sizes=True,
             trust_remote_code=False,
             use_safetensors=True if Path(location).is_dir() else None,
+            **({"attn_implementation": "eager"} if eager else {}),
         )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(

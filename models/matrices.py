@@ -55,11 +55,25 @@ def head_name(model: nn.Module) -> str | None:
     return next((name for name, module in model.named_modules() if module is head), None) if head is not None else None
 
 
+def language_part(model: nn.Module) -> str:
+    """Return the dotted name of the language model inside a multi-modal one; the empty string for any other model.
+
+    A multi-modal configuration has one of its own for text; its vision and audio layers see no text, so calibration on
+    text says nothing about them.
+    """
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(config, "get_text_config") or config.get_text_config() is config:
+        return ""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    return next((name for name, module in model.named_modules() if module is decoder), "")
+
+
 def matrices(model: nn.Module, head: bool = True, required: bool = True) -> list[Matrix]:
     """List the matrices to compress, in the model's own order.
 
     Every ``nn.Linear`` counts, as in the Basis Selection authors' code (``methods/basis_selection.py``), except those
-    tied to another parameter: factorising a tied head would silently untie it and add parameters.
+    tied to another parameter (factorising a tied head would silently untie it and add parameters), and those outside
+    the language model of a multi-modal one.
 
     Args:
         model: the model; meta tensors are enough.
@@ -77,10 +91,13 @@ def matrices(model: nn.Module, head: bool = True, required: bool = True) -> list
             "model that it was made from, or its dense export (bench export FOLDER --dense --out DIR)"
         )
     skip = tied_modules(model) | (set() if head else {head_name(model)})
+    language, output = language_part(model), head_name(model)
     found = [
         Matrix(name, module.out_features, module.in_features, module.bias is not None)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name not in skip
+        if isinstance(module, nn.Linear)
+        and name not in skip
+        and (not language or name.startswith(f"{language}.") or name == output)
     ]
     if not found and required:
         raise UserError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from .layers import LowRankLinear
-from .matrices import head_name, tied_modules
+from .matrices import head_name, language_part, tied_modules
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def untouched(model: nn.Module, reasons: Mapping[str, str]) -> list[Untouched]:
         model: the compressed model.
         reasons: why single linear layers stayed dense, by name, as the method reports it.
     """
-    tied = bool(tied_modules(model))
+    tied, language = bool(tied_modules(model)), language_part(model)
     head = head_name(model)
     seen: set[int] = set()
     sizes: dict[tuple[str, str], int] = {}
@@ -49,7 +49,10 @@ def untouched(model: nn.Module, reasons: Mapping[str, str]) -> list[Untouched]:
             total += parameter.numel()
             if isinstance(module, LowRankLinear) and key in ("lr_a", "lr_b", "lr_bias"):
                 continue
-            kind = _kind(name, module, key, parameter.ndim, tied, name == head, reasons)
+            if language and name != head and not name.startswith(f"{language}."):
+                kind = ("vision and audio layers", "they are no part of the language model")
+            else:
+                kind = _kind(name, module, key, parameter.ndim, tied, name == head, reasons)
             sizes[kind] = sizes.get(kind, 0) + parameter.numel()
             layers[kind] = layers.get(kind, 0) + 1
     found = [

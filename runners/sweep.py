@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ..foundation.errors import UserError
 from ..foundation.files import write_atomic
+from ..models.untouched import untouched
 from ..results.curves import draw_curves
 from ..results.overview import render_overview
 from ..results.records import to_frame, write_records
@@ -142,6 +143,10 @@ def plan_warnings(plan: Plan) -> list[str]:
     notes = [note for note in (plan.source.note, plan.engine.note) if note]
     if plan.config.limit:
         notes.append(f"only the first {plan.config.limit} problems are evaluated; the rows say so with their n")
+    for part in untouched(plan.skeleton, {}):
+        if part.what in ("experts", "vision and audio layers"):
+            share = f"{100 * part.share:.0f} % of the model"
+            notes.append(f"{part.parameters:,} parameters ({share}) stay dense: {part.what}, {part.why}")
     if plan.setup:
         notes.append(f"trainings run in {plan.setup.processes} processes by {plan.setup.strategy.upper()}")
         wholly = [
