@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import resource
 import sys
 from pathlib import Path
@@ -20,7 +21,8 @@ def reset_peak_memory() -> None:
     """Start a new peak for `peak_memory_bytes`: one process runs many stages."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
-    if torch := sys.modules.get("torch"):
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():  # before that there is nothing to reset, and asking is an error
         for index in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(index)
 
@@ -28,8 +30,9 @@ def reset_peak_memory() -> None:
 def peak_memory_bytes() -> int:
     """Return the largest resident set since the reset plus the most GPU memory held, in bytes."""
     torch = sys.modules.get("torch")  # who never imported it holds no GPU memory
-    gpu = sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) if torch else 0
-    return peak_resident_bytes() + gpu
+    if not torch or not torch.cuda.is_initialized():
+        return peak_resident_bytes()
+    return peak_resident_bytes() + sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
 
 
 def peak_resident_bytes() -> int:
@@ -39,6 +42,15 @@ def peak_resident_bytes() -> int:
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
     except (OSError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def release_memory() -> None:
+    """Free what only reference cycles hold, such as a trained model, and give freed memory back, a GPU's too."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    trim_memory()
 
 
 def trim_memory() -> None:
@@ -52,7 +64,9 @@ def free_memory(device: str = "cpu") -> int:
     if device.startswith("cuda"):
         import torch
 
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What torch has reserved and does not use is free for it, though the driver counts it as taken.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
     free = int(psutil.virtual_memory().available)
     try:
         limit = int((_CGROUP / "memory.max").read_text())

@@ -178,6 +178,23 @@ def test_dtypes(originals: Path) -> None:
     assert {p.dtype for p in load_model(originals / "lowrank", dtype="auto").parameters()} == {torch.float32}
 
 
+def test_factorised_models_are_compiled_by_generate_where_dense_ones_are(originals: Path) -> None:
+    """transformers compiles a model with a static cache on a GPU, but not a quantised one that does not ask for it."""
+    from transformers import CompileConfig
+
+    compiled = CompileConfig(backend="eager", mode=None, fullgraph=True)
+    compiled._compile_all_devices = True  # or a CPU compiles nothing
+    ids = torch.tensor([[5, 6, 7]])
+    for folder in (originals / "dense", originals / "lowrank", originals / "shared"):
+        model = load_model(folder)
+        plain = model.generate(ids, max_new_tokens=8, do_sample=False)
+        fast = model.generate(
+            ids, max_new_tokens=8, do_sample=False, cache_implementation="static", compile_config=compiled
+        )
+        assert model._last_compile_config is compiled
+        assert fast.tolist() == plain.tolist()
+
+
 def test_skeleton_has_the_shapes_of_the_dense_model(originals: Path) -> None:
     skeleton, model = load_skeleton(originals / "dense"), load_model(originals / "dense")
     assert {p.device.type for p in skeleton.parameters()} == {"meta"}
