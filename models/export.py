@@ -17,12 +17,13 @@ from ..foundation.errors import UserError, unknown
 from ..foundation.files import new_folder
 from .checkpoint import QUANT_METHOD, save_checkpoint
 from .folder_checks import check_folder
+from .generation_defaults import GENERATION_FILE
 from .layers import LowRankLinear
 from .loading import DTYPES, load_model
 from .matrices import Size, low_rank_layers, model_size, replace_module
 
 _NOT_COPIED = (".safetensors", ".index.json")
-_WRITTEN_ANEW = ("config.json", "compression.json")
+_WRITTEN_ANEW = ("config.json", GENERATION_FILE, "compression.json")
 
 
 def is_factorised(folder: Path) -> bool:

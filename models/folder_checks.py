@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..foundation.errors import UserError
+from .generation_defaults import GENERATION_FILE, check_token_ids
 from .headers import Header, read_headers, weight_files
 from .layout import LOWRANK, Layout, check_tensors
 
@@ -50,9 +51,12 @@ def check_folder(folder: Path) -> dict[str, Header]:
     check_files(folder)
     config = read_object(folder / "config.json")
     check_config(config, str(folder / "config.json"))
-    for name in ("generation_config.json", "tokenizer_config.json"):
+    for name in (GENERATION_FILE, "tokenizer_config.json"):
         if (folder / name).exists():
-            _check_code_fields(read_object(folder / name), str(folder / name))
+            found = read_object(folder / name)
+            _check_code_fields(found, str(folder / name))
+            if name == GENERATION_FILE:
+                check_token_ids(found, str(folder / name))
     if (folder / "hf_quant_config.json").exists():
         raise _quantised(str(folder / "hf_quant_config.json"), "modelopt")
     layout = layout_of(config)

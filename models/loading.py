@@ -12,8 +12,10 @@ from torch import nn
 from ..foundation.errors import UserError
 from .configs import load_config, reason
 from .folder_checks import check_folder, check_tokenizer, layout_of, read_object
+from .generation_defaults import read_generation_defaults
 from .headers import check_shapes
 from .matrices import Size, low_rank_layers, model_size
+from .notes import add_note
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -33,6 +35,7 @@ def load_model(location: str | Path, revision: str = "", dtype: str = "float32",
     from transformers import AutoModelForCausalLM
 
     load_config(location, revision)
+    settings, note = read_generation_defaults(location, revision)
     if Path(location).is_dir():
         verify_folder(Path(location))
     try:
@@ -63,6 +66,9 @@ def load_model(location: str | Path, revision: str = "", dtype: str = "float32",
                 raise UserError(
                     f"the tensor {name}.{key} of '{location}' holds NaN or infinity; make the checkpoint again"
                 )
+    if model.can_generate():
+        model.generation_config = settings
+        add_note(model, note)
     return model.to(device).eval()
 
 
@@ -113,6 +119,8 @@ def load_skeleton(location: str | Path, revision: str = "") -> nn.Module:
             f"the configuration of '{location}' describes no causal language model that transformers can build "
             f"({reason(error)}); name another model"
         ) from error
+    if Path(location).is_dir():
+        read_generation_defaults(location)
     if Path(location).is_dir() and (headers := check_folder(Path(location))):
         announced = layout_of(read_object(Path(location) / "config.json"))
         check_shapes(skeleton, headers, announced, str(location))

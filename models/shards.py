@@ -16,6 +16,7 @@ from torch import Tensor
 from ..foundation.files import sync
 from .checkpoint import LowRankConfig, describe
 from .matrices import low_rank_layers
+from .saved import verify_saved
 from .streamed import weights_of
 
 SHARD_BYTES = 5 * 10**9
@@ -122,6 +123,9 @@ def save_streamed(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype, 
         folder: made if missing.
         dtype: of the written floating-point tensors.
         limit_bytes: of one file.
+
+    Raises:
+        UserError: what was written is not whole.
     """
     weights = weights_of(model)
     if weights is None:
@@ -152,3 +156,4 @@ def save_streamed(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype, 
         guard = config.quantization_config.layout.guard
         promises.append(Promise(guard, (0,), torch.float32, lambda: torch.empty(0)))
     write_shards(promises, folder, limit_bytes)
+    verify_saved(model, folder)

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from ..foundation.errors import UserError
 from .configs import load_config, reason
+from .generation_defaults import read_generation_defaults
 from .loading import load_skeleton, verify_folder
+from .notes import add_note
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -254,7 +256,7 @@ def _renamed(model: nn.Module, keys: list[str], wanted: dict[str, Any]) -> dict[
 def _with_buffers(location: str | Path, revision: str) -> Any:
     """Build the model with its parameters on the meta device and its buffers computed."""
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     config = load_config(location, revision)
@@ -267,10 +269,6 @@ def _with_buffers(location: str | Path, revision: str) -> Any:
             f"({reason(error)}); name another model"
         ) from error
     if model.can_generate():
-        asked: dict[str, Any] = {"revision": revision or None}
-        try:
-            model.generation_config = GenerationConfig.from_pretrained(str(location), **asked)
-        except OSError:
-            asked |= {"config_file_name": "config.json", "_from_model_config": True}
-            model.generation_config = GenerationConfig.from_pretrained(str(location), **asked)
+        model.generation_config, note = read_generation_defaults(location, revision)
+        add_note(model, note)
     return model

@@ -26,6 +26,7 @@ from ..models.checkpoint import save_checkpoint
 from ..models.footprint import context_length
 from ..models.loading import DTYPES, load_skeleton, load_tokenizer
 from ..models.matrices import model_size
+from ..models.notes import notes_of
 from ..models.presets import ModelSource, resolve_model
 from ..models.shards import save_streamed
 from ..models.streamed import weights_of
@@ -171,7 +172,7 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
             model = open_model(found.ways["compress"], source.location, source.revision, device, folder)
         torch.manual_seed(request.seed)  # as each stage of a sweep does, so that the same configuration gives the same
         report = method.compress(model, fitted, found.budget, trainer if method.trains else None, data)
-        warnings = [*fitted.meta.get("warnings", []), *notes]
+        warnings = [*fitted.meta.get("warnings", []), *notes_of(model), *notes]
         dtype = DTYPES[request.dtype or recipe.dtype]
         if weights_of(model) is not None:
             save_streamed(model, tokenizer, folder, dtype)

@@ -21,6 +21,7 @@ from ..methods.fitted import Fitted
 from ..models.checkpoint import save_checkpoint
 from ..models.footprint import context_length
 from ..models.loading import DTYPES, load_model, load_skeleton, load_tokenizer, weights_size
+from ..models.notes import notes_of
 from ..models.shards import save_streamed
 from ..models.streamed import weights_of
 from .data import TaskData, load_task_data
@@ -125,7 +126,12 @@ def _finetune(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
     trainer = _trainer(stage, data, progress, _resumable(stage, folder))
     log = trainer.train(model, trainer.total_steps)
     _save_trained(stage, trainer, model, tokenizer, folder)
-    return {"training": asdict(log), "examples": len(data.items), "dropped": data.dropped}
+    return {
+        "training": asdict(log),
+        "examples": len(data.items),
+        "dropped": data.dropped,
+        "warnings": notes_of(model),
+    }
 
 
 def _fit(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
@@ -139,7 +145,7 @@ def _fit(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, 
         "matrices": len(method.targets(model)),
         "dropped": data.dropped if data else 0,
         "calibration": fitted.meta.get("calibration", {}),
-        "warnings": [*fitted.meta.get("warnings", []), *notes],
+        "warnings": [*fitted.meta.get("warnings", []), *notes_of(model), *notes],
         "memory": way.record(),
     }
 

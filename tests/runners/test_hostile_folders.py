@@ -65,6 +65,10 @@ def set_field(path: str, value: Any, file: str = "config.json") -> Edit:
     return edit
 
 
+def generation(**fields: Any) -> Edit:
+    return lambda folder: [set_field(key, value, "generation_config.json")(folder) for key, value in fields.items()]
+
+
 def write(name: str, text: str) -> Edit:
     return lambda folder: (folder / name).write_text(text)
 
@@ -135,6 +139,22 @@ ANY: dict[str, tuple[Edit, str]] = {
     "generation by code": (
         set_field("custom_generate", "a/b", "generation_config.json"),
         r"custom_generate of .*generation_config\.json",
+    ),
+    "end token a text": (generation(eos_token_id="x"), r"eos_token_id of .*generation_config\.json is 'x'"),
+    "end tokens null": (generation(eos_token_id=[None]), r"eos_token_id of .*\[None\], not a token id or a list"),
+    "start tokens": (generation(bos_token_id=[0]), r"bos_token_id of .*\[0\], not a token id \("),
+    "suppressed token": (generation(suppress_tokens=3), r"suppress_tokens of .* is 3, not a list of token ids"),
+    "padding true": (generation(pad_token_id=True), r"pad_token_id of .* is True, not a token id"),
+    "unknown cache": (
+        generation(cache_implementation="quux"),
+        r"generation settings of .*quux.*generation_config\.json",
+    ),
+    "no new tokens": (generation(max_new_tokens=-1), r"generation settings of .*greater than 0"),
+    "new tokens a text": (generation(max_new_tokens="many"), r"generation settings of .*str"),
+    "watermark a number": (generation(watermarking_config=3), r"generation settings of .*validate"),
+    "cache in the configuration": (
+        lambda f: ((f / "generation_config.json").unlink(), set_field("cache_implementation", "quux")(f)),
+        r"generation settings of .*quux.* in config\.json",
     ),
     "another configuration": (set_field("configuration_files", ["config.4.0.0.json"]), "configuration_files of"),
     "other weights": (set_field("transformers_weights", "../x.safetensors"), "transformers_weights of"),
