@@ -16,7 +16,7 @@ from torch import nn
 from ..foundation.errors import UserError, unknown
 from ..foundation.files import new_folder
 from .checkpoint import QUANT_METHOD, save_checkpoint
-from .folder_checks import check_folder
+from .folder_checks import check_folder, check_no_adapter
 from .generation_defaults import GENERATION_FILE
 from .layers import LowRankLinear
 from .loading import DTYPES, load_model
@@ -55,6 +55,7 @@ def export_dense(folder: Path, out: Path, dtype: str = "auto") -> Size:
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise unknown("dtype", dtype, ["auto", *DTYPES])
+    check_no_adapter(folder)
     if (folder / "config.json").exists():
         check_folder(folder)
     if not (folder / "config.json").is_file():
