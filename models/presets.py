@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ..foundation.errors import UserError, did_you_mean
 from ..foundation.files import sha256_folder
-from .folder_checks import check_files, check_folder
+from .folder_checks import check_files, check_folder, check_no_adapter
+from .headers import INDEX, SINGLE, weight_files
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,13 @@ def resolve_model(name: str, revision: str | None = None) -> ModelSource:
     folder = Path(location).expanduser()
     if name and folder.is_dir():
         check_files(folder)
+        check_no_adapter(folder)
         if not (folder / "config.json").is_file():
             raise UserError(f"the folder {folder} holds no model (config.json is missing); name a transformers folder")
-        if not any(folder.glob("*.safetensors")):
+        if not weight_files(folder):
             raise UserError(
-                f"the folder {folder} holds no weights (*.safetensors); save the model as safetensors first"
+                f"the folder {folder} holds no weights ({SINGLE}, or {INDEX} and its files); save the model as "
+                "safetensors first"
             )
         check_folder(folder)
         shown = name if preset else folder.resolve().name  # results travel, paths of this machine should not

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..foundation.errors import UserError
+from .claims import claim
 from .configs import load_config, reason
 from .generation_defaults import read_generation_defaults
 from .loading import load_skeleton, verify_folder
@@ -145,7 +146,7 @@ def open_streamed(location: str | Path, revision: str = "", device: str = "cpu",
     places = _stored_tensors(location, revision, download=True)
     model = _with_buffers(location, revision)
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    weights = DiskWeights(_placed(model, places, tied), tied, device, scratch)
+    weights = DiskWeights(_placed(model, places, tied, str(location)), tied, device, scratch)
     for name, module in model.named_modules():
         for key, buffer in module._buffers.items():
             if buffer is not None:
@@ -167,7 +168,7 @@ def why_not_streamed(location: str | Path, revision: str = "") -> str:
         places = _stored_tensors(location, revision, download=False)
         skeleton = load_skeleton(location, revision)
         if places:
-            _placed(skeleton, places, dict(getattr(skeleton, "all_tied_weights_keys", None) or {}))
+            _placed(skeleton, places, dict(getattr(skeleton, "all_tied_weights_keys", None) or {}), str(location))
     except NotStreamable as reason:
         return str(reason)
     return ""
@@ -214,17 +215,22 @@ def _stored_tensors(location: str | Path, revision: str, download: bool) -> dict
     return places
 
 
-def _placed(model: nn.Module, places: dict[str, _Stored], tied: dict[str, str]) -> dict[str, tuple[Path, str]]:
+def _placed(
+    model: nn.Module, places: dict[str, _Stored], tied: dict[str, str], where: str
+) -> dict[str, tuple[Path, str]]:
     """Give each tensor of the model its place; what transformers renames on load is renamed here by its own rules."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    claims = claim(model, places, where)
+    if claims.converted:
+        raise NotStreamable("its tensors are merged or cut while loading")
     found: dict[str, tuple[Path, str]] = {}
-    for key, name in _renamed(model, list(places), wanted).items():
-        if name in wanted:
-            if name in found:
-                raise NotStreamable(f"it stores {name} twice")
-            if places[key].shape != wanted[name]:
-                raise NotStreamable(f"its tensor {name} has another shape than its configuration says")
-            found[name] = (places[key].file, key)
+    for key, name in claims.names.items():
+        if name in found:
+            raise NotStreamable(f"it stores {name} twice")
+        if places[key].shape != wanted[name]:
+            raise NotStreamable(f"its tensor {name} has another shape than its configuration says")
+        found[name] = (places[key].file, key)
+    add_note(model, claims.note)
     double = sorted(name for name, source in tied.items() if name in found and name != source)
     if double:
         raise NotStreamable(f"it stores the tied tensor {double[0]} a second time")
@@ -232,25 +238,6 @@ def _placed(model: nn.Module, places: dict[str, _Stored], tied: dict[str, str]) 
     if absent:
         raise NotStreamable(f"it has no tensor {absent[0]}")
     return found
-
-
-def _renamed(model: nn.Module, keys: list[str], wanted: dict[str, Any]) -> dict[str, str]:
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-    rules = get_model_conversion_mapping(model)
-    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    prefix = getattr(model, "base_model_prefix", None)
-    result = {}
-    for key in keys:
-        name, converted = rename_source_key(key, renamings, converters, prefix, wanted)
-        if name not in wanted and key in wanted:
-            name, converted = key, None
-        if converted is not None and name in wanted:
-            raise NotStreamable("its tensors are merged or cut while loading")
-        result[key] = name
-    return result
 
 
 def _with_buffers(location: str | Path, revision: str) -> Any:
