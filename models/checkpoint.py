@@ -36,6 +36,7 @@ from ..foundation.errors import UserError
 from .layers import LowRankLinear
 from .layout import LOWRANK, Layout
 from .matrices import get_linear, low_rank_layers, matrices, replace_module
+from .saved import verify_saved
 
 QUANT_METHOD = LOWRANK
 
@@ -152,6 +153,9 @@ def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
         model: a transformers model, possibly with `LowRankLinear` layers.
         tokenizer: saved beside it, or None.
         folder: made if missing.
+
+    Raises:
+        UserError: what was written is not whole.
     """
     layers = low_rank_layers(model)
     quantizer = getattr(model, "hf_quantizer", None)
@@ -165,6 +169,7 @@ def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
     model.save_pretrained(folder, save_original_format=not layers)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+    verify_saved(model, folder)
 
 
 def describe(model: nn.Module) -> Layout:

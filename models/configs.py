@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..foundation.errors import UserError
-from .folder_checks import check_config, check_folder
+from .folder_checks import adapter_beside, check_config, check_folder
 
 
 def load_config(location: str | Path, revision: str = "") -> Any:
@@ -17,16 +17,20 @@ def load_config(location: str | Path, revision: str = "") -> Any:
         revision: hub commit, or empty for a folder.
 
     Raises:
-        UserError: a folder that `folder_checks` refuses, a hub model whose configuration chooses code or a foreign
-            quantisation, a model that needs code of its own, or a configuration that cannot be read.
+        UserError: a folder that `folder_checks` refuses, a hub model that holds a peft adapter or whose configuration
+            chooses code or a foreign quantisation, a model that needs code of its own, or a configuration that cannot
+            be read.
     """
     from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+    from transformers.utils.peft_utils import find_adapter_config_file
 
     from . import checkpoint
 
     checkpoint.register()
     if Path(location).is_dir():
         check_folder(Path(location))
+    elif find_adapter_config_file(str(location), revision=revision or None):
+        raise adapter_beside(str(location))
     try:
         raw, _ = PretrainedConfig.get_config_dict(str(location), revision=revision or None)
         check_config(raw, f"config.json of '{location}'")

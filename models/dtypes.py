@@ -11,9 +11,11 @@ from typing import Any
 import torch
 
 from ..foundation.errors import unknown
+from .claims import claim
 from .configs import load_config
+from .folder_checks import layout_of, read_object
 from .loading import DTYPES, load_skeleton, own_dtype
-from .streamed import NotStreamable, model_names, stored_tensors
+from .streamed import NotStreamable, stored_tensors
 
 OWN = "own"
 SAVE_DTYPES = (OWN, *DTYPES)
@@ -90,7 +92,8 @@ def _stored_dtypes(location: str | Path, revision: str) -> dict[str, torch.dtype
         return {}
     skeleton: Any = load_skeleton(location, revision)
     found: dict[str, torch.dtype] = {}
-    for key, (name, _) in model_names(skeleton, list(tensors), skeleton.state_dict()).items():
+    layout = layout_of(read_object(Path(location) / "config.json")) if Path(location).is_dir() else None
+    for key, name in claim(skeleton, tensors, str(location), layout).names.items():
         if tensors[key].dtype.startswith(_FLOATS) and 0 not in tensors[key].shape:  # empty: a factorised model's guard
             dtype = _BY_NAME.get(tensors[key].dtype, torch.float32)
             found[name] = torch.promote_types(found.get(name, dtype), dtype)  # several may be merged into one

@@ -17,14 +17,15 @@ from ..foundation.errors import UserError, unknown
 from ..foundation.files import new_folder
 from .checkpoint import QUANT_METHOD
 from .dtypes import OWN, SAVE_DTYPES, SaveDtypes, save_dtypes
-from .folder_checks import check_folder
+from .folder_checks import check_folder, check_no_adapter
+from .generation_defaults import GENERATION_FILE
 from .layers import LowRankLinear
 from .loading import DTYPES, load_model
 from .matrices import Size, low_rank_layers, model_size, replace_module
 from .shards import save_model
 
 _NOT_COPIED = (".safetensors", ".index.json")
-_WRITTEN_ANEW = ("config.json", "compression.json")
+_WRITTEN_ANEW = ("config.json", GENERATION_FILE, "compression.json")
 
 
 def is_factorised(folder: Path) -> bool:
@@ -58,6 +59,7 @@ def export_dense(folder: Path, out: Path, dtype: str = OWN) -> Size:
     dtype = OWN if dtype == "auto" else dtype
     if dtype not in SAVE_DTYPES:
         raise unknown("dtype", dtype, SAVE_DTYPES)
+    check_no_adapter(folder)
     if (folder / "config.json").exists():
         check_folder(folder)
     if not (folder / "config.json").is_file():

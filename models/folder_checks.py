@@ -6,6 +6,7 @@ Reads headers and JSON only; imports neither torch nor transformers. `check_fold
 from __future__ import annotations
 
 import json
+import os
 import stat
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -13,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ..foundation.errors import UserError
+from .generation_defaults import GENERATION_FILE, check_token_ids
 from .headers import Header, read_headers, weight_files
 from .layout import LOWRANK, Layout, check_tensors
+
+ADAPTER_FILE = "adapter_config.json"
+"""Where transformers finds it, it loads the adapter as well, and saving writes the adapter alone."""
 
 _READ_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 _JSON_BYTES = 256 << 20
@@ -48,11 +53,15 @@ def check_folder(folder: Path) -> dict[str, Header]:
         UserError: names the file and the field or tensor.
     """
     check_files(folder)
+    check_no_adapter(folder)
     config = read_object(folder / "config.json")
     check_config(config, str(folder / "config.json"))
-    for name in ("generation_config.json", "tokenizer_config.json"):
+    for name in (GENERATION_FILE, "tokenizer_config.json"):
         if (folder / name).exists():
-            _check_code_fields(read_object(folder / name), str(folder / name))
+            found = read_object(folder / name)
+            _check_code_fields(found, str(folder / name))
+            if name == GENERATION_FILE:
+                check_token_ids(found, str(folder / name))
     if (folder / "hf_quant_config.json").exists():
         raise _quantised(str(folder / "hf_quant_config.json"), "modelopt")
     layout = layout_of(config)
@@ -64,6 +73,30 @@ def check_folder(folder: Path) -> dict[str, Header]:
         check_tensors(layout, {name: header.shape for name, header in headers.items()}, str(folder))
     _check_sizes(config, headers, str(folder / "config.json"))
     return headers
+
+
+def check_no_adapter(folder: Path) -> None:
+    """Check that a folder holds a model rather than a peft adapter, or both.
+
+    Raises:
+        UserError: says how to merge them.
+    """
+    if os.path.lexists(folder / ADAPTER_FILE):
+        raise adapter_beside(str(folder))
+
+
+def adapter_beside(location: str) -> UserError:
+    """Return the error of a folder or hub model that holds a peft adapter: how to merge it, or to do without."""
+    folder = str(Path(location).resolve()) if Path(location).is_dir() else Path(location).name
+    load, without = f"AutoPeftModelForCausalLM.from_pretrained({location!r})", ""
+    if (Path(location) / "config.json").is_file():  # peft would apply it twice to a base in the same folder
+        load = f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({location!r}), '{folder}-adapter')"
+        without = f"move adapter_* into '{folder}-adapter' to use the model alone, or then "
+    return UserError(
+        f"'{location}' holds {ADAPTER_FILE}, a peft adapter, which some loaders apply and others do not; {without}"
+        f"merge both with peft, {load}.merge_and_unload().save_pretrained('{folder}-merged'), copy the tokenizer's "
+        f"files there, and name '{folder}-merged'"
+    )
 
 
 def layout_of(config: Mapping[str, Any]) -> Layout | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +38,17 @@ class Header:
         """Number of entries."""
         return math.prod(self.shape)
 
+    @property
+    def bytes(self) -> int:
+        """Size of the data; names of dtypes end in their bits (``BF16``, ``F8_E4M3``)."""
+        bits = re.search(r"\d+", self.dtype)
+        return self.parameters * (int(bits[0]) if bits else 8) // 8
+
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a folder: those that its index names, else all; none where there are none.
+    """Return the safetensors files that loaders read: those that the folder's index names, else ``model.safetensors``.
+
+    Others beside them (an adapter's, a copy in another layout) do not count. Empty where there are none.
 
     Raises:
         UserError: an index that cannot be read, names a file outside the folder or one that is not there, or lies
@@ -47,7 +56,7 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index = folder / INDEX
     if not index.is_file():
-        return sorted(folder.glob("*.safetensors"))
+        return [folder / SINGLE] if (folder / SINGLE).is_file() else []
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(places.values()))

@@ -1,19 +1,20 @@
 """Loading models and tokenizers, dense and factorised, with errors that name the file."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from ..foundation.errors import UserError
+from .claims import claim, left_out_note
 from .configs import load_config, reason
 from .folder_checks import check_folder, check_tokenizer, layout_of, read_object
-from .headers import check_shapes
+from .generation_defaults import read_generation_defaults
+from .headers import INDEX, SINGLE, check_shapes, weight_files
 from .matrices import Size, low_rank_layers, model_size
+from .notes import add_note, notes_of
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -39,8 +40,8 @@ def load_model(location: str | Path, revision: str = "", dtype: str = "float32",
     from transformers import AutoModelForCausalLM
 
     eager = load_config(location, revision)._attn_implementation == "eager"
-    if Path(location).is_dir():
-        verify_folder(Path(location))
+    settings, note = read_generation_defaults(location, revision)
+    notes = notes_of(verify_folder(Path(location))) if Path(location).is_dir() else []
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             str(location),
@@ -70,6 +71,12 @@ def load_model(location: str | Path, revision: str = "", dtype: str = "float32",
                 raise UserError(
                     f"the tensor {name}.{key} of '{location}' holds NaN or infinity; make the checkpoint again"
                 )
+    unused = left_out_note(model, found["unexpected_keys"], str(location))
+    for sentence in notes or [unused]:
+        add_note(model, sentence)
+    if model.can_generate():
+        model.generation_config = settings
+        add_note(model, note)
     return model.to(device).eval()
 
 
@@ -112,6 +119,8 @@ def load_skeleton(location: str | Path, revision: str = "") -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     config = load_config(location, revision)
+    if Path(location).is_dir():
+        read_generation_defaults(location)
     try:
         with torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -123,26 +132,32 @@ def load_skeleton(location: str | Path, revision: str = "") -> nn.Module:
     if Path(location).is_dir() and (headers := check_folder(Path(location))):
         announced = layout_of(read_object(Path(location) / "config.json"))
         check_shapes(skeleton, headers, announced, str(location))
+        add_note(skeleton, claim(skeleton, headers, str(location), announced).note)
     return cast(nn.Module, skeleton)
 
 
-def verify_folder(folder: Path) -> None:
+def verify_folder(folder: Path) -> nn.Module:
     """Check that a model folder is whole before anything is loaded.
 
     transformers fills missing tensors with noise and only warns, so every safetensors file is opened, every file that
-    an index names must exist, and every tensor must have the shape that ``config.json`` announces. Nothing is
-    allocated: headers are compared with a model on the meta device.
+    an index names must exist, and every tensor must have the shape that ``config.json`` announces and a module that
+    uses it. Nothing is allocated: headers are compared with a model on the meta device.
+
+    Returns:
+        That model, see `load_skeleton`; `notes_of` it are what a loaded model should carry.
 
     Raises:
         UserError: names the file and the tensor or field.
     """
     if not check_folder(folder):
-        raise UserError(f"{folder} holds no *.safetensors file; make the checkpoint again")
-    load_skeleton(folder)
+        raise UserError(f"{folder} holds neither {SINGLE} nor {INDEX}; make the checkpoint again")
+    return load_skeleton(folder)
 
 
 def weights_size(location: str | Path, revision: str = "") -> Size:
     """Return parameters and bytes of a model's weights: from its safetensors files, or for a hub id from its shape.
+
+    Of a folder only the files that loaders read are counted, and of those not what the model leaves out.
 
     Args:
         location: folder or hub id.
@@ -152,9 +167,10 @@ def weights_size(location: str | Path, revision: str = "") -> Size:
         skeleton = cast(Any, load_skeleton(location, revision))
         parameters = model_size(skeleton).parameters
         return Size(parameters, parameters * DTYPES[own_dtype(skeleton.config)].itemsize)
-    parameters = size = 0
-    for file in sorted(Path(location).glob("*.safetensors")):
-        size += file.stat().st_size
-        with safe_open(file, framework="pt") as tensors:
-            parameters += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
-    return Size(parameters, size)
+    folder, skeleton = Path(location), load_skeleton(location)
+    headers = check_folder(folder)
+    layout = layout_of(read_object(folder / "config.json"))
+    unused = [headers[name] for name in claim(skeleton, headers, str(folder), layout).left_out]
+    parameters = sum(header.parameters for header in headers.values())
+    size = sum(file.stat().st_size for file in weight_files(folder))
+    return Size(parameters - sum(header.parameters for header in unused), size - sum(header.bytes for header in unused))

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..foundation.errors import UserError, did_you_mean
-from .folder_checks import check_files, check_folder
+from .folder_checks import check_files, check_folder, check_no_adapter
+from .headers import INDEX, SINGLE, weight_files
 from .identity import model_sha256
 
 
@@ -92,11 +93,13 @@ def resolve_model(name: str, revision: str | None = None) -> ModelSource:
     folder = Path(location).expanduser()
     if name and folder.is_dir():
         check_files(folder)
+        check_no_adapter(folder)
         if not (folder / "config.json").is_file():
             raise UserError(f"the folder {folder} holds no model (config.json is missing); name a transformers folder")
-        if not any(folder.glob("*.safetensors")):
+        if not weight_files(folder):
             raise UserError(
-                f"the folder {folder} holds no weights (*.safetensors); save the model as safetensors first"
+                f"the folder {folder} holds no weights ({SINGLE}, or {INDEX} and its files); save the model as "
+                "safetensors first"
             )
         check_folder(folder)
         sha256 = model_sha256(folder)

@@ -17,6 +17,7 @@ from ..foundation.files import sync
 from .checkpoint import LowRankConfig, describe, save_checkpoint
 from .dtypes import SaveDtypes
 from .matrices import low_rank_layers
+from .saved import verify_saved
 from .streamed import weights_of
 
 SHARD_BYTES = 5 * 10**9
@@ -142,6 +143,9 @@ def save_streamed(model: Any, tokenizer: Any, folder: Path, dtypes: SaveDtypes, 
         folder: made if missing.
         dtypes: of the written floating-point tensors.
         limit_bytes: of one file.
+
+    Raises:
+        UserError: what was written is not whole.
     """
     weights = weights_of(model)
     if weights is None:
@@ -172,3 +176,4 @@ def save_streamed(model: Any, tokenizer: Any, folder: Path, dtypes: SaveDtypes, 
         guard = config.quantization_config.layout.guard
         promises.append(Promise(guard, (0,), torch.float32, lambda: torch.empty(0)))
     write_shards(promises, folder, limit_bytes)
+    verify_saved(model, folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..foundation.errors import UserError
+from .claims import claim
 from .configs import load_config, reason
+from .generation_defaults import read_generation_defaults
+from .headers import INDEX, SINGLE, Header, read_headers
 from .loading import load_skeleton, verify_folder
+from .notes import add_note
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
 _ATTRIBUTE = "lowrank_weights"
 
 
@@ -143,7 +144,7 @@ def open_streamed(location: str | Path, revision: str = "", device: str = "cpu",
     places = _stored_tensors(location, revision, download=True)
     model = _with_buffers(location, revision)
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    weights = DiskWeights(_placed(model, places, tied), tied, device, scratch)
+    weights = DiskWeights(_placed(model, places, tied, str(location)), tied, device, scratch)
     for name, module in model.named_modules():
         for key, buffer in module._buffers.items():
             if buffer is not None:
@@ -165,22 +166,13 @@ def why_not_streamed(location: str | Path, revision: str = "") -> str:
         places = _stored_tensors(location, revision, download=False)
         skeleton = load_skeleton(location, revision)
         if places:
-            _placed(skeleton, places, dict(getattr(skeleton, "all_tied_weights_keys", None) or {}))
+            _placed(skeleton, places, dict(getattr(skeleton, "all_tied_weights_keys", None) or {}), str(location))
     except NotStreamable as reason:
         return str(reason)
     return ""
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A tensor of a checkpoint: its file, shape and dtype as safetensors names it, such as ``BF16``."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str
-
-
-def _stored_tensors(location: str | Path, revision: str, download: bool) -> dict[str, Stored]:
+def _stored_tensors(location: str | Path, revision: str, download: bool) -> dict[str, Header]:
     """Return where every tensor of a checkpoint lies, by its name on disk; empty for a hub model not downloaded yet."""
     if Path(location).is_dir():
         verify_folder(Path(location))
@@ -189,7 +181,7 @@ def _stored_tensors(location: str | Path, revision: str, download: bool) -> dict
     return stored_tensors(location, revision, download)
 
 
-def stored_tensors(location: str | Path, revision: str, download: bool) -> dict[str, Stored]:
+def stored_tensors(location: str | Path, revision: str, download: bool) -> dict[str, Header]:
     """Return every tensor of a checkpoint, dense or factorised, by its name on disk.
 
     Args:
@@ -213,33 +205,33 @@ def stored_tensors(location: str | Path, revision: str, download: bool) -> dict[
         )
         return Path(found) if found else None
 
-    index = find(_INDEX)
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index else [_SINGLE]
+    index = find(INDEX)
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index else [SINGLE]
     files = [find(name) for name in names]
     if not download and None in files and not Path(location).is_dir():
         return {}
-    places = {}
-    for name, file in zip(names, files, strict=True):
-        if file is None:
-            raise NotStreamable(f"it has no {name}")
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118
-                part = tensors.get_slice(key)
-                places[key] = Stored(file, tuple(part.get_shape()), part.get_dtype())
-    return places
+    absent = next((name for name, file in zip(names, files, strict=True) if file is None), None)
+    if absent:
+        raise NotStreamable(f"it has no {absent}")
+    return read_headers(file for file in files if file)
 
 
-def _placed(model: nn.Module, places: dict[str, Stored], tied: dict[str, str]) -> dict[str, tuple[Path, str]]:
+def _placed(
+    model: nn.Module, places: dict[str, Header], tied: dict[str, str], where: str
+) -> dict[str, tuple[Path, str]]:
     """Give each tensor of the model its place; what transformers renames on load is renamed here by its own rules."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    claims = claim(model, places, where)
+    if claims.converted:
+        raise NotStreamable("its tensors are merged or cut while loading")
     found: dict[str, tuple[Path, str]] = {}
-    for key, name in _renamed(model, list(places), wanted).items():
-        if name in wanted:
-            if name in found:
-                raise NotStreamable(f"it stores {name} twice")
-            if places[key].shape != wanted[name]:
-                raise NotStreamable(f"its tensor {name} has another shape than its configuration says")
-            found[name] = (places[key].file, key)
+    for key, name in claims.names.items():
+        if name in found:
+            raise NotStreamable(f"it stores {name} twice")
+        if places[key].shape != wanted[name]:
+            raise NotStreamable(f"its tensor {name} has another shape than its configuration says")
+        found[name] = (places[key].file, key)
+    add_note(model, claims.note)
     double = sorted(name for name, source in tied.items() if name in found and name != source)
     if double:
         raise NotStreamable(f"it stores the tied tensor {double[0]} a second time")
@@ -249,41 +241,10 @@ def _placed(model: nn.Module, places: dict[str, Stored], tied: dict[str, str]) -
     return found
 
 
-def _renamed(model: nn.Module, keys: list[str], wanted: dict[str, Any]) -> dict[str, str]:
-    found = model_names(model, keys, wanted)
-    if any(merged and name in wanted for name, merged in found.values()):
-        raise NotStreamable("its tensors are merged or cut while loading")
-    return {key: name for key, (name, _) in found.items()}
-
-
-def model_names(model: nn.Module, keys: list[str], wanted: dict[str, Any]) -> dict[str, tuple[str, bool]]:
-    """Return the model's name for each tensor on disk, and whether transformers merges or cuts it while loading.
-
-    Args:
-        model: a dense skeleton.
-        keys: names on disk.
-        wanted: the model's ``state_dict``, or anything else under its names.
-    """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-    rules = get_model_conversion_mapping(model)
-    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    prefix = getattr(model, "base_model_prefix", None)
-    result = {}
-    for key in keys:
-        name, converted = rename_source_key(key, renamings, converters, prefix, wanted)
-        if name not in wanted and key in wanted:
-            name, converted = key, None
-        result[key] = name, converted is not None
-    return result
-
-
 def _with_buffers(location: str | Path, revision: str) -> Any:
     """Build the model with its parameters on the meta device and its buffers computed."""
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     config = load_config(location, revision)
@@ -296,10 +257,6 @@ def _with_buffers(location: str | Path, revision: str) -> Any:
             f"({reason(error)}); name another model"
         ) from error
     if model.can_generate():
-        asked: dict[str, Any] = {"revision": revision or None}
-        try:
-            model.generation_config = GenerationConfig.from_pretrained(str(location), **asked)
-        except OSError:
-            asked |= {"config_file_name": "config.json", "_from_model_config": True}
-            model.generation_config = GenerationConfig.from_pretrained(str(location), **asked)
+        model.generation_config, note = read_generation_defaults(location, revision)
+        add_note(model, note)
     return model

@@ -27,6 +27,7 @@ from ..models.dtypes import SAVE_DTYPES, save_dtypes
 from ..models.footprint import context_length
 from ..models.loading import load_skeleton, load_tokenizer
 from ..models.matrices import model_size
+from ..models.notes import notes_of
 from ..models.presets import ModelSource, resolve_model
 from ..models.shards import save_model
 from ..models.untouched import Untouched, untouched
@@ -177,7 +178,7 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
         torch.manual_seed(request.seed)  # as each stage of a sweep does, so that the same configuration gives the same
         with reporting(progress):
             report = method.compress(model, fitted, found.budget, trainer if method.trains else None, data)
-        warnings = [*fitted.meta.get("warnings", []), *notes]
+        warnings = [*fitted.meta.get("warnings", []), *notes_of(model), *notes]
         save_model(model, tokenizer, folder, save_dtypes(found.save_dtype, source.location, source.revision))
         shutil.rmtree(folder / _FIT_FOLDER, ignore_errors=True)
         kept = untouched(model, report.dense)

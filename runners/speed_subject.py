@@ -10,6 +10,7 @@ from typing import Any
 from ..foundation.errors import UserError
 from ..foundation.files import canonical_json, digest, read_json
 from ..models.export import is_factorised
+from ..models.folder_checks import check_no_adapter
 from ..models.identity import model_sha256
 from ..models.loading import DTYPES, load_skeleton, verify_folder, weights_size
 from ..models.matrices import model_size
@@ -72,6 +73,7 @@ def find_subject(name: str, seed: int | None = None, storage: str | None = None)
     else:
         folder = checkpoint_folder(name)
         shown = folder.resolve().name
+    check_no_adapter(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"the folder {folder} holds no model (config.json is missing); name a checkpoint's folder")
     verify_folder(folder)

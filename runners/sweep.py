@@ -158,10 +158,10 @@ def plan_warnings(plan: Plan) -> list[str]:
 
 
 def fit_warnings(plan: Plan) -> list[str]:
-    """Return what the finished fits warn of, each sentence once."""
+    """Return what finished finetunings and fits warn of, each sentence once."""
     found: dict[str, None] = {}
     for key, stage in plan.stages.items():
-        if stage.kind == "fit":
+        if stage.kind in ("finetune", "fit"):
             found |= dict.fromkeys(plan.store.read(key)["result"].get("warnings", []))
     return list(found)
 

@@ -25,6 +25,7 @@ from ..methods.fitted import Fitted
 from ..models.dtypes import SaveDtypes, save_dtypes
 from ..models.footprint import context_length
 from ..models.loading import load_model, load_skeleton, load_tokenizer, weights_size
+from ..models.notes import notes_of
 from ..models.shards import save_model
 from .data import TaskData, load_task_data
 from .memory import Way, compress_way, fit_way, open_model
@@ -141,7 +142,12 @@ def _finetune(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
     trainer = _trainer(stage, data, progress, _resumable(stage, folder))
     log = trainer.train(model, trainer.total_steps)
     _save_trained(stage, trainer, model, tokenizer, folder)
-    return {"training": asdict(log), "examples": len(data.items), "dropped": data.dropped}
+    return {
+        "training": asdict(log),
+        "examples": len(data.items),
+        "dropped": data.dropped,
+        "warnings": notes_of(model),
+    }
 
 
 def _fit(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
@@ -156,7 +162,7 @@ def _fit(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, 
         "dropped": data.dropped if data else 0,
         "calibration": fitted.meta.get("calibration", {}),
         "added_jitter": fitted.meta.get("added_jitter", {}),
-        "warnings": [*fitted.meta.get("warnings", []), *notes],
+        "warnings": [*fitted.meta.get("warnings", []), *notes_of(model), *notes],
         "memory": way.record(),
     }
 

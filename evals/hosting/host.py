@@ -18,6 +18,7 @@ from typing import Any
 
 from ...foundation.errors import UserError
 from ...foundation.nursery import Child, Nursery
+from ...models.headers import weight_files
 from ...models.loading import load_tokenizer
 from ..engines.base import Completion, Engine, Progress, Sampling, engines
 from .child import Opening, serve
@@ -260,4 +261,4 @@ def end_idle() -> None:
 
 def _is_small(checkpoint: str | Path) -> bool:
     folder = Path(checkpoint)
-    return folder.is_dir() and sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= KEPT_BYTES
+    return folder.is_dir() and sum(file.stat().st_size for file in weight_files(folder)) <= KEPT_BYTES

@@ -206,7 +206,7 @@ DAMAGE = {
     "cut in the header": ("lowrank", cut(300), r"model\.safetensors is corrupt or cut short"),
     "cut in the tensors": ("lowrank", cut(-40), r"model\.safetensors is corrupt or cut short"),
     "empty file": ("dense", cut(0), r"model\.safetensors is corrupt or cut short"),
-    "no weights": ("dense", lambda f: (f / "model.safetensors").unlink(), r"holds no \*\.safetensors file"),
+    "no weights": ("dense", lambda f: (f / "model.safetensors").unlink(), r"holds neither model\.safetensors nor"),
     "factor gone": ("lowrank", edit_tensors(lambda t: t.pop(f"{UP}.lr_b")), rf"lacks the tensor {UP}\.lr_b"),
     "bias gone": ("lowrank", edit_tensors(lambda t: t.pop(f"{QUERY}.bias")), rf"tensor {QUERY}\.bias is missing"),
     "norm gone": ("dense", edit_tensors(lambda t: t.pop("model.norm.weight")), r"model\.norm\.weight is missing"),

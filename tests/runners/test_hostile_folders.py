@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,16 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.configs import load_config
 from lowrank_bench.models.export import export_dense
 from lowrank_bench.models.layers import LowRankLinear
-from lowrank_bench.models.loading import load_model, load_skeleton, load_tokenizer
+from lowrank_bench.models.loading import load_model, load_skeleton, load_tokenizer, weights_size
 from lowrank_bench.models.matrices import get_linear, replace_module
 from lowrank_bench.models.presets import PRESETS
 from lowrank_bench.models.streamed import open_streamed
@@ -65,6 +68,10 @@ def set_field(path: str, value: Any, file: str = "config.json") -> Edit:
     return edit
 
 
+def generation(**fields: Any) -> Edit:
+    return lambda folder: [set_field(key, value, "generation_config.json")(folder) for key, value in fields.items()]
+
+
 def write(name: str, text: str) -> Edit:
     return lambda folder: (folder / name).write_text(text)
 
@@ -83,6 +90,14 @@ def tensors(**changes: Any) -> Edit:
         for factor, change in changes.items():
             found[f"{QUERY}.{factor}"] = change(found[f"{QUERY}.{factor}"]).contiguous()
         save_file(found, folder / "model.safetensors", {"format": "pt"})
+
+    return edit
+
+
+def extra(name: str) -> Edit:
+    def edit(folder: Path) -> None:
+        found = load_file(folder / "model.safetensors")
+        save_file(found | {name: torch.ones(2, 2)}, folder / "model.safetensors", {"format": "pt"})
 
     return edit
 
@@ -136,6 +151,22 @@ ANY: dict[str, tuple[Edit, str]] = {
         set_field("custom_generate", "a/b", "generation_config.json"),
         r"custom_generate of .*generation_config\.json",
     ),
+    "end token a text": (generation(eos_token_id="x"), r"eos_token_id of .*generation_config\.json is 'x'"),
+    "end tokens null": (generation(eos_token_id=[None]), r"eos_token_id of .*\[None\], not a token id or a list"),
+    "start tokens": (generation(bos_token_id=[0]), r"bos_token_id of .*\[0\], not a token id \("),
+    "suppressed token": (generation(suppress_tokens=3), r"suppress_tokens of .* is 3, not a list of token ids"),
+    "padding true": (generation(pad_token_id=True), r"pad_token_id of .* is True, not a token id"),
+    "unknown cache": (
+        generation(cache_implementation="quux"),
+        r"generation settings of .*quux.*generation_config\.json",
+    ),
+    "no new tokens": (generation(max_new_tokens=-1), r"generation settings of .*greater than 0"),
+    "new tokens a text": (generation(max_new_tokens="many"), r"generation settings of .*str"),
+    "watermark a number": (generation(watermarking_config=3), r"generation settings of .*validate"),
+    "cache in the configuration": (
+        lambda f: ((f / "generation_config.json").unlink(), set_field("cache_implementation", "quux")(f)),
+        r"generation settings of .*quux.* in config\.json",
+    ),
     "another configuration": (set_field("configuration_files", ["config.4.0.0.json"]), "configuration_files of"),
     "other weights": (set_field("transformers_weights", "../x.safetensors"), "transformers_weights of"),
     "own code": (
@@ -149,6 +180,15 @@ ANY: dict[str, tuple[Edit, str]] = {
     "quantised by name only": (set_field(Q, "fp8"), rf"{Q} of .*not an object with a quant_method"),
     "quantised, a list": (set_field(Q, [1]), rf"{Q} of .*not an object with a quant_method"),
     "quantised, method a number": (set_field(Q, {"quant_method": 4}), rf"{Q} of .*not an object with a quant_method"),
+    "adapter": (write("adapter_config.json", "{}"), "adapter_config.json, a peft adapter.*merge_and_unload"),
+    "adapter no JSON": (write("adapter_config.json", ""), "adapter_config.json, a peft adapter.*merge_and_unload"),
+    "adapter alone": (
+        lambda f: (write("adapter_config.json", "{}")(f), (f / "config.json").unlink()),
+        "adapter_config.json, a peft adapter.*merge_and_unload",
+    ),
+    "adapter leads nowhere": (link("adapter_config.json", "away"), r"adapter_config\.json( leads nowhere|, a peft)"),
+    "a layer more": (set_field("num_hidden_layers", 1), r"no module of the LlamaForCausalLM .*model\.layers\.1\."),
+    "a tensor more": (extra("model.foo"), r"no module of .* uses 1 stored tensor, model\.foo;"),
     "modelopt": (write("hf_quant_config.json", "{}"), r"hf_quant_config\.json .*modelopt"),
     "width 1e7": (set_field("hidden_size", 10**7), r"hidden_size of .*config\.json is 10000000"),
     "layers 1e7": (set_field("num_hidden_layers", 10**7), r"num_hidden_layers of .*config\.json is 10000000"),
@@ -188,6 +228,11 @@ FACTORISED: dict[str, tuple[Edit, str]] = {
     "guard a number": (set_field(f"{Q}/guard", 3), rf"{Q}\.guard of config\.json"),
     "guard of another": (set_field(f"{Q}/guard", "lm_head.weight"), rf"{Q}\.guard of config\.json"),
     "version a list": (set_field(f"{Q}/version", [1]), r"layout version \[1\]"),
+    "a tensor more": (extra("model.foo"), r"no module of .* uses 1 stored tensor, model\.foo;"),
+    "factors of a dense layer": (
+        extra("model.layers.0.mlp.up_proj.lr_a"),
+        r"up_proj\.lr_a",
+    ),
     "version 1.0": (set_field(f"{Q}/version", 1.0), r"layout version 1\.0"),
 }
 
@@ -241,7 +286,8 @@ def test_every_command_refuses_a_broken_folder_in_a_sentence(originals: Path, tm
     edit, message = ANY[case]
     folder = broken(originals, "dense", edit, tmp_path / "model")
     for command in COMMANDS:
-        unbuilt = command == "export" and case in ("own code", "no heads")  # refused as dense before it is built
+        late = case in ("own code", "no heads") or message.startswith(("generation settings", "no module of"))
+        unbuilt = command == "export" and late  # refused as dense before it is built
         refuse(command, folder, tmp_path / "out", "is not factorised" if unbuilt else message)
     with pytest.raises(UserError):
         open_streamed(folder)
@@ -277,6 +323,38 @@ def test_a_factorised_model_is_not_compressed_again(originals: Path, tmp_path: P
     refuse(command, folder, tmp_path / "out", "factorised already, and a ratio counts from the original")
     export_dense(folder, tmp_path / "dense")
     foresee(request(tmp_path / "dense", tmp_path / "out"))
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["beside its model", "alone"])
+def test_what_is_said_of_an_adapter_works(originals: Path, tmp_path: Path, beside: bool) -> None:
+    base = broken(originals, "dense", lambda f: None, tmp_path / "base")
+    config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    wrapped, plain = peft.get_peft_model(load_model(base), config), load_model(base)
+    folder = base if beside else tmp_path / "model"
+    wrapped.save_pretrained(folder)
+    with pytest.raises(UserError) as caught:
+        foresee(request(folder, tmp_path / "out"))
+    if beside:
+        (tmp_path / "base-adapter").mkdir()
+        for file in folder.glob("adapter_*"):
+            file.rename(tmp_path / "base-adapter" / file.name)
+        assert f"move adapter_* into '{folder}-adapter'" in str(caught.value)
+    said = re.search(r"(Auto)?Peft\w+\..*\.save_pretrained\('[^']*'\)", str(caught.value))
+    assert said
+    eval(said[0], vars(peft) | {"AutoModelForCausalLM": AutoModelForCausalLM})
+    merged, ids = load_model(f"{folder}-merged"), torch.randint(3, 400, (2, 7))
+    with torch.no_grad():
+        expected, found = wrapped(input_ids=ids).logits, merged(input_ids=ids).logits
+        assert torch.allclose(found, expected, atol=1e-4)
+        assert not torch.allclose(plain(input_ids=ids).logits, expected, atol=1e-2)
+
+
+def test_adapter_weights_alone_are_read_by_nobody(originals: Path, tmp_path: Path) -> None:
+    folder = broken(originals, "dense", lambda f: None, tmp_path / "model")
+    before = weights_size(folder)
+    save_file({"base_model.model.x.lora_A.weight": torch.ones(2, 2)}, folder / "adapter_model.safetensors")
+    foresee(request(folder, tmp_path / "out"))
+    assert weights_size(folder) == before
 
 
 def test_auto_model_loads_factors_without_a_head(originals: Path) -> None:
