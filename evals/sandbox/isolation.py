@@ -47,7 +47,7 @@ _ALLOW = (
 )
 
 _PROBE = """
-import ctypes, os, resource, signal, socket
+import ctypes, mmap, os, resource, signal, socket
 def probe(port, marker, name, folders, variables):
     held = {}
     with socket.socket() as s:
@@ -77,11 +77,20 @@ def probe(port, marker, name, folders, variables):
     held["new namespaces"] = libc.unshare(0x10000000) != 0
     held["shared memory"] = libc.shmget(0, 1 << 20, 0o1600) < 0
     held["file watches"] = libc.inotify_init1(0) < 0
+    held["host name"] = os.uname().nodename == "sandbox"
+    held["terminals"] = not os.path.exists("/dev/ptmx")
+    held["pending signals"] = 0 < resource.getrlimit(resource.RLIMIT_SIGPENDING)[1] <= 64
+    held["huge pages"] = errno_of(lambda: mmap.mmap(-1, 1 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)) == 1
     held["memory limit"] = fails(lambda: bytearray(3 << 29), MemoryError)
     held["file limit"] = all(fails(lambda: fill(path, 17), OSError) for path in ("/tmp/" + name, "/dev/shm/" + name))
     held["processor limit"] = 0 < resource.getrlimit(resource.RLIMIT_CPU)[1] < 3600
     held["process limit"] = fails(multiply, OSError)
     return held
+def errno_of(action):
+    try:
+        action()
+    except OSError as error:
+        return error.errno
 def fails(action, error):
     try:
         action()
