@@ -5,6 +5,8 @@
 ``{pid}`` the grader's own process.
 """
 
+from lowrank_bench.evals.sandbox.wire import encode
+
 TRICKS = {
     "sys-exit": "import sys\nsys.exit(0)",
     "sys-exit-in-call": "import sys\ndef f(x): sys.exit(0)",
@@ -39,12 +41,12 @@ TRICKS = {
     "modules": "import sys\nfor m in list(sys.modules): sys.modules[m] = None\ndef f(x): return 0",
     "printed-verdict": "print('PASS', 'passed', flush=True)\ndef f(x):\n    print('PASS')\n    return 0",
     "forged-messages": (
-        "import os, sys\nencode = sys._getframe(1).f_globals['encode']\nbody = encode(('value', encode(2), None))\n"
+        f"import os\nbody = {encode(('value', encode(2), None))!r}\n"
         "for fd in range(64):\n    try: os.write(fd, len(body).to_bytes(8, 'big') + body)\n"
         "    except OSError: pass\ndef f(x): return 0"
     ),
     "forged-verdict": (
-        "import os, sys\nbody = sys._getframe(1).f_globals['encode'](('passed', ''))\nfor fd in range(64):\n"
+        f"import os\nbody = {encode(('passed', ''))!r}\nfor fd in range(64):\n"
         "    try: os.write(fd, b'r' + len(body).to_bytes(8, 'big') + body)\n    except OSError: pass\ndef f(x): return 0"
     ),
     "read-open-files": (
