@@ -42,7 +42,6 @@ if TYPE_CHECKING:  # `typing` is slow to import, and this starts once per server
     from collections.abc import Sequence
 
 NOBODY = 65534
-_DEVICES = ("null", "zero", "full", "random", "urandom")
 _OLD = "/old"
 
 
@@ -62,7 +61,7 @@ def main(
         grader: the process that started this one; without it there is nothing to do.
         own_users: whether the machine's superuser runs this; otherwise a user namespace is needed.
         kept: capabilities that the command keeps.
-        view: what it sees: ``bind`` or ``link``, path, source.
+        view: what it sees: ``bind``, ``device`` or ``link``, path, source.
         tmp_bytes: size of its /tmp.
         command: program and arguments, as seen from inside.
     """
@@ -116,11 +115,7 @@ def _build(view: Sequence[tuple[str, str, str]], tmp_bytes: int) -> None:
         if kind == "link":
             os.symlink(source, path)
         else:
-            _bind(source, path, ATTR_READ_ONLY | ATTR_NOSUID | ATTR_NODEV)
-    for name in _DEVICES:
-        _bind(f"/dev/{name}", f"/dev/{name}", ATTR_READ_ONLY | ATTR_NOSUID | ATTR_NOEXEC)
-    for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
-        os.symlink(f"/proc/self/fd{target}", f"/dev/{name}")
+            _bind(source, path, ATTR_READ_ONLY | ATTR_NOSUID | (ATTR_NOEXEC if kind == "device" else ATTR_NODEV))
     for folder in ("/dev/shm", "/proc", "/tmp"):
         os.mkdir(folder)
     mount("proc", "/proc", "proc", NOSUID | NODEV | NOEXEC)

@@ -27,6 +27,7 @@ from kernel import (  # type: ignore[import-not-found]
     NOSUID,
     give_up_privileges,
     mount,
+    name_host,
     private_mounts,
     seal,
     unshare,
@@ -39,6 +40,9 @@ for _name in (
     *("operator", "random", "re", "string", "sys", "time", "typing"),
 ):
     __import__(_name)
+
+HOST_NAME = "sandbox"
+"""What a candidate finds as its host's and domain's name."""
 
 FAILED = 70
 """Exit code of a child that did not get as far as the program."""
@@ -124,6 +128,7 @@ def keep_candidate(
     """Start a candidate in new namespaces, tell the parent of their first process, and wait for its end."""
     try:
         unshare(NEW_OTHERS)
+        name_host(HOST_NAME)
         ready, go = os.pipe()
         first = os.fork()
     except OSError:
@@ -159,7 +164,10 @@ def _first_process(fds: list[int], status: int, uid: int, numbers: list[int], tm
         start = fd + 1
     os.closerange(start, 1024)
     private_mounts()
-    mount("proc", "/proc", "proc", NOSUID | NODEV | NOEXEC)
+    try:  # processes alone: neither the machine's boot id and command line nor its settings
+        mount("proc", "/proc", "proc", NOSUID | NODEV | NOEXEC, "subset=pid")
+    except OSError:  # before Linux 5.8
+        mount("proc", "/proc", "proc", NOSUID | NODEV | NOEXEC)
     mount("tmpfs", "/tmp", "tmpfs", NOSUID | NODEV, f"mode=1777,size={tmp_bytes},nr_inodes=4096")
     mount("tmpfs", "/dev/shm", "tmpfs", NOSUID | NODEV, "mode=1777,size=4096,nr_inodes=64")
     os.chdir("/tmp")

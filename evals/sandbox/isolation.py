@@ -3,10 +3,11 @@
 Level ``bwrap`` (bubblewrap 0.8 or newer)
     What is covered: own process, network, mount, ipc, host-name and control-group namespaces for every task; no
     network but an empty loopback, and no sockets that namespaces do not hold; the file system is the system's libraries
-    and this Python, read-only, and 16 MiB of /tmp that vanish; no environment; no capabilities; no keyrings; limits on
-    memory, processor time, processes, open files and file size; when the sandbox's first process is killed the kernel
-    kills all others in it, whatever they did to hide. Candidates are forked by a warm process inside bubblewrap
-    (`forker`), which keeps the right to make namespaces and runs nothing untrusted.
+    and this Python with the packages on offer, read-only, and 16 MiB of /tmp that vanish; no environment of the
+    grader's; no host name, boot id or kernel command line; no terminals; no capabilities; no keyrings; limits on
+    memory, processor time, processes, open files, file size and pending signals; when the sandbox's first process is
+    killed the kernel kills all others in it, whatever they did to hide. Candidates are forked by a warm process inside
+    bubblewrap (`forker`), which keeps the right to make namespaces and runs nothing untrusted.
     What is not: the kernel itself (`syscalls` refuses some calls; there is no virtual machine); memory is limited for
     each process and processes are limited to 16, so one sandbox can hold 16 GiB at worst until its time is up, and is
     the first to go if the machine has no more; another sandbox's use of the same CPU; a grader that is killed (SIGKILL)
@@ -47,7 +48,7 @@ _ALLOW = (
 )
 
 _PROBE = """
-import ctypes, os, resource, signal, socket
+import ctypes, mmap, os, resource, signal, socket
 def probe(port, marker, name, folders, variables):
     held = {}
     with socket.socket() as s:
@@ -77,11 +78,20 @@ def probe(port, marker, name, folders, variables):
     held["new namespaces"] = libc.unshare(0x10000000) != 0
     held["shared memory"] = libc.shmget(0, 1 << 20, 0o1600) < 0
     held["file watches"] = libc.inotify_init1(0) < 0
+    held["host name"] = os.uname().nodename == "sandbox"
+    held["terminals"] = not os.path.exists("/dev/ptmx")
+    held["pending signals"] = 0 < resource.getrlimit(resource.RLIMIT_SIGPENDING)[1] <= 64
+    held["huge pages"] = errno_of(lambda: mmap.mmap(-1, 1 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)) == 1
     held["memory limit"] = fails(lambda: bytearray(3 << 29), MemoryError)
     held["file limit"] = all(fails(lambda: fill(path, 17), OSError) for path in ("/tmp/" + name, "/dev/shm/" + name))
     held["processor limit"] = 0 < resource.getrlimit(resource.RLIMIT_CPU)[1] < 3600
     held["process limit"] = fails(multiply, OSError)
     return held
+def errno_of(action):
+    try:
+        action()
+    except OSError as error:
+        return error.errno
 def fails(action, error):
     try:
         action()

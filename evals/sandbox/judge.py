@@ -124,6 +124,8 @@ def judge(candidate: Candidate, job: dict[str, Any]) -> tuple[str, str]:
             done = candidate.ask(job) == ("done", job["token"])
             return ("passed", "") if done else ("output", "malformed answer")
         answer = candidate.ask({"program": job["program"], "names": job["names"], "token": None})
+        if answer[0] != "loaded" or not isinstance(answer[1], list):
+            return "output", "malformed answer"
         space: dict[str, Any] = {}
         if job["setup"]:
             run(job["setup"], "<setup>", space)

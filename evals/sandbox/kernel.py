@@ -17,6 +17,8 @@ _long, _text = ctypes.c_ulong, ctypes.c_char_p
 _SIGNATURES = {
     "prctl": (ctypes.c_int, _long, _long, _long, _long),
     "unshare": (ctypes.c_int,),
+    "sethostname": (_text, ctypes.c_size_t),
+    "setdomainname": (_text, ctypes.c_size_t),
     "mount": (_text, _text, _text, _long, _text),
     "umount2": (_text, ctypes.c_int),
     "syscall": (_long, _long, _long, _long, _long, _long),
@@ -79,6 +81,12 @@ def new_root(folder: str, old: str) -> None:
 def detach(folder: str) -> None:
     """Unmount a folder and all below it."""
     _call("umount2", folder.encode(), _DETACH)
+
+
+def name_host(name: str) -> None:
+    """Name the host of this host-name namespace, and its domain."""
+    for call in ("sethostname", "setdomainname"):
+        _call(call, name.encode(), len(name.encode()))
 
 
 def private_mounts() -> None:

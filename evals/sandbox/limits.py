@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import resource
 
+PENDING_SIGNALS = 64
+"""Signals that may wait, and timers that send them: both are counted for the whole user."""
+
 
 class Limits:
     """Resource limits of one process.
@@ -43,5 +46,8 @@ class Limits:
             (resource.RLIMIT_NPROC, self.processes, self.processes),
             (resource.RLIMIT_CPU, self.cpu, self.cpu + 1),
             (resource.RLIMIT_AS, self.memory, self.memory),
+            (resource.RLIMIT_SIGPENDING, PENDING_SIGNALS, PENDING_SIGNALS),
+            (resource.RLIMIT_MEMLOCK, 0, 0),
+            (resource.RLIMIT_MSGQUEUE, 0, 0),
         ):
             resource.setrlimit(name, (soft, hard))

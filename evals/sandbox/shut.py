@@ -91,13 +91,10 @@ def _bwrap_prefix() -> tuple[str, ...]:
     for name, value in ENVIRONMENT.items():
         args += ["--setenv", name, value]
     for kind, path, source in read_only_view():
-        if kind == "link":
-            args += ["--symlink", source, path]
-            continue
         for parent in reversed(Path(path).parents[:-1]):  # bwrap would make them as private as they are outside
             args += ["--perms", "0755", "--dir", str(parent)]
-        args += ["--ro-bind", source, path]
-    args += ["--dev", "/dev", "--size", "4096", "--tmpfs", "/dev/shm", "--remount-ro", "/dev", "--proc", "/proc"]
+        args += [{"bind": "--ro-bind", "device": "--dev-bind", "link": "--symlink"}[kind], source, path]
+    args += ["--size", "4096", "--tmpfs", "/dev/shm", "--proc", "/proc"]
     args += ["--perms", "1777", "--size", str(TMP_BYTES), "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp"]
     return tuple(args)
 

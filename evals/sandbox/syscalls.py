@@ -3,7 +3,8 @@
 What is covered: calls that would get around the other limits. No sockets but Unix and internet ones (AF_VSOCK leads to
 a virtual machine's host past every network namespace); no user namespaces, whose first process would have capabilities,
 and so none of the calls that need them; no memory that no limit counts (System V, message queues, memfd); no keyrings,
-which outlive the sandbox; no tracing; none of the large kernel interfaces that a program does not need (bpf, io_uring,
+which outlive the sandbox; no huge pages and no pipes larger than usual, which are taken from a stock that the whole
+host or user shares; no tracing; none of the large kernel interfaces that a program does not need (bpf, io_uring,
 perf, userfaultfd); no asynchronous I/O and no inotify, whose contexts and instances are counted for the whole host or
 user, so that one program can use them up for all. They fail with "not permitted". It is installed once a server: a
 filter a task would cost as much as the rest of the task's system calls.
@@ -23,6 +24,8 @@ from kernel import NEW_OTHERS, NEW_USER, no_new_privileges, prctl  # type: ignor
 
 _MACHINES = {"x86_64": (0, 0xC000_003E), "aarch64": (1, 0xC000_00B7)}
 _CLONE, _SOCKET, _UNSHARE, _CLONE3 = (56, 220), (41, 198), (272, 97), 435
+_MMAP, _HUGE_PAGES = (9, 222), 0x4_0000
+_FCNTL, _SET_PIPE_SIZE = (72, 25), 1031
 
 # Their numbers on x86-64 and AArch64; calls of recent years have the same everywhere.
 _DENIED = {
@@ -78,7 +81,7 @@ _FAMILIES = (1, 2, 10)
 """Unix, internet 4 and 6."""
 
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT, _FOURTH_ARGUMENT = 0, 4, 16, 24, 40
 _ALLOW, _ERROR = 0x7FFF_0000, 0x0005_0000
 _EPERM, _ENOSYS, _EAFNOSUPPORT = 1, 38, 97
 _SET_SECCOMP, _FILTER_MODE = 22, 2
@@ -120,6 +123,12 @@ def _program(column: int, architecture: int) -> bytes:
         (_EQUAL, 0, 2, _UNSHARE[column]),
         (_LOAD, 0, 0, _FIRST_ARGUMENT),
         (_EQUAL, -2, -1, NEW_OTHERS),  # what a server does for each candidate, which then has not the right to do it
+        (_EQUAL, 0, 2, _MMAP[column]),
+        (_LOAD, 0, 0, _FOURTH_ARGUMENT),
+        (_ANY_BIT, -1, -2, _HUGE_PAGES),
+        (_EQUAL, 0, 2, _FCNTL[column]),
+        (_LOAD, 0, 0, _SECOND_ARGUMENT),
+        (_EQUAL, -1, -2, _SET_PIPE_SIZE),
         (_EQUAL, 0, 5, _SOCKET[column]),
         (_LOAD, 0, 0, _FIRST_ARGUMENT),
         *((_EQUAL, -2, 0, family) for family in _FAMILIES),

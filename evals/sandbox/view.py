@@ -27,6 +27,10 @@ _MODULES = ("candidate", "channel", "enter", "forker", "judge", "kernel", "limit
 _SYSTEM_FOLDERS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 
 
+_DEVICES = ("null", "zero", "full", "random", "urandom")
+"""And no others: terminals are counted for the whole host."""
+
+
 @cache
 def python() -> tuple[str, str]:
     """Return this Python's real executable and its base prefix, outside any virtual environment."""
@@ -36,7 +40,7 @@ def python() -> tuple[str, str]:
 
 @cache
 def read_only_view() -> tuple[tuple[str, str, str], ...]:
-    """Return what is seen read-only: ``bind`` or ``link``, the path inside, what it shows or points to."""
+    """Return what is seen read-only: ``bind``, ``device`` or ``link``, the path inside, what it shows or points to."""
     for module in _MODULES:  # else compiled anew in every server
         compileall.compile_file(str(INSIDE / f"{module}.py"), quiet=2)
     seen = [("bind", "/usr", "/usr")]
@@ -52,5 +56,8 @@ def read_only_view() -> tuple[tuple[str, str, str], ...]:
     cache_of_libraries = "/etc/ld.so.cache"
     if os.path.isfile(cache_of_libraries):
         seen.append(("bind", cache_of_libraries, os.path.realpath(cache_of_libraries)))
+    devices = [("device", f"/dev/{name}", f"/dev/{name}") for name in _DEVICES]
+    streams = [("fd", "fd"), *((name, f"fd/{number}") for number, name in enumerate(("stdin", "stdout", "stderr")))]
+    devices += [("link", f"/dev/{name}", f"/proc/self/{target}") for name, target in streams]
     packages = [("bind", f"{PACKAGES}/{name}", str(path)) for name, path in package_paths()]
-    return (*seen, *packages, ("bind", GRADER, str(INSIDE)))
+    return (*seen, *devices, *packages, ("bind", GRADER, str(INSIDE)))

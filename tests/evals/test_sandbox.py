@@ -162,6 +162,27 @@ def test_servers_give_every_candidate_a_sandbox_of_its_own(level):
 
 
 @pytest.mark.parametrize("level", ISOLATING)
+def test_the_machine_is_not_named(level):
+    """Neither its name, its kernel's command line and boot id, nor anything else of /proc that is no process."""
+    program = (
+        "import ctypes, os, socket\ndef names():\n    domain = ctypes.create_string_buffer(65)\n"
+        "    assert ctypes.CDLL(None).getdomainname(domain, 65) == 0\n"
+        "    return os.uname().nodename, socket.gethostname(), domain.value.decode()\n"
+        "def kernel():\n    paths = ('cmdline', 'sys', 'sys/kernel/random/boot_id', 'version', 'kallsyms', 'keys')\n"
+        "    return [path for path in paths if os.path.exists(f'/proc/{path}')]\n"
+        "def others(): return sorted(name for name in os.listdir('/proc') if not name.isdigit())\n"
+    )
+    test = (
+        "assert names() == ('sandbox',) * 3, names()\nassert kernel() == [], kernel()\n"
+        "assert others() == ['self', 'thread-self'], others()"
+    )
+    before = socket.gethostname()
+    verdict = run_one(Job(program, test, ("names", "kernel", "others")), level, timeout=20)
+    assert verdict.passed, verdict
+    assert socket.gethostname() == before
+
+
+@pytest.mark.parametrize("level", ISOLATING)
 def test_servers_serve_many_tasks(level):
     """Whether somebody asks how judge and candidate ended, or not."""
     ways = {RIGHT: "passed", "import os\nos._exit(1)": "exited", "def f(x): return 0": "wrong"}

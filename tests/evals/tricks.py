@@ -5,6 +5,8 @@
 ``{pid}`` the grader's own process.
 """
 
+from lowrank_bench.evals.sandbox.wire import encode
+
 TRICKS = {
     "sys-exit": "import sys\nsys.exit(0)",
     "sys-exit-in-call": "import sys\ndef f(x): sys.exit(0)",
@@ -39,12 +41,12 @@ TRICKS = {
     "modules": "import sys\nfor m in list(sys.modules): sys.modules[m] = None\ndef f(x): return 0",
     "printed-verdict": "print('PASS', 'passed', flush=True)\ndef f(x):\n    print('PASS')\n    return 0",
     "forged-messages": (
-        "import os, sys\nencode = sys._getframe(1).f_globals['encode']\nbody = encode(('value', encode(2), None))\n"
+        f"import os\nbody = {encode(('value', encode(2), None))!r}\n"
         "for fd in range(64):\n    try: os.write(fd, len(body).to_bytes(8, 'big') + body)\n"
         "    except OSError: pass\ndef f(x): return 0"
     ),
     "forged-verdict": (
-        "import os, sys\nbody = sys._getframe(1).f_globals['encode'](('passed', ''))\nfor fd in range(64):\n"
+        f"import os\nbody = {encode(('passed', ''))!r}\nfor fd in range(64):\n"
         "    try: os.write(fd, b'r' + len(body).to_bytes(8, 'big') + body)\n    except OSError: pass\ndef f(x): return 0"
     ),
     "read-open-files": (
@@ -108,6 +110,16 @@ TRICKS = {
     "ctypes.byref(context)) == 0\ndef f(x): return 2",
     "inotify": "import ctypes\nassert ctypes.CDLL(None).inotify_init() >= 0\ndef f(x): return 2",
     "inotify-1": "import ctypes\nassert ctypes.CDLL(None).inotify_init1(0) >= 0\ndef f(x): return 2",
+    "huge-pages": "import mmap\ntry: mmap.mmap(-1, 1 << 21, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)\n"
+    "except OSError as error: assert error.errno != 1\ndef f(x): return 2",
+    "posix-timers": "import ctypes\nlibc, timer = ctypes.CDLL(None), ctypes.c_void_p()\n"
+    "for _ in range(1000): assert libc.timer_create(1, None, ctypes.byref(timer)) == 0\ndef f(x): return 2",
+    "terminals": "import os\nos.openpty()\ndef f(x): return 2",
+    "terminal": "open('/dev/tty', 'rb', buffering=0)\ndef f(x): return 2",
+    "large-pipes": "import fcntl, os\nassert fcntl.fcntl(os.pipe()[1], 1031, 1 << 20) >= 1 << 20\ndef f(x): return 2",
+    "locked-memory": "import ctypes, mmap\npages = mmap.mmap(-1, 1 << 20)\n"
+    "at = ctypes.addressof(ctypes.c_char.from_buffer(pages))\n"
+    "assert ctypes.CDLL(None).mlock(ctypes.c_void_p(at), 1 << 20) == 0\ndef f(x): return 2",
     "memory-files": "import os\nfor _ in range(40): os.write(os.memfd_create('x'), bytes(1 << 24))\ndef f(x): return 2",
     "many-files": "for n in range(20000): open(f'/tmp/{n}', 'w').close()\ndef f(x): return 2",
     "keyring": (
@@ -150,7 +162,8 @@ MACHINE_TRICKS = (
     *("disk-fill", "write-outside", "symlink-out", "remount", "chroot", "network", "abstract-socket", "become-root"),
     *("raise-limits", "environment", "trace-parent", "virtual-socket", "user-namespace", "clone-namespace"),
     *("second-tmpfs", "system-v-memory", "memory-files", "many-files", "keyring", "first-process-memory"),
-    *("interpreter-file", "through-namespaces"),
+    *("interpreter-file", "through-namespaces", "huge-pages", "posix-timers", "terminals", "terminal", "large-pipes"),
+    *("locked-memory", "asynchronous-io", "inotify", "inotify-1"),
 )
 """Those that what isolates the program has to withstand; the others are the judge's."""
 
