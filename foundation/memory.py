@@ -7,6 +7,7 @@ import ctypes
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -20,16 +21,17 @@ def reset_peak_memory() -> None:
     """Start a new peak for `peak_memory_bytes`: one process runs many stages."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
-    if torch := sys.modules.get("torch"):
+    torch: Any = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():  # before, there is nothing to reset, and no device that torch would know
         for index in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(index)
 
 
 def peak_memory_bytes() -> int:
     """Return the largest resident set since the reset plus the most GPU memory held, in bytes."""
-    torch = sys.modules.get("torch")  # who never imported it holds no GPU memory
-    gpu = sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) if torch else 0
-    return peak_resident_bytes() + gpu
+    torch: Any = sys.modules.get("torch")  # who never imported it holds no GPU memory
+    used = range(torch.cuda.device_count()) if torch and torch.cuda.is_initialized() else ()
+    return peak_resident_bytes() + sum(torch.cuda.max_memory_allocated(index) for index in used)
 
 
 def peak_resident_bytes() -> int:
