@@ -134,6 +134,19 @@ class Benchmark(ABC):
     def identity(self, settings: EvalSettings) -> Mapping[str, Any]:
         """Return plain data that changes whenever the result may change (data hashes, prompt version, rules)."""
 
+    def longest_sequence(self, tokenizer: Any, settings: EvalSettings, context: int) -> int:
+        """Return the most tokens, prompt and completion, of any sequence that `evaluate` asks an engine for.
+
+        Memory for its keys and values is what an engine must have. Where a benchmark cannot say, the answer is the
+        model's whole context.
+
+        Args:
+            tokenizer: the model's.
+            settings: as for `evaluate`.
+            context: the model's longest sequence in tokens.
+        """
+        return context
+
     @abstractmethod
     def evaluate(self, engine: Engine, settings: EvalSettings, progress: Progress | None = None) -> Outcome:
         """Measure the engine's model."""

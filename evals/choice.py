@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, ClassVar
 
 from ..foundation.errors import UserError
@@ -22,8 +22,8 @@ from ..foundation.files import digest
 from .base import Benchmark, EvalSettings, Metric, Outcome, Progress, check_not_empty
 from .datasets import Rows
 from .engines.base import Engine
-from .likelihood import ENCODING_VERSION, Likelihood, Pair, likelihoods
-from .prompts import prompt_sha256
+from .likelihood import ENCODING_VERSION, Likelihood, Pair, encode_pair, likelihoods
+from .prompts import most_tokens, prompt_sha256
 
 MEASURED = ("loglikelihoods", "token_counts", "cut")
 """Fields of a line that scoring wrote; what `judge` adds follows from them and the data."""
@@ -96,6 +96,12 @@ class ChoiceBenchmark(Benchmark):
         if settings.limit is not None and settings.limit < 1:
             raise UserError(f"--limit {settings.limit} leaves no problems; use 1 or more, or leave it out for all")
         self.data(settings)
+
+    def longest_sequence(self, tokenizer: Any, settings: EvalSettings, context: int) -> int:
+        """Return the tokens of the longest context with its continuation; what does not fit is cut."""
+        pairs = chain.from_iterable(self.requests(self.data(settings).rows[: settings.limit], settings))
+        split = {f"{head}\0{tail}": (head, tail) for head, tail in pairs}
+        return min(most_tokens(split, lambda text: sum(map(len, encode_pair(tokenizer, *split[text])))), context)
 
     def identity(self, settings: EvalSettings) -> Mapping[str, Any]:
         """Return all that a result depends on besides the model."""

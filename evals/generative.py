@@ -26,7 +26,7 @@ from .continuation import DECODING_VERSION
 from .datasets import Rows, load_rows
 from .engines.base import Completion, Engine, Sampling
 from .metrics import PASS_AT, Verdict, pass_at_k, rate
-from .prompts import PROMPT_VERSION, encode_prompt, prompt_sha256
+from .prompts import PROMPT_VERSION, encode_prompt, most_tokens, prompt_sha256
 
 MIN_NEW_TOKENS = 32
 """A prompt that leaves less room in the model's context is not sent; its problem counts as failed."""
@@ -115,6 +115,13 @@ class GenerativeBenchmark(Benchmark):
     def max_new_tokens(self, settings: EvalSettings) -> int:
         """Return the limit of a completion's tokens."""
         return settings.max_new_tokens or self.new_tokens
+
+    def longest_sequence(self, tokenizer: Any, settings: EvalSettings, context: int) -> int:
+        """Return the tokens of the longest prompt that is sent with its completion at its longest."""
+        prompts = self.prompts(self.data(settings).rows[: settings.limit], settings)
+        new = self.max_new_tokens(settings)
+        room = context - min(new, MIN_NEW_TOKENS)  # longer prompts are not sent, see `complete`
+        return min(most_tokens(prompts, lambda prompt: len(encode_prompt(tokenizer, prompt)), room) + new, context)
 
     def check(self, settings: EvalSettings) -> None:
         """Raise a `UserError` if the data are missing or wrong, or the settings make no sense."""

@@ -60,6 +60,10 @@ class PerplexityBenchmark(Benchmark):
             raise UserError(f"--context {settings.context} predicts nothing; use 2 tokens or more, such as 2048")
         self.data(settings)
 
+    def longest_sequence(self, tokenizer: Any, settings: EvalSettings, context: int) -> int:
+        """Return the window."""
+        return min(settings.context or self.window, context)
+
     def identity(self, settings: EvalSettings) -> Mapping[str, Any]:
         """Return all that a result depends on besides the model."""
         return {

@@ -7,7 +7,8 @@ no tokenizer in use merges across it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from ..foundation.errors import unknown
@@ -64,6 +65,33 @@ def encode_prompt(tokenizer: Any, text: str) -> list[int]:
     while ids and ids[0] == bos:
         ids.pop(0)
     return [bos, *ids]
+
+
+def most_tokens(texts: Iterable[str], count: Callable[[str], int], limit: float = math.inf) -> int:
+    """Return the most tokens of any text that has at most ``limit``; 0 where none has.
+
+    Only texts that could have more tokens than the longest so far are tokenised.
+
+    Args:
+        texts: in any order.
+        count: returns the number of tokens of a text.
+        limit: texts with more tokens are passed over.
+    """
+    most = 0
+    for bound, text in sorted(((_token_bound(text), text) for text in texts), reverse=True):
+        if bound <= most:
+            break
+        found = count(text)
+        most = max(most, found) if found <= limit else most
+    return most
+
+
+def _token_bound(text: str) -> int:
+    """Return a number of tokens that no tokenizer exceeds: one a byte, and what it puts around a text.
+
+    Normalising (NFKC) makes at most eleven bytes of one that is not ASCII (Unicode Annex 15, table 4).
+    """
+    return 8 + (len(text) if text.isascii() else 11 * len(text.encode("utf-8", "surrogatepass")))
 
 
 def encode_answer(tokenizer: Any, text: str) -> list[int]:

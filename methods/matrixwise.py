@@ -240,7 +240,10 @@ def install_on_disk(weights: DiskWeights, group: Group, fitted: Fitted, rank: in
     """Let the tensors of a group's factorised layers in a streamed model come from the fit, each when it is read."""
 
     def make(place: int, key: str) -> Tensor:
-        biases = [weights.read(f"{matrix.name}.bias", made=False) if matrix.bias else None for matrix in group.members]
+        names = [f"{matrix.name}.bias" if matrix.bias else "" for matrix in group.members]
+        biases = [
+            weights.stored(name, made=False).float() if name else None for name in names
+        ]  # on the CPU, as factors
         value = cut(group, fitted.factors(group.name), rank, biases)[place][key]
         assert value is not None
         return value

@@ -40,21 +40,36 @@ def token_bytes(config: Any, itemsize: int) -> int:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of a model's weights and of one token's keys and values, its context in tokens, and its dtype."""
+    """What a model needs.
+
+    Attributes:
+        weights: bytes of its weights.
+        token: bytes of one token's keys and values.
+        context: its longest sequence in tokens.
+        dtype: what it is loaded as.
+        longest: most tokens of a sequence that will be asked for, None for the context.
+    """
 
     weights: int
     token: int
     context: int
     dtype: str
+    longest: int | None = None
+
+    @property
+    def sequence(self) -> int:
+        """The tokens of the longest sequence that must fit into memory."""
+        return self.context if self.longest is None else min(self.longest, self.context)
 
 
-def footprint(checkpoint: str | Path, revision: str = "", dtype: str = "auto") -> Footprint:
+def footprint(checkpoint: str | Path, revision: str = "", dtype: str = "auto", longest: int | None = None) -> Footprint:
     """Measure a model from its configuration and the headers of its files.
 
     Args:
         checkpoint: folder or hub id.
         revision: hub commit.
         dtype: what it will be loaded as; ``auto`` is the checkpoint's own.
+        longest: see `Footprint`.
 
     Raises:
         UserError: a folder that is not whole, or a configuration that cannot be read.
@@ -65,17 +80,18 @@ def footprint(checkpoint: str | Path, revision: str = "", dtype: str = "auto") -
     chosen = dtype if dtype != "auto" else own_dtype(config)
     itemsize = DTYPES[chosen].itemsize
     weights = weights_size(checkpoint, revision).parameters * itemsize
-    return Footprint(weights, token_bytes(config, itemsize), context_length(config), chosen)
+    return Footprint(weights, token_bytes(config, itemsize), context_length(config), chosen, longest)
 
 
 def check_model(needs: Footprint, checkpoint: str | Path, device: str) -> None:
-    """Raise a `UserError` if a model's weights and one sequence as long as its context do not fit into memory."""
-    needed, free = needs.weights + needs.token * needs.context, free_memory(device)
+    """Raise a `UserError` if a model's weights and the longest sequence asked for do not fit into memory."""
+    cache = needs.token * needs.sequence
+    needed, free = needs.weights + cache, free_memory(device)
     if needed > free:
         raise UserError(
             f"the model '{checkpoint}' needs {needed / 2**30:.1f} GiB on {device} as {needs.dtype} (weights "
-            f"{needs.weights / 2**30:.1f}, keys and values of one sequence of {needs.context} tokens "
-            f"{needs.token * needs.context / 2**30:.1f}), but {free / 2**30:.1f} GiB are free; use fewer --workers, "
+            f"{needs.weights / 2**30:.1f}, keys and values of one sequence of {needs.sequence} tokens "
+            f"{cache / 2**30:.1f}), but {free / 2**30:.1f} GiB are free; use fewer --workers, "
             "--dtype bfloat16, or a machine with more memory"
         )
 

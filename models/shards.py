@@ -109,7 +109,7 @@ def _write(file: Path, shard: list[Promise]) -> None:
             tensor = promise.make()
             if tuple(tensor.shape) != promise.shape or tensor.dtype != promise.dtype:
                 raise ValueError(f"{promise.name} came as {tensor.dtype} {tuple(tensor.shape)}, not as announced")
-            out.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+            out.write(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
             del tensor
         out.flush()
         os.fsync(out.fileno())

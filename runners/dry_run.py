@@ -8,9 +8,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..foundation.errors import UserError
+from ..models.footprint import check_model
 from .config import SweepConfig
 from .estimate import disk_bytes
-from .memory import COLUMNS, TITLE, memory_rows, plan_ways
+from .memory import COLUMNS, TITLE, evaluation_needs, evaluation_rows, memory_rows, plan_ways
 from .plan import Plan, build_method, make_plan
 from .progress import duration
 from .sweep import plan_seconds, plan_warnings
@@ -25,9 +27,15 @@ def print_plan(config: SweepConfig, console: Console) -> None:
     plan = make_plan(config)
     show_plan(plan, console)
     table = Table(*COLUMNS, title=TITLE, title_justify="left", box=None, pad_edge=False)
-    for row in memory_rows(plan_ways(plan)):
+    needs = evaluation_needs(plan)
+    for row in memory_rows(plan_ways(plan)) + evaluation_rows(needs, plan.device):
         table.add_row(*map(escape, row))
     console.print(table)
+    for need in needs.values():
+        try:
+            check_model(need, plan.source.name, plan.device)
+        except UserError as refusal:
+            console.print(f"note: {escape(str(refusal))}", highlight=False, soft_wrap=True)
     console.print(
         f"about {duration(plan_seconds(plan))} and at most {disk_bytes(plan) / 1e6:,.0f} MB to go", highlight=False
     )

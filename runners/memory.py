@@ -9,14 +9,15 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from ..evals.base import EvalSettings, benchmarks
 from ..foundation.errors import UserError, unknown
-from ..foundation.memory import free_memory
+from ..foundation.memory import BASE_BYTES, free_memory
 from ..methods.base import Compressor, create_method
 from ..methods.matrixwise import MatrixCompressor
 from ..methods.memory import Calibration, Peak, compress_peak, fit_peak
 from ..models.blocks import find_blocks
-from ..models.footprint import SMALL_PARAMETERS, context_length
-from ..models.loading import load_model
+from ..models.footprint import SMALL_PARAMETERS, Footprint, context_length, token_bytes
+from ..models.loading import DTYPES, load_model, load_tokenizer
 from ..models.matrices import model_size
 from ..models.streamed import NotStreamable, open_streamed, why_not_streamed
 from .plan import Plan
@@ -176,3 +177,31 @@ def plan_ways(plan: Plan) -> dict[str, Way]:
             method = create_method(stage.config["method"], stage.config["options"])
             found.setdefault(f"compress {stage.config['method']}", compress_way(method, plan.skeleton, *place))
     return found
+
+
+def evaluation_needs(plan: Plan) -> dict[str, Footprint]:
+    """Return what the evaluations of a sweep need for the uncompressed model, by the benchmark's variant."""
+    found: dict[str, Footprint] = {}
+    config, itemsize = plan.skeleton.config, DTYPES[plan.dtype].itemsize
+    context = context_length(config)
+    tokenizer = load_tokenizer(plan.source.location, plan.source.revision)
+    for stage in plan.stages.values():
+        if stage.kind == "evaluate" and stage.config["variant"] not in found:
+            data = stage.runtime["data"]
+            settings = EvalSettings(**(stage.runtime["settings"] | {"data_dir": Path(data) if data else None}))
+            benchmark = benchmarks.get(stage.config["benchmark"])()
+            longest = benchmark.longest_sequence(tokenizer, settings, context)
+            weights, token = plan.parameters * itemsize, token_bytes(config, itemsize)
+            found[stage.config["variant"]] = Footprint(weights, token, context, plan.dtype, longest)
+    return found
+
+
+def evaluation_rows(needs: Mapping[str, Footprint], device: str) -> list[tuple[str, ...]]:
+    """Return the rows under `COLUMNS` of evaluations: weights, and keys and values of the longest sequence."""
+    rows = []
+    for variant, need in needs.items():
+        least = need.weights + need.token * need.sequence
+        sizes = (BASE_BYTES + least, 0) if device == "cpu" else (BASE_BYTES, least)
+        what = f"evaluate {variant}, up to {need.sequence} tokens"
+        rows.append((what, "whole", *(f"{size / _GIB:.1f}" if size else "" for size in sizes), ""))
+    return rows

@@ -244,8 +244,13 @@ def evaluate_model(
     skeleton = load_skeleton(source.location, source.revision)
     name_of_engine = choose_engine(engine, skeleton.config, model_size(skeleton).parameters, device).engine
     threads = torch.get_num_threads()
+
+    def longest(tokenizer: Any, context: int) -> int:
+        return max(benchmark.longest_sequence(tokenizer, each, context) for benchmark, each in chosen.values())
+
     outcomes = {}
-    with HostedEngine(name_of_engine, source.location, dtype, device, source.revision or None, threads) as running:
+    opening = (name_of_engine, source.location, dtype, device, source.revision or None, threads)
+    with HostedEngine(*opening, longest=longest) as running:
         for name, (benchmark, each) in chosen.items():
             outcomes[name] = benchmark.evaluate(running, each, progress)
     if out is not None:

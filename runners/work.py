@@ -216,6 +216,7 @@ def _evaluate(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
         runtime["device"],
         where["revision"] or None,
         torch.get_num_threads(),
+        longest=lambda tokenizer, context: benchmark.longest_sequence(tokenizer, settings, context),
     )
     with engine:
         outcome = benchmark.evaluate(engine, settings, progress)

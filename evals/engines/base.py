@@ -52,6 +52,8 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]
+    reserves: ClassVar[bool] = False
+    """Whether it is made with ``longest`` too: the most tokens of a sequence that will be asked for, or None."""
     tokenizer: Any
     context_length: int
 

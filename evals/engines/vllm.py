@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...foundation.errors import UserError
-from ...foundation.memory import free_memory
+from ...foundation.memory import free_memory, free_share
 from ...models.configs import load_config
 from ...models.footprint import Footprint, footprint
 from ...models.loading import load_tokenizer
@@ -40,10 +40,19 @@ class VllmEngine(Engine):
         dtype: ``float32``, ``bfloat16`` or ``auto`` (the checkpoint's own; vLLM's own ``auto`` would halve float32).
         device: ``cpu`` or ``cuda``, with an index.
         revision: commit of a hub id.
+        longest: most tokens of a sequence that will be asked for; memory is reserved for that, and more is not taken.
+            None is the model's context.
     """
 
+    reserves = True
+
     def __init__(
-        self, checkpoint: str | Path, dtype: str = "auto", device: str = "cpu", revision: str | None = None
+        self,
+        checkpoint: str | Path,
+        dtype: str = "auto",
+        device: str = "cpu",
+        revision: str | None = None,
+        longest: int | None = None,
     ) -> None:
         os.environ.update(_ENVIRONMENT)
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override the size given below
@@ -54,10 +63,10 @@ class VllmEngine(Engine):
         from ...models.vllm_plugin import register
 
         register()
-        needs = footprint(checkpoint, revision or "", dtype)
         config = load_config(checkpoint, revision or "").get_text_config()
+        needs = footprint(checkpoint, revision or "", dtype, None if _positions_depend_on_length(config) else longest)
         self.tokenizer = load_tokenizer(checkpoint, revision or "")
-        self.context_length = needs.context
+        self.context_length, self._longest = needs.context, needs.sequence
         self._eos = eos_ids(self.tokenizer, _generation_config(checkpoint, revision))
         self._llm: Any = LLM(
             model=str(checkpoint),
@@ -65,10 +74,7 @@ class VllmEngine(Engine):
             trust_remote_code=False,
             skip_tokenizer_init=True,
             dtype=needs.dtype,
-            # vLLM wants room for one new token behind every prompt, also where a full window is only scored. That token
-            # is never fed back, so no position beyond the context is used.
-            max_model_len=needs.context + 1,
-            kv_cache_memory_bytes=cache_bytes(needs, device),
+            **reservation(needs, device),
             # The logits of every prompt token of a step are held at once when they are scored.
             max_num_batched_tokens=max(512, min(8192, _LOGIT_BYTES // (4 * config.vocab_size))),
             max_num_seqs=_sequences(device),
@@ -92,7 +98,7 @@ class VllmEngine(Engine):
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        check_lengths(prompts, sampling.max_new_tokens, self.context_length)
+        self._check(prompts, sampling.max_new_tokens)
         stops, eos = sampling.stop, self._eos
         kind = RequestOutputKind.DELTA if stops else RequestOutputKind.FINAL_ONLY
         seeds = _seeds(prompts, sampling.seed)
@@ -135,7 +141,7 @@ class VllmEngine(Engine):
         """Score sequences; softmax in float32."""
         from vllm import SamplingParams
 
-        check_lengths(sequences, 0, self.context_length)
+        self._check(sequences, 0)
         params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         results: list[list[float]] = [[] for _ in sequences]
         done = 0
@@ -147,6 +153,12 @@ class VllmEngine(Engine):
                 if progress:
                     progress(done, len(sequences))
         return results
+
+    def _check(self, sequences: Sequence[Sequence[int]], new_tokens: int) -> None:
+        check_lengths(sequences, new_tokens, self.context_length)
+        most = max(map(len, sequences), default=0) + new_tokens
+        if most > self._longest:
+            raise ValueError(f"{most} tokens were asked for, but memory was reserved for {self._longest} (`longest`)")
 
     def _run(
         self, prompts: Sequence[Sequence[int]], params: Callable[[int], Any], batch_size: int
@@ -187,13 +199,29 @@ class VllmEngine(Engine):
         cleanup_dist_env_and_memory()
 
 
+def reservation(needs: Footprint, device: str) -> dict[str, Any]:
+    """Return vLLM's arguments that say how much memory it takes.
+
+    Raises:
+        UserError: see `cache_bytes`.
+    """
+    settings = {
+        # vLLM wants room for one new token behind every prompt, also where a full window is only scored. That token is
+        # never fed back, so no position beyond the context is used.
+        "max_model_len": needs.sequence + 1,
+        "kv_cache_memory_bytes": cache_bytes(needs, device),
+    }
+    # Before it loads, vLLM refuses a GPU of which less than this share is free, 0.92 by default, whatever it will take.
+    return settings if device == "cpu" else settings | {"gpu_memory_utilization": free_share(device)}
+
+
 def cache_bytes(needs: Footprint, device: str) -> int:
     """Return the size of the key-value cache: all sequences side by side at full length, within free memory.
 
     Raises:
-        UserError: not even one sequence of the model's context fits.
+        UserError: not even one sequence of the longest length that will be asked for fits.
     """
-    sequence = needs.token * (needs.context + 1 + _BLOCK_TOKENS)
+    sequence = needs.token * (needs.sequence + 1 + _BLOCK_TOKENS)
     free = free_memory(device)
     if device == "cpu":
         room = min(_CPU_CACHE_BYTES, (free - needs.weights) // 2)
@@ -203,11 +231,18 @@ def cache_bytes(needs: Footprint, device: str) -> int:
         room = sequence
     if room < sequence:
         raise UserError(
-            f"vLLM needs {sequence / 2**30:.1f} GiB for keys and values of one sequence of {needs.context} tokens, but "
-            f"{max(room, 0) / 2**30:.1f} GiB are left on {device} beside the weights; use fewer --workers, --dtype "
+            f"vLLM needs {sequence / 2**30:.1f} GiB for keys and values of one sequence of {needs.sequence} tokens, "
+            f"but {max(room, 0) / 2**30:.1f} GiB are left on {device} beside the weights; use fewer --workers, --dtype "
             "bfloat16 or --engine transformers"
         )
     return min(room, _sequences(device) * sequence)
+
+
+def _positions_depend_on_length(config: Any) -> bool:
+    """Whether vLLM's rotary embedding of a model is another for another ``max_model_len`` (LongRoPE, dynamic NTK)."""
+    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    each = [found, *(part for part in found.values() if isinstance(part, dict))]
+    return any((part.get("rope_type") or part.get("type")) in ("longrope", "su", "dynamic") for part in each)
 
 
 def _sequences(device: str) -> int:

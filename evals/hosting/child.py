@@ -28,7 +28,11 @@ _LOOK_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Opening:
-    """What is to be loaded; ``module`` is where an engine that no package publishes registers itself."""
+    """What is to be loaded.
+
+    ``module`` is where an engine that no package publishes registers itself, ``longest`` the most tokens of a sequence
+    that will be asked for (None: the model's context).
+    """
 
     engine: str
     module: str
@@ -37,6 +41,7 @@ class Opening:
     device: str
     revision: str | None
     threads: int
+    longest: int | None = None
 
 
 def main(handle: int, parent: int) -> None:
@@ -97,10 +102,11 @@ def _open(opening: Opening) -> Engine:
     if make.__module__.startswith(engines.package):
         from ...models.footprint import check_model, footprint
 
-        needs = footprint(opening.checkpoint, opening.revision or "", opening.dtype)
+        needs = footprint(opening.checkpoint, opening.revision or "", opening.dtype, opening.longest)
         check_model(needs, opening.checkpoint, opening.device)
         _prepare(opening.threads)
-    engine: Engine = make(opening.checkpoint, opening.dtype, opening.device, opening.revision)
+    more = {"longest": opening.longest} if make.reserves else {}
+    engine: Engine = make(opening.checkpoint, opening.dtype, opening.device, opening.revision, **more)
     return engine
 
 

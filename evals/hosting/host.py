@@ -11,13 +11,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from ...foundation.errors import UserError
 from ...foundation.nursery import Child, Nursery
+from ...models.configs import load_config
+from ...models.footprint import context_length
 from ...models.headers import weight_files
 from ...models.loading import load_tokenizer
 from ..engines.base import Completion, Engine, Progress, Sampling, engines
@@ -54,6 +56,9 @@ class HostedEngine(Engine):
         revision: commit of a hub id.
         threads: CPU threads of the process; None takes one per core.
         keep: whether the process waits for the next engine after `close`; None decides by the model's size.
+        longest: called with the tokenizer and the model's context, returns the most tokens of a sequence that will be
+            asked for (see `Benchmark.longest_sequence`); memory for more is neither asked for nor reserved. None takes
+            the context.
 
     Attributes:
         process_id: of the process.
@@ -75,12 +80,15 @@ class HostedEngine(Engine):
         revision: str | None = None,
         threads: int | None = None,
         keep: bool | None = None,
+        longest: Callable[[Any, int], int] | None = None,
     ) -> None:
         self.engine, self.peak_memory_bytes = engine, 0
         self.tokenizer = load_tokenizer(checkpoint, revision or "")
         self._keep = _is_small(checkpoint) if keep is None else keep
         count = threads or len(os.sched_getaffinity(0))
-        opening = Opening(engine, engines.module_of(engine), str(checkpoint), dtype, device, revision, count)
+        module = engines.module_of(engine)
+        most = longest(self.tokenizer, context_length(load_config(checkpoint, revision or ""))) if longest else None
+        opening = Opening(engine, module, str(checkpoint), dtype, device, revision, count, most)
         self._process: _Process | None = _take(engine, opening.module, device, count)
         self.process_id = self._process.id
         try:

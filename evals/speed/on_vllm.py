@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from ...foundation.memory import free_share
 from ...models.configs import load_config
 from ...models.footprint import token_bytes
 from ...models.loading import DTYPES
@@ -52,6 +53,7 @@ class VllmRun:
             max_num_seqs=batch,
             max_num_batched_tokens=max(2048, batch * spec.prompt_tokens),
             kv_cache_memory_bytes=_cache_bytes(config, spec, batch),
+            **({} if spec.device == "cpu" else {"gpu_memory_utilization": free_share(spec.device)}),
             disable_log_stats=True,
             seed=0,
         ).llm_engine

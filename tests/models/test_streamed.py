@@ -11,7 +11,7 @@ from torch import nn
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
 from lowrank_bench.methods.budget import Budget
-from lowrank_bench.methods.contract import logits
+from lowrank_bench.methods.contract import RandomData, logits
 from lowrank_bench.models.architectures import ARCHITECTURES, random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.dtypes import SaveDtypes
@@ -102,6 +102,25 @@ def test_is_written_as_one_in_memory(architecture: str, tmp_path: Path) -> None:
         assert len(tensors) == 1 or sum(t.numel() * t.element_size() for t in tensors.values()) <= 10_000
     for way in ("one", "many"):
         assert torch.equal(logits(load_model(tmp_path / way)), logits(load_model(tmp_path / "whole"))), way
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "opt", "gpt-neox"])
+@pytest.mark.parametrize("method", ["svd", "afm"])
+def test_biases_are_written_without_a_gpu(architecture: str, method: str, tmp_path: Path) -> None:
+    """With the meta device, from which nothing can be read back, as a stand-in for a GPU."""
+    saved(tmp_path / "dense", architecture)
+    compressor = create_method(method)
+    whole, streamed = load_model(tmp_path / "dense"), open_streamed(tmp_path / "dense")
+    fitted = compressor.fit(whole, RandomData(7))
+    compressor.compress(whole, fitted, Budget(2.0))
+    compressor.compress(streamed, fitted, Budget(2.0))
+    weights_of(streamed).device = "meta"
+    save_checkpoint(whole, None, tmp_path / "whole")
+    save_streamed(streamed, None, tmp_path / "streamed", torch.float32)
+    expected, found = (load_file(tmp_path / way / "model.safetensors") for way in ("whole", "streamed"))
+    assert any(name.endswith("bias") for name in found)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_says_why_it_must_be_loaded_whole(tmp_path: Path) -> None:
