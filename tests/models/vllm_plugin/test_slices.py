@@ -328,23 +328,61 @@ def test_a_table_of_parameters_by_layer_does_not_keep_the_layer(group: list[Any]
     assert alive() is None
 
 
-def test_a_reload_of_another_rank_is_named(group: list[Any]) -> None:
-    from vllm.model_executor.layers.linear import RowParallelLinear
+RELOAD_DAMAGE = {
+    "other rank": (
+        {"lr_a": torch.zeros(7, WIDTH), "lr_b": torch.zeros(32, 7)},
+        r"l\.up_proj\.lr_[ab] has shape .*rank 9",
+    ),
+    "larger rank": (
+        {"lr_a": torch.zeros(12, WIDTH), "lr_b": torch.zeros(32, 12)},
+        r"l\.up_proj\.lr_[ab] has shape .*rank 9|no tensor l\.up_proj\.lr_b, or .in a reload. before it more than",
+    ),
+    "no second factor": ({"lr_b": None}, r"no tensor l\.up_proj\.lr_b"),
+    "shares its first factor": ({"lr_a": None}, r"no tensor l\.up_proj\.lr_a"),
+    "NaN": ({"lr_b": torch.full((32, 9), torch.nan)}, r"l\.up_proj\.lr_b holds NaN"),
+}
+
+
+@pytest.mark.parametrize("damage", RELOAD_DAMAGE)
+def test_a_reload_of_another_layout_is_named(group: list[Any], damage: str) -> None:
+    from vllm.model_executor.layers.linear import MergedColumnParallelLinear
     from vllm.model_executor.model_loader.reload import layerwise
 
-    tensors = {"l.o_proj": factors(9, 48)}
+    changed, message = RELOAD_DAMAGE[damage]
+    tensors = {"l.gate_proj": factors(5, 32), "l.up_proj": factors(9, 32)}
     made = config(tensors)
-    layer = group[0](lambda: RowParallelLinear(WIDTH, 48, bias=False, quant_config=made, prefix="l.o_proj"))
+    layer = group[0](
+        lambda: MergedColumnParallelLinear(WIDTH, [32, 32], False, quant_config=made, prefix="l.gate_up_proj")
+    )
     layerwise.record_metadata_for_reloading(layer)
     fill(layer, tensors)
+    new: Any = other(tensors)
+    new["l.up_proj"] = {key: value for key, value in (new["l.up_proj"] | changed).items() if value is not None}
 
     def reload() -> None:
         layerwise.initialize_layerwise_reload(layer)
-        load(layer, {"l.o_proj": factors(7, 48)})
+        load(layer, new)
         layerwise.finalize_layerwise_reload(layer, None)
 
-    with pytest.raises(UserError, match=r"l\.o_proj\.lr_[ab] has shape .*rank 9"):
+    with pytest.raises(UserError, match=message):
         reload()
+
+
+def test_a_reload_of_factors_that_are_shared_here_is_named(group: list[Any]) -> None:
+    from vllm.model_executor.layers.linear import MergedColumnParallelLinear
+    from vllm.model_executor.model_loader.reload import layerwise
+
+    whole = {"l.gate_proj": factors(5, 32), "l.up_proj": factors(5, 32)}
+    tensors = {"l.gate_proj": whole["l.gate_proj"], "l.up_proj": {"lr_b": whole["l.up_proj"]["lr_b"]}}
+    made = config(tensors, shared={"l.up_proj": "l.gate_proj"})
+    layer = group[0](
+        lambda: MergedColumnParallelLinear(WIDTH, [32, 32], False, quant_config=made, prefix="l.gate_up_proj")
+    )
+    layerwise.record_metadata_for_reloading(layer)
+    fill(layer, tensors)
+    layerwise.initialize_layerwise_reload(layer)
+    with pytest.raises(UserError, match=r"no tensor l\.up_proj\.lr_b, or \(in a reload\) before it more than"):
+        load(layer, whole)
 
 
 @pytest.mark.parametrize("prefix", ["", "draft_model."])
