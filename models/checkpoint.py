@@ -96,7 +96,7 @@ class LowRankQuantizer(HfQuantizer):
             parameter.data = parameter.data.to(self._dtypes.get(name, parameter.dtype))
         return model
 
-    def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """Return what `save_pretrained` writes: the model's tensors and the guard.
 
         The layout is read off the model, as merged adapters change ranks; ``config.json`` is written after this.

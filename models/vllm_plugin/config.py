@@ -7,7 +7,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.linear import (
+    LinearBase,
+    MergedColumnParallelLinear,
+    QKVParallelLinear,
+    UnquantizedLinearMethod,
+)
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
@@ -16,6 +21,15 @@ from ...foundation.errors import UserError
 from ..layout import LOWRANK, Layout
 from .method import LowRankMethod
 from .sharing import FirstFactors
+
+_DRAFT = "draft_model."
+"""What vLLM puts before the names of a draft model of speculative decoding, which has a configuration of its own."""
+
+_USUAL: dict[type[LinearBase], tuple[str, ...]] = {
+    QKVParallelLinear: ("q_proj", "k_proj", "v_proj"),
+    MergedColumnParallelLinear: ("gate_proj", "up_proj"),
+}
+"""What fused layers are made of in nearly every checkpoint, where vLLM's model class does not say it."""
 
 
 @register_quantization_config(LOWRANK)
@@ -93,9 +107,11 @@ class LowRankServingConfig(QuantizationConfig):
             prefix: its dotted name in vLLM; a fused layer stands for several modules of the checkpoint.
 
         Raises:
-            UserError: the checkpoint factorises a layer that only works dense (experts of a mixture).
+            UserError: the checkpoint factorises a layer that only works dense (experts of a mixture), or one that
+                vLLM fuses from matrices that it does not name.
         """
-        modules = self._modules(prefix)
+        prefix = prefix.removeprefix(_DRAFT)
+        modules = self._modules(layer, prefix)
         factorised = any(name in self.layout.ranks for name in modules)
         if isinstance(layer, LinearBase):
             return LowRankMethod(self, prefix, modules) if factorised else UnquantizedLinearMethod()
@@ -109,8 +125,25 @@ class LowRankServingConfig(QuantizationConfig):
             )
         return None
 
-    def _modules(self, prefix: str) -> tuple[str, ...]:
-        if prefix in self.layout.ranks:  # one matrix on disk too, as Phi-3's qkv_proj
+    def _modules(self, layer: nn.Module, prefix: str) -> tuple[str, ...]:
+        """Return the checkpoint's modules that a layer stands for."""
+        ranks, dense = self.layout.ranks, self.layout.dense
+        if prefix in ranks:  # one matrix on disk too, as Phi-3's qkv_proj
             return (prefix,)
         parent, dot, leaf = prefix.rpartition(".")
-        return tuple(f"{parent}{dot}{name}" for name in self.packed_modules_mapping.get(leaf, [leaf]))
+        packed = self.packed_modules_mapping.get(leaf)
+        usual = next((names for kind, names in _USUAL.items() if isinstance(layer, kind)), None)
+        if packed is not None or usual is None or prefix in dense:
+            return tuple(f"{parent}{dot}{name}" for name in packed or [leaf])
+        modules = tuple(f"{parent}{dot}{name}" for name in usual)
+        if any(name in ranks or name in dense for name in modules):
+            return modules
+        beside = next((name for name in ranks if name.rpartition(".")[0] == parent), None)
+        if beside is not None:
+            raise UserError(
+                f"vLLM fuses '{prefix}' from matrices that its model class does not name (it has no "
+                f"packed_modules_mapping), and the checkpoint, which factorises '{beside}', has no "
+                f"{' or '.join(usual)} there; export the model dense (bench export FOLDER --dense --out DIR), or "
+                "evaluate it with transformers"
+            )
+        return (prefix,)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+import weakref
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,39 +13,58 @@ from vllm.model_executor.utils import set_weight_attrs
 from ...foundation.errors import UserError
 
 TENSORS = ("weight", "lr_a", "lr_b", "lr_bias")
+Sizes = Mapping[str, int]
 _QKV = {"q": 0, "k": 1, "v": 2}
 
 
 class Loaded:
-    """What has been read for a layer.
+    """What has been read for a layer, at the first load and at every reload.
 
     vLLM hands each tensor to the parameter of its name together with the part of the fused layer it belongs to. The
-    parameters are empty: sizes follow from what comes, because ranks differ between the parts.
+    parameters are empty: sizes follow from what comes, because ranks differ between the parts. vLLM reloads a layer
+    as soon as as many numbers were copied as its parameters announce in ``weight_loader_numel``, and runs every loader
+    twice (once on the meta device, to count).
 
     Args:
         layer: vLLM's layer.
         columns: this process's columns of the first factor.
         outputs: number of outputs of this process.
         dtype: of everything kept.
+        sizes: how many numbers of each tensor this process keeps, all parts together.
     """
 
-    def __init__(self, layer: nn.Module, columns: slice, outputs: int, dtype: torch.dtype) -> None:
+    def __init__(self, layer: nn.Module, columns: slice, outputs: int, dtype: torch.dtype, sizes: Sizes) -> None:
+        # vLLM keeps the parameters in a table by layer for as long as the layer lives: they must not keep it alive.
+        self._layer = weakref.ref(layer)
         self._columns, self._outputs = columns, outputs
+        self._rows: dict[tuple[int, Any], Tensor] = {}
         self._parts: dict[str, dict[int, Tensor]] = {name: {} for name in TENSORS}
         for name in TENSORS:
             parameter = nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
-            set_weight_attrs(parameter, {"weight_loader": partial(self._load, layer, name)})
+            attributes = {"weight_loader": self._loader(name), "weight_loader_numel": sizes[name]}
+            set_weight_attrs(parameter, attributes)
             layer.register_parameter(name, parameter)
 
-    def _load(self, layer: Any, name: str, parameter: nn.Parameter, tensor: Tensor, part: Any = None) -> None:
+    def _loader(self, name: str) -> Callable[..., None]:
+        """Return a parameter's weight loader; vLLM's reload wants a ``__name__`` and an argument ``param``."""
+
+        def load(param: nn.Parameter, loaded_weight: Tensor, shard_id: Any = None) -> None:
+            self._keep(name, param, loaded_weight, shard_id)
+
+        return load
+
+    def _keep(self, name: str, parameter: nn.Parameter, tensor: Tensor, part: Any) -> None:
         if name == "weight" and tensor.numel() == 0:  # the checkpoint's guard
             return
-        if name == "lr_a":
-            kept = tensor[:, self._columns]
-        else:
-            kept = tensor[held_rows(layer, self._outputs, len(tensor), part)]
+        kept = tensor[:, self._columns] if name == "lr_a" else tensor[self._held_rows(len(tensor), part)]
         # Always a copy: some loaders reuse the memory of what they hand over.
-        self._parts[name][_position(part)] = kept.to(parameter.device, parameter.dtype, copy=True)
+        copy = torch.empty(kept.shape, dtype=parameter.dtype, device=parameter.device)
+        self._parts[name][_position(part)] = copy.copy_(kept)
+
+    def _held_rows(self, rows: int, part: Any) -> Tensor:
+        if (rows, part) not in self._rows:  # kept for reloads, which would count the copies made to find out
+            self._rows[rows, part] = held_rows(self._layer(), self._outputs, rows, part)
+        return self._rows[rows, part]
 
     def take(self, layer: nn.Module, modules: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
         """Return the tensors of every module by name, and forget them.
@@ -63,14 +83,14 @@ class Loaded:
         if len(starts) != len(modules):
             missing = [name for place, name in enumerate(modules) if place not in starts]
             raise UserError(
-                f"the checkpoint has no tensor {missing[0] if missing else modules[0]}.lr_b; "
-                "make or copy the checkpoint again"
+                f"the checkpoint has no tensor {missing[0] if missing else modules[0]}.lr_b, or (in a reload) before it "
+                "more than config.json says; make or copy the checkpoint again"
             )
         found: dict[str, dict[str, Tensor]] = {
             module: {name: parts[start] for name, parts in self._parts.items() if start in parts}
             for module, start in zip(modules, starts, strict=True)
         }
-        self._parts.clear()
+        self._parts = {name: {} for name in TENSORS}
         return found
 
 

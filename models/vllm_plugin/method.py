@@ -11,13 +11,15 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.platforms import current_platform
 
 from ...foundation.errors import UserError
-from .loading import Loaded
+from .loading import TENSORS, Loaded
 from .sharing import Factor
 
 if TYPE_CHECKING:
     from .config import LowRankServingConfig
 
 _DENSE = -1  # in place of the number of a stack: the part reads the layer's input itself
+
+_UNKNOWN = 1 << 40  # numbers never reached: a reload processes the layer when all has been read
 
 
 class LowRankMethod(LinearMethodBase):
@@ -53,24 +55,40 @@ class LowRankMethod(LinearMethodBase):
         self._kind = (input_size, input_size_per_partition)
         self._outputs = sum(output_partition_sizes)
         columns = slice(start, start + input_size_per_partition)
-        self._loaded = Loaded(layer, columns, self._outputs, params_dtype)
+        sizes = self._sizes(output_partition_sizes, input_size_per_partition)
+        self._loaded = Loaded(layer, columns, self._outputs, params_dtype, sizes)
+        self._seconds: dict[str, Factor] = {}
+
+    def _sizes(self, outputs: list[int], columns: int) -> dict[str, int]:
+        """Return how many numbers this process keeps of each kind of tensor, or more where that is not known."""
+        rows = outputs if len(outputs) == len(self._modules) else [sum(outputs)]
+        if len(rows) != len(self._modules):
+            return dict.fromkeys(TENSORS, _UNKNOWN)
+        layout, sizes = self._config.layout, dict.fromkeys(TENSORS, 0)
+        for name, height in zip(self._modules, rows, strict=True):
+            rank = layout.ranks.get(name)
+            if rank is None:
+                sizes["weight"] += height * columns
+                continue
+            sizes["lr_a"] += 0 if name in layout.shared else rank * columns
+            sizes["lr_b"] += height * rank
+            sizes["lr_bias"] += height if name in layout.added_bias else 0
+        return sizes
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
-        """Put the collected tensors into the form that `apply` computes with.
+        """Put the collected tensors into the form that `apply` computes with; a reload fills the same memory again.
 
         Raises:
             UserError: a missing tensor, or one that does not have the announced rank or the layer's size.
         """
         layout, factors = self._config.layout, self._config.factors
         tensors = self._loaded.take(layer, self._modules)
-        del self._loaded
         for name, found in tensors.items():
             self._check(name, found)
         own = [name for name in self._modules if name in layout.ranks and name not in layout.shared]
         multiple = rank_multiple()
         for group in factors.stacks(own):
-            stack = factors.store(group, [tensors[name].pop("lr_a") for name in group], multiple, self._kind)
-            self._dense.process_weights_after_loading(stack)
+            factors.store(group, [tensors[name].pop("lr_a") for name in group], multiple, self._kind, self._dense)
 
         stacks: list[Factor] = []
         seconds: list[Factor] = []
@@ -90,8 +108,9 @@ class LowRankMethod(LinearMethodBase):
             if isinstance(layer, ParallelLMHead):
                 matrix = nn.functional.pad(matrix, (0, 0, 0, self._outputs - len(matrix)))
             self._cuts.append(cut)
-            seconds.append(Factor(matrix, self._bias(layer, row, len(matrix), found.pop("lr_bias", None))))
-            self._dense.process_weights_after_loading(seconds[-1])
+            factor = self._seconds.setdefault(name, Factor())
+            factor.fill(self._dense, matrix, self._bias(layer, row, len(matrix), found.pop("lr_bias", None)))
+            seconds.append(factor)
             row += len(matrix)
         if row != self._outputs:
             raise UserError(
@@ -99,7 +118,8 @@ class LowRankMethod(LinearMethodBase):
                 "make or copy the checkpoint again"
             )
         self._always_bias = any(name in layout.added_bias for name in self._modules)
-        layer.lr_stacks, layer.lr_seconds = nn.ModuleList(stacks), nn.ModuleList(seconds)
+        if not hasattr(layer, "lr_seconds"):
+            layer.lr_stacks, layer.lr_seconds = nn.ModuleList(stacks), nn.ModuleList(seconds)
 
     def _check(self, name: str, found: dict[str, Tensor]) -> None:
         layout = self._config.layout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +13,29 @@ from ...foundation.errors import UserError
 
 
 class Factor(nn.Module):
-    """One matrix as vLLM's dense method wants it.
+    """One matrix, (out, in), and its bias, (out,) or None, as vLLM's dense method wants them."""
 
-    Args:
-        weight: (out, in).
-        bias: (out,) or None.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
+        # Beside the parameters, because vLLM's reload takes those off every module until it ends.
+        self._memory: dict[str, nn.Parameter] = {}
+
+    def fill(self, method: Any, weight: Tensor, bias: Tensor | None = None) -> None:
+        """Take new values; from the second time on in the memory of the first, which CUDA graphs refer to.
+
+        Args:
+            method: vLLM's dense method, which may pack the weight for this platform.
+            weight: (out, in); from the second time on of the same shape.
+            bias: (out,) or None.
+        """
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        method.process_weights_after_loading(self)
+        for name, parameter in list(self.named_parameters()):
+            kept = self._memory.setdefault(name, parameter)
+            if kept is not parameter:
+                kept.data.copy_(parameter.data)
+                setattr(self, name, kept)
 
 
 @dataclass(frozen=True)
@@ -76,17 +89,21 @@ class FirstFactors:
                 groups.append((users, [module]))
         return [group for _, group in groups]
 
-    def store(self, modules: list[str], factors: list[Tensor], multiple: int, kind: tuple[int, int]) -> Factor:
-        """Stack first factors and remember where each one lies.
+    def store(
+        self, modules: list[str], factors: list[Tensor], multiple: int, kind: tuple[int, int], method: Any
+    ) -> Factor:
+        """Stack first factors and remember where each one lies; a reload fills the same stack again.
 
         Args:
             modules: their owners.
             factors: (rank, in) each, of one dtype and device.
             multiple: each gets zero rows up to the next multiple, so that the parts of the product start aligned.
             kind: input width of the whole matrix and of this process's part.
+            method: vLLM's dense method.
         """
         padded = [nn.functional.pad(factor, (0, 0, 0, -len(factor) % multiple)) for factor in factors]
-        stack = Factor(torch.cat(padded))
+        stack = self._places[modules[0]].stack if modules[0] in self._places else Factor()
+        stack.fill(method, torch.cat(padded))
         start = 0
         for module, factor in zip(modules, padded, strict=True):
             self._places[module] = Place(stack, start, start + len(factor), kind)

@@ -8,13 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served_models import ENVIRONMENT, NEW, WIDTH, dense_twin, prompts, save_pair, served_models, tokens
+import torch
+from served_models import (
+    ENVIRONMENT,
+    NEW,
+    WIDTH,
+    dense_twin,
+    mixed_llama,
+    prompts,
+    save_pair,
+    served_models,
+    tokens,
+)
 
 from lowrank_bench.methods.base import create_method, methods
 from lowrank_bench.methods.budget import Budget
 from lowrank_bench.methods.contract import PlainTrainer, RandomData
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
+from lowrank_bench.models.layers import LowRankLinear
 from lowrank_bench.models.matrices import low_rank_layers
 
 _CHILD = Path(__file__).parents[2] / "vllm_child.py"
@@ -78,10 +90,31 @@ def test_two_processes_share_a_model(folders: Path, tmp_path: Path) -> None:
     assert answer["tokens"] == tokens(folder)
 
 
-def test_compiled(folders: Path, tmp_path: Path) -> None:
-    folder = folders / "mixed" / "lowrank"
-    (answer,) = serve(tmp_path, {"model": str(folder), "enforce_eager": False})
-    assert answer["tokens"] == tokens(folder)
+def test_compiled_with_weights_read_again_and_with_a_draft_model(folders: Path, tmp_path: Path) -> None:
+    folder, other, narrow = folders / "mixed" / "lowrank", tmp_path / "other", tmp_path / "narrow"
+    torch.manual_seed(0)
+    model = mixed_llama()
+    for layer in low_rank_layers(model).values():
+        layer.lr_b.data += torch.randn_like(layer.lr_b) / 8
+    save_checkpoint(model, None, other)
+    down = model.model.layers[1].mlp.down_proj
+    model.model.layers[1].mlp.down_proj = LowRankLinear.from_factors(down.lr_a[:50], down.lr_b[:, :50])
+    save_checkpoint(model, None, narrow)
+    draft = {"model": str(folder), "num_speculative_tokens": 3, "method": "draft_model"}
+    reloaded, drafted = serve(
+        tmp_path / "cache",
+        {"model": str(folder), "enforce_eager": False, "reload": [None, str(other), str(folder), str(narrow)]},
+        {"model": str(folder), "speculative_config": draft, "disable_log_stats": False},
+    )
+    same, changed, back, refusal = reloaded["reloaded"]
+    assert reloaded["tokens"] == same == back == tokens(folder)
+    assert changed == tokens(other) != same
+    assert "UserError: the tensor model.layers.1.mlp.down_proj.lr_" in refusal
+    assert "config.json says rank 61" in refusal
+    assert drafted["tokens"] == drafted["again"] == tokens(folder)
+    # The draft is the model itself, so what it drafts is right.
+    assert drafted["draft"]["layers"] == FACTORISED["llama"] - 1
+    assert drafted["draft"]["accepted"] > 0.9 * drafted["draft"]["drafted"] > 0
 
 
 def test_twins_are_dense(data_dir: Path) -> None:

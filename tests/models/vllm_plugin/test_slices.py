@@ -1,5 +1,7 @@
 """Real vLLM layers, one process of a tensor-parallel group at a time: the shares together make the dense layer."""
 
+import gc
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,11 +20,12 @@ Tensors = Mapping[str, Mapping[str, Tensor]]
 @pytest.fixture(params=[1, 2, 4])
 def group(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """For every rank of a group a function that builds a layer as that rank would."""
+    from vllm.model_executor import parameter
     from vllm.model_executor.layers import linear, vocab_parallel_embedding
 
     def member(rank: int) -> Any:
         def build(make: Any) -> Any:
-            for module in (linear, vocab_parallel_embedding):
+            for module in (linear, vocab_parallel_embedding, parameter):
                 monkeypatch.setattr(module, "get_tensor_model_parallel_rank", lambda: rank)
                 monkeypatch.setattr(module, "get_tensor_model_parallel_world_size", lambda: request.param)
             return make()
@@ -42,12 +45,16 @@ def config(tensors: Tensors, **more: Any) -> Any:
     return made
 
 
-def fill(layer: Any, tensors: Tensors, fused: bool = True) -> Any:
+def load(layer: Any, tensors: Tensors, fused: bool = True) -> None:
     for module, found in tensors.items():
         for name, tensor in found.items():
             parameter = getattr(layer, name)
             part = PARTS.get(module.rpartition(".")[2])
             parameter.weight_loader(parameter, tensor, *([part] if fused and part is not None else []))
+
+
+def fill(layer: Any, tensors: Tensors, fused: bool = True) -> Any:
+    load(layer, tensors, fused)
     layer.quant_method.process_weights_after_loading(layer)
     return layer
 
@@ -246,3 +253,183 @@ def test_guard_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2, WIDTH)
     expected = x @ (tensors["l.o_proj"]["lr_b"] @ tensors["l.o_proj"]["lr_a"]).T
     close(fill(layer, tensors)(x)[0], expected)
+
+
+def other(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
+    """Return tensors of the same names and shapes."""
+    return {name: {key: torch.randn_like(value) for key, value in found.items()} for name, found in tensors.items()}
+
+
+RELOADED = ("plain", "bias", "added bias", "v dense", "head", "fused on disk")
+
+
+@pytest.mark.parametrize("kind", RELOADED)
+def test_a_reload_fills_the_same_memory(group: list[Any], kind: str) -> None:
+    """As vLLM's `reload_weights` does it, layer by layer, here without the model around them."""
+    from vllm.model_executor.layers.linear import QKVParallelLinear
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+    from vllm.model_executor.model_loader.reload import layerwise
+
+    torch.manual_seed(0)
+    tensors = {f"l.{n}_proj": factors(r, h * HEAD) for n, r, h in (("q", 9, HEADS), ("k", 5, KV_HEADS), ("v", 14, 2))}
+    if kind in ("bias", "added bias"):
+        for found in tensors.values():
+            found["bias" if kind == "bias" else "lr_bias"] = torch.randn(len(found["lr_b"]))
+    if kind == "v dense":
+        tensors["l.v_proj"] = {"weight": torch.randn(KV_HEADS * HEAD, WIDTH)}
+    if kind == "fused on disk":
+        tensors = {"l.qkv_proj": factors(11, (HEADS + 2 * KV_HEADS) * HEAD)}
+    if kind == "head":
+        tensors = {"lm_head": factors(10, 100)}
+    x = torch.randn(3, WIDTH)
+    for build in group:
+
+        def make(build: Any = build) -> Any:
+            made = config(tensors)
+            if kind == "head":
+                return build(lambda: ParallelLMHead(100, WIDTH, quant_config=made, prefix="lm_head"))
+            return build(
+                lambda: QKVParallelLinear(
+                    WIDTH, HEAD, HEADS, KV_HEADS, bias=kind == "bias", quant_config=made, prefix="l.qkv_proj"
+                )
+            )
+
+        def answer(layer: Any) -> Tensor:
+            result: Tensor = layer.quant_method.apply(layer, x, getattr(layer, "bias", None))
+            return result
+
+        layer = make()
+        layerwise.record_metadata_for_reloading(layer)
+        first, memory = answer(fill(layer, tensors)), dict(layer.named_parameters())
+        for new in (other(tensors), tensors):
+            layerwise.initialize_layerwise_reload(layer)
+            load(layer, new)
+            layerwise.finalize_layerwise_reload(layer, None)
+            expected = answer(fill(make(), new))
+            assert torch.equal(answer(layer), expected)
+            assert torch.equal(expected, first) == (new is tensors)
+            found = dict(layer.named_parameters())
+            assert found.keys() == memory.keys()
+            assert all(found[name] is memory[name] for name in memory), "CUDA graphs refer to the old memory"
+
+
+def test_a_table_of_parameters_by_layer_does_not_keep_the_layer(group: list[Any]) -> None:
+    """vLLM has one of copies of the parameters, with their loaders, for as long as the layer lives."""
+    from vllm.model_executor.layers.linear import RowParallelLinear
+    from vllm.model_executor.model_loader.reload import layerwise
+
+    tensors = {"l.o_proj": factors(9, 48)}
+    made = config(tensors)
+    layer = group[0](lambda: RowParallelLinear(WIDTH, 48, bias=False, quant_config=made, prefix="l.o_proj"))
+    layerwise.record_metadata_for_reloading(layer)
+    alive = weakref.ref(fill(layer, tensors))
+    del layer
+    gc.collect()
+    assert alive() is None
+
+
+RELOAD_DAMAGE = {
+    "other rank": (
+        {"lr_a": torch.zeros(7, WIDTH), "lr_b": torch.zeros(32, 7)},
+        r"l\.up_proj\.lr_[ab] has shape .*rank 9",
+    ),
+    "larger rank": (
+        {"lr_a": torch.zeros(12, WIDTH), "lr_b": torch.zeros(32, 12)},
+        r"l\.up_proj\.lr_[ab] has shape .*rank 9|no tensor l\.up_proj\.lr_b, or .in a reload. before it more than",
+    ),
+    "no second factor": ({"lr_b": None}, r"no tensor l\.up_proj\.lr_b"),
+    "shares its first factor": ({"lr_a": None}, r"no tensor l\.up_proj\.lr_a"),
+    "NaN": ({"lr_b": torch.full((32, 9), torch.nan)}, r"l\.up_proj\.lr_b holds NaN"),
+}
+
+
+@pytest.mark.parametrize("damage", RELOAD_DAMAGE)
+def test_a_reload_of_another_layout_is_named(group: list[Any], damage: str) -> None:
+    from vllm.model_executor.layers.linear import MergedColumnParallelLinear
+    from vllm.model_executor.model_loader.reload import layerwise
+
+    changed, message = RELOAD_DAMAGE[damage]
+    tensors = {"l.gate_proj": factors(5, 32), "l.up_proj": factors(9, 32)}
+    made = config(tensors)
+    layer = group[0](
+        lambda: MergedColumnParallelLinear(WIDTH, [32, 32], False, quant_config=made, prefix="l.gate_up_proj")
+    )
+    layerwise.record_metadata_for_reloading(layer)
+    fill(layer, tensors)
+    new: Any = other(tensors)
+    new["l.up_proj"] = {key: value for key, value in (new["l.up_proj"] | changed).items() if value is not None}
+
+    def reload() -> None:
+        layerwise.initialize_layerwise_reload(layer)
+        load(layer, new)
+        layerwise.finalize_layerwise_reload(layer, None)
+
+    with pytest.raises(UserError, match=message):
+        reload()
+
+
+def test_a_reload_of_factors_that_are_shared_here_is_named(group: list[Any]) -> None:
+    from vllm.model_executor.layers.linear import MergedColumnParallelLinear
+    from vllm.model_executor.model_loader.reload import layerwise
+
+    whole = {"l.gate_proj": factors(5, 32), "l.up_proj": factors(5, 32)}
+    tensors = {"l.gate_proj": whole["l.gate_proj"], "l.up_proj": {"lr_b": whole["l.up_proj"]["lr_b"]}}
+    made = config(tensors, shared={"l.up_proj": "l.gate_proj"})
+    layer = group[0](
+        lambda: MergedColumnParallelLinear(WIDTH, [32, 32], False, quant_config=made, prefix="l.gate_up_proj")
+    )
+    layerwise.record_metadata_for_reloading(layer)
+    fill(layer, tensors)
+    layerwise.initialize_layerwise_reload(layer)
+    with pytest.raises(UserError, match=r"no tensor l\.up_proj\.lr_b, or \(in a reload\) before it more than"):
+        load(layer, whole)
+
+
+@pytest.mark.parametrize("prefix", ["", "draft_model."])
+@pytest.mark.parametrize("mapping", [True, False])
+def test_fused_layers_of_a_class_without_a_mapping(group: list[Any], prefix: str, mapping: bool) -> None:
+    """As the draft models of speculative decoding come."""
+    from vllm.model_executor.layers.linear import (
+        MergedColumnParallelLinear,
+        QKVParallelLinear,
+        RowParallelLinear,
+        UnquantizedLinearMethod,
+    )
+
+    torch.manual_seed(0)
+    heads = {"q_proj": HEADS, "k_proj": KV_HEADS, "v_proj": KV_HEADS}
+    tensors = {f"a.{n}": factors(5, h * HEAD) for n, h in heads.items()}
+    tensors |= {f"m.{n}": factors(6, 32) for n in ("gate_proj", "up_proj")} | {"a.o_proj": factors(9, 48)}
+    made = config(tensors, dense=["b.q_proj", "b.k_proj", "b.v_proj", "c.query_key_value"])
+    made.packed_modules_mapping = PACKED if mapping else {}
+    x, build = torch.randn(2, WIDTH), group[0]
+
+    def qkv(name: str) -> Any:
+        return build(lambda: QKVParallelLinear(WIDTH, HEAD, HEADS, KV_HEADS, False, quant_config=made, prefix=name))
+
+    def merged(name: str) -> Any:
+        return build(lambda: MergedColumnParallelLinear(WIDTH, [32, 32], False, quant_config=made, prefix=name))
+
+    attention = {name: found for name, found in tensors.items() if name.startswith("a.") and "o_proj" not in name}
+    answer = fill(qkv(f"{prefix}a.qkv_proj"), attention)(x)[0]
+    own = HEADS * HEAD // len(group)
+    close(answer[:, :own], (x @ dense(attention["a.q_proj"]).T)[:, :own])
+    mlp = {name: found for name, found in tensors.items() if name.startswith("m.")}
+    whole = [(x @ dense(found).T)[:, : 32 // len(group)] for found in mlp.values()]
+    close(fill(merged(f"{prefix}m.gate_up_proj"), mlp)(x)[0], torch.cat(whole, -1))
+    for name in ("b.qkv_proj", "c.query_key_value", "elsewhere.qkv_proj"):
+        assert type(qkv(prefix + name).quant_method) is UnquantizedLinearMethod
+    output = build(lambda: RowParallelLinear(WIDTH, 48, bias=False, quant_config=made, prefix=f"{prefix}a.o_proj"))
+    assert type(output.quant_method).__name__ == "LowRankMethod"
+
+
+@pytest.mark.parametrize("names", [("query", "key", "value"), ("w1", "w3"), ("Wq", "out_proj")])
+def test_fused_layers_of_unknown_parts_are_refused(group: list[Any], names: tuple[str, ...]) -> None:
+    from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear
+
+    made = config({f"l.{name}": factors(5, 64) for name in names})
+    made.packed_modules_mapping = {}
+    with pytest.raises(UserError, match=rf"fuses 'l\.qkv'.*factorises 'l\.{names[0]}'.*export the model dense"):
+        group[0](lambda: QKVParallelLinear(WIDTH, HEAD, HEADS, KV_HEADS, False, quant_config=made, prefix="l.qkv"))
+    with pytest.raises(UserError, match=r"has no gate_proj or up_proj"):
+        group[0](lambda: MergedColumnParallelLinear(WIDTH, [32, 32], quant_config=made, prefix="draft_model.l.fc"))
