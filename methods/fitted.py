@@ -107,8 +107,10 @@ class Fitted:
 
     def factors(self, name: str) -> Factors:
         """Return the factors of one matrix."""
-        means = ("output_mean", "hidden_mean") if self.has(f"{name}.output_mean") else ()
-        return Factors(*(self._read(f"{name}.{key}") for key in ("left", "right", "spectrum", *means)))
+        left, right, spectrum = (self._read(f"{name}.{key}") for key in ("left", "right", "spectrum"))
+        if not self.has(f"{name}.output_mean"):
+            return Factors(left, right, spectrum)
+        return Factors(left, right, spectrum, self._read(f"{name}.output_mean"), self._read(f"{name}.hidden_mean"))
 
     def has(self, key: str) -> bool:
         """Whether there is a tensor of that name."""
