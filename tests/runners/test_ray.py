@@ -361,3 +361,24 @@ def test_config_takes_both_names():
         {"model": "tiny", "task": "toy-math", "methods": ["svd"], "executor": "ray", "address": "auto"}
     )
     assert (config.executor, config.address) == ("ray", "auto")
+
+
+def test_workers_import_nothing_from_the_current_folder(tmp_path, short_folder, monkeypatch):
+    """Ray puts the folder in which a driver starts before all others."""
+    import ray
+
+    folder, mark = tmp_path / "hostile", tmp_path / "mark"
+    folder.mkdir()
+    (folder / "sympy.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(tempfile, "tempdir", short_folder)
+
+    def look():
+        import sympy
+
+        return sympy.__file__
+
+    with ray_executor.ray_session(None):
+        file = ray.get(ray.remote(look).remote())
+    assert not mark.exists()
+    assert str(folder) not in file
