@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from sweeps import small_sweep
 
 from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.foundation.process import python_command
 from lowrank_bench.results.records import read_records, same_results
 from lowrank_bench.runners import ray_executor
 from lowrank_bench.runners.config import make_config
@@ -363,22 +364,25 @@ def test_config_takes_both_names():
     assert (config.executor, config.address) == ("ray", "auto")
 
 
-def test_workers_import_nothing_from_the_current_folder(tmp_path, short_folder, monkeypatch):
+DRIVER = """
+import ray
+from lowrank_bench.runners.ray_executor import ray_session
+
+def look():
+    import sympy
+    return sympy.__file__
+
+with ray_session(None):
+    print(ray.get(ray.remote(look).remote()))
+"""
+
+
+def test_workers_import_nothing_from_the_current_folder(tmp_path, short_folder):
     """Ray puts the folder in which a driver starts before all others."""
-    import ray
-
-    folder, mark = tmp_path / "hostile", tmp_path / "mark"
-    folder.mkdir()
-    (folder / "sympy.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(tempfile, "tempdir", short_folder)
-
-    def look():
-        import sympy
-
-        return sympy.__file__
-
-    with ray_executor.ray_session(None):
-        file = ray.get(ray.remote(look).remote())
+    mark = tmp_path / "mark"
+    (tmp_path / "sympy.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    command, environment = python_command("-c", DRIVER), os.environ | {"TMPDIR": short_folder}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr
     assert not mark.exists()
-    assert str(folder) not in file
+    assert str(tmp_path) not in done.stdout
