@@ -33,7 +33,7 @@ def past_seconds(store: StageStore, kinds: set[str], model: str) -> dict[str, fl
                     record = read_json(file)
                     if model in str(record.get("runtime")) or model in str(record.get("title")):
                         sums[kind].append(float(record["seconds"]))
-                except (OSError, ValueError, KeyError):
+                except (OSError, ValueError, KeyError, TypeError, AttributeError):
                     continue
     return {kind: sum(values) / len(values) for kind, values in sums.items()}
 

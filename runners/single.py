@@ -36,6 +36,7 @@ from .memory import Way, compress_way, fit_way, memory_rows, open_model
 from .plan import build_method, merge_settings, pick_device, pick_recipe
 from .provenance import provenance
 from .recipes import RECIPES, Recipe
+from .stages import verify_around
 from .training import TaskTrainer, compress_order
 
 Progress = Callable[[int, int], None]
@@ -91,6 +92,7 @@ def _prepare(request: CompressRequest) -> _Prepared:
     budget = Budget(request.ratio)  # an unusable ratio is refused before anything is loaded
     transformers.utils.logging.disable_progress_bar()
     source = resolve_model(request.model, request.revision)
+    verify_around(Path(source.location))
     skeleton = load_skeleton(source.location, source.revision)
     recipe = RECIPES[pick_recipe(request.recipe, source, model_size(skeleton).parameters)]
     method = build_method(request.method, recipe, request.seed)
@@ -233,6 +235,7 @@ def evaluate_model(
     if contexts and not any(each.context for _, each in chosen.values()):
         raise UserError(f"--context is for perplexities and none of {', '.join(chosen)} is one; leave it out")
     source = resolve_model(model, revision)
+    verify_around(Path(source.location))
     for benchmark, each in chosen.values():
         benchmark.check(each)
     device = pick_device(device)

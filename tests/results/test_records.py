@@ -2,6 +2,7 @@
 
 import math
 import random
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.results.checksums import CHECKSUMS_NAME
 from lowrank_bench.results.records import (
     COLUMNS,
     TIMING_COLUMNS,
@@ -112,6 +114,7 @@ def test_two_records_of_one_measurement_are_refused(tmp_path, record):
 )
 def test_damaged_files_are_named(tmp_path, sweep, name, damage, told):
     write_records(tmp_path, sweep())
+    (tmp_path / CHECKSUMS_NAME).unlink()
     path = tmp_path / name
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=told) as error:
@@ -217,6 +220,7 @@ def test_other_encodings_are_named(tmp_path, record, encoding):
 
 def test_what_spreadsheets_make_of_a_csv(tmp_path, record):
     path, _ = write_records(tmp_path, [record()])
+    (tmp_path / CHECKSUMS_NAME).unlink()
     text = path.read_text()
     path.write_text("\ufeff" + text.replace("\n", "\r\n"))
     assert len(read_records(path)) == 1
@@ -228,6 +232,7 @@ def test_what_spreadsheets_make_of_a_csv(tmp_path, record):
 @pytest.mark.parametrize("name", ["results.csv", "results.parquet"])
 def test_a_future_schema_is_told_before_its_columns(tmp_path, record, name):
     write_records(tmp_path, [record()])
+    (tmp_path / CHECKSUMS_NAME).unlink()
     path = tmp_path / name
     if path.suffix == ".csv":
         text = path.read_text().replace("schema_version,", "schema_version,invented_later,").replace("\n1,", "\n2,x,")
@@ -241,3 +246,61 @@ def test_a_future_schema_is_told_before_its_columns(tmp_path, record, name):
 def test_one_read_parquet_gives_the_same_frame(tmp_path, sweep):
     _, path = write_records(tmp_path, sweep())
     pd.testing.assert_frame_equal(pd.read_parquet(path), read_records(path))
+
+
+def test_every_flipped_bit_of_a_run_is_seen(tmp_path, sweep):
+    """400 places of results.parquet, as many of results.csv and all of the checksums' own bytes."""
+    csv, parquet = write_records(tmp_path, sweep())
+    draw = random.Random(0)
+    for path in (parquet, csv, tmp_path / CHECKSUMS_NAME):
+        raw = path.read_bytes()
+        bits = (
+            range(8 * len(raw)) if len(raw) < 200 else draw.sample(range(8 * len(raw)), 400 if path == parquet else 40)
+        )
+        for bit in bits:
+            changed = bytearray(raw)
+            changed[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(changed)
+            with pytest.raises(UserError):
+                read_records(tmp_path)
+        path.write_bytes(raw)
+    assert len(read_records(tmp_path))
+
+
+def test_files_cut_off_or_exchanged_are_seen(tmp_path, sweep):
+    whole = sweep()
+    for name, records in (("a", whole), ("b", whole[:1])):
+        write_records(tmp_path / name, records)
+    for name in ("results.csv", "results.parquet"):
+        shutil.copy(tmp_path / "b" / name, tmp_path / "a" / name)
+        with pytest.raises(UserError, match=f"{name} has changed since it was written .*results.sha256"):
+            read_records(tmp_path / "a" / name)
+        write_records(tmp_path / "a", whole)
+        raw = (tmp_path / "a" / name).read_bytes()
+        (tmp_path / "a" / name).write_bytes(raw[: len(raw) // 2])
+        with pytest.raises(UserError, match=name):
+            read_records(tmp_path / "a" / name)
+        write_records(tmp_path / "a", whole)
+
+
+def test_an_edited_csv_is_told_and_a_copy_of_it_is_read(tmp_path, record):
+    path, _ = write_records(tmp_path / "run", [record()])
+    path.write_text(path.read_text().replace(",0.375,", ",0.376,", 1))
+    for name in (path, path.parent):  # the folder's Parquet is untouched
+        with pytest.raises(UserError, match=r"results\.csv has changed since it was written .* copy the file"):
+            read_records(name)
+    (tmp_path / "mine").mkdir()
+    shutil.copy(path, tmp_path / "mine")
+    assert len(read_records(tmp_path / "mine")) == 1
+    done = subprocess.run(["sha256sum", "-c", CHECKSUMS_NAME], cwd=path.parent, capture_output=True, text=True)
+    assert "results.csv: FAILED" in done.stdout
+    assert "results.parquet: OK" in done.stdout
+
+
+def test_a_copied_parquet_file_without_its_checksums_knows_its_pages(tmp_path, sweep):
+    _, path = write_records(tmp_path, sweep())
+    raw = bytearray(path.read_bytes())
+    raw[200] ^= 1
+    (tmp_path / "copy.parquet").write_bytes(raw)
+    with pytest.raises(UserError, match="cannot be read as Parquet"):
+        read_records(tmp_path / "copy.parquet")
