@@ -157,8 +157,8 @@ def make_plan(config: SweepConfig) -> Plan:
     names = benchmark_names(config.benchmarks or task.benchmarks)
     if config.context and not any(benchmarks.get(name).has_context for name in names):
         raise UserError(f"--context is for perplexities and none of {', '.join(names)} is one; leave it out")
+    verify_around(Path(config.model))
     source = resolve_model(config.model, config.revision)
-    verify_around(Path(source.location))
     device = pick_device(config.device)
     if config.data is not None and not config.data.is_dir():
         raise UserError(f"the data folder {config.data} does not exist; name the folder that holds gsm8k/, math/, …")

@@ -91,8 +91,8 @@ class _Prepared:
 def _prepare(request: CompressRequest) -> _Prepared:
     budget = Budget(request.ratio)  # an unusable ratio is refused before anything is loaded
     transformers.utils.logging.disable_progress_bar()
+    verify_around(Path(request.model))
     source = resolve_model(request.model, request.revision)
-    verify_around(Path(source.location))
     skeleton = load_skeleton(source.location, source.revision)
     recipe = RECIPES[pick_recipe(request.recipe, source, model_size(skeleton).parameters)]
     method = build_method(request.method, recipe, request.seed)
@@ -234,8 +234,8 @@ def evaluate_model(
             chosen[place] = benchmark, replace(settings, context=context)
     if contexts and not any(each.context for _, each in chosen.values()):
         raise UserError(f"--context is for perplexities and none of {', '.join(chosen)} is one; leave it out")
+    verify_around(Path(model))
     source = resolve_model(model, revision)
-    verify_around(Path(source.location))
     for benchmark, each in chosen.values():
         benchmark.check(each)
     device = pick_device(device)

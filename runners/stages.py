@@ -291,5 +291,5 @@ def verify_around(path: Path) -> None:
     Raises:
         UserError: see `StageStore.verify`.
     """
-    if folder := stage_around(path):
+    if os.path.exists(path) and (folder := stage_around(path)):
         StageStore(folder.parent).verify(folder.name)

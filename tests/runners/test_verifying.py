@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from sealing import seal
 
+from lowrank_bench.evals.base import EvalSettings
 from lowrank_bench.foundation import checksums
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.files import sha256_file
@@ -21,7 +22,7 @@ from lowrank_bench.runners.report.gather import gather
 from lowrank_bench.runners.samples import compare_samples, rescore_run, sample_file
 from lowrank_bench.runners.single import evaluate_model
 from lowrank_bench.runners.speed_subject import find_subject
-from lowrank_bench.runners.stage_files import DamagedStage
+from lowrank_bench.runners.stage_files import DamagedStage, stage_around
 from lowrank_bench.runners.stages import StageStore
 from lowrank_bench.runners.sweep import run_sweep
 
@@ -102,10 +103,9 @@ OF_WEIGHTS = {
     "export by folder": lambda run: checkpoint_folder(str(weights_of(run).parent)),
     "inspect": lambda run: inspect_bases(f"{run}:svd@2", "o", 1),
     "inspect by folder": lambda run: inspect_bases(str(weights_of(run).parent), "o", 1),
-    "changes": lambda run: inspect_changes(f"{run}:svd@2"),
     "speed": lambda run: find_subject(f"{run}:svd@2"),
     "speed by folder": lambda run: find_subject(str(weights_of(run).parent)),
-    "eval": lambda run: evaluate_model(str(weights_of(run).parent), ["toy-math"]),
+    "eval": lambda run: evaluate_model(str(weights_of(run).parent), ["toy-math"], EvalSettings()),
 }
 
 
@@ -128,12 +128,22 @@ def test_readers_of_samples_refuse(copied, damage):
 @pytest.mark.parametrize("damage", WEIGHTS, ids=lambda damage: damage.__name__)
 def test_readers_of_weights_refuse(copied, damage):
     damage(copied)
-    key = weights_of(copied).parents[2].name
+    key = stage_around(weights_of(copied)).name
     for read in OF_WEIGHTS.values():
         with pytest.raises(DamagedStage, match=rf"{key} is damaged .*\.safetensors .* bench doctor --repair"):
             read(copied)
     assert any(key in line for line in gather(copied).missing["stages"])
     assert f"{key}: " in doctor._stages(copied.parent).found
+
+
+@pytest.mark.parametrize("file", ["fit-*/factors*.safetensors", "compress-*/ratio-2/report.json"])
+def test_the_account_of_a_compression_is_verified(copied, file):
+    for path in copied.parent.glob(f"stages/{file}"):
+        raw = bytearray(path.read_bytes())
+        raw[-10] ^= 1
+        path.write_bytes(raw)
+    with pytest.raises(DamagedStage, match=path.name):
+        inspect_changes(f"{copied}:svd@2")
 
 
 def test_plain_doctor_says_that_all_is_well(copied):
