@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
@@ -29,8 +29,9 @@ _ORDER = (
     *("sweep", "model", "task", "stage", "label", "ratio_target", "seed", "benchmark", "variant", "metric", "scorer"),
     *(c for c in KEY_COLUMNS),
 )
-MAX_BYTES = 1 << 30
-"""Largest file of records that is read."""
+MAX_BYTES, MAX_RECORDS = 1 << 29, 500_000
+"""Largest file of records that is read, and most records in it."""
+_MAX_LINE = 1 << 21
 
 _CSV_FALSE_TRUE = ("false", "true")
 
@@ -223,8 +224,7 @@ def _results_file(path: Path) -> Path:
 
 def _csv_rows(path: Path, raw: bytes) -> list[dict[str, Any]]:
     try:
-        # Spreadsheets begin UTF-8 with a byte order mark.
-        lines = list(csv.reader(io.StringIO(raw.decode("utf-8-sig"), newline=""), strict=True))
+        lines = _csv_lines(path, raw.decode("utf-8-sig"))  # spreadsheets begin UTF-8 with a byte order mark
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} cannot be read as CSV: it is not UTF-8 (byte {error.start}); save it as CSV in UTF-8"
@@ -245,12 +245,76 @@ def _csv_rows(path: Path, raw: bytes) -> list[dict[str, Any]]:
     return [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
 
 
+def _csv_lines(path: Path, text: str) -> list[list[str]]:
+    """Return the cells of each line, the header first; ends before a file with too much of anything fills memory."""
+    length = 0
+
+    def parts() -> Iterator[str]:
+        nonlocal length
+        for part in io.StringIO(text, newline=""):
+            length += len(part)
+            if length > _MAX_LINE:
+                raise UserError(f"{path} has a record of more than {_MAX_LINE:,} characters; name a file of records")
+            yield part
+
+    lines: list[list[str]] = []
+    for cells in csv.reader(parts(), strict=True):
+        length = 0
+        lines.append(cells)
+        _check_amount(path, len(lines) - 1)
+        if len(cells) != len(lines[0]):
+            break  # what comes behind a torn record is not looked at
+    return lines
+
+
+def _check_amount(path: Path, records: int) -> None:
+    if records > MAX_RECORDS:
+        raise UserError(f"{path} has more than {MAX_RECORDS:,} records; split it")
+
+
+def _check_parquet(path: Path, file: Any) -> list[str]:
+    """Look at a Parquet file's own account of its content before any of it is expanded; returns its columns of text.
+
+    Kilobytes can stand for gigabytes: repeated values are stored once.
+    """
+    import pyarrow as pa
+
+    metadata, schema = file.metadata, file.schema_arrow
+    if len(schema.names) > 2 * len(COLUMNS):  # fewer may be another version's, which is told with its version
+        _check_columns(path, schema.names)
+    for field in schema:
+        if pa.types.is_nested(field.type) or pa.types.is_fixed_size_binary(field.type):
+            raise UserError(f"{path} has no numbers or text in the column {field.name[:60]!a}; name a file of records")
+    _check_amount(path, metadata.num_rows)
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    if sum(group.total_byte_size for group in groups) > MAX_BYTES:
+        raise UserError(f"{path} holds more than {MAX_BYTES:,} bytes when it is read; split it")
+    return [
+        field.name for field in schema if not pa.types.is_primitive(field.type) and not pa.types.is_null(field.type)
+    ]
+
+
+def _check_text(path: Path, table: Any) -> None:
+    """Refuse a table whose text, stored once for many rows, would fill memory when written out for each row."""
+    import pyarrow.compute as pc
+
+    total = 0
+    for column in table.columns:
+        for chunk in column.chunks:
+            if hasattr(chunk, "dictionary"):
+                total += pc.sum(pc.binary_length(chunk.dictionary).take(chunk.indices)).as_py() or 0
+    if total > MAX_BYTES:
+        raise UserError(f"{path} holds {total:,} bytes of text when it is read; split it")
+
+
 def _parquet_rows(path: Path, raw: bytes) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(io.BytesIO(raw), page_checksum_verification=True).read()
+        text = _check_parquet(path, pq.ParquetFile(io.BytesIO(raw)))
+        table = pq.ParquetFile(io.BytesIO(raw), page_checksum_verification=True, read_dictionary=text).read()
+        _check_text(path, table)
     except (OSError, pa.ArrowException) as error:
         reason = str(error).split("\n")[0].rstrip(".")
         raise UserError(f"{path} cannot be read as Parquet ({reason}); write it again with 'bench run'") from None

@@ -1,21 +1,27 @@
 """The schema refuses nonsense; the files give back what was written, byte for byte the same each time."""
 
 import math
+import os
 import random
 import shutil
 import subprocess
 import sys
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.results.checksums import CHECKSUMS_NAME
+from lowrank_bench.results.leaderboard.submissions import check
 from lowrank_bench.results.records import (
     COLUMNS,
+    MAX_RECORDS,
     TIMING_COLUMNS,
     Record,
     read_records,
@@ -43,8 +49,12 @@ def test_every_float_and_integer_survives_the_csv(tmp_path_factory, record, valu
     assert (row["low"], row["high"]) == (-math.inf, math.inf)
 
 
+def seen(text):
+    return not regex.search(r"\p{Default_Ignorable_Code_Point}", text)
+
+
 @settings(deadline=None)
-@given(st.text(st.characters(exclude_categories=["Cc", "Cf", "Cs", "Zl", "Zp"]), min_size=1, max_size=20))
+@given(st.text(st.characters(exclude_categories=["Cc", "Cf", "Cs", "Zl", "Zp"]), min_size=1, max_size=20).filter(seen))
 def test_any_accepted_text_survives_the_csv(tmp_path_factory, record, label):
     if label[0] in "=+-@":
         with pytest.raises(ValidationError, match="formula"):
@@ -304,3 +314,53 @@ def test_a_copied_parquet_file_without_its_checksums_knows_its_pages(tmp_path, s
     (tmp_path / "copy.parquet").write_bytes(raw)
     with pytest.raises(UserError, match="cannot be read as Parquet"):
         read_records(tmp_path / "copy.parquet")
+
+
+def bomb(path, columns, rows=1):
+    """Write a Parquet file whose columns repeat one value in each row."""
+    table = pa.table({name: pa.array([value]).take(pa.array([0] * rows)) for name, value in columns.items()})
+    pq.write_table(table, path, compression="zstd")
+    assert path.stat().st_size < 1 << 20
+
+
+def test_small_parquet_files_that_stand_for_gigabytes_are_refused(tmp_path, record):
+    path, whole = tmp_path / "x.parquet", record().model_dump()
+    bomb(path, whole, MAX_RECORDS + 1)
+    with pytest.raises(UserError, match="more than 500,000 records"):
+        read_records(path)
+    bomb(path, whole | {"label": "x" * 10_000}, 200_000)
+    with pytest.raises(UserError, match="bytes of text when it is read"):
+        read_records(path)
+    bomb(path, {f"column{i}": "x" for i in range(2000)})
+    with pytest.raises(UserError, match="has not the columns of records"):
+        read_records(path)
+    bomb(path, whole | {"label": ["x"] * 3})
+    with pytest.raises(UserError, match="has no numbers or text in the column 'label'"):
+        read_records(path)
+
+
+@pytest.mark.parametrize("text", ["a," * 1_500_000, ',"\n"' * 600_000, "," * (1 << 22) + "\n"])
+def test_a_csv_file_of_a_million_columns_is_refused(tmp_path, text):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(UserError, match="a record of more than 2,097,152 characters"):
+        read_records(tmp_path / "x.csv")
+    with pytest.raises(UserError):
+        check(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize("name", ["results.csv", "results.parquet", "results.sha256"])
+def test_pipes_are_no_results(tmp_path, record, name):
+    write_records(tmp_path, [record()])
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    if name != "results.parquet":  # then the folder's CSV is read
+        with pytest.raises(UserError):
+            read_records(tmp_path / ("results.csv" if name != "results.sha256" else ""))
+    with pytest.raises(UserError):
+        read_records(tmp_path / name)
+
+
+@pytest.mark.parametrize("hidden", ["\u3164", "\ufe0f", "\u115f", "\u034f", "\u180b", "\U000e0100"])
+def test_characters_that_are_not_seen_are_refused(record, hidden):
+    with pytest.raises(ValidationError, match=f"invisible characters .* U\\+{ord(hidden):04X}"):
+        record(label=f"svd{hidden}")
