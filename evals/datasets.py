@@ -22,12 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from ..foundation.errors import UserError, unknown
-from ..foundation.files import digest
+from ..foundation.files import digest, open_regular
 from .choice_specs import choice_specs
 from .dataset_specs import DatasetSpec
 from .dataset_specs import specs as text_specs
 
 specs: dict[str, DatasetSpec] = text_specs | choice_specs
+
+MAX_BYTES, MAX_LINE_BYTES = 4 << 30, 64 << 20
+"""Most bytes that a local file may hold, unpacked, in all and in a line."""
 
 REVISIONS_VARIABLE = "LOWRANK_BENCH_REVISIONS"
 """Environment variable that names commits of hub datasets: ``stereoset=<40 digits>,crows_pairs=<40 digits>``."""
@@ -98,16 +101,25 @@ def _load_local(spec: DatasetSpec, split: str, data_dir: Path) -> Rows:
 def _lines(path: Path) -> Iterable[tuple[int, Any]]:
     """Yield (line number from 1, parsed JSON) of a .jsonl or .jsonl.gz file; blank lines are skipped."""
     number = 0
-    opened: Any = gzip.open if path.suffix == ".gz" else open
+    total = 0
     try:
-        with opened(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
+        with open_regular(path) as raw:
+            file: Any = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                number, total = number + 1, total + len(line)
+                if len(line) > MAX_LINE_BYTES or total > MAX_BYTES:
+                    most = f"a line of {MAX_LINE_BYTES:,}" if total <= MAX_BYTES else f"{MAX_BYTES:,}"
+                    raise UserError(f"'{path}' has more than {most} bytes at line {number}; fetch the file again")
                 if line.strip():
-                    yield number, json.loads(line)
+                    yield number, json.loads(line.decode("utf-8"))
+    except RecursionError as error:
+        raise UserError(f"line {number} of '{path}' is nested too deeply; fetch the file again") from error
     except json.JSONDecodeError as error:
         raise UserError(f"line {number} of '{path}' is not JSON ({error.msg}); fetch the file again") from error
     except UnicodeDecodeError as error:
         raise UserError(f"'{path}' is not UTF-8 text after line {number}; fetch the file again") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"line {number} of '{path}' cannot be read ({error}); fetch the file again") from error
     except (EOFError, zlib.error) as error:
         raise UserError(f"'{path}' is damaged or cut off after line {number}; fetch the file again") from error
     except OSError as error:  # gzip.BadGzipFile among them

@@ -11,13 +11,13 @@ import json
 import os
 import queue
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from select import POLLIN, poll
 from typing import NamedTuple
 
+from ..foundation.process import python_command, python_environment
 from .metrics import Verdict
 
 ITEM_SECONDS = 5.0
@@ -68,8 +68,10 @@ class Worker:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            command = [sys.executable, "-m", f"{__package__}.math_worker"]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            command = python_command("-m", f"{__package__}.math_worker")
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=python_environment()
+            )
             if self._line(_START_SECONDS) != "ready":
                 self.close()
                 raise RuntimeError(f"the process for comparing answers does not start: {' '.join(command)}")

@@ -10,11 +10,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import UserError
 
 _CHUNK_BYTES = 1 << 20
+_JSON_BYTES = 1 << 30
 
 
 def canonical_json(value: Any) -> str:
@@ -30,10 +31,39 @@ def digest(value: Any) -> str:
 def sha256_file(path: Path) -> str:
     """Return the sha256 (hex) of a file's bytes."""
     total = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(_CHUNK_BYTES):
             total.update(chunk)
     return total.hexdigest()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading bytes; pipes, devices, sockets and folders are refused without waiting for them.
+
+    Raises:
+        OSError: there is none, it is no regular file, or its name cannot be one.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except ValueError as error:  # a zero byte
+        raise OSError(errno.EINVAL, str(error), str(path)) from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_limited(path: Path, max_bytes: int) -> bytes:
+    """Return the bytes of a regular file of limited size.
+
+    Raises:
+        OSError: see `open_regular`; or it is larger.
+    """
+    with open_regular(path) as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise OSError(errno.EFBIG, f"it is larger than {max_bytes:,} bytes", str(path))
+    return data
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -128,8 +158,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON file.
+
+    Raises:
+        OSError: there is no such regular file, or it has more than 1 GiB.
+        ValueError: it is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(read_limited(path, _JSON_BYTES))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from .environment import READ_ONCE
-from .process import die_with_parent
+from .process import die_with_parent, python_command, python_environment
 
 MODULES = (
     "lowrank_bench.runners.work",
@@ -144,10 +144,10 @@ class Nursery:
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with far:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _START, json.dumps(sys.path), str(far.fileno()), str(os.getpid())],
+                python_command("-c", _START, json.dumps(sys.path), str(far.fileno()), str(os.getpid())),
                 stdin=subprocess.DEVNULL,
                 pass_fds=[far.fileno()],
-                env=os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"},
+                env=python_environment({"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}),
                 start_new_session=True,
             )
         _nurseries[threads] = cls(near, threads, process)
@@ -216,8 +216,8 @@ def run_apart(function: Callable[..., None], *arguments: Any, threads: int = 1) 
                 "import json, pickle, sys; sys.path[:] = json.loads(sys.argv[1]); "
                 "function, arguments = pickle.loads(bytes.fromhex(sys.argv[2])); function(*arguments)"
             )
-            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-            code = subprocess.call([sys.executable, "-c", start, *words], stdout=log, stderr=log, env=environment)
+            environment = python_environment({"OMP_NUM_THREADS": str(threads)})
+            code = subprocess.call(python_command("-c", start, *words), stdout=log, stderr=log, env=environment)
         log.seek(0)
         return code if code is not None else 1, log.read().decode("utf-8", "replace")
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import stat
+import errno
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from .errors import UserError
+from .files import read_limited
 
 MAX_BYTES = 1 << 20
 _MAX_VALUES = 100_000
@@ -37,18 +37,11 @@ def read_input(path: Path, kind: str, max_bytes: int = MAX_BYTES) -> bytes:
         UserError: no such file, another kind of file, or too large.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"the {kind} {path} cannot be read ({reason}); name an existing file") from error
-    with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise UserError(f"the {kind} {path} cannot be read (it is no regular file); name an existing file")
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise UserError(f"the {kind} {path} is larger than {max_bytes:,} bytes; name another file")
-    return data
+        return read_limited(path, max_bytes)
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise UserError(f"the {kind} {path} is larger than {max_bytes:,} bytes; name another file") from error
+        raise UserError(f"the {kind} {path} cannot be read ({error.strerror}); name an existing file") from error
 
 
 def parse_yaml(text: str | bytes, where: str) -> Any:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..foundation.errors import UserError
+from ..foundation.files import read_json
 
 BUFFER_BYTES = 256 << 20
 """Factors that wait in memory until a file is worth it."""
@@ -140,10 +141,10 @@ class Fitted:
             UserError: the folder is damaged.
         """
         try:
-            found = cls(json.loads((folder / "fit.json").read_text()), folder)
+            found = cls(read_json(folder / "fit.json"), folder)
             for file in sorted(folder.glob("factors*.safetensors")):
                 with safe_open(file, framework="pt") as tensors:
                     found._files |= dict.fromkeys(tensors.keys(), file)
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        except (OSError, SafetensorError, ValueError) as error:
             raise UserError(f"the fit in {folder} is damaged ({error}); delete that folder and run again") from error
         return found

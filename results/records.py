@@ -1,10 +1,10 @@
-"""The files of records: results.csv and results.parquet, written atomically and read with every row validated."""
+"""The files of records, results.csv and results.parquet: written with checksums, read with every row validated."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from ..foundation.errors import UserError
-from ..foundation.files import write_atomic
+from ..foundation.plain import read_input
+from .checksums import CSV_NAME, PARQUET_NAME, check_against_checksums, write_with_checksums
 from .schema import COLUMNS, KEY_COLUMNS, SCHEMA_VERSION, STAGES, TIMING_COLUMNS, Record
 
 if TYPE_CHECKING:
@@ -24,16 +25,19 @@ __all__ = [
     *("csv_text", "read_records", "same_results", "to_frame", "to_records", "write_records"),
 ]
 
-CSV_NAME, PARQUET_NAME = "results.csv", "results.parquet"
 _ORDER = (
     *("sweep", "model", "task", "stage", "label", "ratio_target", "seed", "benchmark", "variant", "metric", "scorer"),
     *(c for c in KEY_COLUMNS),
 )
+MAX_BYTES, MAX_RECORDS = 1 << 29, 500_000
+"""Largest file of records that is read, and most records in it."""
+_MAX_LINE = 1 << 21
+
 _CSV_FALSE_TRUE = ("false", "true")
 
 
 def write_records(folder: Path, records: Iterable[Record]) -> tuple[Path, Path]:
-    """Write results.csv and results.parquet, each atomically; equal records give equal bytes in any order given.
+    """Write results.csv, results.parquet and their checksums; equal records give equal bytes in any order given.
 
     Returns:
         The paths of the two files.
@@ -44,10 +48,8 @@ def write_records(folder: Path, records: Iterable[Record]) -> tuple[Path, Path]:
     given = list(records)
     _check_keys("", given)
     ordered = sorted(given, key=_place)
-    csv_path, parquet_path = folder / CSV_NAME, folder / PARQUET_NAME
-    write_atomic(csv_path, _csv_text(ordered))
-    write_atomic(parquet_path, _parquet_bytes(ordered))
-    return csv_path, parquet_path
+    write_with_checksums(folder, {CSV_NAME: _csv_text(ordered).encode(), PARQUET_NAME: _parquet_bytes(ordered)})
+    return folder / CSV_NAME, folder / PARQUET_NAME
 
 
 def csv_text(records: Iterable[Record]) -> str:
@@ -87,13 +89,22 @@ def read_records(path: Path) -> pd.DataFrame:
         A frame as `to_frame` makes it.
 
     Raises:
-        UserError: the file is missing, cannot be read, or is not made of valid records that agree; the sentence names
-            the file, the record and the column.
+        UserError: the file is missing, cannot be read, has changed since it was written, or is not made of valid
+            records that agree; the sentence names the file, the record and the column.
     """
-    path = _results_file(Path(path))
-    rows = _parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path)
+    given, path = Path(path), _results_file(Path(path))
+    raw = read_input(path, "results file", MAX_BYTES)
+    if path.suffix == ".parquet":
+        check_against_checksums(path, raw)
+        rows = _parquet_rows(path, raw)
+    else:
+        rows = _csv_rows(path, raw)
     records = _validated(f"{path}: ", rows)
     _check_keys(f"{path}: ", records)
+    if path.suffix == ".csv":
+        check_against_checksums(path, raw)  # last: what makes the file unreadable is said first
+    if given.is_dir() and path.name == PARQUET_NAME and (other := given / CSV_NAME).is_file():
+        check_against_checksums(other, read_input(other, "results file", MAX_BYTES))  # else an edit would be ignored
     return to_frame(records)
 
 
@@ -193,7 +204,8 @@ def _parquet_bytes(records: Sequence[Record]) -> bytes:
     types = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
     arrays = [pa.array([getattr(r, c) for r in records], type=types[_kind(c)]) for c in COLUMNS]
     buffer = io.BytesIO()
-    pq.write_table(pa.table(arrays, names=list(COLUMNS)), buffer)
+    # Checksums of pages find damage in a file that was copied without its results.sha256.
+    pq.write_table(pa.table(arrays, names=list(COLUMNS)), buffer, write_page_checksum=True)
     return buffer.getvalue()
 
 
@@ -210,10 +222,9 @@ def _results_file(path: Path) -> Path:
     return path
 
 
-def _csv_rows(path: Path) -> list[dict[str, Any]]:
+def _csv_rows(path: Path, raw: bytes) -> list[dict[str, Any]]:
     try:
-        # Spreadsheets begin UTF-8 with a byte order mark.
-        lines = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), strict=True))
+        lines = _csv_lines(path, raw.decode("utf-8-sig"))  # spreadsheets begin UTF-8 with a byte order mark
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} cannot be read as CSV: it is not UTF-8 (byte {error.start}); save it as CSV in UTF-8"
@@ -234,12 +245,76 @@ def _csv_rows(path: Path) -> list[dict[str, Any]]:
     return [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
 
 
-def _parquet_rows(path: Path) -> list[dict[str, Any]]:
+def _csv_lines(path: Path, text: str) -> list[list[str]]:
+    """Return the cells of each line, the header first; ends before a file with too much of anything fills memory."""
+    length = 0
+
+    def parts() -> Iterator[str]:
+        nonlocal length
+        for part in io.StringIO(text, newline=""):
+            length += len(part)
+            if length > _MAX_LINE:
+                raise UserError(f"{path} has a record of more than {_MAX_LINE:,} characters; name a file of records")
+            yield part
+
+    lines: list[list[str]] = []
+    for cells in csv.reader(parts(), strict=True):
+        length = 0
+        lines.append(cells)
+        _check_amount(path, len(lines) - 1)
+        if len(cells) != len(lines[0]):
+            break  # what comes behind a torn record is not looked at
+    return lines
+
+
+def _check_amount(path: Path, records: int) -> None:
+    if records > MAX_RECORDS:
+        raise UserError(f"{path} has more than {MAX_RECORDS:,} records; split it")
+
+
+def _check_parquet(path: Path, file: Any) -> list[str]:
+    """Look at a Parquet file's own account of its content before any of it is expanded; returns its columns of text.
+
+    Kilobytes can stand for gigabytes: repeated values are stored once.
+    """
+    import pyarrow as pa
+
+    metadata, schema = file.metadata, file.schema_arrow
+    if len(schema.names) > 2 * len(COLUMNS):  # fewer may be another version's, which is told with its version
+        _check_columns(path, schema.names)
+    for field in schema:
+        if pa.types.is_nested(field.type) or pa.types.is_fixed_size_binary(field.type):
+            raise UserError(f"{path} has no numbers or text in the column {field.name[:60]!a}; name a file of records")
+    _check_amount(path, metadata.num_rows)
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    if sum(group.total_byte_size for group in groups) > MAX_BYTES:
+        raise UserError(f"{path} holds more than {MAX_BYTES:,} bytes when it is read; split it")
+    return [
+        field.name for field in schema if not pa.types.is_primitive(field.type) and not pa.types.is_null(field.type)
+    ]
+
+
+def _check_text(path: Path, table: Any) -> None:
+    """Refuse a table whose text, stored once for many rows, would fill memory when written out for each row."""
+    import pyarrow.compute as pc
+
+    total = 0
+    for column in table.columns:
+        for chunk in column.chunks:
+            if hasattr(chunk, "dictionary"):
+                total += pc.sum(pc.binary_length(chunk.dictionary).take(chunk.indices)).as_py() or 0
+    if total > MAX_BYTES:
+        raise UserError(f"{path} holds {total:,} bytes of text when it is read; split it")
+
+
+def _parquet_rows(path: Path, raw: bytes) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(io.BytesIO(path.read_bytes())).read()
+        text = _check_parquet(path, pq.ParquetFile(io.BytesIO(raw)))
+        table = pq.ParquetFile(io.BytesIO(raw), page_checksum_verification=True, read_dictionary=text).read()
+        _check_text(path, table)
     except (OSError, pa.ArrowException) as error:
         reason = str(error).split("\n")[0].rstrip(".")
         raise UserError(f"{path} cannot be read as Parquet ({reason}); write it again with 'bench run'") from None

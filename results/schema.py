@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
+import regex
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ..foundation.files import canonical_json
@@ -20,6 +21,7 @@ _MAX_INT = 2**63 - 1
 _UNSEEN = {"Cc": "control characters", "Cs": "halves of characters", "Zl": "line breaks", "Zp": "line breaks"} | {
     "Cf": "invisible characters (zero-width, right-to-left marks)"
 }
+_INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}")  # fillers and variation selectors, which are letters
 
 
 @lru_cache(maxsize=4096)  # ten thousand records have few different texts
@@ -31,6 +33,8 @@ def _text(value: str) -> str:
     for character in value:
         if kind := _UNSEEN.get(unicodedata.category(character)):
             raise ValueError(f"{kind} are not allowed in text, and this has U+{ord(character):04X}; remove it")
+    if found := _INVISIBLE.search(value):
+        raise ValueError(f"invisible characters are not allowed in text, and this has U+{ord(found[0]):04X}; remove it")
     return value
 
 

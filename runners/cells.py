@@ -10,7 +10,7 @@ from typing import Any
 from ..foundation.errors import UserError
 from ..results.records import read_records
 from ..results.schema import STAGES
-from .stages import StageStore
+from .stages import StageStore, verify_around
 from .storage import check_url
 
 _NAME = re.compile(r"(?P<run>.+?):(?P<label>.+)@(?P<ratio>[0-9.]+)x?")
@@ -49,8 +49,9 @@ class FoundCell:
         entry = store.read(self.stage.name)
         inside = stages / str(entry["inputs"]["model"])  # stands where the whole runs folder was moved or copied
         key = str(entry["inputs"]["model"]).partition("/")[0]
-        if store.path(key).is_dir() and store.lacking(key):
+        if store.path(key).is_dir():
             store.whole(key)
+            store.verify(key)
         folder = inside if inside.is_dir() else Path(entry["runtime"]["model"]["location"])
         if not (folder / "config.json").is_file():
             raise UserError(f"the checkpoint {folder} of {self.stage.name} is gone; run the sweep again to make it")
@@ -141,6 +142,7 @@ def checkpoint_folder(name: str, seed: int | None = None, storage: str | None = 
         UserError: there is none.
     """
     if Path(name).is_dir():
+        verify_around(Path(name))
         return Path(name)
     if not is_cell(name):
         raise UserError(

@@ -9,6 +9,7 @@ from ..foundation.files import canonical_json
 from ..results.records import Record
 from .local import stage_records
 from .plan import BASELINE, Cell, Plan, build_method
+from .stage_files import RECORD, damaged
 
 
 def collect(plan: Plan) -> list[Record]:
@@ -22,9 +23,12 @@ def _cell_records(plan: Plan, cell: Cell) -> list[Record]:
     for place, key in cell.evaluations.items():
         name = place.partition("@")[0]
         evaluation = plan.store.read(key)
-        common = _common(plan, cell, made, evaluation) | {"benchmark": name, "stage_key": key}
-        for metric in evaluation["result"]["metrics"]:
-            rows.append(Record(**common, metric=metric.pop("name"), **metric))
+        try:
+            common = _common(plan, cell, made, evaluation) | {"benchmark": name, "stage_key": key}
+            for metric in evaluation["result"]["metrics"]:
+                rows.append(Record(**common, metric=metric.pop("name"), **metric))
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:  # pydantic's is a ValueError
+            raise damaged(plan.store.path(key), f"{RECORD} holds no results of an evaluation") from error
     return rows
 
 

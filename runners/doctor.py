@@ -17,7 +17,10 @@ from ..evals.hosting.choice import engine_version, vllm_version
 from ..evals.sandbox.isolation import isolation_level
 from ..foundation.errors import UserError
 from .provenance import processor, versions
+from .stage_files import reason_of
 from .stages import StageStore
+
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Finding:
 
 
 def examine(data: Path | None, out: Path) -> list[Finding]:
-    """Look at devices, memory, disk, engines, isolation and data; changes nothing."""
+    """Look at devices, memory, disk, engines, isolation, data, and every byte of the stages; changes nothing."""
     known = ", ".join(f"{name} {value}" for name, value in versions().items() if value)
     findings = [Finding("versions", True, known)]
     findings += [*_devices(), _disk(out), _stages(out), *_engines(), _isolation(), *_data(data)]
@@ -65,8 +68,7 @@ def repair(out: Path, progress: Callable[[int, int], None] | None = None) -> tup
         try:
             store.verify(key)
         except UserError as error:
-            reason = str(error).partition(" is damaged (")[2].partition("); ")[0] or str(error)
-            moved.append(Repair(key, reason, store.set_aside(key)))
+            moved.append(Repair(key, reason_of(error), store.set_aside(key)))
     left = store.cut_off()
     for part in left:
         shutil.rmtree(part, ignore_errors=True)
@@ -74,20 +76,21 @@ def repair(out: Path, progress: Callable[[int, int], None] | None = None) -> tup
 
 
 def _stages(out: Path) -> Finding:
-    store, wrong, light = StageStore(out.expanduser() / "stages"), 0, 0
+    store, wrong, light = StageStore(out.expanduser() / "stages"), dict[str, str](), 0
     keys = store.keys()
     for key in keys:
         try:
-            store.read(key)
+            store.verify(key)
             light += bool(store.lacking(key))
-        except UserError:
-            wrong += 1
+        except UserError as error:
+            wrong[key] = reason_of(error)
     left, resumable = len(store.cut_off()), len(store.resumable())
-    found = f"{len(keys) - wrong} stand in {out}" + (f", {wrong} damaged" if wrong else "")
+    found = f"{len(keys) - len(wrong)} stand in {out}" + (f", {len(wrong)} damaged" if wrong else "")
+    found += "".join(f"; {key}: {reason}" for key, reason in list(wrong.items())[:_NAMED])
     found += f", {light} of them light: their large files are in their storage alone" if light else ""
     found += f", {left} cut off" if left else ""
     found += f", {resumable} can be resumed" if resumable else ""
-    return Finding("stages", not wrong, found, "bench doctor --repair moves them aside" if wrong else "")
+    return Finding("stages", not wrong, found, f"bench doctor --repair --out {out} moves them aside" if wrong else "")
 
 
 def _devices() -> list[Finding]:

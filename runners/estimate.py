@@ -36,7 +36,7 @@ def past_seconds(store: StageStore, kinds: set[str], *models: str) -> dict[str, 
                     where = f"{record.get('runtime')} {record.get('title')}"
                     if any(model in where for model in models):
                         sums[kind].append(float(record["seconds"]))
-                except (OSError, ValueError, KeyError):
+                except (OSError, ValueError, KeyError, TypeError, AttributeError):
                     continue
     return {kind: sum(values) / len(values) for kind, values in sums.items()}
 

@@ -24,7 +24,7 @@ from ..models.token_text import token_texts
 from ..results.bases import Token, TokenBasis, TokenView
 from ..results.changes import ChangeView, frame_of
 from .cells import FoundCell, find_cell, is_cell
-from .stages import REPORT
+from .stages import REPORT, verify_around
 from .work import BASES_FILE
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def _locate(name: str, revision: str | None, seed: int | None, storage: str | No
     if is_cell(name) and not Path(name).is_dir():
         return str(find_cell(name, seed=seed, any_benchmark=True, storage=storage).checkpoint()), ""
     if name not in PRESETS and (Path(name) / "config.json").is_file():
+        verify_around(Path(name))
         return name, ""  # no table says which weights these were, so they need not be hashed
     source = resolve_model(name, revision)
     return source.location, source.revision
@@ -205,8 +206,9 @@ def _compress_stage(cell: FoundCell) -> _CompressStage:
     record = store.read(key)
     runtime, inputs = record["runtime"], record["inputs"]
     for needed in (key, str(inputs["fit"]), str(inputs["model"]).partition("/")[0]):
-        if store.path(needed).is_dir() and store.lacking(needed):
+        if store.path(needed).is_dir():
             store.whole(needed)
+            store.verify(needed)
     fit, base = stages / str(inputs["fit"]), stages / str(inputs["model"])
     where = {"location": str(base), "revision": ""} if base.is_dir() else runtime["model"]
     if not fit.is_dir():

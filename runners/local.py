@@ -15,7 +15,7 @@ from ..evals.hosting.host import EngineCrashed, cause_of_death
 from ..foundation.errors import UserError
 from ..foundation.memory import release_memory
 from ..foundation.nursery import Child, Nursery
-from ..foundation.process import die_with_parent
+from ..foundation.process import die_with_parent, python_environment
 from .parallel.launch import ProcessesCrashed
 from .recipes import SMALL_MODEL_PARAMETERS
 from .stages import Stage, StageStore
@@ -98,15 +98,13 @@ class _Worker:
             far.close()
             return
         self.process = context.Process(target=_start_work, args=(far, store, threads, os.getpid()), daemon=True)
-        before = os.environ.get("OMP_NUM_THREADS")
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+        before = dict(os.environ)
+        os.environ.update(python_environment({"OMP_NUM_THREADS": str(threads)}))
         try:
             self.process.start()
         finally:
-            if before is None:
-                del os.environ["OMP_NUM_THREADS"]
-            else:
-                os.environ["OMP_NUM_THREADS"] = before
+            os.environ.clear()
+            os.environ.update(before)
         far.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,11 +12,14 @@ from typing import Any
 import numpy as np
 
 from ..evals.metrics import pass_at_k
-from ..foundation.files import digest
+from ..foundation.errors import UserError
+from ..foundation.files import digest, open_regular
 from ..results.leaderboard.ranking import NO_SAMPLES, Scores
+from .stages import StageStore
 
 _NOT_PER_PROBLEM = "no paired test for this metric"
 _DAMAGED = "samples cannot be read"
+_CHANGED = "the stage with the samples is damaged"
 
 
 def stage_scores(stage: Path, wanted: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], Scores | str]:
@@ -27,7 +31,7 @@ def stage_scores(stage: Path, wanted: Mapping[tuple[str, str], float]) -> dict[t
         stage: folder of the evaluate stage.
         wanted: the record's value by metric and scorer.
     """
-    lines = _lines(stage / "samples.jsonl")
+    lines = _lines(stage)
     if isinstance(lines, str):
         return dict.fromkeys(wanted, lines)
     found: dict[tuple[str, str], Scores | str] = {}
@@ -39,13 +43,16 @@ def stage_scores(stage: Path, wanted: Mapping[tuple[str, str], float]) -> dict[t
     return found
 
 
-def _lines(path: Path) -> list[dict[str, Any]] | str:
-    try:
-        with path.open(encoding="utf-8") as file:
-            lines = [json.loads(line) for line in file if line.strip()]
-    except FileNotFoundError:
+def _lines(stage: Path) -> list[dict[str, Any]] | str:
+    if not (stage / "samples.jsonl").exists():
         return NO_SAMPLES
-    except (OSError, ValueError):
+    try:
+        StageStore(stage.parent).verify(stage.name)
+        with io.TextIOWrapper(open_regular(stage / "samples.jsonl"), encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file if line.strip()]
+    except UserError:
+        return _CHANGED
+    except (OSError, ValueError, RecursionError):
         return _DAMAGED
     return lines or NO_SAMPLES
 

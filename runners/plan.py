@@ -27,7 +27,7 @@ from .data import DATA_SEED, train_set_identity
 from .parallel.setup import ProcessSetup, read_setup
 from .recipes import RECIPES, SMALL_MODEL_PARAMETERS, Recipe, TrainSettings
 from .shared_store import SharedStore
-from .stages import MODEL_FOLDER, Stage, StageStore, ratio_folder
+from .stages import MODEL_FOLDER, Stage, StageStore, ratio_folder, verify_around
 
 BASELINE = MethodSpec(name="none", label="uncompressed")
 
@@ -164,6 +164,7 @@ def make_plan(config: SweepConfig) -> Plan:
     names = benchmark_names(config.benchmarks or task.benchmarks)
     if config.context and not any(benchmarks.get(name).has_context for name in names):
         raise UserError(f"--context is for perplexities and none of {', '.join(names)} is one; leave it out")
+    verify_around(Path(config.model))
     source = resolve_model(config.model, config.revision)
     device = pick_device(config.device)
     if config.data is not None and not config.data.is_dir():

@@ -14,7 +14,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ..foundation.errors import UserError
+from ..foundation.process import python_command, python_environment
 from .config import SweepConfig
 from .local import Event, StageCrashed, do_stage, prepare
 from .recipes import SMALL_MODEL_PARAMETERS
@@ -113,12 +113,14 @@ def ray_session(address: str | None) -> Iterator[list[Node]]:
             os.environ["RAY_AUTH_TOKEN_PATH"] = f"{temp}/token"
             Path(temp, "token").write_text(_TOKEN)
         try:
-            ray.init(
-                address=address or "local",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **(own if temp else {}),
-            )
+            # Ray puts the driver's current folder before all others on its workers' import path.
+            with contextlib.chdir("/"):
+                ray.init(
+                    address=address or "local",
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **(own if temp else {}),
+                )
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(_refusal(address, str(error))) from error
         finally:
@@ -156,7 +158,8 @@ def _probe(address: str) -> None:
             raise UserError(_refusal(address, str(error.strerror or error))) from error
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _PROBE, address],
+            python_command("-c", _PROBE, address),
+            env=python_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -255,7 +258,9 @@ def run_stages(
             while waiting or running:
                 for key in [k for k in waiting if all(n in done or n not in stages for n in needs[k])]:
                     stage = waiting.pop(key)
-                    ref = task.options(name=stage.title or key).remote(stage, store, token, share.threads, mailbox)
+                    ref = task.options(name=stage.title or key).remote(
+                        stage, store, token, share.threads, mailbox, os.getcwd()
+                    )
                     running[ref] = stage
                 ended, _ = ray.wait(list(running), timeout=_POLL_SECONDS)
                 for key, (count, total) in _news(mailbox).items():
@@ -281,8 +286,10 @@ def run_stages(
             _cancel(list(running))
 
 
-def _do_stage(stage: Stage, store: StageStore, token: str, threads: int, mailbox: Any) -> Event:
+def _do_stage(stage: Stage, store: StageStore, token: str, threads: int, mailbox: Any, folder: str) -> Event:
     """The task: runs in a Ray worker, on whichever node has room."""
+    with contextlib.suppress(OSError):
+        os.chdir(folder)  # the sweep's own, where this node has it
     mailbox.put.remote(stage.key, 0, 0)
     sent = 0.0
 

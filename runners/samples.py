@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ from ..evals.compare import Comparison, compare
 from ..evals.generative import GenerativeBenchmark
 from ..evals.rescore import read_lines, rescore
 from ..foundation.errors import UserError
+from ..foundation.files import open_regular
 from ..foundation.progress import track
 from ..results.records import Record, read_records, write_records
 from .cells import find_cell, is_cell, stage_folder
 from .data import DATA_SEED
+from .stages import StageStore, verify_around
 
 
 def sample_file(name: str, benchmark: str | None = None, seed: int | None = None) -> Path:
@@ -31,11 +34,13 @@ def sample_file(name: str, benchmark: str | None = None, seed: int | None = None
         UserError: nothing of that name, or more than one.
     """
     path = Path(name)
-    if path.is_file():
+    if path.is_file() or (path.exists() and not path.is_dir()):
+        verify_around(path)
         return path
     if path.is_dir() and not (path / "results.csv").exists():
         files = sorted(path.glob(f"samples-{benchmark}.jsonl" if benchmark else "samples*.jsonl"))
         if len(files) == 1:
+            verify_around(path)
             return files[0]
         found = ", ".join(file.name for file in files) or "none"
         raise UserError(f"{path} must hold one samples file (found: {found}); name the file, or add --benchmark")
@@ -44,13 +49,22 @@ def sample_file(name: str, benchmark: str | None = None, seed: int | None = None
             f"'{name}' names no samples; write a samples.jsonl file, its folder, or RUN:LABEL@RATIO such as "
             "runs/tiny-toy-math:svd@3 (finetuned@1 is the uncompressed model)"
         )
-    return find_cell(name, benchmark, seed).stage / "samples.jsonl"
+    stage = find_cell(name, benchmark, seed).stage
+    return _verified(stage) / "samples.jsonl"
+
+
+def _verified(stage: Path) -> Path:
+    """Return the folder of a stage after comparing its files with their checksums."""
+    if not stage.is_dir():
+        raise UserError(f"the stage folder {stage} is gone; run the sweep again to make it")
+    StageStore(stage.parent).verify(stage.name)
+    return stage
 
 
 def load_samples(path: Path) -> list[dict[str, Any]]:
     """Read the lines of a samples file."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:
             return read_lines(file)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); evaluate again, or name another run") from error
@@ -97,7 +111,7 @@ def rescore_run(run: Path, data: Path | None, out: Path | None, allow_weak: bool
             records += [Record(**{name: row[name] for name in names}) for _, row in rows.iterrows()]
             continue
         settings = EvalSettings(data_dir=data, seed=DATA_SEED, allow_weak_isolation=allow_weak)
-        outcome = rescore(load_samples(stage_folder(run, str(key)) / "samples.jsonl"), cls(), settings)
+        outcome = rescore(load_samples(_verified(stage_folder(run, str(key))) / "samples.jsonl"), cls(), settings)
         for metric in outcome.metrics:
             values = asdict(metric)
             records.append(Record(**(common | {"metric": values.pop("name")} | values)))

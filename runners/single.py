@@ -37,6 +37,7 @@ from .memory import Way, compress_way, fit_way, memory_rows, open_model
 from .plan import build_method, merge_settings, pick_device, pick_recipe
 from .provenance import provenance
 from .recipes import RECIPES, Recipe
+from .stages import verify_around
 from .training import TaskTrainer, compress_order
 
 Progress = Callable[[int, int], None]
@@ -92,6 +93,7 @@ class _Prepared:
 def _prepare(request: CompressRequest) -> _Prepared:
     budget = Budget(request.ratio)  # an unusable ratio is refused before anything is loaded
     transformers.utils.logging.disable_progress_bar()
+    verify_around(Path(request.model))
     source = resolve_model(request.model, request.revision)
     skeleton = load_skeleton(source.location, source.revision)
     recipe = RECIPES[pick_recipe(request.recipe, source, model_size(skeleton).parameters)]
@@ -237,6 +239,7 @@ def evaluate_model(
             chosen[place] = benchmark, replace(settings, context=context)
     if contexts and not any(each.context for _, each in chosen.values()):
         raise UserError(f"--context is for perplexities and none of {', '.join(chosen)} is one; leave it out")
+    verify_around(Path(model))
     source = resolve_model(model, revision)
     for benchmark, each in chosen.values():
         benchmark.check(each)

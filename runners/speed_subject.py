@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ..models.matrices import model_size
 from ..models.presets import PRESETS, folder_name, resolve_model
 from ..results.records import COLUMNS
 from .cells import checkpoint_folder, find_cell, is_cell
-from .stages import REPORT
+from .stages import REPORT, verify_around
 
 _MEASURED = {
     *("benchmark", "variant", "metric", "scorer", "headline", "higher_is_better", "value", "low", "high", "confidence"),
@@ -153,7 +152,7 @@ def _told(folder: Path) -> dict[str, Any]:
                 "params": told["parameters"],
             }
         return _told_by_stage(folder.resolve())
-    except (OSError, KeyError, TypeError, json.JSONDecodeError):
+    except (OSError, KeyError, TypeError, AttributeError, ValueError):
         return {}
 
 
@@ -162,6 +161,7 @@ def _told_by_stage(folder: Path) -> dict[str, Any]:
     if recovered:  # stages/recover-…/model was made from stages/compress-…/ratio-R/model
         stages = folder.parent.parent
         folder = stages / read_json(folder.parent / "stage.json")["inputs"]["model"]
+        verify_around(folder)
     stage, report = read_json(folder.parent.parent / "stage.json"), read_json(folder.parent / REPORT)
     return {
         "method": stage["config"]["method"],

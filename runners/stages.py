@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +18,7 @@ from filelock import FileLock, Timeout
 from ..foundation.errors import UserError
 from ..foundation.files import apply_umask, digest, read_json, sha256_file, sync, write_json
 from ..foundation.memory import peak_memory_bytes, reset_peak_memory
+from .stage_files import KEY, MARKER, RECORD, check_bytes, check_sizes, checksum, read_marker, read_record, stage_around
 
 FORMAT = 1
 """Raised whenever a stage's content changes its meaning, so that old folders are not taken for new ones."""
@@ -30,15 +29,7 @@ MODEL_FOLDER = "model"
 REPORT = "report.json"
 """Beside a compressed checkpoint, what the method reported."""
 
-RECORD = "stage.json"
-"""What a finished stage is, in its folder."""
-
-MARKER = ".storage.json"
-"""In the folder of a stage that stands in a storage too (`SharedStore`): its URL, and the files that are only there."""
-
 _OTHER_PROCESSES = ("engine", "processes")  # parts of a result that say how much memory processes of their own took
-_KEY = re.compile(r"[a-z]+-[0-9a-f]{16}")
-REPAIR = "bench doctor --repair moves it aside, then the same command does only what is missing anew"
 
 
 def ratio_folder(ratio: float) -> str:
@@ -108,59 +99,25 @@ class StageStore:
 
         Where the stage is light, those that are only in its storage may be missing.
         """
-        folder = self.path(key)
-        try:
-            record: dict[str, Any] = read_json(folder / RECORD)
-            files: dict[str, int] = record["files"]
-            whole = record["key"] == key and record["status"] == "done"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"the stage folder {folder} is damaged (no readable {RECORD}); {REPAIR}") from error
-        if not whole:
-            raise UserError(f"the stage folder {folder} is damaged ({RECORD} belongs to another stage); {REPAIR}")
-        # Those without any are of versions that wrote none for the files either; else the name itself is damaged.
-        if record.pop("checksum", None if "sha256" not in record else "") not in (None, checksum(record)):
-            raise UserError(
-                f"the stage folder {folder} is damaged ({RECORD} has changed since it was written); {REPAIR}"
-            )
-        lacks = self.lacking(key)
-        for name, size in files.items():
-            file = folder / name
-            if name in lacks and not file.exists():
-                continue
-            if not file.is_file() or file.stat().st_size != size:
-                state = "has another size than when it was written" if file.is_file() else "is missing"
-                raise UserError(f"the stage folder {folder} is damaged ({name} {state}); {REPAIR}")
+        record = read_record(self.path(key))
+        check_sizes(self.path(key), record["files"], set(self.lacking(key)))
         return record
 
     def verify(self, key: str) -> dict[str, Any]:
-        """Return ``stage.json`` of a finished stage after comparing every byte of its files with their checksums.
+        """Return ``stage.json`` of a finished stage after comparing its files with their checksums.
 
-        Stages written before there were checksums are checked by size alone.
+        Checksums of large files are remembered while the files stay the same (`remembered_sha256`).
 
         Raises:
-            UserError: a file is missing or another than was written; names it.
+            UserError: a file is missing, another than was written, or was added; names it.
         """
-        record, folder = self.read(key), self.path(key)
-        lacks = self.lacking(key)
-        for name, expected in record.get("sha256", {}).items():
-            if not (name in lacks and not (folder / name).exists()) and sha256_file(folder / name) != expected:
-                raise UserError(
-                    f"the stage folder {folder} is damaged ({name} has changed since it was written); {REPAIR}"
-                )
+        record = self.read(key)
+        check_bytes(self.path(key), record["sha256"], set(self.lacking(key)))
         return record
 
     def marker(self, key: str) -> dict[str, Any]:
         """Return what is known of a stage's copy in a storage; empty where there is none."""
-        file = self.path(key) / MARKER
-        if not file.exists():
-            return {}
-        try:
-            known: dict[str, Any] = read_json(file)
-            if isinstance(known["storage"], str) and isinstance(known["lacks"], list):
-                return known
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        raise UserError(f"the stage folder {file.parent} is damaged (no readable {MARKER}); {REPAIR}")
+        return read_marker(self.path(key))
 
     def lacking(self, key: str) -> list[str]:
         """Return the files of a stage that may be in its storage alone: not empty where the stage is light."""
@@ -187,7 +144,7 @@ class StageStore:
 
     def ready(self, stage: Stage) -> Stage:
         """Return a stage with the places of what it reads in this store, after making sure that they are whole."""
-        places = {role: place for role, place in stage.inputs.items() if _KEY.fullmatch(place.partition("/")[0])}
+        places = {role: place for role, place in stage.inputs.items() if KEY.fullmatch(place.partition("/")[0])}
         for place in places.values():
             self.whole(place.partition("/")[0])
         here: dict[str, Any] = {role: str(self.root / place) for role, place in places.items()}
@@ -199,7 +156,7 @@ class StageStore:
         """Return the names of all stage folders, damaged ones included, sorted."""
         if not self.root.is_dir():
             return []
-        return sorted(p.name for p in self.root.iterdir() if p.is_dir() and _KEY.fullmatch(p.name))
+        return sorted(p.name for p in self.root.iterdir() if p.is_dir() and KEY.fullmatch(p.name))
 
     def set_aside(self, key: str) -> Path:
         """Move a stage folder to ``root/damaged``, where nothing is looked for, and return its new place."""
@@ -320,7 +277,7 @@ def input_digests(stage: Stage) -> dict[str, str]:
     found = {}
     for role, place in stage.inputs.items():
         key = place.partition("/")[0]
-        if _KEY.fullmatch(key):
+        if KEY.fullmatch(key):
             here = Path(stage.runtime["model"]["location"] if role == "model" else stage.runtime[role])
             folder = next(path for path in (here, *here.parents) if path.name == key)
             record = read_json(folder / RECORD)
@@ -328,7 +285,11 @@ def input_digests(stage: Stage) -> dict[str, str]:
     return found
 
 
-def checksum(record: Mapping[str, Any]) -> str:
-    """Return the sha256 (hex) of a stage's record without its own checksum."""
-    # Records hold infinite interval ends, which canonical JSON refuses.
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+def verify_around(path: Path) -> None:
+    """Compare the files of the stage that a file or folder lies in with their checksums; nothing where it is in none.
+
+    Raises:
+        UserError: see `StageStore.verify`.
+    """
+    if os.path.exists(path) and (folder := stage_around(path)):
+        StageStore(folder.parent).verify(folder.name)

@@ -14,6 +14,7 @@ from rich.console import Console
 from ..foundation.errors import UserError
 from ..foundation.files import write_atomic
 from ..models.untouched import untouched
+from ..results.checksums import CHECKSUMS_NAME
 from ..results.curves import draw_curves
 from ..results.overview import render_overview
 from ..results.records import to_frame, write_records
@@ -128,7 +129,9 @@ def write_results(plan: Plan, stages_run: int = 0) -> SweepResult:
     )
     write_atomic(folder / "sweep.yaml", yaml.safe_dump(config, sort_keys=True, allow_unicode=True))
     curves = draw_curves(to_frame(records), folder)
-    return SweepResult(folder, csv, curves, stages_run, (csv, parquet, folder / "sweep.yaml", *curves))
+    return SweepResult(
+        folder, csv, curves, stages_run, (csv, parquet, folder / CHECKSUMS_NAME, folder / "sweep.yaml", *curves)
+    )
 
 
 def reused(plan: Plan, pending: Sequence[str]) -> list[str]:

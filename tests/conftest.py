@@ -23,6 +23,12 @@ def data_dir() -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory):
+    """A folder for checksums of large files in place of the user's."""
+    os.environ["LOWRANK_BENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory):
     """The configuration of a finished small sweep."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from ...foundation.errors import UserError
 from ...foundation.nursery import Child, Nursery
+from ...foundation.process import python_command, python_environment
 from ...models.configs import load_config
 from ...models.footprint import context_length
 from ...models.headers import weight_files
@@ -187,13 +188,13 @@ class _Process:
     def _started(self, far: Connection, more: dict[str, str]) -> _Started:
         arguments = [json.dumps(sys.path), str(far.fileno()), str(os.getpid())]
         process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _START, *arguments],
+            python_command("-c", _START, *arguments),
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
             pass_fds=[far.fileno()],
             start_new_session=True,
-            env=os.environ | more,
+            env=python_environment(more),
         )
         return _Started(process)
 

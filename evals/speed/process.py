@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
 from ...foundation.errors import UserError
+from ...foundation.process import python_command, python_environment
 from .spec import Measured, SpeedSpec
 
 _PACKAGE = __package__.rpartition(".evals.")[0]
@@ -44,7 +43,7 @@ def measure_apart(spec: SpeedSpec) -> Measured:
     """
     with tempfile.TemporaryDirectory() as folder:
         result, log = Path(folder) / "result.json", Path(folder) / "log"
-        words = [sys.executable, "-m", f"{_PACKAGE}.evals.speed.child", json.dumps(asdict(spec)), str(result)]
+        words = python_command("-m", f"{_PACKAGE}.evals.speed.child", json.dumps(asdict(spec)), str(result))
         with log.open("wb") as output:
             code = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, env=_environment(spec)).returncode
         if code:
@@ -58,7 +57,7 @@ def measure_apart(spec: SpeedSpec) -> Measured:
 def _environment(spec: SpeedSpec) -> dict[str, str]:
     threads = str(spec.threads)
     kept = {
-        key: value for key, value in os.environ.items() if key != "VLLM_CPU_KVCACHE_SPACE"
+        key: value for key, value in python_environment().items() if key != "VLLM_CPU_KVCACHE_SPACE"
     }  # it would override ours
     return kept | {
         "OMP_NUM_THREADS": threads,

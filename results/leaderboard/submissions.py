@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from ...foundation.errors import UserError, did_you_mean
-from ...foundation.files import write_atomic
+from ...foundation.files import read_limited, write_atomic
+from ...foundation.plain import read_input
 from ..metrics import is_perplexity
 from ..records import read_records
 from ..schema import COLUMNS, KEY_COLUMNS, SCHEMA_VERSION, TIMING_COLUMNS, Record
@@ -22,7 +23,7 @@ from ..tables import clean
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_BYTES = 200_000_000
+MOST_BYTES, MOST_IN_A_LINE = 200_000_000, 1 << 20
 MOST_FAULTS = 50
 LONGEST_TEXT = 200
 _HASH = 12
@@ -111,7 +112,7 @@ def stored(folder: Path) -> dict[str, pd.DataFrame]:
         raise UserError(f"{folder} is no folder of submissions; name the folder that bench leaderboard add wrote to")
     found = {}
     for path in sorted(folder.glob("submitted-*.csv")):
-        if path.stem != _name(path.read_bytes().decode("utf-8", "replace")):
+        if path.stem != _name(read_input(path, "submission", MOST_BYTES).decode("utf-8", "replace")):
             raise UserError(f"{path} was changed after it was added; delete it, and add what is right with its check")
         found[path.stem.replace("-", " ")] = read_records(path)
     return found
@@ -177,7 +178,7 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
     try:
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path} has more than {MOST_BYTES // 10**6} MB; split it")
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_limited(path, MOST_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
     except UnicodeDecodeError as error:
@@ -186,6 +187,8 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
     first = text.partition("\n")[0]
     if first.count(";") > first.count(","):
         raise FaultyFile(path, [Fault(1, "", "columns are separated by semicolons; save the file with commas")])
+    if (longest := max(map(len, text.split("\n")))) > MOST_IN_A_LINE:
+        raise UserError(f"{path} has a line of {longest:,} characters; at most {MOST_IN_A_LINE:,} are allowed")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     found, before = [], 0
     try:

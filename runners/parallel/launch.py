@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from ...evals.hosting.host import cause_of_death
 from ...foundation.environment import without_launcher
 from ...foundation.errors import UserError
 from ...foundation.files import write_json
+from ...foundation.process import python_command, python_environment
 from ..stages import Stage
 
 DESK = ".launch"
@@ -44,7 +44,7 @@ def train_together(stage: Stage, folder: Path, progress: Callable[[int, int], No
     write_json(desk / STAGE, asdict(stage) | {"folder": str(folder), "threads": threads})
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # an earlier stage's memory in this process; the first GPU is about to need it
-    command = [sys.executable, "-m", f"{__package__}.launcher", str(os.getpid())]
+    command = python_command("-m", f"{__package__}.launcher", str(os.getpid()))
     command += ["--config_file", setup["file"], "--main_process_port", "0"]
     command += ["--module", f"{__package__}.rank", str(desk)]
     quiet = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
@@ -54,7 +54,7 @@ def train_together(stage: Stage, folder: Path, progress: Callable[[int, int], No
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=without_launcher(os.environ) | quiet,  # the configuration file alone decides
+            env=without_launcher(python_environment()) | quiet,  # the configuration file alone decides
             start_new_session=True,
         )
         try:

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import yaml
 
 from ...foundation.errors import UserError, did_you_mean
+from ...foundation.files import read_limited
+from ...foundation.plain import MAX_BYTES
 
 Strategy = Literal["ddp", "fsdp2"]
 
@@ -85,10 +87,10 @@ def _read(file: Path) -> dict[str, Any]:
     from accelerate.commands.config.config_args import load_config_from_file
 
     try:
-        values = yaml.safe_load(file.expanduser().read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_limited(file.expanduser(), MAX_BYTES))
     except OSError as error:
         raise UserError(f"the accelerate config {file} cannot be read ({error.strerror}); {_FIX}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         line = str(error).split("\n")[0]
         raise UserError(f"the accelerate config {file} is no valid YAML ({line}); {_FIX}") from error
     if not isinstance(values, dict) or "distributed_type" not in values:

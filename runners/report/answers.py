@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 from ...evals.compare import VERDICTS
 from ...evals.generative import TOO_LONG
+from ...foundation.files import open_regular
 
 EXAMPLES = 2
 """Examples of a kind that are kept of one evaluation."""
@@ -49,7 +51,7 @@ def read_answers(path: Path) -> Answers | None:
     """Read a samples file; None where it is missing or damaged."""
     answers, solved = Answers(), dict[str, tuple[str, list[bool]]]()
     try:
-        with path.open(encoding="utf-8") as file:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:
             for text in file:
                 if text.strip():
                     _take(answers, solved, json.loads(text))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from ...foundation.files import read_limited
+from ...foundation.plain import MAX_BYTES
 from ...results.report.data import Asked, Facts
 from .trail import Trail
 
@@ -67,8 +69,8 @@ def _training(frame: pd.DataFrame, trail: Trail, kind: str) -> str:
 def _config(run: Path) -> str:
     path = (run if run.is_dir() else run.parent) / "sweep.yaml"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        values = yaml.safe_load(read_limited(path, MAX_BYTES))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return ""
     if not isinstance(values, dict):
         return ""

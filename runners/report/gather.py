@@ -70,7 +70,7 @@ def _shown(frame: pd.DataFrame) -> Rows:
 def _answers(rows: Rows, trail: Trail) -> dict[str, Answers]:
     found = {}
     for key in dict.fromkeys(row["stage_key"] for row in rows):
-        if trail.stage(key) and (answers := read_answers(trail.folder(key) / "samples.jsonl")):
+        if (folder := trail.folder(key)) and (answers := read_answers(folder / "samples.jsonl")):
             found[key] = answers
     return found
 
@@ -86,6 +86,12 @@ def _missing(rows: Rows, trail: Trail, parts: dict[str, tuple[object, ...]]) -> 
         )
     elif gone:
         found["stages"] = (f"The stages of {gone} of {total} evaluations are missing or damaged; they are left out.",)
+    if trail.damaged:
+        found["stages"] = found.get("stages", ()) + tuple(
+            f"The stage {key} is damaged ({reason}) and left out; bench doctor --repair moves it aside, then bench run "
+            "makes it again."
+            for key, reason in sorted(trail.damaged.items())
+        )
     if not compressed:
         found["compressed"] = ("No compressed model was evaluated.",)
         return found

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...foundation.files import read_json
+from ...foundation.files import open_regular, read_json
 from ...results.report.data import Rank, RankMap
 from ..stages import MODEL_FOLDER, ratio_folder
 from .trail import Rows, Trail
@@ -69,8 +69,11 @@ def _ranks(trail: Trail, key: str, ratio: float) -> dict[str, Rank]:
         ranks, dense = {str(k): int(v) for k, v in report["ranks"].items()}, [str(name) for name in report["dense"]]
     except (KeyError, TypeError, AttributeError, ValueError):
         return {}
-    folder = trail.folder(key) / ratio_folder(ratio) / MODEL_FOLDER
-    shapes, shared = _shapes(folder), _shared(folder)
+    shapes: dict[str, Shape] = {}
+    shared: set[str] = set()
+    if stage := trail.folder(key):
+        folder = stage / ratio_folder(ratio) / MODEL_FOLDER
+        shapes, shared = _shapes(folder), _shared(folder)
     found = {}
     for name, rank in ranks.items():
         m, n = shapes.get(name, (0, 0))
@@ -102,7 +105,7 @@ def _shapes(folder: Path) -> dict[str, Shape]:
 
 def _header(path: Path) -> dict[str, list[int]]:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = int.from_bytes(file.read(8), "little")
             if size > path.stat().st_size:
                 return {}

@@ -34,8 +34,10 @@ def spectra(rows: Rows, trail: Trail) -> tuple[Spectra, ...]:
     for key, labels in users.items():
         if any(set(labels) <= set(other.labels) for other in found):
             continue  # another seed of the same fit
-        folder, record = trail.folder(key), trail.stage(key)
-        kinds = _kinds(folder) if record else ()
+        folder = trail.folder(key)
+        if folder is None:
+            continue
+        kinds = _kinds(folder)
         same = [i for i, other in enumerate(found) if other.kinds == kinds]  # fits may differ in what a policy measured
         if kinds and same:
             found[same[0]] = replace(found[same[0]], labels=(*found[same[0]].labels, *labels))

@@ -8,8 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ...foundation.files import read_json
+from ...foundation.errors import UserError
 from ..cells import stage_folder
+from ..stage_files import read_record, reason_of
+from ..stages import StageStore
 
 Rows = Sequence[Mapping[str, Any]]
 """Headline records by column, with ``table``, the number of their table, and ``shown``, the text of their row in it."""
@@ -23,26 +25,34 @@ class Trail:
     Args:
         run: folder of the run, or its file of records.
         evaluations: keys of its evaluate stages.
+
+    Attributes:
+        damaged: what is wrong with stages that are not as they were written, by key; known once they were asked for.
     """
 
     def __init__(self, run: Path, evaluations: Iterable[str]) -> None:
         self.root = stage_folder(run, "")
         self.evaluations = list(dict.fromkeys(evaluations))
         self._read: dict[str, dict[str, Any] | None] = {}
+        self.damaged: dict[str, str] = {}
 
     def stage(self, key: str) -> dict[str, Any] | None:
-        """Return what ``stage.json`` says; None where it is not there, damaged or another stage's."""
+        """Return what ``stage.json`` says; None where it is not there or not as written."""
         if key not in self._read:
             self._read[key] = self._load(key) if _KEY.fullmatch(key) else None
         return self._read[key]
 
     def _load(self, key: str) -> dict[str, Any] | None:
-        try:
-            record = read_json(self.root / key / "stage.json")
-            whole = record["key"] == key and record["status"] == "done" and isinstance(record["result"], dict)
-        except (OSError, ValueError, KeyError, TypeError):
+        folder = self.root / key
+        if not folder.is_dir():
             return None
-        return record if whole else None
+        record = None
+        try:
+            record = read_record(folder)
+            StageStore(self.root).verify(key)
+        except UserError as error:
+            self.damaged[key] = reason_of(error)
+        return record
 
     @cached_property
     def paths(self) -> dict[str, dict[str, str]]:
@@ -71,6 +81,6 @@ class Trail:
         """Evaluations whose stage cannot be read."""
         return [key for key in self.evaluations if not self.paths[key]]
 
-    def folder(self, key: str) -> Path:
-        """Return the folder of a stage."""
-        return self.root / key
+    def folder(self, key: str) -> Path | None:
+        """Return the folder of a stage, or None where its files are not those that were written."""
+        return self.root / key if self.stage(key) and key not in self.damaged else None

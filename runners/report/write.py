@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from ...foundation.files import write_atomic
@@ -10,6 +11,8 @@ from ...results.report.page import report_page
 from .gather import gather
 
 NAME = "report"
+
+_log = logging.getLogger(__name__)
 
 
 def write_report(run: Path, out: Path | None = None, data: Path | None = None) -> tuple[Path, Path]:
@@ -26,6 +29,8 @@ def write_report(run: Path, out: Path | None = None, data: Path | None = None) -
         UserError: there are no valid records; nothing is written then.
     """
     report = gather(run, data)
+    for sentence in report.missing.get("stages", ()):
+        _log.warning("%s", sentence)
     folder = out or (run if run.is_dir() else run.parent)
     texts = {f"{NAME}.html": report_page(report), f"{NAME}.md": report_markdown(report)}
     for name, text in texts.items():

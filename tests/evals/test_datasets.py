@@ -2,9 +2,11 @@
 
 import gzip
 import json
+import os
 
 import pytest
 
+from lowrank_bench.evals import datasets as datasets_module
 from lowrank_bench.evals.datasets import content_sha256, load_rows, specs
 from lowrank_bench.foundation.errors import UserError
 
@@ -159,3 +161,37 @@ def test_hub_rows_are_checked_and_joined_over_configurations(monkeypatch):
     data = load_rows("math", "test", None)
     assert len(data.rows) == 5000
     assert "more" not in data.rows[0]
+
+
+@pytest.mark.parametrize("name", ["test.jsonl", "test.jsonl.gz"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_pipes_and_devices_are_no_files(tmp_path, name, kind):
+    path = write(tmp_path, "", name)
+    path.unlink()
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="no file 'gsm8k/test"):
+        load_rows("gsm8k", "test", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"question": "' + "x" * 3000 + '"}', "more than a line of 1,000 bytes at line 1"),
+        (lines(ROWS[:2]) * 500, r"more than 20,000 bytes at line \d+"),
+        ("\n" * 30_000, "more than 20,000 bytes at line 20001"),
+        ('{"question": ' + "[" * 900 + "]" * 900 + "}", "nested too deeply|lacks the field"),
+    ],
+)
+def test_files_that_unpack_to_too_much_are_refused(tmp_path, monkeypatch, text, words):
+    monkeypatch.setattr(datasets_module, "MAX_LINE_BYTES", 1000 if "[[" not in text else 5000)
+    monkeypatch.setattr(datasets_module, "MAX_BYTES", 20_000)
+    write(tmp_path, text)
+    with pytest.raises(UserError, match=words):
+        load_rows("gsm8k", "test", tmp_path)
+
+
+def test_deep_nesting_and_endless_numbers_are_told(tmp_path):
+    for value in ("[" * 100_000, "1" * 6000):
+        write(tmp_path, '{"question": ' + value)
+        with pytest.raises(UserError, match=r"line 1 of .*(nested too deeply|cannot be read|is not JSON)"):
+            load_rows("gsm8k", "test", tmp_path)

@@ -1,19 +1,27 @@
 """The schema refuses nonsense; the files give back what was written, byte for byte the same each time."""
 
 import math
+import os
 import random
+import shutil
 import subprocess
 import sys
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.results.checksums import CHECKSUMS_NAME
+from lowrank_bench.results.leaderboard.submissions import check
 from lowrank_bench.results.records import (
     COLUMNS,
+    MAX_RECORDS,
     TIMING_COLUMNS,
     Record,
     read_records,
@@ -41,8 +49,12 @@ def test_every_float_and_integer_survives_the_csv(tmp_path_factory, record, valu
     assert (row["low"], row["high"]) == (-math.inf, math.inf)
 
 
+def seen(text):
+    return not regex.search(r"\p{Default_Ignorable_Code_Point}", text)
+
+
 @settings(deadline=None)
-@given(st.text(st.characters(exclude_categories=["Cc", "Cf", "Cs", "Zl", "Zp"]), min_size=1, max_size=20))
+@given(st.text(st.characters(exclude_categories=["Cc", "Cf", "Cs", "Zl", "Zp"]), min_size=1, max_size=20).filter(seen))
 def test_any_accepted_text_survives_the_csv(tmp_path_factory, record, label):
     if label[0] in "=+-@":
         with pytest.raises(ValidationError, match="formula"):
@@ -112,6 +124,7 @@ def test_two_records_of_one_measurement_are_refused(tmp_path, record):
 )
 def test_damaged_files_are_named(tmp_path, sweep, name, damage, told):
     write_records(tmp_path, sweep())
+    (tmp_path / CHECKSUMS_NAME).unlink()
     path = tmp_path / name
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=told) as error:
@@ -217,6 +230,7 @@ def test_other_encodings_are_named(tmp_path, record, encoding):
 
 def test_what_spreadsheets_make_of_a_csv(tmp_path, record):
     path, _ = write_records(tmp_path, [record()])
+    (tmp_path / CHECKSUMS_NAME).unlink()
     text = path.read_text()
     path.write_text("\ufeff" + text.replace("\n", "\r\n"))
     assert len(read_records(path)) == 1
@@ -228,6 +242,7 @@ def test_what_spreadsheets_make_of_a_csv(tmp_path, record):
 @pytest.mark.parametrize("name", ["results.csv", "results.parquet"])
 def test_a_future_schema_is_told_before_its_columns(tmp_path, record, name):
     write_records(tmp_path, [record()])
+    (tmp_path / CHECKSUMS_NAME).unlink()
     path = tmp_path / name
     if path.suffix == ".csv":
         text = path.read_text().replace("schema_version,", "schema_version,invented_later,").replace("\n1,", "\n2,x,")
@@ -241,3 +256,111 @@ def test_a_future_schema_is_told_before_its_columns(tmp_path, record, name):
 def test_one_read_parquet_gives_the_same_frame(tmp_path, sweep):
     _, path = write_records(tmp_path, sweep())
     pd.testing.assert_frame_equal(pd.read_parquet(path), read_records(path))
+
+
+def test_every_flipped_bit_of_a_run_is_seen(tmp_path, sweep):
+    """400 places of results.parquet, as many of results.csv and all of the checksums' own bytes."""
+    csv, parquet = write_records(tmp_path, sweep())
+    draw = random.Random(0)
+    for path in (parquet, csv, tmp_path / CHECKSUMS_NAME):
+        raw = path.read_bytes()
+        bits = (
+            range(8 * len(raw)) if len(raw) < 200 else draw.sample(range(8 * len(raw)), 400 if path == parquet else 40)
+        )
+        for bit in bits:
+            changed = bytearray(raw)
+            changed[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(changed)
+            with pytest.raises(UserError):
+                read_records(tmp_path)
+        path.write_bytes(raw)
+    assert len(read_records(tmp_path))
+
+
+def test_files_cut_off_or_exchanged_are_seen(tmp_path, sweep):
+    whole = sweep()
+    for name, records in (("a", whole), ("b", whole[:1])):
+        write_records(tmp_path / name, records)
+    for name in ("results.csv", "results.parquet"):
+        shutil.copy(tmp_path / "b" / name, tmp_path / "a" / name)
+        with pytest.raises(UserError, match=f"{name} has changed since it was written .*results.sha256"):
+            read_records(tmp_path / "a" / name)
+        write_records(tmp_path / "a", whole)
+        raw = (tmp_path / "a" / name).read_bytes()
+        (tmp_path / "a" / name).write_bytes(raw[: len(raw) // 2])
+        with pytest.raises(UserError, match=name):
+            read_records(tmp_path / "a" / name)
+        write_records(tmp_path / "a", whole)
+
+
+def test_an_edited_csv_is_told_and_a_copy_of_it_is_read(tmp_path, record):
+    path, _ = write_records(tmp_path / "run", [record()])
+    path.write_text(path.read_text().replace(",0.375,", ",0.376,", 1))
+    for name in (path, path.parent):  # the folder's Parquet is untouched
+        with pytest.raises(UserError, match=r"results\.csv has changed since it was written .* copy the file"):
+            read_records(name)
+    (tmp_path / "mine").mkdir()
+    shutil.copy(path, tmp_path / "mine")
+    assert len(read_records(tmp_path / "mine")) == 1
+    done = subprocess.run(["sha256sum", "-c", CHECKSUMS_NAME], cwd=path.parent, capture_output=True, text=True)
+    assert "results.csv: FAILED" in done.stdout
+    assert "results.parquet: OK" in done.stdout
+
+
+def test_a_copied_parquet_file_without_its_checksums_knows_its_pages(tmp_path, sweep):
+    _, path = write_records(tmp_path, sweep())
+    raw = bytearray(path.read_bytes())
+    raw[200] ^= 1
+    (tmp_path / "copy.parquet").write_bytes(raw)
+    with pytest.raises(UserError, match="cannot be read as Parquet"):
+        read_records(tmp_path / "copy.parquet")
+
+
+def bomb(path, columns, rows=1):
+    """Write a Parquet file whose columns repeat one value in each row."""
+    table = pa.table({name: pa.array([value]).take(pa.array([0] * rows)) for name, value in columns.items()})
+    pq.write_table(table, path, compression="zstd")
+    assert path.stat().st_size < 1 << 20
+
+
+def test_small_parquet_files_that_stand_for_gigabytes_are_refused(tmp_path, record):
+    path, whole = tmp_path / "x.parquet", record().model_dump()
+    bomb(path, whole, MAX_RECORDS + 1)
+    with pytest.raises(UserError, match="more than 500,000 records"):
+        read_records(path)
+    bomb(path, whole | {"label": "x" * 10_000}, 200_000)
+    with pytest.raises(UserError, match="bytes of text when it is read"):
+        read_records(path)
+    bomb(path, {f"column{i}": "x" for i in range(2000)})
+    with pytest.raises(UserError, match="has not the columns of records"):
+        read_records(path)
+    bomb(path, whole | {"label": ["x"] * 3})
+    with pytest.raises(UserError, match="has no numbers or text in the column 'label'"):
+        read_records(path)
+
+
+@pytest.mark.parametrize("text", ["a," * 1_500_000, ',"\n"' * 600_000, "," * (1 << 22) + "\n"])
+def test_a_csv_file_of_a_million_columns_is_refused(tmp_path, text):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(UserError, match="a record of more than 2,097,152 characters"):
+        read_records(tmp_path / "x.csv")
+    with pytest.raises(UserError):
+        check(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize("name", ["results.csv", "results.parquet", "results.sha256"])
+def test_pipes_are_no_results(tmp_path, record, name):
+    write_records(tmp_path, [record()])
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    if name != "results.parquet":  # then the folder's CSV is read
+        with pytest.raises(UserError):
+            read_records(tmp_path / ("results.csv" if name != "results.sha256" else ""))
+    with pytest.raises(UserError):
+        read_records(tmp_path / name)
+
+
+@pytest.mark.parametrize("hidden", ["\u3164", "\ufe0f", "\u115f", "\u034f", "\u180b", "\U000e0100"])
+def test_characters_that_are_not_seen_are_refused(record, hidden):
+    with pytest.raises(ValidationError, match=f"invisible characters .* U\\+{ord(hidden):04X}"):
+        record(label=f"svd{hidden}")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import random
 
 import pytest
@@ -219,3 +220,13 @@ def test_any_cell_is_either_refused_or_kept_as_it_is(tmp_path, lines, number, co
     assert bool(told) != bool(records)
     if records and column in ("label", "sweep", "device"):
         assert getattr(records[number - 2], column) == text
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_pipes_and_devices_are_no_submissions(tmp_path, kind):
+    for name in ("x.csv", "submitted-0123456789ab.csv"):
+        os.mkfifo(tmp_path / name) if kind == "pipe" else (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="is no CSV file"):
+        check(tmp_path / "x.csv")
+    with pytest.raises(UserError, match="no regular file"):
+        stored(tmp_path)

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from sweeps import small_sweep
 
 from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.foundation.process import python_command
 from lowrank_bench.results.records import read_records, same_results
 from lowrank_bench.runners import ray_executor
 from lowrank_bench.runners.config import make_config
@@ -361,3 +362,27 @@ def test_config_takes_both_names():
         {"model": "tiny", "task": "toy-math", "methods": ["svd"], "executor": "ray", "address": "auto"}
     )
     assert (config.executor, config.address) == ("ray", "auto")
+
+
+DRIVER = """
+import ray
+from lowrank_bench.runners.ray_executor import ray_session
+
+def look():
+    import sympy
+    return sympy.__file__
+
+with ray_session(None):
+    print(ray.get(ray.remote(look).remote()))
+"""
+
+
+def test_workers_import_nothing_from_the_current_folder(tmp_path, short_folder):
+    """Ray puts the folder in which a driver starts before all others."""
+    mark = tmp_path / "mark"
+    (tmp_path / "sympy.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    command, environment = python_command("-c", DRIVER), os.environ | {"TMPDIR": short_folder}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr
+    assert not mark.exists()
+    assert str(tmp_path) not in done.stdout

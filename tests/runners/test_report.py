@@ -1,6 +1,7 @@
 """A report says what the run's own files say, whatever of them is left."""
 
 import json
+import os
 import shutil
 import socket
 from collections import Counter
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from commands import bench
 from safetensors.numpy import load_file
+from sealing import seal
 from sweeps import small_sweep
 
 from lowrank_bench.evals.compare import compare
@@ -198,12 +200,17 @@ def test_what_is_damaged_is_left_out_and_said(copied):
     (evaluations[0] / "stage.json").write_text("{")
     (evaluations[1] / "samples.jsonl").write_text('{"verdicts": 3}\n')
     (evaluations[2] / "samples.jsonl").write_bytes(b"\xff\xfe\x00")
+    os.mkfifo(evaluations[3] / "extra.jsonl")
     report = gather(copied)
     assert report.spectra == ()
     assert report.ranks  # the ranks themselves are in stage.json
     text = report_markdown(report)
     assert f"The stages of 1 of {len(evaluations)} evaluations are missing or damaged" in text
     assert "None of the fits of this run can be read" in text
+    for number, what in enumerate(
+        ("no readable stage.json", "samples.jsonl has", "samples.jsonl has", "extra.jsonl was")
+    ):
+        assert f"The stage {evaluations[number].name} is damaged ({what}" in text.replace("\\", "")
     assert report_page(report)
 
 
@@ -222,6 +229,7 @@ def test_hostile_completions_stay_text(copied):
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         changed = [{**line, "completion": HOSTILE, "gold": HOSTILE, "answers": {"strict": HOSTILE}} for line in lines]
         path.write_text("".join(json.dumps(line) + "\n" for line in changed))
+        seal(path.parent)
     report = gather(copied)
     page, text = report_page(report), report_markdown(report)
     assert page.count("<script") == 1
@@ -259,10 +267,9 @@ def test_nothing_is_asked_of_the_network(copied, monkeypatch):
 
     for path in (copied.parent / "stages").glob("evaluate-*"):  # as if evaluated on a dataset of the hub
         record = json.loads((path / "stage.json").read_text())
-        record["runtime"]["data"] = None
-        (path / "stage.json").write_text(json.dumps(record))
         text = (path / "samples.jsonl").read_text().replace('"benchmark": "toy-math"', '"benchmark": "gsm8k"')
         (path / "samples.jsonl").write_text(text)
+        seal(path, runtime=record["runtime"] | {"data": None})
     monkeypatch.setattr(socket.socket, "connect", refuse)
     (part,) = gather(copied).failures
     assert part.examples

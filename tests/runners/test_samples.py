@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from sealing import seal
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.results.records import read_records
@@ -61,6 +62,9 @@ def test_rescoring_sees_the_completions_not_the_old_verdicts(finished, run, tmp_
     for line, row in zip(lines, gold, strict=False):
         line["completion"] = row["answer"]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match=r"samples\.jsonl has .* bench doctor --repair"):
+        rescore_run(copied, None, None)
+    seal(path.parent)
     changes, _ = rescore_run(copied, None, None)
     changed = next(change for change in changes if (change.label, change.ratio) == ("svd", 2))
     assert changed.after == 1.0

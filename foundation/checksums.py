@@ -1,0 +1,76 @@
+"""Checksums of files, remembered in the user's cache folder: large files are read once, not by each command."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+from .files import sha256_file
+
+LARGE_BYTES = 1 << 20
+"""Files below this size are always read: that takes no longer than looking them up."""
+
+CACHE = "LOWRANK_BENCH_CACHE"
+"""Environment variable with the folder for what can be computed again."""
+
+_SETTLED_SECONDS = 2.0
+_MOST_FILES = 20_000
+_PATIENCE_SECONDS = 1.0
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be computed again: as `CACHE` says, or ``~/.cache/lowrank-bench``."""
+    if named := os.environ.get(CACHE):
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lowrank-bench"
+
+
+def remembered_sha256(file: Path) -> str:
+    """Return the sha256 (hex) of a file's bytes, from memory where the file has not changed since it was computed.
+
+    A remembered checksum counts while path, device, inode, size, and the times of the last change of the content
+    (mtime) and of the file's entry (ctime) are the same, in nanoseconds. A program that writes to a file cannot keep
+    its ctime, so overwriting and setting mtime back is seen. Not seen: what changes the medium without the file
+    system (a failing disk, a write to the block device), and a change while the machine's clock was set back. A file
+    that changed within the last two seconds is not remembered, for file systems keep times in steps.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    before = _identity(file)
+    if file.stat().st_size < LARGE_BYTES:
+        return sha256_file(file)
+    name = os.fsencode(os.path.realpath(file))
+    # A cache that cannot be read or written only costs time.
+    with contextlib.suppress(sqlite3.Error, OSError), contextlib.closing(_open()) as cache:
+        row = cache.execute("SELECT sha256 FROM files WHERE path = ? AND identity = ?", (name, before)).fetchone()
+        if row:
+            return str(row[0])
+    value = sha256_file(file)
+    found = file.stat()
+    age = time.time() - max(found.st_mtime, found.st_ctime)
+    if _identity(file) == before and not 0 <= age < _SETTLED_SECONDS:
+        with contextlib.suppress(sqlite3.Error, OSError), contextlib.closing(_open()) as cache, cache:
+            cache.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", (name, before, value))
+            cache.execute("DELETE FROM files WHERE rowid <= (SELECT max(rowid) FROM files) - ?", (_MOST_FILES,))
+    return value
+
+
+def _identity(file: Path) -> str:
+    found = file.stat()
+    return f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+
+
+def _open() -> sqlite3.Connection:
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    cache = sqlite3.connect(folder / "checksums.sqlite", timeout=_PATIENCE_SECONDS)
+    try:
+        cache.execute("CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, identity TEXT, sha256 TEXT)")
+    except sqlite3.DatabaseError:
+        cache.close()
+        raise
+    return cache

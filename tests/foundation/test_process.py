@@ -1,0 +1,122 @@
+"""Processes that are started import nothing from the current folder."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lowrank_bench
+from lowrank_bench.evals.math_pool import Request, Worker
+from lowrank_bench.evals.speed.process import measure_apart
+from lowrank_bench.evals.speed.spec import SpeedSpec
+from lowrank_bench.foundation import nursery
+from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.foundation.process import python_command, python_environment
+from lowrank_bench.models.presets import resolve_model
+from lowrank_bench.runners import local, ray_executor
+from lowrank_bench.runners.parallel.launch import ProcessesCrashed, train_together
+from lowrank_bench.runners.stages import Stage, StageStore
+
+PACKAGE = Path(lowrank_bench.__file__).parent
+HOSTILE = ("torch", "sympy", "json", "ray", "multiprocessing", "transformers", "accelerate", "lowrank_bench")
+
+
+@pytest.fixture
+def marks(tmp_path, monkeypatch):
+    """Make the current folder one whose modules write a file, in another folder, when they are imported."""
+    folder, marks = tmp_path / "hostile", tmp_path / "marks"
+    folder.mkdir()
+    marks.mkdir()
+    for name in HOSTILE:
+        (folder / f"{name}.py").write_text(f"open({str(marks / name)!r}, 'w').close()\nraise ImportError('hostile')\n")
+    monkeypatch.chdir(folder)
+    yield marks
+    assert not list(marks.iterdir())
+
+
+def test_the_marks_are_written_without_the_flag(marks):
+    code = "import sympy"
+    assert subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode == 1
+    assert (marks / "sympy").exists()
+    (marks / "sympy").unlink()
+    assert subprocess.run(python_command("-c", code)).returncode == 0
+    again = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {code!r}]))"
+    assert subprocess.run(python_command("-c", again), env=python_environment()).returncode == 0
+
+
+def test_what_the_user_puts_on_the_path_counts(marks, tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text("print('own')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = subprocess.run(python_command("-m", "own"), env=python_environment(), capture_output=True, text=True)
+    assert done.stdout == "own\n"
+
+
+def test_math_worker(marks):
+    worker = Worker()
+    try:
+        assert worker.ask(Request("math-verify", "5", "\\boxed{5}"), 60).verdict == "correct"
+    finally:
+        worker.close()
+
+
+def test_speed(marks, tmp_path):
+    spec = SpeedSpec(resolve_model("tiny").location, "transformers", "float32", "cpu", 1, (1,), 8, 2)
+    assert measure_apart(spec).timings
+
+
+@pytest.mark.parametrize("forks", [True, False])
+def test_a_function_apart(marks, monkeypatch, forks):
+    if not forks:
+        monkeypatch.setattr(nursery.Nursery, "available", lambda: False)
+    assert nursery.run_apart(print, "apart") == (0, "apart\n")
+
+
+@pytest.mark.parametrize("forks", [True, False])
+def test_worker(marks, tmp_path, forks):
+    worker = local._Worker(StageStore(tmp_path / "stages"), 1, forks)
+    try:
+        worker.pipe.send(Stage("fit", {}, title="a stage that cannot be done"))
+        event = worker.pipe.recv()
+        assert event.kind == "failed"
+        assert "hostile" not in event.text
+    finally:
+        worker.process.kill()
+        worker.process.join()
+    assert "PYTHONSAFEPATH" not in os.environ
+
+
+def test_ray_probe(marks):
+    with pytest.raises(UserError, match="no Ray cluster can be used at auto") as refused:
+        ray_executor._probe("auto")
+    assert "hostile" not in str(refused.value)
+
+
+def test_processes_that_train_together(marks, tmp_path):
+    setup = tmp_path / "one.yaml"
+    setup.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n"
+    )
+    runtime = {"accelerate": {"file": str(setup), "processes": 2}, "device": "cpu"}
+    (tmp_path / "part").mkdir()
+    with pytest.raises(ProcessesCrashed) as crash:
+        train_together(
+            Stage("recover", {}, runtime=runtime, title="a stage that cannot be done"), tmp_path / "part", None
+        )
+    assert "hostile" not in str(crash.value)
+    assert "rank.py" in str(crash.value)
+
+
+def test_all_starts_go_through_one_function():
+    """Nobody else names the interpreter, except the sandbox, which has flags and a view of its own."""
+    own = {"foundation/process.py", "evals/sandbox/view.py"}
+    folders = ("cli", "evals", "foundation", "methods", "models", "results", "runners")
+    naming = {
+        file.relative_to(PACKAGE).as_posix()
+        for folder in folders
+        for file in (PACKAGE / folder).rglob("*.py")
+        if re.search(r"sys\.executable", file.read_text(encoding="utf-8"))
+    }
+    assert naming == own
