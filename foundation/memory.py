@@ -59,6 +59,14 @@ def trim_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def free_share(device: str) -> float:
+    """Return the share of a GPU's memory that is free, less a twentieth of it for what comes and goes meanwhile."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    return 0.95 * free / total
+
+
 def free_memory(device: str = "cpu") -> int:
     """Return the bytes that a process may still take on a torch device, a container's limit included."""
     if device.startswith("cuda"):

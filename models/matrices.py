@@ -64,7 +64,7 @@ def language_part(model: nn.Module) -> str:
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "get_text_config") or config.get_text_config() is config:
         return ""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
     return next((name for name, module in model.named_modules() if module is decoder), "")
 
 
