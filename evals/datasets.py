@@ -186,23 +186,25 @@ def _load_hub(spec: DatasetSpec, split: str) -> Rows:
         )
     revision = pinned_revision(spec)
     import datasets  # slow to import, and not needed for local files
+    from huggingface_hub import snapshot_download
 
     entry = spec.splits[split]
     hub_split = entry.hub_split or split
     rows: list[dict[str, Any]] = []
     where = f"{spec.hub_id}@{revision}/{hub_split}"
+    files = {hub_split: spec.data_files} if spec.data_files else None
+    folder = ""
     for config in spec.configs or (None,):
         try:
-            loaded = datasets.load_dataset(
-                spec.hub_id,
-                config,
-                split=hub_split,
-                revision=revision,
-                data_files={hub_split: spec.data_files} if spec.data_files else None,
-                streaming=entry.head is not None,
-            )
-            if entry.head is not None:
-                loaded = loaded.take(entry.head)
+            if entry.head is None:
+                # Without a connection, load_dataset(revision=X) takes the newest cached revision, whatever X is
+                # (datasets issue 7928); the files of a snapshot are those of its commit.
+                folder = folder or snapshot_download(spec.hub_id, repo_type="dataset", revision=revision)
+                loaded = datasets.load_dataset(folder, config, split=hub_split, data_files=files)
+            else:
+                loaded = datasets.load_dataset(
+                    spec.hub_id, config, split=hub_split, revision=revision, data_files=files, streaming=True
+                ).take(entry.head)
             made = loaded if spec.from_hub is None else (spec.from_hub(row, config) for row in loaded)
             rows.extend(_checked(row, spec, f"a record of {where}") for row in made)
         except UserError:

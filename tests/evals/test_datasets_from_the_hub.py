@@ -1,0 +1,160 @@
+"""Datasets from a hub: the real clients against a server on 127.0.0.1, in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from loopback_hub import TOKEN, running
+
+from lowrank_bench.evals.datasets import REVISIONS_VARIABLE, content_sha256, load_rows, specs
+
+README = """---
+configs:
+{}---
+"""
+CONFIG = "- config_name: {0}\n  data_files:\n  - split: {1}\n    path: {0}/{1}.jsonl\n"
+SCRIPT = """
+import json, sys
+from lowrank_bench.evals.datasets import load_rows
+from lowrank_bench.foundation.errors import UserError
+for name, split in json.loads(sys.argv[1]):
+    try:
+        rows = load_rows(name, split, None)
+        print(json.dumps([len(rows.rows), rows.sha256, rows.source, sorted(rows.rows[0])]))
+    except UserError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def rows_of(version, count=1319):
+    return [{"question": f"{version} {i}", "answer": f"#### {i}"} for i in range(count)]
+
+
+def files(parts, split="test"):
+    """The files of a dataset with these configurations and rows."""
+    made = {f"{name}/{split}.jsonl": "\n".join(map(json.dumps, rows)).encode() for name, rows in parts.items()}
+    return made | {"README.md": README.format("".join(CONFIG.format(name, split) for name in parts)).encode()}
+
+
+@pytest.fixture
+def hub():
+    with running() as served:
+        yield served
+
+
+@pytest.fixture
+def load(hub, tmp_path):
+    """Load splits in one new process; returns what it printed about each, and checks what it said besides."""
+
+    def run(*splits, revisions, **environment):
+        pinned = ",".join(f"{name}={commit}" for name, commit in revisions.items())
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "LOWRANK"))}
+        own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), REVISIONS_VARIABLE: pinned}
+        quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, json.dumps(splits)],
+            capture_output=True,
+            text=True,
+            env=kept | own | quiet | environment,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr
+        assert TOKEN not in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return run
+
+
+GSM8K = ("gsm8k", "test")
+
+
+def test_the_pinned_revision_is_loaded_with_and_without_a_connection(hub, load):
+    """Without one, the datasets library alone gives the newest cached revision, whatever was asked for."""
+    repository = hub.repository("datasets", "openai/gsm8k")
+    first, second = (repository.add(files({"main": rows_of(version)})) for version in ("old", "new"))
+    never = repository.add(files({"main": rows_of("never")}))
+    fields = ("question", "answer")
+    for commit, version in ((first, "old"), (second, "new")):
+        ((count, sha256, source, names),) = load(GSM8K, revisions={"gsm8k": commit})
+        assert (count, sha256) == (1319, content_sha256(rows_of(version), fields))
+        assert source == f"hub:openai/gsm8k@{commit}/test"
+        assert names == sorted(fields)
+    offline = {"HF_HUB_OFFLINE": "1"}
+    ((_, sha256, _, _),) = load(GSM8K, revisions={"gsm8k": first}, **offline)
+    assert sha256 == content_sha256(rows_of("old"), fields)
+    (said,) = load(GSM8K, revisions={"gsm8k": never}, **offline)
+    assert f"cannot load openai/gsm8k@{never}/test from the hub" in said
+    assert "pass --data DIR" in said
+
+
+def test_what_the_hub_refuses_is_one_sentence(hub, load):
+    repository = hub.repository("datasets", "openai/gsm8k")
+    commit = repository.add(files({"main": rows_of("x")}))
+    (gone,) = load(GSM8K, revisions={"gsm8k": "a" * 40})
+    repository.gated = True
+    (closed,) = load(GSM8K, revisions={"gsm8k": commit})
+    (wrong,) = load(GSM8K, revisions={"gsm8k": commit}, HF_TOKEN="hf_another")
+    for said in (gone, closed, wrong):
+        assert said.startswith("cannot load openai/gsm8k@")
+        assert "\n" not in said
+        assert "hf_another" not in said
+    ((count, *_),) = load(GSM8K, revisions={"gsm8k": commit}, HF_TOKEN=TOKEN)
+    assert count == 1319
+
+
+def test_a_download_that_is_cut_off_is_one_sentence_and_goes_on_later(hub, load):
+    commit = hub.repository("datasets", "openai/gsm8k").add(files({"main": rows_of("x")}))
+    hub.cut_off = 20_000
+    (said,) = load(GSM8K, revisions={"gsm8k": commit})
+    assert said.startswith("cannot load openai/gsm8k@")
+    hub.cut_off = None
+    ((count, *_),) = load(GSM8K, revisions={"gsm8k": commit})
+    assert count == 1319
+
+
+def test_configurations_are_joined_checked_and_counted(hub, load):
+    row = {"problem": "p", "level": "Level 1", "type": "Algebra", "solution": "s", "more": 1}
+    parts = {name: [row] * (2 if name == "algebra" else 833) for name in specs["math"].configs}
+    repository = hub.repository("datasets", "EleutherAI/hendrycks_math")
+    right = repository.add(files(parts))
+    wrong = repository.add(files(parts | {"algebra": [row] * 1000}))
+    lacking = repository.add(files(parts | {"algebra": [{"problem": "p"}] * 2}))
+    ((count, _, _, names),) = load(("math", "test"), revisions={"math": right})
+    assert (count, "more" in names) == (5000, False)
+    (said,) = load(("math", "test"), revisions={"math": wrong})
+    assert "5,998 records but math/test has 5,000" in said
+    (said,) = load(("math", "test"), revisions={"math": lacking})
+    assert "lacks the field 'level'" in said
+
+
+def test_rows_of_another_form_become_records(hub, load, data_dir):
+    """The hub's rows of StereoSet, rebuilt from the local file, give the published content."""
+    local = load_rows("stereoset", "validation", data_dir).rows
+    labels = {"unrelated": 2, "stereotype": 1, "anti_stereotype": 0}
+    parts = {
+        config: [
+            {name: row[name] for name in ("id", "target", "bias_type", "context")}
+            | {"sentences": {"sentence": [row[kind] for kind in labels], "gold_label": list(labels.values())}}
+            for row in local
+            if row["kind"] == config
+        ]
+        for config in specs["stereoset"].configs
+    }
+    commit = hub.repository("datasets", "McGill-NLP/stereoset").add(files(parts, "validation"))
+    ((_, sha256, _, _),) = load(("stereoset", "validation"), revisions={"stereoset": commit})
+    assert sha256 == specs["stereoset"].splits["validation"].sha256
+
+
+def test_only_the_beginning_of_a_large_split_is_read(hub, load):
+    texts = [{"text": f"text {i}", "url": "u"} for i in range(1200)]
+    path = str(specs["c4"].data_files).removesuffix(".gz")
+    assert path.startswith("en/")
+    import gzip
+
+    content = gzip.compress("\n".join(map(json.dumps, texts)).encode())
+    commit = hub.repository("datasets", "allenai/c4").add({"README.md": b"", f"{path}.gz": content})
+    ((count, sha256, _, _),) = load(("c4", "train_head"), revisions={"c4": commit})
+    assert (count, sha256) == (1000, content_sha256(texts[:1000], ("text",)))
