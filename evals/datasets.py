@@ -2,7 +2,7 @@
 
 Records come from local files, ``DIR/NAME/SPLIT.jsonl.gz`` (or ``.jsonl``), or from the hub at a pinned revision. Their
 identity is a *content hash*, over the required fields of all records in order; so a dataset has the same hash as a
-compressed file, as a plain file and from the hub.
+compressed file, as a plain file and from the hub. What comes from the hub, or from its cache, is compared with it too.
 
 A local file whose content is not the published one is an error. Whoever means to use a variant of their own with the
 published number of records says so with a file ``SPLIT.sha256`` beside it that holds the variant's content hash (the
@@ -191,6 +191,8 @@ def _load_hub(spec: DatasetSpec, split: str) -> Rows:
             )
             if entry.head is not None:
                 loaded = loaded.take(entry.head)
+            else:
+                loaded = _at_revision(loaded, spec, revision)
             made = loaded if spec.from_hub is None else (spec.from_hub(row, config) for row in loaded)
             rows.extend(_checked(row, spec, f"a record of {where}") for row in made)
         except UserError:
@@ -202,4 +204,34 @@ def _load_hub(spec: DatasetSpec, split: str) -> Rows:
                 "to use local files"
             ) from error
     _check_count(rows, spec, split, where)
-    return Rows(rows, content_sha256(rows, spec.fields), f"hub:{where}")
+    found = content_sha256(rows, spec.fields)
+    if revision == spec.revision and entry.sha256 not in (None, found):
+        raise UserError(
+            f"what was loaded as {where} is not the published data (content hash {found}, expected {entry.sha256}); "
+            f"remove {spec.hub_id} from the cache of datasets and load it with the hub within reach, or pass --data DIR"
+        )
+    return Rows(rows, found, f"hub:{where}")
+
+
+def _at_revision(loaded: Any, spec: DatasetSpec, revision: str) -> Any:
+    """Return the split at its revision, where the library took another one from its cache.
+
+    Where the hub cannot be reached, ``load_dataset`` takes the version that was cached last, whatever revision it is
+    asked for. The folder of a cached version has the name of its commit.
+
+    Raises:
+        UserError: only another version is cached.
+    """
+    files = [Path(file["filename"]) for file in getattr(loaded, "cache_files", ())]
+    if not files or files[0].parent.name == revision or not re.fullmatch(r"[0-9a-f]{40}", files[0].parent.name):
+        return loaded
+    from datasets import Dataset, concatenate_datasets
+
+    pattern = re.sub(r"-\d{5}-of-\d{5}\.arrow$|\.arrow$", "", files[0].name) + "*.arrow"
+    for folder in files[0].parent.parent.parent.glob(f"*/{revision}"):
+        if right := sorted(folder.glob(pattern)):
+            return concatenate_datasets([Dataset.from_file(str(file)) for file in right])
+    raise UserError(
+        f"the hub cannot be reached, and of {spec.hub_id} only the commit {files[0].parent.name} is cached, not the "
+        f"pinned {revision}; load it once with the hub within reach, or pass --data DIR with '{spec.name}'"
+    )

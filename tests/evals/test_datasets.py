@@ -2,7 +2,11 @@
 
 import gzip
 import json
+import os
+import shutil
+from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from lowrank_bench.evals.datasets import content_sha256, load_rows, specs
@@ -146,9 +150,57 @@ def test_unreachable_hub_says_to_pass_data(monkeypatch):
         load_rows("gsm8k", "test", None)
 
 
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """Returns what caches a version of gsm8k's test split as `load_dataset` does; the hub is out of reach."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+    def cache(rows, commit):
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files = {"test": str(tmp_path / "rows.jsonl")}
+        made = datasets.load_dataset("json", data_files=files, cache_dir=str(tmp_path / commit), split="test")
+        folder = Path(made.cache_files[0]["filename"]).parent
+        target = tmp_path / "cache" / "openai___gsm8k" / "main" / "0.0.0" / commit
+        shutil.copytree(folder, target)
+        (target / "json-test.arrow").rename(target / "gsm8k-test.arrow")
+        info = json.loads((target / "dataset_info.json").read_text())
+        (target / "dataset_info.json").write_text(json.dumps(info | {"config_name": "main", "dataset_name": "gsm8k"}))
+        os.utime(target)
+
+    return cache
+
+
+def test_offline_the_pinned_commit_is_taken_and_not_the_newest(cached, data_dir):
+    local = load_rows("gsm8k", "test", data_dir)
+    cached(local.rows, specs["gsm8k"].revision)
+    cached([row | {"answer": "#### 0"} for row in local.rows], "b" * 40)
+    assert load_rows("gsm8k", "test", None).sha256 == local.sha256
+
+
+def test_offline_another_commit_alone_is_refused(cached, data_dir):
+    cached(load_rows("gsm8k", "test", data_dir).rows, "b" * 40)
+    with pytest.raises(UserError, match=r"only the commit b{40} is cached, not the pinned 7403.*--data"):
+        load_rows("gsm8k", "test", None)
+
+
+def test_other_content_under_the_pinned_commit_is_refused(cached, data_dir, monkeypatch):
+    rows = load_rows("gsm8k", "test", data_dir).rows
+    cached(rows[::-1], specs["gsm8k"].revision)
+    with pytest.raises(UserError, match=r"openai/gsm8k@7403\w+/test is not the published data \(content hash"):
+        load_rows("gsm8k", "test", None)
+    cached(rows[::-1], "c" * 40)
+    monkeypatch.setenv("LOWRANK_BENCH_REVISIONS", f"gsm8k={'c' * 40}")  # whose content nobody knows
+    assert load_rows("gsm8k", "test", None).rows == rows[::-1]
+
+
 def test_hub_rows_are_checked_and_joined_over_configurations(monkeypatch):
     import datasets
 
+    monkeypatch.setenv("LOWRANK_BENCH_REVISIONS", f"math={'d' * 40}")
     row = {"problem": "p", "level": "Level 1", "type": "Algebra", "solution": "s", "more": 1}
     monkeypatch.setattr(datasets, "load_dataset", lambda hub, config, **kwargs: [row] * 1000)
     with pytest.raises(UserError, match=r"7,000 records but math/test has 5,000"):
