@@ -2,7 +2,7 @@
 
 Records come from local files, ``DIR/NAME/SPLIT.jsonl.gz`` (or ``.jsonl``), or from the hub at a pinned revision. Their
 identity is a *content hash*, over the required fields of all records in order; so a dataset has the same hash as a
-compressed file, as a plain file and from the hub.
+compressed file, as a plain file and from the hub. What comes from the hub, or from its cache, is compared with it too.
 
 A local file whose content is not the published one is an error. Whoever means to use a variant of their own with the
 published number of records says so with a file ``SPLIT.sha256`` beside it that holds the variant's content hash (the
@@ -216,4 +216,10 @@ def _load_hub(spec: DatasetSpec, split: str) -> Rows:
                 "to use local files"
             ) from error
     _check_count(rows, spec, split, where)
-    return Rows(rows, content_sha256(rows, spec.fields), f"hub:{where}")
+    found = content_sha256(rows, spec.fields)
+    if revision == spec.revision and entry.sha256 not in (None, found):
+        raise UserError(
+            f"what was loaded as {where} is not the published data (content hash {found}, expected {entry.sha256}); "
+            f"name another commit with {REVISIONS_VARIABLE}, or pass --data DIR"
+        )
+    return Rows(rows, found, f"hub:{where}")

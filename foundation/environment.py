@@ -60,6 +60,22 @@ def launcher_ignored() -> Iterator[None]:
         os.environ.update(taken)
 
 
+def one_gpu(device: str) -> tuple[str, dict[str, str]]:
+    """Return a device's name in a new process that sees its GPU alone, and the variables that make it so.
+
+    Libraries that are told no index, or ignore it, then take the right one; ``cpu`` stays as it is.
+
+    Args:
+        device: ``cpu``, ``cuda`` (the first GPU) or ``cuda:INDEX``, as this process counts.
+    """
+    kind, _, index = device.partition(":")
+    if kind != "cuda":
+        return device, {}
+    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    place = int(index or 0)
+    return kind, {"CUDA_VISIBLE_DEVICES": names[place].strip() if names else str(place)}
+
+
 def number_formats() -> dict[str, str]:
     """Return the `FORMAT_VARIABLES` that are set in this process; they are part of a stage's key."""
     return {name: os.environ[name] for name in FORMAT_VARIABLES if os.environ.get(name)}

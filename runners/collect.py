@@ -37,6 +37,7 @@ def _common(plan: Plan, cell: Cell, made: dict[str, Any], evaluation: dict[str, 
     report = made["compress"]["result"]["reports"][f"{cell.ratio:g}"] if "compress" in made else None
     params = report["parameters"] if report else plan.parameters
     ratio = plan.parameters / params
+    kind, _, index = evaluation["runtime"]["device"].partition(":")
     values: dict[str, Any] = {
         "schema_version": 1,
         "sweep": plan.name,
@@ -59,7 +60,7 @@ def _common(plan: Plan, cell: Cell, made: dict[str, Any], evaluation: dict[str, 
         "confidence": 0.95,
         "engine": evaluation["config"]["engine"],
         "dtype": evaluation["config"]["dtype"],
-        "device": hardware["gpus"][0] if evaluation["runtime"]["device"].startswith("cuda") else hardware["cpu"],
+        "device": hardware["gpus"][int(index or 0)] if kind == "cuda" else hardware["cpu"],
         "threads": hardware["threads"],
         "isolation": str(result["details"].get("isolation", "")),
         "dataset_sha256": result["dataset_sha256"],

@@ -129,8 +129,13 @@ def pick_device(wanted: str) -> str:
 
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted != "cpu" and not (wanted.startswith("cuda") and torch.cuda.is_available()):
-        raise UserError(f"the device '{wanted}' is not there; use --device cpu, or auto to take a GPU where one is")
+    there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    there += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if wanted not in there:
+        raise UserError(
+            f"the device '{wanted}' is not there (there is {', '.join(there)}); use --device cpu, or auto to take a "
+            "GPU where one is"
+        )
     return wanted
 
 

@@ -9,6 +9,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -132,6 +134,28 @@ class _Hooks(transformers.TrainerCallback):
     def wanted(self) -> dict[str, Any]:
         """Facts that a checkpoint of this run has."""
         return {"layout": self.trainer.layout, "stateful": self.state is not None}
+
+
+@dataclass
+class OneDeviceArguments(transformers.TrainingArguments):
+    """Training arguments of a process that trains alone on the device that was named, and on no other.
+
+    transformers would take ``cuda:0`` whatever was asked for, and where it sees several GPUs wrap the model in
+    DataParallel, which multiplies the batch.
+    """
+
+    named_device: str = "cpu"
+
+    @cached_property
+    def _setup_devices(self) -> torch.device:
+        super()._setup_devices  # noqa: B018 - builds the state that is corrected here
+        kind, _, index = self.named_device.partition(":")
+        device, self._n_gpu = torch.device(kind), 0
+        if kind == "cuda":
+            device, self._n_gpu = torch.device(kind, int(index or 0)), 1
+            torch.cuda.set_device(device)
+        self.distributed_state.device = device  # accelerate's
+        return device
 
 
 class _CheckedTrainer(transformers.Trainer):
@@ -271,7 +295,10 @@ class TaskTrainer:
         # Only processes that accelerate started for this training (`parallel.rank`) read its settings there.
         alone = launcher_ignored() if process_count() == 1 else nullcontext()
         with alone, tempfile.TemporaryDirectory() as folder:
-            arguments = transformers.TrainingArguments(
+            kind: Any = transformers.TrainingArguments
+            if process_count() == 1:
+                kind = partial(OneDeviceArguments, named_device=self.device)
+            arguments = kind(
                 output_dir=folder,
                 max_steps=steps,
                 per_device_train_batch_size=micro,
@@ -304,6 +331,7 @@ class TaskTrainer:
             )
             trainer.remove_callback(transformers.PrinterCallback)
             trainer.hooks, trainer.where, hooks.trainer = hooks, self.where, trainer
+            assert trainer.args.n_gpu <= 1, "DataParallel would multiply the batch"
             if resumable:
                 trainer.args.output_dir = str(resumable.folder)  # only now, or the Trainer would make it at once
             if process_count() > 1:

@@ -38,7 +38,7 @@ class VllmEngine(Engine):
     Args:
         checkpoint: folder or hub id.
         dtype: ``float32``, ``bfloat16`` or ``auto`` (the checkpoint's own; vLLM's own ``auto`` would halve float32).
-        device: ``cpu`` or ``cuda``, with an index.
+        device: ``cpu`` or ``cuda``; vLLM takes the first GPU that it sees, so `HostedEngine` shows it one.
         revision: commit of a hub id.
         longest: most tokens of a sequence that will be asked for; memory is reserved for that, and more is not taken.
             None is the model's context.
@@ -56,8 +56,6 @@ class VllmEngine(Engine):
     ) -> None:
         os.environ.update(_ENVIRONMENT)
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override the size given below
-        if ":" in device:
-            os.environ["CUDA_VISIBLE_DEVICES"] = _visible(device)
         from vllm import LLM
 
         from ...models.vllm_plugin import register
@@ -247,13 +245,6 @@ def _positions_depend_on_length(config: Any) -> bool:
 
 def _sequences(device: str) -> int:
     return _CPU_SEQUENCES if device == "cpu" else _GPU_SEQUENCES
-
-
-def _visible(device: str) -> str:
-    """Return the GPU of a device such as ``cuda:1`` as CUDA_VISIBLE_DEVICES names it."""
-    index = int(device.partition(":")[2])
-    names = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return names.split(",")[index] if names else str(index)
 
 
 def _generation_config(checkpoint: str | Path, revision: str | None) -> Any:

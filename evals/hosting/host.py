@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from ...foundation.environment import one_gpu
 from ...foundation.errors import UserError
 from ...foundation.nursery import Child, Nursery
 from ...foundation.process import python_command, python_environment
@@ -89,7 +90,8 @@ class HostedEngine(Engine):
         count = threads or len(os.sched_getaffinity(0))
         module = engines.module_of(engine)
         most = longest(self.tokenizer, context_length(load_config(checkpoint, revision or ""))) if longest else None
-        opening = Opening(engine, module, str(checkpoint), dtype, device, revision, count, most)
+        # The process sees one GPU alone (`_Process`).
+        opening = Opening(engine, module, str(checkpoint), dtype, one_gpu(device)[0], revision, count, most)
         self._process: _Process | None = _take(engine, opening.module, device, count)
         self.process_id = self._process.id
         try:
@@ -174,6 +176,7 @@ class _Process:
         self._pipe, far = mp.Pipe()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
         more = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
+        more |= one_gpu(key[2])[1]
         # One process alone is not worth a nursery; a sweep's worker comes from one.
         nursery = Nursery.known(threads) if _forks(key) else None
         self._process: Child | _Started

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
+from ...foundation.environment import one_gpu
 from ...foundation.errors import UserError
 from ...foundation.process import python_command, python_environment
 from .spec import Measured, SpeedSpec
@@ -43,7 +44,8 @@ def measure_apart(spec: SpeedSpec) -> Measured:
     """
     with tempfile.TemporaryDirectory() as folder:
         result, log = Path(folder) / "result.json", Path(folder) / "log"
-        words = python_command("-m", f"{_PACKAGE}.evals.speed.child", json.dumps(asdict(spec)), str(result))
+        asked = json.dumps(asdict(spec) | {"device": one_gpu(spec.device)[0]})
+        words = python_command("-m", f"{_PACKAGE}.evals.speed.child", asked, str(result))
         with log.open("wb") as output:
             code = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, env=_environment(spec)).returncode
         if code:
@@ -60,6 +62,7 @@ def _environment(spec: SpeedSpec) -> dict[str, str]:
         key: value for key, value in python_environment().items() if key != "VLLM_CPU_KVCACHE_SPACE"
     }  # it would override ours
     return kept | {
+        **one_gpu(spec.device)[1],
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # or every process would sit on the first core

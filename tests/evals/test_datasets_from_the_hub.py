@@ -90,6 +90,12 @@ def test_the_pinned_revision_is_loaded_with_and_without_a_connection(hub, load):
     assert "pass --data DIR" in said
 
 
+def test_other_content_at_the_pinned_commit_is_refused(hub, load):
+    hub.repository("datasets", "openai/gsm8k").commits[str(specs["gsm8k"].revision)] = files({"main": rows_of("x")})
+    (said,) = load(GSM8K, revisions={})
+    assert f"@{specs['gsm8k'].revision}/test is not the published data" in said
+
+
 def test_what_the_hub_refuses_is_one_sentence(hub, load):
     repository = hub.repository("datasets", "openai/gsm8k")
     commit = repository.add(files({"main": rows_of("x")}))

@@ -216,7 +216,24 @@ def test_a_hosted_engine_tells_its_process_the_longest_sequence(monkeypatch: pyt
     monkeypatch.setattr(host, "_take", lambda *_: Process())
     host.HostedEngine("transformers", TINY, longest=lambda tokenizer, context: context // 4)
     host.HostedEngine("transformers", TINY)
-    assert [opening.longest for opening in opened] == [256, None]
+    host.HostedEngine("vllm", TINY, device="cuda:1")
+    assert [opening.longest for opening in opened] == [256, None, None]
+    assert [opening.device for opening in opened] == ["cpu", "cpu", "cuda"]
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_an_engines_process_sees_its_gpu_alone(monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    class Started(Exception):
+        pass
+
+    def start(command: list[str], env: dict[str, str], **_: object) -> None:
+        assert env["CUDA_VISIBLE_DEVICES"] == "5"
+        raise Started
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setattr(host.subprocess, "Popen", start)
+    with pytest.raises(Started):
+        host.HostedEngine(engine, TINY, device="cuda:1")
 
 
 def test_a_sequence_beyond_what_vllm_has_reserved_is_no_silent_cut() -> None:

@@ -2,13 +2,14 @@ import shutil
 from collections import Counter
 
 import pytest
+import torch
 from sweeps import small_sweep
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
 from lowrank_bench.models.presets import PRESETS
 from lowrank_bench.runners.config import parse_method
-from lowrank_bench.runners.plan import make_plan, merge_settings
+from lowrank_bench.runners.plan import make_plan, merge_settings, pick_device
 from lowrank_bench.runners.provenance import hardware
 from lowrank_bench.runners.recipes import RECIPES, TrainSettings
 from lowrank_bench.runners.work import perform
@@ -70,6 +71,15 @@ def test_models_in_folders_of_one_name_have_results_of_their_own(tmp_path):
     assert plans[0].name == f"ckpt-{plans[0].source.sha256[:8]}-toy-math"
     assert not set(plans[0].stages) & set(plans[1].stages)
     assert make_plan(small_sweep(tmp_path)).name == "tiny-toy-math"
+
+
+@pytest.mark.parametrize("device", ["cuda:2", "cuda:x", "cudax", "tpu", "cuda:-1"])
+def test_a_device_that_is_not_there_is_refused(monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [pick_device(name) for name in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda", "cuda", "cuda:1", "cpu"]
+    with pytest.raises(UserError, match=rf"'{device}' is not there .there is cpu, cuda, cuda:0, cuda:1"):
+        pick_device(device)
 
 
 @pytest.mark.parametrize(

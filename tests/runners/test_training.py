@@ -4,13 +4,15 @@ import os
 
 import pytest
 import torch
+from accelerate import PartialState
+from transformers import TrainingArguments
 
 from lowrank_bench.evals.prompts import Encoded
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.runners.data import IGNORED, TaskData, collate
 from lowrank_bench.runners.recipes import TrainSettings
-from lowrank_bench.runners.training import TaskTrainer
+from lowrank_bench.runners.training import OneDeviceArguments, TaskTrainer
 
 ITEMS = [Encoded([1, 5, 6 + i, 7, 2], [IGNORED, IGNORED, 6 + i, 7, 2]) for i in range(8)]
 SETTINGS = TrainSettings(
@@ -68,6 +70,22 @@ def test_launcher_settings_in_the_environment_change_nothing(monkeypatch, variab
     trainer().train(model, 2)
     assert all(map(torch.equal, model.parameters(), expected.parameters()))
     assert os.environ.items() >= variables.items()
+
+
+@pytest.mark.parametrize(("device", "index"), [("cuda", 0), ("cuda:0", 0), ("cuda:1", 1), ("cuda:7", 7)])
+def test_of_several_gpus_the_named_one_trains_alone(monkeypatch, tmp_path, device, index):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: taken.append(torch.device(device).index))
+    arguments = OneDeviceArguments(str(tmp_path), named_device=device, per_device_train_batch_size=16, report_to=[])
+    assert (arguments.n_gpu, arguments.train_batch_size) == (1, 16)
+    assert arguments.device == torch.device("cuda", index)
+    assert PartialState().device == arguments.device
+    assert taken[-1] == index
+    assert TrainingArguments(str(tmp_path), per_device_train_batch_size=16, report_to=[]).train_batch_size == 128
+    monkeypatch.undo()
+    assert OneDeviceArguments(str(tmp_path), use_cpu=True, report_to=[]).device == torch.device("cpu")
 
 
 def test_accumulated_gradients_equal_one_large_batch():
