@@ -29,9 +29,9 @@ def load_config(location: str | Path, revision: str = "") -> Any:
     checkpoint.register()
     if Path(location).is_dir():
         check_folder(Path(location))
-    elif find_adapter_config_file(str(location), revision=revision or None):
-        raise adapter_beside(str(location))
     try:
+        if find_adapter_config_file(str(location), revision=revision or None):
+            raise adapter_beside(str(location))
         raw, _ = PretrainedConfig.get_config_dict(str(location), revision=revision or None)
         check_config(raw, f"config.json of '{location}'")
         if raw.get("auto_map") and raw["model_type"] not in CONFIG_MAPPING:
