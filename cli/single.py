@@ -113,7 +113,6 @@ def evaluate(
     """Evaluate one model or checkpoint."""
     if stage not in ("pretrained", "finetuned"):
         raise unknown("stage", stage, ["pretrained", "finetuned"])
-    from ..evals.hosting.host import EngineCrashed
     from ..runners.single import default_settings, evaluate_model
 
     settings = default_settings(
@@ -129,11 +128,7 @@ def evaluate(
     )
     names = split_list(benchmarks) or []
     contexts = numbers("context", context, int, "128,2048")
-    try:
-        outcomes = evaluate_model(model, names, settings, revision, engine, dtype, device, out, contexts=contexts)
-    except EngineCrashed as crash:
-        console(stderr=True).print(f"[bold red]error:[/] {escape(str(crash))}", soft_wrap=True, highlight=False)
-        sys.exit(1)
+    found = evaluate_model(model, names, settings, revision, engine, dtype, device, out, contexts=contexts)
     rows = [
         (
             outcome.variant or name,
@@ -143,10 +138,18 @@ def evaluate(
             f"[{metric.low:.4g}, {metric.high:.4g}]",
             str(metric.n),
         )
-        for name, outcome in outcomes.items()
+        for name, outcome in found.outcomes.items()
         for metric in outcome.metrics
     ]
-    print_rows(model, ["benchmark", "metric", "scorer", "value", "95 % interval", "n"], rows)
+    if rows:
+        print_rows(model, ["benchmark", "metric", "scorer", "value", "95 % interval", "n"], rows)
+    if not found.failures:
+        return
+    crashed = [error for error in found.failures.values() if not isinstance(error, UserError)]
+    if not crashed:
+        raise UserError(found.sentence)
+    console(stderr=True).print(f"[bold red]error:[/] {escape(found.sentence)}", soft_wrap=True, highlight=False)
+    sys.exit(1)
 
 
 def add_to(app: typer.Typer) -> None:

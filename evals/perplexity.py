@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 from ..foundation.errors import UserError
 from ..foundation.files import digest
-from ..results.intervals import perplexity_interval
+from ..results.intervals import exp_or_inf, nats_interval, perplexity_interval
 from .base import Benchmark, EvalSettings, Metric, Outcome, Progress
 from .datasets import Rows
-from .engines.base import Engine
+from .engines.base import Engine, check_finite
 
 WINDOWING_VERSION = 1
 """Raised whenever windows are cut in another way."""
@@ -88,12 +88,13 @@ class PerplexityBenchmark(Benchmark):
             )
         batch_size = max(1, min(settings.batch_size, BATCH_TOKENS // window))
         scores = engine.logprobs(windows, batch_size, progress)
+        check_finite(scores)
         sums, counts = [-math.fsum(row) for row in scores], [len(row) for row in scores]
         mean = math.fsum(sums) / sum(counts)
-        interval = perplexity_interval(sums, counts)
+        interval, nats = perplexity_interval(sums, counts), nats_interval(sums, counts)
         metrics = [
-            Metric("perplexity", _exp(mean), interval.low, interval.high, len(windows), True, False),
-            Metric("nats_per_token", mean, _log(interval.low), _log(interval.high), len(windows), False, False),
+            Metric("perplexity", exp_or_inf(mean), interval.low, interval.high, len(windows), True, False),
+            Metric("nats_per_token", mean, nats.low, nats.high, len(windows), False, False),
         ]
         samples = [
             {"index": index, "nll": nll, "tokens": count}
@@ -101,12 +102,3 @@ class PerplexityBenchmark(Benchmark):
         ]
         details = {"window": window, "windows": len(windows), "predicted_tokens": sum(counts), "source": data.source}
         return Outcome(metrics, samples, digest(windows), details=details, variant=self.describe(window))
-
-
-def _exp(value: float) -> float:
-    """exp without overflow: a collapsed model's perplexity is infinite."""
-    return math.exp(value) if value < 700 else math.inf
-
-
-def _log(value: float) -> float:
-    return math.log(value) if value > 0 else -math.inf

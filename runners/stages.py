@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..foundation.errors import UserError
-from ..foundation.files import apply_umask, digest, read_json, sha256_file, sync, write_json
+from ..foundation.files import apply_umask, digest, finite, read_json, sha256_file, sync, write_json
 from ..foundation.memory import peak_memory_bytes, reset_peak_memory
 
 FORMAT = 1
@@ -283,6 +283,7 @@ class StageStore:
                 files = [file for file in sorted(part.rglob("*")) if file.is_file()]
                 record["files"] = {file.relative_to(part).as_posix(): file.stat().st_size for file in files}
                 record["sha256"] = {file.relative_to(part).as_posix(): sha256_file(file) for file in files}
+                record = finite(record)
                 write_json(part / RECORD, record | {"checksum": checksum(record)})
                 apply_umask(part)
                 for path in [*part.rglob("*"), part]:
@@ -307,7 +308,7 @@ class StageStore:
         try:
             folder = self.root / "failed"
             folder.mkdir(exist_ok=True)
-            (folder / f"{record['key']}-{stamp}.json").write_text(json.dumps(record, indent=2, default=str))
+            (folder / f"{record['key']}-{stamp}.json").write_text(json.dumps(finite(record), indent=2, default=str))
         except OSError:
             pass  # the disk may be full: the error itself matters more than its record
 
@@ -330,5 +331,5 @@ def input_digests(stage: Stage) -> dict[str, str]:
 
 def checksum(record: Mapping[str, Any]) -> str:
     """Return the sha256 (hex) of a stage's record without its own checksum."""
-    # Records hold infinite interval ends, which canonical JSON refuses.
+    # Records of earlier versions hold infinite interval ends, which canonical JSON refuses.
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...evals.hosting.host import cause_of_death
 from ...foundation.errors import UserError
-from ...foundation.files import write_json
+from ...foundation.files import write_atomic
 from ..stages import Stage
 
 DESK = ".launch"
@@ -40,7 +40,8 @@ def train_together(stage: Stage, folder: Path, progress: Callable[[int, int], No
     setup, desk = stage.runtime["accelerate"], folder / DESK
     desk.mkdir()
     threads = max(1, torch.get_num_threads() // setup["processes"])
-    write_json(desk / STAGE, asdict(stage) | {"folder": str(folder), "threads": threads})
+    asked = asdict(stage) | {"folder": str(folder), "threads": threads}
+    write_atomic(desk / STAGE, json.dumps(asked))  # with --checkpoint-minutes inf, which readable JSON has no word for
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # an earlier stage's memory in this process; the first GPU is about to need it
     command = [sys.executable, "-m", f"{__package__}.launcher", str(os.getpid())]
