@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..foundation.errors import UserError, unknown
-from .options import Data, Device, Engine, Revision, Weak
+from .options import Bos, Data, Device, Engine, Revision, Weak
 from .output import console, escape, numbers, print_rows, split_list
 
 
@@ -109,6 +109,7 @@ def evaluate(
     context: Annotated[
         str | None, typer.Option(help="Windows of perplexities in tokens: 128,2048.  [default: the benchmark's]")
     ] = None,
+    bos: Bos = None,
 ) -> None:
     """Evaluate one model or checkpoint."""
     if stage not in ("pretrained", "finetuned"):
@@ -128,7 +129,9 @@ def evaluate(
     )
     names = split_list(benchmarks) or []
     contexts = numbers("context", context, int, "128,2048")
-    found = evaluate_model(model, names, settings, revision, engine, dtype, device, out, contexts=contexts)
+    found = evaluate_model(
+        model, names, settings, revision, engine, dtype, device, out, contexts=contexts, bos=bos or "never"
+    )
     rows = [
         (
             outcome.variant or name,
@@ -143,6 +146,8 @@ def evaluate(
     ]
     if rows:
         print_rows(model, ["benchmark", "metric", "scorer", "value", "95 % interval", "n"], rows)
+    if found.note:
+        console().print(f"[yellow]note:[/yellow] {escape(found.note)}", highlight=False, soft_wrap=True)
     if not found.failures:
         return
     crashed = [error for error in found.failures.values() if not isinstance(error, UserError)]

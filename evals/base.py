@@ -104,6 +104,8 @@ class EvalSettings:
         temperature: 0 is greedy.
         top_p: nucleus share of sampling, 1 is off.
         context: window of a perplexity in tokens, or None for the benchmark's own.
+        bos: whether each window of a perplexity begins with a beginning-of-sequence token, where the benchmark
+            `has_bos_option`; without it only the whole text does (the GPTQ recipe).
     """
 
     data_dir: Path | None = None
@@ -117,6 +119,7 @@ class EvalSettings:
     temperature: float = 0.0
     top_p: float = 1.0
     context: int | None = None
+    bos: bool = False
 
 
 Progress = Callable[[int, int], None]
@@ -132,12 +135,14 @@ class Benchmark(ABC):
         generates: whether completions are sampled (else likelihoods are read).
         runs_code: whether model output is executed, so that isolation is checked before generation starts.
         has_context: whether `EvalSettings.context` applies.
+        has_bos_option: whether `EvalSettings.bos` applies.
     """
 
     name: ClassVar[str]
     generates: ClassVar[bool] = True
     runs_code: ClassVar[bool] = False
     has_context: ClassVar[bool] = False
+    has_bos_option: ClassVar[bool] = False
 
     @abstractmethod
     def variant(self, settings: EvalSettings) -> str:

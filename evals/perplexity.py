@@ -13,6 +13,7 @@ from ..results.intervals import exp_or_inf, nats_interval, perplexity_interval
 from .base import Benchmark, EvalSettings, Metric, Outcome, Progress
 from .datasets import Rows
 from .engines.base import Engine, check_finite
+from .prompts import adds_bos
 
 WINDOWING_VERSION = 1
 """Raised whenever windows are cut in another way."""
@@ -42,7 +43,10 @@ class PerplexityBenchmark(Benchmark):
 
     @abstractmethod
     def windows(self, tokenizer: Any, texts: Sequence[str], window: int) -> list[list[int]]:
-        """Cut the texts into windows of at most ``window`` token ids; each predicts all its ids but the first."""
+        """Cut the texts into windows of at most ``window`` token ids; each predicts all its ids but the first.
+
+        Where the benchmark `has_bos_option`, ``bos=True`` asks for windows that each begin with a BOS.
+        """
 
     @abstractmethod
     def describe(self, window: int) -> str:
@@ -50,7 +54,13 @@ class PerplexityBenchmark(Benchmark):
 
     def variant(self, settings: EvalSettings) -> str:
         """Name the windowing; `Outcome.variant` names it anew where the model's context is shorter."""
-        return self.describe(settings.context or self.window)
+        return self._name(settings.context or self.window, settings)
+
+    def _name(self, window: int, settings: EvalSettings) -> str:
+        return self.describe(window) + ("-bos" if self._bos(settings) else "")
+
+    def _bos(self, settings: EvalSettings) -> bool:
+        return settings.bos and self.has_bos_option
 
     def check(self, settings: EvalSettings) -> None:
         """Raise a `UserError` if the data are missing or wrong."""
@@ -79,7 +89,8 @@ class PerplexityBenchmark(Benchmark):
                 "that many tokens"
             )
         window = settings.context or min(self.window, engine.context_length)
-        windows = self.windows(engine.tokenizer, [row["text"] for row in data.rows], window)
+        more = {"bos": True} if self._bos(settings) else {}
+        windows = self.windows(engine.tokenizer, [row["text"] for row in data.rows], window, **more)
         windows = [ids for ids in windows if len(ids) > 1][: settings.limit]  # one token alone predicts nothing
         if not windows:
             raise UserError(
@@ -101,4 +112,6 @@ class PerplexityBenchmark(Benchmark):
             for index, (nll, count) in enumerate(zip(sums, counts, strict=True))
         ]
         details = {"window": window, "windows": len(windows), "predicted_tokens": sum(counts), "source": data.source}
-        return Outcome(metrics, samples, digest(windows), details=details, variant=self.describe(window))
+        if self.has_bos_option:
+            details |= {"bos_per_window": self._bos(settings), "tokenizer_adds_bos": adds_bos(engine.tokenizer)}
+        return Outcome(metrics, samples, digest(windows), details=details, variant=self._name(window, settings))

@@ -31,7 +31,7 @@ from ..models.presets import ModelSource, resolve_model
 from ..models.shards import save_streamed
 from ..models.streamed import weights_of
 from ..models.untouched import Untouched, untouched
-from .checks import check_model
+from .checks import begins_with_bos, check_model
 from .config import MethodSpec
 from .data import DATA_SEED, load_task_data
 from .memory import Way, compress_way, fit_way, memory_rows, open_model
@@ -209,6 +209,7 @@ def evaluate_model(
     out: Path | None = None,
     progress: Progress | None = None,
     contexts: Sequence[int] | None = None,
+    bos: str = "never",
 ) -> Evaluated:
     """Evaluate one model or checkpoint on benchmarks, everything checked before the model is loaded.
 
@@ -223,6 +224,7 @@ def evaluate_model(
         out: new folder for ``metrics.json`` and one ``samples-BENCHMARK.jsonl`` each, made with the first result.
         progress: called with (problems done, problems in all).
         contexts: windows of perplexities in tokens, or None for each benchmark's own.
+        bos: whether windows of joined texts begin with a BOS: ``never``, ``always`` or ``auto``, see `begins_with_bos`.
 
     Raises:
         UserError: bad input, an existing ``out``, or a model that no engine loads.
@@ -240,6 +242,8 @@ def evaluate_model(
     if contexts and not any(each.context for _, each in chosen.values()):
         raise UserError(f"--context is for perplexities and none of {', '.join(chosen)} is one; leave it out")
     source = resolve_model(model, revision)
+    each_bos, note = begins_with_bos(bos, source, list({b.name: b for b, _ in chosen.values()}.values()))
+    chosen = {name: (benchmark, replace(each, bos=each_bos)) for name, (benchmark, each) in chosen.items()}
     for benchmark, each in chosen.values():
         benchmark.check(each)
     device = pick_device(device)
@@ -260,7 +264,7 @@ def evaluate_model(
             except EngineCrashed as error:
                 found.failures[name] = error
                 running = None  # its process is gone; the next benchmark gets another one
-    return Evaluated(found.outcomes, found.failures)
+    return Evaluated(found.outcomes, found.failures, note)
 
 
 @dataclass(frozen=True)
@@ -270,10 +274,12 @@ class Evaluated:
     Attributes:
         outcomes: by benchmark, with ``@CONTEXT`` behind the name where a context was asked for.
         failures: why the others have none: `UserError`, or `EngineCrashed` where the engine's process ended.
+        note: what a reader of the numbers should know; may be empty.
     """
 
     outcomes: dict[str, Outcome]
     failures: dict[str, Exception]
+    note: str = ""
 
     @property
     def sentence(self) -> str:

@@ -144,7 +144,7 @@ def reused(plan: Plan, pending: Sequence[str]) -> list[str]:
 
 def plan_warnings(plan: Plan) -> list[str]:
     """Return what a reader of the results should know before the work starts."""
-    notes = [plan.engine.note] if plan.engine.note else []
+    notes = [note for note in (plan.engine.note, plan.bos_note) if note]
     if plan.config.limit:
         notes.append(f"only the first {plan.config.limit} problems are evaluated; the rows say so with their n")
     if plan.setup:
