@@ -16,3 +16,10 @@ Weak = Annotated[bool, typer.Option(help="Run generated code even where only res
 Revision = Annotated[str | None, typer.Option(help="40-digit commit of a hub model.")]
 Device = Annotated[str, typer.Option(help="torch device; auto takes a GPU where there is one.")]
 Engine = Annotated[str, typer.Option(help="What generates and scores: vllm, transformers, or auto.")]
+Bos = Annotated[
+    str | None,
+    typer.Option(
+        help="BOS at the start of each window of wikitext2 and c4: never (the GPTQ recipe), always, or auto: as the "
+        "model's tokenizer does.  [default: never]"
+    ),
+]

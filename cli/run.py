@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Data, Revision, Weak
+from .options import Bos, Data, Revision, Weak
 from .output import console, escape, numbers, split_list
 
 
@@ -39,6 +39,7 @@ def run(
     context: Annotated[
         str | None, typer.Option(help="Windows of perplexities in tokens: 128,2048.  [default: the benchmark's]")
     ] = None,
+    bos: Bos = None,
     train_set: Annotated[str | None, typer.Option(help="Training set of the task (see bench tasks).")] = None,
     recipe: Annotated[str | None, typer.Option(help="Training defaults: paper, small or auto.")] = None,
     finetune_steps: Annotated[int | None, typer.Option(help="Optimizer steps of the first finetuning.")] = None,
@@ -176,7 +177,7 @@ _PLAIN = {
         "out",
         "name",
     ),
-    *("samples", "temperature", "top_p"),
+    *("samples", "temperature", "top_p", "bos"),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..foundation.errors import UserError, unknown
-from .options import Data, Device, Engine, Revision, Weak
+from .options import Bos, Data, Device, Engine, Revision, Weak
 from .output import console, escape, numbers, print_name_note, print_rows, split_list
 
 
@@ -125,11 +125,11 @@ def evaluate(
     context: Annotated[
         str | None, typer.Option(help="Windows of perplexities in tokens: 128,2048.  [default: the benchmark's]")
     ] = None,
+    bos: Bos = None,
 ) -> None:
     """Evaluate one model or checkpoint."""
     if stage not in ("pretrained", "finetuned"):
         raise unknown("stage", stage, ["pretrained", "finetuned"])
-    from ..evals.hosting.host import EngineCrashed
     from ..runners.progress import show_progress
     from ..runners.single import default_settings, evaluate_model
 
@@ -147,12 +147,10 @@ def evaluate(
     )
     names = split_list(benchmarks) or []
     contexts = numbers("context", context, int, "128,2048")
-    try:
-        with show_progress(console(stderr=True), f"evaluate {model}") as progress:
-            outcomes = evaluate_model(model, names, settings, revision, engine, dtype, device, out, progress, contexts)
-    except EngineCrashed as crash:
-        console(stderr=True).print(f"[bold red]error:[/] {escape(str(crash))}", soft_wrap=True, highlight=False)
-        sys.exit(1)
+    with show_progress(console(stderr=True), f"evaluate {model}") as progress:
+        found = evaluate_model(
+            model, names, settings, revision, engine, dtype, device, out, progress, contexts, bos=bos or "never"
+        )
     rows = [
         (
             outcome.variant or name,
@@ -162,10 +160,20 @@ def evaluate(
             f"[{metric.low:.4g}, {metric.high:.4g}]",
             str(metric.n),
         )
-        for name, outcome in outcomes.items()
+        for name, outcome in found.outcomes.items()
         for metric in outcome.metrics
     ]
-    print_rows(model, ["benchmark", "metric", "scorer", "value", "95 % interval", "n"], rows)
+    if rows:
+        print_rows(model, ["benchmark", "metric", "scorer", "value", "95 % interval", "n"], rows)
+    if found.note:
+        console().print(f"[yellow]note:[/yellow] {escape(found.note)}", highlight=False, soft_wrap=True)
+    if not found.failures:
+        return
+    crashed = [error for error in found.failures.values() if not isinstance(error, UserError)]
+    if not crashed:
+        raise UserError(found.sentence)
+    console(stderr=True).print(f"[bold red]error:[/] {escape(found.sentence)}", soft_wrap=True, highlight=False)
+    sys.exit(1)
 
 
 def add_to(app: typer.Typer) -> None:

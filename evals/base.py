@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ..foundation.errors import UserError
+from ..foundation.files import finite
 from ..foundation.registry import Registry
 from .engines.base import Engine
 
@@ -38,6 +40,30 @@ class Metric:
     headline: bool = True
     higher_is_better: bool = True
     scorer: str = ""
+
+
+def metric_to_plain(metric: Metric) -> dict[str, Any]:
+    """Return a metric as plain data for JSON.
+
+    JSON has no infinity: an end that bounds nothing is None, and so is a perplexity beyond the largest number, with a
+    ``reason`` beside it.
+    """
+    fields: dict[str, Any] = finite(asdict(metric))
+    if fields["value"] is None:
+        fields["reason"] = f"{metric.name} is beyond the largest number (1.8e308)"
+    return fields
+
+
+def metric_from_plain(fields: Mapping[str, Any]) -> Metric:
+    """Return the metric that `metric_to_plain` wrote; earlier versions wrote infinities themselves."""
+    known = {name: value for name, value in fields.items() if name != "reason"}
+    for name, unbounded in (("value", math.inf), ("low", -math.inf), ("high", math.inf)):
+        if known[name] is None:
+            known[name] = unbounded
+    # Where a value is beyond all numbers, so may its lower end be.
+    if fields["value"] is None and fields["low"] is None and fields["n"] > 1:
+        known["low"] = math.inf
+    return Metric(**known)
 
 
 @dataclass
@@ -78,6 +104,8 @@ class EvalSettings:
         temperature: 0 is greedy.
         top_p: nucleus share of sampling, 1 is off.
         context: window of a perplexity in tokens, or None for the benchmark's own.
+        bos: whether each window of a perplexity begins with a beginning-of-sequence token, where the benchmark
+            `has_bos_option`; without it only the whole text does (the GPTQ recipe).
     """
 
     data_dir: Path | None = None
@@ -91,6 +119,7 @@ class EvalSettings:
     temperature: float = 0.0
     top_p: float = 1.0
     context: int | None = None
+    bos: bool = False
 
 
 Progress = Callable[[int, int], None]
@@ -106,12 +135,14 @@ class Benchmark(ABC):
         generates: whether completions are sampled (else likelihoods are read).
         runs_code: whether model output is executed, so that isolation is checked before generation starts.
         has_context: whether `EvalSettings.context` applies.
+        has_bos_option: whether `EvalSettings.bos` applies.
     """
 
     name: ClassVar[str]
     generates: ClassVar[bool] = True
     runs_code: ClassVar[bool] = False
     has_context: ClassVar[bool] = False
+    has_bos_option: ClassVar[bool] = False
 
     @abstractmethod
     def variant(self, settings: EvalSettings) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 from ..foundation.errors import UserError
 from .base import Progress
-from .engines.base import Engine
+from .engines.base import Engine, check_finite
 
 ENCODING_VERSION = 1
 """Raised whenever texts become other ids; part of every stage's identity."""
@@ -90,7 +90,7 @@ def likelihoods(
         progress: called with (sequences done, sequences in all).
 
     Raises:
-        UserError: a continuation alone is longer than the model's context.
+        UserError: a continuation alone is longer than the model's context, or the model gives no finite numbers.
     """
     limit = engine.context_length
     sequences: dict[tuple[int, ...], int] = {}
@@ -109,4 +109,5 @@ def likelihoods(
     longest = max(map(len, sequences), default=1)
     size = max(1, min(batch_size, BATCH_TOKENS // longest))
     scores = engine.logprobs(list(sequences), size, progress)
+    check_finite(scores)
     return [Likelihood(math.fsum(scores[place][-count:]), count, cut) for place, count, cut in places]

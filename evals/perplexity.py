@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 
 from ..foundation.errors import UserError
 from ..foundation.files import digest
-from ..results.intervals import perplexity_interval
+from ..results.intervals import exp_or_inf, nats_interval, perplexity_interval
 from .base import Benchmark, EvalSettings, Metric, Outcome, Progress
 from .datasets import Rows
-from .engines.base import Engine
+from .engines.base import Engine, check_finite
+from .prompts import adds_bos
 
 WINDOWING_VERSION = 1
 """Raised whenever windows are cut in another way."""
@@ -42,7 +43,10 @@ class PerplexityBenchmark(Benchmark):
 
     @abstractmethod
     def windows(self, tokenizer: Any, texts: Sequence[str], window: int) -> list[list[int]]:
-        """Cut the texts into windows of at most ``window`` token ids; each predicts all its ids but the first."""
+        """Cut the texts into windows of at most ``window`` token ids; each predicts all its ids but the first.
+
+        Where the benchmark `has_bos_option`, ``bos=True`` asks for windows that each begin with a BOS.
+        """
 
     @abstractmethod
     def describe(self, window: int) -> str:
@@ -50,7 +54,13 @@ class PerplexityBenchmark(Benchmark):
 
     def variant(self, settings: EvalSettings) -> str:
         """Name the windowing; `Outcome.variant` names it anew where the model's context is shorter."""
-        return self.describe(settings.context or self.window)
+        return self._name(settings.context or self.window, settings)
+
+    def _name(self, window: int, settings: EvalSettings) -> str:
+        return self.describe(window) + ("-bos" if self._bos(settings) else "")
+
+    def _bos(self, settings: EvalSettings) -> bool:
+        return settings.bos and self.has_bos_option
 
     def check(self, settings: EvalSettings) -> None:
         """Raise a `UserError` if the data are missing or wrong."""
@@ -83,7 +93,8 @@ class PerplexityBenchmark(Benchmark):
                 "that many tokens"
             )
         window = settings.context or min(self.window, engine.context_length)
-        windows = self.windows(engine.tokenizer, [row["text"] for row in data.rows], window)
+        more = {"bos": True} if self._bos(settings) else {}
+        windows = self.windows(engine.tokenizer, [row["text"] for row in data.rows], window, **more)
         windows = [ids for ids in windows if len(ids) > 1][: settings.limit]  # one token alone predicts nothing
         if not windows:
             raise UserError(
@@ -92,25 +103,19 @@ class PerplexityBenchmark(Benchmark):
             )
         batch_size = max(1, min(settings.batch_size, BATCH_TOKENS // window))
         scores = engine.logprobs(windows, batch_size, progress)
+        check_finite(scores)
         sums, counts = [-math.fsum(row) for row in scores], [len(row) for row in scores]
         mean = math.fsum(sums) / sum(counts)
-        interval = perplexity_interval(sums, counts)
+        interval, nats = perplexity_interval(sums, counts), nats_interval(sums, counts)
         metrics = [
-            Metric("perplexity", _exp(mean), interval.low, interval.high, len(windows), True, False),
-            Metric("nats_per_token", mean, _log(interval.low), _log(interval.high), len(windows), False, False),
+            Metric("perplexity", exp_or_inf(mean), interval.low, interval.high, len(windows), True, False),
+            Metric("nats_per_token", mean, nats.low, nats.high, len(windows), False, False),
         ]
         samples = [
             {"index": index, "nll": nll, "tokens": count}
             for index, (nll, count) in enumerate(zip(sums, counts, strict=True))
         ]
         details = {"window": window, "windows": len(windows), "predicted_tokens": sum(counts), "source": data.source}
-        return Outcome(metrics, samples, digest(windows), details=details, variant=self.describe(window))
-
-
-def _exp(value: float) -> float:
-    """exp without overflow: a collapsed model's perplexity is infinite."""
-    return math.exp(value) if value < 700 else math.inf
-
-
-def _log(value: float) -> float:
-    return math.log(value) if value > 0 else -math.inf
+        if self.has_bos_option:
+            details |= {"bos_per_window": self._bos(settings), "tokenizer_adds_bos": adds_bos(engine.tokenizer)}
+        return Outcome(metrics, samples, digest(windows), details=details, variant=self._name(window, settings))

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from ..foundation.errors import unknown
+from ..foundation.errors import UserError, unknown
 from ..foundation.files import digest
 from .continuation import encode_continuation
 
@@ -126,14 +126,39 @@ def encode_documents(tokenizer: Any, texts: Sequence[str], max_length: int) -> l
     return result
 
 
-def encode_joined(tokenizer: Any, texts: Sequence[str], max_length: int, separator: str = "\n\n") -> list[Encoded]:
+def encode_joined(
+    tokenizer: Any, texts: Sequence[str], max_length: int, separator: str = "\n\n", bos: bool = False
+) -> list[Encoded]:
     """Encode the parts, joined by ``separator``, as examples of exactly ``max_length`` tokens; the rest is dropped.
 
-    BOS stands once, at the very start, as in the published WikiText-2 perplexities.
+    BOS stands once, at the very start, as in the published WikiText-2 perplexities; with ``bos`` each example begins
+    with one, followed by ``max_length`` - 1 tokens of the text.
+
+    Raises:
+        UserError: ``bos`` is asked for and the tokenizer has none.
     """
-    ids = encode_prompt(tokenizer, separator.join(texts))
-    starts = range(0, len(ids) - max_length + 1, max_length)
-    return [_language_example(tokenizer, ids[start : start + max_length]) for start in starts]
+    ids, start = encode_prompt(tokenizer, separator.join(texts)), []
+    if bos:
+        check_has_bos(tokenizer)
+        start, ids = ids[:1], ids[1:]
+    length = max_length - len(start)
+    places = range(0, len(ids) - length + 1, length)
+    return [_language_example(tokenizer, start + ids[place : place + length]) for place in places]
+
+
+def check_has_bos(tokenizer: Any) -> None:
+    """Raise a `UserError` if a tokenizer has no beginning-of-sequence token."""
+    if tokenizer.bos_token_id is None:
+        raise UserError("this model's tokenizer has no BOS token to begin a window with; use --bos never, or auto")
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Return whether a tokenizer by itself puts a beginning-of-sequence token before a text.
+
+    Read off what it does: fast tokenizers add it by a rule of their own, whatever their ``add_bos_token`` says.
+    """
+    ids = tokenizer.encode("", verbose=False)
+    return tokenizer.bos_token_id is not None and list(ids[:1]) == [tokenizer.bos_token_id]
 
 
 def _language_example(tokenizer: Any, ids: list[int]) -> Encoded:

@@ -3,12 +3,13 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -153,8 +154,20 @@ def sync(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write plain data as readable JSON, atomically."""
-    write_atomic(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    """Write plain data as readable JSON, atomically; numbers that JSON does not know become null (`finite`)."""
+    text = json.dumps(finite(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, text + "\n")
+
+
+def finite(value: Any) -> Any:
+    """Return plain data with None for every infinite number and NaN, so that any reader of JSON can read it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
 
 
 def read_json(path: Path) -> Any:
@@ -168,6 +181,16 @@ def read_json(path: Path) -> Any:
         return json.loads(read_limited(path, _JSON_BYTES))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def check_new_folder(path: Path) -> None:
+    """Raise a `UserError` if ``path`` exists already or cannot be made; nothing is left of trying."""
+    with suppress(_Tried), new_folder(path):
+        raise _Tried
+
+
+class _Tried(Exception):
+    """Ends `new_folder` before its folder becomes the one that was asked for."""
 
 
 @contextmanager

@@ -66,11 +66,23 @@ def mean_interval(
 
 
 def perplexity_interval(nll_sums: Sequence[float], token_counts: Sequence[int], confidence: float = 0.95) -> Interval:
-    """Return the interval of a perplexity, exp(sum of nll / sum of tokens), with windows as the units.
+    """Return the interval of a perplexity, exp(sum of nll / sum of tokens): exp of the ends of `nats_interval`.
+
+    Returns:
+        The interval in units of perplexity; 0..inf for a single window; an end too large for a float is inf.
+
+    Raises:
+        ValueError: as `nats_interval`.
+    """
+    return Interval(*map(exp_or_inf, nats_interval(nll_sums, token_counts, confidence)))
+
+
+def nats_interval(nll_sums: Sequence[float], token_counts: Sequence[int], confidence: float = 0.95) -> Interval:
+    """Return the interval of the mean negative log-likelihood of a token, with windows as the units.
 
     Tokens of one window are not independent, so the standard error of the mean nll is that of a ratio of two window
     sums (the linearised ratio estimator of cluster sampling: Cochran, Sampling Techniques, 1977, section 6.3); the
-    interval is exp(mean ± t·se) with one degree of freedom less than there are windows.
+    interval is mean ± t·se with one degree of freedom less than there are windows.
 
     Args:
         nll_sums: summed negative log-likelihood of each window, in nats.
@@ -78,7 +90,7 @@ def perplexity_interval(nll_sums: Sequence[float], token_counts: Sequence[int], 
         confidence: coverage, strictly between 0 and 1.
 
     Returns:
-        The interval in units of perplexity; 0..inf for a single window; an end too large for a float is inf.
+        The interval in nats; -inf..inf for a single window.
 
     Raises:
         ValueError: lengths differ, there are no windows, a sum is not finite or a count is below 1.
@@ -89,11 +101,11 @@ def perplexity_interval(nll_sums: Sequence[float], token_counts: Sequence[int], 
         raise ValueError("every window needs one nll sum and at least one token")
     n, tokens = len(nll_sums), sum(token_counts)
     if n == 1:
-        return Interval(0.0, math.inf)
+        return Interval(-math.inf, math.inf)
     mean = math.fsum(nll_sums) / tokens
     squares = math.fsum((s - mean * t) ** 2 for s, t in zip(nll_sums, token_counts, strict=True))
     half = t_quantile(confidence, n - 1) * math.sqrt(n / (n - 1) * squares) / tokens
-    return Interval(_exp(mean - half), _exp(mean + half))
+    return Interval(mean - half, mean + half)
 
 
 def across_seeds(
@@ -145,7 +157,8 @@ def _t_near_normal(z: float, degrees: int) -> float:
     return z + g1 / degrees + g2 / degrees**2 + g3 / degrees**3
 
 
-def _exp(value: float) -> float:
+def exp_or_inf(value: float) -> float:
+    """Return exp, or infinity where it is beyond the largest float: a collapsed model's perplexity is infinite."""
     try:
         return math.exp(value)
     except OverflowError:

@@ -6,9 +6,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..evals.base import Benchmark, EvalSettings
+from ..evals.prompts import adds_bos, check_has_bos
+from ..foundation.errors import UserError, unknown
 from ..models.footprint import context_length
 from ..models.loading import load_tokenizer
 from ..models.presets import ModelSource
+
+BOS_CHOICES = ("auto", "always", "never")
 
 
 def check_model(source: ModelSource, config: Any, chosen: Iterable[tuple[Benchmark, EvalSettings]]) -> None:
@@ -22,3 +26,35 @@ def check_model(source: ModelSource, config: Any, chosen: Iterable[tuple[Benchma
     tokenizer = load_tokenizer(source.location, source.revision)
     for benchmark, settings in chosen:
         benchmark.check_model(settings, tokenizer, context_length(config))
+
+
+def begins_with_bos(wanted: str, source: ModelSource, chosen: Iterable[Benchmark]) -> tuple[bool, str]:
+    """Return whether windows of perplexities begin with a BOS, and what a reader of the numbers should know, or "".
+
+    Args:
+        wanted: ``always``, ``never``, or ``auto`` for what the model's tokenizer does with a text.
+        source: the model.
+        chosen: the benchmarks; where none has windows with and without BOS, nothing is read.
+
+    Raises:
+        UserError: another word, ``always`` where no benchmark has the option, or where the tokenizer has no BOS.
+    """
+    if wanted not in BOS_CHOICES:
+        raise unknown("BOS rule", wanted, BOS_CHOICES)
+    names = [benchmark.name for benchmark in chosen if benchmark.has_bos_option]
+    if not names:
+        if wanted == "always":
+            raise UserError(
+                "--bos is for perplexities of joined texts (wikitext2, c4) and none is asked for; leave it out"
+            )
+        return False, ""
+    tokenizer = load_tokenizer(source.location, source.revision)
+    if wanted == "always":
+        check_has_bos(tokenizer)
+    added = adds_bos(tokenizer)
+    if wanted == "never" and added:
+        return False, (
+            f"the tokenizer of this model begins every text with a BOS, and the windows of {' and '.join(names)} have "
+            "none (the GPTQ recipe): models that need it score far worse than they are; add --bos auto to give each one"
+        )
+    return wanted == "always" or (wanted == "auto" and added), ""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
+from dataclasses import asdict
 from typing import Any
 
+from ..evals.base import metric_from_plain
 from ..foundation.files import canonical_json
 from ..results.records import Record
 from .local import stage_records
@@ -12,20 +15,23 @@ from .plan import BASELINE, Cell, Plan, build_method
 from .stage_files import RECORD, damaged
 
 
-def collect(plan: Plan) -> list[Record]:
-    """Return one record per cell, benchmark and metric of a finished sweep."""
-    return [record for cell in plan.cells for record in _cell_records(plan, cell)]
+def collect(plan: Plan, failed: Collection[str] = ()) -> list[Record]:
+    """Return one record per cell, benchmark and metric of a finished sweep, without the evaluations that failed."""
+    return [record for cell in plan.cells for record in _cell_records(plan, cell, failed)]
 
 
-def _cell_records(plan: Plan, cell: Cell) -> list[Record]:
+def _cell_records(plan: Plan, cell: Cell, failed: Collection[str]) -> list[Record]:
     made = stage_records(cell.stages, plan.store)
     rows = []
     for place, key in cell.evaluations.items():
+        if key in failed:
+            continue
         name = place.partition("@")[0]
         evaluation = plan.store.read(key)
         try:
             common = _common(plan, cell, made, evaluation) | {"benchmark": name, "stage_key": key}
-            for metric in evaluation["result"]["metrics"]:
+            for fields in evaluation["result"]["metrics"]:
+                metric = asdict(metric_from_plain(fields))
                 rows.append(Record(**common, metric=metric.pop("name"), **metric))
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:  # pydantic's is a ValueError
             raise damaged(plan.store.path(key), f"{RECORD} holds no results of an evaluation") from error

@@ -144,6 +144,8 @@ class SweepConfig(BaseModel):
         training_free: compress the model as it is, without any training; it is evaluated as a pretrained one.
         benchmarks: instead of the task's own; a task's name stands for its benchmarks.
         context: windows of perplexities in tokens; None takes each benchmark's own.
+        bos: whether windows of WikiText-2 and C4 begin with a BOS: ``never`` (the GPTQ recipe), ``always``, or ``auto``
+            for what the model's tokenizer does.
         limit: only the first problems of each benchmark.
         pretrained: also evaluate the model before finetuning; None leaves it to the task.
         before_recovery: also evaluate each compressed model before its recovery.
@@ -188,6 +190,7 @@ class SweepConfig(BaseModel):
     training_free: bool = False
     benchmarks: tuple[str, ...] | None = None
     context: tuple[int, ...] | None = Field(default=None, min_length=1)
+    bos: Literal["auto", "always", "never"] = "never"
     limit: Positive | None = None
     pretrained: bool | None = None
     before_recovery: bool = False

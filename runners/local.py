@@ -120,7 +120,7 @@ def run_stages(
     threads: int,
     on_event: Callable[[Event, Stage], None],
     on_start: Callable[[Stage], None],
-) -> None:
+) -> dict[str, Event]:
     """Run stages as soon as what they need stands.
 
     Args:
@@ -131,12 +131,16 @@ def run_stages(
         threads: CPU threads of each.
         on_event, on_start: told what happens.
 
+    Returns:
+        The evaluations that failed, by key, with what they said. Nothing needs them, so all other stages are run.
+
     Raises:
-        UserError: the first stage that failed for a reason the user can mend; running stages are ended.
-        StageCrashed: a stage failed otherwise, or its process died.
+        UserError: the first other stage that failed for a reason the user can mend; running stages are ended.
+        StageCrashed: another stage failed otherwise, or a stage's process died.
     """
     waiting = dict(stages)
     done: set[str] = set()
+    failed: dict[str, Event] = {}
     # What has touched a GPU cannot be forked, and whether importing does is not known for every machine with one.
     forks = Nursery.available() and all(stage.runtime.get("device", "cpu") == "cpu" for stage in stages.values())
     crew = [_Worker(store, threads, forks) for _ in range(min(workers, len(waiting)))]
@@ -164,14 +168,47 @@ def run_stages(
                     done.add(event.key)
                     worker.stage = None
                 elif event.kind == "failed":
-                    if event.expected:
-                        raise UserError(event.text)
-                    raise StageCrashed(f"{stage.title} failed:\n{event.text}")
+                    failed[event.key] = failed_evaluation(event, stage)
+                    worker.stage = None
     finally:
         for worker in crew:
             worker.process.kill()
         for worker in crew:
             worker.process.join()
+    return failed
+
+
+def failed_evaluation(event: Event, stage: Stage) -> Event:
+    """Return the event of an evaluation that failed.
+
+    Raises:
+        UserError: it is of another stage, which failed for a reason the user can mend.
+        StageCrashed: it is of another stage, which failed otherwise.
+    """
+    if stage.kind == "evaluate":
+        return event
+    if event.expected:
+        raise UserError(event.text)
+    raise StageCrashed(f"{stage.title} failed:\n{event.text}")
+
+
+def raise_failures(stages: Mapping[str, Stage], failed: Mapping[str, Event]) -> None:
+    """Raise for the evaluations that failed, each named with its reason; do nothing where there are none.
+
+    Raises:
+        UserError: all of them failed for reasons that the user can mend.
+        StageCrashed: one failed otherwise.
+    """
+    if not failed:
+        return
+    by_reason: dict[str, list[str]] = {}
+    for key, event in failed.items():
+        by_reason.setdefault(event.text, []).append(stages[key].title or key)
+    reasons = [f"{' and '.join(titles)}: {text}" for text, titles in by_reason.items()]
+    count = f"{len(failed)} evaluation{'s' if len(failed) > 1 else ''}"
+    if all(event.expected for event in failed.values()):
+        raise UserError(f"{count} failed, all other results are kept; {'; '.join(reasons)}")
+    raise StageCrashed("\n".join([f"{count} failed, all other results are kept:", *reasons]))
 
 
 def _epitaph(code: int | None, stage: Stage) -> str:

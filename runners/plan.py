@@ -22,7 +22,7 @@ from ..methods.policies.base import policies
 from ..models.loading import load_skeleton
 from ..models.matrices import model_size
 from ..models.presets import ModelSource, resolve_model
-from .checks import check_model
+from .checks import begins_with_bos, check_model
 from .config import MethodSpec, SweepConfig
 from .data import DATA_SEED, train_set_identity
 from .parallel.setup import ProcessSetup, read_setup
@@ -75,6 +75,7 @@ class Plan:
         stages: by key, in an order in which they can run.
         needs: keys of the stages that must stand before a stage can run.
         setup: the processes that train together, or None for one.
+        bos_note: what a reader of perplexities should know, or empty.
     """
 
     config: SweepConfig
@@ -91,6 +92,7 @@ class Plan:
     cells: list[Cell] = field(default_factory=list)
     allocations: dict[tuple[str, float], Allocation] = field(default_factory=dict)
     setup: ProcessSetup | None = None
+    bos_note: str = ""
 
     @property
     def name(self) -> str:
@@ -232,13 +234,13 @@ class _Layout:
         self.data = train_set_identity(plan.config.task, plan.config.train_set, self.data_dir)
         self.calibration: dict[str, dict[str, Any]] = {plan.config.task: self.data}
         self.source = _Model(plan.source.sha256, plan.source.location, plan.source.revision)
-        for name in names:
-            for context in self._contexts(name):
-                benchmarks.get(name)().check(self._settings(self._stage("finetuned"), context))
-        shown: tuple[EvalStage, ...] = ("pretrained",) if pretrained or self.config.training_free else ()
-        stages = shown if self.config.training_free else (*shown, "finetuned")
-        chosen = [(benchmarks.get(name)(), self._settings(stage)) for stage in stages for name in names]
-        check_model(plan.source, plan.skeleton.config, chosen)
+        made = [benchmarks.get(name)() for name in names]
+        self.bos, plan.bos_note = begins_with_bos(self.config.bos, plan.source, made)
+        for benchmark in made:
+            for context in self._contexts(benchmark.name):
+                benchmark.check(self._settings(self._stage("finetuned"), context))
+        stages = sorted({self._stage("finetuned"), self._stage("pretrained" if pretrained else "finetuned")})
+        check_model(plan.source, plan.skeleton.config, [(b, self._settings(s)) for s in stages for b in made])
 
     def lay_out(self) -> None:
         """Add every stage and cell of the sweep."""
@@ -379,6 +381,7 @@ class _Layout:
             seed=DATA_SEED,
             allow_weak_isolation=self.config.allow_weak_isolation,
             context=context,
+            bos=self.bos,
         )
 
     def _cell(self, spec: MethodSpec, ratio: float, seed: int, state: str, keys: dict[str, str], model: _Model) -> None:

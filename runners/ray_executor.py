@@ -26,7 +26,7 @@ from typing import Any
 from ..foundation.errors import UserError
 from ..foundation.process import python_command, python_environment
 from .config import SweepConfig
-from .local import Event, StageCrashed, do_stage, prepare
+from .local import Event, StageCrashed, do_stage, failed_evaluation, prepare
 from .recipes import SMALL_MODEL_PARAMETERS
 from .shared_store import SharedStore
 from .stages import Stage, StageStore
@@ -218,7 +218,7 @@ def run_stages(
     share: Share,
     on_event: Callable[[Event, Stage], None],
     on_start: Callable[[Stage], None],
-) -> None:
+) -> dict[str, Event]:
     """Run stages as Ray tasks as soon as what they need stands; call inside `ray_session`.
 
     A stage whose worker process or node was lost begins again up to `RETRIES` times; one that failed does not.
@@ -230,9 +230,12 @@ def run_stages(
         share: what each stage asks of a node.
         on_event, on_start: told what happens.
 
+    Returns:
+        The evaluations that failed, by key, with what they said. Nothing needs them, so all other stages are run.
+
     Raises:
-        UserError: the first stage that failed for a reason the user can mend; running stages are ended.
-        StageCrashed: a stage failed otherwise, or its process was lost too often.
+        UserError: the first other stage that failed for a reason the user can mend; running stages are ended.
+        StageCrashed: another stage failed otherwise, or a stage's process was lost too often.
     """
     import ray
 
@@ -245,6 +248,7 @@ def run_stages(
     waiting = dict(stages)
     running: dict[Any, Stage] = {}
     done: set[str] = set()
+    failed: dict[str, Event] = {}
     started: set[str] = set()
 
     def start(key: str) -> None:
@@ -278,12 +282,12 @@ def run_stages(
                         _await(store.path(stage.key), "a node")
                     on_event(event, stage)
                     if event.kind == "failed":
-                        if event.expected:
-                            raise UserError(event.text)
-                        raise StageCrashed(f"{stage.title} failed:\n{event.text}")
-                    done.add(stage.key)
+                        failed[event.key] = failed_evaluation(event, stage)
+                    else:
+                        done.add(stage.key)
         finally:
             _cancel(list(running))
+    return failed
 
 
 def _do_stage(stage: Stage, store: StageStore, token: str, threads: int, mailbox: Any, folder: str) -> Event:

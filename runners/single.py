@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 import torch
 import transformers
 
-from ..evals.base import Benchmark, EvalSettings, Outcome, benchmarks
+from ..evals.base import Benchmark, EvalSettings, Outcome, benchmarks, metric_to_plain
+from ..evals.engines.base import Engine
 from ..evals.hosting.choice import choose_engine, engine_version
-from ..evals.hosting.host import HostedEngine
+from ..evals.hosting.host import EngineCrashed, HostedEngine
 from ..evals.tasks import benchmark_names, get_task
 from ..foundation.errors import UserError, unknown
-from ..foundation.files import new_folder, write_json
+from ..foundation.files import check_new_folder, new_folder, write_atomic, write_json
 from ..foundation.memory import peak_memory_bytes, reset_peak_memory
 from ..foundation.progress import reporting
 from ..methods.base import CompressionReport, Compressor
@@ -31,6 +33,7 @@ from ..models.notes import notes_of
 from ..models.presets import ModelSource, resolve_model
 from ..models.shards import save_model
 from ..models.untouched import Untouched, untouched
+from .checks import begins_with_bos, check_model
 from .config import MethodSpec
 from .data import DATA_SEED, load_task_data
 from .memory import Way, compress_way, fit_way, memory_rows, open_model
@@ -214,8 +217,11 @@ def evaluate_model(
     out: Path | None = None,
     progress: Progress | None = None,
     contexts: Sequence[int] | None = None,
-) -> dict[str, Outcome]:
+    bos: str = "never",
+) -> Evaluated:
     """Evaluate one model or checkpoint on benchmarks, everything checked before the model is loaded.
+
+    A benchmark that fails is among the failures; the others are measured, and written as soon as each is known.
 
     Args:
         model: preset, folder (dense or factorised) or hub id.
@@ -223,13 +229,17 @@ def evaluate_model(
         settings: data, limit, stage, and so on.
         revision: of a hub model.
         engine, dtype, device: how it runs; the engine may be ``auto``.
-        out: new folder for ``metrics.json`` and one ``samples-BENCHMARK.jsonl`` each, or None.
+        out: new folder for ``metrics.json`` and one ``samples-BENCHMARK.jsonl`` each, made with the first result.
         progress: called with (problems done, problems in all).
         contexts: windows of perplexities in tokens, or None for each benchmark's own.
+        bos: whether windows of joined texts begin with a BOS: ``never``, ``always`` or ``auto``, see `begins_with_bos`.
 
-    Returns:
-        What came out by benchmark, with ``@CONTEXT`` behind the name where a context was asked for.
+    Raises:
+        UserError: bad input, an existing ``out``, or a model that no engine loads.
     """
+    if out is not None:
+        out = out.expanduser().resolve()
+        check_new_folder(out)
     transformers.utils.logging.disable_progress_bar()
     chosen: dict[str, tuple[Benchmark, EvalSettings]] = {}
     for name in benchmark_names(names):
@@ -241,46 +251,94 @@ def evaluate_model(
         raise UserError(f"--context is for perplexities and none of {', '.join(chosen)} is one; leave it out")
     verify_around(Path(model))
     source = resolve_model(model, revision)
+    each_bos, note = begins_with_bos(bos, source, list({b.name: b for b, _ in chosen.values()}.values()))
+    chosen = {name: (benchmark, replace(each, bos=each_bos)) for name, (benchmark, each) in chosen.items()}
     for benchmark, each in chosen.values():
         benchmark.check(each)
     device = pick_device(device)
     skeleton = load_skeleton(source.location, source.revision)
     name_of_engine = choose_engine(engine, skeleton.config, model_size(skeleton).parameters, device).engine
+    check_model(source, skeleton.config, chosen.values())
+    found = _Results(source, name_of_engine, chosen, out)
     threads = torch.get_num_threads()
 
     def longest(tokenizer: Any, context: int) -> int:
         return max(benchmark.longest_sequence(tokenizer, each, context) for benchmark, each in chosen.values())
 
-    outcomes = {}
     opening = (name_of_engine, source.location, dtype, device, source.revision or None, threads)
-    with HostedEngine(*opening, longest=longest) as running:
+    with ExitStack() as stack:
+        running: Engine | None = stack.enter_context(HostedEngine(*opening, longest=longest))
         for name, (benchmark, each) in chosen.items():
-            outcomes[name] = benchmark.evaluate(running, each, progress)
-    if out is not None:
-        with new_folder(out) as folder:
-            for name, outcome in outcomes.items():
-                lines = [json.dumps(sample, ensure_ascii=False, sort_keys=True) + "\n" for sample in outcome.samples]
-                (folder / f"samples-{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-            write_json(
-                folder / "metrics.json",
-                {
-                    "model": source.name,
-                    "model_sha256": source.sha256,
-                    "engine": {"name": name_of_engine, "version": engine_version(name_of_engine)},
-                    "benchmarks": {
-                        name: {
-                            "variant": outcome.variant or chosen[name][0].variant(chosen[name][1]),
-                            "metrics": [asdict(metric) for metric in outcome.metrics],
-                            "dataset_sha256": outcome.dataset_sha256,
-                            "prompt_sha256": outcome.prompt_sha256,
-                            "details": outcome.details,
-                        }
-                        for name, outcome in outcomes.items()
-                    },
-                    "provenance": provenance(),
-                },
-            )
-    return outcomes
+            try:
+                running = running or stack.enter_context(HostedEngine(*opening, longest=longest))
+                found.add(name, benchmark.evaluate(running, each, progress))
+            except UserError as error:
+                found.failures[name] = error
+            except EngineCrashed as error:
+                found.failures[name] = error
+                running = None  # its process is gone; the next benchmark gets another one
+    return Evaluated(found.outcomes, found.failures, note)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What `evaluate_model` found.
+
+    Attributes:
+        outcomes: by benchmark, with ``@CONTEXT`` behind the name where a context was asked for.
+        failures: why the others have none: `UserError`, or `EngineCrashed` where the engine's process ended.
+        note: what a reader of the numbers should know; may be empty.
+    """
+
+    outcomes: dict[str, Outcome]
+    failures: dict[str, Exception]
+    note: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """What failed and why, in one sentence; empty if nothing did."""
+        reasons = [str(error) for error in self.failures.values()]
+        if not reasons or len(self.failures) + len(self.outcomes) == 1:
+            return "".join(reasons)
+        kept = f"; {', '.join(self.outcomes)} is complete" if self.outcomes else ""
+        if len(set(reasons)) == 1:
+            return f"{', '.join(self.failures)} failed: {reasons[0]}{kept}"
+        return "; ".join(f"{name} failed: {error}" for name, error in self.failures.items()) + kept
+
+
+class _Results:
+    """Keeps what came out, each benchmark written as soon as it is known."""
+
+    def __init__(
+        self, source: ModelSource, engine: str, chosen: dict[str, tuple[Benchmark, EvalSettings]], out: Path | None
+    ) -> None:
+        self.chosen, self.out = chosen, out
+        self.about = {
+            "model": source.name,
+            "model_sha256": source.sha256,
+            "engine": {"name": engine, "version": engine_version(engine)},
+        }
+        self.outcomes: dict[str, Outcome] = {}
+        self.failures: dict[str, Exception] = {}
+
+    def add(self, name: str, outcome: Outcome) -> None:
+        self.outcomes[name] = outcome
+        if self.out is None:
+            return
+        lines = [json.dumps(sample, ensure_ascii=False, sort_keys=True) + "\n" for sample in outcome.samples]
+        write_atomic(self.out / f"samples-{name}.jsonl", "".join(lines))
+        benchmarks = {name: self._plain(name, outcome) for name, outcome in self.outcomes.items()}
+        write_json(self.out / "metrics.json", self.about | {"benchmarks": benchmarks, "provenance": provenance()})
+
+    def _plain(self, name: str, outcome: Outcome) -> dict[str, Any]:
+        benchmark, settings = self.chosen[name]
+        return {
+            "variant": outcome.variant or benchmark.variant(settings),
+            "metrics": [metric_to_plain(metric) for metric in outcome.metrics],
+            "dataset_sha256": outcome.dataset_sha256,
+            "prompt_sha256": outcome.prompt_sha256,
+            "details": outcome.details,
+        }
 
 
 def default_settings(**changes: Any) -> EvalSettings:

@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..foundation.errors import UserError
-from ..foundation.files import apply_umask, digest, read_json, sha256_file, sync, write_json
+from ..foundation.files import apply_umask, digest, finite, read_json, sha256_file, sync, write_json
 from ..foundation.memory import peak_memory_bytes, reset_peak_memory
 from .stage_files import KEY, MARKER, RECORD, check_bytes, check_sizes, checksum, read_marker, read_record, stage_around
 
@@ -240,6 +240,7 @@ class StageStore:
                 files = [file for file in sorted(part.rglob("*")) if file.is_file()]
                 record["files"] = {file.relative_to(part).as_posix(): file.stat().st_size for file in files}
                 record["sha256"] = {file.relative_to(part).as_posix(): sha256_file(file) for file in files}
+                record = finite(record)
                 write_json(part / RECORD, record | {"checksum": checksum(record)})
                 apply_umask(part)
                 for path in [*part.rglob("*"), part]:
@@ -264,7 +265,7 @@ class StageStore:
         try:
             folder = self.root / "failed"
             folder.mkdir(exist_ok=True)
-            (folder / f"{record['key']}-{stamp}.json").write_text(json.dumps(record, indent=2, default=str))
+            (folder / f"{record['key']}-{stamp}.json").write_text(json.dumps(finite(record), indent=2, default=str))
         except OSError:
             pass  # the disk may be full: the error itself matters more than its record
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ..results.tables import render_terminal
 from .collect import collect
 from .config import SweepConfig
 from .estimate import checkpoint_bytes, disk_bytes, stage_seconds, wall_seconds
-from .local import crew_size, run_stages
+from .local import Event, crew_size, raise_failures, run_stages
 from .parallel.setup import refuse_launchers
 from .plan import Plan, make_plan
 from .progress import LOG_FILE, StageProgress
@@ -51,7 +51,8 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
         console: where progress and tables go; None is silent.
 
     Raises:
-        UserError: bad input, before anything is written; or a stage that cannot go on.
+        UserError: bad input, before anything is written; or a stage that cannot go on; or evaluations that failed, when
+            everything else is done and written.
     """
     refuse_launchers()
     if config.executor == "ray":
@@ -75,29 +76,33 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
             soft_wrap=True,
             highlight=False,
         )
+    failed: dict[str, Event] = {}
     if pending:
         _check_disk(plan)
-        _run_pending(plan, pending, out)
+        failed = _run_pending(plan, pending, out)
     else:
         out.print(f"all {len(plan.stages)} stages stand already; nothing to do", highlight=False)
     if shared:
-        shared.gather(plan.stages)
+        shared.gather([key for key in plan.stages if key not in failed])
     for warning in fit_warnings(plan):
         out.print(f"[yellow]note:[/yellow] {warning}", highlight=False)
-    result = write_results(plan, len(pending))
+    if not collect(plan, failed):
+        raise_failures(plan.stages, failed)
+    result = write_results(plan, len(pending), failed)
     if shared:
         shared.send_results(result.folder, result.files)
-    frame = to_frame(collect(plan))
+    frame = to_frame(collect(plan, failed))
     render_terminal(frame, out)
     render_overview(frame, out)
     out.print(f"results  {result.csv}", soft_wrap=True, highlight=False)
     for path in result.curves:
         if path.suffix == ".png":
             out.print(f"curve    {path}", soft_wrap=True, highlight=False)
+    raise_failures(plan.stages, failed)
     return result
 
 
-def _run_pending(plan: Plan, pending: Sequence[str], out: Console) -> None:
+def _run_pending(plan: Plan, pending: Sequence[str], out: Console) -> dict[str, Event]:
     config, seconds = plan.config, stage_seconds(plan)
     todo = {key: plan.stages[key] for key in pending}
     log = config.out.expanduser().resolve() / plan.name / LOG_FILE
@@ -108,16 +113,18 @@ def _run_pending(plan: Plan, pending: Sequence[str], out: Console) -> None:
         with ray_executor.ray_session(config.address) as nodes:
             share = ray_executor.share_of(config.workers, plan.device, plan.parameters, nodes)
             with StageProgress(out, todo, seconds, min(share.slots, len(todo)), log) as progress:
-                ray_executor.run_stages(todo, plan.needs, plan.store, share, progress.event, progress.start)
-        return
+                return ray_executor.run_stages(todo, plan.needs, plan.store, share, progress.event, progress.start)
     workers, threads = crew_size(config.workers, plan.device, plan.parameters, len(pending))
     with StageProgress(out, todo, seconds, workers, log) as progress:
-        run_stages(todo, plan.needs, plan.store, workers, threads, progress.event, progress.start)
+        return run_stages(todo, plan.needs, plan.store, workers, threads, progress.event, progress.start)
 
 
-def write_results(plan: Plan, stages_run: int = 0) -> SweepResult:
-    """Collect the records of a finished plan and write results.csv, results.parquet, sweep.yaml and the curves."""
-    records = collect(plan)
+def write_results(plan: Plan, stages_run: int = 0, failed: Collection[str] = ()) -> SweepResult:
+    """Collect the records of a finished plan and write results.csv, results.parquet, sweep.yaml and the curves.
+
+    Evaluations whose keys are in ``failed`` are left out.
+    """
+    records = collect(plan, failed)
     folder = plan.config.out.expanduser().resolve() / plan.name
     csv, parquet = write_records(folder, records)
     # Where stages ran is no part of what was asked: the file is the same, and runs where that cluster is gone.
@@ -143,7 +150,7 @@ def reused(plan: Plan, pending: Sequence[str]) -> list[str]:
 
 def plan_warnings(plan: Plan) -> list[str]:
     """Return what a reader of the results should know before the work starts."""
-    notes = [note for note in (plan.source.note, plan.engine.note) if note]
+    notes = [note for note in (plan.source.note, plan.engine.note, plan.bos_note) if note]
     if plan.config.limit:
         notes.append(f"only the first {plan.config.limit} problems are evaluated; the rows say so with their n")
     for part in untouched(plan.skeleton, {}):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from ..evals.base import EvalSettings, benchmarks
+from ..evals.base import EvalSettings, benchmarks, metric_to_plain
 from ..evals.hosting.choice import engine_version
 from ..evals.hosting.host import HostedEngine
 from ..foundation.environment import number_formats
@@ -225,7 +225,7 @@ def _evaluate(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
         file.writelines(lines)
     size = weights_size(where["location"], where["revision"])
     return {
-        "metrics": [asdict(metric) for metric in outcome.metrics],
+        "metrics": [metric_to_plain(metric) for metric in outcome.metrics],
         "dataset_sha256": outcome.dataset_sha256,
         "prompt_sha256": outcome.prompt_sha256,
         "details": outcome.details,

@@ -24,6 +24,7 @@ class C4(PerplexityBenchmark):
     """Non-overlapping windows of 2,048 tokens; the first token of a window is not predicted."""
 
     window = 2048
+    has_bos_option = True
 
     def describe(self, window: int) -> str:
         """Name documents and window."""
@@ -35,6 +36,6 @@ class C4(PerplexityBenchmark):
         held_out = rows.rows[:C4_TEST]
         return Rows(held_out, content_sha256(held_out, ("text",)), rows.source)
 
-    def windows(self, tokenizer: Any, texts: Sequence[str], window: int) -> list[list[int]]:
+    def windows(self, tokenizer: Any, texts: Sequence[str], window: int, bos: bool = False) -> list[list[int]]:
         """Cut the joined text."""
-        return [encoded.input_ids for encoded in encode_joined(tokenizer, texts, window, separator=" ")]
+        return [encoded.input_ids for encoded in encode_joined(tokenizer, texts, window, separator=" ", bos=bos)]

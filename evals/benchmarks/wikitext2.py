@@ -22,6 +22,7 @@ class WikiText2(PerplexityBenchmark):
     """Non-overlapping windows of 2,048 tokens; the first token of a window is not predicted."""
 
     window = 2048
+    has_bos_option = True
 
     def describe(self, window: int) -> str:
         """Name the window."""
@@ -31,6 +32,6 @@ class WikiText2(PerplexityBenchmark):
         """Return the test split, empty rows included."""
         return cached_rows("wikitext2", "test", settings.data_dir)
 
-    def windows(self, tokenizer: Any, texts: Sequence[str], window: int) -> list[list[int]]:
+    def windows(self, tokenizer: Any, texts: Sequence[str], window: int, bos: bool = False) -> list[list[int]]:
         """Cut the joined text."""
-        return [encoded.input_ids for encoded in encode_joined(tokenizer, texts, window)]
+        return [encoded.input_ids for encoded in encode_joined(tokenizer, texts, window, bos=bos)]

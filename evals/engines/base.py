@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,11 @@ class Engine(ABC):
         self.close()
 
 
+NOT_FINITE = (
+    "the model's probabilities are not finite numbers, because its weights hold NaN or infinite values or its "
+    "arithmetic overflows; try --dtype float32, and if that gives the same, make the checkpoint again"
+)
+
 engines: Registry[Engine] = Registry(
     "engine", "lowrank_bench.evals.engines", Path(__file__).parent, "lowrank_bench.engines"
 )
@@ -102,6 +108,16 @@ def check_lengths(sequences: Sequence[Sequence[int]], new_tokens: int, context: 
         )
     if any(not sequence for sequence in sequences):
         raise ValueError("an empty prompt cannot be continued; it needs at least a beginning-of-sequence token")
+
+
+def check_finite(scores: Sequence[Sequence[float]]) -> None:
+    """Raise a `UserError` if a log-probability is no finite number: no score can be made of it.
+
+    Args:
+        scores: log-probabilities in nats, of each sequence.
+    """
+    if not all(math.isfinite(score) for row in scores for score in row):
+        raise UserError(NOT_FINITE)
 
 
 def eos_ids(tokenizer: Any, generation_config: Any) -> set[int]:

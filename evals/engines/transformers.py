@@ -7,11 +7,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
+from ...foundation.errors import UserError
 from ...models.footprint import check_batch, context_length
 from ...models.loading import load_model, load_tokenizer
-from .base import Completion, Engine, Progress, Sampling, check_lengths, engines, eos_ids, finish, stop_found
+from .base import (
+    NOT_FINITE,
+    Completion,
+    Engine,
+    Progress,
+    Sampling,
+    check_lengths,
+    engines,
+    eos_ids,
+    finish,
+    stop_found,
+)
 
 
 @engines.register("transformers")
@@ -94,6 +112,7 @@ class TransformersEngine(Engine):
             eos_token_id=sorted(eos) or None,
             pad_token_id=self._pad_id(),
             stopping_criteria=StoppingCriteriaList(stops),
+            logits_processor=LogitsProcessorList([_FiniteLogits()]),
             use_cache=True,
             **choice,
         )
@@ -140,6 +159,16 @@ class TransformersEngine(Engine):
     def _pad_id(self) -> int:
         pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
         return int(pad if pad is not None else eos if eos is not None else 0)
+
+
+class _FiniteLogits(LogitsProcessor):
+    """Refuses logits from which no token can be chosen: the largest of NaN is always token 0, without an error."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return the logits (batch × vocabulary) as they are; a `UserError` where a row's largest is not finite."""
+        if not torch.isfinite(scores.amax(-1)).all():
+            raise UserError(NOT_FINITE)
+        return scores
 
 
 class _StopStrings(StoppingCriteria):

@@ -14,7 +14,18 @@ from ...foundation.memory import free_memory, free_share
 from ...models.configs import load_config
 from ...models.footprint import Footprint, footprint
 from ...models.loading import load_tokenizer
-from .base import Completion, Engine, Progress, Sampling, check_lengths, engines, eos_ids, finish, stop_found
+from .base import (
+    Completion,
+    Engine,
+    Progress,
+    Sampling,
+    check_finite,
+    check_lengths,
+    engines,
+    eos_ids,
+    finish,
+    stop_found,
+)
 
 _CPU_SEQUENCES, _GPU_SEQUENCES = 64, 256  # most that run side by side, whatever the batch size
 _BLOCK_TOKENS = 128  # at least vLLM's block size: a sequence's last block may be nearly empty
@@ -110,6 +121,7 @@ class VllmEngine(Engine):
                 ignore_eos=True,  # `stop_token_ids` has them all
                 stop_token_ids=sorted(eos),
                 detokenize=False,
+                logprobs=0,  # of the chosen token alone, to be checked
                 output_kind=kind,
                 **choice,
             )
@@ -119,7 +131,9 @@ class VllmEngine(Engine):
         done = 0
         for index, output, cancel in self._run(prompts, params, batch_size):
             ids = generated.setdefault(index, [])
-            ids.extend(output.outputs[0].token_ids)
+            news = output.outputs[0]
+            ids.extend(news.token_ids)
+            check_finite([[entry[token].logprob for entry, token in zip(news.logprobs, news.token_ids, strict=True)]])
             if not output.finished:
                 if not stop_found(self.tokenizer, prompts[index], ids, stops):
                     continue

@@ -14,7 +14,7 @@ from typing import Any
 from ...evals.hosting.host import cause_of_death
 from ...foundation.environment import without_launcher
 from ...foundation.errors import UserError
-from ...foundation.files import write_json
+from ...foundation.files import write_atomic
 from ...foundation.process import python_command, python_environment
 from ..stages import Stage
 
@@ -41,7 +41,8 @@ def train_together(stage: Stage, folder: Path, progress: Callable[[int, int], No
     setup, desk = stage.runtime["accelerate"], folder / DESK
     desk.mkdir()
     threads = max(1, torch.get_num_threads() // setup["processes"])
-    write_json(desk / STAGE, asdict(stage) | {"folder": str(folder), "threads": threads})
+    asked = asdict(stage) | {"folder": str(folder), "threads": threads}
+    write_atomic(desk / STAGE, json.dumps(asked))  # with --checkpoint-minutes inf, which readable JSON has no word for
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # an earlier stage's memory in this process; the first GPU is about to need it
     command = python_command("-m", f"{__package__}.launcher", str(os.getpid()))

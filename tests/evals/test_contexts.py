@@ -1,5 +1,7 @@
 """Perplexities name their context, and what is trained on is never what is evaluated."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,8 +9,12 @@ from lowrank_bench.evals.base import EvalSettings, benchmarks
 from lowrank_bench.evals.commonsense import MIXTURE, answered
 from lowrank_bench.evals.datasets import load_rows, specs
 from lowrank_bench.evals.engines.transformers import TransformersEngine
+from lowrank_bench.evals.prompts import adds_bos
 from lowrank_bench.evals.tasks import C4_TEST, benchmark_names, get_task
 from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.models.loading import load_tokenizer
+from lowrank_bench.models.presets import resolve_model
+from lowrank_bench.runners import checks
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +107,72 @@ def test_tasks_and_underscores_stand_for_benchmarks():
     assert benchmark_names(["math"]) == ("math",), "a benchmark comes before a task of the same name"
     with pytest.raises(UserError, match="did you mean 'stereoset'"):
         benchmark_names(["stereo-set"])
+
+
+@pytest.fixture(scope="module")
+def without_bos(data_dir):
+    """A real tokenizer without a BOS."""
+    tokenizer = load_tokenizer(str(data_dir / "models" / "stories260K"), "")
+    tokenizer.bos_token = None
+    tokenizer.backend_tokenizer.post_processor = None
+    return tokenizer
+
+
+@pytest.mark.parametrize("name", ["wikitext2", "c4"])
+def test_windows_with_bos_are_other_windows_and_say_so(name, engine, data_dir):
+    benchmark, settings = benchmarks.get(name)(), EvalSettings(data_dir, limit=2, context=64)
+    texts = [row["text"] for row in benchmark.data(settings).rows]
+    bos = engine.tokenizer.bos_token_id
+    plain = benchmark.windows(engine.tokenizer, texts, 64)
+    with_bos = benchmark.windows(engine.tokenizer, texts, 64, bos=True)
+    assert [ids[0] for ids in with_bos] == [bos] * len(with_bos)
+    assert {len(ids) for ids in with_bos} == {64}
+    whole = [token for ids in plain for token in ids]
+    assert whole[0] == bos
+    assert [token for ids in with_bos for token in ids[1:]][: len(whole) - 1] == whole[1 : 1 + 63 * len(with_bos)]
+    found = {with_bos: benchmark.evaluate(engine, replace(settings, bos=with_bos)) for with_bos in (False, True)}
+    assert found[True].variant == f"{found[False].variant}-bos" == benchmark.variant(replace(settings, bos=True))
+    assert [found[b].details["bos_per_window"] for b in (False, True)] == [False, True]
+    assert found[True].details["tokenizer_adds_bos"]
+    assert [found[b].details["predicted_tokens"] for b in (False, True)] == [2 * 63, 2 * 63]
+    assert found[False].metrics != found[True].metrics
+    identity = benchmark.identity(settings)
+    assert benchmark.identity(replace(settings, bos=True)) != identity
+    assert "bos" not in str(identity), "what is stored keeps its key"
+
+
+def test_stories_begin_with_bos_whatever_is_asked(engine, data_dir):
+    benchmark, settings = benchmarks.get("tinystories")(), EvalSettings(data_dir, limit=2)
+    first, second = (benchmark.evaluate(engine, replace(settings, bos=bos)) for bos in (False, True))
+    assert first == second
+    assert benchmark.identity(settings) == benchmark.identity(replace(settings, bos=True))
+
+
+def test_bos_is_what_the_tokenizer_does_not_what_it_says(engine, without_bos, data_dir):
+    assert not getattr(engine.tokenizer, "add_bos_token", False), "or this proves nothing"
+    assert adds_bos(engine.tokenizer)
+    assert not adds_bos(without_bos)
+    benchmark = benchmarks.get("wikitext2")()
+    with pytest.raises(UserError, match="no BOS token to begin a window with; use --bos never"):
+        benchmark.windows(without_bos, ["a text"], 4, bos=True)
+    assert benchmark.windows(without_bos, ["a longer text"], 2)[0][0] != engine.tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_auto_follows_the_tokenizer(adds, engine, without_bos, monkeypatch):
+    monkeypatch.setattr(checks, "load_tokenizer", lambda *_: engine.tokenizer if adds else without_bos)
+    source, chosen = resolve_model("tiny", None), [benchmarks.get("wikitext2")(), benchmarks.get("piqa")()]
+    bos, note = checks.begins_with_bos("never", source, chosen)
+    assert not bos
+    assert ("add --bos auto" in note) == adds
+    assert checks.begins_with_bos("auto", source, chosen) == (adds, "")
+    if adds:
+        assert checks.begins_with_bos("always", source, chosen) == (True, "")
+    else:
+        with pytest.raises(UserError, match="no BOS token"):
+            checks.begins_with_bos("always", source, chosen)
+    assert checks.begins_with_bos("never", source, chosen[1:]) == (False, "")
+    with pytest.raises(UserError, match="none is asked for"):
+        checks.begins_with_bos("always", source, chosen[1:])
+    with pytest.raises(UserError, match="unknown BOS rule 'allways'; did you mean 'always'"):
+        checks.begins_with_bos("allways", source, chosen)

@@ -76,7 +76,8 @@ def test_perplexity_and_pass_at_k_agree_with_transformers(data_dir):
     settings = default_settings(data_dir=data_dir, limit=3, samples=5, temperature=0.8, max_new_tokens=24)
     found = {}
     for engine in ("transformers", "vllm"):
-        outcomes = evaluate_model("tiny", ["toy-math", "tinystories"], settings, engine=engine, dtype="float32")
+        done = evaluate_model("tiny", ["toy-math", "tinystories"], settings, engine=engine, dtype="float32")
+        outcomes = done.outcomes
         found[engine] = {metric.name: metric.value for metric in outcomes["tinystories"].metrics}
         names = {metric.name for metric in outcomes["toy-math"].metrics}
         assert "accuracy-pass@5" in names

@@ -12,6 +12,7 @@ from lowrank_bench.runners.config import parse_method
 from lowrank_bench.runners.plan import make_plan, merge_settings, pick_device
 from lowrank_bench.runners.provenance import hardware
 from lowrank_bench.runners.recipes import RECIPES, TrainSettings
+from lowrank_bench.runners.sweep import plan_warnings
 from lowrank_bench.runners.work import perform
 
 
@@ -205,3 +206,14 @@ def test_a_benchmark_that_cannot_measure_the_model_is_refused_before_any_work(tm
         with pytest.raises(UserError, match=r"no prompt of 'gsm8k' fits this model: the shortest has \d+ tokens"):
             make_plan(small_sweep(tmp_path, **changes, **refused))
     assert not list(tmp_path.iterdir())
+
+
+def test_windows_with_bos_are_stages_of_their_own(tmp_path, data_dir):
+    changes = {"task": "language", "data": data_dir, "benchmarks": ["wikitext2", "tinystories"]}
+    plain, with_bos = (make_plan(small_sweep(tmp_path, **changes, bos=bos)) for bos in ("never", "auto"))
+    assert "add --bos auto" in " ".join(plan_warnings(plain))
+    assert "--bos" not in " ".join(plan_warnings(with_bos))
+    variants = [{s.config["variant"] for s in p.stages.values() if s.kind == "evaluate"} for p in (plain, with_bos)]
+    assert variants[1] - variants[0] == {"wikitext2-test-2048-bos"}
+    only = [stage for key, stage in with_bos.stages.items() if key not in plain.stages]
+    assert {(stage.kind, stage.config["benchmark"]) for stage in only} == {("evaluate", "wikitext2")}
