@@ -83,8 +83,8 @@ class Loaded:
         if len(starts) != len(modules):
             missing = [name for place, name in enumerate(modules) if place not in starts]
             raise UserError(
-                f"the checkpoint has no tensor {missing[0] if missing else modules[0]}.lr_b, or (in a reload) before "
-                "it more than config.json says; make or copy the checkpoint again"
+                f"the checkpoint has no tensor {missing[0] if missing else modules[0]}.lr_b, or (in a reload) more in "
+                "front of it than config.json says; make or copy the checkpoint again"
             )
         found: dict[str, dict[str, Tensor]] = {
             module: {name: parts[start] for name, parts in self._parts.items() if start in parts}

@@ -335,7 +335,7 @@ RELOAD_DAMAGE = {
     ),
     "larger rank": (
         {"lr_a": torch.zeros(12, WIDTH), "lr_b": torch.zeros(32, 12)},
-        r"l\.up_proj\.lr_[ab] has shape .*rank 9|no tensor l\.up_proj\.lr_b, or .in a reload. before it more than",
+        r"l\.up_proj\.lr_[ab] has shape .*rank 9|no tensor l\.up_proj\.lr_b, or .in a reload. more in front",
     ),
     "no second factor": ({"lr_b": None}, r"no tensor l\.up_proj\.lr_b"),
     "shares its first factor": ({"lr_a": None}, r"no tensor l\.up_proj\.lr_a"),
@@ -381,7 +381,7 @@ def test_a_reload_of_factors_that_are_shared_here_is_named(group: list[Any]) -> 
     layerwise.record_metadata_for_reloading(layer)
     fill(layer, tensors)
     layerwise.initialize_layerwise_reload(layer)
-    with pytest.raises(UserError, match=r"no tensor l\.up_proj\.lr_b, or \(in a reload\) before it more than"):
+    with pytest.raises(UserError, match=r"no tensor l\.up_proj\.lr_b, or \(in a reload\) more in front"):
         load(layer, whole)
 
 
