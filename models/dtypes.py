@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..foundation.errors import unknown
+from ..foundation.errors import UserError, unknown
 from .claims import claim
 from .configs import load_config
 from .folder_checks import layout_of, read_object
@@ -54,12 +55,26 @@ class SaveDtypes:
         return set(self.stored.values()) <= {self.declared}
 
     def cast(self, model: Any) -> None:
-        """Give the floating-point tensors of a model that is in memory their dtypes, in place."""
-        for tensors in (model.named_parameters(), model.named_buffers()):
-            for name, tensor in tensors:
-                if tensor.is_floating_point() and tensor.dtype != self.of(name):
-                    tensor.grad = None
-                    tensor.data = tensor.data.to(self.of(name))
+        """Give the floating-point tensors that a checkpoint of a model in memory holds their dtypes, in place."""
+        kept = model.state_dict().keys()  # without the buffers that no checkpoint holds
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name in kept and tensor.is_floating_point() and tensor.dtype != self.of(name):
+                tensor.grad = None
+                tensor.data = rounded(name, tensor.data, self.of(name))
+
+
+def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a floating-point tensor in another dtype.
+
+    Raises:
+        UserError: numbers that float16 cannot hold.
+    """
+    found = tensor.to(dtype)
+    if dtype == torch.float16 and bool((found.isinf() & tensor.isfinite()).any()):
+        raise UserError(
+            f"the tensor {name} holds numbers beyond float16 (65504); use --save-dtype bfloat16, or float32"
+        )
+    return found
 
 
 def save_dtypes(wanted: str, location: str | Path, revision: str = "") -> SaveDtypes:

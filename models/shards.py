@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..foundation.files import sync
 from .checkpoint import LowRankConfig, describe, save_checkpoint
-from .dtypes import SaveDtypes
+from .dtypes import SaveDtypes, rounded
 from .matrices import low_rank_layers
 from .saved import verify_saved
 from .streamed import weights_of
@@ -169,7 +169,7 @@ def save_streamed(model: Any, tokenizer: Any, folder: Path, dtypes: SaveDtypes, 
 
         def make(name: str = name, kind: torch.dtype = kind) -> Tensor:
             value = weights.stored(name)
-            return (value.float() if kind.is_floating_point else value).to(kind)
+            return rounded(name, value.float(), kind) if kind.is_floating_point else value
 
         promises.append(Promise(name, tuple(tensor.shape), kind, make))
     if low_rank_layers(model):

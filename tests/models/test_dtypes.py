@@ -142,3 +142,14 @@ def test_float32_in_a_file_that_says_so_is_not_taken_for_bfloat16(tmp_path: Path
 def test_a_compressed_bfloat16_model_is_smaller(streamed: bool, ratio: float, tmp_path: Path) -> None:
     source = stored(tmp_path / "dense", "gemma")
     assert size(compressed(source, tmp_path / "small", streamed=streamed, ratio=ratio)) < size(source)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_what_float16_cannot_hold_is_refused(streamed: bool, tmp_path: Path) -> None:
+    source = stored(tmp_path / "dense")
+    tensors = weights(source)
+    tensors["model.norm.weight"][3] = 1e5
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"model\.norm\.weight holds numbers beyond float16 .* --save-dtype bfloat16"):
+        compressed(source, tmp_path / "small", "float16", streamed)
+    assert weights(compressed(source, tmp_path / "own", "own", streamed))["model.norm.weight"][3] > 9e4
