@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import tempfile
 from dataclasses import asdict
@@ -43,7 +44,9 @@ def measure_apart(spec: SpeedSpec) -> Measured:
     """
     with tempfile.TemporaryDirectory() as folder:
         result, log = Path(folder) / "result.json", Path(folder) / "log"
-        words = python_command("-m", f"{_PACKAGE}.evals.speed.child", json.dumps(asdict(spec)), str(result))
+        words = python_command(
+            "-m", f"{_PACKAGE}.evals.speed.child", json.dumps(asdict(spec)), str(result), str(os.getpid())
+        )
         with log.open("wb") as output:
             code = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, env=_environment(spec)).returncode
         if code:
