@@ -68,7 +68,7 @@ class Worker:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            command = python_command("-m", f"{__package__}.math_worker")
+            command = python_command("-m", f"{__package__}.math_worker", str(os.getpid()))
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=python_environment()
             )

@@ -1,8 +1,8 @@
 """The process in which MATH answers are compared by algebra; it may be killed at any time.
 
-Run as ``python -m lowrank_bench.evals.math_worker``. It writes the line ``ready`` once its libraries are loaded, then
-reads one JSON list ``[rule, gold, text]`` a line and writes one, ``[verdict, answer found or null]``, a line. See
-`math_rules` for the rules.
+Run as ``python -m lowrank_bench.evals.math_worker PARENT_ID``. It writes the line ``ready`` once its libraries are
+loaded, then reads one JSON list ``[rule, gold, text]`` a line and writes one, ``[verdict, answer found or null]``, a
+line. See `math_rules` for the rules.
 
 Reading and simplifying take milliseconds. So plain numbers are read directly, everything read is kept, an answer that
 math-verify finds written just as the reference answer is not read at all, nor are two simple answers that clearly
@@ -27,6 +27,7 @@ from antlr4.atn.PredictionMode import PredictionMode
 from math_verify import grader, parse, parser, verify
 from sympy.parsing.latex import parse_latex
 
+from ..foundation.process import end_with
 from .extract import MAX_ANSWER
 from .math_latex import put_in_dollars
 from .math_pool import Reply
@@ -201,7 +202,8 @@ def answer(rule: str, gold: str, text: str) -> Reply:
 
 
 def main() -> None:
-    """Serve standard input until it is closed."""
+    """Serve standard input until it is closed; end with the process that the first argument names."""
+    end_with(int(sys.argv[1]))
     prepare()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     # The grammars are loaded when first used, which is not to be paid out of an answer's time.

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import select
 import signal
 import sys
 from collections.abc import Mapping
@@ -44,3 +45,47 @@ def die_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def end_with(owner: int, group: bool = False) -> None:
+    """Have this process killed when another one ends, whatever it does then; call it before it has other threads.
+
+    A small process watches both. The kernel's signal at a parent's death, which `die_with_parent` asks for, comes when
+    the *thread* that started the process ends, and a thread of this process could not act while C code holds the
+    interpreter's lock. Where the system has no process descriptors (Linux before 5.3), nothing is watched.
+
+    Args:
+        owner: process id; this process leaves at once where it is gone already.
+        group: whether all of this process's group is killed, which it has to lead then.
+    """
+    process = os.getpid()
+    try:
+        ends = [os.pidfd_open(owner), os.pidfd_open(process)]
+    except ProcessLookupError:
+        os._exit(1)
+    except (AttributeError, OSError):
+        return
+    if os.fork() == 0:
+        _watch(ends, process, group)
+    for end in ends:
+        os.close(end)
+
+
+def _watch(ends: list[int], process: int, group: bool) -> None:
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # the owner decides what an interrupt means
+        last = -1
+        for end in sorted(ends):  # a pipe that is held open here would never end for who reads it
+            os.closerange(last + 1, end)
+            last = end
+        os.closerange(last + 1, os.sysconf("SC_OPEN_MAX"))
+        poll = select.poll()
+        for end in ends:
+            poll.register(end, select.POLLIN)
+        if ends[0] in dict(poll.poll()):
+            signal.pidfd_send_signal(ends[1], signal.SIGKILL)
+            if group:
+                os.killpg(process, signal.SIGKILL)
+    finally:
+        os._exit(0)

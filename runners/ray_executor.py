@@ -94,6 +94,9 @@ def ray_session(address: str | None) -> Iterator[list[Node]]:
     os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))  # else without end
     if address is not None:
         _probe(address)
+    else:
+        # Ray's autoscaler offers its metrics to all the network, without a token; no such port, no such server.
+        os.environ.setdefault("AUTOSCALER_METRIC_PORT", "-1")
     import ray
 
     # Ray looks for a socket path below 108 bytes, hence the short name.

@@ -16,10 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from filelock import FileLock
-
 from ..foundation.errors import UserError
 from ..foundation.files import sha256_file, sync, write_json
+from .locks import hold_lock
 from .stages import MARKER, RECORD, Stage, StageStore, checksum
 from .storage import Storage
 
@@ -125,7 +124,7 @@ class SharedStore(StageStore):
 
     def _fetch(self, key: str) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
-        with self._lock(key):
+        with hold_lock(self.root, key):
             if not self.path(key).is_dir():
                 self._take(key)
 
@@ -147,7 +146,7 @@ class SharedStore(StageStore):
         sync(self.root)
 
     def _complete(self, key: str) -> None:
-        with self._lock(key):
+        with hold_lock(self.root, key):
             lacks = self.lacking(key)
             if not lacks:
                 return
@@ -197,7 +196,7 @@ class SharedStore(StageStore):
 
     def _upload(self, key: str) -> bool:
         """Bring a stage that stands here into the storage; returns False where one stands there already."""
-        with self._lock(key):
+        with hold_lock(self.root, key):
             folder, place = self.path(key), f"stages/{key}"
             record, mine = self.read(key), (folder / RECORD).read_bytes()
             if set(record.get("sha256", ())) != set(record["files"]):
@@ -229,6 +228,3 @@ class SharedStore(StageStore):
         """Bring the files of a sweep's results into the storage, over older ones."""
         for file in files:
             self.storage.send(file, f"{folder.name}/{file.name}")
-
-    def _lock(self, key: str) -> FileLock:
-        return FileLock(self.root / f".lock-{key}")

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from ..foundation.errors import UserError
 from ..foundation.files import apply_umask, digest, finite, read_json, sha256_file, sync, write_json
 from ..foundation.memory import peak_memory_bytes, reset_peak_memory
+from .locks import hold_lock, lock_file
 from .stage_files import KEY, MARKER, RECORD, check_bytes, check_sizes, checksum, read_marker, read_record, stage_around
 
 FORMAT = 1
@@ -160,7 +161,7 @@ class StageStore:
 
     def set_aside(self, key: str) -> Path:
         """Move a stage folder to ``root/damaged``, where nothing is looked for, and return its new place."""
-        with FileLock(self.root / f".lock-{key}"):
+        with hold_lock(self.root, key):
             place = self.root / "damaged" / key
             place.parent.mkdir(exist_ok=True)
             number = 1
@@ -180,7 +181,7 @@ class StageStore:
         for part in sorted([*self.root.glob(".part-*"), *self.root.glob(".resume-*")]):
             if part in resumable:
                 continue
-            lock = FileLock(self.root / f".lock-{part.name.split('-', 1)[1]}")
+            lock = FileLock(lock_file(self.root, part.name.split("-", 1)[1]))
             try:
                 with lock.acquire(blocking=False):
                     left.append(part)
@@ -196,7 +197,7 @@ class StageStore:
     def run(self, stage: Stage, work: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
         """Do a stage unless it stands already; return its ``stage.json``.
 
-        Only one process works on a key; another one waits and then finds it done.
+        Only one process works on a key; another one waits, logs for whom, and then finds it done.
 
         Args:
             stage: what to do.
@@ -209,7 +210,7 @@ class StageStore:
 
         self.root.mkdir(parents=True, exist_ok=True)
         key = stage.key
-        with FileLock(self.root / f".lock-{key}"):
+        with hold_lock(self.root, key):
             if self.is_done(key):
                 return self.read(key)
             part = self.root / f".part-{key}"

@@ -7,12 +7,9 @@ traceback)``.
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import os
 import signal
-import threading
-import time
 import traceback
 from dataclasses import dataclass
 from importlib import import_module
@@ -21,9 +18,8 @@ from typing import Any
 
 from ...foundation.errors import UserError
 from ...foundation.memory import peak_memory_bytes, reset_peak_memory
+from ...foundation.process import end_with
 from ..engines.base import Engine, engines
-
-_LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,8 @@ class Opening:
 
 def main(handle: int, parent: int) -> None:
     """Serve requests from the pipe with this file descriptor until it is closed or the parent process is gone."""
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    # The pipe alone would not do: a request may take hours, and other processes may hold the pipe's far end too.
+    end_with(parent, group=True)
     serve(handle)
 
 
@@ -84,14 +81,6 @@ def serve(handle: int) -> None:
             pipe.send(answer)
         except OSError:
             os._exit(0)
-
-
-def _die_with(parent: int) -> None:
-    # The pipe alone would not do: a request may take hours, and other processes may hold the pipe's far end too.
-    while os.getppid() == parent:
-        time.sleep(_LOOK_SECONDS)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(os.getpid(), signal.SIGKILL)
 
 
 def _open(opening: Opening) -> Engine:

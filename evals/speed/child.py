@@ -1,4 +1,4 @@
-"""The process that measures one checkpoint: ``python -m lowrank_bench.evals.speed.child SPEC RESULT``."""
+"""The process that measures one checkpoint: ``python -m lowrank_bench.evals.speed.child SPEC RESULT PARENT_ID``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from ...foundation.errors import UserError
 from ...foundation.files import write_json
 from ...foundation.memory import peak_resident_bytes
+from ...foundation.process import end_with
 from .spec import Measured, SpeedSpec
 
 
@@ -48,7 +49,8 @@ def measure(spec: SpeedSpec) -> Measured:
 
 
 def main() -> None:
-    """Measure as the first argument says, write the result where the second one says."""
+    """Measure what the first argument says, write the result to the second, and end with the process of the third."""
+    end_with(int(sys.argv[3]))
     try:
         result = measure(SpeedSpec.read(json.loads(sys.argv[1]))).to_dict()
     except UserError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import tempfile
 from dataclasses import asdict
@@ -45,7 +46,7 @@ def measure_apart(spec: SpeedSpec) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         result, log = Path(folder) / "result.json", Path(folder) / "log"
         asked = json.dumps(asdict(spec) | {"device": one_gpu(spec.device)[0]})
-        words = python_command("-m", f"{_PACKAGE}.evals.speed.child", asked, str(result))
+        words = python_command("-m", f"{_PACKAGE}.evals.speed.child", asked, str(result), str(os.getpid()))
         with log.open("wb") as output:
             code = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, env=_environment(spec)).returncode
         if code:

@@ -4,8 +4,10 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 import lowrank_bench
@@ -120,3 +122,58 @@ def test_all_starts_go_through_one_function():
         if re.search(r"sys\.executable", file.read_text(encoding="utf-8"))
     }
     assert naming == own
+
+
+OWNER = """
+import os, subprocess, sys, time
+from lowrank_bench.foundation.process import python_command
+command = python_command("-c", sys.argv[1], str(os.getpid()))
+child = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE)
+print(child.stdout.readline().decode().strip(), flush=True)
+time.sleep(600)
+"""
+CHILD = """
+import os, subprocess, sys
+from lowrank_bench.foundation.process import end_with
+end_with(int(sys.argv[1]), group={group})
+other = subprocess.Popen(["sleep", "{mark}"]).pid if {group} else 0
+print(os.getpid(), other, flush=True)
+{busy}
+"""
+
+
+@pytest.mark.parametrize(
+    "busy", ["9 ** 9 ** 9", "import time; time.sleep(600)", "import ctypes; ctypes.PyDLL(None).sleep(600)"]
+)
+@pytest.mark.parametrize("group", [True, False])
+def test_a_child_ends_with_its_owner_whatever_it_does(busy, group):
+    """C code that holds the interpreter's lock included, in which no thread of the child runs."""
+    code = CHILD.format(group=group, busy=busy, mark=600)
+    owner = subprocess.Popen(python_command("-c", OWNER, code), stdout=subprocess.PIPE, text=True)
+    child, other = (int(word) for word in owner.stdout.readline().split())
+    family = [psutil.Process(child), *([psutil.Process(other)] if group else [])]
+    time.sleep(0.3)
+    assert all(process.is_running() for process in family)
+    owner.kill()
+    owner.wait()
+    _, left = psutil.wait_procs(family, timeout=30)
+    assert not left
+
+
+def test_a_child_whose_owner_is_gone_leaves_at_once():
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    code = (
+        "import sys; from lowrank_bench.foundation.process import end_with; end_with(int(sys.argv[1])); print('here')"
+    )
+    done = subprocess.run(python_command("-c", code, str(gone.pid)), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_a_child_that_ends_by_itself_leaves_no_watcher():
+    code = "import os; from lowrank_bench.foundation.process import end_with; end_with(os.getppid()); print('here')"
+    # Waits for the end of the pipe, which a watcher would hold open.
+    assert subprocess.run(python_command("-c", code), capture_output=True, text=True, timeout=60).stdout == "here\n"
+    assert not [
+        p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE and "end_with" in str(p.cmdline())
+    ]

@@ -365,6 +365,9 @@ def test_config_takes_both_names():
 
 
 DRIVER = """
+import os
+import time
+import psutil
 import ray
 from lowrank_bench.runners.ray_executor import ray_session
 
@@ -373,11 +376,16 @@ def look():
     return sympy.__file__
 
 with ray_session(None):
+    every = [(p, " ".join(p.info["cmdline"] or ())) for p in psutil.process_iter(["cmdline"])]
+    monitors = [p for p, command in every if os.environ["TMPDIR"] in command and "monitor.py" in command]
+    assert monitors
+    time.sleep(3)
+    assert not [c for p in monitors for c in p.net_connections("tcp") if c.status == "LISTEN"], "a port of metrics"
     print(ray.get(ray.remote(look).remote()))
 """
 
 
-def test_workers_import_nothing_from_the_current_folder(tmp_path, short_folder):
+def test_workers_import_nothing_from_the_current_folder_and_no_metrics_are_offered(tmp_path, short_folder):
     """Ray puts the folder in which a driver starts before all others."""
     mark = tmp_path / "mark"
     (tmp_path / "sympy.py").write_text(f"open({str(mark)!r}, 'w').close()\n")

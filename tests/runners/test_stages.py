@@ -1,6 +1,8 @@
 import errno
 import json
+import logging
 import multiprocessing as mp
+import socket
 import tempfile
 import time
 from pathlib import Path
@@ -10,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.runners import locks
+from lowrank_bench.runners.locks import hold_lock
 from lowrank_bench.runners.stages import Stage, StageStore, input_digests
 
 STAGE = Stage("fit", {"a": 1}, {"model": "m"}, {"device": "cpu"}, "a fit")
@@ -181,6 +185,7 @@ def test_only_what_nobody_works_on_is_cut_off(tmp_path):
     process.start()
     try:
         while not started.exists():
+            assert process.is_alive()
             time.sleep(0.05)
         assert store.cut_off() == []
     finally:
@@ -209,3 +214,45 @@ def test_two_processes_never_do_the_same_stage(tmp_path):
         process.join()
     assert [process.exitcode for process in crew] == [0, 0]
     assert log.read_text() == "x"
+
+
+def _hold_lock(root, held, done):
+    with hold_lock(Path(root), STAGE.key):
+        held.set()
+        done.wait(30)
+
+
+@pytest.mark.parametrize("note", ["as written", "lost", "damaged"])
+def test_who_waits_for_a_lock_says_so(tmp_path, monkeypatch, note):
+    """Again and again, with the lock's file, the process that holds it, and since when."""
+    monkeypatch.setattr(locks, "FIRST_NOTICE_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "NOTICE_SECONDS", 0.1)
+    context = mp.get_context("fork")
+    held, done = context.Event(), context.Event()
+    process = context.Process(target=_hold_lock, args=(str(tmp_path), held, done))
+    process.start()
+    assert held.wait(30)
+    holder = tmp_path / f".holder-{STAGE.key}"
+    if note == "lost":
+        holder.unlink()
+    elif note == "damaged":
+        holder.write_text("[[[")
+    seen = []
+
+    class Watch(logging.Handler):
+        def emit(self, record):
+            seen.append(record.getMessage())
+            if len(seen) == 2:
+                done.set()
+
+    logger, watch = logging.getLogger(locks.__name__), Watch()
+    logger.addHandler(watch)
+    try:
+        StageStore(tmp_path).run(STAGE, fill)
+    finally:
+        logger.removeHandler(watch)
+        process.join()
+    assert len(seen) >= 2
+    who = f"process {process.pid} on '{socket.gethostname()}', since " if note == "as written" else "another process"
+    assert all(f"the lock {tmp_path}/.lock-{STAGE.key}" in line and who in line for line in seen[:2])
+    assert not holder.exists()
