@@ -105,6 +105,11 @@ class LowRankQuantizer(HfQuantizer):
         return True
 
     @property
+    def is_compileable(self) -> bool:
+        """Whether `generate` may compile the model for a static cache, as it does dense ones: factors are products."""
+        return True
+
+    @property
     def is_qat_trainable(self) -> bool:
         """Whether all parameters train, not only adapters beside them."""
         return True

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CompileConfig
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models.architectures import random_model
@@ -293,3 +294,24 @@ def test_real_model_loads_factorised(data_dir: Path, tmp_path: Path) -> None:
             input_ids=torch.tensor([load_tokenizer(tmp_path)("Once upon a time there was")["input_ids"]])
         ).logits
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("make", [factorised, shared])
+def test_a_static_cache_is_compiled_for_as_with_dense_models(make: Callable[[], Any], tmp_path: Path) -> None:
+    """With each step's graph in one piece, which this backend runs as it is, so that no compiler is needed."""
+    graphs = []
+
+    def backend(graph: Any, inputs: Any) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    save_checkpoint(make(), None, tmp_path)
+    model, ids = load_model(tmp_path), torch.tensor([[1, 5, 7, 9]])
+    settings = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    expected = model.generate(ids, **settings)
+    assert not graphs
+    compiled = CompileConfig(backend=backend, mode=None, fullgraph=True)
+    compiled._compile_all_devices = True  # else CPUs are left out
+    found = model.generate(ids, cache_implementation="static", compile_config=compiled, **settings)
+    assert torch.equal(found, expected)
+    assert graphs
