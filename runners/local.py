@@ -13,6 +13,7 @@ from typing import Any
 
 from ..evals.hosting.host import EngineCrashed, cause_of_death
 from ..foundation.errors import UserError
+from ..foundation.memory import release_memory
 from ..foundation.nursery import Child, Nursery
 from ..foundation.process import die_with_parent
 from .parallel.launch import ProcessesCrashed
@@ -81,6 +82,8 @@ def do_stage(stage: Stage, store: StageStore, progress: Callable[[int, int], Non
         return Event(stage.key, "failed", text=str(crash))
     except Exception:
         return Event(stage.key, "failed", text=traceback.format_exc())
+    finally:
+        release_memory()  # the next stage of this process reads how much is free
 
 
 class _Worker:

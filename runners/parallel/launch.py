@@ -16,6 +16,7 @@ from ...evals.hosting.host import cause_of_death
 from ...foundation.environment import without_launcher
 from ...foundation.errors import UserError
 from ...foundation.files import write_json
+from ...foundation.memory import release_memory
 from ..stages import Stage
 
 DESK = ".launch"
@@ -42,8 +43,7 @@ def train_together(stage: Stage, folder: Path, progress: Callable[[int, int], No
     desk.mkdir()
     threads = max(1, torch.get_num_threads() // setup["processes"])
     write_json(desk / STAGE, asdict(stage) | {"folder": str(folder), "threads": threads})
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()  # an earlier stage's memory in this process; the first GPU is about to need it
+    release_memory()  # an earlier stage's; the first GPU is about to need it
     command = [sys.executable, "-m", f"{__package__}.launcher", str(os.getpid())]
     command += ["--config_file", setup["file"], "--main_process_port", "0"]
     command += ["--module", f"{__package__}.rank", str(desk)]
