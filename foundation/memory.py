@@ -44,19 +44,22 @@ def peak_resident_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def trim_memory() -> None:
+    """Give freed memory back to the system, where glibc would keep it for later (holes of up to 32 MiB each)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def release_memory() -> None:
-    """Free what only reference cycles hold, such as a trained model, and give freed memory back, a GPU's too."""
+    """Free what only cycles of references still hold, such as a trained model and its optimizer, GPU memory included.
+
+    Python collects cycles some time later, but what comes next reads how much memory is free now.
+    """
     gc.collect()
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     trim_memory()
-
-
-def trim_memory() -> None:
-    """Give freed memory back to the system, where glibc would keep it for later (holes of up to 32 MiB each)."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def free_share(device: str) -> float:

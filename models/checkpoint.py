@@ -58,11 +58,6 @@ class LowRankQuantizer(HfQuantizer):
 
     requires_calibration = True
 
-    @property
-    def is_compileable(self) -> bool:
-        """Whether `generate` may compile the model as it does a dense one: factors are two plain products."""
-        return True
-
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         layout = self.quantization_config.layout = _without_head(model, self.quantization_config.layout)
         made: dict[str, LowRankLinear] = {}
@@ -114,6 +109,11 @@ class LowRankQuantizer(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         """Whether the Trainer may train the model."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """Whether `generate` may compile the model for a static cache, as it does dense ones: factors are products."""
         return True
 
     @property

@@ -9,8 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from ..foundation.memory import peak_memory_bytes
 from ..methods.base import Stateful, TrainingLog
 from ..methods.shrinking import shrink_parameter
 from .data import TaskData, collate
+from .one_device import OneDeviceArguments
 from .parallel.sharding import collect, fit_settings, is_sharded, process_count, shards, skeleton, use_fsdp2_on_cpus
 from .recipes import TrainSettings
 from .resuming import Resumable
@@ -134,28 +134,6 @@ class _Hooks(transformers.TrainerCallback):
     def wanted(self) -> dict[str, Any]:
         """Facts that a checkpoint of this run has."""
         return {"layout": self.trainer.layout, "stateful": self.state is not None}
-
-
-@dataclass
-class OneDeviceArguments(transformers.TrainingArguments):
-    """Training arguments of a process that trains alone on the device that was named, and on no other.
-
-    transformers would take ``cuda:0`` whatever was asked for, and where it sees several GPUs wrap the model in
-    DataParallel, which multiplies the batch.
-    """
-
-    named_device: str = "cpu"
-
-    @cached_property
-    def _setup_devices(self) -> torch.device:
-        super()._setup_devices  # noqa: B018 - builds the state that is corrected here
-        kind, _, index = self.named_device.partition(":")
-        device, self._n_gpu = torch.device(kind), 0
-        if kind == "cuda":
-            device, self._n_gpu = torch.device(kind, int(index or 0)), 1
-            torch.cuda.set_device(device)
-        self.distributed_state.device = device  # accelerate's
-        return device
 
 
 class _CheckedTrainer(transformers.Trainer):

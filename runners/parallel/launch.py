@@ -15,6 +15,7 @@ from ...evals.hosting.host import cause_of_death
 from ...foundation.environment import without_launcher
 from ...foundation.errors import UserError
 from ...foundation.files import write_atomic
+from ...foundation.memory import release_memory
 from ...foundation.process import python_command, python_environment
 from ..stages import Stage
 
@@ -43,8 +44,7 @@ def train_together(stage: Stage, folder: Path, progress: Callable[[int, int], No
     threads = max(1, torch.get_num_threads() // setup["processes"])
     asked = asdict(stage) | {"folder": str(folder), "threads": threads}
     write_atomic(desk / STAGE, json.dumps(asked))  # with --checkpoint-minutes inf, which readable JSON has no word for
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()  # an earlier stage's memory in this process; the first GPU is about to need it
+    release_memory()  # an earlier stage's; the first GPU is about to need it
     command = python_command("-m", f"{__package__}.launcher", str(os.getpid()))
     command += ["--config_file", setup["file"], "--main_process_port", "0"]
     command += ["--module", f"{__package__}.rank", str(desk)]
