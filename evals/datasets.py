@@ -178,6 +178,20 @@ def pinned_revision(spec: DatasetSpec) -> str:
     return spec.revision
 
 
+def _snapshot(spec: DatasetSpec, revision: str) -> str:
+    """Return the local folder of a dataset's commit, downloaded if missing: the configurations' own folders alone.
+
+    Most repositories have a folder per configuration; of another one everything is downloaded.
+    """
+    from huggingface_hub import snapshot_download
+
+    wanted = [*(f"{config}/*" for config in spec.configs), "*.md", "*.yaml"] if spec.configs else None
+    folder = snapshot_download(spec.hub_id, repo_type="dataset", revision=revision, allow_patterns=wanted)
+    if all((Path(folder) / config).is_dir() for config in spec.configs):
+        return folder
+    return snapshot_download(spec.hub_id, repo_type="dataset", revision=revision)
+
+
 def _load_hub(spec: DatasetSpec, split: str) -> Rows:
     if not spec.hub_id:
         raise UserError(
@@ -186,7 +200,6 @@ def _load_hub(spec: DatasetSpec, split: str) -> Rows:
         )
     revision = pinned_revision(spec)
     import datasets  # slow to import, and not needed for local files
-    from huggingface_hub import snapshot_download
 
     entry = spec.splits[split]
     hub_split = entry.hub_split or split
@@ -199,7 +212,7 @@ def _load_hub(spec: DatasetSpec, split: str) -> Rows:
             if entry.head is None:
                 # Without a connection, load_dataset(revision=X) takes the newest cached revision, whatever X is
                 # (datasets issue 7928); the files of a snapshot are those of its commit.
-                folder = folder or snapshot_download(spec.hub_id, repo_type="dataset", revision=revision)
+                folder = folder or _snapshot(spec, revision)
                 loaded = datasets.load_dataset(folder, config, split=hub_split, data_files=files)
             else:
                 loaded = datasets.load_dataset(

@@ -74,7 +74,8 @@ GSM8K = ("gsm8k", "test")
 def test_the_pinned_revision_is_loaded_with_and_without_a_connection(hub, load):
     """Without one, the datasets library alone gives the newest cached revision, whatever was asked for."""
     repository = hub.repository("datasets", "openai/gsm8k")
-    first, second = (repository.add(files({"main": rows_of(version)})) for version in ("old", "new"))
+    other = {"socratic/test.jsonl": b"not read"}
+    first, second = (repository.add(files({"main": rows_of(version)}) | other) for version in ("old", "new"))
     never = repository.add(files({"main": rows_of("never")}))
     fields = ("question", "answer")
     for commit, version in ((first, "old"), (second, "new")):
@@ -82,6 +83,7 @@ def test_the_pinned_revision_is_loaded_with_and_without_a_connection(hub, load):
         assert (count, sha256) == (1319, content_sha256(rows_of(version), fields))
         assert source == f"hub:openai/gsm8k@{commit}/test"
         assert names == sorted(fields)
+    assert not [path for path in hub.asked if "socratic/test.jsonl" in path]
     offline = {"HF_HUB_OFFLINE": "1"}
     ((_, sha256, _, _),) = load(GSM8K, revisions={"gsm8k": first}, **offline)
     assert sha256 == content_sha256(rows_of("old"), fields)
