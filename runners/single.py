@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from ..evals.base import Benchmark, EvalSettings, Outcome, benchmarks, metric_to_plain
+from ..evals.engines.base import Engine
 from ..evals.hosting.choice import choose_engine, engine_version
 from ..evals.hosting.host import EngineCrashed, HostedEngine
 from ..evals.tasks import benchmark_names, get_task
@@ -252,12 +253,13 @@ def evaluate_model(
     check_model(source, skeleton.config, chosen.values())
     found = _Results(source, name_of_engine, chosen, out)
     threads = torch.get_num_threads()
-    place = (source.location, dtype, device, source.revision or None, threads)
+    opening = (source.location, dtype, device, source.revision or None, threads)
     with ExitStack() as stack:
-        running: HostedEngine | None = stack.enter_context(HostedEngine(name_of_engine, *place))
+        running: Engine | None = stack.enter_context(HostedEngine(name_of_engine, *opening))
         for name, (benchmark, each) in chosen.items():
             try:
-                running = running or stack.enter_context(HostedEngine(name_of_engine, *place))
+                if running is None:
+                    running = stack.enter_context(HostedEngine(name_of_engine, *opening))
                 found.add(name, benchmark.evaluate(running, each, progress))
             except UserError as error:
                 found.failures[name] = error
