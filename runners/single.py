@@ -270,7 +270,8 @@ def evaluate_model(
         running: Engine | None = stack.enter_context(HostedEngine(*opening, longest=longest))
         for name, (benchmark, each) in chosen.items():
             try:
-                running = running or stack.enter_context(HostedEngine(*opening, longest=longest))
+                if running is None:
+                    running = stack.enter_context(HostedEngine(*opening, longest=longest))
                 found.add(name, benchmark.evaluate(running, each, progress))
             except UserError as error:
                 found.failures[name] = error
