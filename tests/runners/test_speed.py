@@ -78,7 +78,7 @@ def test_records_are_valid_join_their_origin_and_replace_older_ones(tmp_path, sm
     }
     weights = frame[frame.metric == "weight_bytes"].set_index("label").value
     assert weights["pretrained"] / weights["svd"] == pytest.approx(told["ratio"])
-    assert "speed-transformers-batch2-prompt4-new3-float32-cpu-1thread" in set(frame.variant)
+    assert "speed-transformers-batch2-prompt4-new3-bfloat16-cpu-1thread" in set(frame.variant)
     save_speed(tmp_path / "speed", series)
     assert len(stored_records(tmp_path / "speed")) == len(frame)
     assert len(list((tmp_path / "speed").glob("rounds-*.json"))) == 1
