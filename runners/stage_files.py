@@ -172,10 +172,10 @@ def check_bytes(folder: Path, sums: Mapping[str, str], lacks: set[str]) -> None:
         if not same:
             raise damaged(folder, f"{name} has changed since it was written")
     for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder)
-        listed = name.as_posix() in sums or name == Path(RECORD) or file.is_dir()
-        if not listed and not any(part.startswith(".") for part in name.parts):
-            raise damaged(folder, f"{name} was added after it was written")
+        inside = file.relative_to(folder)
+        listed = inside.as_posix() in sums or inside == Path(RECORD) or file.is_dir()
+        if not listed and not any(part.startswith(".") for part in inside.parts):
+            raise damaged(folder, f"{inside} was added after it was written")
 
 
 def stage_around(path: Path) -> Path | None:
