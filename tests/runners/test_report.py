@@ -19,6 +19,7 @@ from lowrank_bench.foundation.files import read_json
 from lowrank_bench.results.records import read_records, to_frame, write_records
 from lowrank_bench.results.report.markdown import report_markdown
 from lowrank_bench.results.report.page import report_page
+from lowrank_bench.runners.report.answers import failure
 from lowrank_bench.runners.report.gather import gather
 from lowrank_bench.runners.report.write import write_report
 from lowrank_bench.runners.samples import load_samples
@@ -334,3 +335,12 @@ def test_frames_in_any_order_give_the_same_page(run, tmp_path):
     write_records(tmp_path / "b", records[::-1])
     assert to_frame(records).equals(to_frame(records[::-1]))
     assert report_page(gather(tmp_path / "a")) == report_page(gather(tmp_path / "b"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("missing-package", "missing package"), ("exception", "program raises"), ("exited", "program ended: exited")],
+)
+def test_kinds_of_failed_programs_are_kept_apart(kind, said):
+    line = {"verdicts": {"tests": "wrong"}, "scorer": "tests", "finish_reason": "stop", "kind": kind}
+    assert failure(line) == said
