@@ -79,7 +79,7 @@ def read_generation_defaults(location: str | Path, revision: str = "") -> tuple[
     if not dropped:
         return found, ""
     named = ", ".join(f"{name}={value}" for name, value in dropped.items())
-    return found, f"generation settings of '{location}' that have no effect beside the others are left out: {named}"
+    return found, f"generation settings that have no effect beside the others are left out: {named}"
 
 
 def _drop_conflicts(settings: Any) -> dict[str, Any]:
