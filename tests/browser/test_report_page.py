@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from sealing import seal
 
 from lowrank_bench.results.report.page import report_page
 from lowrank_bench.runners.plan import make_plan
@@ -22,6 +23,7 @@ def page_file(finished, tmp_path_factory):
     for path in (root / "stages").glob("evaluate-*/samples.jsonl"):
         lines = [json.loads(line) | {"completion": HOSTILE} for line in path.read_text().splitlines()]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        seal(path.parent)
     file = root / "report.html"
     file.write_text(report_page(gather(root / make_plan(finished).name)), encoding="utf-8")
     return file

@@ -179,6 +179,10 @@ def test_no_evaluation_asks_for_a_longer_sequence_than_it_says(
     settings = EvalSettings(**({"data_dir": data_dir, "stage": stage, "limit": 40} | more))
     engine = Recorder(folder, context)
     said = benchmark.longest_sequence(engine.tokenizer, settings, context)
+    if (name, stage, context) == ("gsm8k", "pretrained", 300):
+        with pytest.raises(UserError, match="no prompt of 'gsm8k' fits this model"):
+            benchmark.evaluate(engine, settings)
+        return
     benchmark.evaluate(engine, settings)
     assert engine.longest <= said <= context
     if context == 8192 and name != "tinystories":  # whose windows may all be shorter than the longest that is allowed

@@ -15,6 +15,7 @@ from sweeps import small_sweep
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models.checkpoint import save_checkpoint
+from lowrank_bench.models.dtypes import SaveDtypes
 from lowrank_bench.models.export import export_dense
 from lowrank_bench.models.generation_defaults import GENERATION_FILE
 from lowrank_bench.models.loading import load_model
@@ -59,7 +60,7 @@ def test_only_conflicting_settings_are_left_out(tmp_path: Path, case: str) -> No
         (note,) = notes_of(model)
         assert all(f"{name}={settings[name]}" in note for name in dropped)
     save_checkpoint(whole, None, tmp_path / "whole")
-    save_streamed(streamed, None, tmp_path / "streamed", torch.float32)
+    save_streamed(streamed, None, tmp_path / "streamed", SaveDtypes(torch.float32))
     kept = {key: value for key, value in settings.items() if key not in dropped | {"frobnicate"}}
     for name in ("whole", "streamed"):
         written = json.loads((tmp_path / name / GENERATION_FILE).read_text())
@@ -126,6 +127,6 @@ def test_saving_ends_in_that_check(tmp_path: Path, streamed: bool, monkeypatch: 
     source = PRESETS["tiny"].source
     model = open_streamed(source) if streamed else load_model(source)
     monkeypatch.setattr(type(model.config), "save_pretrained", lambda *_, **__: None)
-    save = partial(save_streamed, dtype=torch.float32) if streamed else save_checkpoint
+    save = partial(save_streamed, dtypes=SaveDtypes(torch.float32)) if streamed else save_checkpoint
     with pytest.raises(UserError, match=r"wrote no config\.json"):
         save(model, None, tmp_path)

@@ -116,7 +116,7 @@ def test_biases_are_written_without_a_gpu(architecture: str, method: str, tmp_pa
     compressor.compress(streamed, fitted, Budget(2.0))
     weights_of(streamed).device = "meta"
     save_checkpoint(whole, None, tmp_path / "whole")
-    save_streamed(streamed, None, tmp_path / "streamed", torch.float32)
+    save_streamed(streamed, None, tmp_path / "streamed", SaveDtypes(torch.float32))
     expected, found = (load_file(tmp_path / way / "model.safetensors") for way in ("whole", "streamed"))
     assert any(name.endswith("bias") for name in found)
     assert expected.keys() == found.keys()

@@ -17,6 +17,7 @@ from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import load_model, load_tokenizer
 from lowrank_bench.models.presets import resolve_model
 from lowrank_bench.results.records import read_records
+from lowrank_bench.runners.progress import LOG_FILE
 from lowrank_bench.runners.single import default_settings, evaluate_model
 from lowrank_bench.runners.sweep import run_sweep
 
@@ -133,11 +134,11 @@ def test_a_failed_evaluation_loses_no_other(partly_broken, tmp_path, data_dir):
     assert sorted(set(frame.ratio_target)) == [1, 1.2]
     for path in tmp_path.glob("stages/*/stage.json"):
         strict_json(path)
-    # The same evaluations are tried again; with nothing else to keep, nothing is written.
+    # The same evaluations are tried again; with nothing else to keep, nothing but the log is written.
     only = config.model_copy(update={"benchmarks": ("tinystories",), "name": "nothing"})
     with pytest.raises(UserError, match="2 evaluations failed"):
         run_sweep(only)
-    assert not (tmp_path / "nothing").exists()
+    assert [file.name for file in (tmp_path / "nothing").iterdir()] == [LOG_FILE]
 
 
 @pytest.mark.parametrize(

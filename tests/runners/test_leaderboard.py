@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 from made_records import make_record
+from sealing import seal
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.results.leaderboard import submissions
@@ -18,6 +19,19 @@ from lowrank_bench.runners.leaderboard import gather, write
 from lowrank_bench.runners.paired_scores import scores_of, stage_scores
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.samples import compare_samples
+from lowrank_bench.runners.stages import Stage, StageStore
+
+
+def stage_of(lines, folder):
+    """A finished stage with these samples."""
+    store, stage = StageStore(folder), Stage("evaluate", {})
+
+    def write(part):
+        (part / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return {}
+
+    store.run(stage, write)
+    return store.path(stage.key)
 
 
 @pytest.fixture
@@ -75,6 +89,7 @@ def test_samples_that_are_gone_damaged_or_of_other_answers_give_a_reason(copied,
     for line in lines:
         line["verdicts"][line["scorer"]] = "wrong" if line["verdicts"][line["scorer"]] == "correct" else "correct"
     (stages / keys[2] / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    seal(stages / keys[2])
     (board,) = gather([copied], tmp_path / "none").boards
     reasons = {}
     for entry in board.entries:
@@ -86,7 +101,7 @@ def test_samples_that_are_gone_damaged_or_of_other_answers_give_a_reason(copied,
     value = {(row.stage_key): row.value for row in frame[frame.headline].itertuples()}
     metric, scorer = "accuracy", lines[0]["scorer"]
     found = [stage_scores(stages / key, {(metric, scorer): value[key]})[metric, scorer] for key in keys]
-    assert found == [NO_SAMPLES, "samples cannot be read", "no paired test for this metric"]
+    assert found == [NO_SAMPLES, "the stage with the samples is damaged", "no paired test for this metric"]
 
 
 def test_a_stage_key_cannot_lead_out_of_the_stages(copied):
@@ -100,13 +115,13 @@ def test_a_stage_key_cannot_lead_out_of_the_stages(copied):
 def test_perplexities_are_tested_over_windows(tmp_path):
     sums, counts = [10.0, 22.5, 31.0], [8, 16, 20]
     lines = [{"index": i, "nll": s, "tokens": t} for i, (s, t) in enumerate(zip(sums, counts, strict=True))]
-    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    stage = stage_of(lines, tmp_path)
     value = math.exp(sum(sums) / sum(counts))
-    found = stage_scores(tmp_path, {("perplexity", ""): value, ("nats_per_token", ""): math.log(value)})
+    found = stage_scores(stage, {("perplexity", ""): value, ("nats_per_token", ""): math.log(value)})
     for scores in found.values():
         assert scores.values.tolist() == sums
         assert not scores.greedy
-    assert isinstance(stage_scores(tmp_path, {("perplexity", ""): 2 * value})["perplexity", ""], str)
+    assert isinstance(stage_scores(stage, {("perplexity", ""): 2 * value})["perplexity", ""], str)
 
 
 def test_several_samples_of_a_problem_are_averaged(tmp_path):
@@ -123,9 +138,9 @@ def test_several_samples_of_a_problem_are_averaged(tmp_path):
         for p, hits in enumerate(rights)
         for hit in hits
     ]
-    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    stage = stage_of(lines, tmp_path)
     two = [1 - math.comb(4 - sum(h), 2) / math.comb(4, 2) for h in rights]
-    found = stage_scores(tmp_path, {("accuracy", "strict"): 5 / 12, ("accuracy-pass@2", "strict"): sum(two) / 3})
+    found = stage_scores(stage, {("accuracy", "strict"): 5 / 12, ("accuracy-pass@2", "strict"): sum(two) / 3})
     assert found["accuracy", "strict"].values.tolist() == [0.5, 0.0, 0.75]
     assert not found["accuracy", "strict"].greedy
     assert found["accuracy-pass@2", "strict"].values.tolist() == pytest.approx(two)

@@ -376,11 +376,13 @@ def look():
     return sympy.__file__
 
 with ray_session(None):
-    every = [(p, " ".join(p.info["cmdline"] or ())) for p in psutil.process_iter(["cmdline"])]
-    monitors = [p for p, command in every if os.environ["TMPDIR"] in command and "monitor.py" in command]
+    every = [(p, p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
+    ours = [(p, words) for p, words in every if os.environ["TMPDIR"] in " ".join(words)]
+    monitors = [p for p, words in ours if any(word.endswith("/_private/monitor.py") for word in words)]
     assert monitors
     time.sleep(3)
-    assert not [c for p in monitors for c in p.net_connections("tcp") if c.status == "LISTEN"], "a port of metrics"
+    ports = [(p.cmdline(), c) for p in monitors for c in p.net_connections("tcp") if c.status == "LISTEN"]
+    assert not ports, f"a port of metrics: {ports}"
     print(ray.get(ray.remote(look).remote()))
 """
 

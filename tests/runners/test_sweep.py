@@ -23,6 +23,7 @@ from lowrank_bench.models.matrices import low_rank_layers, model_size
 from lowrank_bench.results.records import read_records, same_results
 from lowrank_bench.runners.config import parse_method
 from lowrank_bench.runners.plan import make_plan
+from lowrank_bench.runners.progress import LOG_FILE
 from lowrank_bench.runners.single import CompressRequest, compress_model
 from lowrank_bench.runners.stages import MODEL_FOLDER, ratio_folder
 from lowrank_bench.runners.sweep import run_sweep
@@ -163,7 +164,8 @@ def test_failing_stage_ends_the_sweep_with_its_sentence(tmp_path):
     config = small_sweep(tmp_path, methods=["svd"], ratios=[2], finetune={"steps": 30, "learning_rate": 1e30})
     with pytest.raises(UserError, match=r"the loss became (nan|inf) at step .* finetune tiny"):
         run_sweep(config)
-    assert not (tmp_path / "tiny-toy-math").exists()
+    assert [file.name for file in (tmp_path / "tiny-toy-math").iterdir()] == [LOG_FILE]
+    assert "failed after" in (tmp_path / "tiny-toy-math" / LOG_FILE).read_text(encoding="utf-8")
     assert list((tmp_path / "stages" / "failed").glob("finetune-*.json"))
 
 
