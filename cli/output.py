@@ -112,8 +112,19 @@ def print_rows(title: str, columns: Sequence[str], rows: Sequence[tuple[str, ...
 
 
 def split_list(text: str | None) -> list[str] | None:
-    """Split at commas; None stays None."""
-    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+    """Split at commas; None stays None.
+
+    Raises:
+        UserError: there is nothing between the commas.
+    """
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise UserError(
+            f"the list '{text}' is empty; write its items with commas, such as a,b, or leave the option out"
+        )
+    return parts
 
 
 def numbers(kind: str, text: str | None, convert: type[float] | type[int], example: str) -> list[Any] | None:
