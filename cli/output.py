@@ -99,6 +99,7 @@ def print_rows(title: str, columns: Sequence[str], rows: Sequence[tuple[str, ...
     """Print a plain table; a column of names without spaces is not broken where it fits into half of the width."""
     from rich.cells import cell_len
     from rich.table import Table
+    from rich.text import Text
 
     screen = console()
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
@@ -107,7 +108,7 @@ def print_rows(title: str, columns: Sequence[str], rows: Sequence[tuple[str, ...
         names = not any(" " in cell for cell in cells) and max(map(cell_len, [column, *cells])) <= screen.width // 2
         table.add_column(column, overflow="fold", no_wrap=names)
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(Text(visible(cell)) for cell in row))  # as markup, rich would drop the backslash of LaTeX's \\[
     screen.print(table)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..foundation.text import visible
 from .output import console, escape, print_rows, print_text
 
 Data = Annotated[
@@ -96,7 +97,7 @@ def show(
     if sys.stdout.isatty():
         screen = console()
         with screen.pager():
-            screen.print(escape(text), highlight=False)
+            screen.print(visible(text), markup=False, highlight=False)
     else:
         print_text(text)
 

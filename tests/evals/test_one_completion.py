@@ -100,6 +100,12 @@ def test_the_command_prints_an_object_by_scorer_and_reads_standard_input():
     assert "would have ended this completion before 'Question:'" in " ".join(done.stderr.split())
 
 
+def test_latex_is_printed_as_it_is():
+    done = bench("score", "math", "--gold", "18", "--completion", r"The answer is \[18\] [bold]")
+    assert done.returncode == 0, done.stderr
+    assert r"The answer is \[18\] [bold]" in done.stdout
+
+
 def test_the_command_refuses_with_exit_code_2():
     for words in (
         ["piqa", "--gold", "1"],
