@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ..foundation.errors import UserError
 from ..foundation.files import finite
+from ..foundation.progress import Progress
 from ..foundation.registry import Registry
 from .engines.base import Engine
 
@@ -120,10 +121,6 @@ class EvalSettings:
     top_p: float = 1.0
     context: int | None = None
     bos: bool = False
-
-
-Progress = Callable[[int, int], None]
-"""Called with (problems done, problems in all)."""
 
 
 class Benchmark(ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..evals.tasks import benchmark_names, get_task
 from ..foundation.errors import UserError, unknown
 from ..foundation.files import check_new_folder, new_folder, write_atomic, write_json
 from ..foundation.memory import peak_memory_bytes, reset_peak_memory
-from ..foundation.progress import reporting
+from ..foundation.progress import Progress, reporting
 from ..methods.base import CompressionReport, Compressor
 from ..methods.budget import Budget
 from ..methods.policies.base import policies
@@ -42,9 +42,6 @@ from .provenance import provenance
 from .recipes import RECIPES, Recipe
 from .stages import verify_around
 from .training import TaskTrainer, compress_order
-
-Progress = Callable[[int, int], None]
-
 
 _FIT_FOLDER = ".fit"
 """Where factors wait on disk while a large model is compressed."""

@@ -25,6 +25,7 @@ from ..evals.prompts import IGNORED, Encoded
 from ..foundation.environment import launcher_ignored
 from ..foundation.errors import UserError
 from ..foundation.memory import peak_memory_bytes
+from ..foundation.progress import Progress
 from ..methods.base import Stateful, TrainingLog
 from ..methods.shrinking import shrink_parameter
 from .data import TaskData, collate
@@ -32,8 +33,6 @@ from .one_device import OneDeviceArguments
 from .parallel.sharding import collect, fit_settings, is_sharded, process_count, shards, skeleton, use_fsdp2_on_cpus
 from .recipes import TrainSettings
 from .resuming import Resumable
-
-Progress = Callable[[int, int], None]
 
 _STATE = "method.pt"
 """In a checkpoint, what a method changes beside the model."""

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ...foundation.errors import UserError
+from ...foundation.progress import Progress
 from ...foundation.registry import Registry
 from ..continuation import decode, decode_continuation
-
-Progress = Callable[[int, int], None]
-"""Called with (sequences done, sequences in all)."""
 
 
 @dataclass(frozen=True)
