@@ -100,16 +100,22 @@ def check_attention(shares: list[list[Tensor]], whole: list[Tensor]) -> None:
             close(share[part], shares[rank - rank % times][part])
 
 
+def attention_tensors(kind: str) -> dict[str, dict[str, torch.Tensor]]:
+    """Factors of q, k and v with unequal ranks, and what the kind adds or leaves dense."""
+    tensors = {f"l.{n}_proj": factors(r, h * HEAD) for n, r, h in (("q", 9, HEADS), ("k", 5, KV_HEADS), ("v", 14, 2))}
+    if kind in ("bias", "added bias"):
+        for parts in tensors.values():
+            parts["bias" if kind == "bias" else "lr_bias"] = torch.randn(len(parts["lr_b"]))
+    if kind == "v dense":
+        tensors["l.v_proj"] = {"weight": torch.randn(KV_HEADS * HEAD, WIDTH)}
+    return tensors
+
+
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("kind", ["unequal ranks", "bias", "added bias", "v dense"])
 def test_attention(group: list[Any], kind: str, rows: int) -> None:
     torch.manual_seed(0)
-    tensors = {f"l.{n}_proj": factors(r, h * HEAD) for n, r, h in (("q", 9, HEADS), ("k", 5, KV_HEADS), ("v", 14, 2))}
-    if kind in ("bias", "added bias"):
-        for found in tensors.values():
-            found["bias" if kind == "bias" else "lr_bias"] = torch.randn(len(found["lr_b"]))
-    if kind == "v dense":
-        tensors["l.v_proj"] = {"weight": torch.randn(KV_HEADS * HEAD, WIDTH)}
+    tensors = attention_tensors(kind)
     x = torch.randn(rows, WIDTH)
     whole = [x @ dense(t).T + t.get("bias", t.get("lr_bias", torch.zeros(1))) for t in tensors.values()]
     check_attention(attention(group, x, tensors), whole)
@@ -271,12 +277,7 @@ def test_a_reload_fills_the_same_memory(group: list[Any], kind: str) -> None:
     from vllm.model_executor.model_loader.reload import layerwise
 
     torch.manual_seed(0)
-    tensors = {f"l.{n}_proj": factors(r, h * HEAD) for n, r, h in (("q", 9, HEADS), ("k", 5, KV_HEADS), ("v", 14, 2))}
-    if kind in ("bias", "added bias"):
-        for found in tensors.values():
-            found["bias" if kind == "bias" else "lr_bias"] = torch.randn(len(found["lr_b"]))
-    if kind == "v dense":
-        tensors["l.v_proj"] = {"weight": torch.randn(KV_HEADS * HEAD, WIDTH)}
+    tensors = attention_tensors(kind)
     if kind == "fused on disk":
         tensors = {"l.qkv_proj": factors(11, (HEADS + 2 * KV_HEADS) * HEAD)}
     if kind == "head":
