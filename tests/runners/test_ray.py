@@ -377,7 +377,8 @@ def look():
 
 with ray_session(None):
     every = [(p, p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
-    ours = [(p, words) for p, words in every if os.environ["TMPDIR"] in " ".join(words)]
+    # the cluster of this session, not the one that other tests start below the same folder
+    ours = [(p, words) for p, words in every if os.environ["TMPDIR"] + "/lrb-" in " ".join(words)]
     monitors = [p for p, words in ours if any(word.endswith("/_private/monitor.py") for word in words)]
     assert monitors
     time.sleep(3)
