@@ -14,7 +14,7 @@ import transformers as tf
 from lowrank_bench.methods.base import create_method
 from lowrank_bench.methods.memory import Calibration, compress_peak, fit_peak
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "peak_memory.py"
+BENCHMARK = Path(__file__).parents[2] / "perf" / "peak_memory.py"
 GIB = 2**30
 
 

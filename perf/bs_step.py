@@ -1,8 +1,8 @@
 """One training step of Basis Selection, next to what one would otherwise run, with peak memory.
 
-    python benchmarks/bs_step.py                                  # 1024-wide Llama, 2 layers, on the CPU
-    python benchmarks/bs_step.py --width 256 --rounds 1          # a quick look
-    python benchmarks/bs_step.py --device cuda --width 4096 --inner 11008 --layers 8 --heads 32 \\
+    python perf/bs_step.py                                  # 1024-wide Llama, 2 layers, on the CPU
+    python perf/bs_step.py --width 256 --rounds 1          # a quick look
+    python perf/bs_step.py --device cuda --width 4096 --inner 11008 --layers 8 --heads 32 \\
         --vocabulary 32000 --batch 8 --length 512 --autocast --checkpointing
 
 Every variant trains the same random Llama on the same random tokens: forward, backward, gradient clipping, AdamW. Each

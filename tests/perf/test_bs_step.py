@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "bs_step.py"
+SCRIPT = Path(__file__).parents[2] / "perf" / "bs_step.py"
 TINY = {"width": 64, "inner": 176, "layers": 1, "heads": 2, "vocabulary": 128, "batch": 2, "length": 16, "rounds": 1}
 
 

@@ -1,7 +1,7 @@
 """What the tool itself costs: starting `bench --help`, and a stage of a sweep beyond the work in it.
 
-    python benchmarks/overhead.py              # 40 stages, five starts
-    python benchmarks/overhead.py --stages 8 --starts 1
+    python perf/overhead.py              # 40 stages, five starts
+    python perf/overhead.py --stages 8 --starts 1
 
 The stages are real ones: a sweep of the built-in model without any training, one ratio after the other, by the local
 executor with one worker. The overhead of a stage is all time between the first stage's start and the last one's end

@@ -1,7 +1,7 @@
 """Greedy decoding at Llama-2-7B's whole shape in bfloat16: factorised at 2x, 4x and 7x next to dense.
 
 Token by token with transformers' cache, without CUDA graphs: at small batches a step then is mostly the launching of
-kernels, of which a factorised model has more. `benchmarks/serving.py --gpu` measures vLLM, which has graphs.
+kernels, of which a factorised model has more. `perf/serving.py --gpu` measures vLLM, which has graphs.
 """
 
 import statistics

@@ -1,8 +1,8 @@
 """Decoding speed and memory of a factorised model next to its dense form, and of vLLM next to transformers.
 
-    python benchmarks/serving.py                     # CPU: 94 M parameter Llama, 1024 wide, 4x, one thread
-    python benchmarks/serving.py --rounds 1 --batch-sizes 1,4 --new-tokens 4   # a quick look
-    python benchmarks/serving.py --gpu               # Llama-2-7B's shapes at 2x, 4x and 7x, if there is a GPU
+    python perf/serving.py                     # CPU: 94 M parameter Llama, 1024 wide, 4x, one thread
+    python perf/serving.py --rounds 1 --batch-sizes 1,4 --new-tokens 4   # a quick look
+    python perf/serving.py --gpu               # Llama-2-7B's shapes at 2x, 4x and 7x, if there is a GPU
 
 The weights are random, since speed does not depend on them; ranks are the uniform policy's for the ratio over the whole
 model. Measured like `bench speed`: every measurement in a process of its own, rounds alternate, medians with the

@@ -1,8 +1,8 @@
 """What needs a GPU, in one script: at the size of Llama-2-7B with random weights, under eight minutes, a table last.
 
-    python benchmarks/gpu.py                              # on the GPU
-    python benchmarks/gpu.py --device cpu --small         # the same code in seconds, as the tests run it
-    python benchmarks/gpu.py --sections decomposition     # one part
+    python perf/gpu.py                              # on the GPU
+    python perf/gpu.py --device cpu --small         # the same code in seconds, as the tests run it
+    python perf/gpu.py --sections decomposition     # one part
 
 A section has a share of the time. Where it is up, the section stops, and its rows say from how much they are. A section
 that fails is a row too, the others go on, and the exit code is 1, as it is where a target is missed. Rows with "of

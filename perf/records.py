@@ -1,7 +1,7 @@
 """Ten thousand records: how long reading, tables, figures and pages take, beside plain pandas where there is an equal.
 
-    python benchmarks/records.py                      # in a temporary folder
-    python benchmarks/records.py --out runs/records   # keeps the files
+    python perf/records.py                      # in a temporary folder
+    python perf/records.py --out runs/records   # keeps the files
 
 The records are made up and valid: two models, two tasks, 17 methods, 9 ratios, 3 seeds, 3 benchmarks, two metrics each.
 One process, one thread; wall and processor seconds of one call after imports. Target: every line under 10 processor

@@ -1,8 +1,8 @@
 """Decomposing a decoder layer for eight ratios, next to `torch.linalg.svd` for every ratio.
 
-    python benchmarks/decompose.py                    # 1024 and 2048 wide, about six minutes on one core
-    python benchmarks/decompose.py --width 1024       # half a minute
-    python benchmarks/decompose.py --passes 1         # torch's eight passes counted as eight times the first
+    python perf/decompose.py                    # 1024 and 2048 wide, about six minutes on one core
+    python perf/decompose.py --width 1024       # half a minute
+    python perf/decompose.py --passes 1         # torch's eight passes counted as eight times the first
 
 The layer has seven matrices: q, k, v, o (w x w), gate and up (2.75w x w), down (w x 2.75w), random with realistic
 spectra (`gpu_sections/spectra.py`). Three ways to the same factors:

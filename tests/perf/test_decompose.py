@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "decompose.py"
+SCRIPT = Path(__file__).parents[2] / "perf" / "decompose.py"
 
 
 def test_it_ends_with_a_table_whose_errors_are_within_the_promise() -> None:

@@ -1,8 +1,8 @@
 """Peak memory of compressing a sharded model: walked layer by layer, and loaded whole, next to the formula.
 
-    python benchmarks/peak_memory.py                              # 1 GB in float32, svd: some minutes on one core
-    python benchmarks/peak_memory.py --methods magnitude,svd-llm  # other methods
-    python benchmarks/peak_memory.py --gb 0.3 --methods magnitude # a quick look
+    python perf/peak_memory.py                              # 1 GB in float32, svd: some minutes on one core
+    python perf/peak_memory.py --methods magnitude,svd-llm  # other methods
+    python perf/peak_memory.py --gb 0.3 --methods magnitude # a quick look
 
 The model is a Llama with random weights in shards of 200 MB. Every line is a process of its own that runs what
 `bench compress` runs; its peak is VmHWM, libraries included. The largest layer's working set is the memory of
