@@ -35,6 +35,7 @@ class Work:
         reading: passes over data for statistics, in float32.
         generation: forward passes over one token of each sequence.
         decomposition: SVDs and eigendecompositions.
+        logits: scores over the vocabulary that become likelihoods.
         passes: forward passes of the whole model, each of which takes its time even for one token.
         traffic: bytes of checkpoints and factors, read and written.
     """
@@ -44,6 +45,7 @@ class Work:
     reading: float = 0.0
     generation: float = 0.0
     decomposition: float = 0.0
+    logits: float = 0.0
     passes: float = 0.0
     traffic: float = 0.0
 
@@ -53,6 +55,7 @@ class Arithmetic:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.lengths = plan, Lengths(plan)
+        self.vocabulary = int(cast(Any, plan.skeleton).config.get_text_config().vocab_size)
         self.ratios: dict[str, float] = {}
         self.methods: dict[str, str] = {}
         for cell in plan.cells:
@@ -89,7 +92,8 @@ class Arithmetic:
         examples = steps * settings.batch_size
         per_token = (8.0 if settings.gradient_checkpointing else 6.0) - 2.0 * frozen
         operations = per_token * entries * examples * lengths.padded(micro)
-        return Work(training=operations, passes=3.0 * examples / micro, traffic=traffic)
+        logits = 3.0 * examples * lengths.padded(micro) * self.vocabulary
+        return Work(training=operations, logits=logits, passes=3.0 * examples / micro, traffic=traffic)
 
     def _evaluate(self, stage: Stage, size: float) -> Work:
         lengths = self.lengths.evaluation(stage.config, stage.runtime)
@@ -97,7 +101,14 @@ class Arithmetic:
         steps = -(-lengths.requests // batch) * (lengths.written + 1)
         traffic = size * DTYPES[self.plan.dtype].itemsize
         written = lengths.requests * lengths.written
-        return Work(scoring=2.0 * size * lengths.read, generation=2.0 * size * written, passes=steps, traffic=traffic)
+        logits = 0.0 if lengths.written else lengths.read * self.vocabulary
+        return Work(
+            scoring=2.0 * size * lengths.read,
+            generation=2.0 * size * written,
+            logits=logits,
+            passes=steps,
+            traffic=traffic,
+        )
 
     def _fit(self, stage: Stage) -> Work:
         method = create_method(stage.runtime["method"], stage.runtime["options"]).fitter()

@@ -28,7 +28,7 @@ class Speeds:
     """Operations a second of one process, by the fields of `Work`.
 
     Attributes:
-        passes: forward passes a second of a model that computes nothing; 0 where the other speeds contain it.
+        logits, passes: as in `Work`, a second; 0 where the other speeds contain them.
     """
 
     training: float
@@ -36,6 +36,7 @@ class Speeds:
     reading: float
     generation: float
     decomposition: float
+    logits: float = 0.0
     passes: float = 0.0
     traffic: float = DISK_BYTES_PER_SECOND
 
@@ -47,6 +48,7 @@ class Speeds:
             + work.reading / self.reading
             + work.generation / self.generation
             + work.decomposition / self.decomposition
+            + (work.logits / self.logits if self.logits else 0.0)
             + (work.passes / self.passes if self.passes else 0.0)
             + work.traffic / self.traffic
         )
@@ -77,7 +79,9 @@ def cpu_speeds(plan: Plan, threads: int) -> Speeds:
         scoring = plain if dtype == torch.float32 else _CPU_SHARE * _product_speed(rows, inner, outer, dtype)
         generation = _CPU_SHARE * _product_speed(batch, inner, outer, dtype)
         decomposition = _svd_speed(min(inner, outer, 512))
-    return Speeds(plain, scoring, plain, generation, decomposition, 1.0 / (layers * _LAYER_SECONDS))
+        logits = _logit_speed(int(plan.skeleton.config.get_text_config().vocab_size), dtype)
+    passes = 1.0 / (layers * _LAYER_SECONDS)
+    return Speeds(plain, scoring, plain, generation, decomposition, logits, passes)
 
 
 @contextmanager
@@ -93,6 +97,11 @@ def _threads(count: int) -> Iterator[None]:
 def _product_speed(rows: int, inner: int, outer: int, dtype: torch.dtype) -> float:
     weight, x = torch.rand(outer, inner, dtype=dtype), torch.rand(rows, inner, dtype=dtype)
     return 2.0 * rows * inner * outer / _seconds(lambda: torch.nn.functional.linear(x, weight))
+
+
+def _logit_speed(vocabulary: int, dtype: torch.dtype) -> float:
+    scores = torch.rand(16, vocabulary, dtype=dtype)
+    return scores.numel() / _seconds(lambda: torch.log_softmax(scores.float(), dim=-1))
 
 
 def _svd_speed(side: int) -> float:

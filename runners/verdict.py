@@ -46,7 +46,8 @@ def evaluation_demands(needs: Mapping[str, Footprint], device: str) -> list[Dema
     for variant, need in needs.items():
         least = need.weights + need.token * need.sequence
         sizes = (0, BASE_BYTES + least) if device == "cpu" else (least, BASE_BYTES)
-        found.append(Demand(f"evaluate {variant}", *sizes, "--dtype bfloat16, or a machine with more memory"))
+        smaller = "--dtype bfloat16, or " if need.dtype == "float32" else ""
+        found.append(Demand(f"evaluate {variant}", *sizes, f"{smaller}a machine with more memory"))
     return found
 
 
