@@ -7,14 +7,14 @@ from typing import Literal
 
 from torch import nn
 
-from ..foundation.memory import BASE_BYTES
+from ..foundation.memory import USUAL_BYTES
 from ..methods.base import Compressor
 from ..models.blocks import find_blocks
-from ..models.loading import DTYPES, own_dtype
+from ..models.footprint import loading_bytes
 from ..models.matrices import model_size
 from ..models.streamed import NotStreamable
+from .pass_memory import PassPeak, pass_peak
 from .recipes import TrainSettings
-from .training_step import PassPeak, pass_peak
 
 Placement = Literal["device", "fsdp2", "host-moments", "8-bit"]
 """Where a training keeps what belongs to its weights.
@@ -46,7 +46,7 @@ Adafactor keeps rows and columns, which are counted by shape.
 """
 _ADAMW_BYTES = 8
 _GPU_BASE_BYTES = 2 << 30
-"""Host memory of a process that uses CUDA: `BASE_BYTES` and the libraries' kernels. Not measured."""
+"""Host memory of a process that uses CUDA: `USUAL_BYTES` and the libraries' kernels. Not measured."""
 _IN_PLACE = ("adamw_torch_fused", "adamw_torch_npu_fused", "sgd")
 """Optimizers that update without copies; on the CPU torch's fused AdamW too."""
 _FOREACH = ("adamw_torch", "adagrad", "rmsprop")
@@ -62,17 +62,18 @@ class TrainingPeak:
         host: of the host's memory beside it; the sum over all processes where several train together.
         least: the part of ``device`` that is certain: weights, gradients and what the optimizer keeps.
         note: in words, what the estimate does not know; else empty.
+        on_cpu: whether the device is the host.
     """
 
     device: int
     host: int
     least: int = 0
     note: str = ""
+    on_cpu: bool = False
 
-    @property
-    def total(self) -> int:
-        """Device and host together, as a stage's record counts them."""
-        return self.device + self.host
+    def of_one(self, processes: int) -> int:
+        """Return what one of several processes takes on device and host, as a stage's record counts it."""
+        return (self.device + self.host) // processes if self.on_cpu else self.device + self.host // processes
 
 
 def training_peak(
@@ -87,7 +88,7 @@ def training_peak(
     """Return the peak of a training of P parameters, F bytes of frozen ones and buffers, and S bytes of state
 
         weights 4·P + F, gradients 4·P, state S (`STATE_BYTES`)
-        pass    weights + state + what one pass takes beside them (`training_step.pass_peak`), gradients included
+        pass    weights + state + what one pass takes beside them (`pass_memory.pass_peak`), gradients included
         update  weights + gradients + state + copies of the optimizer
         device  max(pass, update), on the CPU with the base and against loading: weights + the checkpoint's pages
 
@@ -124,16 +125,16 @@ def training_peak(
         _pass(activations, gradients, kinds, accumulated > 1 or processes > 1),
         gradients + _copies(settings.optimizer, placement, kinds, kind, processes),
     )
-    stored = model_size(skeleton).parameters * DTYPES[own_dtype(skeleton.config)].itemsize
-    loaded = 4 * model_size(skeleton).parameters
+    loaded = loading_bytes(skeleton, "float32")
     least = weights + gradients + state - moments
     if not activations.counted:
         note = "; ".join(filter(None, (note, "activations are guessed from the linear layers")))
     if kind == "cpu":
-        one = BASE_BYTES + max(device_bytes, loaded + stored)
-        return TrainingPeak(one, (processes - 1) * one, least, note)
+        one = USUAL_BYTES + max(device_bytes, loaded)
+        return TrainingPeak(one, (processes - 1) * one, least, note, on_cpu=True)
     # Weights pass through the host when they are read, and once more when a checkpoint is kept.
-    host = processes * (_GPU_BASE_BYTES + max(loaded + stored, moments + loaded))
+    copied = 4 * model_size(skeleton).parameters
+    host = processes * (_GPU_BASE_BYTES + max(loaded, moments + copied))
     return TrainingPeak(device_bytes, host, least, note)
 
 

@@ -1,4 +1,4 @@
-"""The memory of one forward and backward pass, by running the model's own code on tensors without data.
+"""The memory of one pass through a model, by running the model's own code on tensors without data.
 
 Formulas of activations hold for one architecture each. Fake tensors (`torch._subclasses.FakeTensorMode`) go through the
 same operators as real ones, so what autograd keeps, what checkpointing computes again, which copies the loss makes and
@@ -48,6 +48,7 @@ class PassPeak:
 
 
 _known: dict[str, PassPeak] = {}
+_forwards: dict[str, int] = {}
 
 
 def pass_peak(skeleton: nn.Module, examples: int, tokens: int, checkpointing: bool, wide: bool) -> PassPeak:
@@ -68,6 +69,52 @@ def pass_peak(skeleton: nn.Module, examples: int, tokens: int, checkpointing: bo
     return _known[key]
 
 
+def forward_peak(skeleton: nn.Module, examples: int, tokens: int, dtype: torch.dtype, generates: bool) -> int:
+    """Return the bytes beside the weights at the peak of one pass without gradients.
+
+    Args:
+        skeleton: on the meta device, or anywhere else.
+        examples, tokens: shape of the batch.
+        dtype: of the weights.
+        generates: whether keys and values are kept and only the last token's logits made.
+    """
+    key = _fingerprint(skeleton, examples, tokens, dtype, generates)
+    if key not in _forwards:
+        try:
+            _forwards[key] = _count_forward(skeleton, examples, tokens, dtype, generates)
+        except Exception:  # foreign code may ask for values, which fake tensors do not have
+            made = examples * (1 if generates else tokens) * int(skeleton.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
+            _forwards[key] = dtype.itemsize * made
+    return _forwards[key]
+
+
+def _count_forward(skeleton: nn.Module, examples: int, tokens: int, dtype: torch.dtype, generates: bool) -> int:
+    blocks = _blocks(skeleton)
+    asked = (examples, tokens, dtype, generates)
+    if len(blocks) <= _MORE:
+        return max(_run_forward(skeleton, blocks, len(blocks), *asked).values())
+    few, more = (_run_forward(skeleton, blocks, count, *asked) for count in (_FEW, _MORE))
+    return max(few[phase] + (len(blocks) - _FEW) * (more[phase] - few[phase]) for phase in _PHASES)
+
+
+def _run_forward(
+    skeleton: nn.Module, blocks: list[str], count: int, examples: int, tokens: int, dtype: torch.dtype, generates: bool
+) -> dict[str, int]:
+    """Run the model with its first blocks alone; what follows the last block counts as a phase of its own."""
+    model = _shortened(skeleton, blocks, count).eval()
+    asked: dict[str, Any] = {"use_cache": generates} | ({"logits_to_keep": 1} if generates else {})
+    with _without_data(), torch.inference_mode():
+        _fake(model, dtype)
+        ids, mask = torch.zeros(examples, tokens, dtype=torch.long), torch.ones(examples, tokens, dtype=torch.long)
+        with _Live([*model.parameters(), *model.buffers()]) as live:
+            if blocks:
+                last = model.get_submodule(blocks[count - 1])
+                last.register_forward_hook(lambda *_: live.enter("last block"))
+            logits = model(input_ids=ids, attention_mask=mask, **asked)
+            del logits
+            return live.peaks
+
+
 def _fingerprint(skeleton: nn.Module, *more: Any) -> str:
     config: Any = skeleton.config
     shapes = [(name, tuple(p.shape), p.requires_grad) for name, p in skeleton.named_parameters()]
@@ -76,10 +123,7 @@ def _fingerprint(skeleton: nn.Module, *more: Any) -> str:
 
 
 def _count(skeleton: nn.Module, examples: int, tokens: int, checkpointing: bool, wide: bool) -> PassPeak:
-    try:
-        blocks = list(find_blocks(skeleton).names)
-    except NotStreamable:
-        blocks = []
+    blocks = _blocks(skeleton)
     if len(blocks) <= _MORE:
         phases = _run(skeleton, blocks, len(blocks), examples, tokens, checkpointing, wide)
         return PassPeak(*(max(peaks.values()) for peaks in phases))
@@ -95,14 +139,27 @@ def _count(skeleton: nn.Module, examples: int, tokens: int, checkpointing: bool,
     )
 
 
+def _blocks(skeleton: nn.Module) -> list[str]:
+    try:
+        return list(find_blocks(skeleton).names)
+    except NotStreamable:
+        return []
+
+
+@contextmanager
+def _without_data() -> Iterator[None]:
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _run(
     skeleton: nn.Module, blocks: list[str], count: int, examples: int, tokens: int, checkpointing: bool, wide: bool
 ) -> list[dict[str, int]]:
     """Run two passes over the model with its first blocks alone; return what each phase takes beside the weights."""
     found, model = [], _shortened(skeleton, blocks, count)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        _fake(model)
+    with _without_data():
+        _fake(model, torch.float32)
         if checkpointing:
             model.gradient_checkpointing_enable()
         ids, mask = torch.zeros(examples, tokens, dtype=torch.long), torch.ones(examples, tokens, dtype=torch.long)
@@ -129,12 +186,12 @@ def _shortened(skeleton: nn.Module, blocks: list[str], count: int) -> Any:
     return model.train()
 
 
-def _fake(model: Any) -> None:
-    """Give a model float32 parameters without data."""
+def _fake(model: Any, dtype: torch.dtype) -> None:
+    """Give a model parameters without data."""
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                fresh = torch.empty(parameter.shape, dtype=torch.float32)
+                fresh = torch.empty(parameter.shape, dtype=dtype)
                 module._parameters[name] = nn.Parameter(fresh, parameter.requires_grad)
         for name, buffer in module._buffers.items():
             if buffer is not None:
