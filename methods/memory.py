@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from ..foundation.memory import BASE_BYTES
+from ..foundation.memory import BASE_BYTES, USUAL_BYTES
 from ..models.blocks import find_blocks
+from ..models.footprint import loading_bytes
 from ..models.loading import DTYPES, own_dtype
 from ..models.matrices import model_size
 from ..models.streamed import NotStreamable
@@ -39,17 +40,19 @@ class Peak:
         device: of a GPU's memory; 0 on the CPU.
         least: where the work is done, what is certain: the weights that are held and the largest decomposition.
         disk: hidden states that wait on disk, at most.
+        usual: of the host, an estimate: what processes take as a rule, and no more factors than there are.
     """
 
     host: int
     device: int
     least: int
     disk: int = 0
+    usual: int = 0
 
     @property
     def total(self) -> int:
-        """Host and device together, as a stage's record counts them."""
-        return self.host + self.device
+        """Host, as estimated, and device together, as a stage's record counts them."""
+        return (self.usual or self.host) + self.device
 
 
 def fit_peak(
@@ -76,6 +79,7 @@ def fit_peak(
     # On a GPU the eigen form may take more than the LAPACK that a method's own bound is made of.
     working = max(8 * m * n + max(method.working_bytes(m, n), svd_bytes(m, n, device=device)) for m, n in shapes)
     buffer = BUFFER_BYTES + max(_factors(group) for group in groups)
+    filled = min(buffer, sum(_factors(group) for group in groups))
     held = 0 if walk else 4 * model_size(skeleton).parameters
     statistics = activations = waiting = disk = 0
     if calibration is not None:
@@ -92,11 +96,13 @@ def fit_peak(
                 disk += sum(method.statistic_bytes(group) for group in groups)
     busy = max(held + activations, working) if walk else held + max(activations, working)
     least = max(held, working) if walk else held + working
-    if device == "cpu":
-        host = BASE_BYTES + max(buffer + busy + statistics + waiting, 0 if walk else held + _stored(skeleton))
-        return Peak(host, 0, least, disk)
-    host = BASE_BYTES + max(buffer + statistics + waiting + held, 0 if walk else held + _stored(skeleton))
-    return Peak(host, busy + statistics, least, disk)
+    resident = busy if device == "cpu" else held
+
+    def host(base: int, factors: int, pages: int) -> int:
+        return base + max(factors + resident + statistics + waiting, 0 if walk else held + pages)
+
+    bound, usual = host(BASE_BYTES, buffer, _stored(skeleton)), host(USUAL_BYTES, filled, _pages(skeleton))
+    return Peak(bound, 0 if device == "cpu" else busy + statistics, least, disk, usual)
 
 
 def compress_peak(method: MatrixCompressor, skeleton: Any, walk: bool, device: str) -> Peak:
@@ -112,9 +118,16 @@ def compress_peak(method: MatrixCompressor, skeleton: Any, walk: bool, device: s
     largest = 3 * 4 * max(parameter.numel() for parameter in skeleton.parameters())
     model = 0 if walk else 4 * model_size(skeleton).parameters
     work = max(factors, largest) if walk else model + max(factors, _stored(skeleton))
+    bound = BASE_BYTES + work
+    usual = USUAL_BYTES + (work if walk else model + max(factors, _pages(skeleton)))
     if walk or device == "cpu":  # nothing is computed: tensors go from file to file
-        return Peak(BASE_BYTES + work, 0, work if walk else model)
-    return Peak(BASE_BYTES + work, model + factors, model)
+        return Peak(bound, 0, work if walk else model, usual=usual)
+    return Peak(bound, model + factors, model, usual=usual)
+
+
+def _pages(skeleton: Any) -> int:
+    """Return the bytes of the checkpoint's pages beside its weights in float32, which are the pages in that dtype."""
+    return loading_bytes(skeleton, "float32") - 4 * model_size(skeleton).parameters
 
 
 def _stored(skeleton: Any) -> int:

@@ -33,8 +33,10 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..foundation.errors import UserError
+from .folder_checks import layout_of, read_object
 from .layers import LowRankLinear
 from .layout import LOWRANK, Layout
+from .loading import load_skeleton
 from .matrices import get_linear, low_rank_layers, matrices, replace_module
 from .saved import verify_saved
 
@@ -53,33 +55,51 @@ class LowRankConfig(QuantizationConfigMixin):
         return self.layout.to_dict()
 
 
+def put_layers(model: Any, layout: Layout) -> Layout:
+    """Replace linear layers by empty factorised ones; returns the layout without what the model does not have.
+
+    Raises:
+        UserError: the layout names what is no linear layer.
+    """
+    layout = _without_head(model, layout)
+    made: dict[str, LowRankLinear] = {}
+    for name, rank in layout.ranks.items():
+        try:
+            dense = get_linear(model, name)
+        except (AttributeError, TypeError) as error:
+            raise UserError(
+                f"the checkpoint announces factors for '{name}', which is no linear layer of "
+                f"{type(model).__name__}; load it with AutoModelForCausalLM, or make the checkpoint again"
+            ) from error
+        made[name] = LowRankLinear(
+            dense.in_features,
+            dense.out_features,
+            rank,
+            dense.bias is not None,
+            dense.weight.dtype,
+            dense.weight.device,
+            name in layout.added_bias,
+            made[layout.shared[name]] if name in layout.shared else None,
+        )
+        replace_module(model, name, made[name])
+    return layout
+
+
+def load_exact_skeleton(location: str, revision: str = "") -> nn.Module:
+    """Build a model on the meta device as `loading.load_skeleton` does, with its factors where it is a folder."""
+    skeleton = load_skeleton(location, revision)
+    if Path(location).is_dir() and (layout := layout_of(read_object(Path(location) / "config.json"))):
+        put_layers(skeleton, layout)
+    return skeleton
+
+
 class LowRankQuantizer(HfQuantizer):
     """Puts empty factorised layers into a model before transformers fills in the tensors."""
 
     requires_calibration = True
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        layout = self.quantization_config.layout = _without_head(model, self.quantization_config.layout)
-        made: dict[str, LowRankLinear] = {}
-        for name, rank in layout.ranks.items():
-            try:
-                dense = get_linear(model, name)
-            except (AttributeError, TypeError) as error:
-                raise UserError(
-                    f"the checkpoint announces factors for '{name}', which is no linear layer of "
-                    f"{type(model).__name__}; load it with AutoModelForCausalLM, or make the checkpoint again"
-                ) from error
-            made[name] = LowRankLinear(
-                dense.in_features,
-                dense.out_features,
-                rank,
-                dense.bias is not None,
-                dense.weight.dtype,
-                dense.weight.device,
-                name in layout.added_bias,
-                made[layout.shared[name]] if name in layout.shared else None,
-            )
-            replace_module(model, name, made[name])
+        layout = self.quantization_config.layout = put_layers(model, self.quantization_config.layout)
         if layout.guard:
             ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
             model._keys_to_ignore_on_load_unexpected = {*ignored, re.escape(layout.guard)}

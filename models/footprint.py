@@ -10,6 +10,7 @@ from ..foundation.errors import UserError
 from ..foundation.memory import free_memory
 from .configs import load_config
 from .loading import DTYPES, own_dtype, verify_folder, weights_size
+from .matrices import model_size
 
 SMALL_PARAMETERS = 50_000_000
 """Models below this size do not fill a processor's cores, and starting a process takes longer than loading them."""
@@ -36,6 +37,19 @@ def token_bytes(config: Any, itemsize: int) -> int:
     layers, width = getattr(text, "num_hidden_layers", None), head_size(config)
     heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", None)
     return 2 * layers * heads * width * itemsize if layers and heads and width else 0
+
+
+def loading_bytes(skeleton: Any, dtype: str) -> int:
+    """Return what a model takes while it is loaded: weights, and the pages of files that are in another dtype.
+
+    Tensors of the same dtype are the pages themselves.
+
+    Args:
+        skeleton: on the meta device.
+        dtype: name of what it is loaded as.
+    """
+    own, parameters = own_dtype(skeleton.config), model_size(skeleton).parameters
+    return parameters * (DTYPES[dtype].itemsize + (0 if own == dtype else DTYPES[own].itemsize))
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ def memory_rows(ways: Mapping[str, Way]) -> list[tuple[str, ...]]:
     """Return the rows under `COLUMNS`."""
     rows = []
     for what, way in ways.items():
-        sizes = (0, 0, 0) if way.peak is None else (way.peak.host, way.peak.device, way.peak.disk)
+        sizes = (0, 0, 0) if way.peak is None else (way.peak.usual or way.peak.host, way.peak.device, way.peak.disk)
         model = "layer by layer" if way.walk else f"whole: {way.why}" if way.why else "whole"
         rows.append((what, model, *(f"{size / _GIB:.1f}" if size else "" for size in sizes)))
     return rows

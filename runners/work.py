@@ -22,20 +22,23 @@ from ..foundation.progress import reporting
 from ..methods.base import CompressionReport, Compressor, create_method
 from ..methods.budget import Budget
 from ..methods.fitted import Fitted
+from ..models.checkpoint import load_exact_skeleton
 from ..models.dtypes import SaveDtypes, save_dtypes
 from ..models.footprint import context_length
 from ..models.loading import load_model, load_skeleton, load_tokenizer, weights_size
 from ..models.notes import notes_of
 from ..models.shards import save_model
 from .data import TaskData, load_task_data, longest_example
+from .foreseen import check_training, evaluation_peak, plain
 from .memory import Way, compress_way, fit_way, open_model
 from .parallel.launch import train_together
-from .parallel.sharding import is_main
+from .parallel.sharding import is_main, process_count, shards
 from .provenance import code_digest
 from .recipes import TrainSettings
 from .resuming import Resumable
 from .stages import MODEL_FOLDER, REPORT, Stage, input_digests, ratio_folder, resume_folder
 from .training import Progress, TaskTrainer, compress_order
+from .training_memory import Placement, training_peak
 
 BASES_FILE = "bases.safetensors"
 """Beside a compressed checkpoint, where a method says which bases survived."""
@@ -81,11 +84,30 @@ def _way(stage: Stage, choose: Callable[..., Way], method: Compressor, **more: A
     return way, way.check(stage.title or stage.key, runtime["device"])
 
 
-def _model(stage: Stage) -> tuple[Any, Any]:
+def _foreseen(stage: Stage, data: TaskData, skeleton: Any, method: Compressor | None = None) -> dict[str, Any]:
+    """Return what the training will take, for the record, with a note where it may not fit.
+
+    Raises:
+        UserError: it certainly does not.
+    """
+    settings, device, processes = TrainSettings(**stage.config["train"]), stage.runtime["device"], process_count()
+    longest = max(len(item.input_ids) for item in data.items)
+    placement: Placement = stage.config.get("placement", "fsdp2" if shards() else "device")
+    peak = training_peak(skeleton, settings, longest, device, placement, processes, method)
+    note = check_training(peak, stage.title or stage.key, settings, device)
+    return plain(peak, processes) | ({"warning": note} if note else {})
+
+
+def _skeleton(stage: Stage) -> tuple[Any, Any]:
+    where = stage.runtime["model"]
+    place = where["location"], where["revision"]
+    return load_exact_skeleton(*place), load_tokenizer(*place)
+
+
+def _model(stage: Stage) -> Any:
     where = stage.runtime["model"]
     place = stage.runtime.get("place", stage.runtime["device"])
-    model = load_model(where["location"], where["revision"], _WIDE, place)
-    return model, load_tokenizer(where["location"], where["revision"])
+    return load_model(where["location"], where["revision"], _WIDE, place)
 
 
 def _data(stage: Stage, model: Any, tokenizer: Any) -> TaskData:
@@ -137,8 +159,10 @@ def _dtypes(stage: Stage) -> SaveDtypes:
 
 
 def _finetune(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
-    model, tokenizer = _model(stage)
-    data = _data(stage, model, tokenizer)
+    skeleton, tokenizer = _skeleton(stage)
+    data = _data(stage, skeleton, tokenizer)
+    memory = _foreseen(stage, data, skeleton)
+    model = _model(stage)
     trainer = _trainer(stage, data, progress, _resumable(stage, folder))
     log = trainer.train(model, trainer.total_steps)
     _save_trained(stage, trainer, model, tokenizer, folder)
@@ -147,6 +171,7 @@ def _finetune(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
         "examples": len(data.items),
         "dropped": data.dropped,
         "warnings": notes_of(model),
+        "memory": memory,
     }
 
 
@@ -171,9 +196,14 @@ def _fit(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, 
 def _compress(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
     method = create_method(stage.config["method"], stage.config["options"])
     way, _ = _way(stage, compress_way, method)
+    memory, skeleton_data = way.record(), None
+    if "data" in stage.config and "train" in stage.config:
+        skeleton, words = _skeleton(stage)
+        skeleton_data = _data(stage, skeleton, words)
+        memory |= _foreseen(stage, skeleton_data, skeleton, method) | {"why": way.why}
     model, tokenizer = _opened(stage, way, folder)
     fitted = Fitted.load(Path(stage.runtime["fit"]))
-    data = _data(stage, model, tokenizer) if "data" in stage.config else None
+    data = skeleton_data or (_data(stage, model, tokenizer) if "data" in stage.config else None)
     trainer = None
     if data is not None and "train" in stage.config:
         trainer = _trainer(stage, data, progress, _resumable(stage, folder, method))
@@ -192,17 +222,20 @@ def _compress(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
     # From the files, for some may be older than this process.
     reports = {f"{b.ratio:g}": read_json(folder / ratio_folder(b.ratio) / REPORT) for b in budgets if is_main()}
     trained = {"training": asdict(trainer.log)} if trainer and trainer.log else {}
-    return {"reports": reports, "memory": way.record()} | trained
+    return {"reports": reports, "memory": memory} | trained
 
 
 def _recover(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
-    model, tokenizer = _model(stage)
+    skeleton, tokenizer = _skeleton(stage)
+    data = _data(stage, skeleton, tokenizer)
+    memory = _foreseen(stage, data, skeleton)
+    model = _model(stage)
     report = read_json(Path(stage.runtime["model"]["location"]).parent / REPORT)
-    trainer = _trainer(stage, _data(stage, model, tokenizer), progress, _resumable(stage, folder))
+    trainer = _trainer(stage, data, progress, _resumable(stage, folder))
     spent = 0 if trainer.extra_steps else report["steps"]
     log = trainer.train(model, max(trainer.total_steps - spent, 0), report["recover_lr_scale"])
     _save_trained(stage, trainer, model, tokenizer, folder)
-    return {"training": asdict(log)}
+    return {"training": asdict(log), "memory": memory}
 
 
 def _evaluate(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
@@ -210,6 +243,12 @@ def _evaluate(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
     settings = EvalSettings(**(runtime["settings"] | {"data_dir": Path(runtime["data"]) if runtime["data"] else None}))
     benchmark = benchmarks.get(stage.config["benchmark"])()
     benchmark.check(settings)
+    skeleton, tokenizer = _skeleton(stage)
+    longest = benchmark.longest_sequence(tokenizer, settings, context_length(skeleton.config))
+    memory = {}
+    if stage.config["engine"] == "transformers":  # vLLM takes what it is given
+        peak = evaluation_peak(skeleton, benchmark, settings, longest, stage.config["dtype"], runtime["device"])
+        memory = {"memory": plain(peak)}
     engine = HostedEngine(
         stage.config["engine"],
         where["location"],
@@ -217,7 +256,7 @@ def _evaluate(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
         runtime["device"],
         where["revision"] or None,
         torch.get_num_threads(),
-        longest=lambda tokenizer, context: benchmark.longest_sequence(tokenizer, settings, context),
+        longest=lambda *_: longest,
     )
     with engine:
         outcome = benchmark.evaluate(engine, settings, progress)
@@ -238,6 +277,7 @@ def _evaluate(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
         },
         "parameters": size.parameters,
         "bytes": size.bytes,
+        **memory,
     }
 
 

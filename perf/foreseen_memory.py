@@ -1,0 +1,169 @@
+"""Foreseen against measured peak memory of every kind of stage, each in a process of its own, on the CPU.
+
+    python perf/foreseen_memory.py                                   # three sizes: about 30 minutes on two cores
+    python perf/foreseen_memory.py --sizes 50 --optimizers sgd       # a quick look
+    python perf/foreseen_memory.py --model FOLDER --methods svd      # another model
+
+Models are Llamas with random weights and the built-in tokenizer; a stage is done as `bench run` does it, with two
+updates. The measured peak is VmHWM, libraries included, of the stage's record; for evaluations of the engine's process.
+The target: every ratio lies between 0.8 and 1.25.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from lowrank_bench.models.loading import load_tokenizer
+from lowrank_bench.models.presets import resolve_model
+from lowrank_bench.models.shards import Promise, write_shards
+from lowrank_bench.runners.config import make_config
+from lowrank_bench.runners.plan import Plan, make_plan
+from lowrank_bench.runners.stages import Stage
+
+LEAST, MOST = 0.8, 1.25
+SIZES = {"50": (512, 13, 4096), "120": (768, 14, 8192), "270": (1024, 15, 32768)}
+"""Millions of parameters: width, layers, vocabulary."""
+KINDS = ("finetune", "fit", "compress", "recover", "evaluate")
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "adagrad", "rmsprop")
+# glibc keeps freed memory in one arena for each thread, and raises the size from which it asks the system for pages.
+_QUIET = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+_CHILD = """
+import json, sys
+from pathlib import Path
+from lowrank_bench.foundation.memory import reset_peak_memory
+from lowrank_bench.runners.stages import Stage, StageStore
+from lowrank_bench.runners.work import perform
+stage = Stage(**json.load(sys.stdin))
+StageStore(Path(sys.argv[1])).run(stage, lambda folder: perform(stage, folder))
+"""
+
+
+def write_model(folder: Path, width: int, layers: int, vocabulary: int) -> int:
+    """Write a Llama with random weights in bfloat16; returns its parameters."""
+    import torch
+    import transformers
+
+    load_tokenizer(resolve_model("tiny").location).save_pretrained(folder)
+    config = transformers.LlamaConfig(
+        hidden_size=width,
+        intermediate_size=width * 11 // 4,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        vocab_size=vocabulary,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        architectures=["LlamaForCausalLM"],
+        dtype="bfloat16",
+    )
+    config.save_pretrained(folder)
+    with torch.device("meta"):
+        skeleton = transformers.AutoModelForCausalLM.from_config(config)
+    promises = [
+        Promise(
+            name, tuple(tensor.shape), torch.bfloat16, lambda shape=tensor.shape: torch.randn(shape).bfloat16() / 50
+        )
+        for name, tensor in skeleton.state_dict().items()
+    ]
+    write_shards(promises, folder, 10**10)
+    return sum(tensor.numel() for tensor in skeleton.state_dict().values())
+
+
+def plan_for(model: Path, out: Path, optimizer: str, checkpointing: bool, methods: Sequence[str]) -> Plan:
+    """Return a sweep of two updates a training and one ratio."""
+    train = {
+        "steps": 2,
+        "batch_size": 16,
+        "micro_batch_size": 8,
+        "optimizer": optimizer,
+        "gradient_checkpointing": checkpointing,
+        "precision": "float32",
+    }
+    return make_plan(
+        make_config(
+            {
+                "model": str(model),
+                "task": "toy-math",
+                "methods": list(methods),
+                "ratios": [1.5],
+                "finetune": train,
+                "recover": train | {"steps": 4},
+                "limit": 4,
+                "max_new_tokens": 8,
+                "eval_batch_size": 4,
+                "device": "cpu",
+                "dtype": "float32",
+                "out": out,
+            }
+        )
+    )
+
+
+def measure(plan: Plan, kinds: Sequence[str]) -> Iterator[tuple[Stage, int, int]]:
+    """Do the stages of some kinds; yield each with its foreseen and measured bytes."""
+    for key, stage in plan.stages.items():
+        if stage.kind not in kinds:
+            continue
+        done = subprocess.run(
+            [sys.executable, "-c", _CHILD, str(plan.store.root)],
+            input=json.dumps(asdict(plan.store.ready(stage))),
+            env=os.environ | _QUIET,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        record = plan.store.read(key)
+        measured = record["result"].get("engine", {}).get("peak_memory_bytes") or record["peak_memory_bytes"]
+        yield stage, record["result"]["memory"]["predicted_peak_bytes"], measured
+
+
+def measure_model(model: Path, out: Path, optimizers: Sequence[str], methods: Sequence[str]) -> bool:
+    """Print the lines of a model: all stages with the first optimizer, finetuning with all; return whether all hold."""
+    good = True
+    for optimizer in optimizers:
+        for checkpointing in (False, True):
+            folder = out / f"{optimizer}-{checkpointing}"
+            plan = plan_for(model, folder, optimizer, checkpointing, methods)
+            kinds = ["finetune"] if checkpointing or optimizer != optimizers[0] else list(KINDS)
+            for stage, foreseen, measured in measure(plan, kinds):
+                ratio = foreseen / measured
+                good &= LEAST <= ratio <= MOST
+                how = f", {optimizer}{', checkpointing' if checkpointing else ''}" if "train" in stage.config else ""
+                sizes = f"{ratio:6.2f}{foreseen / 1e6:10,.0f}{measured / 1e6:10,.0f}"
+                print(f"{sizes}  {(stage.title or stage.kind).partition(',')[0]}{how}", flush=True)
+            shutil.rmtree(folder)
+    return good
+
+
+def main() -> int:
+    """Print the table; exit 1 if a ratio is out of its range."""
+    parser = argparse.ArgumentParser(description="Foreseen against measured peak memory.")
+    parser.add_argument("--sizes", default=",".join(SIZES), help="millions of parameters, with commas")
+    parser.add_argument("--model", type=Path, help="a folder instead of random models")
+    parser.add_argument("--optimizers", default=",".join(OPTIMIZERS), help="with commas")
+    parser.add_argument("--methods", default="svd,svd-llm,bs:prunings=2", help="with commas")
+    options = parser.parse_args()
+    optimizers, methods = options.optimizers.split(","), options.methods.split(",")
+    good = True
+    print(f"{'ratio':>6}{'foreseen':>10}{'measured':>10}  MB, stage", flush=True)
+    for size in ["given"] if options.model else options.sizes.split(","):
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            if not options.model:
+                print(f"{write_model(folder / 'model', *SIZES[size]) / 1e6:.0f} M parameters", flush=True)
+            good &= measure_model(options.model or folder / "model", folder / "out", optimizers, methods)
+    print(f"{'all ratios lie' if good else 'MISSED: not all ratios lie'} between {LEAST} and {MOST}")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
