@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from ...evals.compare import paired_interval
 from ...results.intervals import mean_interval
 from ...results.metrics import has_ideal
 from ...results.paired import enough_flips, holm, mcnemar, sign_flips
