@@ -21,7 +21,7 @@ _UNKNOWN = 1 << 40  # numbers never reached: a reload processes the layer when a
 
 
 class Announced(Protocol):
-    """What a checkpoint announces: its layout under vLLM's names, replaced as these become known, and shared factors."""
+    """What a checkpoint announces: its layout, replaced as vLLM's own names become known, and shared factors."""
 
     layout: Layout
     factors: FirstFactors
