@@ -20,6 +20,10 @@ _METHODS = (
 )
 
 
+UNCOMPRESSED = "none"
+"""The method of records about the model before compression."""
+
+
 @dataclass(frozen=True)
 class Look:
     """A line's colour (``#rrggbb``), and matplotlib's marker and line style; each pair of the two is used once."""
@@ -27,6 +31,9 @@ class Look:
     colour: str
     marker: Any
     dashes: Any
+
+
+_BLACK = Look("#010101", "h", (0, (9, 3)))
 
 
 def method_of(label: str) -> str:
@@ -48,6 +55,9 @@ def looks(methods: Sequence[str]) -> list[Look]:
     lines: dict[str, int] = {}
     chosen = []
     for method in methods:
+        if method == UNCOMPRESSED:
+            chosen.append(_BLACK)
+            continue
         number, variant = numbers[method], lines.get(method, 0)
         lines[method] = variant + 1
         marker = number % len(MARKERS) if variant == 0 else _unused(number + variant, used)
@@ -70,7 +80,7 @@ def _numbers(methods: Sequence[str]) -> dict[str, int]:
     """
     numbers = {method: _METHODS.index(method) for method in methods if method in _METHODS}
     room = len(MARKERS) * (len(DASHES) - 1)
-    for method in sorted(set(methods) - set(_METHODS)):
+    for method in sorted(set(methods) - {UNCOMPRESSED, *_METHODS}):
         start = crc32(method.encode()) % room
         every = [len(MARKERS) + (start + i) % room for i in range(room)]
         free = [number for number in every if number not in numbers.values()]

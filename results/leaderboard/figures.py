@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from ..looks import UNCOMPRESSED
 from ..pages.charts import Axis, Point, Series, chart, pareto, staircase
 from ..pages.parts import Figure
 from ..pivot import direction, format_cell, is_fraction, is_perplexity
@@ -85,7 +86,9 @@ def _front(
     )
     text = f"On the front: {', '.join(members)}. {_direction(board).capitalize()}."
     methods = {row.label: row.method for row in board.table.rows}
-    series = [Series(label, points, line=False, method=methods.get(label, "none")) for label, points in groups.items()]
+    series = [
+        Series(label, points, line=False, method=methods.get(label, UNCOMPRESSED)) for label, points in groups.items()
+    ]
     front = staircase(corners, less_x)
     return [Figure(chart(f"{board.id}-{name}", caption, text, axis, _y(board), series, front=front), caption)]
 
