@@ -162,7 +162,7 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
             get_task(read)
             data = load_task_data(
                 read,
-                request.train_set if read == request.task else None,
+                recipe.train_set(read, request.train_set) if read == request.task else None,
                 request.data,
                 tokenizer,
                 method.calibration_length or settings.max_length,

@@ -190,6 +190,23 @@ def test_paper_recipe_is_the_authors():
     assert (bs.keep_epochs, bs.prune_epochs, bs.post_epochs) == (1, 2, 3)
 
 
+def test_quick_recipe_is_the_papers_on_fewer_examples(tmp_path, data_dir):
+    paper, quick = RECIPES["paper"], RECIPES["quick"]
+    assert (quick.finetune, quick.recover, quick.dtype) == (paper.finetune, paper.recover, paper.dtype)
+    assert quick.train_set("math", None) == "gsm8k+math"
+    assert quick.train_set("math", "gsm8k") == "gsm8k"
+    assert quick.train_set("code", None) is None
+    changes = {"task": "math", "data": data_dir, "pretrained": False, "finetune": {}, "recover": {}}
+    plan = make_plan(small_sweep(tmp_path, recipe="quick", methods=["svd", "fwsvd", "bs"], **changes))
+    trained = [stage for stage in plan.stages.values() if "train" in stage.config]
+    assert all(stage.runtime["train_set"] == "gsm8k+math" for stage in trained)
+    # One budget for all: whoever trains while compressing is told the same as the others' recovery.
+    after = [stage.config["train"] for stage in trained if stage.kind != "finetune"]
+    assert len(after) > 3
+    assert all(settings == quick.recover.model_dump() for settings in after)
+    assert {stage.config.get("extra_pruning_steps", 0) for stage in trained} == {0}
+
+
 def test_epochs_override_a_recipes_steps():
     assert merge_settings(TrainSettings(steps=200), {"epochs": 2.0, "steps": None}).steps is None
     assert merge_settings(TrainSettings(steps=200), {"steps": 5}).steps == 5
