@@ -33,7 +33,7 @@ SETTINGS = TrainSettings(
     gradient_checkpointing=False,
     precision="float32",
 )
-CASES = ("dense", "tied, accumulated", "factorised", "bfloat16")
+CASES = ("dense", "tied, accumulated", "factorised", "bfloat16", "fused")
 SELECTIONS: dict[str, dict[str, Any]] = {
     "from the top": {"new_vectors": "top", "additional_share": 0.5, "criterion": "taylor"},
     "nothing new": {"additional_dimension": 0, "scope": "global", "train_others": False},
@@ -73,6 +73,8 @@ def train(case: str) -> tuple[Any, Any]:
         settings = settings.model_copy(update={"micro_batch_size": 2, "gradient_checkpointing": True})
     if case == "bfloat16":
         settings = settings.model_copy(update={"precision": "bfloat16"})
+    if case == "fused":
+        settings = settings.model_copy(update={"optimizer": "adamw_torch_fused"})
     return model, TaskTrainer(TaskData(ITEMS, 0, 0, 42), settings).train(model, STEPS)
 
 
