@@ -222,7 +222,7 @@ class _Layout:
 
     def __init__(self, plan: Plan, names: tuple[str, ...], pretrained: bool) -> None:
         self.plan, self.config, self.names, self.pretrained = plan, plan.config, names, pretrained
-        finetune, recover = plan.recipe.for_kind(get_task(plan.config.task).kind)
+        finetune, recover = plan.recipe.for_kind(get_task(plan.config.task).kind, plan.device)
         self.finetune = merge_settings(finetune, plan.config.finetune.model_dump())
         self.recover = merge_settings(recover, plan.config.recover.model_dump())
         if plan.config.training_free:

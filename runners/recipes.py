@@ -27,7 +27,7 @@ class TrainSettings(BaseModel):
         micro_batch_size: examples per forward pass; smaller than ``batch_size`` accumulates gradients.
         schedule: transformers' name of the learning-rate schedule.
         warmup: share of the steps with a rising learning rate.
-        optimizer: transformers' name of the optimizer.
+        optimizer: transformers' name of the optimizer; recipes say ``adamw_torch``, on a GPU ``adamw_torch_fused``.
         weight_decay: of AdamW.
         max_grad_norm: gradients are clipped to this norm.
         max_length: longest example in tokens; longer ones are left out and counted. None takes the task's own.
@@ -81,6 +81,10 @@ class TrainSettings(BaseModel):
         return micro, share // micro
 
 
+_ON_GPUS = {"adamw_torch": "adamw_torch_fused"}
+"""The same update in one kernel, up to rounding; the other keeps copies as large as the parameters meanwhile."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A set of defaults.
@@ -117,10 +121,16 @@ class Recipe:
         """
         return asked or (self.save_dtype if trains else OWN)
 
-    def for_kind(self, kind: str) -> tuple[TrainSettings, TrainSettings]:
-        """Return the two training runs, finetune and recover, for tasks of a kind."""
+    def for_kind(self, kind: str, device: str = "cpu") -> tuple[TrainSettings, TrainSettings]:
+        """Return the two training runs, finetune and recover, for tasks of a kind on a device."""
         first, second = self.by_kind.get(kind, ({}, {}))
-        return self.finetune.model_copy(update=dict(first)), self.recover.model_copy(update=dict(second))
+        runs = self.finetune.model_copy(update=dict(first)), self.recover.model_copy(update=dict(second))
+        if not device.startswith("cuda"):
+            return runs
+        finetune, recover = (
+            run.model_copy(update={"optimizer": _ON_GPUS.get(run.optimizer, run.optimizer)}) for run in runs
+        )
+        return finetune, recover
 
 
 _PAPER = TrainSettings()

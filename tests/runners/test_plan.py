@@ -207,6 +207,33 @@ def test_quick_recipe_is_the_papers_on_fewer_examples(tmp_path, data_dir):
     assert {stage.config.get("extra_pruning_steps", 0) for stage in trained} == {0}
 
 
+@pytest.mark.parametrize(
+    ("device", "asked", "optimizer"),
+    [
+        ("cpu", {}, "adamw_torch"),
+        ("cuda", {}, "adamw_torch_fused"),
+        ("cuda:1", {}, "adamw_torch_fused"),
+        ("cuda", {"optimizer": "adamw_torch"}, "adamw_torch"),
+        ("cuda", {"optimizer": "adafactor"}, "adafactor"),
+        ("cpu", {"optimizer": "adamw_torch_fused"}, "adamw_torch_fused"),
+    ],
+)
+def test_the_key_names_the_optimizer_that_runs_on_the_device(tmp_path, monkeypatch, device, asked, optimizer):
+    monkeypatch.setattr("lowrank_bench.runners.plan.pick_device", lambda wanted: device)
+    changes = {"finetune": {"steps": 2} | asked, "recover": {"steps": 2} | asked, "methods": ["svd", "bs"]}
+    plan = make_plan(small_sweep(tmp_path, engine="transformers", **changes))
+    trained = [stage for stage in plan.stages.values() if "train" in stage.config]
+    assert {stage.kind for stage in trained} == {"finetune", "compress", "recover"}
+    assert {stage.config["train"]["optimizer"] for stage in trained} == {optimizer}
+
+
+@pytest.mark.parametrize("kind", ["instruction", "language"])
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_a_gpu_changes_nothing_but_the_optimizers_kernel(recipe, kind):
+    for here, there in zip(recipe.for_kind(kind), recipe.for_kind(kind, "cuda"), strict=True):
+        assert there == here.model_copy(update={"optimizer": "adamw_torch_fused"})
+
+
 def test_epochs_override_a_recipes_steps():
     assert merge_settings(TrainSettings(steps=200), {"epochs": 2.0, "steps": None}).steps is None
     assert merge_settings(TrainSettings(steps=200), {"steps": 5}).steps == 5
