@@ -280,7 +280,11 @@ class TaskTrainer:
                 report_to=[],
                 disable_tqdm=True,
                 dataloader_pin_memory=self.device != "cpu",
-                accelerator_config={"non_blocking": self.device != "cpu"},
+                accelerator_config={
+                    "non_blocking": self.device != "cpu",
+                    # Between passes FSDP2 would else keep whole float32 gradients in each process.
+                    "gradient_accumulation_kwargs": {"sync_each_batch": True} if self.shards else None,
+                },
                 remove_unused_columns=False,
                 average_tokens_across_devices=True,
             )
