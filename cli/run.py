@@ -41,7 +41,7 @@ def run(
     ] = None,
     bos: Bos = None,
     train_set: Annotated[str | None, typer.Option(help="Training set of the task (see bench tasks).")] = None,
-    recipe: Annotated[str | None, typer.Option(help="Training defaults: paper, small or auto.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Training defaults: paper, quick, small or auto.")] = None,
     finetune_steps: Annotated[int | None, typer.Option(help="Optimizer steps of the first finetuning.")] = None,
     recover_steps: Annotated[
         int | None, typer.Option(help="Optimizer steps after it, pruning included; the same for every method.")

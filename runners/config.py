@@ -133,7 +133,7 @@ class SweepConfig(BaseModel):
         model: preset, folder or hub id.
         revision: commit of a hub model.
         task: target application.
-        train_set: training set of the task; None takes the task's default for hub or local data.
+        train_set: training set of the task; None takes the recipe's, else the task's default for hub or local data.
         methods: at least one, without repeats.
         ratios: original / compressed parameters of the whole model, each above 1, without repeats.
         seeds: of training order, new vectors and sampling.

@@ -222,7 +222,7 @@ class _Layout:
 
     def __init__(self, plan: Plan, names: tuple[str, ...], pretrained: bool) -> None:
         self.plan, self.config, self.names, self.pretrained = plan, plan.config, names, pretrained
-        finetune, recover = plan.recipe.for_kind(get_task(plan.config.task).kind)
+        finetune, recover = plan.recipe.for_kind(get_task(plan.config.task).kind, plan.device)
         self.finetune = merge_settings(finetune, plan.config.finetune.model_dump())
         self.recover = merge_settings(recover, plan.config.recover.model_dump())
         if plan.config.training_free:
@@ -231,7 +231,8 @@ class _Layout:
             if plan.setup and run.steps != 0:
                 run.split(plan.setup.processes)
         self.data_dir = plan.config.data.expanduser().resolve() if plan.config.data else None
-        self.data = train_set_identity(plan.config.task, plan.config.train_set, self.data_dir)
+        self.train_set = plan.recipe.train_set(plan.config.task, plan.config.train_set)
+        self.data = train_set_identity(plan.config.task, self.train_set, self.data_dir)
         self.calibration: dict[str, dict[str, Any]] = {plan.config.task: self.data}
         self.source = _Model(plan.source.sha256, plan.source.location, plan.source.revision)
         made = [benchmarks.get(name)() for name in names]
@@ -259,7 +260,7 @@ class _Layout:
             "model": model.runtime,
             "device": self.plan.device,
             "data": str(self.data_dir) if self.data_dir else None,
-            "train_set": self.config.train_set,
+            "train_set": self.train_set,
             "task": self.config.task,
             **more,
         }

@@ -2,8 +2,9 @@
 
 Training costs 6 floating-point operations a parameter and token, 8 with gradient checkpointing, which runs every
 forward pass twice; generation 2. A model compressed to a ratio has 1/ratio of the parameters. Basis Selection trains
-through bases that are full at first; they are frozen, and what is frozen costs 2 less, as it has no gradient. What is
-left out: statistics on data, reading data, writing checkpoints, starting engines.
+through bases that are full at first; they are frozen, and what is frozen costs 2 less, as it has no gradient. To each
+stage come its start and reading, writing and hashing weights. What is left out: statistics on data, and checkpoints of
+trainings of more than half an hour.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ FULL_BASES = 1.6
 """Entries of all bases over those of the matrices: 2 where they are square, 1.37 in the MLP of Llama-2-7B."""
 SEARCH_TOKENS = 5000 * 64 * 128
 """Of a policy that asks the model: its most evaluations, the examples of each, their tokens (``surgical``)."""
+STARTING_SECONDS = 60
+"""Assumed of a stage: a process that imports torch, or an engine with its graphs."""
+STAGE_BYTES, DISK_BYTES_PER_SECOND = 6, 1e9
+"""Of a stage and parameter: weights in bfloat16 are read, written and hashed; and how fast, assumed."""
 BYTES_PER_TRAINED_PARAMETER = 16
 """Weight, gradient and AdamW's two moments, each in float32."""
 
@@ -82,7 +87,9 @@ class Hours:
             said.append(
                 f"What is not measured is arithmetic for one {GPU}: {training if self.trains else 'everything at'} "
                 f"{100 * TRAINING_SHARE:g} % of {PEAK_FLOPS / 1e12:g} TFLOP/s, generation 2·N·tokens at "
-                f"{100 * GENERATION_SHARE:g} %, {TOKENS_PER_EXAMPLE} tokens an example."
+                f"{100 * GENERATION_SHARE:g} %, {TOKENS_PER_EXAMPLE} tokens an example, {STARTING_SECONDS} s to "
+                f"start a stage, {STAGE_BYTES} bytes of a parameter read and written there at "
+                f"{DISK_BYTES_PER_SECOND / 1e9:g} GB/s."
             )
         if self.trains and self.stages:
             need = BYTES_PER_TRAINED_PARAMETER * self.parameters / 1e9
@@ -112,7 +119,8 @@ def gpu_hours(config: SweepConfig, parameters: int, plan: Plan | None = None) ->
     stages: dict[str, int] = {}
     for kind, method, ratio, benchmark in work:
         operations, share = _operations(config, parameters, kind, method, ratio, benchmark)
-        seconds = past.get(kind, operations / (PEAK_FLOPS * share))
+        around = STARTING_SECONDS + STAGE_BYTES * parameters / ratio / DISK_BYTES_PER_SECOND
+        seconds = past.get(kind, operations / (PEAK_FLOPS * share) + around)
         hours[kind] = hours.get(kind, 0.0) + seconds / 3600
         stages[kind] = stages.get(kind, 0) + 1
     return Hours(hours, stages, frozenset(past) & frozenset(stages), parameters, not config.training_free)
@@ -165,10 +173,11 @@ def _operations(
     if kind == "evaluate":
         problems = min(config.limit or 10**9, PROBLEMS.get(benchmark, 1000))
         return 2.0 * small * problems * TOKENS_PER_COMPLETION, GENERATION_SHARE
-    finetune, recover = RECIPES[config.recipe].for_kind(get_task(config.task).kind)
+    recipe = RECIPES["paper" if config.recipe == "auto" else config.recipe]  # what needs a GPU is not small
+    finetune, recover = recipe.for_kind(get_task(config.task).kind)
     base, changes = (finetune, config.finetune) if kind == "finetune" else (recover, config.recover)
     chosen = merge_settings(base, changes.model_dump())
-    source = config.train_set or get_task(config.task).default_source(config.data)
+    source = recipe.train_set(config.task, config.train_set) or get_task(config.task).default_source(config.data)
     tokens = chosen.total_steps(TRAINING_EXAMPLES.get(source, 10_000)) * chosen.batch_size * TOKENS_PER_EXAMPLE
     per_token = 8.0 if chosen.gradient_checkpointing else 6.0
     trains = bool(method) and method != "none" and create_method(method, {}).trains
