@@ -16,6 +16,17 @@ SMALL_MODEL_PARAMETERS = SMALL_PARAMETERS
 """Models below this size get the recipe ``small`` unless another is named."""
 
 
+Placement = Literal["device", "fsdp2", "host-moments", "8-bit"]
+"""Where a training keeps what belongs to its weights.
+
+    device          weights, gradients and moments on the device, in float32
+    fsdp2           each of several GPUs holds a share of the three
+    host-moments    weights and gradients on the GPU, AdamW's moments in pinned host memory, the same arithmetic
+    8-bit           AdamW's moments in 8 bits on the GPU; other arithmetic, so another stage key
+"""
+HASHED_PLACEMENTS: tuple[Placement, ...] = ("8-bit",)
+
+
 class TrainSettings(BaseModel):
     """How one training run is done; every field of it is part of the stage's identity.
 
@@ -33,6 +44,7 @@ class TrainSettings(BaseModel):
         max_length: longest example in tokens; longer ones are left out and counted. None takes the task's own.
         gradient_checkpointing: trade time for memory.
         precision: ``float32``, ``bfloat16`` (autocast over float32 weights) or ``auto``: bfloat16 on a GPU.
+        placement: where weights, gradients and moments are (`placement`); a plan chooses it by the machine.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,6 +62,11 @@ class TrainSettings(BaseModel):
     max_length: int | None = Field(default=None, ge=8)
     gradient_checkpointing: bool = True
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    placement: Placement = "device"
+
+    def hashed(self) -> dict[str, Any]:
+        """Return what is part of a stage's key: all but placements that leave the numbers as they are."""
+        return self.model_dump(exclude=set() if self.placement in HASHED_PLACEMENTS else {"placement"})
 
     def total_steps(self, examples: int) -> int:
         """Return the optimizer steps over a training set of that many examples."""

@@ -28,8 +28,10 @@ from ..methods.base import Stateful, TrainingLog
 from ..methods.shrinking import shrink_parameter
 from .batches import Examples, StepSampler
 from .data import TaskData, collate
+from .host_moments import HostMomentsAdamW
 from .one_device import OneDeviceArguments
 from .parallel.sharding import collect, fit_settings, is_sharded, process_count, shards, skeleton, use_fsdp2_on_cpus
+from .placement import optimizer_name
 from .recipes import TrainSettings
 from .resuming import Resumable
 
@@ -121,6 +123,7 @@ class _CheckedTrainer(transformers.Trainer):
 
     hooks: _Hooks
     where: str
+    moments_on_host = False
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -147,6 +150,10 @@ class _CheckedTrainer(transformers.Trainer):
         if count == 1 and step is None:
             return super()._get_train_sampler(train_dataset)
         return StepSampler(self.train_dataset, self.args.data_seed, together if count > 1 else 1, step)
+
+    def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> tuple[Any, Any]:
+        kind, options = super().get_optimizer_cls_and_kwargs(args, model)
+        return (HostMomentsAdamW if self.moments_on_host else kind), options
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # the Trainer's own goes through all parameters at each pass, for a number that nobody reads
@@ -266,7 +273,7 @@ class TaskTrainer:
                 learning_rate=chosen.learning_rate * lr_scale,
                 lr_scheduler_type=chosen.schedule,
                 warmup_steps=math.ceil(chosen.warmup * steps),
-                optim=chosen.optimizer,
+                optim=optimizer_name(chosen),
                 weight_decay=chosen.weight_decay,
                 max_grad_norm=chosen.max_grad_norm,
                 gradient_checkpointing=chosen.gradient_checkpointing,
@@ -297,6 +304,7 @@ class TaskTrainer:
             )
             trainer.remove_callback(transformers.PrinterCallback)
             trainer.hooks, trainer.where, hooks.trainer = hooks, self.where, trainer
+            trainer.moments_on_host = chosen.placement == "host-moments"
             assert trainer.args.n_gpu <= 1, "DataParallel would multiply the batch"
             if resumable:
                 trainer.args.output_dir = str(resumable.folder)  # only now, or the Trainer would make it at once
