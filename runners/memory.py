@@ -20,6 +20,8 @@ from ..models.footprint import SMALL_PARAMETERS, Footprint, context_length, toke
 from ..models.loading import DTYPES, load_model, load_tokenizer
 from ..models.matrices import model_size
 from ..models.streamed import NotStreamable, open_streamed, why_not_streamed
+from .at_hand import assumed_longest, counts_by_size
+from .data import longest_example
 from .plan import Plan
 
 Memory = Literal["auto", "walk", "whole"]
@@ -86,7 +88,7 @@ def fit_way(
     Args:
         method: the method; for one that starts from another's bases, that one counts.
         skeleton: on the meta device.
-        location, revision: of the checkpoint.
+        location, revision: of the checkpoint; an empty location where only the skeleton is known.
         wanted: see `Memory`.
         device: torch device.
         length: longest example in tokens where the method does not say, None for the model's context.
@@ -126,7 +128,7 @@ def _choose(
     if wanted == "whole" or (wanted == "auto" and model_size(skeleton).parameters < WALK_PARAMETERS):
         return False, ""
     why = "" if able else f"the method trains, or its rank policy has to {asks} the whole model"
-    why = why or why_not_streamed(location, revision)
+    why = why or (why_not_streamed(location, revision) if location else "")
     if not why and reads:
         try:
             find_blocks(skeleton)
@@ -166,12 +168,12 @@ def plan_ways(plan: Plan) -> dict[str, Way]:
     Checkpoints that earlier stages have yet to write are judged by the sweep's model.
     """
     found: dict[str, Way] = {}
-    place = (plan.source.location, plan.source.revision, plan.config.memory, plan.device)
+    place = (plan.source.location if plan.at_hand.config else "", plan.source.revision, plan.config.memory, plan.device)
     for stage in plan.stages.values():
         name = f"{stage.kind} {stage.config['fit'].get('factors', '') if stage.kind == 'fit' else ''}".strip()
         if stage.kind == "fit":
             method = create_method(stage.runtime["method"], stage.runtime["options"])
-            length = stage.config.get("data", {}).get("max_length")
+            length = longest_example(stage.config["data"]) if "data" in stage.config else None
             found.setdefault(name, fit_way(method, plan.skeleton, *place, length))
         elif stage.kind == "compress":
             method = create_method(stage.config["method"], stage.config["options"])
@@ -184,13 +186,16 @@ def evaluation_needs(plan: Plan) -> dict[str, Footprint]:
     found: dict[str, Footprint] = {}
     config, itemsize = plan.skeleton.config, DTYPES[plan.dtype].itemsize
     context = context_length(config)
-    tokenizer = load_tokenizer(plan.source.location, plan.source.revision)
+    tokenizer = load_tokenizer(plan.source.location, plan.source.revision) if plan.at_hand.tokenizer else None
     for stage in plan.stages.values():
         if stage.kind == "evaluate" and stage.config["variant"] not in found:
             data = stage.runtime["data"]
             settings = EvalSettings(**(stage.runtime["settings"] | {"data_dir": Path(data) if data else None}))
             benchmark = benchmarks.get(stage.config["benchmark"])()
-            longest = benchmark.longest_sequence(tokenizer, settings, context)
+            if tokenizer is None or counts_by_size(benchmark.name, plan.at_hand):
+                longest = assumed_longest(benchmark, settings, context)
+            else:
+                longest = benchmark.longest_sequence(tokenizer, settings, context)
             weights, token = plan.parameters * itemsize, token_bytes(config, itemsize)
             found[stage.config["variant"]] = Footprint(weights, token, context, plan.dtype, longest)
     return found

@@ -21,7 +21,8 @@ from ..results.records import to_frame, write_records
 from ..results.tables import render_terminal
 from .collect import collect
 from .config import SweepConfig
-from .estimate import checkpoint_bytes, disk_bytes, stage_seconds, wall_seconds
+from .disk import checkpoint_bytes, disk_bytes
+from .estimate import stage_seconds, wall_seconds
 from .local import Event, crew_size, raise_failures, run_stages
 from .parallel.setup import refuse_launchers
 from .plan import Plan, make_plan
@@ -150,7 +151,7 @@ def reused(plan: Plan, pending: Sequence[str]) -> list[str]:
 
 def plan_warnings(plan: Plan) -> list[str]:
     """Return what a reader of the results should know before the work starts."""
-    notes = [note for note in (plan.source.note, plan.engine.note, plan.bos_note) if note]
+    notes = [note for note in (plan.source.note, *plan.at_hand.notes, plan.engine.note, plan.bos_note) if note]
     if plan.config.limit:
         notes.append(f"only the first {plan.config.limit} problems are evaluated; the rows say so with their n")
     for part in untouched(plan.skeleton, {}):

@@ -27,7 +27,7 @@ from ..models.footprint import context_length
 from ..models.loading import load_model, load_skeleton, load_tokenizer, weights_size
 from ..models.notes import notes_of
 from ..models.shards import save_model
-from .data import TaskData, load_task_data
+from .data import TaskData, load_task_data, longest_example
 from .memory import Way, compress_way, fit_way, open_model
 from .parallel.launch import train_together
 from .parallel.sharding import is_main
@@ -152,7 +152,8 @@ def _finetune(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
 
 def _fit(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
     method = create_method(stage.runtime["method"], stage.runtime["options"])
-    way, notes = _way(stage, fit_way, method, length=stage.config.get("data", {}).get("max_length"))
+    length = longest_example(stage.config["data"]) if "data" in stage.config else None
+    way, notes = _way(stage, fit_way, method, length=length)
     model, tokenizer = _opened(stage, way, folder)
     data = _data(stage, model, tokenizer) if "data" in stage.config else None
     fitted = method.fit(model, data, folder)
