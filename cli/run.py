@@ -91,6 +91,12 @@ def run(
     accelerate: Annotated[
         Path | None, typer.Option(help="accelerate's config file: train in several processes, such as one per GPU.")
     ] = None,
+    placement: Annotated[
+        str | None,
+        typer.Option(
+            help="Of trained weights and moments: device, fsdp2, host-moments, 8-bit.  [default: auto, what fits]"
+        ),
+    ] = None,
     checkpoint_minutes: Annotated[
         float | None,
         typer.Option(help="How often a training keeps what it can be resumed from; inf: never.  [default: 30]"),
@@ -180,6 +186,7 @@ _PLAIN = {
         "executor",
         "address",
         "accelerate",
+        "placement",
         "checkpoint_minutes",
         "storage",
         "out",

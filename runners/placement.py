@@ -41,7 +41,12 @@ class Choice:
 
 
 def choose_placement(
-    foresee: Foresee, machine: Machine, wanted: Wanted = "auto", title: str = "training", optimizer: str = "adamw_torch"
+    foresee: Foresee,
+    machine: Machine,
+    wanted: Wanted = "auto",
+    title: str = "training",
+    optimizer: str = "adamw_torch",
+    sharing: int | None = None,
 ) -> Choice:
     """Return the first placement that fits a machine, or the one that was asked for.
 
@@ -54,6 +59,7 @@ def choose_placement(
         machine: what there is.
         wanted: ``auto``, or a placement.
         title: of the stage, for messages.
+        sharing: how many processes FSDP2 may use; None for one a GPU, below 2 for none.
         optimizer: transformers' name; moments move to the host and shrink to 8 bits for AdamW alone.
 
     Raises:
@@ -61,21 +67,22 @@ def choose_placement(
     """
     if wanted not in get_args(Wanted):
         raise unknown("placement", wanted, list(get_args(Wanted)))
-    if wanted == "fsdp2" and machine.count < 2:
+    processes = machine.count if sharing is None else min(sharing, machine.count)
+    if wanted == "fsdp2" and processes < 2:
         raise UserError(
-            f"--placement fsdp2 shares weights out over GPUs, but there is {machine.name}; use --accelerate FILE for "
-            "processes on a CPU, or --placement auto"
+            f"--placement fsdp2 shares {title} out over GPUs, which needs two of them and a batch that can be divided; "
+            f"there is {machine.name}; use --accelerate FILE for processes on a CPU, or --placement auto"
         )
     if wanted in ("host-moments", "8-bit") and not optimizer.startswith("adamw_torch"):
         raise UserError(f"--placement {wanted} is for AdamW's moments, but the optimizer is {optimizer}; leave it out")
     if wanted != "auto":
-        return Choice(wanted, machine.count if wanted == "fsdp2" else 1, f"{_SAID[wanted]}, as asked")
+        return Choice(wanted, processes if wanted == "fsdp2" else 1, f"{_SAID[wanted]}, as asked")
     if machine.device == "cpu":
         return Choice("device", 1, "")
     adamw = optimizer.startswith("adamw_torch")
     ways: list[tuple[Placement, int]] = [("device", 1), *((("host-moments", 1), ("8-bit", 1)) if adamw else ())]
-    if machine.count > 1:
-        ways.insert(1, ("fsdp2", machine.count))
+    if processes > 1:
+        ways.insert(1, ("fsdp2", processes))
     needs = []
     for placement, processes in ways:
         peak = foresee(placement, processes)
@@ -88,6 +95,11 @@ def choose_placement(
         f"{machine.host_bytes / _GIB:.0f} GiB of the host are free ({'; '.join(needs)}); use more or larger GPUs, a "
         "smaller model, a smaller micro_batch_size, or --training-free"
     )
+
+
+def placed(settings: TrainSettings, choice: Choice) -> TrainSettings:
+    """Return settings with a placement."""
+    return settings.model_copy(update={"placement": choice.placement})
 
 
 def optimizer_name(settings: TrainSettings) -> str:

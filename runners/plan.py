@@ -13,7 +13,8 @@ from torch import nn
 from ..evals.base import EvalSettings, benchmarks
 from ..evals.base import Stage as EvalStage
 from ..evals.generative import check_sampling
-from ..evals.hosting.choice import Choice, choose_engine
+from ..evals.hosting.choice import Choice as EngineChoice
+from ..evals.hosting.choice import choose_engine
 from ..evals.tasks import benchmark_names, get_task
 from ..foundation.environment import number_formats
 from ..foundation.errors import UserError, unknown
@@ -25,12 +26,14 @@ from ..models.presets import ModelSource, resolve_model
 from .at_hand import AtHand, assumed_device, assumed_engine, counts_by_size, find_at_hand, read_skeleton
 from .checks import begins_with_bos, check_model
 from .config import MethodSpec, SweepConfig
-from .data import DATA_SEED, TrainSetSurvey, survey_train_set
+from .data import DATA_SEED, TrainSetSurvey, longest_example, survey_train_set
 from .machine import Machine, measure_machine
 from .parallel.setup import ProcessSetup, read_setup
-from .recipes import RECIPES, SMALL_MODEL_PARAMETERS, Recipe, TrainSettings
+from .placement import Choice, choose_placement, placed
+from .recipes import RECIPES, SMALL_MODEL_PARAMETERS, Placement, Recipe, TrainSettings
 from .shared_store import SharedStore
 from .stages import MODEL_FOLDER, Stage, StageStore, ratio_folder, verify_around
+from .training_memory import TrainingPeak, training_peak
 
 BASELINE = MethodSpec(name="none", label="uncompressed")
 
@@ -88,7 +91,7 @@ class Plan:
     recipe: Recipe
     recipe_name: str
     device: str
-    engine: Choice
+    engine: EngineChoice
     dtype: str
     store: StageStore
     skeleton: nn.Module
@@ -300,14 +303,46 @@ class _Layout:
             **more,
         }
 
-    def _training_runtime(self, model: _Model) -> dict[str, Any]:
-        setup = self.plan.setup
-        processes = asdict(setup) | {"file": str(setup.file)} if setup else None
-        more: dict[str, Any] = {"accelerate": processes} if processes else {}
+    def _training_runtime(self, model: _Model, choice: Choice) -> dict[str, Any]:
+        setup = self.plan.setup or (
+            ProcessSetup(None, choice.processes, "fsdp2") if choice.placement == "fsdp2" else None
+        )
+        more: dict[str, Any] = {"accelerate": setup.runtime} if setup else {}
+        if choice.why:
+            more["placement"] = {"placement": choice.placement, "why": choice.why}
         return self._runtime(model, checkpoint_minutes=self.config.checkpoint_minutes, **more)
 
+    def _place(
+        self, settings: TrainSettings, title: str, method: Compressor | None = None, ratio: float = 1.0
+    ) -> Choice:
+        """Choose where a training keeps weights, gradients and moments.
+
+        Args:
+            settings: of the run.
+            title: for messages.
+            method: one that trains while it compresses.
+            ratio: of the model that is trained; what a compressed one takes is its share of the dense one's.
+        """
+        if self.plan.setup:
+            return Choice("device", 1, "")
+        longest = longest_example(self.data | {"max_length": settings.max_length})
+
+        def foresee(placement: Placement, processes: int) -> TrainingPeak:
+            peak = training_peak(
+                self.plan.skeleton, settings, longest, self.plan.machine.device, placement, processes, method
+            )
+            return replace(
+                peak, device=peak.device - round(peak.least * (1 - 1 / ratio)), least=round(peak.least / ratio)
+            )
+
+        count = self.plan.machine.count
+        shares = max(n for n in range(1, count + 1) if settings.batch_size % n == 0)
+        if method is not None and not method.trains_sharded:
+            shares = 1
+        return choose_placement(foresee, self.plan.machine, self.config.placement, title, settings.optimizer, shares)
+
     def _training(self, settings: TrainSettings, seed: int) -> dict[str, Any]:
-        return {"train": settings.model_dump(), **self._sampled(settings, seed)}
+        return {"train": settings.hashed(), **self._sampled(settings, seed)}
 
     def _sampled(self, settings: TrainSettings, seed: int, method: Compressor | None = None) -> dict[str, Any]:
         name = (method.calibration_task if method else "") or self.config.task
@@ -319,12 +354,14 @@ class _Layout:
     def _finetuned(self, seed: int) -> tuple[_Model, dict[str, str]]:
         if self.finetune.steps == 0:
             return self.source, {}
+        title = f"finetune {self.plan.source.name} on {self.config.task}, seed {seed}"
+        choice = self._place(self.finetune, title)
         stage = Stage(
             "finetune",
-            self._training(self.finetune, seed) | {"save_dtype": self.plan.saves(trains=True)},
+            self._training(placed(self.finetune, choice), seed) | {"save_dtype": self.plan.saves(trains=True)},
             {"model": self.source.identity},
-            self._training_runtime(self.source),
-            f"finetune {self.plan.source.name} on {self.config.task}, seed {seed}",
+            self._training_runtime(self.source, choice),
+            title,
         )
         key = self.plan.add(stage)
         return self._made(key, MODEL_FOLDER), {"finetune": key}
@@ -359,18 +396,22 @@ class _Layout:
             "save_dtype": self.plan.saves(method.trains),
             "seed": seed,
         }
+        shown = " and ".join(f"{ratio:g}x" for ratio in ratios)
+        title = f"compress {spec.shown} {shown}, seed {seed}"
+        runtime = self._runtime(tuned)
         if method.trains:
-            config |= self._training(self.recover, seed) | {"extra_pruning_steps": self.config.extra_pruning_steps}
+            choice = self._place(self.recover, title, method)
+            runtime = self._training_runtime(tuned, choice)
+            config |= self._training(placed(self.recover, choice), seed)
+            config["extra_pruning_steps"] = self.config.extra_pruning_steps
         elif method.compress_needs_data:
             config |= self._sampled(self.finetune, seed, method)
-        runtime = self._training_runtime(tuned) if method.trains else self._runtime(tuned)
-        shown = " and ".join(f"{ratio:g}x" for ratio in ratios)
         stage = Stage(
             "compress",
             config,
             {"model": tuned.identity, "fit": keys["fit"]},
             runtime | {"memory": self.config.memory, "fit": str(self.plan.store.path(keys["fit"]))},
-            f"compress {spec.shown} {shown}, seed {seed}",
+            title,
         )
         key = self.plan.add(stage, tuned.stage, keys["fit"])
         for ratio in ratios:
@@ -386,13 +427,15 @@ class _Layout:
         self, spec: MethodSpec, method: Compressor, ratio: float, seed: int, keys: dict[str, str], small: _Model
     ) -> None:
         extra = self.config.extra_pruning_steps if method.trains else 0
+        title = f"recover {spec.shown} {ratio:g}x, seed {seed}"
+        choice = self._place(self.recover, title, ratio=ratio)
         stage = Stage(
             "recover",
-            self._training(self.recover, seed)
+            self._training(placed(self.recover, choice), seed)
             | {"save_dtype": self.plan.saves(trains=True), "extra_pruning_steps": extra},
             {"model": small.identity},
-            self._training_runtime(small),
-            f"recover {spec.shown} {ratio:g}x, seed {seed}",
+            self._training_runtime(small, choice),
+            title,
         )
         key = self.plan.add(stage, small.stage)
         self._cell(spec, ratio, seed, "recovered", keys | {"recover": key}, self._made(key, MODEL_FOLDER))
