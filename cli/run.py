@@ -45,7 +45,7 @@ def run(
     ] = None,
     bos: Bos = None,
     train_set: Annotated[str | None, typer.Option(help="Training set of the task (see bench tasks).")] = None,
-    recipe: Annotated[str | None, typer.Option(help="Training defaults: paper, small or auto.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Training defaults: paper, quick, small or auto.")] = None,
     finetune_steps: Annotated[int | None, typer.Option(help="Optimizer steps of the first finetuning.")] = None,
     recover_steps: Annotated[
         int | None, typer.Option(help="Optimizer steps after it, pruning included; the same for every method.")
@@ -90,6 +90,12 @@ def run(
     ] = None,
     accelerate: Annotated[
         Path | None, typer.Option(help="accelerate's config file: train in several processes, such as one per GPU.")
+    ] = None,
+    placement: Annotated[
+        str | None,
+        typer.Option(
+            help="Of trained weights and moments: device, fsdp2, host-moments, 8-bit.  [default: auto, what fits]"
+        ),
     ] = None,
     checkpoint_minutes: Annotated[
         float | None,
@@ -180,6 +186,7 @@ _PLAIN = {
         "executor",
         "address",
         "accelerate",
+        "placement",
         "checkpoint_minutes",
         "storage",
         "out",

@@ -35,7 +35,7 @@ def compress(
         ),
     ] = None,
     device: Device = "auto",
-    recipe: Annotated[str, typer.Option(help="Training defaults: paper, small or auto.")] = "auto",
+    recipe: Annotated[str, typer.Option(help="Training defaults: paper, quick, small or auto.")] = "auto",
     revision: Revision = None,
     memory: Annotated[
         str, typer.Option(help="Read the model layer by layer (walk), load it whole, or by size (auto).")

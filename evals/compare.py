@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any, get_args
 
 import numpy as np
 
 from ..foundation.errors import UserError, unknown
-from ..results.paired import mcnemar
+from ..results.paired import mcnemar, paired_interval
 from .metrics import Verdict
 
 RESAMPLES = 10_000
@@ -129,15 +127,6 @@ def compare(a: Lines, b: Lines, scorer: str | None = None, seed: int = 0) -> Com
         left_out=len(set(first) ^ set(second)),
         verb="solve" if head["verdicts"][scorer] in VERDICTS else "prefer the stereotype in",
     )
-
-
-def paired_interval(only_a: int, only_b: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the interval of (only_b - only_a) / n with half an observation added to each of the four cells."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    b, c, total = only_b + 0.5, only_a + 0.5, n + 2
-    centre = (b - c) / total
-    half = z * math.sqrt((b + c) - (b - c) ** 2 / total) / total
-    return max(-1.0, centre - half), min(1.0, centre + half)
 
 
 def _bootstrap(differences: np.ndarray[Any, Any], seed: int) -> tuple[float, float, float]:

@@ -39,7 +39,7 @@ def shrink_parameter(parameter: nn.Parameter, index: Tensor, optimizer: torch.op
         if gradient is not None:
             parameter.grad = gradient[index]
         for key in shrinking:
-            state[key] = state[key][index]
+            state[key] = state[key][index.to(state[key].device)]
     return True
 
 

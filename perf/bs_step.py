@@ -179,14 +179,16 @@ class Training:
     def __init__(self, setup: Setup, model: Any) -> None:
         self.setup, self.model = setup, model
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5, weight_decay=0.0)
+        fused = setup.device.startswith("cuda") or None  # as the recipes do there
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5, weight_decay=0.0, fused=fused)
         generator = torch.Generator().manual_seed(1)
         ids = torch.randint(3, setup.vocabulary, (setup.batch, setup.length), generator=generator)
         self.ids = ids.to(setup.device)
 
     def step(self) -> None:
         """Do one training step, the GPU's part included."""
-        with torch.autocast(self.setup.device.split(":")[0], torch.bfloat16, enabled=self.setup.autocast):
+        kind, keep = self.setup.device.split(":")[0], not self.setup.checkpointing  # as `runners.training` does
+        with torch.autocast(kind, torch.bfloat16, enabled=self.setup.autocast, cache_enabled=keep):
             loss = self.model(input_ids=self.ids, labels=self.ids).loss
         loss.backward()
         nn.utils.clip_grad_norm_(self.trained, 1.0)

@@ -14,16 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..foundation.files import digest, write_atomic
 from .axes import AXES, XAxis, set_x_axis
+from .looks import Look, looks, method_of
 from .pivot import Cell, Row, Table, direction, is_fraction, is_perplexity, pivot
 from .tables import clean
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# Okabe and Ito's palette (2008), which colour-blind readers tell apart; the uncompressed model is black and grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 _REFERENCE = {"finetuned": ("#222222", (0, (9, 3))), "pretrained": ("#888888", (0, (2, 3)))}
 _REFERENCE_MARKER = {"finetuned": "h", "pretrained": "p"}
 _CROWDED = 8
@@ -32,7 +29,7 @@ _PANEL_LINES = 6
 _STYLE: Any = {
     "text.parse_math": False,
     "svg.hashsalt": "lowrank-bench",
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "axes.spines.top": False,
@@ -178,7 +175,8 @@ def draw_rows(
             cells = axis.cells(row)
             axes.plot([axis.value(c) for c in cells], [c.value * scale for c in cells], color="#cfcfcf", linewidth=1)
     handles = [_reference(axes, row, scale, axis) for row in uncompressed]
-    handles += [_line(axes, row, i, scale, axis) for i, row in enumerate(shown)]
+    chosen = line_looks(lines)
+    handles += [_line(axes, row, chosen[row.label], scale, axis) for row in shown]
     texts = [plain(text) for _, text in references] + [plain(row.label) for row in shown]
     set_x_axis(axes, axis, lines, uncompressed)
     _y_axis(axes, table, uncompressed + lines, scale)
@@ -196,9 +194,10 @@ def finish_legend(figure: Any, handles: Sequence[Any], texts: Sequence[str], cap
         legend.set_alignment("left")
 
 
-def look(index: int) -> tuple[str, str]:
-    """Return the colour and the marker of the line of that number."""
-    return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+def line_looks(rows: Sequence[Row]) -> dict[str, Look]:
+    """Return how each compressed row of a table is drawn, by its label."""
+    methods = [row.method or method_of(row.label) for row in rows]
+    return dict(zip([row.label for row in rows], looks(methods), strict=True))
 
 
 def _groups(lines: Sequence[Row], higher_is_better: bool) -> list[list[Row]]:
@@ -235,9 +234,9 @@ def _panels(
         )
 
 
-def _line(axes: Any, row: Row, index: int, scale: float, axis: XAxis) -> Any:
+def _line(axes: Any, row: Row, look: Look, scale: float, axis: XAxis) -> Any:
     cells = axis.cells(row)
-    colour, marker = look(index)
+    colour = look.colour
     x = [axis.value(c) for c in cells]
     y = [c.value * scale for c in cells]
     low, high = _ends(cells, scale)
@@ -249,8 +248,8 @@ def _line(axes: Any, row: Row, index: int, scale: float, axis: XAxis) -> Any:
         x,
         y,
         color=colour,
-        linestyle=DASHES[index % len(DASHES)],
-        marker=marker,
+        linestyle=look.dashes,
+        marker=look.marker,
         markersize=7,
         markeredgecolor="white",
         markeredgewidth=0.6,

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..foundation.errors import UserError
 from .axes import AXES
-from .curves import draw_rows, finish_legend, look, measured_line, new_figure, plain, save_figure, style
+from .curves import draw_rows, finish_legend, line_looks, measured_line, new_figure, plain, save_figure, style
 from .pivot import Cell, Row, Table, is_fraction
 from .published.quoted import Quoted
 from .tables import clean
@@ -77,12 +77,12 @@ def _draw_quoted(
 ) -> tuple[list[Any], list[str]]:
     """Draw hollow points, with a tail downwards where the source gives an upper bound; return their legend."""
     scale = 100.0 if is_fraction(table.metric) else 1.0
-    lines = [row.label for row in table.rows if not row.uncompressed]
+    lines = line_looks([row for row in table.rows if not row.uncompressed])
     handles, texts = [], []
     for method in dict.fromkeys(row.method for row in quoted):
         points = [row for row in quoted if row.method == method]
         label = next((label for label in lines if methods.get(label) == method), "")
-        colour, marker = look(lines.index(label)) if label else (_OTHERS, "o")
+        colour, marker = (lines[label].colour, lines[label].marker) if label else (_OTHERS, "o")
         x, y = [row.ratio for row in points], [row.number * scale for row in points]
         for row, a, b in zip(points, x, y, strict=True):
             if row.certainty == "upper bound":
@@ -128,7 +128,7 @@ def mean_table(tables: Sequence[Table], name: str) -> Table:
             if all(r is not None and ratio in r.cells for r in same)
         }
         if cells:
-            rows.append(Row(row.label, row.stage, cells))
+            rows.append(Row(row.label, row.stage, cells, row.method))
     return replace(
         first,
         benchmark=name,
@@ -170,5 +170,5 @@ def retained_table(table: Table) -> Table:
             same = row.uncompressed and cell == base
             ends = (share, share) if same else (max(0.0, share - below), share + above)
             cells[ratio] = replace(cell, value=share, low=ends[0], high=ends[1])
-        rows.append(Row(row.label, row.stage, cells))
+        rows.append(Row(row.label, row.stage, cells, row.method))
     return replace(table, metric=RETAINED, scorer="", rows=tuple(rows))

@@ -87,6 +87,7 @@ class Row:
     label: str
     stage: str
     cells: Mapping[float, Cell]
+    method: str = ""
 
     @property
     def uncompressed(self) -> bool:
@@ -218,11 +219,13 @@ def format_cell(metric: str, cell: Cell) -> tuple[str, str]:
 def _table(group: Sequence[_Line], data: str) -> Table:
     first = group[0]
     parts: dict[tuple[str, str], dict[float, list[_Line]]] = {}
+    methods: dict[str, str] = {}
     for label, line in zip(_shown_labels(group), group, strict=True):
         place = 1.0 if line["method"] == "none" else float(line["ratio_target"])
         parts.setdefault((label, line["stage"]), {}).setdefault(place, []).append(line)
+        methods.setdefault(label, line["method"])
     rows = [
-        Row(label, stage, {place: _cell(label, cells[place]) for place in sorted(cells)})
+        Row(label, stage, {place: _cell(label, cells[place]) for place in sorted(cells)}, methods[label])
         for (label, stage), cells in parts.items()
     ]
     rank = {"pretrained": 0, "finetuned": 1}

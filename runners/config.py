@@ -133,7 +133,7 @@ class SweepConfig(BaseModel):
         model: preset, folder or hub id.
         revision: commit of a hub model.
         task: target application.
-        train_set: training set of the task; None takes the task's default for hub or local data.
+        train_set: training set of the task; None takes the recipe's, else the task's default for hub or local data.
         methods: at least one, without repeats.
         ratios: original / compressed parameters of the whole model, each above 1, without repeats.
         seeds: of training order, new vectors and sampling.
@@ -165,6 +165,8 @@ class SweepConfig(BaseModel):
         address: of a running Ray cluster, HOST:PORT or ``auto``; None starts Ray on this machine.
         accelerate: accelerate's configuration file; trainings then run in several processes, with the same results but
             for rounding. Like the executor no part of a stage's key or of ``sweep.yaml``.
+        placement: where trainings keep weights, gradients and moments (docs/memory.md); ``auto`` takes the first that
+            fits: one GPU, FSDP2 over all, AdamW's moments in host memory, moments in 8 bits. Only 8 bits change numbers.
         checkpoint_minutes: trainings keep a checkpoint as often as this, to go on from when they are cut off; infinite
             keeps none.
         storage: URL of a folder that several machines reach, in which finished stages and results stand too; neither
@@ -209,6 +211,7 @@ class SweepConfig(BaseModel):
     executor: Literal["local", "ray"] = "local"
     address: str | None = None
     accelerate: Path | None = None
+    placement: Literal["auto", "device", "fsdp2", "host-moments", "8-bit"] = "auto"
     checkpoint_minutes: float = Field(default=30.0, ge=0)
     storage: str | None = None
     out: Path = Path("runs")

@@ -17,7 +17,7 @@ from .memory import COLUMNS, TITLE, evaluation_needs, evaluation_rows, memory_ro
 from .plan import Plan, build_method, make_plan
 from .progress import duration
 from .sweep import plan_warnings
-from .verdict import evaluation_demands, judge, way_demands
+from .verdict import evaluation_demands, judge, training_demands, training_rows, way_demands
 
 KINDS = ("finetune", "fit", "compress", "recover", "evaluate")
 
@@ -37,12 +37,14 @@ def print_plan(config: SweepConfig, console: Console, assume: str | None = None)
     show_plan(plan, console)
     ways, needs = plan_ways(plan), evaluation_needs(plan)
     memory = Table(*COLUMNS, title=TITLE, title_justify="left", box=None, pad_edge=False)
-    for row in memory_rows(ways) + evaluation_rows(needs, plan.device):
+    for row in training_rows(plan.trainings) + memory_rows(ways) + evaluation_rows(needs, plan.device):
         memory.add_row(*map(escape, row))
     console.print(memory)
     _show_hours(plan, console)
-    sentence = judge(plan.machine, way_demands(ways) + evaluation_demands(needs, plan.device))
-    console.print(escape(sentence), highlight=False, soft_wrap=True)
+    for reason in dict.fromkeys(choice.why for choice, _ in plan.trainings.values() if choice.why):
+        console.print(f"placement: {escape(reason)}", highlight=False, soft_wrap=True)
+    demands = training_demands(plan.trainings) + way_demands(ways) + evaluation_demands(needs, plan.device)
+    console.print(escape(judge(plan.machine, demands, plan.refusals)), highlight=False, soft_wrap=True)
 
 
 def _show_hours(plan: Plan, console: Console) -> None:

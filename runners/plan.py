@@ -13,7 +13,8 @@ from torch import nn
 from ..evals.base import EvalSettings, benchmarks
 from ..evals.base import Stage as EvalStage
 from ..evals.generative import check_sampling
-from ..evals.hosting.choice import Choice, choose_engine
+from ..evals.hosting.choice import Choice as EngineChoice
+from ..evals.hosting.choice import choose_engine
 from ..evals.tasks import benchmark_names, get_task
 from ..foundation.environment import number_formats
 from ..foundation.errors import UserError, unknown
@@ -25,12 +26,14 @@ from ..models.presets import ModelSource, resolve_model
 from .at_hand import AtHand, assumed_device, assumed_engine, counts_by_size, find_at_hand, read_skeleton
 from .checks import begins_with_bos, check_model
 from .config import MethodSpec, SweepConfig
-from .data import DATA_SEED, TrainSetSurvey, survey_train_set
+from .data import DATA_SEED, TrainSetSurvey, longest_example, survey_train_set
 from .machine import Machine, measure_machine
 from .parallel.setup import ProcessSetup, read_setup
-from .recipes import RECIPES, SMALL_MODEL_PARAMETERS, Recipe, TrainSettings
+from .placement import Choice, NothingFits, choose_placement, placed
+from .recipes import RECIPES, SMALL_MODEL_PARAMETERS, Placement, Recipe, TrainSettings
 from .shared_store import SharedStore
 from .stages import MODEL_FOLDER, Stage, StageStore, ratio_folder, verify_around
+from .training_memory import TrainingPeak, training_peak
 
 BASELINE = MethodSpec(name="none", label="uncompressed")
 
@@ -81,6 +84,9 @@ class Plan:
         assumed: the machine that the user named for a dry run, or None for this one.
         at_hand: which inputs could be read.
         training_sets: what was read for training and statistics, by task.
+        dry: whether nothing is going to run; then a training that fits nowhere is noted instead of refused.
+        trainings: where each training is placed and what it takes, by the stage's title; of dry runs alone.
+        refusals: why trainings fit nowhere.
     """
 
     config: SweepConfig
@@ -88,7 +94,7 @@ class Plan:
     recipe: Recipe
     recipe_name: str
     device: str
-    engine: Choice
+    engine: EngineChoice
     dtype: str
     store: StageStore
     skeleton: nn.Module
@@ -101,6 +107,9 @@ class Plan:
     assumed: Machine | None = None
     at_hand: AtHand = field(default_factory=AtHand)
     training_sets: dict[str, TrainSetSurvey] = field(default_factory=dict)
+    dry: bool = False
+    trainings: dict[str, tuple[Choice, TrainingPeak]] = field(default_factory=dict)
+    refusals: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -211,7 +220,7 @@ def make_plan(config: SweepConfig, assumed: Machine | None = None, dry: bool = F
     root = config.out.expanduser().resolve() / "stages"
     store = SharedStore(root, config.storage) if config.storage else StageStore(root)
     plan = Plan(config, source, recipe, recipe_name, device, engine, config.dtype or recipe.dtype, store, skeleton)
-    plan.assumed, plan.at_hand = assumed, at_hand
+    plan.assumed, plan.at_hand, plan.dry = assumed, at_hand, dry
     if config.accelerate is not None:
         plan.setup = read_setup(config.accelerate, device, assumed.count if assumed else None)
     _check_ratios(plan)
@@ -243,7 +252,7 @@ class _Layout:
 
     def __init__(self, plan: Plan, names: tuple[str, ...], pretrained: bool) -> None:
         self.plan, self.config, self.names, self.pretrained = plan, plan.config, names, pretrained
-        finetune, recover = plan.recipe.for_kind(get_task(plan.config.task).kind)
+        finetune, recover = plan.recipe.for_kind(get_task(plan.config.task).kind, plan.device)
         self.finetune = merge_settings(finetune, plan.config.finetune.model_dump())
         self.recover = merge_settings(recover, plan.config.recover.model_dump())
         if plan.config.training_free:
@@ -252,7 +261,8 @@ class _Layout:
             if plan.setup and run.steps != 0:
                 run.split(plan.setup.processes)
         self.data_dir = plan.config.data.expanduser().resolve() if plan.config.data else None
-        self.data = self._train_set(plan.config.task, plan.config.train_set)
+        self.train_set = plan.recipe.train_set(plan.config.task, plan.config.train_set)
+        self.data = self._train_set(plan.config.task, self.train_set)
         self.calibration: dict[str, dict[str, Any]] = {plan.config.task: self.data}
         self.source = _Model(plan.source.sha256, plan.source.location, plan.source.revision)
         made = [benchmarks.get(name)() for name in names]
@@ -294,19 +304,65 @@ class _Layout:
             "model": model.runtime,
             "device": self.plan.device,
             "data": str(self.data_dir) if self.data_dir else None,
-            "train_set": self.config.train_set,
+            "train_set": self.train_set,
             "task": self.config.task,
             **more,
         }
 
-    def _training_runtime(self, model: _Model) -> dict[str, Any]:
-        setup = self.plan.setup
-        processes = asdict(setup) | {"file": str(setup.file)} if setup else None
-        more: dict[str, Any] = {"accelerate": processes} if processes else {}
+    def _training_runtime(self, model: _Model, choice: Choice) -> dict[str, Any]:
+        setup = self.plan.setup or (
+            ProcessSetup(None, choice.processes, "fsdp2") if choice.placement == "fsdp2" else None
+        )
+        more: dict[str, Any] = {"accelerate": setup.runtime} if setup else {}
+        if choice.why:
+            more["placement"] = {"placement": choice.placement, "why": choice.why}
         return self._runtime(model, checkpoint_minutes=self.config.checkpoint_minutes, **more)
 
+    def _place(
+        self, settings: TrainSettings, title: str, method: Compressor | None = None, ratio: float = 1.0
+    ) -> Choice:
+        """Choose where a training keeps weights, gradients and moments.
+
+        Args:
+            settings: of the run.
+            title: for messages.
+            method: one that trains while it compresses.
+            ratio: of the model that is trained; what a compressed one takes is its share of the dense one's.
+        """
+        setup, device = self.plan.setup, self.plan.device.partition(":")[0]
+        longest = longest_example(self.data | {"max_length": settings.max_length})
+
+        def foresee(placement: Placement, processes: int) -> TrainingPeak:
+            peak = training_peak(self.plan.skeleton, settings, longest, device, placement, processes, method)
+            return replace(
+                peak, device=peak.device - round(peak.least * (1 - 1 / ratio)), least=round(peak.least / ratio)
+            )
+
+        if setup:
+            if self.plan.dry:
+                spread: Placement = "fsdp2" if setup.strategy == "fsdp2" else "device"
+                choice = Choice(spread, setup.processes, f"by {setup.processes} processes, as --accelerate asks")
+                self.plan.trainings[title] = choice, foresee(spread, setup.processes)
+            return Choice("device", 1, "")
+        count = self.plan.machine.count
+        shares = max(n for n in range(1, count + 1) if settings.batch_size % n == 0)
+        if method is not None and not method.trains_sharded:
+            shares = 1
+        try:
+            choice = choose_placement(
+                foresee, self.plan.machine, self.config.placement, title, settings.optimizer, shares
+            )
+        except NothingFits as refusal:
+            if not self.plan.dry:
+                raise
+            self.plan.refusals.append(str(refusal))
+            return Choice("device", 1, "")
+        if self.plan.dry:
+            self.plan.trainings[title] = choice, foresee(choice.placement, choice.processes)
+        return choice
+
     def _training(self, settings: TrainSettings, seed: int) -> dict[str, Any]:
-        return {"train": settings.model_dump(), **self._sampled(settings, seed)}
+        return {"train": settings.hashed(), **self._sampled(settings, seed)}
 
     def _sampled(self, settings: TrainSettings, seed: int, method: Compressor | None = None) -> dict[str, Any]:
         name = (method.calibration_task if method else "") or self.config.task
@@ -318,12 +374,14 @@ class _Layout:
     def _finetuned(self, seed: int) -> tuple[_Model, dict[str, str]]:
         if self.finetune.steps == 0:
             return self.source, {}
+        title = f"finetune {self.plan.source.name} on {self.config.task}, seed {seed}"
+        choice = self._place(self.finetune, title)
         stage = Stage(
             "finetune",
-            self._training(self.finetune, seed) | {"save_dtype": self.plan.saves(trains=True)},
+            self._training(placed(self.finetune, choice), seed) | {"save_dtype": self.plan.saves(trains=True)},
             {"model": self.source.identity},
-            self._training_runtime(self.source),
-            f"finetune {self.plan.source.name} on {self.config.task}, seed {seed}",
+            self._training_runtime(self.source, choice),
+            title,
         )
         key = self.plan.add(stage)
         return self._made(key, MODEL_FOLDER), {"finetune": key}
@@ -358,18 +416,22 @@ class _Layout:
             "save_dtype": self.plan.saves(method.trains),
             "seed": seed,
         }
+        shown = " and ".join(f"{ratio:g}x" for ratio in ratios)
+        title = f"compress {spec.shown} {shown}, seed {seed}"
+        runtime = self._runtime(tuned)
         if method.trains:
-            config |= self._training(self.recover, seed) | {"extra_pruning_steps": self.config.extra_pruning_steps}
+            choice = self._place(self.recover, title, method)
+            runtime = self._training_runtime(tuned, choice)
+            config |= self._training(placed(self.recover, choice), seed)
+            config["extra_pruning_steps"] = self.config.extra_pruning_steps
         elif method.compress_needs_data:
             config |= self._sampled(self.finetune, seed, method)
-        runtime = self._training_runtime(tuned) if method.trains else self._runtime(tuned)
-        shown = " and ".join(f"{ratio:g}x" for ratio in ratios)
         stage = Stage(
             "compress",
             config,
             {"model": tuned.identity, "fit": keys["fit"]},
             runtime | {"memory": self.config.memory, "fit": str(self.plan.store.path(keys["fit"]))},
-            f"compress {spec.shown} {shown}, seed {seed}",
+            title,
         )
         key = self.plan.add(stage, tuned.stage, keys["fit"])
         for ratio in ratios:
@@ -385,13 +447,15 @@ class _Layout:
         self, spec: MethodSpec, method: Compressor, ratio: float, seed: int, keys: dict[str, str], small: _Model
     ) -> None:
         extra = self.config.extra_pruning_steps if method.trains else 0
+        title = f"recover {spec.shown} {ratio:g}x, seed {seed}"
+        choice = self._place(self.recover, title, ratio=ratio)
         stage = Stage(
             "recover",
-            self._training(self.recover, seed)
+            self._training(placed(self.recover, choice), seed)
             | {"save_dtype": self.plan.saves(trains=True), "extra_pruning_steps": extra},
             {"model": small.identity},
-            self._training_runtime(small),
-            f"recover {spec.shown} {ratio:g}x, seed {seed}",
+            self._training_runtime(small, choice),
+            title,
         )
         key = self.plan.add(stage, small.stage)
         self._cell(spec, ratio, seed, "recovered", keys | {"recover": key}, self._made(key, MODEL_FOLDER))

@@ -16,6 +16,17 @@ SMALL_MODEL_PARAMETERS = SMALL_PARAMETERS
 """Models below this size get the recipe ``small`` unless another is named."""
 
 
+Placement = Literal["device", "fsdp2", "host-moments", "8-bit"]
+"""Where a training keeps what belongs to its weights.
+
+    device          weights, gradients and moments on the device, in float32
+    fsdp2           each of several GPUs holds a share of the three
+    host-moments    weights and gradients on the GPU, AdamW's moments in pinned host memory, the same arithmetic
+    8-bit           AdamW's moments in 8 bits on the GPU; other arithmetic, so another stage key
+"""
+HASHED_PLACEMENTS: tuple[Placement, ...] = ("8-bit",)
+
+
 class TrainSettings(BaseModel):
     """How one training run is done; every field of it is part of the stage's identity.
 
@@ -27,12 +38,13 @@ class TrainSettings(BaseModel):
         micro_batch_size: examples per forward pass; smaller than ``batch_size`` accumulates gradients.
         schedule: transformers' name of the learning-rate schedule.
         warmup: share of the steps with a rising learning rate.
-        optimizer: transformers' name of the optimizer.
+        optimizer: transformers' name of the optimizer; recipes say ``adamw_torch``, on a GPU ``adamw_torch_fused``.
         weight_decay: of AdamW.
         max_grad_norm: gradients are clipped to this norm.
         max_length: longest example in tokens; longer ones are left out and counted. None takes the task's own.
         gradient_checkpointing: trade time for memory.
         precision: ``float32``, ``bfloat16`` (autocast over float32 weights) or ``auto``: bfloat16 on a GPU.
+        placement: where weights, gradients and moments are (`placement`); a plan chooses it by the machine.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,6 +62,11 @@ class TrainSettings(BaseModel):
     max_length: int | None = Field(default=None, ge=8)
     gradient_checkpointing: bool = True
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    placement: Placement = "device"
+
+    def hashed(self) -> dict[str, Any]:
+        """Return what is part of a stage's key: all but placements that leave the numbers as they are."""
+        return self.model_dump(exclude=set() if self.placement in HASHED_PLACEMENTS else {"placement"})
 
     def total_steps(self, examples: int) -> int:
         """Return the optimizer steps over a training set of that many examples."""
@@ -81,6 +98,10 @@ class TrainSettings(BaseModel):
         return micro, share // micro
 
 
+_ON_GPUS = {"adamw_torch": "adamw_torch_fused"}
+"""The same update in one kernel, up to rounding; the other keeps copies as large as the parameters meanwhile."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A set of defaults.
@@ -92,6 +113,7 @@ class Recipe:
             not trained are saved in their own dtype.
         method_options: defaults of single methods, which options given by the user override.
         by_kind: changes to finetune and to recover for tasks of a kind (``instruction``, ``language``).
+        train_sets: training set by task, where it is another than the task's default.
     """
 
     summary: str
@@ -101,6 +123,11 @@ class Recipe:
     save_dtype: str = OWN
     method_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     by_kind: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = field(default_factory=dict)
+    train_sets: Mapping[str, str] = field(default_factory=dict)
+
+    def train_set(self, task: str, asked: str | None) -> str | None:
+        """Return the training set that was asked for, else the recipe's for the task; None is the task's default."""
+        return asked or self.train_sets.get(task)
 
     def saves(self, asked: str | None, trains: bool) -> str:
         """Return what `models.dtypes.save_dtypes` is to be asked for.
@@ -111,10 +138,16 @@ class Recipe:
         """
         return asked or (self.save_dtype if trains else OWN)
 
-    def for_kind(self, kind: str) -> tuple[TrainSettings, TrainSettings]:
-        """Return the two training runs, finetune and recover, for tasks of a kind."""
+    def for_kind(self, kind: str, device: str = "cpu") -> tuple[TrainSettings, TrainSettings]:
+        """Return the two training runs, finetune and recover, for tasks of a kind on a device."""
         first, second = self.by_kind.get(kind, ({}, {}))
-        return self.finetune.model_copy(update=dict(first)), self.recover.model_copy(update=dict(second))
+        runs = self.finetune.model_copy(update=dict(first)), self.recover.model_copy(update=dict(second))
+        if not device.startswith("cuda"):
+            return runs
+        finetune, recover = (
+            run.model_copy(update={"optimizer": _ON_GPUS.get(run.optimizer, run.optimizer)}) for run in runs
+        )
+        return finetune, recover
 
 
 _PAPER = TrainSettings()
@@ -135,6 +168,15 @@ RECIPES: dict[str, Recipe] = {
     # and 1 + 2 + 3 after, which is what the other methods get as recovery.
     "paper": Recipe(
         "the Basis Selection authors' settings", _PAPER, _PAPER.model_copy(update={"epochs": 6.0}), "bfloat16"
+    ),
+    # An evening for 7 B parameters on one H100 (docs/gpu.md). Only the data are fewer, 15 thousand examples in place of
+    # MetaMathQA's 395 thousand; batch, learning rate and epochs stay. Sets of the other tasks are small as they are.
+    "quick": Recipe(
+        "the paper's settings on a smaller training set: an evening on one GPU",
+        _PAPER,
+        _PAPER.model_copy(update={"epochs": 6.0}),
+        "bfloat16",
+        train_sets={"math": "gsm8k+math"},
     ),
     "small": Recipe(
         "models below 50 M parameters on a CPU",

@@ -156,13 +156,13 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
         model = open_model(found.ways["fit"], source.location, source.revision, device, folder)
         data = trainer = None
         if request.task is not None:
-            _, recover = recipe.for_kind(get_task(request.task).kind)
+            _, recover = recipe.for_kind(get_task(request.task).kind, device)
             settings = merge_settings(recover, {"steps": request.steps})
             read = method.calibration_task or request.task
             get_task(read)
             data = load_task_data(
                 read,
-                request.train_set if read == request.task else None,
+                recipe.train_set(read, request.train_set) if read == request.task else None,
                 request.data,
                 tokenizer,
                 method.calibration_length or settings.max_length,

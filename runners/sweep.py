@@ -158,6 +158,8 @@ def plan_warnings(plan: Plan) -> list[str]:
         if part.what in ("experts", "vision and audio layers"):
             share = f"{100 * part.share:.0f} % of the model"
             notes.append(f"{part.parameters:,} parameters ({share}) stay dense: {part.what}, {part.why}")
+    placements = [stage.runtime["placement"]["why"] for stage in plan.stages.values() if "placement" in stage.runtime]
+    notes += [f"trainings keep {why}" for why in dict.fromkeys(placements)]
     if plan.setup:
         notes.append(f"trainings run in {plan.setup.processes} processes by {plan.setup.strategy.upper()}")
         wholly = [

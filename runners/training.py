@@ -7,30 +7,31 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 import transformers
-from accelerate.data_loader import SeedableRandomSampler
-from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from accelerate.utils import AutocastKwargs, broadcast_object_list, gather_object, set_seed
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Dataset, Sampler
 
-from ..evals.prompts import IGNORED, Encoded
+from ..evals.prompts import Encoded
 from ..foundation.environment import launcher_ignored
 from ..foundation.errors import UserError
 from ..foundation.memory import peak_memory_bytes
 from ..foundation.progress import Progress
 from ..methods.base import Stateful, TrainingLog
 from ..methods.shrinking import shrink_parameter
+from .batches import Examples, StepSampler
 from .data import TaskData, collate
+from .host_moments import HostMomentsAdamW
 from .one_device import OneDeviceArguments
 from .parallel.sharding import collect, fit_settings, is_sharded, process_count, shards, skeleton, use_fsdp2_on_cpus
+from .placement import optimizer_name
 from .recipes import TrainSettings
 from .resuming import Resumable
 
@@ -38,42 +39,11 @@ _STATE = "method.pt"
 """In a checkpoint, what a method changes beside the model."""
 
 
-class _Examples(Dataset[Encoded]):
-    """The examples, and behind the last one a blank that nothing is learnt from."""
-
-    def __init__(self, data: TaskData) -> None:
-        self.items, self.blank = data.items, Encoded([data.pad_token_id], [IGNORED])
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Encoded:
-        return self.blank if index == len(self.items) else self.items[index]
-
-
-class _EvenSampler(Sampler[int]):
-    """The order of one process, filled up with blanks to whole batches of all processes.
-
-    Without them accelerate would repeat examples at the end of an epoch.
-    """
-
-    def __init__(self, examples: _Examples, seed: int, together: int) -> None:
-        self.order, self.blank = SeedableRandomSampler(examples, data_seed=seed), len(examples)
-        self.length = -(-len(examples) // together) * together
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[int]:
-        yield from self.order
-        yield from [self.blank] * (self.length - self.blank)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.order.set_epoch(epoch)
-
-
 class _Hooks(transformers.TrainerCallback):
-    """Counts what all processes did by update, reports progress, asks for checkpoints, calls back with gradients."""
+    """Counts what all processes did by update, stops at the first loss that is not a number, calls back.
+
+    It calls back with gradients and progress, and asks for checkpoints.
+    """
 
     trainer: _CheckedTrainer
 
@@ -85,8 +55,8 @@ class _Hooks(transformers.TrainerCallback):
         state: Stateful | None,
     ) -> None:
         self.on_gradients, self.progress, self.resumable, self.state = on_gradients, progress, resumable, state
-        self.tokens = 0
-        self.loss = self.seconds_before = 0.0
+        self.sums: Tensor | None = None  # loss and tokens since the last update, on the device
+        self.tokens = self.loss = self.seconds_before = 0.0
         self.peak_before = 0
         self.tokens_done, self.last_loss = 0, math.nan
         self.started = self.saved = time.perf_counter()
@@ -95,7 +65,21 @@ class _Hooks(transformers.TrainerCallback):
     def seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started
 
+    def count(self, loss: Tensor, tokens: Tensor) -> None:
+        """Add a pass to the sums without waiting for the device."""
+        here = torch.stack([loss.double(), tokens.sum().double()])
+        self.sums = here if self.sums is None else self.sums + here
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self.sums is not None
+        self.loss, self.tokens = self.sums.tolist()
+        self.sums = None
+        if not math.isfinite(self.loss):
+            raise UserError(
+                f"the loss became {self.loss} at step {state.global_step + 1} of {state.max_steps} in "
+                f"{self.trainer.where}; lower the learning rate (now {args.learning_rate:g}) with --lr, or check the "
+                "training data"
+            )
         if self.on_gradients:
             self.on_gradients(state.global_step, self.tokens_done)
 
@@ -103,12 +87,11 @@ class _Hooks(transformers.TrainerCallback):
         due = self.resumable is not None and time.perf_counter() - self.saved >= 60 * self.resumable.minutes
         tokens, self.last_loss, asking = self._of_all(self.tokens, self.loss, due)
         self.tokens_done += round(tokens)
-        self.tokens, self.loss = 0, 0.0
         control.should_save = asking > 0 and state.global_step < state.max_steps
         if self.progress:
             self.progress(state.global_step, state.max_steps)
 
-    def _of_all(self, tokens: int, loss: float, due: bool) -> tuple[float, float, float]:
+    def _of_all(self, tokens: float, loss: float, due: bool) -> tuple[float, float, float]:
         """Return the sum of tokens, the mean loss, and how many ask for a checkpoint."""
         count = process_count()
         if count == 1:
@@ -136,13 +119,17 @@ class _Hooks(transformers.TrainerCallback):
 
 
 class _CheckedTrainer(transformers.Trainer):
-    """A Trainer that counts tokens, stops at the first loss that is not a number, and keeps names in checkpoints."""
+    """A Trainer that counts tokens and losses, sorts each step by length, and keeps names in checkpoints."""
 
     hooks: _Hooks
     where: str
+    moments_on_host = False
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
+        if self.args.gradient_checkpointing:
+            # The recomputation makes bfloat16 copies of the weights again; to keep those of the forward pass is waste.
+            self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         use_fsdp2_on_cpus(self.accelerator)
         self.is_fsdp_enabled = getattr(self.accelerator.state, "fsdp_plugin", None) is not None
         if self.is_fsdp_enabled:
@@ -156,10 +143,20 @@ class _CheckedTrainer(transformers.Trainer):
         return f"FSDP2, {self.accelerator.state.fsdp_plugin.state_dict_type.name}"
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        count = process_count()
-        if count == 1:
+        count, passes = process_count(), self.args.gradient_accumulation_steps
+        together = self.args.per_device_train_batch_size * count
+        # Other losses are means of each pass, which another division into passes would change.
+        step = together * passes if passes > 1 and self.model_accepts_loss_kwargs else None
+        if count == 1 and step is None:
             return super()._get_train_sampler(train_dataset)
-        return _EvenSampler(self.train_dataset, self.args.data_seed, self.args.per_device_train_batch_size * count)
+        return StepSampler(self.train_dataset, self.args.data_seed, together if count > 1 else 1, step)
+
+    def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> tuple[Any, Any]:
+        kind, options = super().get_optimizer_cls_and_kwargs(args, model)
+        return (HostMomentsAdamW if self.moments_on_host else kind), options
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # the Trainer's own goes through all parameters at each pass, for a number that nobody reads
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         if self.args.should_save and self.hooks.resumable is not None:
@@ -181,16 +178,9 @@ class _CheckedTrainer(transformers.Trainer):
             load_model(self.model, os.path.join(resume_from_checkpoint, "model.safetensors"))
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        self.hooks.tokens += int(inputs.pop("tokens"))
+        tokens = inputs.pop("tokens")
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
-        value = float(loss)
-        if not math.isfinite(value):
-            raise UserError(
-                f"the loss became {value} at step {self.state.global_step + 1} of {self.state.max_steps} in "
-                f"{self.where}; lower the learning rate (now {self.args.learning_rate:g}) with --lr, or check the "
-                "training data"
-            )
-        self.hooks.loss += value
+        self.hooks.count(loss, tokens)
         return loss
 
 
@@ -268,7 +258,7 @@ class TaskTrainer:
         resumable = resumable.of_run(self._runs) if resumable else None
         self._runs += 1
         hooks = _Hooks(on_gradients, self.progress, resumable, state)
-        examples = _Examples(self.data)
+        examples = Examples(self.data)
         # Only processes that accelerate started for this training (`parallel.rank`) read its settings there.
         alone = launcher_ignored() if process_count() == 1 else nullcontext()
         with alone, tempfile.TemporaryDirectory() as folder:
@@ -283,7 +273,7 @@ class TaskTrainer:
                 learning_rate=chosen.learning_rate * lr_scale,
                 lr_scheduler_type=chosen.schedule,
                 warmup_steps=math.ceil(chosen.warmup * steps),
-                optim=chosen.optimizer,
+                optim=optimizer_name(chosen),
                 weight_decay=chosen.weight_decay,
                 max_grad_norm=chosen.max_grad_norm,
                 gradient_checkpointing=chosen.gradient_checkpointing,
@@ -293,9 +283,15 @@ class TaskTrainer:
                 data_seed=self.seed,
                 save_strategy="no",
                 logging_strategy="no",
+                logging_nan_inf_filter=False,  # it would wait for the device at each pass
                 report_to=[],
                 disable_tqdm=True,
                 dataloader_pin_memory=self.device != "cpu",
+                accelerator_config={
+                    "non_blocking": self.device != "cpu",
+                    # Between passes FSDP2 would else keep whole float32 gradients in each process.
+                    "gradient_accumulation_kwargs": {"sync_each_batch": True} if self.shards else None,
+                },
                 remove_unused_columns=False,
                 average_tokens_across_devices=True,
             )
@@ -308,6 +304,7 @@ class TaskTrainer:
             )
             trainer.remove_callback(transformers.PrinterCallback)
             trainer.hooks, trainer.where, hooks.trainer = hooks, self.where, trainer
+            trainer.moments_on_host = chosen.placement == "host-moments"
             assert trainer.args.n_gpu <= 1, "DataParallel would multiply the batch"
             if resumable:
                 trainer.args.output_dir = str(resumable.folder)  # only now, or the Trainer would make it at once

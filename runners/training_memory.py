@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 
@@ -14,16 +13,7 @@ from ..models.footprint import loading_bytes
 from ..models.matrices import model_size
 from ..models.streamed import NotStreamable
 from .pass_memory import PassPeak, pass_peak
-from .recipes import TrainSettings
-
-Placement = Literal["device", "fsdp2", "host-moments", "8-bit"]
-"""Where a training keeps what belongs to its weights.
-
-    device          weights, gradients and moments on the device, in float32
-    fsdp2           each of several GPUs holds a share of the three
-    host-moments    weights and gradients on the GPU, AdamW's moments in pinned host memory, the same arithmetic
-    8-bit           AdamW's moments in 8 bits on the GPU; other arithmetic, so another stage key
-"""
+from .recipes import Placement, TrainSettings
 
 STATE_BYTES: dict[str, float] = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused"), 8),

@@ -9,6 +9,8 @@ from ..foundation.memory import BASE_BYTES
 from ..models.footprint import Footprint
 from .machine import Machine
 from .memory import Way
+from .placement import Choice
+from .training_memory import TrainingPeak
 
 _GIB = 2**30
 
@@ -38,6 +40,31 @@ def way_demands(ways: Mapping[str, Way]) -> list[Demand]:
             advice = "fewer samples in a batch (batch_size), or " if way.walk else "--memory walk, or "
             found.append(Demand(what, way.peak.device, way.peak.host, f"{advice}a machine with more memory"))
     return found
+
+
+def training_demands(trainings: Mapping[str, tuple[Choice, TrainingPeak]]) -> list[Demand]:
+    """Return what trainings take where they are placed."""
+    advice = "a smaller batch (--batch-size) or shorter examples (--max-length), or a machine with more memory"
+    found = []
+    for title, (_, peak) in trainings.items():
+        sizes = (0, peak.device) if peak.on_cpu else (peak.device, peak.host)
+        found.append(Demand(title, *sizes, advice))
+    return found
+
+
+def training_rows(trainings: Mapping[str, tuple[Choice, TrainingPeak]]) -> list[tuple[str, ...]]:
+    """Return the rows under `memory.COLUMNS` of trainings, the largest of those that are placed alike."""
+    largest: dict[tuple[str, str, int], TrainingPeak] = {}
+    for title, (choice, peak) in trainings.items():
+        alike = (" ".join(title.split(",")[0].split()[:2]), choice.placement, choice.processes)
+        if alike not in largest or peak.device > largest[alike].device:
+            largest[alike] = peak
+    rows = []
+    for (what, placement, processes), peak in largest.items():
+        sizes = (peak.device, 0) if peak.on_cpu else (peak.host, peak.device)
+        model = placement if processes == 1 else f"{placement}, {processes} processes"
+        rows.append((what, model, *(f"{size / _GIB:.1f}" if size else "" for size in sizes), ""))
+    return rows
 
 
 def evaluation_demands(needs: Mapping[str, Footprint], device: str) -> list[Demand]:

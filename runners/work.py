@@ -125,13 +125,19 @@ def _data(stage: Stage, model: Any, tokenizer: Any) -> TaskData:
     )
 
 
+def training_settings(stage: Stage) -> TrainSettings:
+    """Return the settings of a training stage, with the placement that the plan chose."""
+    placed = stage.runtime.get("placement") or {}
+    return TrainSettings(**stage.config["train"] | {key: placed[key] for key in ("placement",) if key in placed})
+
+
 def _trainer(
     stage: Stage, data: TaskData, progress: Progress | None, resumable: Resumable | None = None
 ) -> TaskTrainer:
     seed = stage.config["seed"]
     return TaskTrainer(
         data,
-        TrainSettings(**stage.config["train"]),
+        training_settings(stage),
         stage.config.get("extra_pruning_steps", 0),
         stage.runtime["device"],
         compress_order(seed) if stage.kind == "compress" else seed,

@@ -105,7 +105,7 @@ BY_NAME: dict[str, tuple[str, ...]] = {
     "side": ("read", "write", "up"),
     "lens": ("input", "output", "up"),
     "train_set": ("metamathqa", "generated", "nothing"),
-    "recipe": ("paper", "small", "auto", "large"),
+    "recipe": ("paper", "quick", "small", "auto", "large"),
     "verdict": ("correct", "wrong", "right"),
     "context": ("128", "128,2048", "0", "-5", DIGITS),
 }

@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -14,6 +14,7 @@ from lowrank_bench.methods.library.bs.layer import BasisLinear
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.models.layers import LowRankLinear
 from lowrank_bench.models.matrices import get_linear, low_rank_layers, matrices, replace_module
+from lowrank_bench.runners import training
 from lowrank_bench.runners.data import IGNORED, TaskData
 from lowrank_bench.runners.recipes import TrainSettings
 from lowrank_bench.runners.training import TaskTrainer
@@ -33,7 +34,7 @@ SETTINGS = TrainSettings(
     gradient_checkpointing=False,
     precision="float32",
 )
-CASES = ("dense", "tied, accumulated", "factorised", "bfloat16")
+CASES = ("dense", "tied, accumulated", "factorised", "bfloat16", "fused")
 SELECTIONS: dict[str, dict[str, Any]] = {
     "from the top": {"new_vectors": "top", "additional_share": 0.5, "criterion": "taylor"},
     "nothing new": {"additional_dimension": 0, "scope": "global", "train_others": False},
@@ -66,13 +67,32 @@ def build(case: str) -> Any:
     return factorised() if case == "factorised" else random_model("llama")
 
 
+class Watched(training._CheckedTrainer):
+    """Notes after each pass which share of the gradients this process holds, 0 where none is with its parameter."""
+
+    shares: ClassVar[list[float]] = []
+
+    def training_step(self, model: Any, *args: Any, **more: Any) -> Any:
+        loss = super().training_step(model, *args, **more)
+        held = [(p.grad.to_local() if hasattr(p.grad, "to_local") else p.grad, p) for p in model.parameters()]
+        numbers = sum(p.numel() for _, p in held)
+        self.shares.append(sum(grad.numel() for grad, _ in held if grad is not None) / numbers)
+        return loss
+
+
+training._CheckedTrainer = Watched  # type: ignore[misc]
+
+
 def train(case: str) -> tuple[Any, Any]:
     """Return the trained model and the log."""
+    Watched.shares.clear()
     model, settings = build(case), SETTINGS
     if case == "tied, accumulated":
         settings = settings.model_copy(update={"micro_batch_size": 2, "gradient_checkpointing": True})
     if case == "bfloat16":
         settings = settings.model_copy(update={"precision": "bfloat16"})
+    if case == "fused":
+        settings = settings.model_copy(update={"optimizer": "adamw_torch_fused"})
     return model, TaskTrainer(TaskData(ITEMS, 0, 0, 42), settings).train(model, STEPS)
 
 
@@ -129,6 +149,7 @@ if __name__ == "__main__":
             model, log = train(case)
             state = whole_state(model) if is_sharded(model) else model.state_dict()
             found[case] = {"state": state, "log": vars(log), "sharded": is_sharded(model)}
+            found[case]["shares"] = list(Watched.shares)
         for case in SELECTIONS:
             found[case] = select(case)
     if is_main():

@@ -22,9 +22,9 @@ from functools import lru_cache
 from typing import Any
 
 from ...foundation.errors import UserError
+from ...results.paired import paired_interval
 from ..base import EvalSettings, Metric, benchmarks
 from ..choice import ChoiceBenchmark, Judged, Row
-from ..compare import paired_interval
 from ..datasets import Rows, content_sha256
 from ..generative import cached_rows
 from ..likelihood import Likelihood, Pair

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +11,20 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.platforms import current_platform
 
 from ...foundation.errors import UserError
+from ..layout import Layout
 from .loading import TENSORS, Loaded
-from .sharing import Factor
-
-if TYPE_CHECKING:
-    from .config import LowRankServingConfig
+from .sharing import Factor, FirstFactors
 
 _DENSE = -1  # in place of the number of a stack: the part reads the layer's input itself
 
 _UNKNOWN = 1 << 40  # numbers never reached: a reload processes the layer when all has been read
+
+
+class Announced(Protocol):
+    """What a checkpoint announces: its layout, replaced as vLLM's own names become known, and shared factors."""
+
+    layout: Layout
+    factors: FirstFactors
 
 
 class LowRankMethod(LinearMethodBase):
@@ -35,7 +40,7 @@ class LowRankMethod(LinearMethodBase):
         modules: the checkpoint's modules that the layer stands for, in the order of its outputs.
     """
 
-    def __init__(self, config: LowRankServingConfig, prefix: str, modules: tuple[str, ...]) -> None:
+    def __init__(self, config: Announced, prefix: str, modules: tuple[str, ...]) -> None:
         self._config, self._modules = config, modules
         self._dense = UnquantizedLinearMethod()  # every product goes the way that vLLM's own go on this platform
         config.factors.announce(prefix, modules)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from ..looks import UNCOMPRESSED
 from ..pages.charts import Axis, Point, Series, chart, pareto, staircase
 from ..pages.parts import Figure
 from ..pivot import direction, format_cell, is_fraction, is_perplexity
@@ -43,8 +44,10 @@ def figures(board: Board) -> list[Figure]:
 
 def _curve(board: Board, rows: Sequence[tuple[str, Mapping[float, Entry]]], left_out: str) -> Figure:
     references = [(f"uncompressed ({e.stage})", _scaled(board, e.cell.value)) for e in board.references]
+    methods = {row.label: row.method for row in board.table.rows}
     series = [
-        Series(label, [_point(board, row[band], row[band].cell.ratio) for band in sorted(row)]) for label, row in rows
+        Series(label, [_point(board, row[band], row[band].cell.ratio) for band in sorted(row)], method=methods[label])
+        for label, row in rows
     ]
     x = Axis("achieved ratio of the whole model", logarithmic=True, ticks=board.bands, suffix="×")
     caption = f"{board.title}: {board.measure} over the achieved ratio, with intervals.{left_out}"
@@ -82,7 +85,10 @@ def _front(
         f"behind it.{more}"
     )
     text = f"On the front: {', '.join(members)}. {_direction(board).capitalize()}."
-    series = [Series(label, points, line=False) for label, points in groups.items()]
+    methods = {row.label: row.method for row in board.table.rows}
+    series = [
+        Series(label, points, line=False, method=methods.get(label, UNCOMPRESSED)) for label, points in groups.items()
+    ]
     front = staircase(corners, less_x)
     return [Figure(chart(f"{board.id}-{name}", caption, text, axis, _y(board), series, front=front), caption)]
 

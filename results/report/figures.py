@@ -1,60 +1,31 @@
-"""The report's pictures: inline SVG by matplotlib, readable without colour, the same bytes for the same report."""
+"""The report's pictures, readable without colour, the same bytes for the same report."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-import warnings
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from ..curves import COLOURS, DASHES, MARKERS, plain
+from ..curves import plain
+from ..looks import MARKERS, Look, looks, method_of
 from ..pages.charts import Axis, Point, Series, chart
 from ..pivot import Cell, Table, direction, format_cell, is_fraction, is_perplexity
-from ..tables import clean
 from .data import Energy, Failures, RankMap, Spectra
 from .spending import Spending
 
 _HATCHES = ("", "///", "\\\\\\", "xxx", "---", "|||", "+++", "/-")
 _BAR_COLOURS = ("#e8e8e4", "#9ecae1", "#fdd0a2", "#6b8fb5", "#c7e9c0", "#bcbddc", "#f7b6d2", "#d9d9a0")
-MOST_LINES = 18
-"""So many lines have markers of their own (`charts.MARKERS`)."""
+MOST_LINES = len(MARKERS)
+"""So many lines have markers of their own."""
 MOST_BANDS = 4
 """More bands than this would hide each other."""
 NUMBERED_CELLS = 1600
 """Up to so many cells a heat map shows its numbers."""
 _LABELS = 3
-_LONG_NUMBER = re.compile(r"(?<![\d.])([1-9]\d*\.\d\d)\d+")
-"""Coordinates to more than a hundredth of a point are half of a file; numbers below 1 are scales and stay."""
 _WIDTH = 9.0
-
-
-def inline_svg(figure: Any, name: str, alt: str) -> Markup:
-    """Return a figure as SVG for a page: ids of its own, no stylesheet, and a text for those who do not see it.
-
-    Args:
-        figure: matplotlib's, drawn inside `curves.style`.
-        name: unique on the page; begins all ids.
-        alt: the text.
-    """
-    buffer = io.StringIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a label may have characters that the font lacks
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg ") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"<style [^>]*>.*?</style>", "", text, flags=re.DOTALL)  # the page's policy forbids it
-    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="([^"]*)"', rf'id="{name}-\1"', text)
-    text = re.sub(r'(xlink:href="|url\()#', rf"\1#{name}-", text)
-    text = _LONG_NUMBER.sub(r"\1", text)
-    start = f'<svg role="img" aria-label="{escape(clean(alt))}" stroke-linejoin="round" stroke-linecap="butt" '
-    return Markup(start + re.sub(r"\n\s*", "\n", text.removeprefix("<svg ")))  # matplotlib's; no text of ours is in it
 
 
 def _new(height: float, width: float = _WIDTH) -> Any:
@@ -62,7 +33,7 @@ def _new(height: float, width: float = _WIDTH) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06), facecolor="white")
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
     FigureCanvasAgg(figure)
     return figure
 
@@ -80,7 +51,11 @@ def curve(table: Table, name: str) -> Markup:
     best = sorted(rows, key=lambda row: fmean(c.value for c in row.cells.values()), reverse=table.higher_is_better)
     drawn = [row for row in rows if row in best[:MOST_LINES]]
     series = [
-        Series(row.label, [_point(table, row.label, ratio, row.cells[ratio], scale) for ratio in sorted(row.cells)])
+        Series(
+            row.label,
+            [_point(table, row.label, ratio, row.cells[ratio], scale) for ratio in sorted(row.cells)],
+            method=row.method,
+        )
         for row in drawn
     ]
     levels = [(row.label, scale * c.value) for row in table.rows if row.uncompressed for c in row.cells.values()]
@@ -166,6 +141,7 @@ def spectra_figure(fits: Sequence[Spectra]) -> Any:
     figure = _new(1.0 + 1.9 * lines + 0.22 * -(-len(fits) // 3))
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     handles: dict[int, Any] = {}
+    chosen = looks([method_of(fit.labels[0] if fit.labels else fit.name) for fit in fits])
     for place, axes in enumerate(panels.flat):
         if place >= len(kinds):
             axes.set_axis_off()
@@ -173,12 +149,12 @@ def spectra_figure(fits: Sequence[Spectra]) -> Any:
         for index, fit in enumerate(fits):
             for energy in fit.kinds:
                 if energy.kind == kinds[place]:
-                    handles[index] = _energy_line(axes, energy, index, band=len(fits) <= MOST_BANDS)
+                    handles[index] = _energy_line(axes, energy, chosen[index], index, band=len(fits) <= MOST_BANDS)
         axes.set_title(plain(kinds[place]), fontsize=8.5)
         axes.axhline(90, color="#777777", linewidth=0.7)
         axes.set_xlim(0, 100)
         axes.set_ylim(0, 102)
-        axes.grid(True, color="#e8e8e8", linewidth=0.6)
+        axes.grid(True, linewidth=0.6)
         axes.tick_params(labelsize=7)
         axes.set_xlabel("parts kept [%]" if place + columns >= len(kinds) else "", fontsize=7.5)
         axes.xaxis.set_tick_params(labelbottom=place + columns >= len(kinds))
@@ -197,9 +173,9 @@ def spectra_figure(fits: Sequence[Spectra]) -> Any:
     return figure
 
 
-def _energy_line(axes: Any, energy: Energy, index: int, band: bool) -> Any:
+def _energy_line(axes: Any, energy: Energy, look: Look, index: int, band: bool) -> Any:
     x = [100 * share for share in energy.shares]
-    colour = COLOURS[index % len(COLOURS)]
+    colour = look.colour
     if band:
         low, high = ([100 * v for v in part] for part in (energy.low, energy.high))
         axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
@@ -207,8 +183,8 @@ def _energy_line(axes: Any, energy: Energy, index: int, band: bool) -> Any:
         x,
         [100 * v for v in energy.median],
         color=colour,
-        linestyle=DASHES[index % len(DASHES)],
-        marker=MARKERS[index % len(MARKERS)],
+        linestyle=look.dashes,
+        marker=look.marker,
         markevery=(index % 4 * 2, 10),
         markersize=4,
         linewidth=1.3,
@@ -260,7 +236,7 @@ def _bars(
         axes.set_xlabel(plain(label), fontsize=8.5)
         axes.tick_params(axis="x", labelsize=7.5)
         axes.tick_params(axis="y", length=0)
-        axes.grid(True, axis="x", color="#e8e8e8", linewidth=0.6)
+        axes.grid(True, axis="x", linewidth=0.6)
         axes.set_axisbelow(True)
     legend = {"loc": "outside lower center", "ncols": min(4, len(kinds)), "frameon": False, "fontsize": 8}
     figure.legend(handles=handles, handleheight=1.2, **legend)

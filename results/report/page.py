@@ -6,13 +6,12 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from ..curves import style
+from ..pages.inline import inline_svg, page_style
 from ..pages.parts import Figure, TableView
 from ..pages.shell import render_page
 from .blocks import Block, Bullets, Code, Examples, Fold, Heading, Listing, Picture
 from .data import Report
 from .document import sections
-from .figures import inline_svg
 
 TEMPLATES = Path(__file__).parent / "templates"
 _NAMES: dict[type, str] = {
@@ -23,7 +22,7 @@ _NAMES: dict[type, str] = {
 
 def report_page(report: Report) -> str:
     """Return the page; equal reports give equal text."""
-    with style():
+    with page_style():
         parts = [(section, [_drawn(block) for block in section.blocks]) for section in sections(report)]
     css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     return render_page(TEMPLATES, "report.html", style=css, title=f"Report: {report.title}", parts_of_page=parts)

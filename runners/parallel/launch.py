@@ -18,6 +18,7 @@ from ...foundation.files import write_atomic
 from ...foundation.memory import release_memory
 from ...foundation.process import python_command, python_environment
 from ..stages import Stage
+from .setup import FSDP2
 
 DESK = ".launch"
 """Folder inside the stage's own, by which the processes and the worker exchange files; gone when the stage is done."""
@@ -46,7 +47,7 @@ def train_together(stage: Stage, folder: Path, progress: Callable[[int, int], No
     write_atomic(desk / STAGE, json.dumps(asked))  # with --checkpoint-minutes inf, which readable JSON has no word for
     release_memory()  # an earlier stage's; the first GPU is about to need it
     command = python_command("-m", f"{__package__}.launcher", str(os.getpid()))
-    command += ["--config_file", setup["file"], "--main_process_port", "0"]
+    command += ["--config_file", setup["file"] or _own_file(desk, setup["processes"]), "--main_process_port", "0"]
     command += ["--module", f"{__package__}.rank", str(desk)]
     quiet = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
     with open(desk / _LOG, "wb") as log:
@@ -69,6 +70,13 @@ def train_together(stage: Stage, folder: Path, progress: Callable[[int, int], No
     result: dict[str, Any] = json.loads((desk / RESULT).read_text(encoding="utf-8"))
     shutil.rmtree(desk)
     return result
+
+
+def _own_file(desk: Path, processes: int) -> str:
+    """Write accelerate's configuration for FSDP2 and return its path."""
+    file = desk / "accelerate.yaml"
+    file.write_text(FSDP2.format(processes=processes), encoding="utf-8")
+    return str(file)
 
 
 def _listen(process: subprocess.Popen[bytes], news: Path, progress: Callable[[int, int], None] | None) -> int:

@@ -15,6 +15,22 @@ from ...foundation.plain import MAX_BYTES
 
 Strategy = Literal["ddp", "fsdp2"]
 
+FSDP2 = """\
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+num_machines: 1
+num_processes: {processes}
+mixed_precision: 'no'
+fsdp_config:
+  fsdp_version: 2
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_cpu_ram_efficient_loading: true
+  fsdp_offload_params: false
+  fsdp_reshard_after_forward: true
+  fsdp_state_dict_type: SHARDED_STATE_DICT
+"""
+"""accelerate's configuration of a training that is shared out over GPUs without a file of the user's."""
+
 _FIX = "write one with 'accelerate config', or take an example from docs/many-gpus.md"
 _TYPES: dict[str, Strategy] = {"MULTI_GPU": "ddp", "FSDP": "fsdp2"}
 
@@ -24,14 +40,23 @@ class ProcessSetup:
     """How training stages are spread.
 
     Attributes:
-        file: accelerate's configuration file.
+        file: accelerate's configuration file; None for `FSDP2`, which the plan chose by itself.
         processes: how many train together.
         strategy: ``ddp`` keeps the whole model in each process, ``fsdp2`` a share of it.
     """
 
-    file: Path
+    file: Path | None
     processes: int
     strategy: Strategy
+
+    @property
+    def runtime(self) -> dict[str, Any]:
+        """Plain data for a stage's runtime."""
+        return {
+            "file": None if self.file is None else str(self.file),
+            "processes": self.processes,
+            "strategy": self.strategy,
+        }
 
 
 def refuse_launchers() -> None:

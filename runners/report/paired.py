@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ...evals.compare import paired_interval
 from ...results.intervals import mean_interval
 from ...results.metrics import has_ideal
-from ...results.paired import enough_flips, holm, mcnemar, sign_flips
+from ...results.paired import enough_flips, holm, mcnemar, paired_interval, sign_flips
 from ...results.report.data import Paired
 from .answers import Answers
 from .trail import Rows

@@ -10,7 +10,7 @@ from ...evals.tasks import get_task
 from ...models.presets import PRESETS, resolve_model
 from ...results.published.verdicts import papers_model
 from ..config import SweepConfig, make_config
-from ..recipes import SMALL_MODEL_PARAMETERS
+from ..recipes import RECIPES, SMALL_MODEL_PARAMETERS
 from .specs import Form, Item
 
 
@@ -93,7 +93,8 @@ def departures(item: Item, form: Form, config: SweepConfig) -> list[str]:
     trained = [name for name in ("finetune", "recover") if getattr(config, name).steps is not None]
     if form is item.full and trained:
         found.append(f"ours has other training steps ({', '.join(trained)})")
-    source = config.train_set or get_task(config.task).default_source(config.data)
+    chosen = RECIPES[config.recipe].train_set(config.task, config.train_set)
+    source = chosen or get_task(config.task).default_source(config.data)
     if form.train_set and source != form.train_set:
         found.append(f"other training data: ours is {source}, theirs {form.train_set} as far as known")
     return found

@@ -118,6 +118,13 @@ def test_two_processes_select_bases_as_one(together, case):
     assert (after - before)[states == 1].abs().max() > 1e-3
 
 
+def test_under_fsdp2_a_process_holds_a_share_of_the_gradients_after_each_pass(together):
+    sharded, copied = (together[strategy]["tied, accumulated"]["shares"] for strategy in ("fsdp2", "ddp"))
+    assert len(sharded) == len(copied) > trained_together.STEPS
+    assert all(0.4 < share < 0.6 for share in sharded)
+    assert set(copied) == {1.0}
+
+
 def test_under_fsdp2_a_process_holds_a_share_of_the_frozen_bases_whatever_is_pruned(together):
     for case in trained_together.SELECTIONS:
         sharded, copied = (together[strategy][case]["held"] for strategy in ("fsdp2", "ddp"))

@@ -190,6 +190,50 @@ def test_paper_recipe_is_the_authors():
     assert (bs.keep_epochs, bs.prune_epochs, bs.post_epochs) == (1, 2, 3)
 
 
+def test_quick_recipe_is_the_papers_on_fewer_examples(tmp_path, data_dir):
+    paper, quick = RECIPES["paper"], RECIPES["quick"]
+    assert (quick.finetune, quick.recover, quick.dtype) == (paper.finetune, paper.recover, paper.dtype)
+    assert quick.train_set("math", None) == "gsm8k+math"
+    assert quick.train_set("math", "gsm8k") == "gsm8k"
+    assert quick.train_set("code", None) is None
+    changes = {"task": "math", "data": data_dir, "pretrained": False, "finetune": {}, "recover": {}}
+    plan = make_plan(small_sweep(tmp_path, recipe="quick", methods=["svd", "fwsvd", "bs"], **changes))
+    trained = [stage for stage in plan.stages.values() if "train" in stage.config]
+    assert all(stage.runtime["train_set"] == "gsm8k+math" for stage in trained)
+    # One budget for all: whoever trains while compressing is told the same as the others' recovery.
+    after = [stage.config["train"] for stage in trained if stage.kind != "finetune"]
+    assert len(after) > 3
+    assert all(settings == quick.recover.model_dump() for settings in after)
+    assert {stage.config.get("extra_pruning_steps", 0) for stage in trained} == {0}
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "optimizer"),
+    [
+        ("cpu", {}, "adamw_torch"),
+        ("cuda", {}, "adamw_torch_fused"),
+        ("cuda:1", {}, "adamw_torch_fused"),
+        ("cuda", {"optimizer": "adamw_torch"}, "adamw_torch"),
+        ("cuda", {"optimizer": "adafactor"}, "adafactor"),
+        ("cpu", {"optimizer": "adamw_torch_fused"}, "adamw_torch_fused"),
+    ],
+)
+def test_the_key_names_the_optimizer_that_runs_on_the_device(tmp_path, monkeypatch, device, asked, optimizer):
+    monkeypatch.setattr("lowrank_bench.runners.plan.pick_device", lambda wanted: device)
+    changes = {"finetune": {"steps": 2} | asked, "recover": {"steps": 2} | asked, "methods": ["svd", "bs"]}
+    plan = make_plan(small_sweep(tmp_path, engine="transformers", **changes))
+    trained = [stage for stage in plan.stages.values() if "train" in stage.config]
+    assert {stage.kind for stage in trained} == {"finetune", "compress", "recover"}
+    assert {stage.config["train"]["optimizer"] for stage in trained} == {optimizer}
+
+
+@pytest.mark.parametrize("kind", ["instruction", "language"])
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_a_gpu_changes_nothing_but_the_optimizers_kernel(recipe, kind):
+    for here, there in zip(recipe.for_kind(kind), recipe.for_kind(kind, "cuda"), strict=True):
+        assert there == here.model_copy(update={"optimizer": "adamw_torch_fused"})
+
+
 def test_epochs_override_a_recipes_steps():
     assert merge_settings(TrainSettings(steps=200), {"epochs": 2.0, "steps": None}).steps is None
     assert merge_settings(TrainSettings(steps=200), {"steps": 5}).steps == 5

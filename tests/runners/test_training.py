@@ -122,6 +122,14 @@ def test_hook_sees_gradients_before_each_update():
     assert seen == [(0, 0), (1, 20), (2, 40)]
 
 
+def test_the_fused_optimizer_differs_by_rounding():
+    plain, fused = random_model("llama"), random_model("llama")
+    trainer().train(plain, 4)
+    trainer(SETTINGS.model_copy(update={"optimizer": "adamw_torch_fused"})).train(fused, 4)
+    for a, b in zip(plain.parameters(), fused.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
 def test_learning_rate_scale_is_applied():
     still = random_model("llama")
     reference = copy.deepcopy(still)
