@@ -166,7 +166,8 @@ class SweepConfig(BaseModel):
         accelerate: accelerate's configuration file; trainings then run in several processes, with the same results but
             for rounding. Like the executor no part of a stage's key or of ``sweep.yaml``.
         placement: where trainings keep weights, gradients and moments (docs/memory.md); ``auto`` takes the first that
-            fits: one GPU, FSDP2 over all, AdamW's moments in host memory, moments in 8 bits. Only 8 bits change numbers.
+            fits: one GPU, FSDP2 over all, AdamW's moments in host memory, moments in 8 bits, which alone changes
+            numbers.
         checkpoint_minutes: trainings keep a checkpoint as often as this, to go on from when they are cut off; infinite
             keeps none.
         storage: URL of a folder that several machines reach, in which finished stages and results stand too; neither
