@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ..foundation.errors import UserError
 from .options import Bos, Data, Revision, Weak
 from .output import console, escape, numbers, split_list
 
@@ -27,6 +28,9 @@ def run(
     ] = None,
     data: Data = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    assume: Annotated[
+        str | None, typer.Option(help="Plan for this machine instead, with --dry-run: h100:1, h100:8, rtx4090:1.")
+    ] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds with commas.  [default: 42]")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first problems of each benchmark.")] = None,
     training_free: Annotated[
@@ -103,6 +107,10 @@ def run(
     """
     from ..runners.config import make_config, read_yaml, split_methods
 
+    if assume is not None and not dry_run:
+        raise UserError(
+            f"--assume {assume} plans for a machine that is not here; add --dry-run, or leave it out to run"
+        )
     values = read_yaml(config) if config else {}
     training = {"learning_rate": lr, "batch_size": batch_size, "max_length": max_length}
     given = {
@@ -125,7 +133,7 @@ def run(
     if dry_run:
         from ..runners.dry_run import print_plan
 
-        print_plan(checked, console())
+        print_plan(checked, console(), assume)
         return
     from ..runners.local import StageCrashed
     from ..runners.sweep import run_sweep

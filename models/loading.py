@@ -116,11 +116,29 @@ def load_skeleton(location: str | Path, revision: str = "") -> nn.Module:
     Raises:
         UserError: the configuration cannot be read or describes no causal language model.
     """
-    from transformers import AutoModelForCausalLM
-
     config = load_config(location, revision)
     if Path(location).is_dir():
         read_generation_defaults(location)
+    skeleton = build_skeleton(config, str(location))
+    if Path(location).is_dir() and (headers := check_folder(Path(location))):
+        announced = layout_of(read_object(Path(location) / "config.json"))
+        check_shapes(skeleton, headers, announced, str(location))
+        add_note(skeleton, claim(skeleton, headers, str(location), announced).note)
+    return skeleton
+
+
+def build_skeleton(config: Any, location: str) -> nn.Module:
+    """Build a model of this configuration on the meta device.
+
+    Args:
+        config: transformers' configuration.
+        location: of the model, for messages.
+
+    Raises:
+        UserError: transformers cannot build it.
+    """
+    from transformers import AutoModelForCausalLM
+
     try:
         with torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -129,10 +147,6 @@ def load_skeleton(location: str | Path, revision: str = "") -> nn.Module:
             f"the configuration of '{location}' describes no causal language model that transformers can build "
             f"({reason(error)}); name another model"
         ) from error
-    if Path(location).is_dir() and (headers := check_folder(Path(location))):
-        announced = layout_of(read_object(Path(location) / "config.json"))
-        check_shapes(skeleton, headers, announced, str(location))
-        add_note(skeleton, claim(skeleton, headers, str(location), announced).note)
     return cast(nn.Module, skeleton)
 
 

@@ -6,7 +6,7 @@
 
 A section has a share of the time. Where it is up, the section stops, and its rows say from how much they are. A section
 that fails is a row too, the others go on, and the exit code is 1, as it is where a target is missed. Rows with "of
-hours.py" say what the assumptions behind the estimates of `bench reproduce` would be; see docs/gpu.md.
+assumptions.py" say what the assumptions behind the estimates of `bench reproduce` would be; see docs/gpu.md.
 Not run on a GPU yet.
 """
 

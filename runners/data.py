@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ..evals.prompts import IGNORED, PROMPT_VERSION, Encoded
-from ..evals.tasks import get_task
+from ..evals.tasks import Example, get_task
 from ..foundation.errors import UserError
 from ..foundation.progress import track
+from .assumptions import TRAINING_SETS
 
 DATA_SEED = 42
 """Seed of generated (toy) data: one dataset for all seeds of a sweep, as with real data."""
@@ -59,10 +60,49 @@ class TaskData:
             yield collate([self.items[i] for i in chosen[start : start + batch_size]], self.pad_token_id)
 
 
-def train_set_identity(task: str, source: str | None, data_dir: Path | None) -> dict[str, Any]:
-    """Return the plain data that names a training set: its source, its hash and the prompt rules."""
-    found = get_task(task).train_examples(source, data_dir, DATA_SEED)
-    return {"task": task, "source": found.source, "sha256": found.sha256, "prompt_version": PROMPT_VERSION}
+SAMPLE = 256
+"""So many examples tell how long those of a training set are."""
+
+
+@dataclass(frozen=True)
+class TrainSetSurvey:
+    """What a plan knows of a training set.
+
+    Attributes:
+        name: of the source, as `Task.sources` has it.
+        identity: the plain data that names it: its source, its hash and the prompt rules.
+        examples: how many there are.
+        sample: `SAMPLE` of them at equal distances; empty where the data are not at hand.
+    """
+
+    name: str
+    identity: dict[str, Any]
+    examples: int
+    sample: tuple[Example, ...] = ()
+
+
+def survey_train_set(task: str, source: str | None, data_dir: Path | None, at_hand: bool = True) -> TrainSetSurvey:
+    """Read a training set and say what it is.
+
+    Args:
+        task, source, data_dir: as in `load_task_data`.
+        at_hand: whether data that would come from the hub can be read; otherwise their published size is taken.
+    """
+    found = get_task(task)
+    name = source or found.default_source(data_dir)
+    if not at_hand and name in TRAINING_SETS and name in found.sources:
+        named = {"task": task, "source": f"{name} (not read)", "sha256": "", "prompt_version": PROMPT_VERSION}
+        return TrainSetSurvey(name, named, TRAINING_SETS[name].examples)
+    read = found.train_examples(source, data_dir, DATA_SEED)
+    identity = {"task": task, "source": read.source, "sha256": read.sha256, "prompt_version": PROMPT_VERSION}
+    count = len(read.examples)
+    sample = tuple(read.examples[index * count // SAMPLE] for index in range(SAMPLE))
+    return TrainSetSurvey(name, identity, count, sample if count > SAMPLE else tuple(read.examples))
+
+
+def longest_example(data: Mapping[str, Any]) -> int:
+    """Return the longest example in tokens that a stage's ``data`` allow: what was asked for, else the task's own."""
+    return int(data["max_length"] or get_task(data["task"]).max_length)
 
 
 def load_task_data(

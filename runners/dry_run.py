@@ -1,4 +1,4 @@
-"""The plan in words: what is done, what is to do, ranks, parameters, time."""
+"""The plan in words: what is done, what is to do, ranks, memory, disk, hours, and whether it fits the machine."""
 
 from __future__ import annotations
 
@@ -8,37 +8,59 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..foundation.errors import UserError
-from ..models.footprint import check_model
 from .config import SweepConfig
-from .estimate import disk_bytes
+from .disk import disk_bytes
+from .estimate import estimate, wall_seconds
+from .local import crew_size
+from .machine import assume_machine
 from .memory import COLUMNS, TITLE, evaluation_needs, evaluation_rows, memory_rows, plan_ways
 from .plan import Plan, build_method, make_plan
 from .progress import duration
-from .sweep import plan_seconds, plan_warnings
+from .sweep import plan_warnings
+from .verdict import evaluation_demands, judge, way_demands
+
+KINDS = ("finetune", "fit", "compress", "recover", "evaluate")
 
 
-def print_plan(config: SweepConfig, console: Console) -> None:
+def print_plan(config: SweepConfig, console: Console, assume: str | None = None) -> None:
     """Print the plan of a sweep; writes nothing and runs nothing.
+
+    Args:
+        config: the sweep.
+        console: where to.
+        assume: the machine to plan for, as `assume_machine` takes it, or None for this one.
 
     Raises:
         UserError: whatever `make_plan` finds.
     """
-    plan = make_plan(config)
+    plan = make_plan(config, None if assume is None else assume_machine(assume), dry=True)
     show_plan(plan, console)
-    table = Table(*COLUMNS, title=TITLE, title_justify="left", box=None, pad_edge=False)
-    needs = evaluation_needs(plan)
-    for row in memory_rows(plan_ways(plan)) + evaluation_rows(needs, plan.device):
-        table.add_row(*map(escape, row))
-    console.print(table)
-    for need in needs.values():
-        try:
-            check_model(need, plan.source.name, plan.device)
-        except UserError as refusal:
-            console.print(f"note: {escape(str(refusal))}", highlight=False, soft_wrap=True)
-    console.print(
-        f"about {duration(plan_seconds(plan))} and at most {disk_bytes(plan) / 1e6:,.0f} MB to go", highlight=False
+    ways, needs = plan_ways(plan), evaluation_needs(plan)
+    memory = Table(*COLUMNS, title=TITLE, title_justify="left", box=None, pad_edge=False)
+    for row in memory_rows(ways) + evaluation_rows(needs, plan.device):
+        memory.add_row(*map(escape, row))
+    console.print(memory)
+    _show_hours(plan, console)
+    sentence = judge(plan.machine, way_demands(ways) + evaluation_demands(needs, plan.device))
+    console.print(escape(sentence), highlight=False, soft_wrap=True)
+
+
+def _show_hours(plan: Plan, console: Console) -> None:
+    found = estimate(plan)
+    workers, _ = crew_size(plan.config.workers, plan.device, plan.parameters, max(len(found.seconds), 1))
+    kinds = found.by_kind(plan)
+    table = Table(
+        "stage", "to do", "each", "together", "by", title="time", title_justify="left", box=None, pad_edge=False
     )
+    for kind in KINDS:
+        if kind in kinds:
+            count, seconds, measured = kinds[kind]
+            by = "finished stages" if measured else "arithmetic"
+            table.add_row(kind, str(count), duration(seconds / count), duration(seconds), by)
+    console.print(table)
+    time = duration(wall_seconds(plan, found.seconds, workers))
+    several = f" with {workers} workers" if workers > 1 else ""
+    console.print(f"about {time}{several} and at most {disk_bytes(plan) / 1e6:,.0f} MB to go", highlight=False)
 
 
 def show_plan(plan: Plan, console: Console) -> None:
@@ -61,7 +83,7 @@ def _stages(plan: Plan) -> Table:
         total[stage.kind] += 1
         todo[stage.kind] += key in pending
     table = Table("stage", "to do", "done", title="stages", title_justify="left", box=None, pad_edge=False)
-    for kind in ("finetune", "fit", "compress", "recover", "evaluate"):
+    for kind in KINDS:
         if total[kind]:
             table.add_row(kind, str(todo[kind]), str(total[kind] - todo[kind]))
     return table

@@ -1,84 +1,128 @@
-"""How long a plan will take and how much disk it needs, before it starts."""
+"""How long a plan will take, before it starts: from finished stages, else by arithmetic and the machine's speed."""
 
 from __future__ import annotations
 
-import math
-import time
+import contextlib
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
-from ..methods.base import TRAINED_BYTES, create_method
-from ..methods.budget import Budget
-from ..models.dtypes import OWN
-from ..models.loading import DTYPES, own_dtype
+from ..foundation.files import read_json
+from .arithmetic import Arithmetic
 from .local import crew_size
 from .plan import Plan
-from .recipes import SMALL_MODEL_PARAMETERS
-from .stages import Stage, StageStore, resume_folder
+from .speeds import Speeds, card_speeds, cpu_speeds
+from .stages import StageStore
 
 _START_SECONDS = 8.0  # a worker's imports
-_TRAINING_EFFICIENCY = 0.5  # of a plain matrix product's speed; small models stay far below it
-_TOKENS_PER_EXAMPLE = 96  # assumed where no stage has run yet
+_STAGE_SECONDS = 2.0  # opening a model, reading data, writing records
 
 
-def past_seconds(store: StageStore, kinds: set[str], *models: str) -> dict[str, float]:
-    """Return the mean seconds of finished stages by kind, for stages whose title or runtime has one of these names."""
-    sums: dict[str, list[float]] = defaultdict(list)
-    if store.root.is_dir():
-        from ..foundation.files import read_json
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of the pending stages.
 
-        for file in store.root.glob("*-*/stage.json"):
-            kind = file.parent.name.rpartition("-")[0]
-            if kind in kinds:
-                try:
-                    record = read_json(file)
-                    where = f"{record.get('runtime')} {record.get('title')}"
-                    if any(model in where for model in models):
-                        sums[kind].append(float(record["seconds"]))
-                except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                    continue
-    return {kind: sum(values) / len(values) for kind, values in sums.items()}
+    Attributes:
+        seconds: by stage key, each on one device.
+        measured: keys whose seconds are those of finished stages like them.
+    """
+
+    seconds: Mapping[str, float]
+    measured: frozenset[str]
+
+    def by_kind(self, plan: Plan) -> dict[str, tuple[int, float, bool]]:
+        """Return for each kind of stage how many are pending, their seconds, and whether all were measured."""
+        found: dict[str, list[str]] = {}
+        for key in self.seconds:
+            found.setdefault(plan.stages[key].kind, []).append(key)
+        return {
+            kind: (len(keys), sum(self.seconds[key] for key in keys), self.measured.issuperset(keys))
+            for kind, keys in found.items()
+        }
+
+
+def past_seconds(store: StageStore, model: str, device: str) -> dict[tuple[str, str], float]:
+    """Return the mean seconds of finished stages by kind and likeness.
+
+    Args:
+        store: where they are.
+        model: identity of the model that they began with; others tell nothing.
+        device: torch device; stages on another type of device tell nothing.
+    """
+    records: dict[str, dict[str, Any]] = {}
+    for file in store.root.glob("*-*/stage.json") if store.root.is_dir() else ():
+        with contextlib.suppress(OSError, ValueError):
+            records[file.parent.name] = read_json(file)
+    sums: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for record in records.values():
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+            where = str(record["runtime"]["device"]).partition(":")[0]
+            if where == device.partition(":")[0] and _first_model(record, records) == model:
+                kind = record["kind"]
+                sums[kind, likeness(kind, record["config"])].append(float(record["seconds"]))
+    return {alike: sum(values) / len(values) for alike, values in sums.items()}
+
+
+def _first_model(record: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the identity of the model that a chain of stages began with."""
+    for _ in range(len(records) + 1):
+        identity = str(record["inputs"]["model"])
+        before = records.get(identity.partition("/")[0])
+        if before is None:
+            return identity
+        record = before
+    return ""
+
+
+def likeness(kind: str, config: Mapping[str, Any]) -> str:
+    """Return what stages of a kind must have in common for one to tell the seconds of another."""
+    if kind == "evaluate":
+        parts = [config["variant"], config["identity"].get("limit"), config["engine"], config["dtype"]]
+    elif "train" in config:
+        train = config["train"]
+        size = [train["steps"], None if train["steps"] is not None else train["epochs"], train["batch_size"]]
+        parts = [config.get("method"), *size, config["data"]["source"], config["data"]["max_length"]]
+    else:
+        parts = [config.get("method"), config.get("fit", {}).get("factors")]
+    return repr(parts)
+
+
+def estimate(plan: Plan, speeds: Speeds | None = None) -> Estimate:
+    """Return an estimate for each pending stage.
+
+    Args:
+        plan: the plan.
+        speeds: of the machine; None takes the plan's, which is probed if it is this one and something is pending of
+            which no finished stage tells.
+    """
+    pending = plan.pending()
+    past = {} if plan.assumed else past_seconds(plan.store, plan.source.sha256, plan.device)
+    arithmetic = Arithmetic(plan)
+    seconds, measured = {}, set()
+    for key in pending:
+        stage = plan.stages[key]
+        alike = past.get((stage.kind, likeness(stage.kind, stage.config)))
+        if alike is not None:
+            seconds[key] = alike
+            measured.add(key)
+            continue
+        speeds = speeds or plan_speeds(plan)
+        seconds[key] = speeds.seconds(arithmetic.work(key)) + _STAGE_SECONDS
+    return Estimate(seconds, frozenset(measured))
+
+
+def plan_speeds(plan: Plan) -> Speeds:
+    """Return the speeds of the machine that a plan is for."""
+    if plan.machine.flops is not None:
+        return card_speeds(plan.machine.flops)
+    _, threads = crew_size(plan.config.workers, plan.device, plan.parameters, len(plan.stages))
+    return cpu_speeds(plan, threads)
 
 
 def stage_seconds(plan: Plan) -> dict[str, float]:
-    """Return an estimate for each pending stage: from finished stages of its kind, else from its arithmetic."""
-    pending = plan.pending()
-    kinds = {plan.stages[key].kind for key in pending}
-    past = past_seconds(plan.store, kinds, plan.source.name, plan.source.location)
-    speed = 0.0
-    result = {}
-    for key in pending:
-        stage = plan.stages[key]
-        if stage.kind in past:
-            result[key] = past[stage.kind]
-            continue
-        speed = speed or _flops_per_second(plan.device)
-        result[key] = _arithmetic(stage.kind, stage.config, plan.parameters) / (speed * _TRAINING_EFFICIENCY) + 2.0
-    return result
-
-
-def _arithmetic(kind: str, config: Mapping[str, object], parameters: int) -> float:
-    train = config.get("train")
-    if isinstance(train, Mapping):
-        steps = train["steps"] if train["steps"] is not None else 1000 * train["epochs"]
-        return 6.0 * parameters * steps * train["batch_size"] * _TOKENS_PER_EXAMPLE
-    if kind == "fit":
-        return 20.0 * parameters * parameters**0.5
-    return 2.0 * parameters * 1000 * _TOKENS_PER_EXAMPLE
-
-
-def _flops_per_second(device: str) -> float:
-    import torch
-
-    size = 512 if device == "cpu" else 4096
-    a = torch.randn(size, size, device=device)
-    a @ a
-    clock, rounds = time.perf_counter(), 4
-    for _ in range(rounds):
-        b = a @ a
-    float(b[0, 0])
-    return rounds * 2.0 * size**3 / (time.perf_counter() - clock)
+    """Return the estimated seconds of each pending stage."""
+    return dict(estimate(plan).seconds)
 
 
 def wall_seconds(plan: Plan, seconds: Mapping[str, float], workers: int) -> float:
@@ -89,44 +133,3 @@ def wall_seconds(plan: Plan, seconds: Mapping[str, float], workers: int) -> floa
         chain[key] = before + seconds.get(key, 0.0)
     total = sum(seconds.values())
     return max(total / workers, max(chain.values(), default=0.0)) + (_START_SECONDS if seconds else 0.0)
-
-
-def disk_bytes(plan: Plan) -> int:
-    """Return the bytes that the pending stages will write at most, checkpoints and factors counted."""
-    own = own_dtype(cast(Any, plan.skeleton).config)
-    width = max(DTYPES[own if name == OWN else name].itemsize for name in map(plan.saves, (True, False)))
-    total = 0
-    for key in plan.pending():
-        stage = plan.stages[key]
-        if stage.kind == "fit":
-            total += 4 * 2 * plan.parameters
-        elif stage.kind in ("finetune", "recover"):
-            total += width * plan.parameters
-        elif stage.kind == "compress":
-            total += sum(int(width * plan.parameters / ratio) for ratio in stage.config["ratios"])
-    return total + checkpoint_bytes(plan)
-
-
-def checkpoint_bytes(plan: Plan) -> int:
-    """Return what trainings will write at most to be resumed from, beside what lies there of those that were cut off.
-
-    Small models are done before they keep anything. Two checkpoints lie there while the second is written.
-    """
-    if plan.parameters < SMALL_MODEL_PARAMETERS or not math.isfinite(plan.config.checkpoint_minutes):
-        return 0
-    pending = plan.pending()
-    more = []
-    for key in pending:
-        if "train" in plan.stages[key].config:
-            held = sum(file.stat().st_size for file in resume_folder(plan.store.root, key).rglob("*") if file.is_file())
-            more.append(max(0, 2 * _one_checkpoint(plan, plan.stages[key]) - held))
-    workers, _ = crew_size(plan.config.workers, plan.device, plan.parameters, len(pending))
-    return sum(sorted(more)[-workers:])
-
-
-def _one_checkpoint(plan: Plan, stage: Stage) -> int:
-    if stage.kind != "compress":
-        return TRAINED_BYTES * plan.parameters
-    method = create_method(stage.config["method"], stage.config["options"])
-    sharded = plan.setup is not None and plan.setup.strategy == "fsdp2"
-    return method.checkpoint_bytes(plan.skeleton, Budget(max(stage.config["ratios"]), method.guard), sharded)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 from ..foundation.errors import UserError, did_you_mean
 from ..foundation.memory import free_memory
+from .assumptions import PRODUCT_SHARE
 
 _GIB = 2**30
 
@@ -35,6 +41,27 @@ CARDS: dict[str, Card] = {
 }
 
 
+_PROBE = """
+import json, sys, time
+import torch
+device = sys.argv[1]
+names = [device] if ":" in device else [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+a = torch.rand(4096, 4096, dtype=torch.bfloat16, device=names[0])
+for _ in range(3):
+    a @ a
+torch.cuda.synchronize(names[0])
+begin = time.perf_counter()
+for _ in range(20):
+    b = a @ a
+torch.cuda.synchronize(names[0])
+speed = 20 * 2 * 4096**3 / (time.perf_counter() - begin)
+del a, b
+torch.cuda.empty_cache()
+free = [torch.cuda.mem_get_info(name)[0] for name in names]
+print(json.dumps({"name": torch.cuda.get_device_name(names[0]), "free": free, "product": speed}))
+"""
+
+
 @dataclass(frozen=True)
 class Machine:
     """What stages may use.
@@ -45,7 +72,7 @@ class Machine:
         count: GPUs; 1 for a CPU.
         device_bytes: free bytes of one GPU; of the host for a CPU.
         host_bytes: free bytes of the host.
-        flops: dense bfloat16 operations a second of one GPU, None where only a measurement can say.
+        flops: dense bfloat16 operations a second of one GPU at its peak; None for a CPU.
         assumed: whether the user named it; then nothing can run, only a plan can be made.
     """
 
@@ -63,15 +90,32 @@ def measure_machine(device: str) -> Machine:
 
     Args:
         device: torch device of the sweep; ``cuda:1`` is one GPU, ``cuda`` all that are visible.
+
+    Raises:
+        UserError: the GPUs cannot be used.
     """
     host = free_memory("cpu")
     if device == "cpu":
         return Machine("cpu", "cpu", 1, host, host)
-    import torch
+    found = probe_gpus(device)
+    free = found["free"]
+    return Machine(f"{len(free)} {found['name']}", "cuda", len(free), min(free), host, found["product"] / PRODUCT_SHARE)
 
-    count = 1 if ":" in device else torch.cuda.device_count()
-    free = min(free_memory(f"cuda:{i}") for i in range(count)) if ":" not in device else free_memory(device)
-    return Machine(f"{count} {torch.cuda.get_device_name(device)}", "cuda", count, free, host)
+
+@cache
+def probe_gpus(device: str) -> dict[str, Any]:
+    """Return name, free bytes of each GPU, and the operations a second of a bfloat16 product on the first.
+
+    A process of its own asks: asking keeps some hundred MB of each GPU until the process that asked ends.
+
+    Raises:
+        UserError: the GPUs cannot be used.
+    """
+    done = subprocess.run([sys.executable, "-c", _PROBE, device], capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UserError(f"the GPU cannot be used ({reason}); see bench doctor, or use --device cpu")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def assume_machine(text: str) -> Machine:

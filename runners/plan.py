@@ -12,6 +12,7 @@ from torch import nn
 
 from ..evals.base import EvalSettings, benchmarks
 from ..evals.base import Stage as EvalStage
+from ..evals.generative import check_sampling
 from ..evals.hosting.choice import Choice, choose_engine
 from ..evals.tasks import benchmark_names, get_task
 from ..foundation.environment import number_formats
@@ -19,12 +20,13 @@ from ..foundation.errors import UserError, unknown
 from ..methods.base import Compressor, create_method
 from ..methods.budget import Allocation, Budget
 from ..methods.policies.base import policies
-from ..models.loading import load_skeleton
 from ..models.matrices import model_size
 from ..models.presets import ModelSource, resolve_model
+from .at_hand import AtHand, assumed_device, assumed_engine, counts_by_size, find_at_hand, read_skeleton
 from .checks import begins_with_bos, check_model
 from .config import MethodSpec, SweepConfig
-from .data import DATA_SEED, train_set_identity
+from .data import DATA_SEED, TrainSetSurvey, survey_train_set
+from .machine import Machine, measure_machine
 from .parallel.setup import ProcessSetup, read_setup
 from .recipes import RECIPES, SMALL_MODEL_PARAMETERS, Recipe, TrainSettings
 from .shared_store import SharedStore
@@ -76,6 +78,9 @@ class Plan:
         needs: keys of the stages that must stand before a stage can run.
         setup: the processes that train together, or None for one.
         bos_note: what a reader of perplexities should know, or empty.
+        assumed: the machine that the user named for a dry run, or None for this one.
+        at_hand: which inputs could be read.
+        training_sets: what was read for training and statistics, by task.
     """
 
     config: SweepConfig
@@ -93,6 +98,9 @@ class Plan:
     allocations: dict[tuple[str, float], Allocation] = field(default_factory=dict)
     setup: ProcessSetup | None = None
     bos_note: str = ""
+    assumed: Machine | None = None
+    at_hand: AtHand = field(default_factory=AtHand)
+    training_sets: dict[str, TrainSetSurvey] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -103,6 +111,11 @@ class Plan:
     def parameters(self) -> int:
         """Parameters of the uncompressed model."""
         return model_size(self.skeleton).parameters
+
+    @cached_property
+    def machine(self) -> Machine:
+        """The machine that the stages run on: the assumed one, or what is free of this one."""
+        return self.assumed or measure_machine(self.device)
 
     def saves(self, trains: bool) -> str:
         """Return the dtype that a stage saves weights in, trained ones or others; see `Recipe.saves`."""
@@ -159,8 +172,13 @@ def build_method(spec: MethodSpec, recipe: Recipe, seed: int) -> Compressor:
     return method
 
 
-def make_plan(config: SweepConfig) -> Plan:
+def make_plan(config: SweepConfig, assumed: Machine | None = None, dry: bool = False) -> Plan:
     """Check everything that can be checked without work, and lay out the stages.
+
+    Args:
+        config: what to run.
+        assumed: the machine to plan for in a dry run, instead of this one.
+        dry: nothing is going to run: where hub and cache have neither model nor data, what is known of them counts.
 
     Raises:
         UserError: anything unusable, before a single file is written.
@@ -174,10 +192,11 @@ def make_plan(config: SweepConfig) -> Plan:
         raise UserError(f"--context is for perplexities and none of {', '.join(names)} is one; leave it out")
     verify_around(Path(config.model))
     source = resolve_model(config.model, config.revision)
-    device = pick_device(config.device)
+    device = assumed_device(config.device) if assumed else pick_device(config.device)
     if config.data is not None and not config.data.is_dir():
         raise UserError(f"the data folder {config.data} does not exist; name the folder that holds gsm8k/, math/, …")
-    skeleton: Any = load_skeleton(source.location, source.revision)
+    at_hand = find_at_hand(config, source, names, assumed) if dry else AtHand()
+    skeleton, at_hand = read_skeleton(source, at_hand, dry)
     most = getattr(skeleton.config, "max_position_embeddings", None)
     if config.context and most and max(config.context) > most:
         raise UserError(
@@ -187,12 +206,14 @@ def make_plan(config: SweepConfig) -> Plan:
     parameters = model_size(skeleton).parameters
     recipe_name = pick_recipe(config.recipe, source, parameters)
     recipe = RECIPES[recipe_name]
-    engine = choose_engine(config.engine, skeleton.config, parameters, device)
+    engine = assumed_engine(config.engine) if assumed else None
+    engine = engine or choose_engine(config.engine, skeleton.config, parameters, device)
     root = config.out.expanduser().resolve() / "stages"
     store = SharedStore(root, config.storage) if config.storage else StageStore(root)
     plan = Plan(config, source, recipe, recipe_name, device, engine, config.dtype or recipe.dtype, store, skeleton)
+    plan.assumed, plan.at_hand = assumed, at_hand
     if config.accelerate is not None:
-        plan.setup = read_setup(config.accelerate, device)
+        plan.setup = read_setup(config.accelerate, device, assumed.count if assumed else None)
     _check_ratios(plan)
     _Layout(plan, names, task.pretrained_row if config.pretrained is None else config.pretrained).lay_out()
     return plan
@@ -231,16 +252,30 @@ class _Layout:
             if plan.setup and run.steps != 0:
                 run.split(plan.setup.processes)
         self.data_dir = plan.config.data.expanduser().resolve() if plan.config.data else None
-        self.data = train_set_identity(plan.config.task, plan.config.train_set, self.data_dir)
+        self.data = self._train_set(plan.config.task, plan.config.train_set)
         self.calibration: dict[str, dict[str, Any]] = {plan.config.task: self.data}
         self.source = _Model(plan.source.sha256, plan.source.location, plan.source.revision)
         made = [benchmarks.get(name)() for name in names]
-        self.bos, plan.bos_note = begins_with_bos(self.config.bos, plan.source, made)
+        if plan.at_hand.tokenizer:
+            self.bos, plan.bos_note = begins_with_bos(self.config.bos, plan.source, made)
+        else:
+            self.bos = self.config.bos == "always"
+        read = [benchmark for benchmark in made if not counts_by_size(benchmark.name, plan.at_hand)]
         for benchmark in made:
             for context in self._contexts(benchmark.name):
-                benchmark.check(self._settings(self._stage("finetuned"), context))
+                settings = self._settings(self._stage("finetuned"), context)
+                if benchmark.generates:
+                    check_sampling(settings)
+                if benchmark in read:
+                    benchmark.check(settings)
         stages = sorted({self._stage("finetuned"), self._stage("pretrained" if pretrained else "finetuned")})
-        check_model(plan.source, plan.skeleton.config, [(b, self._settings(s)) for s in stages for b in made])
+        if plan.at_hand.tokenizer:
+            check_model(plan.source, plan.skeleton.config, [(b, self._settings(s)) for s in stages for b in read])
+
+    def _train_set(self, task: str, source: str | None) -> dict[str, Any]:
+        found = survey_train_set(task, source, self.data_dir, self.plan.at_hand.data)
+        self.plan.training_sets[task] = found
+        return found.identity
 
     def lay_out(self) -> None:
         """Add every stage and cell of the sweep."""
@@ -277,7 +312,7 @@ class _Layout:
         name = (method.calibration_task if method else "") or self.config.task
         length = (method.calibration_length if method else None) or settings.max_length
         if name not in self.calibration:
-            self.calibration[name] = train_set_identity(name, None, self.data_dir)
+            self.calibration[name] = self._train_set(name, None)
         return {"data": self.calibration[name] | {"max_length": length}, "seed": seed}
 
     def _finetuned(self, seed: int) -> tuple[_Model, dict[str, str]]:
@@ -397,13 +432,14 @@ class _Layout:
         self, name: str, spec: MethodSpec, ratio: float, seed: int, state: str, model: _Model, settings: EvalSettings
     ) -> str:
         benchmark = benchmarks.get(name)()
+        by_size = counts_by_size(name, self.plan.at_hand)
         shown = f"{name} at {settings.context}" if settings.context else name
         stage = Stage(
             "evaluate",
             {
                 "benchmark": name,
                 "variant": benchmark.variant(settings),
-                "identity": dict(benchmark.identity(settings)),
+                "identity": {"limit": settings.limit} if by_size else dict(benchmark.identity(settings)),
                 "engine": self.plan.engine.engine,
                 "dtype": self.plan.dtype,
             },

@@ -21,8 +21,10 @@ from ..results.records import to_frame, write_records
 from ..results.tables import render_terminal
 from .collect import collect
 from .config import SweepConfig
-from .estimate import checkpoint_bytes, disk_bytes, stage_seconds, wall_seconds
+from .disk import checkpoint_bytes, disk_bytes
+from .estimate import stage_seconds, wall_seconds
 from .local import Event, crew_size, raise_failures, run_stages
+from .memory import check_plan
 from .parallel.setup import refuse_launchers
 from .plan import Plan, make_plan
 from .progress import LOG_FILE, StageProgress
@@ -79,6 +81,8 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
     failed: dict[str, Event] = {}
     if pending:
         _check_disk(plan)
+        if config.executor != "ray":  # whose machines have memory of their own
+            check_plan(plan, pending)
         failed = _run_pending(plan, pending, out)
     else:
         out.print(f"all {len(plan.stages)} stages stand already; nothing to do", highlight=False)
@@ -150,7 +154,7 @@ def reused(plan: Plan, pending: Sequence[str]) -> list[str]:
 
 def plan_warnings(plan: Plan) -> list[str]:
     """Return what a reader of the results should know before the work starts."""
-    notes = [note for note in (plan.source.note, plan.engine.note, plan.bos_note) if note]
+    notes = [note for note in (plan.source.note, *plan.at_hand.notes, plan.engine.note, plan.bos_note) if note]
     if plan.config.limit:
         notes.append(f"only the first {plan.config.limit} problems are evaluated; the rows say so with their n")
     for part in untouched(plan.skeleton, {}):

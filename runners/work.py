@@ -28,8 +28,8 @@ from ..models.footprint import context_length
 from ..models.loading import load_model, load_skeleton, load_tokenizer, weights_size
 from ..models.notes import notes_of
 from ..models.shards import save_model
-from .data import TaskData, load_task_data
-from .foreseen import check_training, evaluation_peak, plain
+from .data import TaskData, load_task_data, longest_example
+from .foreseen import check_training, evaluation_peak, placement_of, plain
 from .memory import Way, compress_way, fit_way, open_model
 from .parallel.launch import train_together
 from .parallel.sharding import is_main, process_count, shards
@@ -38,7 +38,7 @@ from .recipes import TrainSettings
 from .resuming import Resumable
 from .stages import MODEL_FOLDER, REPORT, Stage, input_digests, ratio_folder, resume_folder
 from .training import Progress, TaskTrainer, compress_order
-from .training_memory import Placement, training_peak
+from .training_memory import training_peak
 
 BASES_FILE = "bases.safetensors"
 """Beside a compressed checkpoint, where a method says which bases survived."""
@@ -92,7 +92,7 @@ def _foreseen(stage: Stage, data: TaskData, skeleton: Any, method: Compressor | 
     """
     settings, device, processes = TrainSettings(**stage.config["train"]), stage.runtime["device"], process_count()
     longest = max(len(item.input_ids) for item in data.items)
-    placement: Placement = stage.config.get("placement", "fsdp2" if shards() else "device")
+    placement = placement_of(stage, sharded=shards())
     peak = training_peak(skeleton, settings, longest, device, placement, processes, method)
     note = check_training(peak, stage.title or stage.key, settings, device)
     return plain(peak, processes) | ({"warning": note} if note else {})
@@ -177,7 +177,8 @@ def _finetune(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
 
 def _fit(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
     method = create_method(stage.runtime["method"], stage.runtime["options"])
-    way, notes = _way(stage, fit_way, method, length=stage.config.get("data", {}).get("max_length"))
+    length = longest_example(stage.config["data"]) if "data" in stage.config else None
+    way, notes = _way(stage, fit_way, method, length=length)
     model, tokenizer = _opened(stage, way, folder)
     data = _data(stage, model, tokenizer) if "data" in stage.config else None
     fitted = method.fit(model, data, folder)

@@ -35,7 +35,7 @@ def run(where: Where) -> list[Row]:
         _total(where, f"full spectra, {_driver(None)}", full, full_done, len(matrices), FULL_SECONDS),
     ]
     if full_done:
-        operations = 20 * shapes["q"][1] * sum(m * n for m, n in matrices[:full_done])  # as hours.py counts them
+        operations = 20 * shapes["q"][1] * sum(m * n for m, n in matrices[:full_done])  # as arithmetic.py counts them
         rows.append(share_row("DECOMPOSITION_SHARE", operations, full, "full spectra"))
     for name in SAMPLE:
         rows += _sample(where, name, shapes[name])

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from gpu_sections.table import Row
 
-from lowrank_bench.runners.reproduce import hours
+from lowrank_bench.runners import assumptions
 
 T = TypeVar("T")
 
@@ -46,14 +46,14 @@ def size(count: float) -> str:
 
 
 def share_row(constant: str, operations: float, seconds: float, of: str) -> Row:
-    """Return a row with what a constant of `runners/reproduce/hours.py` would be by a measurement.
+    """Return a row with what a constant of `runners/assumptions.py` would be by a measurement.
 
     Args:
         constant: its name.
-        operations: floating-point operations of the measured work, counted as hours.py counts them.
+        operations: floating-point operations of the measured work, counted as arithmetic.py counts them.
         seconds: what the work took.
         of: the work.
     """
-    share = operations / seconds / hours.PEAK_FLOPS
-    assumed: Mapping[str, object] = vars(hours)
-    return Row(f"{constant} of hours.py, by {of}", f"{share:.2g}", against=f"{assumed[constant]:g} assumed")
+    share = operations / seconds / assumptions.PEAK_FLOPS
+    assumed: Mapping[str, object] = vars(assumptions)
+    return Row(f"{constant} of assumptions.py, by {of}", f"{share:.2g}", against=f"{assumed[constant]:g} assumed")

@@ -20,7 +20,7 @@ ORDER = ("full", "lora", "bs 100 %", "bs 12 %", "bs 50 %", "rebuild")
 """What is most wanted comes first, in case that the time is up."""
 NAMES = {"full": "full finetuning", "lora": "LoRA of rank 32", "rebuild": "Basis Selection, dense weight rebuilt"}
 OPERATIONS = 8
-"""Of full finetuning with gradient checkpointing, a parameter and token, as hours.py counts."""
+"""Of full finetuning with gradient checkpointing, a parameter and token, as arithmetic.py counts."""
 
 FULL = Setup(
     width=LLAMA2_7B["hidden_size"],

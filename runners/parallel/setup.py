@@ -47,12 +47,13 @@ def refuse_launchers() -> None:
         )
 
 
-def read_setup(file: Path, device: str) -> ProcessSetup:
+def read_setup(file: Path, device: str, gpus: int | None = None) -> ProcessSetup:
     """Read and check a configuration file of ``accelerate config``.
 
     Args:
         file: YAML.
         device: torch device of the sweep.
+        gpus: how many there are; None asks torch.
 
     Raises:
         UserError: no such file, or one that asks for something this project does not do.
@@ -79,7 +80,7 @@ def read_setup(file: Path, device: str) -> ProcessSetup:
         )
     if _TYPES[kind] == "fsdp2":
         _check_sharding(values.get("fsdp_config") or {}, where)
-    _check_device(device, processes, where)
+    _check_device(device, processes, where, gpus)
     return ProcessSetup(file.expanduser().resolve(), processes, _TYPES[kind])
 
 
@@ -119,15 +120,17 @@ def _check_sharding(values: dict[str, Any], where: str) -> None:
         )
 
 
-def _check_device(device: str, processes: int, where: str) -> None:
-    import torch
-
+def _check_device(device: str, processes: int, where: str, gpus: int | None) -> None:
     if device == "cpu":
         return
     if device != "cuda":
         raise UserError(f"--device {device} names one GPU; with --accelerate say --device cuda and gpu_ids in {where}")
-    if processes > torch.cuda.device_count():
+    if gpus is None:
+        import torch
+
+        gpus = torch.cuda.device_count()
+    if processes > gpus:
         raise UserError(
-            f"{where} asks for {processes} processes, but this machine has {torch.cuda.device_count()} GPUs; lower "
+            f"{where} asks for {processes} processes, but the machine has {gpus} GPUs; lower "
             "num_processes, or say --device cpu"
         )

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +12,8 @@ from rich.text import Text
 
 from ...foundation.errors import UserError
 from ...foundation.files import write_atomic
+from ...models.hub import hub_answers, is_cached
+from ...models.known_shapes import SHAPES
 from ...models.presets import ModelSource, resolve_model
 from ...results.figures import Heading, draw_figure
 from ...results.pivot import Table, is_fraction
@@ -22,17 +21,15 @@ from ...results.published.verdicts import Verdict
 from ...results.records import read_records
 from ...results.tables import clean, inert, markdown_table, markdown_text
 from ..config import SweepConfig
+from ..disk import disk_bytes
 from ..dry_run import show_plan
-from ..estimate import disk_bytes
 from ..plan import make_plan
 from ..progress import duration
 from ..sweep import plan_seconds, run_sweep
 from .configs import Changes, departures, pick_form, sweep_config
-from .hours import gpu_hours, known_parameters
+from .hours import gpu_hours
 from .outcome import comparable, findings, panel_table, quoted_methods, quoted_numbers, verdicts
 from .specs import Form, Item
-
-_HUB_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ def reproduce(
     form = pick_form(item, changes.model, changes.revision)
     config = sweep_config(item, form, changes)
     _announce(item, form, config, console)
-    _show_plan(item, config, console)
+    _show_plan(item, config, console, dry_run)
     if dry_run:
         return None
     result = run_sweep(config, console)
@@ -116,45 +113,35 @@ def _announce(item: Item, form: Form, config: SweepConfig, console: Console) -> 
         console.print(Text(f"note: {clause}; the verdicts will say so", style="yellow"))
 
 
-def _show_plan(item: Item, config: SweepConfig, console: Console) -> None:
+def _show_plan(item: Item, config: SweepConfig, console: Console, dry_run: bool) -> None:
     source = resolve_model(config.model, config.revision)
-    known = known_parameters(source.name)
-    if not source.is_local and not _within_reach(source):
-        if known and (hours := gpu_hours(config, known)):
-            for sentence in hours.sentences():
-                console.print(Text(sentence))
-        raise UserError(
-            f"{item.shown} of {item.paper} needs {source.location}, which is not on this machine, and the hub cannot "
-            "be reached; run it where the hub is (with access to the model), name the model's folder with --model DIR, "
-            "or see it in small with --model tiny"
-        )
-    plan = make_plan(config)
+    unreachable = not source.is_local and not _within_reach(source)
+    if unreachable and source.location not in SHAPES:
+        raise _not_here(item, source)
+    plan = make_plan(config, dry=dry_run or unreachable)
     show_plan(plan, console)
-    hours = gpu_hours(config, plan.parameters, plan)
+    hours = gpu_hours(plan)
     if hours is not None:
         for sentence in hours.sentences():
             console.print(Text(sentence))
-        return
-    time = duration(plan_seconds(plan))
-    console.print(f"about {time} and at most {disk_bytes(plan) / 1e6:,.0f} MB to go", highlight=False)
+    else:
+        time = duration(plan_seconds(plan))
+        console.print(f"about {time} and at most {disk_bytes(plan) / 1e6:,.0f} MB to go", highlight=False)
+    if unreachable and not dry_run:
+        raise _not_here(item, source)
+
+
+def _not_here(item: Item, source: ModelSource) -> UserError:
+    return UserError(
+        f"{item.shown} of {item.paper} needs {source.location}, which is not on this machine, and the hub cannot "
+        "be reached; run it where the hub is (with access to the model), name the model's folder with --model DIR, "
+        "or see it in small with --model tiny"
+    )
 
 
 def _within_reach(source: ModelSource) -> bool:
     """Whether a hub model's configuration is on this machine already, or the hub answers."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(source.location, "config.json", revision=source.revision), str):
-        return True
-    if constants.HF_HUB_OFFLINE or os.environ.get("TRANSFORMERS_OFFLINE") == "1":
-        return False
-    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=_HUB_SECONDS).close()
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
+    return is_cached(source.location, source.revision, "config.json") or hub_answers()
 
 
 def _heading(item: Item, form: Form, table: Table) -> Heading:

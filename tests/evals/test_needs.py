@@ -24,6 +24,7 @@ from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models import footprint, identity
 from lowrank_bench.models.loading import load_tokenizer
 from lowrank_bench.models.presets import PRESETS
+from lowrank_bench.runners import machine
 from lowrank_bench.runners.dry_run import print_plan
 
 TINY = PRESETS["tiny"].source
@@ -66,7 +67,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pretend(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
     """Let so many GiB be free."""
-    for module in (footprint, vllm_engine):
+    for module in (footprint, vllm_engine, machine):
         monkeypatch.setattr(module, "free_memory", lambda device: int(free * GIB))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free * GIB), 24 * GIB))
 
@@ -136,8 +137,9 @@ def test_the_dry_run_shows_and_judges_what_evaluations_need(llama: Path, monkeyp
     row = next(line for line in texts[0].splitlines() if line.startswith("evaluate toy-math"))
     assert 200 < int(row.split("up to ")[1].split()[0]) < 1000
     assert "15.6" in row
-    assert "note: the model" not in texts[0]
-    assert "needs 15.0 GiB on cpu as bfloat16" in texts[1]
+    assert "fits cpu by formula: at most 15.6 of 24.0 GiB of the host (evaluate toy-math-250-0shot)" in texts[0]
+    assert "does not fit: " in texts[1]
+    assert " GiB of host memory, and cpu has 12.0; use " in texts[1]
 
 
 class Recorder(Engine):

@@ -13,11 +13,13 @@ from rich.console import Console
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.results.intervals import wilson
 from lowrank_bench.results.records import Record, to_frame, write_records
+from lowrank_bench.runners.assumptions import BENCHMARKS
 from lowrank_bench.runners.config import make_config
+from lowrank_bench.runners.machine import assume_machine
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.reproduce.catalogue import PAPERS, find_item
 from lowrank_bench.runners.reproduce.configs import Changes, departures, pick_form, sweep_config
-from lowrank_bench.runners.reproduce.hours import PROBLEMS, gpu_hours
+from lowrank_bench.runners.reproduce.hours import gpu_hours
 from lowrank_bench.runners.reproduce.outcome import findings, panel_table, quoted_numbers
 from lowrank_bench.runners.reproduce.run import conclude, reproduce
 
@@ -36,7 +38,7 @@ def test_every_item_is_a_plan_on_the_built_in_model(item, tmp_path):
     assert form is item.small
     plan = make_plan(sweep_config(item, form, Changes(model="tiny", out=tmp_path)))
     assert len(plan.pending()) == len(plan.stages) > 3
-    assert gpu_hours(plan.config, plan.parameters, plan) is None
+    assert gpu_hours(plan) is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -46,10 +48,10 @@ def test_every_item_is_a_valid_sweep_on_its_papers_model(item):
     config = sweep_config(item, form, Changes())
     assert (config.model, config.revision) == (item.model, item.revision)
     assert {spec.shown for spec in config.methods} == {line.label for line in form.lines}
-    hours = gpu_hours(config, PARAMS)
+    hours = gpu_hours(make_plan(config, assume_machine("h100:1"), dry=True))
     assert 0 < hours.total < 10_000
     assert any("arithmetic" in sentence for sentence in hours.sentences())
-    assert all(name in PROBLEMS for panel in form.panels for name in panel.ours)
+    assert all(name in BENCHMARKS for panel in form.panels for name in panel.ours)
 
 
 @pytest.mark.parametrize("item", ITEMS, ids=NAMES)
@@ -152,7 +154,9 @@ def test_the_same_again_runs_nothing_and_draws_the_same(seventh):
 def test_finished_stages_are_the_estimate_for_their_kind(seventh):
     item, changes, _ = seventh
     more = sweep_config(item, item.small, replace(changes, ratios=(2.0, 3.0)))
-    hours = gpu_hours(more, PARAMS, make_plan(more))
+    plan = make_plan(more)
+    plan.parameters = PARAMS
+    hours = gpu_hours(plan)
     assert hours.measured == {"compress", "recover", "evaluate"}
     assert set(hours.stages.items()) == {("compress", 2), ("recover", 2), ("evaluate", 2)}
     assert hours.total < 1
