@@ -12,7 +12,8 @@ from ..models.loading import DTYPES, own_dtype
 from ..models.matrices import model_size
 from .pass_memory import forward_peak
 from .recipes import TrainSettings
-from .training_memory import TrainingPeak
+from .stages import Stage
+from .training_memory import Placement, TrainingPeak
 
 _GIB = 2**30
 
@@ -51,10 +52,31 @@ def evaluation_peak(
     return TrainingPeak(weights + work, USUAL_BYTES + loaded, weights)
 
 
+def placement_of(stage: Stage, sharded: bool) -> Placement:
+    """Return where a training stage keeps what belongs to its weights; shares where several processes share them."""
+    if "placement" in stage.runtime:
+        named: Placement = stage.runtime["placement"]["placement"]
+        return named
+    return "fsdp2" if sharded else "device"
+
+
 def plain(peak: TrainingPeak, processes: int = 1) -> dict[str, Any]:
     """Return plain data for a stage's record, of one process, as its measured peak is."""
     note = {"note": peak.note} if peak.note else {}
     return {"way": "whole", "why": "", "predicted_peak_bytes": peak.of_one(processes)} | note
+
+
+def advise(settings: TrainSettings) -> str:
+    """Return what makes a training smaller, as it is typed."""
+    found = []
+    if not settings.gradient_checkpointing:
+        found.append("gradient_checkpointing: true")
+    if settings.micro_batch_size > 1:
+        found.append(f"micro_batch_size: {max(settings.micro_batch_size // 4, 1)}")
+    if settings.optimizer != "adafactor":
+        found.append("optimizer: adafactor")
+    fields = f"{' and '.join(found)} under finetune: and recover: of a --config file, " if found else ""
+    return f"{fields}--accelerate with a file that names several GPUs, or a machine with more memory"
 
 
 def check_training(peak: TrainingPeak, what: str, settings: TrainSettings, device: str, free: int | None = None) -> str:
@@ -71,16 +93,12 @@ def check_training(peak: TrainingPeak, what: str, settings: TrainSettings, devic
         UserError: weights, gradients and the optimizer's state alone do not fit.
     """
     there = free_memory(device) if free is None else free
-    where = f"{there / _GIB:.1f} GiB are free on {device}"
+    where = f"{there / _GIB:.1f} GiB are free on {device}; use {advise(settings)}"
     if peak.least > there:
         raise UserError(
             f"{what} needs at least {peak.least / _GIB:.1f} GiB for weights, gradients and the state of "
-            f"{settings.optimizer}, but {where}; use --accelerate with a file that names several GPUs, another "
-            "--optimizer such as adafactor, a smaller model, or a machine with more memory"
+            f"{settings.optimizer}, but {where}"
         )
     if peak.device <= there:
         return ""
-    smaller = f"a --micro-batch-size below {settings.micro_batch_size}" if settings.micro_batch_size > 1 else ""
-    again = "" if settings.gradient_checkpointing else "gradient checkpointing"
-    advice = " or ".join(filter(None, (smaller, again))) or "shorter examples (--max-length)"
-    return f"{what} may need {peak.device / _GIB:.1f} GiB at its peak, but {where}; {advice} needs less"
+    return f"{what} may need {peak.device / _GIB:.1f} GiB at its peak, but {where}"

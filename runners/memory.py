@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,13 +16,17 @@ from ..methods.base import Compressor, create_method
 from ..methods.matrixwise import MatrixCompressor
 from ..methods.memory import Calibration, Peak, compress_peak, fit_peak
 from ..models.blocks import find_blocks
-from ..models.footprint import SMALL_PARAMETERS, Footprint, context_length, token_bytes
+from ..models.footprint import SMALL_PARAMETERS, Footprint, check_model, context_length, token_bytes
 from ..models.loading import DTYPES, load_model, load_tokenizer
 from ..models.matrices import model_size
 from ..models.streamed import NotStreamable, open_streamed, why_not_streamed
 from .at_hand import assumed_longest, counts_by_size
 from .data import longest_example
+from .foreseen import advise, check_training, placement_of
 from .plan import Plan
+from .recipes import TrainSettings
+from .stages import Stage
+from .training_memory import TrainingPeak, training_peak
 
 Memory = Literal["auto", "walk", "whole"]
 WALK_PARAMETERS = SMALL_PARAMETERS
@@ -40,12 +44,14 @@ class Way:
     Attributes:
         walk: layer by layer from disk, or whole.
         why: in words, where a large model is not walked; else empty.
-        peak: by formula; None where the method trains and none is known.
+        peak: by formula; None where none is known.
+        advice: what makes it smaller, where that is not how the weights are read; else empty.
     """
 
     walk: bool
     why: str
     peak: Peak | None
+    advice: str = ""
 
     def record(self) -> dict[str, Any]:
         """Return plain data for a stage's record."""
@@ -177,8 +183,61 @@ def plan_ways(plan: Plan) -> dict[str, Way]:
             found.setdefault(name, fit_way(method, plan.skeleton, *place, length))
         elif stage.kind == "compress":
             method = create_method(stage.config["method"], stage.config["options"])
-            found.setdefault(f"compress {stage.config['method']}", compress_way(method, plan.skeleton, *place))
+            name = f"compress {stage.config['method']}"
+            found.setdefault(name, compress_way(method, plan.skeleton, *place))
+            if "train" in stage.config and found[name].peak is None:
+                found[name] = _training_way(plan, stage, found[name].why)
+        elif stage.kind in ("finetune", "recover") and stage.kind not in found:
+            found[stage.kind] = _training_way(plan, stage)
     return found
+
+
+def stage_peak(plan: Plan, stage: Stage) -> TrainingPeak:
+    """Return the foreseen peak of a training stage, with examples as long as they may be, of the sweep's model."""
+    method = create_method(stage.config["method"], stage.config["options"]) if stage.kind == "compress" else None
+    processes, sharded = (plan.setup.processes, plan.setup.strategy == "fsdp2") if plan.setup else (1, False)
+    return training_peak(
+        plan.skeleton,
+        TrainSettings(**stage.config["train"]),
+        min(longest_example(stage.config["data"]), context_length(plan.skeleton.config)),
+        plan.device,
+        placement_of(stage, sharded and (method is None or method.trains_sharded)),
+        processes,
+        method,
+    )
+
+
+def _training_way(plan: Plan, stage: Stage, why: str = "") -> Way:
+    peak, advice = stage_peak(plan, stage), advise(TrainSettings(**stage.config["train"]))
+    if peak.on_cpu:
+        return Way(False, why, Peak(peak.device + peak.host, 0, peak.least), advice)
+    return Way(False, why, Peak(peak.host, peak.device, peak.least), advice)
+
+
+def check_plan(plan: Plan, pending: Collection[str]) -> None:
+    """Refuse a sweep of which a training, or an evaluation of a model of full size, certainly does not fit.
+
+    Raises:
+        UserError: names the stage, what it needs, what is free and what makes it smaller.
+    """
+    machine = plan.machine
+    settled: set[str] = set()
+    for key in pending:
+        stage = plan.stages[key]
+        if "train" in stage.config and stage.kind not in settled:
+            settled.add(stage.kind)
+            settings = TrainSettings(**stage.config["train"])
+            check_training(stage_peak(plan, stage), stage.title or key, settings, plan.device, machine.device_bytes)
+    dense = [key for key in pending if plan.stages[key].kind == "evaluate" and _is_dense(plan, plan.stages[key])]
+    variants = {plan.stages[key].config["variant"] for key in dense}
+    for variant, need in (evaluation_needs(plan) if variants else {}).items():
+        if variant in variants:
+            check_model(need, plan.source.name, plan.device)
+
+
+def _is_dense(plan: Plan, evaluation: Stage) -> bool:
+    made_by = plan.stages.get(evaluation.inputs["model"].partition("/")[0])
+    return made_by is None or made_by.kind == "finetune"
 
 
 def evaluation_needs(plan: Plan) -> dict[str, Footprint]:

@@ -24,6 +24,7 @@ from .config import SweepConfig
 from .disk import checkpoint_bytes, disk_bytes
 from .estimate import stage_seconds, wall_seconds
 from .local import Event, crew_size, raise_failures, run_stages
+from .memory import check_plan
 from .parallel.setup import refuse_launchers
 from .plan import Plan, make_plan
 from .progress import LOG_FILE, StageProgress
@@ -80,6 +81,8 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
     failed: dict[str, Event] = {}
     if pending:
         _check_disk(plan)
+        if config.executor != "ray":  # whose machines have memory of their own
+            check_plan(plan, pending)
         failed = _run_pending(plan, pending, out)
     else:
         out.print(f"all {len(plan.stages)} stages stand already; nothing to do", highlight=False)

@@ -38,7 +38,8 @@ def way_demands(ways: Mapping[str, Way]) -> list[Demand]:
     for what, way in ways.items():
         if way.peak:
             advice = "fewer samples in a batch (batch_size), or " if way.walk else "--memory walk, or "
-            found.append(Demand(what, way.peak.device, way.peak.host, f"{advice}a machine with more memory"))
+            advice = way.advice or f"{advice}a machine with more memory"
+            found.append(Demand(what, way.peak.device, way.peak.host, advice))
     return found
 
 

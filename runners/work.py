@@ -29,7 +29,7 @@ from ..models.loading import load_model, load_skeleton, load_tokenizer, weights_
 from ..models.notes import notes_of
 from ..models.shards import save_model
 from .data import TaskData, load_task_data, longest_example
-from .foreseen import check_training, evaluation_peak, plain
+from .foreseen import check_training, evaluation_peak, placement_of, plain
 from .memory import Way, compress_way, fit_way, open_model
 from .parallel.launch import train_together
 from .parallel.sharding import is_main, process_count, shards
@@ -38,7 +38,7 @@ from .recipes import TrainSettings
 from .resuming import Resumable
 from .stages import MODEL_FOLDER, REPORT, Stage, input_digests, ratio_folder, resume_folder
 from .training import Progress, TaskTrainer, compress_order
-from .training_memory import Placement, training_peak
+from .training_memory import training_peak
 
 BASES_FILE = "bases.safetensors"
 """Beside a compressed checkpoint, where a method says which bases survived."""
@@ -90,9 +90,9 @@ def _foreseen(stage: Stage, data: TaskData, skeleton: Any, method: Compressor | 
     Raises:
         UserError: it certainly does not.
     """
-    settings, device, processes = TrainSettings(**stage.config["train"]), stage.runtime["device"], process_count()
+    settings, device, processes = training_settings(stage), stage.runtime["device"], process_count()
     longest = max(len(item.input_ids) for item in data.items)
-    placement: Placement = stage.config.get("placement", "fsdp2" if shards() else "device")
+    placement = placement_of(stage, sharded=shards())
     peak = training_peak(skeleton, settings, longest, device, placement, processes, method)
     note = check_training(peak, stage.title or stage.key, settings, device)
     return plain(peak, processes) | ({"warning": note} if note else {})
@@ -127,8 +127,7 @@ def _data(stage: Stage, model: Any, tokenizer: Any) -> TaskData:
 
 def training_settings(stage: Stage) -> TrainSettings:
     """Return the settings of a training stage, with the placement that the plan chose."""
-    placed = stage.runtime.get("placement") or {}
-    return TrainSettings(**stage.config["train"] | {key: placed[key] for key in ("placement",) if key in placed})
+    return TrainSettings(**stage.config["train"] | {"placement": placement_of(stage, sharded=False)})
 
 
 def _trainer(
