@@ -127,6 +127,8 @@ class _CheckedTrainer(transformers.Trainer):
         if self.args.gradient_checkpointing:
             # The recomputation makes bfloat16 copies of the weights again; to keep those of the forward pass is waste.
             self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
+        if self.accelerator.ddp_handler is not None:
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True  # else DDP holds each gradient twice
         use_fsdp2_on_cpus(self.accelerator)
         self.is_fsdp_enabled = getattr(self.accelerator.state, "fsdp_plugin", None) is not None
         if self.is_fsdp_enabled:
@@ -147,9 +149,6 @@ class _CheckedTrainer(transformers.Trainer):
         if count == 1 and step is None:
             return super()._get_train_sampler(train_dataset)
         return StepSampler(self.train_dataset, self.args.data_seed, together if count > 1 else 1, step)
-
-    def floating_point_ops(self, inputs: Any) -> int:
-        return 0  # the Trainer's own goes through all parameters at each pass, for a number that nobody reads
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         if self.args.should_save and self.hooks.resumable is not None:
