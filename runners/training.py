@@ -130,6 +130,8 @@ class _CheckedTrainer(transformers.Trainer):
         if self.args.gradient_checkpointing:
             # The recomputation makes bfloat16 copies of the weights again; to keep those of the forward pass is waste.
             self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
+        if self.accelerator.ddp_handler is not None:
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True  # else DDP holds each gradient twice
         use_fsdp2_on_cpus(self.accelerator)
         self.is_fsdp_enabled = getattr(self.accelerator.state, "fsdp_plugin", None) is not None
         if self.is_fsdp_enabled:
@@ -154,9 +156,6 @@ class _CheckedTrainer(transformers.Trainer):
     def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> tuple[Any, Any]:
         kind, options = super().get_optimizer_cls_and_kwargs(args, model)
         return (HostMomentsAdamW if self.moments_on_host else kind), options
-
-    def floating_point_ops(self, inputs: Any) -> int:
-        return 0  # the Trainer's own goes through all parameters at each pass, for a number that nobody reads
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         if self.args.should_save and self.hooks.resumable is not None:

@@ -68,15 +68,18 @@ def build(case: str) -> Any:
 
 
 class Watched(training._CheckedTrainer):
-    """Notes after each pass which share of the gradients this process holds, 0 where none is with its parameter."""
+    """Notes after each pass the share of the gradients that this process holds, and how many storages they are in."""
 
     shares: ClassVar[list[float]] = []
+    storages: ClassVar[list[float]] = []
 
     def training_step(self, model: Any, *args: Any, **more: Any) -> Any:
         loss = super().training_step(model, *args, **more)
         held = [(p.grad.to_local() if hasattr(p.grad, "to_local") else p.grad, p) for p in model.parameters()]
         numbers = sum(p.numel() for _, p in held)
         self.shares.append(sum(grad.numel() for grad, _ in held if grad is not None) / numbers)
+        storages = {grad.untyped_storage().data_ptr() for grad, _ in held if grad is not None}
+        self.storages.append(len(storages) / len(held))
         return loss
 
 
@@ -86,6 +89,7 @@ training._CheckedTrainer = Watched  # type: ignore[misc]
 def train(case: str) -> tuple[Any, Any]:
     """Return the trained model and the log."""
     Watched.shares.clear()
+    Watched.storages.clear()
     model, settings = build(case), SETTINGS
     if case == "tied, accumulated":
         settings = settings.model_copy(update={"micro_batch_size": 2, "gradient_checkpointing": True})
@@ -149,7 +153,7 @@ if __name__ == "__main__":
             model, log = train(case)
             state = whole_state(model) if is_sharded(model) else model.state_dict()
             found[case] = {"state": state, "log": vars(log), "sharded": is_sharded(model)}
-            found[case]["shares"] = list(Watched.shares)
+            found[case] |= {"shares": list(Watched.shares), "storages": list(Watched.storages)}
         for case in SELECTIONS:
             found[case] = select(case)
     if is_main():

@@ -1,10 +1,13 @@
 import shutil
 from collections import Counter
+from typing import get_type_hints
 
 import pytest
 import torch
 from sweeps import small_sweep
 
+from lowrank_bench.cli.run import run
+from lowrank_bench.cli.single import compress
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
 from lowrank_bench.models.presets import PRESETS
@@ -234,6 +237,12 @@ def test_the_key_names_the_optimizer_that_runs_on_the_device(tmp_path, monkeypat
 def test_a_gpu_changes_nothing_but_the_optimizers_kernel(recipe, kind):
     for here, there in zip(recipe.for_kind(kind), recipe.for_kind(kind, "cuda"), strict=True):
         assert there == here.model_copy(update={"optimizer": "adamw_torch_fused"})
+
+
+@pytest.mark.parametrize("command", [run, compress])
+def test_help_names_every_recipe(command):
+    option = get_type_hints(command, include_extras=True)["recipe"].__metadata__[0]
+    assert all(name in option.help for name in [*RECIPES, "auto"])
 
 
 def test_epochs_override_a_recipes_steps():
