@@ -267,6 +267,16 @@ class Compressor(BaseModel, ABC):
         """
         return TRAINED_BYTES * model_size(model).parameters
 
+    def trained_skeleton(self, model: nn.Module) -> nn.Module:
+        """Return the model that is trained in `compress_path`, as it is at the start, on the meta device.
+
+        By default the dense model itself.
+
+        Args:
+            model: the dense model on the meta device; is not changed.
+        """
+        return model
+
     @abstractmethod
     def fit_key(self) -> dict[str, Any]:
         """Return the plain data that `fit` depends on; methods with equal keys share one fit."""

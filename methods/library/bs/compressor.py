@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field, field_validator
 from torch import nn
 
 from ....foundation.errors import UserError
+from ....models.matrices import get_linear, replace_module
 from ...base import (
     TRAINED_BYTES,
     CalibrationData,
@@ -23,16 +26,17 @@ from ...base import (
     methods,
 )
 from ...budget import Budget, ModelShape, Unit
-from ...fitted import Fitted
+from ...fitted import Factors, Fitted
 from ...groups import singles
 from ...matrixwise import MatrixCompressor, report
 from ...policies.base import parse_policy, policies
 from ...shrinking import shrink_parameter
 from .fusing import fused
-from .layer import Start
+from .layer import BasisLinear, Start
 from .pruning import Schedule, lr_factor, pruning_steps
 from .run import PruningRun
 
+_USUAL_RATIO = 2.0
 _INDEX_BYTES = 64
 """In a checkpoint of a basis: its number, its slot, running means of a criterion."""
 
@@ -174,6 +178,28 @@ class BasisSelection(Compressor):
             frozen = unit.max_rank * unit.cost if sharded and self.trains_sharded else 0
             total += TRAINED_BYTES * trained + 4 * frozen + _INDEX_BYTES * unit.max_rank
         return total
+
+    def trained_skeleton(self, model: nn.Module) -> nn.Module:
+        """Return a copy with basis layers of full rank, with the new vectors of matrices at half their size."""
+        shape = super().shape(model)
+        found = copy.deepcopy(model)
+        for parameter in found.parameters():
+            parameter.requires_grad_(self.train_others)
+        narrow = torch.bfloat16 if self.bases_dtype == "bfloat16" else None
+        for unit in shape.units:
+            dense = get_linear(model, unit.name)
+            size = {"device": "meta", "dtype": torch.float32}
+            left, right = (
+                torch.empty(dense.out_features, unit.max_rank, **size),
+                torch.empty(unit.max_rank, dense.in_features, **size),
+            )
+            factors = Factors(left, right, torch.empty(unit.max_rank, **size))
+            extra = min(
+                self.additional_dimension, int(self.additional_share * unit.parameters / (_USUAL_RATIO * unit.cost))
+            )
+            layer = BasisLinear(factors, dense.bias, extra, self.new_vectors, self.seed, torch.float32, narrow)
+            replace_module(found, unit.name, layer.to("meta"))
+        return found
 
     def pruning_run_steps(self, trainer: Trainer) -> int:
         """Return the optimizer steps before the merge: a share of the common budget, or the extra ones if given."""
