@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from gpu_sections.package import ROOT, importable
 from gpu_sections.table import Result, Row, Where, failed
@@ -57,7 +59,8 @@ def main(script: Path, description: str, parts: Mapping[str, Part], out: str) ->
     parser.add_argument("--small", action="store_true", help="sizes for a CPU; targets of time do not count")
     parser.add_argument("--out", type=Path, help=f"folder for one JSON file a part; {out} or {out}-small by default")
     parser.add_argument("--table", action="store_true", help="run nothing; print what is in --out")
-    parser.add_argument("--one", nargs=4, metavar=("PART", "CASE", "SECONDS", "FILE"), help=argparse.SUPPRESS)
+    parser.add_argument("--together", action="store_true", help="all in one process, which loads the libraries once")
+    parser.add_argument("--jobs", help=argparse.SUPPRESS)
     options = parser.parse_args()
     folder = options.out or ROOT / (out + "-small" * options.small)
     if options.table:
@@ -72,17 +75,20 @@ def main(script: Path, description: str, parts: Mapping[str, Part], out: str) ->
         parser.error("there is no GPU here; use --device cpu --small")
     if device == "cpu" and not options.small:
         parser.error("7B sizes take hours on a CPU; add --small")
-    if options.one:
-        name, case, seconds, lines = options.one
-        command = shlex.join(["python", f"perf/{script.name}", "--parts", name] + ["--small"] * options.small)
-        return run_here(parts[name], Where(device, options.small, float(seconds)), case, Path(lines), command)
+    if options.jobs:
+        command = shlex.join(["python", f"perf/{script.name}", "--parts", "PART"] + ["--small"] * options.small)
+        jobs = [Job(*job) for job in json.loads(options.jobs)]
+        for job in jobs:
+            run_here(parts[job.part], job, Where(device, options.small, job.seconds), command)
+        return 0
     missed = False
     with importable() as environment:
-        for name in chosen:
-            words = ["--device", device] + ["--small"] * options.small
-            result = run_apart(script, name, parts[name], words, environment, folder)
-            print(f"\n{result.printed()}", flush=True)
-            missed |= any(row.met is False for row in result.rows)
+        words = [sys.executable, str(script), "--device", device] + ["--small"] * options.small
+        for names in [chosen] if options.together else [[name] for name in chosen]:
+            print(f"{', '.join(names)} …", flush=True)
+            for result in run_apart(words, {name: parts[name] for name in names}, environment, folder):
+                print(f"\n{result.printed()}", flush=True)
+                missed |= any(row.met is False for row in result.rows)
     return int(missed)
 
 
@@ -96,40 +102,75 @@ def print_all(folder: Path, parts: Mapping[str, Part]) -> int:
     return int(not found or any(row.met is False for result in found for row in result.rows))
 
 
-def run_here(part: Part, where: Where, case: str, lines: Path, command: str) -> int:
-    """Run a part, or one case of it, in this process, and add each row to a file as soon as it is known."""
-    module = import_module(f"gpu_sections.{part.module}")
-    with lines.open("a") as file:
-        file.write(json.dumps(facts(where, command)) + "\n")
-        for row in module.run(where, case) if case else module.run(where):
-            file.write(json.dumps(asdict(row)) + "\n")
+@dataclass(frozen=True)
+class Job:
+    """A part, or one case of it, for a process: the seconds that it has, and the file that its rows go to."""
+
+    part: str
+    case: str
+    seconds: float
+    file: str
+
+
+def run_here(part: Part, job: Job, where: Where, command: str) -> None:
+    """Do a job in this process; each row goes into the file as soon as it is known, a failure as the last one."""
+    with open(job.file, "a") as file:
+
+        def write(line: dict[str, Any]) -> None:
+            file.write(json.dumps(line) + "\n")
             file.flush()
-    return 0
+
+        write({"facts": facts(where, command.replace("PART", job.part))})
+        try:
+            module = import_module(f"gpu_sections.{part.module}")
+            for row in module.run(where, job.case) if job.case else module.run(where):
+                write({"row": asdict(row)})
+        except Exception as error:
+            traceback.print_exc()
+            write({"row": asdict(failed(job.case or job.part, error))})
+        write({"end": job.case})
 
 
-def run_apart(
-    script: Path, name: str, part: Part, words: list[str], environment: dict[str, str], folder: Path
-) -> Result:
-    """Run a part in one process, or in one for each of its cases, and keep its rows."""
-    print(f"{name} …", flush=True)
+def run_apart(words: list[str], parts: Mapping[str, Part], environment: dict[str, str], folder: Path) -> list[Result]:
+    """Run parts in other processes and keep their rows.
+
+    Args:
+        words: of the command that runs jobs.
+        parts: by name; those of one part alone have a process for each case, those of several one for all.
+        environment: of the processes.
+        folder: for the parts' files.
+    """
     begin = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
-    lines = folder / f"{name}.lines"
-    lines.write_text("")
-    cases = part.cases or ("",)
-    ends: list[tuple[str, str]] = []
-    for index, case in enumerate(cases):
-        spent = time.perf_counter() - begin
-        seconds = (part.seconds - spent) / (len(cases) - index)  # what a case does not use is the next ones'
-        command = [sys.executable, str(script), *words, "--one", name, case, f"{seconds:.1f}", str(lines.resolve())]
-        ends.append((case or name, ended(command, environment, seconds + (LIMIT - part.seconds) / len(cases))))
-    found = [json.loads(line) for line in lines.read_text().splitlines()]
-    rows = [Row(**line) for line in found if "what" in line] + [failed(*end) for end in ends if end[1]]
-    lines.unlink()
-    known = next((line for line in found if "what" not in line), {})
-    result = Result(name, known | {"took": f"{time.perf_counter() - begin:.0f} s"}, rows)
-    result.save(folder)
-    return result
+    files = {name: folder.resolve() / f"{name}.lines" for name in parts}
+    for file in files.values():
+        file.write_text("")
+    budget, grace = sum(part.seconds for part in parts.values()), sum(LIMIT - part.seconds for part in parts.values())
+    cases = [(name, case) for name, part in parts.items() for case in part.cases or ("",)]
+    groups = [cases] if len(parts) > 1 else [[case] for case in cases]
+    for index, group in enumerate(groups):
+        # What a process does not use of its time is the next ones'.
+        seconds = (budget - (time.perf_counter() - begin)) / (len(groups) - index)
+        jobs = [[name, case, min(seconds, parts[name].seconds), str(files[name])] for name, case in group]
+        reason = ended([*words, "--jobs", json.dumps(jobs)], environment, seconds + grace / len(groups))
+        for name, case in group if reason else ():
+            if {"end": case} not in read_lines(files[name]):
+                lines = [*read_lines(files[name]), {"row": asdict(failed(case or name, reason))}]
+                files[name].write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = []
+    for name, file in files.items():
+        lines = read_lines(file)
+        known = next((line["facts"] for line in lines if "facts" in line), {})
+        rows = [Row(**line["row"]) for line in lines if "row" in line]
+        results.append(Result(name, known | {"took": f"{time.perf_counter() - begin:.0f} s"}, rows))
+        results[-1].save(folder)
+        file.unlink()
+    return results
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Return what jobs wrote, but for a line that a kill cut off."""
+    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def ended(command: list[str], environment: dict[str, str], seconds: float) -> str:
