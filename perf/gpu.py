@@ -1,62 +1,45 @@
-"""What needs a GPU, in one script: at the size of Llama-2-7B with random weights, under eight minutes, a table last.
+"""What needs a GPU, in parts of at most nine minutes: at the size of Llama-2-7B with random weights, a table each.
 
-    python perf/gpu.py                              # on the GPU
-    python perf/gpu.py --device cpu --small         # the same code in seconds, as the tests run it
-    python perf/gpu.py --sections decomposition     # one part
+    python perf/gpu.py --parts correctness          # one part; the next ones in the order below
+    python perf/gpu.py                              # all parts, one after the other
+    python perf/gpu.py --table                      # the tables of all parts that have run
+    python perf/gpu.py --device cpu --small         # the same code in a minute, as the tests run it
 
-A section has a share of the time. Where it is up, the section stops, and its rows say from how much they are. A section
-that fails is a row too, the others go on, and the exit code is 1, as it is where a target is missed. Rows with "of
-assumptions.py" say what the assumptions behind the estimates of `bench reproduce` would be; see docs/gpu.md.
+It runs from a checkout, where lowrank_bench is not installed, without a network. Beside Python 3.12, torch 2.11 and
+transformers 5.17 with accelerate, peft, pandas, pyarrow, matplotlib, typer, rich, and what these require, it needs four
+wheels, 3 MB together. Fetch them where there is a network and unpack them into a folder on PYTHONPATH:
+
+    pip download pydantic --dest wheels --only-binary=:all: --python-version 3.12 --implementation cp \\
+        --platform manylinux_2_17_x86_64
+    for wheel in wheels/*.whl; do python -m zipfile -e $wheel site; done    # on the GPU machine
+    PYTHONPATH=site python perf/gpu.py
+
+These are pydantic, pydantic-core (the only one that is compiled), annotated-types and typing-inspection; a newer
+typing-extensions, which pip also fetches, does no harm. 5.19 of transformers and 2.13 of torch will do as well.
+
+A part runs in a process of its own, so that one that runs out of memory leaves nothing behind. Where its time is up it
+stops, and its rows say from how much they are. What fails is a row, the rest goes on, and the exit code is 1, as it is
+where a target is missed. Every part's rows are kept in a file in --out. Rows with "of assumptions.py" say what the
+assumptions behind the estimates of `bench reproduce` would be; see docs/gpu.md.
 Not run on a GPU yet.
 """
 
-import argparse
-import gc
-import platform
 import sys
-import time
-import traceback
-from importlib import import_module
+from pathlib import Path
 
-import torch
-from gpu_sections.table import Row, Where, printed
+from gpu_sections.frame import Part, main
 
-SECTIONS = {"decomposition": 210.0, "fisher": 70.0, "training": 100.0, "decode": 70.0}
-"""What is measured, each by the module of that name, and the seconds it may take; together at most 450."""
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="What needs a GPU, at the size of Llama-2-7B.")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--small", action="store_true", help="sizes for a CPU; targets of time do not count")
-    parser.add_argument("--sections", default=",".join(SECTIONS), help="which, with commas")
-    options = parser.parse_args()
-    chosen = options.sections.split(",")
-    if unknown := [name for name in chosen if name not in SECTIONS]:
-        parser.error(f"there is no section {', '.join(unknown)}; there are: {', '.join(SECTIONS)}")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no GPU here; use --device cpu --small")
-    if options.device == "cpu" and not options.small:
-        parser.error("7B sizes take hours on a CPU; add --small")
-    device = torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
-    rows: list[tuple[str, Row]] = []
-    begin = time.perf_counter()
-    for name in chosen:
-        gc.collect()
-        if options.device == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        print(f"{name} …", flush=True)
-        try:
-            run = import_module(f"gpu_sections.{name}").run
-            rows += [(name, row) for row in run(Where(options.device, options.small, SECTIONS[name]))]
-        except Exception as error:
-            traceback.print_exc()
-            rows.append((name, Row("failed", type(error).__name__, met=False, note=str(error).split("\n")[0][:80])))
-    print(f"\n{device}, torch {torch.__version__}, {time.perf_counter() - begin:.0f} s{', small' * options.small}\n")
-    print(printed(rows))
-    return 1 if any(row.met is False for _, row in rows) else 0
-
+PARTS = {
+    "correctness": Part("correctness", 480.0),
+    "memory": Part("memory", 480.0, ("device", "host-moments", "8-bit")),
+    "ranks": Part("ranks", 120.0),
+    "decomposition": Part("decomposition", 240.0),
+    "training": Part("training", 300.0),
+    "decode": Part("decode", 300.0),
+    "calibration": Part("calibration", 180.0),
+    "fisher": Part("fisher", 120.0),
+}
+"""What is measured, in the order in which it is most wanted, with the seconds that it may take."""
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(Path(__file__).resolve(), "What needs a GPU, at the size of Llama-2-7B.", PARTS, "runs/gpu"))

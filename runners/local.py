@@ -8,6 +8,7 @@ import signal
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -60,12 +61,14 @@ def prepare(threads: int) -> None:
     """Make this process a worker: so many CPU threads, no progress bars."""
     import torch
     import transformers
-    from datasets.utils.logging import disable_progress_bar
 
     torch.set_num_threads(threads)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    disable_progress_bar()
+    if find_spec("datasets"):  # only data from the hub needs it
+        from datasets.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
 
 
 def do_stage(stage: Stage, store: StageStore, progress: Callable[[int, int], None]) -> Event:

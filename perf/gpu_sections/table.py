@@ -1,12 +1,14 @@
-"""What a section hands back, and how the table at the end is printed."""
+"""What a part hands back, how it is kept in a file, and how tables are printed."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-
-import torch
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,32 @@ class Row:
     note: str = ""
 
 
+def failed(what: str, reason: BaseException | str) -> Row:
+    """Return the row of something that failed; its exit code is 1."""
+    if isinstance(reason, BaseException):
+        lines = str(reason).strip().splitlines() or [""]
+        reason = f"{type(reason).__name__}: {lines[0]}"
+    return Row(what, "failed", met=False, note=reason[:160])
+
+
+def attempts(work: Sequence[tuple[str, Callable[[], Sequence[Row]]]]) -> Iterator[Row]:
+    """Yield the rows of each piece of work in turn; one that fails is a row by its name, and the next goes on."""
+    for name, piece in work:
+        try:
+            yield from piece()
+        except Exception as error:
+            traceback.print_exc()
+            yield failed(name, error)
+
+
 @dataclass
 class Where:
-    """What a section runs on, and how long it may.
+    """What a part runs on, and how long it may.
 
     Attributes:
         device: ``cuda`` or ``cpu``.
         small: sizes that a CPU does in seconds; targets then do not count.
-        seconds: the section's share of the time; `left` says what is left of it.
+        seconds: the part's share of the time; `left` says what is left of it.
     """
 
     device: str
@@ -59,20 +79,55 @@ class Where:
 
     def wait(self) -> None:
         if self.device == "cuda":
+            import torch
+
             torch.cuda.synchronize()
 
     def peak(self) -> str:
         """Return the largest memory that tensors took on the GPU since the start, or nothing on a CPU."""
-        return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if self.device == "cuda" else ""
+        if self.device != "cuda":
+            return ""
+        import torch
+
+        return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+
+
+@dataclass(frozen=True)
+class Result:
+    """The rows of a part and where they are from.
+
+    Attributes:
+        part: its name.
+        facts: device, versions, commit, command, date, seconds.
+        rows: in order.
+    """
+
+    part: str
+    facts: dict[str, Any]
+    rows: list[Row]
+
+    def save(self, folder: Path) -> None:
+        """Write PART.json."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{self.part}.json").write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(cls, file: Path) -> Result:
+        """Read what `save` wrote."""
+        plain = json.loads(file.read_text())
+        return cls(plain["part"], plain["facts"], [Row(**row) for row in plain["rows"]])
+
+    def printed(self) -> str:
+        """Return a line with the facts, and the table."""
+        line = ", ".join(f"{value}" if name == "device" else f"{name} {value}" for name, value in self.facts.items())
+        return f"{self.part}: {line}\n\n{printed([(self.part, row) for row in self.rows])}\n"
 
 
 def printed(rows: Sequence[tuple[str, Row]]) -> str:
     """Return the table as text."""
-    heads = ("section", "what", "figure", "against", "target", "met", "note")
+    heads = ("part", "what", "figure", "against", "target", "met", "note")
     answer = {True: "yes", False: "NO", None: ""}
-    cells = [
-        (section, row.what, row.figure, row.against, row.target, answer[row.met], row.note) for section, row in rows
-    ]
+    cells = [(part, row.what, row.figure, row.against, row.target, answer[row.met], row.note) for part, row in rows]
     sizes = [max(len(line[index]) for line in [heads, *cells]) for index in range(len(heads))]
     lines = ["  ".join(cell.ljust(size) for cell, size in zip(line, sizes, strict=True)).rstrip() for line in cells]
     head = "  ".join(cell.ljust(size) for cell, size in zip(heads, sizes, strict=True)).rstrip()

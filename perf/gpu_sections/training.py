@@ -6,12 +6,14 @@ model's own decoder layers, with its whole embedding and head, are measured, and
 the two: a layer costs what a layer costs. A row's note says so, with what was measured.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 
 from bs_step import Measured, Setup, measure
 from gpu_sections.fitting import Stack, largest_that_fits, share_row, size
-from gpu_sections.table import Row, Where
+from gpu_sections.table import Row, Where, attempts
 from random_models import LLAMA2_7B
 
 LAYERS = LLAMA2_7B["num_hidden_layers"]
@@ -35,25 +37,27 @@ FULL = Setup(
 SMALL = replace(FULL, width=64, inner=176, heads=2, vocabulary=128, batch=2, length=8, rounds=1)
 
 
-def run(where: Where) -> list[Row]:
-    """Return the rows of the section."""
+def run(where: Where) -> Iterator[Row]:
+    """Yield the rows of the part."""
     base, stacks = (SMALL, SMALL_STACKS) if where.small else (FULL, STACKS)
     base = replace(base, device=where.device)
-    rows: list[Row] = []
     speeds: dict[str, float] = {}
     longest = 0.0
     for variant in ORDER:
         if where.left <= longest:
-            rows.append(Row(_name(variant), "not measured", note="the section's time was up"))
+            yield Row(_name(variant), "not measured", note="the part's time was up")
             continue
         if variant == "lora" and not find_spec("peft"):
-            rows.append(Row(_name(variant), "not measured", note="peft is not installed"))
+            yield Row(_name(variant), "not measured", note="peft is not installed")
             continue
         before = where.left
-        batch, (less, more) = largest_that_fits(base.batch, lambda size, v=variant: _both(base, stacks, size, v))
+        yield from attempts([(_name(variant), partial(_measured, base, stacks, variant, speeds))])
         longest = max(longest, before - where.left)
-        rows += _rows(replace(base, batch=batch), variant, less, more, speeds)
-    return rows
+
+
+def _measured(base: Setup, stacks: tuple[int, int], variant: str, speeds: dict[str, float]) -> list[Row]:
+    batch, (less, more) = largest_that_fits(base.batch, lambda size: _both(base, stacks, size, variant))
+    return _rows(replace(base, batch=batch), variant, less, more, speeds)
 
 
 def _both(base: Setup, stacks: tuple[int, int], batch: int, variant: str) -> list[tuple[int, Measured]]:

@@ -1,5 +1,6 @@
-"""The script for GPUs, in its small form in a process of its own."""
+"""The script for GPUs: every part in its small form, in an environment as bare as the machine that it is for."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,32 +9,119 @@ from pathlib import Path
 
 import pytest
 import torch
+from bare import bare_environment
+
+from lowrank_bench.runners.recipes import TrainSettings
 
 SCRIPT = Path(__file__).parents[2] / "perf" / "gpu.py"
+ABSENT = ("lowrank_bench", "datasets", "math_verify", "sentencepiece", "vllm", "ray", "scipy")
 
 
-def script(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, env=os.environ)
+def script(*words: str, python: str | Path = sys.executable, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | more
+    return subprocess.run([str(python), str(SCRIPT), *words], capture_output=True, text=True, env=environment)
 
 
-def test_the_small_form_ends_with_a_table_whose_targets_are_met() -> None:
-    done = script("--device", "cpu", "--small")
-    assert done.returncode == 0, done.stdout + done.stderr
-    table = done.stdout[done.stdout.index("section ") :].splitlines()
-    assert table[-1]
-    assert not any(" NO " in line or "failed" in line or "not measured" in line for line in table)
-    decomposition = [line for line in table if line.startswith("decomposition")]
-    assert sum("residual <" in line and " yes" in line for line in decomposition) == 6
-    of = {name: [line for line in table if line.startswith(name)] for name in ("fisher", "training", "decode")}
-    assert all("tokens/s" in lines[0] for lines in of.values())
-    assert sum("line through 1 and 2 layers" in line for line in of["training"]) == 6
-    assert sum("weights 0.50 x" in line for line in of["decode"]) == 2  # factorised at 2x, batch 1 and 8
-    assert any("GENERATION_SHARE" in line and "0.05 assumed" in line for line in of["decode"])
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return bare_environment(tmp_path_factory.mktemp("bare"))
+
+
+@pytest.fixture(scope="module")
+def ran(bare: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, str]]]:
+    """The rows of all parts."""
+    out = tmp_path_factory.mktemp("gpu")
+    words = ("--device", "cpu", "--small", "--together", "--out", str(out))
+    done = script(*words, python=bare[0], PYTHONPATH=str(bare[1]))
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    again = script("--table", "--small", "--out", str(out), python=bare[0], PYTHONPATH=str(bare[1]))
+    assert again.returncode == 0
+    found = {file.stem: json.loads(file.read_text()) for file in out.glob("*.json")}
+    tables = again.stdout.split("\npart ")[1:]
+    assert len(tables) == len(found) == 8
+    for result in found.values():
+        assert all(row["what"] in done.stdout and row["what"] in again.stdout for row in result["rows"])
+        assert f"--parts {result['part']} --small" in result["facts"]["command"]
+    return {name: result["rows"] for name, result in found.items()}
+
+
+def test_the_environment_has_nothing_but_what_is_listed(bare: tuple[Path, Path]) -> None:
+    code = f"from importlib.util import find_spec; print([n for n in {(*ABSENT, 'pydantic')} if find_spec(n)])"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    for path, expected in ({}, "[]"), ({"PYTHONPATH": str(bare[1])}, "['pydantic']"):
+        done = subprocess.run([bare[0], "-c", code], capture_output=True, text=True, env=environment | path, check=True)
+        assert done.stdout.strip() == expected
+
+
+def test_no_row_of_the_small_form_fails_or_is_left_out(ran: dict[str, list[dict[str, str]]]) -> None:
+    absent = {
+        f"two updates, {name}" for name in ("host-moments", "8-bit") if "placement" not in TrainSettings.model_fields
+    }
+    for name, all_rows in ran.items():
+        rows = [row for row in all_rows if row["what"] not in absent]
+        bad = [row for row in rows if row["met"] is False or row["figure"] in ("failed", "not measured")]
+        assert rows
+        assert not bad, (name, bad)
+
+
+def test_each_part_has_the_rows_that_its_name_promises(ran: dict[str, list[dict[str, str]]]) -> None:
+    texts = {name: [f"{row['what']}: {row['figure']} {row['against']}" for row in rows] for name, rows in ran.items()}
+
+    def count(part: str, *words: str) -> int:
+        return sum(all(word in text for word in words) for text in texts[part])
+
+    assert count("correctness", "factors at 2x", "largest difference") == 2
+    assert count("correctness", "killed after", "were not done twice") == 1
+    assert count("correctness", "FSDP2", "by 2 processes") == 1
+    assert count("memory", "two updates, device", "foreseen") == 1
+    assert count("ranks", "us, ", "x as fast") >= 3
+    assert count("decomposition", "residual", "torch.linalg.svd") == 7
+    assert count("decomposition", "float64") == 2
+    assert count("training", "batch 2 x 8") == 6
+    assert count("decode", "weights 0.50 x", "kernel by kernel") == 2  # batch 1 and 8
+    assert count("decode", "weights 0.50 x", "cache of fixed size") == 2
+    assert count("decode", "GENERATION_SHARE", "0.05 assumed") == 2
+    assert count("calibration", "Gram matrices of 14 inputs", "x the time of the forward pass") == 2
+    assert count("fisher", "Fisher pass, batch", "tokens/s") == 1
+
+
+def test_a_part_that_fails_or_takes_too_long_is_a_row(tmp_path: Path) -> None:
+    (tmp_path / "gpu.py").write_text(
+        f"import sys; from pathlib import Path; sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
+        "from gpu_sections import frame\n"
+        "frame.LIMIT = 12.0\n"
+        "parts = {'broken': frame.Part('no_such_module', 5.0), 'slow': frame.Part('sleeping', 6.0)}\n"
+        f"sys.modules['gpu_sections'].__path__.append({str(tmp_path)!r})\n"
+        "sys.exit(frame.main(Path(__file__), '', parts, 'none'))\n"
+    )
+    (tmp_path / "sleeping.py").write_text(
+        "import time\nfrom gpu_sections.table import Row\n"
+        "def run(where):\n    yield Row('first', '1 s')\n    time.sleep(60)\n    yield Row('second', '2 s')\n"
+    )
+    words = ["--device", "cpu", "--small", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "gpu.py"), *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "ModuleNotFoundError" in done.stdout
+    slow = json.loads((tmp_path / "out" / "slow.json").read_text())["rows"]
+    assert [row["what"] for row in slow] == ["first", "slow"]
+    assert "killed after" in slow[1]["note"]
+    assert not slow[1]["met"]
 
 
 @pytest.fixture
 def sections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
+
+
+@pytest.mark.usefixtures("sections")
+def test_all_parts_end_by_their_own_clock_before_nine_minutes() -> None:
+    import gpu
+    from gpu_sections.frame import LIMIT
+
+    assert LIMIT <= 540
+    assert all(part.seconds < LIMIT for part in gpu.PARTS.values())
 
 
 @pytest.mark.usefixtures("sections")
@@ -48,18 +136,46 @@ def test_a_line_through_two_stacks_is_the_models_own_size() -> None:
 
 
 @pytest.mark.usefixtures("sections")
-def test_greedy_decoding_with_the_cache_is_the_decoding_without_it() -> None:
-    from gpu_sections.decode import greedy
+def test_greedy_decoding_with_either_cache_is_the_decoding_without_one() -> None:
+    from gpu_sections.decode import FixedDecoder, greedy
     from random_models import TINY, random_llama
 
     for ratio in (1.0, 2.0):
         model = random_llama(TINY, ratio, torch.float64, "cpu")
-        ids = torch.arange(3, 11)[None].repeat(2, 1) + torch.tensor([[0], [5]])
-        with torch.inference_mode():
+        ids = prompts = torch.arange(3, 11)[None].repeat(2, 1) + torch.tensor([[0], [5]])
+        with torch.no_grad():
             found = greedy(model, model(input_ids=ids, use_cache=True), 4)
             for _ in range(4):
                 ids = torch.cat([ids, model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
-        assert torch.equal(found, ids[:, 8:])
+            assert torch.equal(found, ids[:, 8:])
+            decoder = FixedDecoder(model, prompts, 4)
+            first = decoder.last.clone()
+            for _ in range(2):  # as each round does
+                decoder.rewind(8)
+                decoder.last.copy_(first)
+                for place in range(1, 4):
+                    decoder.decode(1)
+                    assert torch.equal(decoder.last, ids[:, 8 + place : 9 + place])
+
+
+@pytest.mark.usefixtures("sections")
+def test_factors_that_differ_are_seen() -> None:
+    from gpu_sections.correctness import largest_difference
+
+    here = {"a": torch.eye(3), "b": torch.eye(2)}
+    assert largest_difference(here, here)[0] == 0
+    assert largest_difference(here, here | {"b": 1.01 * torch.eye(2)}) == (pytest.approx(0.01, rel=1e-3), "b")
+    with pytest.raises(ValueError, match="only one side has b"):
+        largest_difference(here, {"a": torch.eye(3)})
+
+
+@pytest.mark.usefixtures("sections")
+def test_what_is_foreseen_has_to_be_near_what_is_measured() -> None:
+    from gpu_sections.memory import judged
+
+    for planned, met in ((100, True), (119, True), (81, True), (130, False), (70, False)):
+        assert judged("device", "", "", 100, planned, True).met is met
+    assert judged("device", "", "", 100, 300, False).met is None
 
 
 @pytest.mark.usefixtures("sections")
@@ -78,17 +194,17 @@ def test_a_batch_is_halved_until_it_fits() -> None:
 
 @pytest.mark.usefixtures("sections")
 def test_where_the_time_is_up_rows_say_so() -> None:
-    from gpu_sections import decode, training
+    from gpu_sections import decode, ranks, training
     from gpu_sections.table import Where
 
-    assert {row.figure for row in decode.run(Where("cpu", True, 0.0))} == {"not measured"}
-    assert {row.figure for row in training.run(Where("cpu", True, 0.0))} == {"not measured"}
+    for part in (decode, ranks, training):
+        assert {row.figure for row in part.run(Where("cpu", True, 0.0))} == {"not measured"}
 
 
 def test_words_that_cannot_be_meant_are_refused() -> None:
     for words, answer in (
         (["--device", "cpu"], "add --small"),
-        (["--device", "cpu", "--small", "--sections", "decoding"], "there are: decomposition"),
+        (["--device", "cpu", "--small", "--parts", "decoding"], "there are: correctness"),
     ):
         done = script(*words)
         assert done.returncode == 2

@@ -1,0 +1,101 @@
+"""Whether full finetuning of Llama-2-7B's shape fits: two updates of the sweep's own trainer, for each placement.
+
+The recipe is `paper`'s: 128 examples of 512 tokens an update, 8 a pass, gradient checkpointing, bfloat16 over float32
+weights, AdamW. Weights and tokens are random. What `runners.training_memory` foresees stands beside the measured peak;
+where it foresees more than the GPU has free, running out of memory is what it promised.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transformers
+from gpu_sections.fitting import size
+from gpu_sections.table import Row, Where
+from random_models import LLAMA2_7B, TINY, random_llama
+
+from lowrank_bench.evals.prompts import Encoded
+from lowrank_bench.foundation.memory import peak_resident_bytes, reset_peak_memory
+from lowrank_bench.runners.data import TaskData
+from lowrank_bench.runners.recipes import RECIPES, TrainSettings
+from lowrank_bench.runners.training import TaskTrainer
+from lowrank_bench.runners.training_memory import TrainingPeak, training_peak
+
+UPDATES, LENGTH, SMALL_LENGTH = 2, 512, 8
+TOLERANCE = 0.2
+
+
+def random_examples(count: int, length: int, vocabulary: int) -> TaskData:
+    """Return examples of one length whose every token is a target."""
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randint(3, vocabulary, (count, length), generator=generator).tolist()
+    return TaskData([Encoded(ids, ids) for ids in rows], pad_token_id=0, dropped=0, seed=42)
+
+
+def settings_for(placement: str, small: bool) -> TrainSettings | None:
+    """Return the recipe for two updates with a placement, or None where this checkout has no such choice."""
+    more: dict[str, Any] = {"steps": UPDATES}
+    if small:
+        more |= {"batch_size": 4, "micro_batch_size": 2}
+    if "placement" in TrainSettings.model_fields:
+        more["placement"] = placement
+    elif placement != "device":
+        return None
+    return RECIPES["paper"].finetune.model_copy(update=more)
+
+
+def foreseen(placement: Any, settings: TrainSettings, shape: dict[str, int], length: int, device: str) -> TrainingPeak:
+    """Return the peak by formula."""
+    with torch.device("meta"):
+        skeleton = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, tie_word_embeddings=False))
+    return training_peak(skeleton, settings, length, device, placement)
+
+
+def run(where: Where, placement: str) -> Iterator[Row]:
+    """Yield the row of one placement; its process does nothing else."""
+    shape, length = (TINY, SMALL_LENGTH) if where.small else (LLAMA2_7B, LENGTH)
+    settings = settings_for(placement, where.small)
+    name = f"two updates, {placement}"
+    if settings is None:
+        yield Row(name, "not measured", note="trainings of this checkout have one placement, device")
+        return
+    plan = foreseen(placement, settings, shape, length, where.device)
+    promise = f"{size(plan.device)} on the device, {size(plan.host)} on the host foreseen"
+    data = random_examples(UPDATES * settings.batch_size, length, shape["vocab_size"])
+    ends: list[float] = []
+    free = torch.cuda.mem_get_info()[0] if where.device == "cuda" else 0
+    reset_peak_memory()
+    try:
+        model = random_llama(shape, 1.0, torch.float32, where.device)
+        trainer = TaskTrainer(
+            data, settings, device=where.device, progress=lambda done, total: ends.append(time.perf_counter())
+        )
+        trainer.train(model, UPDATES)
+    except torch.cuda.OutOfMemoryError as error:
+        note = f"{size(free)} were free; {str(error).splitlines()[0][:100]}"
+        yield Row(name, "does not fit", promise, "as foreseen", plan.device > free, note)
+        return
+    tokens = settings.batch_size * length
+    speed = f"{tokens / (ends[1] - ends[0]):,.0f} tokens/s in the second"
+    host = peak_resident_bytes()
+    if where.device == "cpu":
+        yield judged(name, f"{size(host)}, {speed}", promise, host, plan.device, not where.small)
+        return
+    device, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    figure = f"{size(device)} on the GPU, {size(host)} on the host, {speed}"
+    note = f"{size(reserved)} reserved, {size(free)} were free"
+    yield judged(name, figure, promise, device, plan.device, not where.small, note)
+
+
+def judged(name: str, figure: str, promise: str, measured: int, planned: int, counts: bool, note: str = "") -> Row:
+    """Return the row of a training that fitted; the target is that what was foreseen is near what was measured.
+
+    Args:
+        name, figure, promise, note: texts of the row.
+        measured, planned: bytes.
+        counts: whether the target does; small models are mostly libraries.
+    """
+    away = planned / measured - 1
+    met = abs(away) <= TOLERANCE if counts else None
+    return Row(name, figure, f"{promise}, {away:+.0%}", f"within {TOLERANCE:.0%}", met, note)
