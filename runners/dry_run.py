@@ -11,7 +11,7 @@ from rich.table import Table
 from ..foundation.errors import UserError
 from ..models.footprint import check_model
 from .config import SweepConfig
-from .estimate import disk_bytes
+from .disk import disk_sentence
 from .memory import COLUMNS, TITLE, evaluation_needs, evaluation_rows, memory_rows, plan_ways
 from .plan import Plan, build_method, make_plan
 from .progress import duration
@@ -36,9 +36,7 @@ def print_plan(config: SweepConfig, console: Console) -> None:
             check_model(need, plan.source.name, plan.device)
         except UserError as refusal:
             console.print(f"note: {escape(str(refusal))}", highlight=False, soft_wrap=True)
-    console.print(
-        f"about {duration(plan_seconds(plan))} and at most {disk_bytes(plan) / 1e6:,.0f} MB to go", highlight=False
-    )
+    console.print(f"about {duration(plan_seconds(plan))} and {disk_sentence(plan)}", highlight=False, soft_wrap=True)
 
 
 def show_plan(plan: Plan, console: Console) -> None:

@@ -1,21 +1,13 @@
-"""How long a plan will take and how much disk it needs, before it starts."""
+"""How long a plan will take, before it starts."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, cast
 
-from ..methods.base import TRAINED_BYTES, create_method
-from ..methods.budget import Budget
-from ..models.dtypes import OWN
-from ..models.loading import DTYPES, own_dtype
-from .local import crew_size
 from .plan import Plan
-from .recipes import SMALL_MODEL_PARAMETERS
-from .stages import Stage, StageStore, resume_folder
+from .stages import StageStore
 
 _START_SECONDS = 8.0  # a worker's imports
 _TRAINING_EFFICIENCY = 0.5  # of a plain matrix product's speed; small models stay far below it
@@ -89,44 +81,3 @@ def wall_seconds(plan: Plan, seconds: Mapping[str, float], workers: int) -> floa
         chain[key] = before + seconds.get(key, 0.0)
     total = sum(seconds.values())
     return max(total / workers, max(chain.values(), default=0.0)) + (_START_SECONDS if seconds else 0.0)
-
-
-def disk_bytes(plan: Plan) -> int:
-    """Return the bytes that the pending stages will write at most, checkpoints and factors counted."""
-    own = own_dtype(cast(Any, plan.skeleton).config)
-    width = max(DTYPES[own if name == OWN else name].itemsize for name in map(plan.saves, (True, False)))
-    total = 0
-    for key in plan.pending():
-        stage = plan.stages[key]
-        if stage.kind == "fit":
-            total += 4 * 2 * plan.parameters
-        elif stage.kind in ("finetune", "recover"):
-            total += width * plan.parameters
-        elif stage.kind == "compress":
-            total += sum(int(width * plan.parameters / ratio) for ratio in stage.config["ratios"])
-    return total + checkpoint_bytes(plan)
-
-
-def checkpoint_bytes(plan: Plan) -> int:
-    """Return what trainings will write at most to be resumed from, beside what lies there of those that were cut off.
-
-    Small models are done before they keep anything. Two checkpoints lie there while the second is written.
-    """
-    if plan.parameters < SMALL_MODEL_PARAMETERS or not math.isfinite(plan.config.checkpoint_minutes):
-        return 0
-    pending = plan.pending()
-    more = []
-    for key in pending:
-        if "train" in plan.stages[key].config:
-            held = sum(file.stat().st_size for file in resume_folder(plan.store.root, key).rglob("*") if file.is_file())
-            more.append(max(0, 2 * _one_checkpoint(plan, plan.stages[key]) - held))
-    workers, _ = crew_size(plan.config.workers, plan.device, plan.parameters, len(pending))
-    return sum(sorted(more)[-workers:])
-
-
-def _one_checkpoint(plan: Plan, stage: Stage) -> int:
-    if stage.kind != "compress":
-        return TRAINED_BYTES * plan.parameters
-    method = create_method(stage.config["method"], stage.config["options"])
-    sharded = plan.setup is not None and plan.setup.strategy == "fsdp2"
-    return method.checkpoint_bytes(plan.skeleton, Budget(max(stage.config["ratios"]), method.guard), sharded)
