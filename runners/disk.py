@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -13,8 +14,8 @@ from ..models.loading import DTYPES, own_dtype
 from .local import crew_size
 from .plan import Plan
 from .recipes import SMALL_MODEL_PARAMETERS
-from .removal import keeps_all, readers_of_inputs
-from .stages import Stage, resume_folder
+from .removal import by_fit, keeps_all, readers_of_inputs
+from .stages import Stage, ratio_folder, resume_folder
 
 
 def disk_bytes(plan: Plan, keep: str | None = None) -> int:
@@ -31,7 +32,7 @@ def disk_bytes(plan: Plan, keep: str | None = None) -> int:
     sizes = {key: _stage_bytes(plan, plan.stages[key]) for key in pending}
     if keeps_all(plan, keep):
         return sum(sizes.values()) + checkpoint_bytes(plan)
-    return _peak(plan, pending, sizes, _resume_bytes(plan, pending))
+    return _peak(plan, by_fit(plan, pending), sizes, _resume_bytes(plan, pending))
 
 
 def disk_sentence(plan: Plan) -> str:
@@ -75,10 +76,16 @@ def _stage_bytes(plan: Plan, stage: Stage) -> int:
     if stage.kind == "fit":
         return 4 * 2 * plan.parameters
     if stage.kind in ("finetune", "recover"):
-        return width * plan.parameters
+        return int(width * plan.parameters / _ratio(stage))
     if stage.kind == "compress":
         return sum(int(width * plan.parameters / ratio) for ratio in stage.config["ratios"])
     return 0
+
+
+def _ratio(stage: Stage) -> float:
+    """Return by how much the model that a stage trains is smaller than the uncompressed one."""
+    found = re.search(rf"/{ratio_folder(1).removesuffix('1')}([0-9.e+]+)/", stage.inputs["model"])
+    return float(found[1]) if found else 1.0
 
 
 def checkpoint_bytes(plan: Plan) -> int:
@@ -105,7 +112,7 @@ def _resume_bytes(plan: Plan, pending: Sequence[str]) -> dict[str, int]:
 
 def _one_checkpoint(plan: Plan, stage: Stage) -> int:
     if stage.kind != "compress":
-        return TRAINED_BYTES * plan.parameters
+        return int(TRAINED_BYTES * plan.parameters / _ratio(stage))
     method = create_method(stage.config["method"], stage.config["options"])
     sharded = plan.setup is not None and plan.setup.strategy == "fsdp2"
     return method.checkpoint_bytes(plan.skeleton, Budget(max(stage.config["ratios"]), method.guard), sharded)

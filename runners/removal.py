@@ -60,6 +60,21 @@ def readers_of_inputs(plan: Plan) -> dict[str, list[str]]:
     }
 
 
+def by_fit(plan: Plan, keys: Sequence[str]) -> list[str]:
+    """Return stages in an order in which all that use one fit come one after the other, so that it goes early.
+
+    Args:
+        plan: of the sweep.
+        keys: in an order in which they can run.
+    """
+    place: dict[str, int] = {}
+    for index, (key, needs) in enumerate(plan.needs.items()):
+        fits = [place[need] for need in needs if not need.startswith(("finetune-", "fit-"))]
+        fits += [place[need] for need in needs if need.startswith("fit-")]
+        place[key] = fits[0] if fits else index
+    return sorted(keys, key=place.__getitem__)
+
+
 def weight_files(record: Mapping[str, Any]) -> list[str]:
     """Return the files of a stage that are weights or factors, from its record."""
     fit = record["kind"] == "fit"

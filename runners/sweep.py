@@ -27,7 +27,7 @@ from .local import Event, crew_size, raise_failures, run_stages
 from .parallel.setup import refuse_launchers
 from .plan import Plan, make_plan
 from .progress import LOG_FILE, StageProgress
-from .removal import Removal
+from .removal import Removal, by_fit, keeps_all
 from .shared_store import SharedStore
 from .storage import Storage
 
@@ -111,7 +111,7 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
 
 def _run_pending(plan: Plan, pending: Sequence[str], removal: Removal, out: Console) -> dict[str, Event]:
     config, seconds = plan.config, stage_seconds(plan)
-    todo = {key: plan.stages[key] for key in pending}
+    todo = {key: plan.stages[key] for key in (pending if keeps_all(plan) else by_fit(plan, pending))}
     log = config.out.expanduser().resolve() / plan.name / LOG_FILE
     out.print(f"log      {log}", soft_wrap=True, highlight=False)
     if config.executor == "ray":

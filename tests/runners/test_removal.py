@@ -1,3 +1,4 @@
+import math
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from sweeps import small_sweep
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.files import read_json
+from lowrank_bench.models.architectures import random_model
 from lowrank_bench.runners import removal as removal_module
 from lowrank_bench.runners.cells import find_cell
 from lowrank_bench.runners.disk import disk_bytes, disk_sentence
@@ -22,7 +24,7 @@ from lowrank_bench.runners.inspection import inspect_changes
 from lowrank_bench.runners.local import Event
 from lowrank_bench.runners.locks import lock_file
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.removal import LARGE_PARAMETERS, Removal, keeps_all, remove_weights
+from lowrank_bench.runners.removal import LARGE_PARAMETERS, Removal, by_fit, keeps_all, remove_weights
 from lowrank_bench.runners.report.gather import gather
 from lowrank_bench.runners.shared_store import SharedStore
 from lowrank_bench.runners.stage_files import KEPT, REMOVED
@@ -329,13 +331,27 @@ def test_a_shared_store_takes_from_its_storage_what_was_removed_here(tmp_path):
 
 
 def test_disk_is_foreseen_for_both_ways(tmp_path):
-    plan = planned(tmp_path, "all", ratios=[2, 4])
+    plan = planned(tmp_path, "all", ratios=[2, 4], workers=1)
     size = 4 * plan.parameters
-    assert disk_bytes(plan, "all") == pytest.approx(size * (1 + 2 + 0.5 + 0.25 + 2))
-    # at the end: the first recovered checkpoint, the second and what it is made from; before: everything of a ratio
-    assert disk_bytes(plan, "needed") == pytest.approx(size * (1 + 2 + 0.5 + 1), rel=0.2)
+    assert disk_bytes(plan, "all") == pytest.approx(size * (1 + 2 + 2 * 0.5 + 2 * 0.25))
+    # model, factors and both forms of the first ratio; then its recovered form and both of the second
+    assert disk_bytes(plan, "needed") == pytest.approx(size * (1 + 2 + 2 * 0.5))
     assert "with --keep all (" in disk_sentence(plan)
     assert "with --keep needed (" in disk_sentence(planned(tmp_path, ratios=[2, 4]))
+
+
+def test_the_headline_on_seven_billion_parameters_fits_on_a_normal_disk(tmp_path):
+    plan = planned(tmp_path, "auto", ratios=[2, 4], recipe="paper", methods=["svd", "fwsvd:samples=8", "bs:prunings=3"])
+    plan.skeleton = random_model("llama", width=256)
+    plan.skeleton.config.dtype = torch.bfloat16
+    plan.parameters = 6_738_415_616
+    order = [plan.stages[key].title.partition(",")[0] for key in by_fit(plan, plan.pending())]
+    fits = [index for index, title in enumerate(order) if title.startswith("fit")]
+    assert not any(" svd" in title or "bs:" in title for title in order[fits[1] :])
+    assert disk_bytes(plan, "all") > 340e9
+    assert disk_bytes(plan) == disk_bytes(plan, "needed") < 190e9
+    endless = replace_config(plan, checkpoint_minutes=math.inf)
+    assert disk_bytes(endless) < 120e9
 
 
 def test_a_real_sweep_without_its_weights_takes_one_more_ratio(tmp_path):
