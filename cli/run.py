@@ -101,6 +101,12 @@ def run(
         float | None,
         typer.Option(help="How often a training keeps what it can be resumed from; inf: never.  [default: 30]"),
     ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="all weights, or needed: remove what no later stage reads.  [default: needed from 1 B parameters on]"
+        ),
+    ] = None,
     storage: Annotated[
         str | None, typer.Option(help="URL of shared or object storage for stages and results: s3://BUCKET/FOLDER.")
     ] = None,
@@ -188,6 +194,7 @@ _PLAIN = {
         "accelerate",
         "placement",
         "checkpoint_minutes",
+        "keep",
         "storage",
         "out",
         "name",

@@ -170,6 +170,10 @@ class SweepConfig(BaseModel):
             numbers.
         checkpoint_minutes: trainings keep a checkpoint as often as this, to go on from when they are cut off; infinite
             keeps none.
+        keep: ``all`` weights and factors, or only the ``needed`` ones: what other stages were made from is removed when
+            all of the plan that read it are done; records and the last checkpoints stay (`removal`). ``auto`` is
+            ``needed`` for models from 1 B parameters on without a storage. No part of a stage's key or of
+            ``sweep.yaml``.
         storage: URL of a folder that several machines reach, in which finished stages and results stand too; neither
             part of a stage's key nor of ``sweep.yaml``.
         out: folder for stages and results.
@@ -214,6 +218,7 @@ class SweepConfig(BaseModel):
     accelerate: Path | None = None
     placement: Literal["auto", "device", "fsdp2", "host-moments", "8-bit"] = "auto"
     checkpoint_minutes: float = Field(default=30.0, ge=0)
+    keep: Literal["auto", "all", "needed"] = "auto"
     storage: str | None = None
     out: Path = Path("runs")
     name: str | None = None
@@ -280,6 +285,15 @@ class SweepConfig(BaseModel):
     def _here(self) -> SweepConfig:
         if self.accelerate is not None and self.executor != "local":
             raise ValueError("--accelerate starts its processes on this machine; leave it out, or --executor ray")
+        return self
+
+    @model_validator(mode="after")
+    def _kept_in_storage(self) -> SweepConfig:
+        if self.keep == "needed" and self.storage is not None:
+            raise ValueError(
+                f"--keep needed removes weights that --storage {self.storage} would keep for other machines; leave one "
+                "of them out"
+            )
         return self
 
     @field_validator("storage")

@@ -76,18 +76,20 @@ def repair(out: Path, progress: Callable[[int, int], None] | None = None) -> tup
 
 
 def _stages(out: Path) -> Finding:
-    store, wrong, light = StageStore(out.expanduser() / "stages"), dict[str, str](), 0
+    store, wrong, light, removed = StageStore(out.expanduser() / "stages"), dict[str, str](), 0, 0
     keys = store.keys()
     for key in keys:
         try:
             store.verify(key)
             light += bool(store.lacking(key))
+            removed += bool(store.removed(key))
         except UserError as error:
             wrong[key] = reason_of(error)
     left, resumable = len(store.cut_off()), len(store.resumable())
     found = f"{len(keys) - len(wrong)} stand in {out}" + (f", {len(wrong)} damaged" if wrong else "")
     found += "".join(f"; {key}: {reason}" for key, reason in list(wrong.items())[:_NAMED])
     found += f", {light} of them light: their large files are in their storage alone" if light else ""
+    found += f", {removed} of them without the weights, which their sweep had read (--keep needed)" if removed else ""
     found += f", {left} cut off" if left else ""
     found += f", {resumable} can be resumed" if resumable else ""
     return Finding("stages", not wrong, found, f"bench doctor --repair --out {out} moves them aside" if wrong else "")

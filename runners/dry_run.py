@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .config import SweepConfig
-from .disk import disk_bytes
+from .disk import disk_sentence
 from .estimate import estimate, wall_seconds
 from .local import crew_size
 from .machine import assume_machine
@@ -62,7 +62,7 @@ def _show_hours(plan: Plan, console: Console) -> None:
     console.print(table)
     time = duration(wall_seconds(plan, found.seconds, workers))
     several = f" with {workers} workers" if workers > 1 else ""
-    console.print(f"about {time}{several} and at most {disk_bytes(plan) / 1e6:,.0f} MB to go", highlight=False)
+    console.print(f"about {time}{several} and {disk_sentence(plan)}", highlight=False, soft_wrap=True)
 
 
 def show_plan(plan: Plan, console: Console) -> None:

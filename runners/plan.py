@@ -139,8 +139,19 @@ class Plan:
         return stage.key
 
     def pending(self) -> list[str]:
-        """Return the keys of the stages that have yet to run, in order."""
-        return self.store.missing(self.stages)
+        """Return the keys of the stages that have yet to run, in order.
+
+        What made weights that were removed (`removal`) has to run again where one of them reads those, or where the
+        user asks for ``all``.
+        """
+        missing = set(self.store.missing(self.stages))
+        weightless = self.store.without_weights(key for key in self.stages if key not in missing)
+        if self.config.keep == "all":
+            missing |= weightless
+        for key in reversed(self.stages):  # each comes after those it needs
+            if key in missing:
+                missing |= weightless.intersection(self.needs[key])
+        return [key for key in self.stages if key in missing]
 
 
 def pick_device(wanted: str) -> str:

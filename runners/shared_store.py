@@ -19,6 +19,7 @@ from typing import Any
 from ..foundation.errors import UserError
 from ..foundation.files import sha256_file, sync, write_json
 from .locks import hold_lock
+from .stage_files import removed_weights
 from .stages import MARKER, RECORD, Stage, StageStore, checksum
 from .storage import Storage
 
@@ -49,12 +50,17 @@ class SharedStore(StageStore):
         there = self.storage.keys()
         return [key for key in keys if key not in there and not (self.is_done(key) and not self.lacking(key))]
 
+    def without_weights(self, keys: Iterable[str]) -> set[str]:
+        """Return the keys of the stages that must run again before their weights can be read: not in the storage."""
+        return super().without_weights(keys) - set(self.storage.keys())
+
     def publish(self, keys: Iterable[str]) -> int:
         """Bring stages that stand here alone into the storage, after comparing their bytes; returns how many."""
         there, count = self.storage.keys(), 0
         for key in keys:
             if (
                 self.is_done(key)
+                and not self.removed(key)
                 and (self._foreign(key) or key not in there)
                 and (key in there or not self.lacking(key))
             ):
@@ -80,6 +86,7 @@ class SharedStore(StageStore):
         Where another machine was first, its stage takes the place of the one made here.
         """
         key = stage.key
+        self._exchange(key)
         if self.storage.stands(key):
             self._agree(key)
         else:
@@ -92,6 +99,9 @@ class SharedStore(StageStore):
     def whole(self, key: str) -> Path:
         """Return the folder of a finished stage after bringing all its files here and comparing their bytes once."""
         folder = self.path(key)
+        self._exchange(key)
+        if self.removed(key):
+            raise removed_weights(self.path(key))
         if self.lacking(key) and not self.storage.stands(key):
             raise UserError(
                 f"the stage {key} lacks files and is not in the storage {self.storage.shown}; name the storage that it "
@@ -110,6 +120,13 @@ class SharedStore(StageStore):
             self._complete(key)
             self._checked.add(key)
         return folder
+
+    def _exchange(self, key: str) -> None:
+        """Take the light form from the storage instead of a stage whose weights were removed here."""
+        if self.removed(key) and self.storage.stands(key):
+            with hold_lock(self.root, key):
+                shutil.rmtree(self.path(key))
+            self._fetch(key)
 
     def _foreign(self, key: str) -> bool:
         """Whether a stage that stands here has not been compared with the storage yet."""

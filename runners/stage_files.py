@@ -20,6 +20,12 @@ RECORD = "stage.json"
 MARKER = ".storage.json"
 """In the folder of a stage that stands in a storage too (`SharedStore`): its URL, and the files that are only there."""
 
+REMOVED = ".removed.json"
+"""In the folder of a stage whose weights were removed after their last reader (``--keep needed``): their names."""
+
+KEPT = ".kept-"
+"""Before the name of a removed file: the part of it that reports read (spectra, or names and shapes)."""
+
 KEY = re.compile(r"[a-z]+-[0-9a-f]{16}")
 """Names of the folders of stages."""
 
@@ -125,6 +131,35 @@ def read_marker(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise damaged(folder, f"no readable {MARKER}")
+
+
+def read_removed(folder: Path) -> list[str]:
+    """Return the files of a stage that were removed after their last reader; empty where none were.
+
+    Raises:
+        DamagedStage: the list cannot be read.
+    """
+    try:
+        names: list[str] = read_json(folder / REMOVED)["files"]
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return names
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise damaged(folder, f"no readable {REMOVED}")
+
+
+def removed_weights(folder: Path) -> UserError:
+    """Build the error for a reader of weights that were removed.
+
+    Args:
+        folder: of the stage.
+    """
+    return UserError(
+        f"the weights of {folder} were removed when their sweep had read them (--keep needed), its records stay; type "
+        "that 'bench run' again with --keep all to make them again"
+    )
 
 
 def check_sizes(folder: Path, files: Mapping[str, int], lacks: set[str]) -> None:

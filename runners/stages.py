@@ -19,7 +19,19 @@ from ..foundation.errors import UserError
 from ..foundation.files import apply_umask, digest, finite, read_json, sha256_file, sync, write_json
 from ..foundation.memory import peak_memory_bytes, reset_peak_memory
 from .locks import hold_lock, lock_file
-from .stage_files import KEY, MARKER, RECORD, check_bytes, check_sizes, checksum, read_marker, read_record, stage_around
+from .stage_files import (
+    KEY,
+    MARKER,
+    RECORD,
+    check_bytes,
+    check_sizes,
+    checksum,
+    read_marker,
+    read_record,
+    read_removed,
+    removed_weights,
+    stage_around,
+)
 
 FORMAT = 1
 """Raised whenever a stage's content changes its meaning, so that old folders are not taken for new ones."""
@@ -98,10 +110,10 @@ class StageStore:
     def read(self, key: str) -> dict[str, Any]:
         """Return ``stage.json`` of a finished stage after checking that its files are all there.
 
-        Where the stage is light, those that are only in its storage may be missing.
+        Those that are only in its storage, where the stage is light, and removed weights may be missing.
         """
         record = read_record(self.path(key))
-        check_sizes(self.path(key), record["files"], set(self.lacking(key)))
+        check_sizes(self.path(key), record["files"], {*self.lacking(key), *self.removed(key)})
         return record
 
     def verify(self, key: str) -> dict[str, Any]:
@@ -113,7 +125,7 @@ class StageStore:
             UserError: a file is missing, another than was written, or was added; names it.
         """
         record = self.read(key)
-        check_bytes(self.path(key), record["sha256"], set(self.lacking(key)))
+        check_bytes(self.path(key), record["sha256"], {*self.lacking(key), *self.removed(key)})
         return record
 
     def marker(self, key: str) -> dict[str, Any]:
@@ -124,14 +136,24 @@ class StageStore:
         """Return the files of a stage that may be in its storage alone: not empty where the stage is light."""
         return list(self.marker(key).get("lacks", []))
 
+    def removed(self, key: str) -> list[str]:
+        """Return the files of a stage that were removed after their last reader: not empty where weights are gone."""
+        return read_removed(self.path(key))
+
+    def without_weights(self, keys: Iterable[str]) -> set[str]:
+        """Return the keys of the stages that must run again before their weights can be read."""
+        return {key for key in keys if self.removed(key)}
+
     def whole(self, key: str) -> Path:
         """Return the folder of a finished stage that has all its files here.
 
         The storage that a run folder names is never opened: the folder may be another person's.
 
         Raises:
-            UserError: some of its files are only in a storage.
+            UserError: some of its files are only in a storage, or were removed.
         """
+        if self.removed(key):
+            raise removed_weights(self.path(key))
         if self.lacking(key):
             raise UserError(
                 f"some files of the stage {key} are only in a storage (its {MARKER} names "
@@ -192,12 +214,14 @@ class StageStore:
     def resumable(self) -> list[Path]:
         """Return the checkpoints of trainings that are not done; the same command goes on from them."""
         folders = sorted(self.root.glob(".resume-*"))
-        return [folder for folder in folders if not self.path(folder.name.removeprefix(".resume-")).is_dir()]
+        keys = {folder: folder.name.removeprefix(".resume-") for folder in folders}
+        return [folder for folder, key in keys.items() if not self.path(key).is_dir() or self.removed(key)]
 
     def run(self, stage: Stage, work: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
-        """Do a stage unless it stands already; return its ``stage.json``.
+        """Do a stage unless it stands already, with its weights; return its ``stage.json``.
 
-        Only one process works on a key; another one waits, logs for whom, and then finds it done.
+        Only one process works on a key; another one waits, logs for whom, and then finds it done. Where a stage is done
+        again because its weights were removed and gives the same bytes, its first record stays.
 
         Args:
             stage: what to do.
@@ -211,8 +235,9 @@ class StageStore:
         self.root.mkdir(parents=True, exist_ok=True)
         key = stage.key
         with hold_lock(self.root, key):
-            if self.is_done(key):
-                return self.read(key)
+            earlier = self.read(key) if self.is_done(key) else None
+            if earlier and not self.removed(key):
+                return earlier
             part = self.root / f".part-{key}"
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
@@ -242,12 +267,13 @@ class StageStore:
                 record["files"] = {file.relative_to(part).as_posix(): file.stat().st_size for file in files}
                 record["sha256"] = {file.relative_to(part).as_posix(): sha256_file(file) for file in files}
                 record = finite(record)
+                if earlier and earlier["sha256"] == record["sha256"]:
+                    record = earlier
                 write_json(part / RECORD, record | {"checksum": checksum(record)})
                 apply_umask(part)
                 for path in [*part.rglob("*"), part]:
                     sync(path)
-                os.rename(part, self.path(key))
-                sync(self.root)
+                self._put(part, key)
                 shutil.rmtree(resume_folder(self.root, key), ignore_errors=True)
             except BaseException as error:
                 self._keep_failure(record, error, time.perf_counter() - clock)
@@ -259,6 +285,16 @@ class StageStore:
                     ) from error
                 raise
             return record
+
+    def _put(self, part: Path, key: str) -> None:
+        """Rename finished work into place, instead of the stage whose weights were removed."""
+        folder, old = self.path(key), self.root / f".part-{key}.removed"
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.is_dir():
+            os.rename(folder, old)
+        os.rename(part, folder)
+        sync(self.root)
+        shutil.rmtree(old, ignore_errors=True)
 
     def _keep_failure(self, record: dict[str, Any], error: BaseException, seconds: float) -> None:
         record |= {"status": "failed", "seconds": seconds, "error": f"{type(error).__name__}: {error}"}
@@ -291,7 +327,10 @@ def verify_around(path: Path) -> None:
     """Compare the files of the stage that a file or folder lies in with their checksums; nothing where it is in none.
 
     Raises:
-        UserError: see `StageStore.verify`.
+        UserError: see `StageStore.verify`; or weights in that folder were removed.
     """
     if os.path.exists(path) and (folder := stage_around(path)):
-        StageStore(folder.parent).verify(folder.name)
+        store, inside = StageStore(folder.parent), path.expanduser().absolute()
+        store.verify(folder.name)
+        if any((folder / name).is_relative_to(inside) for name in store.removed(folder.name)):
+            raise removed_weights(folder)

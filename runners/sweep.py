@@ -28,6 +28,7 @@ from .memory import check_plan
 from .parallel.setup import refuse_launchers
 from .plan import Plan, make_plan
 from .progress import LOG_FILE, StageProgress
+from .removal import Removal, by_fit, keeps_all
 from .shared_store import SharedStore
 from .storage import Storage
 
@@ -79,13 +80,18 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
             highlight=False,
         )
     failed: dict[str, Event] = {}
+    removal = Removal(plan, pending)
     if pending:
         _check_disk(plan)
         if config.executor != "ray":  # whose machines have memory of their own
             check_plan(plan, pending)
-        failed = _run_pending(plan, pending, out)
+        with removal.claim() as pending:
+            failed = _run_pending(plan, pending, removal, out)
     else:
         out.print(f"all {len(plan.stages)} stages stand already; nothing to do", highlight=False)
+    removal.remove_all()
+    if removal.freed:
+        out.print(f"weights that no stage reads any more are removed: {removal.freed / 1e6:,.0f} MB (--keep needed)")
     if shared:
         shared.gather([key for key in plan.stages if key not in failed])
     for warning in fit_warnings(plan):
@@ -106,9 +112,9 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
     return result
 
 
-def _run_pending(plan: Plan, pending: Sequence[str], out: Console) -> dict[str, Event]:
+def _run_pending(plan: Plan, pending: Sequence[str], removal: Removal, out: Console) -> dict[str, Event]:
     config, seconds = plan.config, stage_seconds(plan)
-    todo = {key: plan.stages[key] for key in pending}
+    todo = {key: plan.stages[key] for key in (pending if keeps_all(plan) else by_fit(plan, pending))}
     log = config.out.expanduser().resolve() / plan.name / LOG_FILE
     out.print(f"log      {log}", soft_wrap=True, highlight=False)
     if config.executor == "ray":
@@ -117,10 +123,12 @@ def _run_pending(plan: Plan, pending: Sequence[str], out: Console) -> dict[str, 
         with ray_executor.ray_session(config.address) as nodes:
             share = ray_executor.share_of(config.workers, plan.device, plan.parameters, nodes)
             with StageProgress(out, todo, seconds, min(share.slots, len(todo)), log) as progress:
-                return ray_executor.run_stages(todo, plan.needs, plan.store, share, progress.event, progress.start)
+                told = removal.after(progress.event)
+                return ray_executor.run_stages(todo, plan.needs, plan.store, share, told, progress.start)
     workers, threads = crew_size(config.workers, plan.device, plan.parameters, len(pending))
     with StageProgress(out, todo, seconds, workers, log) as progress:
-        return run_stages(todo, plan.needs, plan.store, workers, threads, progress.event, progress.start)
+        told = removal.after(progress.event)
+        return run_stages(todo, plan.needs, plan.store, workers, threads, told, progress.start)
 
 
 def write_results(plan: Plan, stages_run: int = 0, failed: Collection[str] = ()) -> SweepResult:
@@ -134,7 +142,7 @@ def write_results(plan: Plan, stages_run: int = 0, failed: Collection[str] = ())
     # Where stages ran is no part of what was asked: the file is the same, and runs where that cluster is gone.
     config = plan.config.model_dump(
         mode="json",
-        exclude={"executor", "address", "accelerate", "checkpoint_minutes", "storage", "memory"},
+        exclude={"executor", "address", "accelerate", "checkpoint_minutes", "keep", "storage", "memory"},
         exclude_none=True,
         exclude_defaults=True,
     )
@@ -155,6 +163,10 @@ def reused(plan: Plan, pending: Sequence[str]) -> list[str]:
 def plan_warnings(plan: Plan) -> list[str]:
     """Return what a reader of the results should know before the work starts."""
     notes = [note for note in (plan.source.note, *plan.at_hand.notes, plan.engine.note, plan.bos_note) if note]
+    pending = plan.pending()
+    weightless = plan.store.without_weights(pending)
+    for key in (key for key in pending if key in weightless):
+        notes.append(f"the weights of '{plan.stages[key].title}' were removed (--keep needed); it is run again")
     if plan.config.limit:
         notes.append(f"only the first {plan.config.limit} problems are evaluated; the rows say so with their n")
     for part in untouched(plan.skeleton, {}):
@@ -204,7 +216,9 @@ def _check_disk(plan: Plan) -> None:
     needed = _SPARE_BYTES + (0 if elsewhere else disk_bytes(plan))
     if free < needed:
         kept = checkpoint_bytes(plan)
-        fewer = f", or --checkpoint-minutes inf, which leaves out {kept / 1e9:.1f} GB to resume from" if kept else ""
+        least = needed if elsewhere or plan.config.storage else _SPARE_BYTES + disk_bytes(plan, "needed")
+        fewer = f", or --keep needed, with which it takes {least / 1e9:.1f} GB" if least < needed else ""
+        fewer += f", or --checkpoint-minutes inf, which leaves out {kept / 1e9:.1f} GB to resume from" if kept else ""
         raise UserError(
             f"the sweep writes up to {needed / 1e9:.1f} GB but {folder} has {free / 1e9:.1f} GB free; free some "
             f"space or choose another folder with --out{fewer}"

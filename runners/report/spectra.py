@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from ...foundation.files import read_json
 from ...results.report.data import Energy, Spectra
+from ..stage_files import KEPT
 from .ranks import kind_order, place, short
 from .trail import Rows, Trail
 
@@ -56,7 +57,7 @@ def _name(folder: Path) -> str:
 def _kinds(folder: Path) -> tuple[Energy, ...]:
     grouped: dict[str, list[Array]] = {}
     try:
-        for path in sorted(folder.glob("factors*.safetensors")):
+        for path in sorted([*folder.glob("factors*.safetensors"), *folder.glob(f"{KEPT}factors*.safetensors")]):
             with safe_open(path, framework="np") as tensors:
                 for key in sorted(tensors.keys()):
                     if not key.endswith(_ENDING) or key.startswith("policy."):
