@@ -203,7 +203,9 @@ def _check_ratios(plan: Plan) -> None:
         method = build_method(spec, plan.recipe, plan.config.seeds[0])
         for ratio in plan.config.ratios:
             shape = method.shape(plan.skeleton, ratio)
-            allocation = Budget(ratio, method.guard).allocate(shape, policies.get("uniform")())
+            allocation = Budget(ratio, method.guard, plan.config.rank_multiple).allocate(
+                shape, policies.get("uniform")()
+            )
             plan.allocations[spec.shown, ratio] = allocation
 
 
@@ -323,6 +325,8 @@ class _Layout:
             "save_dtype": self.plan.saves(method.trains),
             "seed": seed,
         }
+        if self.config.rank_multiple > 1:
+            config["rank_multiple"] = self.config.rank_multiple
         if method.trains:
             config |= self._training(self.recover, seed) | {"extra_pruning_steps": self.config.extra_pruning_steps}
         elif method.compress_needs_data:
