@@ -140,7 +140,7 @@ def test_within_one_rank_and_never_above(shape: ModelShape, share: float, name: 
 @settings(deadline=None, max_examples=200)
 @given(shapes(), st.floats(0, 1), st.sampled_from(POLICIES), st.booleans(), st.sampled_from([2, 3, 8, 16]))
 def test_ranks_are_multiples(shape: ModelShape, share: float, name: str, guard: bool, multiple: int) -> None:
-    """Never above the target, below it by less than the next step of any unit, and odd ranks only where they must be."""
+    """Never above the target, below it by less than the next step of any unit, and no others but where they must be."""
     ratio = reachable(shape, share, guard, multiple)
     found = allocated(shape, Budget(ratio, guard, multiple), name)
     assert found.parameters == recount(shape, found.ranks)
