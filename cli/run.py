@@ -23,6 +23,10 @@ def run(
     ratios: Annotated[
         str | None, typer.Option(help="Original / compressed parameters of the whole model: 2,4,7.  [default: 2,4]")
     ] = None,
+    rank_multiple: Annotated[
+        int | None,
+        typer.Option(help="Ranks are multiples of this; 16 aligns bfloat16 rows on GPUs.  [default: 1]"),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file with the same names; options here override it.")
     ] = None,
@@ -199,7 +203,7 @@ _PLAIN = {
         "out",
         "name",
     ),
-    *("samples", "temperature", "top_p", "bos"),
+    *("samples", "temperature", "top_p", "bos", "rank_multiple"),
 }
 
 

@@ -40,6 +40,9 @@ def compress(
     memory: Annotated[
         str, typer.Option(help="Read the model layer by layer (walk), load it whole, or by size (auto).")
     ] = "auto",
+    rank_multiple: Annotated[
+        int, typer.Option(help="Ranks are multiples of this; 16 aligns bfloat16 rows on GPUs.")
+    ] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the memory that it will take, and stop.")] = False,
 ) -> None:
     """Compress one model as it is and write a factorised checkpoint."""
@@ -75,6 +78,7 @@ def compress(
         device,
         recipe,
         memory,
+        rank_multiple,
     )
     if dry_run:
         from ..runners.memory import COLUMNS, TITLE

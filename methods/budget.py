@@ -88,19 +88,27 @@ class Budget:
         ratio: original parameters / compressed parameters, above 1.
         guard: keep a matrix dense when its factors would not be smaller (r >= κ = mn/(m+n)). Without the guard every
             matrix is factorised, as the Basis Selection authors' code does, even where that adds parameters.
+        multiple: ranks are whole multiples of this number, as GPUs like them (rows of bfloat16 aligned to 32 bytes for
+            16). A matrix of which not even one multiple is smaller stays dense; without the guard, or where training
+            left it less than one multiple, it keeps the largest rank that it can have.
 
     Raises:
-        UserError: a ratio that is not a finite number above 1.
+        UserError: a ratio that is not a finite number above 1, or a multiple below 1.
     """
 
     ratio: float
     guard: bool = True
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.ratio) and self.ratio > 1):
             raise UserError(
                 f"the ratio {self.ratio:g} is not usable; a ratio is original parameters / compressed parameters and "
                 "must be above 1, such as 2 for half the size"
+            )
+        if self.multiple < 1:
+            raise UserError(
+                f"the rank multiple {self.multiple} is not usable; it is a whole number of 1 or more, such as 16"
             )
 
     def allocate(
@@ -111,11 +119,12 @@ class Budget:
         measured: Mapping[str, Tensor] | None = None,
         loss: Loss | None = None,
     ) -> Allocation:
-        """Return the ranks, within one rank of the target and never above it.
+        """Return the ranks, within one step of the target and never above it; a step is `multiple` ranks.
 
-        The policy says which rank each unit wants at a level; the largest level that the budget affords is found by
-        bisection, and what is left over is given out one rank at a time to the unit that would want its next rank
-        first. The remainder is smaller than one rank of any unit that could still grow.
+        The policy says which rank each unit wants at a level, which is rounded down to a multiple; the largest level
+        that the budget affords is found by bisection, and what is left over is given out one step at a time to the unit
+        that would want its next step first. The remainder is smaller than the next step of any unit that could still
+        grow; where no multiple is left below break-even, the next step is to store the matrix dense.
 
         Args:
             shape: the model's size and units.
@@ -129,12 +138,14 @@ class Budget:
         """
         # The ratio is the decimal that was typed: in floats 297 / 2.7 is below 110, so a reachable ratio was refused.
         affordable = shape.parameters / Fraction(repr(float(self.ratio))) - shape.untouched
-        smallest = sum(self._stored(unit, unit.min_rank) for unit in shape.units)
+        least = [self._least(unit) for unit in shape.units]
+        smallest = sum(self._stored(unit, rank) for unit, rank in zip(shape.units, least, strict=True))
         if affordable < smallest:
             largest = shape.parameters / (shape.untouched + smallest)
+            rounded = f" with ranks in multiples of {self.multiple}" if self.multiple > 1 else ""
             raise UserError(
-                f"the ratio {self.ratio:g} is out of reach for this model, of which {shape.untouched:,} of "
-                f"{shape.parameters:,} parameters stay as they are; {_advice(largest)}"
+                f"the ratio {self.ratio:g} is out of reach for this model{rounded}, of which {shape.untouched:,} of "
+                f"{shape.parameters:,} parameters stay as they are; {_advice(largest, self.multiple)}"
             )
         whole = shape.parameters - shape.untouched
         share = min(max(float(affordable / whole), 0.0), 1.0) if whole else 1.0
@@ -142,7 +153,7 @@ class Budget:
 
         def ranks_at(level: float) -> list[int]:
             return [
-                min(max(math.floor(want(level) + 1e-9), unit.min_rank), unit.max_rank)
+                self._round(unit, min(max(math.floor(want(level) + 1e-9), unit.min_rank), unit.max_rank))
                 for unit, want in zip(shape.units, wants, strict=True)
             ]
 
@@ -157,22 +168,24 @@ class Budget:
             low, high = (middle, high) if cost(ranks_at(middle)) <= affordable else (low, middle)
         ranks = ranks_at(low)
         if cost(ranks) > affordable:  # even level 0 wants more than there is, for a policy with a floor of its own
-            ranks = [unit.min_rank for unit in shape.units]
+            ranks = least
 
-        queue = [
-            (_level_of(want, rank + 1), index) for index, (want, rank) in enumerate(zip(wants, ranks, strict=True))
-        ]
-        heapq.heapify(queue)
+        queue: list[tuple[float, int, int]] = []
+
+        def offer(index: int) -> None:
+            if (following := self._next(shape.units[index], ranks[index])) is not None:
+                heapq.heappush(queue, (_level_of(wants[index], following), index, following))
+
+        for index in range(len(ranks)):
+            offer(index)
         left = affordable - cost(ranks)
         while queue:
-            _, index = heapq.heappop(queue)
-            unit, rank = shape.units[index], ranks[index]
-            step = self._stored(unit, rank + 1) - self._stored(unit, rank)
-            if rank >= unit.max_rank or step > left or step <= 0:
-                continue
-            ranks[index] += 1
-            left -= step
-            heapq.heappush(queue, (_level_of(wants[index], rank + 2), index))
+            _, index, following = heapq.heappop(queue)
+            step = self._stored(shape.units[index], following) - self._stored(shape.units[index], ranks[index])
+            if 0 < step <= left:
+                ranks[index] = following
+                left -= step
+                offer(index)
         kept = {
             unit.name: rank for unit, rank in zip(shape.units, ranks, strict=True) if unit.saves(rank) or not self.guard
         }
@@ -181,12 +194,43 @@ class Budget:
     def _stored(self, unit: Unit, rank: int) -> int:
         return unit.stored(rank, self.guard)
 
+    def _least(self, unit: Unit) -> int:
+        """Return the smallest usable rank: the first multiple, or the largest rank where there is no such multiple."""
+        first = math.ceil(unit.min_rank / self.multiple) * self.multiple
+        return first if first <= unit.max_rank and not self._dense(unit, first) else self._most(unit)
 
-def _advice(largest: float) -> str:
+    def _most(self, unit: Unit) -> int:
+        """Return the largest usable rank; one whose factors are not smaller stands for the dense matrix."""
+        if self._dense(unit, unit.max_rank):
+            return unit.max_rank
+        last = unit.max_rank // self.multiple * self.multiple
+        return last if last >= unit.min_rank and last > 0 else unit.max_rank
+
+    def _round(self, unit: Unit, rank: int) -> int:
+        if self._dense(unit, rank):
+            return rank
+        return min(max(rank // self.multiple * self.multiple, self._least(unit)), self._most(unit))
+
+    def _next(self, unit: Unit, rank: int) -> int | None:
+        """Return the usable rank after this one, or None; past the last multiple below break-even it is dense."""
+        if self._dense(unit, rank) or rank >= self._most(unit):
+            return None
+        following = rank + self.multiple
+        if following <= unit.max_rank and not self._dense(unit, following):
+            return following
+        return math.ceil((unit.parameters - unit.overhead) / unit.cost)
+
+    def _dense(self, unit: Unit, rank: int) -> bool:
+        return self.guard and not unit.saves(rank)
+
+
+def _advice(largest: float, multiple: int) -> str:
     for digits in (2, 4, 6, 9):
         rounded = math.floor(largest * 10**digits) / 10**digits
         if rounded > 1:
-            return f"ask for at most {rounded:.10g}"
+            return f"ask for at most {rounded:.10g}" + (" or a smaller rank multiple" if multiple > 1 else "")
+    if multiple > 1:
+        return "no matrix would become smaller, so ask for a smaller rank multiple"
     return "factors of the least rank would not make it smaller, so choose another model"
 
 

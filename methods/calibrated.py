@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field
-from torch import nn
+import torch
+from pydantic import Field, PrivateAttr
+from torch import Tensor, nn
 
 from .base import CalibrationData
 from .fitted import Fitted
 from .groups import Group
 from .matrixwise import MatrixCompressor
 from .moments import Moments, input_moments
+from .whitening import Root, root
 
 
 class CalibratedCompressor(MatrixCompressor):
@@ -65,6 +67,8 @@ class CalibratedCompressor(MatrixCompressor):
 class MomentCompressor(CalibratedCompressor):
     """A calibrated method whose statistic is the `Moments` of each group's input."""
 
+    _last: tuple[Moments, Root] | None = PrivateAttr(default=None)
+
     grams: ClassVar[bool] = True
     """Whether second moments are needed; without them all layers are gathered in one pass."""
 
@@ -82,6 +86,24 @@ class MomentCompressor(CalibratedCompressor):
             model, [group.name for group in groups], data, self.samples, self.batch_size, grams=self.grams
         )
         yield from ((group, moments) for group, (_, moments) in zip(groups, found, strict=True))
+        self._last = None
+
+    def rooted(self, moments: Moments, gram: Callable[[], Tensor], weight: Tensor, jitter: float = 0.0) -> Root:
+        """Return `whitening.root` of a Gram matrix on the weight's device, made once for all readers of an input.
+
+        Args:
+            moments: of the input; the root is remembered until other moments come.
+            gram: gives the (n, n) matrix to take the root of, made of those moments.
+            weight: says the device.
+            jitter: see `whitening.root`.
+        """
+        if self._last is None or self._last[0] is not moments:
+            self._last = None  # its memory is free before more is taken
+            made = root(gram().to(weight.device, torch.float64), jitter)
+            if moments.readers == 1:
+                return made
+            self._last = moments, made
+        return self._last[1]
 
 
 def pooled(moments: Sequence[Moments]) -> Moments:

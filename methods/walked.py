@@ -106,7 +106,7 @@ def walked_gradients(
             own = GradientSums(inside, before)
             with own.watching(walk.model):
                 pass_back(own)
-            for name, gram in own.sums.items():
+            for name, gram in own.found().items():
                 grams.put(name, gram)
 
         for walk in _back(model, data, samples, batch_size):

@@ -3,7 +3,8 @@
 min ‖(W - BA) X‖_F over rank-r B A has one solution, whichever way it is computed: SVD-LLM (Cholesky factor of the Gram
 matrix), SVD-LLM V2 (its eigen form), DRONE (SVD of X) and Swift-SVD (principal components of the outputs) all give the
 same product, U_r U_rᵀ W with U the left singular vectors of W S and S Sᵀ = G the Gram matrix. Here all is float64 and S
-the Cholesky factor; the cheaper side is taken: the SVD of W S, or the m x m eigenproblem of W G Wᵀ.
+the Cholesky factor; the cheaper side is taken: the left singular vectors of W S, through the eigenvectors of its
+smaller Gram matrix where that loses nothing (`linalg.left_vectors`), or the m x m eigenproblem of W G Wᵀ.
 
 A singular Gram matrix has no Cholesky factor. It gets as much more on its diagonal as the factorisation needs (`root`),
 and only then; what it got is recorded with the factors.
@@ -11,26 +12,41 @@ and only then; what it got is recorded with the factors.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .fitted import Factors
-from .linalg import svd
+from .linalg import left_vectors
 
 Side = Literal["auto", "input", "output"]
 VERSION = 2
 """Of the numbers that `whiten` gives; part of the key of every fit that is made of them."""
 
+_OVERFLOW = "a weight or its statistics hold NaN or infinite entries; the model's activations overflow"
 _LEAST_JITTER = 1e-12
 _WIDEST = 1e9
 """Spread of G's diagonal up to which the output side is as good; its eigenvalues are the squares of W S's spectrum."""
 
 
+class Root(NamedTuple):
+    """A matrix of second moments in a form that many weights with the same input can be weighted by; see `root`.
+
+    Attributes:
+        lower: L (n, n), lower triangular, float64.
+        regular: L Lᵀ (n, n), float64.
+        jitter: what the diagonal got, in shares of its mean.
+    """
+
+    lower: Tensor
+    regular: Tensor
+    jitter: float
+
+
 def whiten(
     weight: Tensor,
-    gram: Tensor,
+    gram: Tensor | Root,
     gradients: Tensor | None = None,
     side: Side = "auto",
     jitter: float = 0.0,
@@ -40,11 +56,11 @@ def whiten(
 
     Args:
         weight: W (m, n).
-        gram: G (n, n), second moments of the inputs, up to a factor.
+        gram: G (n, n), second moments of the inputs, up to a factor, or what `root` made of it.
         gradients: R (m, m), second moments of the output gradients, up to a factor; None is the identity.
         side: which problem is solved without gradients; the result is the same. ``auto`` takes the output side where
             m < n and G's diagonal does not spread over more than nine orders of magnitude.
-        jitter: see `root`.
+        jitter: see `root`; of no effect on what it made already.
         mean: (n,) mean input; gives the factors an offset that restores the mean output.
 
     Returns:
@@ -55,26 +71,24 @@ def whiten(
         ValueError: a matrix holds a NaN or an infinity.
     """
     wide = weight.detach().double()
-    gram = gram.to(wide)
-    gradients = None if gradients is None else gradients.to(wide)
-    if not all(bool(torch.isfinite(x).all()) for x in (wide, gram, *(() if gradients is None else (gradients,)))):
-        raise ValueError("a weight or its statistics hold NaN or infinite entries; the model's activations overflow")
+    if not bool(torch.isfinite(wide).all()):
+        raise ValueError(_OVERFLOW)
     m, n = wide.shape
-    lower, regular, added = root(gram, jitter)
+    lower, regular, added = gram if isinstance(gram, Root) else root(gram.to(wide), jitter)
     jitters = [added]
     if gradients is not None:
-        outer, _, added = root(gradients, jitter)
+        outer, _, added = root(gradients.to(wide), jitter)
         jitters.append(added)
-        u, spectrum, vt = svd(outer.T @ wide @ lower)
-        left = torch.linalg.solve_triangular(outer.T, u, upper=True)
-        right = spectrum[:, None] * torch.linalg.solve_triangular(lower, vt, upper=False, left=False)
+        image = outer.T @ wide
+        left, spectrum = left_vectors(image @ lower)
+        right = left.T @ image
+        left = torch.linalg.solve_triangular(outer.T, left, upper=True)
     else:
         if side == "output" or (side == "auto" and m < n and _spread(regular) <= _WIDEST):
-            del lower
             left, squares = _descending(wide @ regular @ wide.T)
             left, spectrum = left[:, : min(m, n)], squares[: min(m, n)].clamp_min(0).sqrt()
         else:
-            left, spectrum, _ = svd(wide @ lower)
+            left, spectrum = left_vectors(wide @ lower)
         right = left.T @ wide
     left, right = balance(left, right)
     found = {"left": left, "right": right, "spectrum": spectrum}
@@ -84,7 +98,7 @@ def whiten(
     return Factors(**{key: value.float() for key, value in found.items()}, jitter=tuple(jitters))
 
 
-def root(gram: Tensor, jitter: float = 0.0) -> tuple[Tensor, Tensor, float]:
+def root(gram: Tensor, jitter: float = 0.0) -> Root:
     """Return the Cholesky factor L of a matrix of second moments, the matrix L Lᵀ, and the jitter in it.
 
     The factor of G itself is accepted if it is finite and min L_ii² / G_ii > n·ε, ε of float64: no input is to rounding
@@ -97,13 +111,18 @@ def root(gram: Tensor, jitter: float = 0.0) -> tuple[Tensor, Tensor, float]:
 
     Returns:
         L (n, n) lower triangular, L Lᵀ (n, n), and j. For a matrix of zeros both are the identity and j is 1.
+
+    Raises:
+        ValueError: G holds a NaN or an infinity.
     """
+    if not bool(torch.isfinite(gram).all()):
+        raise ValueError(_OVERFLOW)
     regular = (gram + gram.T) / 2
     diagonal = regular.diagonal()
     mean, own, least = float(diagonal.mean()), diagonal.clone(), len(gram) * torch.finfo(gram.dtype).eps
     if mean <= 0:
         eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        return eye, eye, 1.0
+        return Root(eye, eye, 1.0)
     added = jitter
     while True:
         diagonal.copy_(own + added * mean)
@@ -111,7 +130,7 @@ def root(gram: Tensor, jitter: float = 0.0) -> tuple[Tensor, Tensor, float]:
         if not failed and bool(torch.isfinite(lower).all()):
             share = lower.diagonal().square() / diagonal
             if float(share.min()) > least:
-                return lower, regular, added
+                return Root(lower, regular, added)
         added = max(_LEAST_JITTER, 10 * added)
 
 

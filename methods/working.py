@@ -31,6 +31,7 @@ def whiten_bytes(m: int, n: int, output_side: bool, two_sided: bool = False) -> 
     p, k = m * n, min(m, n)
     factors = k * (m + n)
     if output_side and not two_sided:
-        return 8 * max(p + 4 * n * n, 2 * p + n * n + 3 * m * m, p + m * m + 3 * factors)
+        # The root and what it gives back stay for the next matrix with the same input.
+        return 8 * max(p + 4 * n * n, 2 * p + 2 * n * n + 3 * m * m, p + m * m + 2 * n * n + 3 * factors)
     sides = 3 * n * n + (3 * m * m if two_sided else 0)
     return max(8 * (2 * p + sides) + svd_bytes(m, n, 8), 8 * (2 * p + sides) + 20 * factors, 8 * (p + 4 * n * n))

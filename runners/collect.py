@@ -91,5 +91,7 @@ def _options(plan: Plan, cell: Cell) -> dict[str, Any]:
     options = build_method(cell.method, plan.recipe, cell.seed).model_dump(mode="json")
     if "seed" not in cell.method.options:
         options.pop("seed", None)  # the sweep's seed has a column of its own
+    if plan.config.rank_multiple > 1:
+        options["rank_multiple"] = plan.config.rank_multiple
     loaded: dict[str, Any] = json.loads(json.dumps(options))
     return loaded

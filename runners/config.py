@@ -136,6 +136,8 @@ class SweepConfig(BaseModel):
         train_set: training set of the task; None takes the recipe's, else the task's default for hub or local data.
         methods: at least one, without repeats.
         ratios: original / compressed parameters of the whole model, each above 1, without repeats.
+        rank_multiple: ranks are multiples of this number; part of a compression's key only where it is not 1. The same
+            on every device, so that a sweep does not depend on where it runs.
         seeds: of training order, new vectors and sampling.
         data: folder with local datasets; None uses the hub.
         recipe: defaults of training; ``auto`` takes the preset's, else by model size.
@@ -186,6 +188,7 @@ class SweepConfig(BaseModel):
     task: str
     methods: tuple[MethodSpec, ...] = Field(min_length=1)
     ratios: tuple[float, ...] = Field(default=(2.0, 4.0), min_length=1)
+    rank_multiple: int = Field(default=1, ge=1, le=4096)
     revision: str | None = None
     train_set: str | None = None
     seeds: tuple[int, ...] = Field(default=(42,), min_length=1)

@@ -244,7 +244,9 @@ def _check_ratios(plan: Plan) -> None:
         method = build_method(spec, plan.recipe, plan.config.seeds[0])
         for ratio in plan.config.ratios:
             shape = method.shape(plan.skeleton, ratio)
-            allocation = Budget(ratio, method.guard).allocate(shape, policies.get("uniform")())
+            allocation = Budget(ratio, method.guard, plan.config.rank_multiple).allocate(
+                shape, policies.get("uniform")()
+            )
             plan.allocations[spec.shown, ratio] = allocation
 
 
@@ -430,6 +432,8 @@ class _Layout:
         shown = " and ".join(f"{ratio:g}x" for ratio in ratios)
         title = f"compress {spec.shown} {shown}, seed {seed}"
         runtime = self._runtime(tuned)
+        if self.config.rank_multiple > 1:
+            config["rank_multiple"] = self.config.rank_multiple
         if method.trains:
             choice = self._place(self.recover, title, method)
             runtime = self._training_runtime(tuned, choice)

@@ -65,6 +65,7 @@ class CompressRequest:
     device: str = "auto"
     recipe: str = "auto"
     memory: str = "auto"
+    rank_multiple: int = 1
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class _Prepared:
 
 
 def _prepare(request: CompressRequest) -> _Prepared:
-    budget = Budget(request.ratio)  # an unusable ratio is refused before anything is loaded
+    Budget(request.ratio, multiple=request.rank_multiple)  # what is unusable is refused before anything is loaded
     transformers.utils.logging.disable_progress_bar()
     verify_around(Path(request.model))
     source = resolve_model(request.model, request.revision)
@@ -101,7 +102,7 @@ def _prepare(request: CompressRequest) -> _Prepared:
     if (method.fit_needs_data or method.compress_needs_data or method.trains) and request.task is None:
         raise UserError(f"method '{request.method.name}' needs task data; add --task, such as --task math")
     method.shape(skeleton, request.ratio)
-    budget = Budget(request.ratio, method.guard)
+    budget = Budget(request.ratio, method.guard, request.rank_multiple)
     device = pick_device(request.device)
     length = None
     if request.task is not None:
@@ -192,6 +193,7 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
             "label": request.method.shown,
             "task": request.task or "",
             "ratio_target": request.ratio,
+            "rank_multiple": request.rank_multiple,
             "seed": request.seed,
             "save_dtype": found.save_dtype,
             "stays_dense": [asdict(part) for part in kept],

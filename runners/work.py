@@ -212,7 +212,8 @@ def _compress(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
     trainer = None
     if data is not None and "train" in stage.config:
         trainer = _trainer(stage, data, progress, _resumable(stage, folder, method))
-    budgets = [Budget(ratio, method.guard) for ratio in stage.config["ratios"]]
+    multiple = stage.config.get("rank_multiple", 1)
+    budgets = [Budget(ratio, method.guard, multiple) for ratio in stage.config["ratios"]]
 
     def emit(budget: Budget, compressed: Any, report: CompressionReport) -> None:
         if not is_main():

@@ -50,8 +50,8 @@ class FeatureSpace(MomentCompressor):
         if statistic is None:
             raise ValueError(f"{self.name} needs the moments of the matrix's input")
         mean = statistic.total / max(statistic.tokens, 1)
-        centred = statistic.gram - statistic.tokens * torch.outer(mean, mean)
-        return whiten(weight, centred, mean=mean)
+        inputs = self.rooted(statistic, lambda: statistic.gram - statistic.tokens * torch.outer(mean, mean), weight)
+        return whiten(weight, inputs, mean=mean)
 
 
 @methods.register("afm")

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..base import methods
 from ..calibrated import MomentCompressor
 from ..fitted import Factors
-from ..linalg import svd
+from ..linalg import left_vectors
 from ..moments import Moments
 from ..whitening import balance
 from ..working import svd_bytes
@@ -56,6 +56,6 @@ class ASVD(MomentCompressor):
             raise ValueError("asvd needs the moments of the matrix's input")
         wide = weight.double()
         scale = (statistic.absolute.to(wide) / max(statistic.tokens, 1)) ** self.alpha + 1e-6
-        u, s, vt = svd(wide * scale)
-        left, right = balance(u, s[:, None] * vt / scale)
+        left, s = left_vectors(wide * scale)
+        left, right = balance(left, left.T @ wide)
         return Factors(left.float(), right.float(), s.float())

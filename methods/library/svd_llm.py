@@ -88,13 +88,9 @@ class Whitened(MomentCompressor):
             raise ValueError(f"{self.name} needs the moments of the matrix's input")
         moments, gradients = statistic
         if gradients is None:
-            return whiten(weight, moments.gram, None, self.side, self.jitter)
-        return whiten(
-            weight,
-            shrunk(moments.gram, self.shrink_input),
-            shrunk(gradients, self.shrink_output),
-            jitter=self.jitter,
-        )
+            return whiten(weight, self.rooted(moments, lambda: moments.gram, weight, self.jitter), side=self.side)
+        inputs = self.rooted(moments, lambda: shrunk(moments.gram, self.shrink_input), weight, self.jitter)
+        return whiten(weight, inputs, shrunk(gradients, self.shrink_output), jitter=self.jitter)
 
 
 def shrunk(gram: Tensor, share: float) -> Tensor:

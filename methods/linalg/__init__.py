@@ -2,6 +2,7 @@
 
 from .choice import Driver, choose, working_bytes
 from .decompose import svd
+from .exact import left_vectors
 from .product import merge
 
-__all__ = ["Driver", "choose", "merge", "svd", "working_bytes"]
+__all__ = ["Driver", "choose", "left_vectors", "merge", "svd", "working_bytes"]

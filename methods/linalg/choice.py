@@ -12,7 +12,8 @@ DEEP = {"cpu": (1536, 8), "cuda": (1024, 4)}
 The CPU's is measured (docs/decomposition.md), the GPU's is not."""
 
 EIGEN_FROM = 64
-"""min(m, n) from which full spectra on a GPU go through the Gram matrix; not measured."""
+"""min(m, n) from which full spectra on a GPU, and whitened matrices anywhere, go through the Gram matrix; not measured
+on a GPU."""
 
 
 def choose(shape: Sequence[int], rank: int | None, device: torch.device | str, dtype: torch.dtype) -> Driver:

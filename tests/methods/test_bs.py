@@ -162,6 +162,31 @@ def test_every_option_meets_the_budget(criterion: str, schedule: str, scope: str
     assert 0 < report.details["kept_share"] < 1
 
 
+@pytest.mark.parametrize(
+    ("scope", "new_vectors", "prunings", "trajectory"),
+    [("layer", "top", 4, False), ("global", "zero", 12, False), ("layer", "zero", 12, True)],
+)
+def test_ranks_in_multiples(scope: str, new_vectors: str, prunings: int, trajectory: bool) -> None:
+    """Scheduled prunings leave whole multiples too, so that the last one finds some in every matrix."""
+    bs = method(scope=scope, new_vectors=new_vectors, prunings=prunings, trajectory=trajectory)
+    model = random_model("llama")
+    budgets = [Budget(ratio, bs.guard, 4) for ratio in ((1.8, 2.6) if trajectory else (2.6,))]
+    found: dict[float, Any] = {}
+    bs.compress_path(
+        model,
+        bs.fit(model, RandomData()),
+        budgets,
+        PlainTrainer(12),
+        lambda budget, merged, report: found.update({budget.ratio: (count(merged), report)}),
+    )
+    assert len(found) == len(budgets)
+    dense, largest = count(random_model("llama")), max(unit.cost for unit in bs.shape(random_model("llama")).units)
+    for ratio, (parameters, report) in found.items():
+        assert report.ranks
+        assert all(rank % 4 == 0 for rank in report.ranks.values()), report.ranks
+        assert 0 <= dense / ratio - parameters < 4 * largest
+
+
 def test_the_split_does_not_change_the_function() -> None:
     even, first = (compress(method(split=split), trainer=PlainTrainer())[0] for split in ("even", "first"))
     torch.testing.assert_close(logits(even), logits(first), rtol=1e-3, atol=1e-3)

@@ -52,12 +52,20 @@ def spectra(shape: ModelShape, seed: int) -> dict[str, Tensor]:
     return found
 
 
-def reachable(shape: ModelShape, share: float, guard: bool) -> float:
+def least_rank(unit: Unit, guard: bool, multiple: int) -> int:
+    """The first multiple that is usable and smaller than dense; else the largest rank that there is, or dense."""
+    ranks = range(max(unit.min_rank, 1), unit.max_rank + 1)
+    usable = [rank for rank in ranks if rank % multiple == 0 and (unit.saves(rank) or not guard)]
+    return usable[0] if usable else unit.max_rank
+
+
+def reachable(shape: ModelShape, share: float, guard: bool, multiple: int = 1) -> float:
     """A ratio between the smallest above 1 (share 1) and the largest in reach (share 0)."""
-    least = sum(unit.stored(unit.min_rank, guard) for unit in shape.units)
+    least = sum(unit.stored(least_rank(unit, guard, multiple), guard) for unit in shape.units)
     most = sum(unit.parameters for unit in shape.units) - 1
     assume(least <= most)
     ratio = shape.parameters / (shape.parameters - most - 1 + least + share * (most - least))
+    ratio *= 1 - 1e-12  # as a decimal, 22 / 21 is a little more than what can be reached
     assume(ratio > 1)
     return ratio
 
@@ -127,6 +135,66 @@ def test_within_one_rank_and_never_above(shape: ModelShape, share: float, name: 
         assert left < min(unit.cost for unit in growing)
     if not guard:
         assert found.ranks.keys() == units.keys()
+
+
+@settings(deadline=None, max_examples=200)
+@given(shapes(), st.floats(0, 1), st.sampled_from(POLICIES), st.booleans(), st.sampled_from([2, 3, 8, 16]))
+def test_ranks_are_multiples(shape: ModelShape, share: float, name: str, guard: bool, multiple: int) -> None:
+    """Never above the target, below it by less than the next step of any unit, and no others but where they must be."""
+    ratio = reachable(shape, share, guard, multiple)
+    found = allocated(shape, Budget(ratio, guard, multiple), name)
+    assert found.parameters == recount(shape, found.ranks)
+    left = shape.parameters / Fraction(repr(ratio)) - found.parameters
+    assert left >= 0
+    for unit in shape.units:
+        rank = found.ranks.get(unit.name)
+        if rank is None:
+            assert guard
+            continue
+        assert unit.min_rank <= rank <= unit.max_rank
+        assert unit.saves(rank) or not guard
+        if rank % multiple:  # no multiple fits between its least and its largest rank
+            assert rank == unit.max_rank
+            assert rank // multiple * multiple < unit.min_rank or rank < multiple
+        following = rank + multiple if rank % multiple == 0 else unit.max_rank + 1
+        if following <= unit.max_rank:
+            assert left < unit.stored(following, guard) - unit.stored(rank, guard) or unit.stored(
+                following, guard
+            ) <= unit.stored(rank, guard)
+
+
+@settings(deadline=None, max_examples=100)
+@given(shapes(), st.floats(0, 1), st.floats(0, 1), st.sampled_from(SAME_DEMANDS), st.sampled_from([2, 8, 16]))
+def test_multiples_keep_the_order_of_ratios(shape: ModelShape, a: float, b: float, name: str, multiple: int) -> None:
+    low, high = sorted((a, b))
+    deep, shallow = (
+        allocated(shape, Budget(reachable(shape, share, True, multiple), True, multiple), name) for share in (low, high)
+    )
+    assert deep.level <= shallow.level
+
+
+def test_multiples_by_hand() -> None:
+    """640 x 640 in steps of 16: κ = 320. 64 x 16 has no multiple of 16 below κ = 12.8 and stays dense, or keeps 16."""
+    big, small = Unit("big", 640 * 640, 1280, 640), Unit("small", 64 * 16, 80, 16)
+    shape = ModelShape(1000 + big.parameters + small.parameters, (big, small))
+    found = Budget(4, multiple=16).allocate(shape, policy("uniform"))
+    assert found.ranks == {"big": 64}  # (411,624 / 4 - 2,024) / 1,280 = 78.8
+    assert found.parameters == 1000 + 1024 + 64 * 1280
+    assert Budget(4, guard=False, multiple=16).allocate(shape, policy("uniform")).ranks == {"big": 64, "small": 16}
+    assert Budget(4).allocate(shape, policy("uniform")).ranks.keys() == {"big", "small"}
+    with pytest.raises(
+        UserError, match=r"in multiples of 16, of which .* ask for at most 18\.\d+ or a smaller rank mul"
+    ):
+        Budget(30, multiple=16).allocate(shape, policy("uniform"))
+    for multiple in (0, -16):
+        with pytest.raises(UserError, match=r"is a whole number of 1 or more, such as 16"):
+            Budget(2, multiple=multiple)
+
+
+def test_no_matrix_has_a_multiple() -> None:
+    shape = ModelShape(2048, tuple(Unit(f"u{i}", 1024, 80, 16) for i in range(2)))
+    with pytest.raises(UserError, match="no matrix would become smaller, so ask for a smaller rank multiple"):
+        Budget(1.5, multiple=16).allocate(shape, policy("uniform"))
 
 
 @settings(deadline=None, max_examples=100)

@@ -47,19 +47,24 @@ def statistic(name, n):
     if name == "fwsvd":
         return torch.rand(n)
     x = torch.randn(n, n, dtype=torch.float64)
-    moments = Moments(x @ x.T, x.sum(1), x.abs().sum(1), n)
+    moments = Moments(x @ x.T, x.sum(1), x.abs().sum(1), n, 3)
     return (moments, None) if name == "svd-llm" else moments if name in ("afm", "asvd") else None
 
 found = {}
 for name in ("svd", "fwsvd", "svd-llm", "afm", "asvd", "magnitude", "random"):
     method = create_method(name)
     method.decompose(torch.randn(256, 256), statistic(name, 256))
-    for shape in ((768, 768), (512, 1280), (1280, 512)):
+    for shape, regular in ((s, r) for s in ((768, 768), (512, 1280), (1280, 512)) for r in (False, True)):
         weight, given = torch.randn(shape), statistic(name, shape[1])
+        if not regular:  # so that what goes through a Gram matrix falls back to the SVD
+            weight[-1] = weight[0]
+            weight[:, -1] = weight[:, 0]
+        if hasattr(method, "_last"):
+            method._last = None  # the root of the matrices before
         reset_peak_memory()
         before = peak_resident_bytes()
         factors = method.decompose(weight, given)
-        found[f"{name} {shape}"] = peak_resident_bytes() - before, method.working_bytes(*shape)
+        found[f"{name} {shape} {regular}"] = peak_resident_bytes() - before, method.working_bytes(*shape), regular
         del factors, weight, given
 print(json.dumps(found))
 """
@@ -71,9 +76,9 @@ def test_no_decomposition_takes_more_than_its_formula() -> None:
     command = [sys.executable, "-c", MEASURE]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    for case, (taken, formula) in json.loads(done.stdout).items():
+    for case, (taken, formula, regular) in json.loads(done.stdout).items():
         assert taken <= formula + (2 << 20), case
-        assert formula <= 2.5 * taken, case
+        assert regular or formula <= 2.5 * taken, case
 
 
 @pytest.mark.parametrize("name", ["svd", "fwsvd", "svd-llm"])

@@ -9,7 +9,7 @@ from lowrank_bench.methods.contract import RandomData, logits, same, weights
 from lowrank_bench.methods.fitted import Factors, Fitted
 from lowrank_bench.methods.groups import Group, singles
 from lowrank_bench.methods.linalg import svd
-from lowrank_bench.methods.moments import input_moments
+from lowrank_bench.methods.moments import add_gram, input_moments, mirrored
 from lowrank_bench.methods.probe import Probe
 from lowrank_bench.models.architectures import ARCHITECTURES, random_model
 from lowrank_bench.models.matrices import get_linear, matrices
@@ -54,6 +54,27 @@ def test_queries_keys_and_values_share_one_gram() -> None:
     found = dict(input_moments(random_model("llama"), names, RandomData(3), None))
     q, k, v, o = (found[name].gram for name in names)
     assert q.data_ptr() == k.data_ptr() == v.data_ptr() != o.data_ptr()
+
+
+@pytest.mark.parametrize("n", [1, 255, 256, 600])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gram_matrices_are_float64_however_ill_conditioned(n: int, dtype: torch.dtype) -> None:
+    """Half the products, in bands and parts: within 1e-14 of the plain float64 product, relative to √(G_ii G_jj).
+
+    The inputs' sizes spread over ten orders of magnitude. Float32 products miss that by seven orders.
+    """
+    x = (torch.randn(4100, n, generator=torch.Generator().manual_seed(n)) * torch.logspace(0, 10, n)).to(dtype)
+    total = torch.zeros(n, n, dtype=torch.float64)
+    for part in x.split(4099):  # more than are taken at a time, then one
+        add_gram(total, part)
+    found, expected = mirrored(total), x.double().T @ x.double()
+    size = expected.diagonal().sqrt()
+    assert torch.equal(found, found.T)
+    assert float(((found - expected) / size / size[:, None]).abs().max()) < 1e-14
+    add_gram(found, x)  # a sum that was made whole goes on
+    torch.testing.assert_close(mirrored(found), 2 * expected)
+    if dtype == torch.float32 and n > 1:
+        assert float((((x.T @ x).double() - expected) / size / size[:, None]).abs().max()) > 1e-9
 
 
 def test_probe_truncates_in_place_and_restores() -> None:

@@ -1,5 +1,7 @@
 """The whitened core against the papers' own formulas, in float64."""
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import mpmath
@@ -14,7 +16,7 @@ from lowrank_bench.methods.contract import RandomData
 from lowrank_bench.methods.fitted import Factors
 from lowrank_bench.methods.library.afm import AFM
 from lowrank_bench.methods.library.asvd import ASVD
-from lowrank_bench.methods.moments import Moments, gradient_grams, input_moments
+from lowrank_bench.methods.moments import Moments, MomentSums, gradient_grams, input_moments
 from lowrank_bench.methods.whitening import VERSION, balance, root, whiten
 from lowrank_bench.models.architectures import ARCHITECTURES, random_model
 from lowrank_bench.models.matrices import get_linear, matrices
@@ -210,6 +212,60 @@ def test_what_was_added_is_recorded_by_matrix(name: str) -> None:
         not in create_method(name, {"samples": None, "policy": "uniform"}).fit(model, RandomData(80)).meta
     )
     assert method.fit_key()["version"] == VERSION
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e4, 1e10])
+@pytest.mark.parametrize(("m", "n"), [(96, 72), (72, 96)])
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_ill_conditioned_inputs_lose_no_more_than_by_the_svd(condition: float, m: int, n: int, two_sided: bool) -> None:
+    """Inputs of that condition: the weighted loss of every rank is that of a float64 SVD of (Rᵀ)W S within 1e-5."""
+    generator = torch.Generator().manual_seed(5)
+    q, _ = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))
+    gram = q * torch.logspace(0, -math.log10(condition), n, dtype=torch.float64) @ q.T
+    w = torch.randn(m, n, generator=generator, dtype=torch.float64)
+    outer = torch.eye(m, dtype=torch.float64)
+    if two_sided:
+        outer = torch.linalg.cholesky(gram[:m, :m] if m < n else torch.eye(m) + torch.ones(m, m).double())
+    found = whiten(w, gram, outer @ outer.T if two_sided else None)
+    assert found.jitter == (0.0,) * (1 + two_sided)
+    lower = torch.linalg.cholesky(gram)
+    singular = torch.linalg.svdvals(outer.T @ w @ lower)
+    for rank in (1, 10, 30, 60):
+        error = outer.T @ (w - product(found, rank)) @ lower
+        least = float(singular[rank:].square().sum())
+        assert abs(float(error.square().sum()) - least) <= 1e-5 * least + 1e-12 * float(singular.square().sum())
+
+
+@pytest.mark.parametrize("name", ["svd-llm", "io-svd", "afm"])
+def test_one_root_for_all_readers_of_an_input(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """q, k, v share one, gate and up another; the factors are those that each root of its own gives."""
+    model, made = random_model("llama"), []
+    method = create_method(name, {"samples": None, "policy": "uniform"})
+    alone = method.fit(model, RandomData(80))
+
+    def counting(gram: Tensor, jitter: float = 0.0) -> Any:
+        made.append(len(gram))
+        return root(gram, jitter)
+
+    monkeypatch.setattr("lowrank_bench.methods.calibrated.root", counting)
+    shared = method.fit(model, RandomData(80))
+    groups = method.groups(model)  # type: ignore[attr-defined]
+    layers = len(groups) // 7
+    assert len(made) == 4 * layers + len(groups) % 7  # q k v, o, gate up, down; and the head
+    monkeypatch.setattr("lowrank_bench.methods.moments.MomentSums.found", apart(MomentSums.found))
+    made.clear()
+    separate = method.fit(model, RandomData(80))
+    assert len(made) == len(groups)
+    for group in groups:
+        for key, value in separate.factors(group.name).tensors().items():
+            assert torch.equal(value, getattr(shared.factors(group.name), key))
+            assert torch.equal(value, getattr(alone.factors(group.name), key))
+    assert method._last is None  # type: ignore[attr-defined]
+
+
+def apart(found: Any) -> Any:
+    """Give each layer moments of its own."""
+    return lambda sums: {name: replace(moments, readers=1) for name, moments in found(sums).items()}
 
 
 def test_dead_inputs_keep_their_weights_finite() -> None:

@@ -85,6 +85,19 @@ def test_too_much_is_refused_and_a_rough_excess_told() -> None:
         Way(False, "it is odd", Peak(huge, 0, huge)).check("fit", "cpu")
 
 
+def test_compress_rounds_ranks_to_multiples(tmp_path: Path) -> None:
+    """bench compress --rank-multiple: all ranks, the whole model not above its target, and the record says it."""
+    request = CompressRequest(str(TINY.location), parse_method("svd"), 2.0, tmp_path / "out", rank_multiple=16)
+    report = compress_model(request).report
+    assert set(report.ranks.values()) <= set(range(16, 1024, 16))
+    assert report.ratio >= 2
+    record = json.loads((tmp_path / "out" / "compression.json").read_text())
+    assert record["rank_multiple"] == 16
+    with pytest.raises(UserError, match="the rank multiple 0 is not usable"):
+        compress_model(CompressRequest(str(TINY.location), parse_method("svd"), 2.0, tmp_path / "no", rank_multiple=0))
+    assert not (tmp_path / "no").exists()
+
+
 def test_compress_gives_the_same_either_way(tmp_path: Path) -> None:
     """bench compress: the same weights, report and list of what stays dense; memory foreseen and measured."""
     found = {}

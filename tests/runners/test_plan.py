@@ -11,6 +11,7 @@ from lowrank_bench.cli.single import compress
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
 from lowrank_bench.models.presets import PRESETS
+from lowrank_bench.runners.collect import _options
 from lowrank_bench.runners.config import parse_method
 from lowrank_bench.runners.machine import assume_machine
 from lowrank_bench.runners.plan import make_plan, merge_settings, pick_device
@@ -50,6 +51,28 @@ def test_where_and_how_fast_it_runs_is_no_part_of_the_key(tmp_path):
     first = make_plan(small_sweep(tmp_path / "a", eval_batch_size=8, workers=1))
     second = make_plan(small_sweep(tmp_path / "b", eval_batch_size=16, workers=2))
     assert list(first.stages) == list(second.stages)
+
+
+def test_multiples_of_ranks_change_compressions_only(tmp_path):
+    """And 1, the default on every device, changes no key: finished stages of older sweeps stay valid."""
+    plain, one = make_plan(small_sweep(tmp_path)), make_plan(small_sweep(tmp_path, rank_multiple=1))
+    aligned = make_plan(small_sweep(tmp_path, rank_multiple=8))
+    assert list(plain.stages) == list(one.stages)
+    assert not any("rank_multiple" in stage.config for stage in plain.stages.values())
+    shared = Counter(plain.stages[key].kind for key in set(plain.stages) & set(aligned.stages))
+    assert shared == {"finetune": 1, "fit": 2, "evaluate": 1}
+    changed = [stage for key, stage in aligned.stages.items() if key not in plain.stages and stage.kind == "compress"]
+    assert [stage.config["rank_multiple"] for stage in changed] == [8] * 6
+    assert [_options(plan, plan.cells[-1]).get("rank_multiple") for plan in (plain, aligned)] == [None, 8]
+    assert all(rank % 8 == 0 for found in aligned.allocations.values() for rank in found.ranks.values())
+
+
+def test_multiples_out_of_reach_are_refused_before_work(tmp_path):
+    with pytest.raises(UserError, match=r"out of reach for this model with ranks in multiples of 64.* rank multiple$"):
+        make_plan(small_sweep(tmp_path, rank_multiple=64, ratios=[6]))
+    with pytest.raises(UserError, match="rank_multiple cannot be 0"):
+        small_sweep(tmp_path, rank_multiple=0)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -290,8 +291,8 @@ class BasisSelection(Compressor):
         hand_out(len(run.budgets) - 1, run.merged(model))
 
     def extra_vectors(self, shape: ModelShape, budget: Budget) -> dict[str, int]:
-        """Return the number of new vectors of each matrix at a budget."""
-        uniform = budget.allocate(shape, policies.get("uniform")()).ranks
+        """Return the number of new vectors of each matrix at a budget, whatever ranks have to be multiples of."""
+        uniform = replace(budget, multiple=1).allocate(shape, policies.get("uniform")()).ranks
         return {
             unit.name: min(
                 self.additional_dimension, math.floor(self.additional_share * uniform.get(unit.name, unit.max_rank))

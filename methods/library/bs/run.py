@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -262,7 +263,15 @@ class PruningRun:
                 layer = self.layers[unit.name]
                 if not unit.saves(int(masks[unit.name].sum()) + layer.extra):
                     masks[unit.name] = torch.ones_like(masks[unit.name])
-        return masks
+        return self._aligned(masks)
+
+    def _aligned(self, masks: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return masks that leave each layer a multiple of ranks, or all it has: what is cut now never grows back."""
+        multiple = self.budgets[-1].multiple
+        if multiple == 1:
+            return masks
+        wanted = {name: int(mask.sum()) + self.layers[name].extra for name, mask in masks.items()}
+        return {name: self._mask(name, math.ceil(rank / multiple) * multiple) for name, rank in wanted.items()}
 
     @staticmethod
     def _at_least_one(scores: Tensor, limit: Tensor) -> Tensor:
