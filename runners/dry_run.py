@@ -37,7 +37,9 @@ def print_plan(config: SweepConfig, console: Console, assume: str | None = None)
     show_plan(plan, console)
     ways, needs = plan_ways(plan), evaluation_needs(plan)
     memory = Table(*COLUMNS, title=TITLE, title_justify="left", box=None, pad_edge=False)
-    for row in training_rows(plan.trainings) + memory_rows(ways) + evaluation_rows(needs, plan.device):
+    trained = training_rows(plan.trainings)
+    other = {what: way for what, way in ways.items() if way.peak or what not in {row[0] for row in trained}}
+    for row in trained + memory_rows(other) + evaluation_rows(needs, plan.device):
         memory.add_row(*map(escape, row))
     console.print(memory)
     _show_hours(plan, console)

@@ -24,7 +24,8 @@ class Estimate:
     """Seconds of the pending stages.
 
     Attributes:
-        seconds: by stage key, each on one device.
+        seconds: by stage key, each on the devices that it has; on several GPUs a training is taken to be as many times
+            faster.
         measured: keys whose seconds are those of finished stages like them.
     """
 
@@ -108,7 +109,8 @@ def estimate(plan: Plan, speeds: Speeds | None = None) -> Estimate:
             measured.add(key)
             continue
         speeds = speeds or plan_speeds(plan)
-        seconds[key] = speeds.seconds(arithmetic.work(key)) + _STAGE_SECONDS
+        together = (stage.runtime.get("accelerate") or {}).get("processes", 1) if plan.device != "cpu" else 1
+        seconds[key] = speeds.seconds(arithmetic.work(key)) / together + _STAGE_SECONDS
     return Estimate(seconds, frozenset(measured))
 
 
