@@ -16,7 +16,7 @@ demo: $(READY) sandbox
 	$(BIN)/bench run --methods svd,fwsvd,bs --model tiny --task toy-math --ratios 1.5,2,3,4 --recover-steps 200
 
 test: $(VLLM) sandbox browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff format --check .

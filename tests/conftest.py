@@ -1,18 +1,100 @@
 """Fixtures that every test may use."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from sweeps import small_sweep
 
 _ROOT = Path(__file__).parent.parent
+
+FULL = """
+models/vllm_plugin/test_serving.py
+runners/test_distributed.py
+runners/test_ray.py
+cli/test_regression.py
+cli/test_command_lines.py
+runners/test_sweep.py
+evals/test_engine_vllm.py
+models/vllm_plugin/test_server.py
+runners/test_engines.py
+runners/test_nothing_lost.py
+runners/test_storage.py
+runners/test_report.py
+methods/test_third_party.py
+cli/test_cli.py
+runners/test_speed.py
+runners/test_reproduce.py
+runners/test_broken_models.py
+runners/test_hostile_folders.py
+evals/test_samples.py
+runners/test_commonsense_sweep.py
+evals/test_sandbox.py
+evals/test_benchmarks.py
+methods/test_memory.py
+models/vllm_plugin/test_lm_eval.py
+perf/test_sweeps.py
+foundation/test_nursery.py
+evals/test_engine_hosting.py
+browser/test_report_page.py
+methods/test_contract.py
+runners/test_verifying.py
+runners/test_inspection.py
+runners/test_progress.py
+runners/test_plan.py
+runners/test_samples.py
+runners/test_save_dtype.py
+runners/test_leaderboard.py
+runners/test_resuming.py
+runners/test_estimate.py
+runners/test_memory.py
+runners/test_stages.py
+browser/test_leaderboard.py
+browser/test_shell.py
+cli/test_inspect.py
+cli/test_leaderboard.py
+evals/test_datasets_from_the_hub.py
+evals/test_engine_transformers.py
+evals/test_harness.py
+evals/test_isolation.py
+evals/test_math.py
+evals/test_math_value.py
+evals/test_mutants.py
+evals/test_needs.py
+evals/test_one_completion.py
+evals/test_sandbox_endings.py
+evals/test_sandbox_packages.py
+foundation/test_memory.py
+foundation/test_process.py
+models/test_adapters.py
+models/test_export.py
+models/test_streamed.py
+models/test_tiny.py
+perf/test_bs_step.py
+perf/test_decompose.py
+perf/test_gpu.py
+results/test_published.py
+"""
+"""Modules that sweep, serve, train at length or start processes, the longest first. All others are ``quick``."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How much is tried beyond what every run tries."""
     parser.addoption("--fuzzed-lines", type=int, default=300, help="random command lines to try")
     parser.addoption("--fuzzing-seed", type=int, default=0, help="draws other command lines")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the modules, and begin with the longest ones: at the end no process waits long for another."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(FULL.split())}
+    if gone := [str(path) for path in places if not path.is_file()]:
+        raise pytest.UsageError(f"tests/conftest.py names modules that do not exist: {', '.join(gone)}")
+    for item in items:
+        item.add_marker("full" if item.path in places else "quick")
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")
@@ -31,9 +113,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory):
-    """The configuration of a finished small sweep."""
+    """The configuration of a finished small sweep; the processes of pytest-xdist share one, each has a copy."""
     from lowrank_bench.runners.sweep import run_sweep
 
     config = small_sweep(tmp_path_factory.mktemp("finished"))
-    run_sweep(config)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        run_sweep(config)
+        return config
+    shared = tmp_path_factory.getbasetemp().parent / "finished"
+    with FileLock(f"{shared}.lock"):
+        if not shared.exists():
+            run_sweep(config)
+            shutil.copytree(config.out, making := shared.with_suffix(".part"))
+            making.rename(shared)
+            return config
+    shutil.copytree(shared, config.out, dirs_exist_ok=True)
     return config
