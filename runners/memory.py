@@ -22,11 +22,10 @@ from ..models.matrices import model_size
 from ..models.streamed import NotStreamable, open_streamed, why_not_streamed
 from .at_hand import assumed_longest, counts_by_size
 from .data import longest_example
-from .foreseen import advise, check_training, placement_of
+from .foreseen import check_training
 from .plan import Plan
 from .recipes import TrainSettings
 from .stages import Stage
-from .training_memory import TrainingPeak, training_peak
 
 Memory = Literal["auto", "walk", "whole"]
 WALK_PARAMETERS = SMALL_PARAMETERS
@@ -171,7 +170,8 @@ def memory_rows(ways: Mapping[str, Way]) -> list[tuple[str, ...]]:
 def plan_ways(plan: Plan) -> dict[str, Way]:
     """Return how the fits and compressions of a sweep get at their models, by a name for people.
 
-    Checkpoints that earlier stages have yet to write are judged by the sweep's model.
+    What trainings take is in `Plan.trainings`. Checkpoints that earlier stages have yet to write are judged by the
+    sweep's model.
     """
     found: dict[str, Way] = {}
     place = (plan.source.location if plan.at_hand.config else "", plan.source.revision, plan.config.memory, plan.device)
@@ -185,33 +185,7 @@ def plan_ways(plan: Plan) -> dict[str, Way]:
             method = create_method(stage.config["method"], stage.config["options"])
             name = f"compress {stage.config['method']}"
             found.setdefault(name, compress_way(method, plan.skeleton, *place))
-            if "train" in stage.config and found[name].peak is None:
-                found[name] = _training_way(plan, stage, found[name].why)
-        elif stage.kind in ("finetune", "recover") and stage.kind not in found:
-            found[stage.kind] = _training_way(plan, stage)
     return found
-
-
-def stage_peak(plan: Plan, stage: Stage) -> TrainingPeak:
-    """Return the foreseen peak of a training stage, with examples as long as they may be, of the sweep's model."""
-    method = create_method(stage.config["method"], stage.config["options"]) if stage.kind == "compress" else None
-    processes, sharded = (plan.setup.processes, plan.setup.strategy == "fsdp2") if plan.setup else (1, False)
-    return training_peak(
-        plan.skeleton,
-        TrainSettings(**stage.config["train"]),
-        min(longest_example(stage.config["data"]), context_length(plan.skeleton.config)),
-        plan.device,
-        placement_of(stage, sharded and (method is None or method.trains_sharded)),
-        processes,
-        method,
-    )
-
-
-def _training_way(plan: Plan, stage: Stage, why: str = "") -> Way:
-    peak, advice = stage_peak(plan, stage), advise(TrainSettings(**stage.config["train"]))
-    if peak.on_cpu:
-        return Way(False, why, Peak(peak.device + peak.host, 0, peak.least), advice)
-    return Way(False, why, Peak(peak.host, peak.device, peak.least), advice)
 
 
 def check_plan(plan: Plan, pending: Collection[str]) -> None:
@@ -220,14 +194,12 @@ def check_plan(plan: Plan, pending: Collection[str]) -> None:
     Raises:
         UserError: names the stage, what it needs, what is free and what makes it smaller.
     """
-    machine = plan.machine
-    settled: set[str] = set()
     for key in pending:
         stage = plan.stages[key]
-        if "train" in stage.config and stage.kind not in settled:
-            settled.add(stage.kind)
+        if stage.title in plan.trainings:
             settings = TrainSettings(**stage.config["train"])
-            check_training(stage_peak(plan, stage), stage.title or key, settings, plan.device, machine.device_bytes)
+            _, peak = plan.trainings[stage.title]
+            check_training(peak, stage.title, settings, plan.device, plan.machine.device_bytes)
     dense = [key for key in pending if plan.stages[key].kind == "evaluate" and _is_dense(plan, plan.stages[key])]
     variants = {plan.stages[key].config["variant"] for key in dense}
     for variant, need in (evaluation_needs(plan) if variants else {}).items():

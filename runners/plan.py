@@ -85,7 +85,7 @@ class Plan:
         at_hand: which inputs could be read.
         training_sets: what was read for training and statistics, by task.
         dry: whether nothing is going to run; then a training that fits nowhere is noted instead of refused.
-        trainings: where each training is placed and what it takes, by the stage's title; of dry runs alone.
+        trainings: where each training is placed and what it takes, by the stage's title.
         refusals: why trainings fit nowhere.
     """
 
@@ -276,6 +276,7 @@ class _Layout:
         self.data_dir = plan.config.data.expanduser().resolve() if plan.config.data else None
         self.train_set = plan.recipe.train_set(plan.config.task, plan.config.train_set)
         self.data = self._train_set(plan.config.task, self.train_set)
+        self.peaks: dict[tuple[Any, ...], TrainingPeak] = {}
         self.calibration: dict[str, dict[str, Any]] = {plan.config.task: self.data}
         self.source = _Model(plan.source.sha256, plan.source.location, plan.source.revision)
         made = [benchmarks.get(name)() for name in names]
@@ -346,16 +347,21 @@ class _Layout:
         longest = longest_example(self.data | {"max_length": settings.max_length})
 
         def foresee(placement: Placement, processes: int) -> TrainingPeak:
-            peak = training_peak(self.plan.skeleton, settings, longest, device, placement, processes, method)
+            options = None if method is None else method.model_dump_json()
+            name = settings, longest, placement, processes, options
+            if name not in self.peaks:
+                skeleton = self.plan.skeleton
+                self.peaks[name] = training_peak(skeleton, settings, longest, device, placement, processes, method)
+            peak = self.peaks[name]
             return replace(
                 peak, device=peak.device - round(peak.least * (1 - 1 / ratio)), least=round(peak.least / ratio)
             )
 
         if setup:
-            if self.plan.dry:
-                spread: Placement = "fsdp2" if setup.strategy == "fsdp2" else "device"
-                choice = Choice(spread, setup.processes, f"by {setup.processes} processes, as --accelerate asks")
-                self.plan.trainings[title] = choice, foresee(spread, setup.processes)
+            sharded = setup.strategy == "fsdp2" and (method is None or method.trains_sharded)
+            spread: Placement = "fsdp2" if sharded else "device"
+            choice = Choice(spread, setup.processes, f"by {setup.processes} processes, as --accelerate asks")
+            self.plan.trainings[title] = choice, foresee(spread, setup.processes)
             return Choice("device", 1, "")
         count = self.plan.machine.count
         shares = max(n for n in range(1, count + 1) if settings.batch_size % n == 0)
@@ -370,8 +376,7 @@ class _Layout:
                 raise
             self.plan.refusals.append(str(refusal))
             return Choice("device", 1, "")
-        if self.plan.dry:
-            self.plan.trainings[title] = choice, foresee(choice.placement, choice.processes)
+        self.plan.trainings[title] = choice, foresee(choice.placement, choice.processes)
         return choice
 
     def _training(self, settings: TrainSettings, seed: int) -> dict[str, Any]:
