@@ -16,6 +16,9 @@ from ..evals.tasks import get_task
 from ..foundation.errors import UserError
 from ..foundation.progress import track
 
+CALIBRATION_TOKENS = 2048
+"""Longest example where neither method nor task says one; a model's context may be far longer than anything needs."""
+
 DATA_SEED = 42
 """Seed of generated (toy) data: one dataset for all seeds of a sweep, as with real data."""
 
@@ -43,12 +46,14 @@ class TaskData:
         pad_token_id: fills the rows of a batch.
         dropped: how many examples were too long.
         seed: of the order in which `batches` draws.
+        length: the length limit in tokens.
     """
 
     items: list[Encoded]
     pad_token_id: int
     dropped: int
     seed: int
+    length: int = 0
 
     def batches(self, samples: int | None, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Yield batches of the first ``samples`` examples of a seeded shuffle."""
@@ -63,6 +68,20 @@ def train_set_identity(task: str, source: str | None, data_dir: Path | None) -> 
     """Return the plain data that names a training set: its source, its hash and the prompt rules."""
     found = get_task(task).train_examples(source, data_dir, DATA_SEED)
     return {"task": task, "source": found.source, "sha256": found.sha256, "prompt_version": PROMPT_VERSION}
+
+
+def example_length(task: str, wanted: int | None, context: int | None = None) -> int:
+    """Return the longest example that is read, in tokens: the one wanted, else the task's own.
+
+    Where the task says none either it is `CALIBRATION_TOKENS`; it is never more than the model's context.
+
+    Args:
+        task: whose data are read.
+        wanted: what the method or the training settings say, or None.
+        context: the model's context length, or None where it does not matter.
+    """
+    length = wanted or get_task(task).max_length or CALIBRATION_TOKENS
+    return min(length, context or length)
 
 
 def load_task_data(
@@ -89,7 +108,7 @@ def load_task_data(
         UserError: no example fits.
     """
     found = get_task(task)
-    limit = min(max_length or found.max_length, context)
+    limit = example_length(task, max_length, context)
     examples = found.train_examples(source, data_dir, DATA_SEED).examples
     encoded = found.encode(tokenizer, examples, limit, cut)
     if not encoded.items:
@@ -97,4 +116,4 @@ def load_task_data(
             f"none of the {len(examples)} training examples of '{task}' fits {limit} tokens; raise max_length (the "
             f"model takes {context})"
         )
-    return TaskData(encoded.items, tokenizer.pad_token_id, encoded.dropped, seed)
+    return TaskData(encoded.items, tokenizer.pad_token_id, encoded.dropped, seed, limit)
