@@ -17,9 +17,8 @@ from ..methods.matrixwise import MatrixCompressor
 from ..models.dtypes import OWN
 from ..models.loading import DTYPES, own_dtype
 from .assumptions import FULL_BASES, SEARCH_TOKENS
-from .data import longest_example
 from .lengths import Lengths
-from .memory import calibration
+from .memory import calibration, read_length
 from .plan import Plan
 from .recipes import TrainSettings
 from .stages import Stage
@@ -117,7 +116,7 @@ class Arithmetic:
         traffic = own * self.plan.parameters + 4.0 * entries
         if not method.fit_needs_data:
             return Work(decomposition=operations, traffic=traffic)
-        read = calibration(method, self.plan.skeleton, longest_example(stage.config["data"]))
+        read = calibration(method, self.plan.skeleton, read_length(stage))
         lengths = self.lengths.training(stage.config["data"])
         samples = min(read.samples, lengths.examples)
         per_token = 6.0 if getattr(method, "backward", False) else 2.0

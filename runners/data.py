@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from ..evals.tasks import Example, get_task
 from ..foundation.errors import UserError
 from ..foundation.progress import track
 from .assumptions import TRAINING_SETS
+
+CALIBRATION_TOKENS = 2048
+"""Longest example where neither method nor task says one; a model's context may be far longer than anything needs."""
 
 DATA_SEED = 42
 """Seed of generated (toy) data: one dataset for all seeds of a sweep, as with real data."""
@@ -44,12 +47,14 @@ class TaskData:
         pad_token_id: fills the rows of a batch.
         dropped: how many examples were too long.
         seed: of the order in which `batches` draws.
+        length: the length limit in tokens.
     """
 
     items: list[Encoded]
     pad_token_id: int
     dropped: int
     seed: int
+    length: int = 0
 
     def batches(self, samples: int | None, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Yield batches of the first ``samples`` examples of a seeded shuffle."""
@@ -100,9 +105,18 @@ def survey_train_set(task: str, source: str | None, data_dir: Path | None, at_ha
     return TrainSetSurvey(name, identity, count, sample if count > SAMPLE else tuple(read.examples))
 
 
-def longest_example(data: Mapping[str, Any]) -> int:
-    """Return the longest example in tokens that a stage's ``data`` allow: what was asked for, else the task's own."""
-    return int(data["max_length"] or get_task(data["task"]).max_length)
+def example_length(task: str, wanted: int | None, context: int | None = None) -> int:
+    """Return the longest example that is read, in tokens: the one wanted, else the task's own.
+
+    Where the task says none either it is `CALIBRATION_TOKENS`; it is never more than the model's context.
+
+    Args:
+        task: whose data are read.
+        wanted: what the method or the training settings say, or None.
+        context: the model's context length, or None where it does not matter.
+    """
+    length = wanted or get_task(task).max_length or CALIBRATION_TOKENS
+    return min(length, context or length)
 
 
 def load_task_data(
@@ -129,7 +143,7 @@ def load_task_data(
         UserError: no example fits.
     """
     found = get_task(task)
-    limit = min(max_length or found.max_length, context)
+    limit = example_length(task, max_length, context)
     examples = found.train_examples(source, data_dir, DATA_SEED).examples
     encoded = found.encode(tokenizer, examples, limit, cut)
     if not encoded.items:
@@ -137,4 +151,4 @@ def load_task_data(
             f"none of the {len(examples)} training examples of '{task}' fits {limit} tokens; raise max_length (the "
             f"model takes {context})"
         )
-    return TaskData(encoded.items, tokenizer.pad_token_id, encoded.dropped, seed)
+    return TaskData(encoded.items, tokenizer.pad_token_id, encoded.dropped, seed, limit)

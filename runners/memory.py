@@ -21,7 +21,7 @@ from ..models.loading import DTYPES, load_model, load_tokenizer
 from ..models.matrices import model_size
 from ..models.streamed import NotStreamable, open_streamed, why_not_streamed
 from .at_hand import assumed_longest, counts_by_size
-from .data import longest_example
+from .data import CALIBRATION_TOKENS, example_length
 from .foreseen import check_training
 from .plan import Plan
 from .recipes import TrainSettings
@@ -96,7 +96,7 @@ def fit_way(
         location, revision: of the checkpoint; an empty location where only the skeleton is known.
         wanted: see `Memory`.
         device: torch device.
-        length: longest example in tokens where the method does not say, None for the model's context.
+        length: longest example in tokens where the method does not say; None is `CALIBRATION_TOKENS`.
 
     Raises:
         UserError: the walk was asked for and is not possible.
@@ -121,8 +121,14 @@ def compress_way(method: Compressor, skeleton: Any, location: str, revision: str
 def calibration(method: Compressor, skeleton: Any, length: int | None) -> Calibration:
     """Return what a method reads while fitting, at most."""
     samples = getattr(method, "samples", None) or _ALL
-    longest = min(method.calibration_length or length or 10**9, context_length(skeleton.config))
+    longest = min(method.calibration_length or length or CALIBRATION_TOKENS, context_length(skeleton.config))
     return Calibration(samples, getattr(method, "batch_size", 8), longest)
+
+
+def read_length(stage: Stage) -> int | None:
+    """Return the longest example in tokens that a stage reads but for the model's context, None where it reads none."""
+    data = stage.config.get("data")
+    return None if data is None else example_length(data["task"], data["max_length"])
 
 
 def _choose(
@@ -179,7 +185,7 @@ def plan_ways(plan: Plan) -> dict[str, Way]:
         name = f"{stage.kind} {stage.config['fit'].get('factors', '') if stage.kind == 'fit' else ''}".strip()
         if stage.kind == "fit":
             method = create_method(stage.runtime["method"], stage.runtime["options"])
-            length = longest_example(stage.config["data"]) if "data" in stage.config else None
+            length = read_length(stage)
             found.setdefault(name, fit_way(method, plan.skeleton, *place, length))
         elif stage.kind == "compress":
             method = create_method(stage.config["method"], stage.config["options"])

@@ -21,12 +21,13 @@ from ..foundation.errors import UserError, unknown
 from ..methods.base import Compressor, create_method
 from ..methods.budget import Allocation, Budget
 from ..methods.policies.base import policies
+from ..models.footprint import context_length
 from ..models.matrices import model_size
 from ..models.presets import ModelSource, resolve_model
 from .at_hand import AtHand, assumed_device, assumed_engine, counts_by_size, find_at_hand, read_skeleton
 from .checks import begins_with_bos, check_model
 from .config import MethodSpec, SweepConfig
-from .data import DATA_SEED, TrainSetSurvey, longest_example, survey_train_set
+from .data import DATA_SEED, TrainSetSurvey, example_length, survey_train_set
 from .machine import Machine, measure_machine
 from .parallel.setup import ProcessSetup, read_setup
 from .placement import Choice, NothingFits, choose_placement, placed
@@ -344,7 +345,7 @@ class _Layout:
             ratio: of the model that is trained; what a compressed one takes is its share of the dense one's.
         """
         setup, device = self.plan.setup, self.plan.device.partition(":")[0]
-        longest = longest_example(self.data | {"max_length": settings.max_length})
+        longest = example_length(self.config.task, settings.max_length, context_length(self.plan.skeleton.config))
 
         def foresee(placement: Placement, processes: int) -> TrainingPeak:
             options = None if method is None else method.model_dump_json()

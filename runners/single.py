@@ -35,7 +35,7 @@ from ..models.shards import save_model
 from ..models.untouched import Untouched, untouched
 from .checks import begins_with_bos, check_model
 from .config import MethodSpec
-from .data import DATA_SEED, load_task_data
+from .data import DATA_SEED, example_length, load_task_data
 from .memory import Way, compress_way, fit_way, memory_rows, open_model
 from .plan import build_method, merge_settings, pick_device, pick_recipe
 from .provenance import provenance
@@ -107,6 +107,7 @@ def _prepare(request: CompressRequest) -> _Prepared:
     length = None
     if request.task is not None:
         length = recipe.for_kind(get_task(request.task).kind)[1].max_length
+        length = example_length(method.calibration_task or request.task, length)
     place = (source.location, source.revision, request.memory, device)
     ways = {"fit": fit_way(method, skeleton, *place, length), "compress": compress_way(method, skeleton, *place)}
     saves = recipe.saves(request.save_dtype, method.trains)
@@ -197,6 +198,7 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
             "seed": request.seed,
             "save_dtype": found.save_dtype,
             "stays_dense": [asdict(part) for part in kept],
+            "calibration_length": data.length if data and method.fit_needs_data else None,
             "added_jitter": fitted.meta.get("added_jitter", {}),
             "warnings": warnings,
             "memory": {kind: way.record() for kind, way in found.ways.items()} | {"peak_bytes": peak_memory_bytes()},

@@ -28,9 +28,9 @@ from ..models.footprint import context_length
 from ..models.loading import load_model, load_skeleton, load_tokenizer, weights_size
 from ..models.notes import notes_of
 from ..models.shards import save_model
-from .data import TaskData, load_task_data, longest_example
+from .data import TaskData, load_task_data
 from .foreseen import check_training, evaluation_peak, placement_of, plain
-from .memory import Way, compress_way, fit_way, open_model
+from .memory import Way, compress_way, fit_way, open_model, read_length
 from .parallel.launch import train_together
 from .parallel.sharding import is_main, process_count, shards
 from .provenance import code_digest
@@ -182,8 +182,7 @@ def _finetune(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
 
 def _fit(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
     method = create_method(stage.runtime["method"], stage.runtime["options"])
-    length = longest_example(stage.config["data"]) if "data" in stage.config else None
-    way, notes = _way(stage, fit_way, method, length=length)
+    way, notes = _way(stage, fit_way, method, length=read_length(stage))
     model, tokenizer = _opened(stage, way, folder)
     data = _data(stage, model, tokenizer) if "data" in stage.config else None
     fitted = method.fit(model, data, folder)
@@ -191,7 +190,7 @@ def _fit(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, 
     return {
         "matrices": len(method.targets(model)),
         "dropped": data.dropped if data else 0,
-        "calibration": fitted.meta.get("calibration", {}),
+        "calibration": fitted.meta.get("calibration", {}) | ({"length": data.length} if data else {}),
         "added_jitter": fitted.meta.get("added_jitter", {}),
         "warnings": [*fitted.meta.get("warnings", []), *notes_of(model), *notes],
         "memory": way.record(),

@@ -3,12 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 from sweeps import small_sweep
 from torch import nn
+from transformers import LlamaConfig
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
@@ -20,10 +22,11 @@ from lowrank_bench.models.loading import load_skeleton
 from lowrank_bench.models.presets import resolve_model
 from lowrank_bench.runners import work
 from lowrank_bench.runners.config import MethodSpec, parse_method
-from lowrank_bench.runners.memory import Way, compress_way, fit_way
+from lowrank_bench.runners.data import example_length
+from lowrank_bench.runners.memory import Way, calibration, compress_way, fit_way, read_length
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.single import CompressRequest, compress_model, foresee
-from lowrank_bench.runners.stages import StageStore
+from lowrank_bench.runners.stages import Stage, StageStore
 
 TINY = resolve_model("tiny")
 WHOLE_NEEDS = {"svd": (True, True), "swsd": (True, False), "laser": (False, True), "bs": (True, False)}
@@ -159,3 +162,44 @@ def test_unknown_ways_are_refused() -> None:
     request = CompressRequest(str(TINY.location), MethodSpec(name="svd"), 2.0, Path("unused"))
     with pytest.raises(UserError, match="walk"):
         foresee(replace(request, memory="wak"))
+
+
+LONG = 32768
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "max_length", "expected"),
+    [
+        ("toy-math", "svd-llm", None, 256),
+        ("language-c4", "svd-llm", None, 1024),
+        ("language-c4", "svd-llm:length=4096", None, 4096),
+        ("toy-math", "svd-llm:length=100000", None, LONG),
+        ("toy-math", "svd-llm", 64, 64),
+        ("toy-math", "svd-llm:calibration=toy-code", None, 256),
+    ],
+)
+def test_calibration_is_foreseen_at_the_length_that_is_read(
+    task: str, method: str, max_length: int | None, expected: int
+) -> None:
+    """Of a model of 32k tokens of context: the task's own length, not the context."""
+    skeleton = SimpleNamespace(config=LlamaConfig(max_position_embeddings=LONG))
+    spec = parse_method(method)
+    made = create_method(spec.name, spec.options)
+    name = made.calibration_task or task
+    stage = Stage("fit", {"data": {"task": name, "max_length": made.calibration_length or max_length}})
+    assert calibration(made, skeleton, read_length(stage)).length == expected
+    assert read_length(Stage("fit", {})) is None
+
+
+def test_where_nobody_says_a_length_it_is_2048_or_the_context() -> None:
+    skeleton, method = SimpleNamespace(config=LlamaConfig(max_position_embeddings=LONG)), create_method("svd-llm")
+    assert calibration(method, skeleton, None).length == 2048
+    skeleton.config.max_position_embeddings = 512
+    assert calibration(method, skeleton, None).length == 512
+    assert example_length("toy-math", None, 100) == 100
+
+
+def test_the_length_is_in_the_record(tmp_path: Path) -> None:
+    request = CompressRequest(str(TINY.location), parse_method("svd-llm:samples=8"), 2.0, tmp_path / "out", "toy-math")
+    compress_model(request)
+    assert json.loads((tmp_path / "out" / "compression.json").read_text())["calibration_length"] == 256
