@@ -41,7 +41,13 @@ class Part:
     cases: tuple[str, ...] = ()
 
 
-def main(script: Path, description: str, parts: Mapping[str, Part], out: str) -> int:
+def main(
+    script: Path,
+    description: str,
+    parts: Mapping[str, Part],
+    out: str,
+    more: Mapping[str, tuple[str, str]] | None = None,
+) -> int:
     """Run the command line of a script of parts.
 
     Args:
@@ -49,6 +55,7 @@ def main(script: Path, description: str, parts: Mapping[str, Part], out: str) ->
         description: for ``--help``.
         parts: by name, in the order in which they run.
         out: default of ``--out``, from the root.
+        more: options of this script, by name: default and help; parts find their values in `Where.given`.
 
     Returns:
         Exit code: 1 where a row failed or missed its target, 2 for a wrong command line.
@@ -61,7 +68,10 @@ def main(script: Path, description: str, parts: Mapping[str, Part], out: str) ->
     parser.add_argument("--table", action="store_true", help="run nothing; print what is in --out")
     parser.add_argument("--together", action="store_true", help="all in one process, which loads the libraries once")
     parser.add_argument("--jobs", help=argparse.SUPPRESS)
+    for name, (default, text) in (more or {}).items():
+        parser.add_argument(f"--{name}", default=default, help=f"{text} ({default or 'none'} by default)")
     options = parser.parse_args()
+    given = {name: str(getattr(options, name)) for name in more or {}}
     folder = options.out or ROOT / (out + "-small" * options.small)
     if options.table:
         return print_all(folder, parts)
@@ -74,16 +84,18 @@ def main(script: Path, description: str, parts: Mapping[str, Part], out: str) ->
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU here; use --device cpu --small")
     if device == "cpu" and not options.small:
-        parser.error("7B sizes take hours on a CPU; add --small")
+        parser.error("full sizes take hours on a CPU; add --small")
+    own = ["--small"] * options.small + [word for name, value in given.items() for word in (f"--{name}", value)]
     if options.jobs:
-        command = shlex.join(["python", f"perf/{script.name}", "--parts", "PART"] + ["--small"] * options.small)
+        command = shlex.join(["python", f"perf/{script.name}", "--parts", "PART", *own])
         jobs = [Job(*job) for job in json.loads(options.jobs)]
         for job in jobs:
-            run_here(parts[job.part], job, Where(device, options.small, job.seconds), command)
+            where = Where(device, options.small, job.seconds, folder=folder.resolve(), given=given)
+            run_here(parts[job.part], job, where, command)
         return 0
     missed = False
     with importable() as environment:
-        words = [sys.executable, str(script), "--device", device] + ["--small"] * options.small
+        words = [sys.executable, str(script), "--device", device, "--out", str(folder), *own]
         for names in [chosen] if options.together else [[name] for name in chosen]:
             print(f"{', '.join(names)} …", flush=True)
             for result in run_apart(words, {name: parts[name] for name in names}, environment, folder):

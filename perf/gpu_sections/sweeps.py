@@ -23,6 +23,10 @@ class SweepFailed(RuntimeError):
     """bench ended with an error; the message is the last line that it printed."""
 
 
+class OutOfTime(SweepFailed):
+    """bench was killed at the end of its time; the same command goes on from there."""
+
+
 def bench(words: Sequence[str], seconds: float, kill_after: int = 0) -> int:
     """Run ``bench WORDS`` and show what it prints.
 
@@ -35,7 +39,8 @@ def bench(words: Sequence[str], seconds: float, kill_after: int = 0) -> int:
         How many stages it reported as done.
 
     Raises:
-        SweepFailed: another exit code than 0, or the end of the time.
+        OutOfTime: the seconds are over.
+        SweepFailed: another exit code than 0.
     """
     # A session of its own, so that the kill reaches its workers too; it ends with this process, whatever ends that.
     process = subprocess.Popen(
@@ -63,8 +68,11 @@ def bench(words: Sequence[str], seconds: float, kill_after: int = 0) -> int:
                 done = int(found[1])
             if kill_after and done >= kill_after:
                 return done
-        if process.wait() != 0:
-            raise SweepFailed(f"not done after {seconds:.0f} s" if late.is_set() else last)
+        code = process.wait()
+        if late.is_set():
+            raise OutOfTime(f"not done after {seconds:.0f} s")
+        if code != 0:
+            raise SweepFailed(last)
         return done
     finally:
         clock.cancel()

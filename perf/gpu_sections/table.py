@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,16 @@ class Where:
         device: ``cuda`` or ``cpu``.
         small: sizes that a CPU does in seconds; targets then do not count.
         seconds: the part's share of the time; `left` says what is left of it.
+        folder: where results of parts are kept.
+        given: values of the script's own options.
     """
 
     device: str
     small: bool
     seconds: float
     begin: float = field(default_factory=time.perf_counter)
+    folder: Path = Path()
+    given: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def left(self) -> float:
