@@ -23,6 +23,7 @@ from .layers import LowRankLinear
 from .loading import DTYPES, load_model
 from .matrices import Size, low_rank_layers, model_size, replace_module
 from .shards import save_model
+from .version4 import add_version_4_keys
 
 _NOT_COPIED = (".safetensors", ".index.json")
 _WRITTEN_ANEW = ("config.json", GENERATION_FILE, "compression.json")
@@ -39,6 +40,8 @@ def is_factorised(folder: Path) -> bool:
 
 def export_dense(folder: Path, out: Path, dtype: str = OWN) -> Size:
     """Multiply the factors of a checkpoint out and write a dense one; every other file is copied.
+
+    ``config.json`` and ``tokenizer_config.json`` get what version 4 of transformers reads (`version4`).
 
     Products are computed in float32 or better and rounded once. A bias that factorising added is kept where the
     architecture has a configuration flag for it; layers that the flag gives a bias too get zeros.
@@ -70,11 +73,13 @@ def export_dense(folder: Path, out: Path, dtype: str = OWN) -> Size:
     own = save_dtypes(OWN, folder)
     with new_folder(out) as part:
         model = load_model(folder, dtype="auto" if own.is_uniform else "float32")
+        model._weight_conversions = None  # names as on the hub, which version 4 knows too, not as in the checkpoint
         multiply_out(model, None if dtype == OWN else DTYPES[dtype])
         save_model(model, None, part, own if dtype == OWN else SaveDtypes(DTYPES[dtype]))
         for file in folder.iterdir():
             if file.is_file() and not file.name.endswith(_NOT_COPIED) and file.name not in _WRITTEN_ANEW:
                 shutil.copy(file, part / file.name)
+        add_version_4_keys(part)
         return model_size(model)
 
 
