@@ -58,6 +58,7 @@ cli/test_leaderboard.py
 evals/test_datasets_from_the_hub.py
 evals/test_engine_transformers.py
 evals/test_harness.py
+evals/test_contexts.py
 evals/test_isolation.py
 evals/test_math.py
 evals/test_math_value.py
@@ -77,7 +78,10 @@ perf/test_decompose.py
 perf/test_gpu.py
 results/test_published.py
 """
-"""Modules that sweep, serve, train at length or start processes, the longest first. All others are ``quick``."""
+"""Modules that sweep, serve, train at length, read large datasets or start processes, the longest first.
+
+Their tests are marked ``full``, all others ``quick``.
+"""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

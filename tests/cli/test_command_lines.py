@@ -11,7 +11,7 @@ from lowrank_bench.runners.plan import make_plan
 
 LINES = 50
 """Command lines of one test; how many tests there are is `--fuzzed-lines`, 300 by default."""
-SECONDS = 120
+SECONDS = 300
 
 
 def pytest_generate_tests(metafunc):

@@ -58,7 +58,7 @@ def load(hub, tmp_path):
             capture_output=True,
             text=True,
             env=kept | own | quiet | environment,
-            timeout=240,
+            timeout=1200,
         )
         assert done.returncode == 0, done.stderr
         assert TOKEN not in done.stdout + done.stderr

@@ -29,7 +29,7 @@ def is_running(process_id: int) -> bool:
 
 
 def wait_until_gone(process_id: int) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while is_running(process_id):
         assert time.monotonic() < deadline, f"process {process_id} is still there"
         time.sleep(0.1)

@@ -43,33 +43,34 @@ def factorised(tmp_path_factory):
     return folder
 
 
-class TestHostedVllm(EngineContract):
+class Hosted(EngineContract):
+    """The suite, and what needs no other engine than the one that is open for it."""
+
     open = staticmethod(vllm)
 
+    def test_what_is_drawn_for_a_prompt_does_not_depend_on_its_neighbours(self, engine):
+        sampling = Sampling(20, temperature=1.0, seed=3)
+        alone = [engine.generate([prompt], sampling, 1)[0] for prompt in ([0], [0, 30])]
+        together = engine.generate([[0, 40, 50], [0], [0, 30]], sampling, 3)
+        assert together[1:] == alone
 
-class TestFactorised(TestHostedVllm):
+
+class TestHostedVllm(Hosted):
+    def test_half_precision_and_the_checkpoints_own_dtype_are_close_to_float32(self, engine):
+        own = json.loads((Path(TINY) / "config.json").read_text())["dtype"]
+        ids = [[0, *range(30, 90)]]
+        scored = {"float32": engine.logprobs(ids, 1)[0]}
+        for dtype in (own, "auto"):
+            with vllm(TINY, dtype) as other:
+                (scored[dtype],) = other.logprobs(ids, 1)
+        assert scored["auto"] == scored[own] != scored["float32"]
+        assert torch.tensor(scored[own]).sub(torch.tensor(scored["float32"])).abs().mean() < 0.2
+
+
+class TestFactorised(Hosted):
     @pytest.fixture(scope="class")
     def checkpoint(self, factorised):
         return factorised
-
-
-def test_what_is_drawn_for_a_prompt_does_not_depend_on_its_neighbours():
-    sampling = Sampling(20, temperature=1.0, seed=3)
-    with vllm(TINY) as engine:
-        alone = [engine.generate([prompt], sampling, 1)[0] for prompt in ([0], [0, 30])]
-        together = engine.generate([[0, 40, 50], [0], [0, 30]], sampling, 3)
-    assert together[1:] == alone
-
-
-def test_half_precision_and_the_checkpoints_own_dtype_are_close_to_float32():
-    own = json.loads((Path(TINY) / "config.json").read_text())["dtype"]
-    ids = [[0, *range(30, 90)]]
-    scored = {}
-    for dtype in ("float32", own, "auto"):
-        with vllm(TINY, dtype) as engine:
-            (scored[dtype],) = engine.logprobs(ids, 1)
-    assert scored["auto"] == scored[own] != scored["float32"]
-    assert torch.tensor(scored[own]).sub(torch.tensor(scored["float32"])).abs().mean() < 0.2
 
 
 def test_perplexity_and_pass_at_k_agree_with_transformers(data_dir):

@@ -107,7 +107,8 @@ from lowrank_bench.evals.sandbox.isolation import failed_checks, isolation_level
 from lowrank_bench.evals.sandbox.programs import Job, run_one
 level, programs, test = json.load(sys.stdin)
 assert os.geteuid() and "CapEff:\\t0000000000000000\\n" in open("/proc/self/status").read()
-verdicts = {name: run_one(Job(text, test, ("f",)), level, timeout=1.5) for name, text in programs.items()}
+limits = {"right": 60, "daemon": 60}  # these pass, which takes long on a machine under load
+verdicts = {name: run_one(Job(text, test, ("f",)), level, limits.get(name, 1.5)) for name, text in programs.items()}
 found = {name: [verdict.passed, verdict.kind] for name, verdict in verdicts.items()}
 print(json.dumps([os.geteuid(), isolation_level(), failed_checks(level), found]))
 """

@@ -236,11 +236,11 @@ SLOW = Request("minerva", "1", "((((" + "+".join(f"x_{{{n}}}" for n in range(40)
 
 def test_what_takes_too_long_is_a_timeout_and_the_others_are_not_touched():
     good = [Request("minerva", "2+x", "x+2"), Request("math-verify", "5", "\\boxed{5}")]
-    replies = compare_all([good[0], SLOW, good[1]], 1, seconds=0.2)
+    replies = compare_all([good[0], SLOW, good[1]], 1, seconds=0.5)
     assert [reply.verdict for reply in replies] == ["correct", "timeout", "correct"]
     assert replies[2].answer == "5"
     power = Request("minerva", "5", "9^{9^{9^{9}}}")
-    assert compare_all([power, good[0]], 1, seconds=0.2) == [Reply("timeout"), Reply("correct")]
+    assert compare_all([power, good[0]], 1, seconds=0.5) == [Reply("timeout"), Reply("correct")]
 
 
 def test_a_worker_that_is_killed_is_replaced():

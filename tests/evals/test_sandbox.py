@@ -38,7 +38,7 @@ def processes_with(mark: str) -> list[str]:
     return found
 
 
-def wait_for(condition, seconds=20.0):
+def wait_for(condition, seconds=120.0):
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.02)
@@ -195,7 +195,7 @@ def test_servers_serve_many_tasks(level):
 def test_lost_servers_are_started_again(level):
     with closing(Pair(level)) as pair:
         for _ in range(2):
-            assert _run(Job(RIGHT, TEST, ("f",)), level, pair, 3).passed
+            assert _run(Job(RIGHT, TEST, ("f",)), level, pair, 60).passed
             for server in (pair.judges, pair.candidates):
                 server._shut.process.kill()
                 server._shut.process.wait()
@@ -244,7 +244,8 @@ def test_many_programs_side_by_side(level):
     ],
 )
 def test_kind_of_failure_is_named(program, kind):
-    assert run_one(Job(program, "assert f(1) == 2", ("f",)), "bwrap", timeout=3.0).kind == kind
+    timeout = 3.0 if kind == "timeout" else 60.0  # a machine under load takes its time for the others
+    assert run_one(Job(program, "assert f(1) == 2", ("f",)), "bwrap", timeout).kind == kind
 
 
 @pytest.mark.parametrize("level", ISOLATING)
@@ -370,5 +371,9 @@ def test_together_mode_wants_the_token(program):
 
 def test_weak_isolation_still_judges_by_plain_data():
     programs = [RIGHT, TRICKS["equal-to-all"], TRICKS["sys-exit-in-call"], TRICKS["endless"]]
-    verdicts = [run_one(Job(program, TEST, ("f",)), "rlimits", timeout=1.0) for program in programs]
+    seconds = [60.0, 60.0, 60.0, 1.0]
+    verdicts = [
+        run_one(Job(program, TEST, ("f",)), "rlimits", timeout)
+        for program, timeout in zip(programs, seconds, strict=True)
+    ]
     assert [verdict.passed for verdict in verdicts] == [True, False, False, False]

@@ -28,7 +28,7 @@ def bs_step() -> Any:
 def test_the_script_prints_a_table_last() -> None:
     options = [f"--{name}={value}" for name, value in TINY.items() if name != "inner"]
     command = [sys.executable, str(SCRIPT), *options, "--variants", "bs 12 %"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-2000:]
     *_, heads, ours = done.stdout.splitlines()
     assert heads.split()[:3] == ["step", "seconds", "tokens/s"]

@@ -1,11 +1,10 @@
 """Sweeps and single commands with an engine that dies, and the choice between engines."""
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
+import commands
 import killed_once
 import pytest
 from transformers import LlamaConfig
@@ -15,24 +14,19 @@ from lowrank_bench.evals.hosting.choice import Choice, choose_engine
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.results.records import read_records
 
-BENCH = [sys.executable, "-c", "from lowrank_bench.cli import main; main()"]
 LARGE = 1_000_000_000
 
 
 @pytest.fixture
-def published(tmp_path):
+def published(tmp_path, monkeypatch):
     """Publish the engine as an installed package does; returns a function that runs ``bench``."""
     info = tmp_path / "site" / "killed_once-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: killed-once\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[lowrank_bench.engines]\nkilled-once = killed_once:KilledOnce\n")
-    paths = [str(tmp_path / "site"), str(Path(killed_once.__file__).parent), os.environ.get("PYTHONPATH", "")]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "CRASH_MARK": str(tmp_path / "mark"), "COLUMNS": "200"}
-
-    def bench(*words):
-        return subprocess.run([*BENCH, *map(str, words)], capture_output=True, text=True, env=env)
-
-    return bench
+    monkeypatch.syspath_prepend(str(Path(killed_once.__file__).parent))
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    return partial(commands.bench, CRASH_MARK=str(tmp_path / "mark"))
 
 
 def test_a_sweep_whose_engine_is_killed_ends_with_its_last_words_and_goes_on(published, tmp_path):

@@ -43,7 +43,7 @@ def test_two_runs_share_one_folder(expected, tmp_path):
     config = small_sweep(tmp_path / "out", **PART)
     words = command(config, tmp_path / "sweep.yaml")
     runs = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
-    outputs = [run.communicate(timeout=300)[0] for run in runs]
+    outputs = [run.communicate(timeout=1200)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], outputs
     assert same_results(expected, found(config)) == []
     assert not list((config.out / "stages").glob(".part-*"))
@@ -115,7 +115,7 @@ def on_a_small_disk(tmp_path, megabytes):
         [*spaces, sys.executable, "-c", SMALL_DISK, str(disk), str(tmp_path / "kept"), str(megabytes), *words],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         check=True,
     )
     return json.loads(done.stdout)

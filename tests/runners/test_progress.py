@@ -21,7 +21,7 @@ STAGES = {stage.key: stage for stage in (FIT, EVALUATE)}
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d  \S")
 
 
-def wait_for(text, file, seconds=20):
+def wait_for(text, file, seconds=120):
     end = time.monotonic() + seconds
     while text not in file.getvalue():
         assert time.monotonic() < end, file.getvalue()

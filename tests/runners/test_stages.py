@@ -173,7 +173,7 @@ def test_a_damaged_stage_is_set_aside_and_done_again(tmp_path):
 def _hold(root: str, started: str) -> None:
     def work(folder: Path) -> dict:
         Path(started).touch()
-        time.sleep(60)
+        time.sleep(600)
         return {}
 
     StageStore(Path(root)).run(STAGE, work)
@@ -219,7 +219,7 @@ def test_two_processes_never_do_the_same_stage(tmp_path):
 def _hold_lock(root, held, done):
     with hold_lock(Path(root), STAGE.key):
         held.set()
-        done.wait(30)
+        done.wait(300)
 
 
 @pytest.mark.parametrize("note", ["as written", "lost", "damaged"])
@@ -231,7 +231,7 @@ def test_who_waits_for_a_lock_says_so(tmp_path, monkeypatch, note):
     held, done = context.Event(), context.Event()
     process = context.Process(target=_hold_lock, args=(str(tmp_path), held, done))
     process.start()
-    assert held.wait(30)
+    assert held.wait(300)
     holder = tmp_path / f".holder-{STAGE.key}"
     if note == "lost":
         holder.unlink()

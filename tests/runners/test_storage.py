@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 import shutil
-import socket
+import signal
 import subprocess
 import sys
 import time
@@ -50,28 +51,25 @@ def heavy(out):
 
 
 @pytest.fixture(scope="module")
-def server():
-    """A real S3-compatible server with a bucket."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def server(tmp_path_factory):
+    """A real S3-compatible server with a bucket, at a port that it finds itself."""
+    command, said = (
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
+        tmp_path_factory.mktemp("s3") / "log",
+    )
+    with said.open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    while not (found := re.search(r"Running on (http://127\.0\.0\.1:\d+)\n", said.read_text())):
+        assert process.poll() is None, said.read_text()
+        time.sleep(0.1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FSSPEC_S3_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        patch.setenv("FSSPEC_S3_ENDPOINT_URL", found[1])
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "test")
         import fsspec
         from fsspec.config import conf, set_conf_env
 
         set_conf_env(conf)  # read once, when fsspec was imported
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
         fsspec.filesystem("s3").mkdir("bucket")
         yield
         del conf["s3"]
@@ -188,15 +186,17 @@ def test_a_killed_upload_is_no_stage_and_goes_on(tmp_path):
             (folder / f"{number}.bin").write_bytes(os.urandom(1 << 12))
         return {}
 
-    url, target = f"file://{tmp_path}/storage", tmp_path / "storage" / "stages" / STAGE.key
-    here, other = (SharedStore(tmp_path / name, url) for name in ("here", "other"))
-    StageStore(here.root).run(STAGE, many)
-    process = subprocess.Popen([sys.executable, "-c", UPLOAD, str(here.root), url, STAGE.key])
-    while not list(target.glob("*/*")):
-        time.sleep(0.001)
-        assert process.poll() is None
-    process.kill()
-    process.wait()
+    StageStore(tmp_path / "here").run(STAGE, many)
+    for attempt in range(10):  # on a machine under load an upload may end before it is seen to have begun
+        url, target = f"file://{tmp_path}/storage-{attempt}", tmp_path / f"storage-{attempt}" / "stages" / STAGE.key
+        here, other = (SharedStore(tmp_path / name, url) for name in ("here", "other"))
+        process = subprocess.Popen([sys.executable, "-c", UPLOAD, str(here.root), url, STAGE.key])
+        while not list(target.glob("*/*")) and process.poll() is None:
+            time.sleep(0.001)
+        process.kill()
+        if process.wait():
+            break
+    assert process.returncode == -signal.SIGKILL
     assert other.missing([STAGE.key]) == [STAGE.key]
     assert list(target.glob("*/*"))
     assert here.publish([STAGE.key]) == 1

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -22,13 +21,13 @@ from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import load_model, load_tokenizer
 from lowrank_bench.models.presets import PRESETS
 
-_SECONDS = 240
+_SECONDS = 900
 
 
 def ask(url: str, body: dict[str, object] | None = None) -> str:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=300) as answer:
         return str(answer.read().decode())
 
 
@@ -73,7 +72,7 @@ def test_a_server_answers_as_transformers_does(tmp_path: Path) -> None:
             try:
                 ask(f"http://127.0.0.1:{port}/health")
                 break
-            except (urllib.error.URLError, ConnectionError):
+            except OSError:  # no connection yet, or no answer in time
                 said = (tmp_path / "log").read_text(errors="replace")[-3000:]
                 assert server.poll() is None, said
                 assert time.monotonic() < deadline, said
