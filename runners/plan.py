@@ -263,6 +263,7 @@ class _Layout:
         self.data_dir = plan.config.data.expanduser().resolve() if plan.config.data else None
         self.train_set = plan.recipe.train_set(plan.config.task, plan.config.train_set)
         self.data = self._train_set(plan.config.task, self.train_set)
+        self.peaks: dict[tuple[Any, ...], TrainingPeak] = {}
         self.calibration: dict[str, dict[str, Any]] = {plan.config.task: self.data}
         self.source = _Model(plan.source.sha256, plan.source.location, plan.source.revision)
         made = [benchmarks.get(name)() for name in names]
@@ -333,7 +334,12 @@ class _Layout:
         longest = longest_example(self.data | {"max_length": settings.max_length})
 
         def foresee(placement: Placement, processes: int) -> TrainingPeak:
-            peak = training_peak(self.plan.skeleton, settings, longest, device, placement, processes, method)
+            alike = (settings, repr(method), longest, placement, processes)
+            if alike not in self.peaks:
+                self.peaks[alike] = training_peak(
+                    self.plan.skeleton, settings, longest, device, placement, processes, method
+                )
+            peak = self.peaks[alike]
             return replace(
                 peak, device=peak.device - round(peak.least * (1 - 1 / ratio)), least=round(peak.least / ratio)
             )
