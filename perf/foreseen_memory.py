@@ -80,8 +80,8 @@ def plan_for(model: Path, out: Path, optimizer: str, checkpointing: bool, method
     """Return a sweep of two updates a training and one ratio."""
     train = {
         "steps": 2,
-        "batch_size": 16,
-        "micro_batch_size": 8,
+        "batch_size": 8,
+        "micro_batch_size": 4,
         "optimizer": optimizer,
         "gradient_checkpointing": checkpointing,
         "precision": "float32",
