@@ -112,8 +112,13 @@ def test_what_is_kept_is_what_autograd_keeps() -> None:
 
 def test_code_that_asks_for_values_is_guessed() -> None:
     """With a note in the peak, not an error."""
+
+    class Asking(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * float(x.sum())
+
     model = skeleton()
-    model.model.layers[0].mlp.act_fn = lambda x: x * float(x.sum())
+    model.model.layers[0].mlp.act_fn = Asking()
     assert not pass_memory.pass_peak(model, 4, 33, False, False).counted
     assert "guessed" in training_peak(model, TRAIN, 33, "cpu").note
 
