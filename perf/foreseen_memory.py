@@ -76,12 +76,14 @@ def write_model(folder: Path, width: int, layers: int, vocabulary: int) -> int:
     return sum(tensor.numel() for tensor in skeleton.state_dict().values())
 
 
-def plan_for(model: Path, out: Path, optimizer: str, checkpointing: bool, methods: Sequence[str]) -> Plan:
-    """Return a sweep of two updates a training and one ratio."""
+def plan_for(
+    model: Path, out: Path, optimizer: str, checkpointing: bool, methods: Sequence[str], recover: bool = True
+) -> Plan:
+    """Return a sweep of two updates a training, recovery left out or not, and one ratio."""
     train = {
         "steps": 2,
-        "batch_size": 16,
-        "micro_batch_size": 8,
+        "batch_size": 8,
+        "micro_batch_size": 4,
         "optimizer": optimizer,
         "gradient_checkpointing": checkpointing,
         "precision": "float32",
@@ -94,7 +96,7 @@ def plan_for(model: Path, out: Path, optimizer: str, checkpointing: bool, method
                 "methods": list(methods),
                 "ratios": [1.5],
                 "finetune": train,
-                "recover": train | {"steps": 4},
+                "recover": train | {"steps": 4 if recover else 0},
                 "limit": 4,
                 "max_new_tokens": 8,
                 "eval_batch_size": 4,

@@ -156,24 +156,25 @@ def _without_data() -> Iterator[None]:
 def _run(
     skeleton: nn.Module, blocks: list[str], count: int, examples: int, tokens: int, checkpointing: bool, wide: bool
 ) -> list[dict[str, int]]:
-    """Run two passes over the model with its first blocks alone; return what each phase takes beside the weights."""
-    found, model = [], _shortened(skeleton, blocks, count)
+    """Run a pass over the model with its first blocks alone.
+
+    Returns by phase what it takes beside the weights, and beside weights and the gradients made so far: in a later pass
+    a new gradient is added to the old one and freed.
+    """
+    model = _shortened(skeleton, blocks, count)
     with _without_data():
         _fake(model, torch.float32)
         if checkpointing:
             model.gradient_checkpointing_enable()
         ids, mask = torch.zeros(examples, tokens, dtype=torch.long), torch.ones(examples, tokens, dtype=torch.long)
-        with _Live([*model.parameters(), *model.buffers()]) as live:
-            for _ in range(2):
-                held = live.now
-                live.start()
-                with _marked(model, blocks[:count], live):
-                    with torch.autocast("cpu", torch.bfloat16, enabled=wide):
-                        loss = model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss
-                    loss.backward()
-                    del loss
-                found.append({phase: max(peak - held, 0) for phase, peak in live.peaks.items()})
-    return found
+        with _Live([*model.parameters(), *model.buffers()]) as live, _marked(model, blocks[:count], live):
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.register_post_accumulate_grad_hook(live.keep_gradient)
+            with torch.autocast("cpu", torch.bfloat16, enabled=wide):
+                loss = model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss
+            loss.backward()
+            return [live.peaks, live.later]
 
 
 def _shortened(skeleton: nn.Module, blocks: list[str], count: int) -> Any:
@@ -208,18 +209,23 @@ class _Live(TorchDispatchMode):
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()
-        self.now, self.phase, self.peaks = 0, _PHASES[0], dict.fromkeys(_PHASES, 0)
+        self.now = self.gradients = 0
+        self.phase, self.peaks, self.later = _PHASES[0], dict.fromkeys(_PHASES, 0), dict.fromkeys(_PHASES, 0)
         self._seen = {tensor.untyped_storage()._cdata for tensor in known}
-
-    def start(self) -> None:
-        """Begin a pass."""
-        self.peaks = dict.fromkeys(_PHASES, 0)
-        self.enter(_PHASES[0])
 
     def enter(self, phase: str) -> None:
         """Say what runs from now on."""
         self.phase = phase
-        self.peaks[phase] = max(self.peaks[phase], self.now)
+        self._note()
+
+    def keep_gradient(self, parameter: Tensor) -> None:
+        """Take note of a gradient that stays."""
+        assert parameter.grad is not None
+        self.gradients += parameter.grad.untyped_storage().nbytes()
+
+    def _note(self) -> None:
+        self.peaks[self.phase] = max(self.peaks[self.phase], self.now)
+        self.later[self.phase] = max(self.later[self.phase], self.now - self.gradients)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -234,7 +240,7 @@ class _Live(TorchDispatchMode):
             return
         self._seen.add(address)
         self.now += size
-        self.peaks[self.phase] = max(self.peaks[self.phase], self.now)
+        self._note()
         weakref.finalize(storage, self._drop, address, size)
 
     def _drop(self, address: int, size: int) -> None:

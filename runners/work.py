@@ -175,7 +175,7 @@ def _finetune(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[
         "training": asdict(log),
         "examples": len(data.items),
         "dropped": data.dropped,
-        "warnings": notes_of(model),
+        "warnings": [*notes_of(model), *([memory["warning"]] if "warning" in memory else [])],
         "memory": memory,
     }
 
