@@ -27,7 +27,8 @@ def shrink_parameter(parameter: nn.Parameter, index: Tensor, optimizer: torch.op
     shrinking = {key for key, value in state.items() if isinstance(value, Tensor) and value.shape == parameter.shape}
     for key, value in state.items():
         plain = value.numel() == 1 if isinstance(value, Tensor) else value is None or isinstance(value, int | float)
-        if (key in shrinking and not value.is_floating_point()) or not (key in shrinking or plain):
+        sliced = type(value) is Tensor and value.is_floating_point()  # other types keep blocks of entries together
+        if (key in shrinking and not sliced) or not (key in shrinking or plain):
             return False
     whole, gradient = parameter.data, parameter.grad
     with torch.no_grad():

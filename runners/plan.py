@@ -30,7 +30,7 @@ from .config import MethodSpec, SweepConfig
 from .data import DATA_SEED, TrainSetSurvey, example_length, survey_train_set
 from .machine import Machine, measure_machine
 from .parallel.setup import ProcessSetup, read_setup
-from .placement import Choice, NothingFits, choose_placement, placed
+from .placement import Choice, NothingFits, choose_placement, optimizer_name, placed
 from .recipes import RECIPES, SMALL_MODEL_PARAMETERS, Placement, Recipe, TrainSettings
 from .shared_store import SharedStore
 from .stages import MODEL_FOLDER, Stage, StageStore, ratio_folder, verify_around
@@ -377,6 +377,8 @@ class _Layout:
                 raise
             self.plan.refusals.append(str(refusal))
             return Choice("device", 1, "")
+        if self.plan.assumed is None:
+            optimizer_name(placed(settings, choice))  # or 8 bits would fail after the first finetuning
         self.plan.trainings[title] = choice, foresee(choice.placement, choice.processes)
         return choice
 
