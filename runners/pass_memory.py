@@ -126,17 +126,17 @@ def _count(skeleton: nn.Module, examples: int, tokens: int, checkpointing: bool,
     blocks = _blocks(skeleton)
     if len(blocks) <= _MORE:
         phases = _run(skeleton, blocks, len(blocks), examples, tokens, checkpointing, wide)
-        return PassPeak(*(max(peaks.values()) for peaks in phases))
+        first, later = (max(peaks.values()) for peaks in phases)
+        return PassPeak(first, later)
     few = _run(skeleton, blocks, _FEW, examples, tokens, checkpointing, wide)
     more = _run(skeleton, blocks, _MORE, examples, tokens, checkpointing, wide)
     steps = len(blocks) - _FEW
-    return PassPeak(
-        *(
-            # Blocks between the first and the last take something between the two.
-            max(small[phase] + steps * (large[phase] - small[phase]) for phase in _PHASES if phase != "between")
-            for small, large in zip(few, more, strict=True)
-        )
+    # Blocks between the first and the last take something between the two.
+    first, later = (
+        max(small[phase] + steps * (large[phase] - small[phase]) for phase in _PHASES if phase != "between")
+        for small, large in zip(few, more, strict=True)
     )
+    return PassPeak(first, later)
 
 
 def _blocks(skeleton: nn.Module) -> list[str]:

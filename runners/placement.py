@@ -88,7 +88,7 @@ def choose_placement(
     ways: list[tuple[Placement, int]] = [("device", 1), *((("host-moments", 1), ("8-bit", 1)) if adamw else ())]
     if processes > 1:
         ways.insert(1, ("fsdp2", processes))
-    needs = []
+    needs: list[str] = []
     for placement, processes in ways:
         peak = foresee(placement, processes)
         if peak.device <= machine.device_bytes and peak.host <= machine.host_bytes:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -72,14 +72,15 @@ def cpu_speeds(plan: Plan, threads: int) -> Speeds:
     outer = min(largest.out_features, _SIDE) if largest else 512
     rows = min(_ROWS, context_length(plan.skeleton.config))
     batch = min(plan.config.eval_batch_size, plan.config.limit or 10**9, rows)
-    layers = int(getattr(plan.skeleton.config.get_text_config(), "num_hidden_layers", None) or 1)
+    text = cast(Any, plan.skeleton).config.get_text_config()
+    layers = int(getattr(text, "num_hidden_layers", None) or 1)
     with _threads(threads):
         plain = _CPU_SHARE * _product_speed(rows, inner, outer, torch.float32)
         dtype = DTYPES[plan.dtype]
         scoring = plain if dtype == torch.float32 else _CPU_SHARE * _product_speed(rows, inner, outer, dtype)
         generation = _CPU_SHARE * _product_speed(batch, inner, outer, dtype)
         decomposition = _svd_speed(min(inner, outer, 512))
-        logits = _logit_speed(int(plan.skeleton.config.get_text_config().vocab_size), dtype)
+        logits = _logit_speed(int(text.vocab_size), dtype)
     passes = 1.0 / (layers * _LAYER_SECONDS)
     return Speeds(plain, scoring, plain, generation, decomposition, logits, passes)
 

@@ -142,8 +142,13 @@ def _draw(axes: Any, one: Series, points: Sequence[Point], look: Look, name: str
     """Draw a series and return the handle of its legend entry."""
     from matplotlib.lines import Line2D
 
-    line = {"color": look.colour, "linestyle": look.dashes if one.line else "none", "linewidth": 1.7}
-    marked = {"marker": look.marker, "markersize": 7.5, "markeredgewidth": 0.6, "markeredgecolor": PAPER}
+    line: dict[str, Any] = {"color": look.colour, "linestyle": look.dashes if one.line else "none", "linewidth": 1.7}
+    marked: dict[str, Any] = {
+        "marker": look.marker,
+        "markersize": 7.5,
+        "markeredgewidth": 0.6,
+        "markeredgecolor": PAPER,
+    }
     if one.line and len(points) > 1:
         axes.plot([p.x for p in points], [p.y for p in points], **line, zorder=3)
     for number, point in enumerate(points):

@@ -189,7 +189,7 @@ class BasisSelection(Compressor):
         narrow = torch.bfloat16 if self.bases_dtype == "bfloat16" else None
         for unit in shape.units:
             dense = get_linear(model, unit.name)
-            size = {"device": "meta", "dtype": torch.float32}
+            size: Any = {"device": "meta", "dtype": torch.float32}
             left, right = (
                 torch.empty(dense.out_features, unit.max_rank, **size),
                 torch.empty(unit.max_rank, dense.in_features, **size),
