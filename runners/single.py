@@ -36,12 +36,15 @@ from ..models.untouched import Untouched, untouched
 from .checks import begins_with_bos, check_model
 from .config import MethodSpec
 from .data import DATA_SEED, example_length, load_task_data
+from .machine import measure_machine
 from .memory import Way, compress_way, fit_way, memory_rows, open_model
+from .placement import choose_placement, optimizer_name, placed
 from .plan import build_method, merge_settings, pick_device, pick_recipe
 from .provenance import provenance
-from .recipes import RECIPES, Recipe
+from .recipes import RECIPES, Placement, Recipe, TrainSettings
 from .stages import verify_around
 from .training import TaskTrainer, compress_order
+from .training_memory import TrainingPeak, training_peak
 
 _FIT_FOLDER = ".fit"
 """Where factors wait on disk while a large model is compressed."""
@@ -89,6 +92,8 @@ class _Prepared:
     device: str
     ways: dict[str, Way]
     save_dtype: str
+    settings: TrainSettings | None
+    placement: str
 
 
 def _prepare(request: CompressRequest) -> _Prepared:
@@ -104,20 +109,41 @@ def _prepare(request: CompressRequest) -> _Prepared:
     method.shape(skeleton, request.ratio)
     budget = Budget(request.ratio, method.guard, request.rank_multiple)
     device = pick_device(request.device)
-    length = None
+    length, settings, why = None, None, ""
     if request.task is not None:
-        length = recipe.for_kind(get_task(request.task).kind)[1].max_length
-        length = example_length(method.calibration_task or request.task, length)
+        _, recover = recipe.for_kind(get_task(request.task).kind, device)
+        settings = merge_settings(recover, {"steps": request.steps})
+        length = example_length(method.calibration_task or request.task, settings.max_length)
+        if method.trains:
+            settings, why = _place(settings, length, skeleton, method, device)
     place = (source.location, source.revision, request.memory, device)
     ways = {"fit": fit_way(method, skeleton, *place, length), "compress": compress_way(method, skeleton, *place)}
     saves = recipe.saves(request.save_dtype, method.trains)
     if saves not in SAVE_DTYPES:
         raise unknown("dtype", saves, SAVE_DTYPES)
-    return _Prepared(source, skeleton, recipe, method, budget, device, ways, saves)
+    return _Prepared(source, skeleton, recipe, method, budget, device, ways, saves, settings, why)
+
+
+def _place(
+    settings: TrainSettings, length: int, skeleton: Any, method: Compressor, device: str
+) -> tuple[TrainSettings, str]:
+    """Return settings with the first placement on one device that fits, and why it is that one."""
+    longest = min(length, context_length(skeleton.config))
+
+    def peak(placement: Placement, processes: int) -> TrainingPeak:
+        return training_peak(skeleton, settings, longest, device, placement, processes, method)
+
+    choice = choose_placement(peak, measure_machine(device), optimizer=settings.optimizer, sharing=1)
+    chosen = placed(settings, choice)
+    optimizer_name(chosen)
+    return chosen, choice.why
 
 
 def _check_memory(found: _Prepared, request: CompressRequest) -> list[str]:
-    return [n for kind, way in found.ways.items() for n in way.check(f"{kind} of {request.method.shown}", found.device)]
+    notes = [f"the training keeps {found.placement}"] if found.placement else []
+    for kind, way in found.ways.items():
+        notes += way.check(f"{kind} of {request.method.shown}", found.device)
+    return notes
 
 
 def foresee(request: CompressRequest) -> tuple[str, list[tuple[str, ...]], list[str]]:
@@ -158,9 +184,8 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
         model = open_model(found.ways["fit"], source.location, source.revision, device, folder)
         data = trainer = None
         if request.task is not None:
-            _, recover = recipe.for_kind(get_task(request.task).kind, device)
-            settings = merge_settings(recover, {"steps": request.steps})
-            read = method.calibration_task or request.task
+            assert found.settings is not None
+            settings, read = found.settings, method.calibration_task or request.task
             get_task(read)
             data = load_task_data(
                 read,
