@@ -21,6 +21,7 @@ test: $(VLLM) sandbox browser
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 	@mkdir -p .types && ln -sfn .. .types/lowrank_bench
 	MYPYPATH=.types $(BIN)/mypy -p lowrank_bench
 

@@ -14,7 +14,7 @@ from .output import console, print_name_note
 from .serving import Storage
 
 if TYPE_CHECKING:
-    from ..runners.inspection import Reading
+    from ..results.inspection.gather import Reading
 
 
 def inspect(
@@ -54,7 +54,7 @@ def inspect(
     storage: Storage = None,
 ) -> None:
     """Show the tokens behind the bases of a matrix, or what a compression did to all bases."""
-    from ..results.bases import FORMATS
+    from ..results.inspection.bases import FORMATS
 
     for kind, word, allowed in (
         ("format", format, FORMATS),
@@ -74,7 +74,7 @@ def inspect(
         )
     elif out is not None:
         raise UserError("--out is the folder for the figure of --changes; leave it out, or redirect the output")
-    from ..runners.inspection import Reading, inspect_bases
+    from ..results.inspection.gather import Reading, inspect_bases
 
     print_name_note(model, revision)
     reading = Reading(top, cast(Literal["output", "input"] | None, lens), fold_norm)
@@ -82,7 +82,7 @@ def inspect(
         _changes(model, layer, matrix, bases or 5, reading, seed, storage, format, out)
         return
     assert matrix is not None
-    from ..results import bases as views
+    from ..results.inspection import bases as views
 
     chosen = cast(Literal["left", "right"] | None, side)
     view = inspect_bases(model, matrix, layer, head, chosen, bases or 10, reading, revision, seed, storage)
@@ -103,10 +103,10 @@ def _changes(
     format: str,
     out: Path | None,
 ) -> None:
-    from ..results import changes as views
-    from ..results.change_figure import draw_changes
-    from ..runners.cells import is_cell
-    from ..runners.inspection import inspect_changes
+    from ..results.cells import is_cell
+    from ..results.inspection import changes as views
+    from ..results.inspection.change_figure import draw_changes
+    from ..results.inspection.gather import inspect_changes
 
     if not is_cell(name):
         raise UserError(

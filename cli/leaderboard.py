@@ -49,8 +49,8 @@ def show(
     all_metrics: Annotated[bool, typer.Option("--all-metrics", help="Not only each benchmark's headline.")] = False,
 ) -> None:
     """Rank methods within equal conditions and ratio bands, with paired tests against the best."""
+    from ..results.leaderboard.gather import gather, write
     from ..results.leaderboard.texts import render_terminal
-    from ..runners.leaderboard import gather, write
 
     board = gather(runs or [], submissions, speed, headline=not all_metrics)
     paths = write(board, out)
@@ -84,7 +84,7 @@ def add(
 @group.command()
 def schema() -> None:
     """Print the JSON schema of a record, the same as docs/records.schema.json."""
-    from ..results.json_schema import schema_text
+    from ..records.json_schema import schema_text
 
     sys.stdout.write(schema_text())
 

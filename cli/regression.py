@@ -29,8 +29,8 @@ def check(
 ) -> None:
     """Compare a run's recovery (compressed / uncompressed) with a stored baseline; exit 1 where it fell."""
     from ..foundation.files import write_atomic
-    from ..results.filters import filter_frame
-    from ..results.records import read_records
+    from ..records.files import read_records
+    from ..records.filters import filter_frame
     from ..results.regression import baseline as baselines
     from ..results.regression.compare import Tolerance, check_run
     from ..results.regression.junit import junit_xml
@@ -60,8 +60,8 @@ baseline_app = typer.Typer(
 @baseline_app.command()
 def update(run: Run, baseline: Baseline, where: Where = None, all_metrics: AllMetrics = False) -> None:
     """Make a run the baseline of its models and tasks, and say what changed."""
-    from ..results.filters import filter_frame
-    from ..results.records import read_records
+    from ..records.files import read_records
+    from ..records.filters import filter_frame
     from ..results.regression.baseline import update_baseline
     from ..results.regression.recovery import with_references
 

@@ -19,7 +19,7 @@ def report(
     data: Data = None,
 ) -> None:
     """Write a run as one page: question, findings, numbers, costs, ranks, spectra, failures, provenance."""
-    from ..runners.report.write import write_report
+    from ..results.report.write import write_report
 
     for path in write_report(run, out, data):
         console().print(str(path), soft_wrap=True, highlight=False)

@@ -45,7 +45,7 @@ def reproduce(
     allow_weak_isolation: Weak = False,
 ) -> None:
     """Make a paper's figure or table again: plan, run what is missing, draw, judge beside the paper's own numbers."""
-    from ..runners.reproduce.catalogue import PAPERS, find_item, get_paper
+    from ..papers.reproduce.catalogue import PAPERS, find_item, get_paper
 
     if paper is None and (figure is not None or table is not None):
         raise UserError("name the paper before its figure or table, such as bench reproduce basis-selection --figure 7")
@@ -55,9 +55,9 @@ def reproduce(
         print_rows("what can be made again", ["paper", "option", "what it shows"], rows)
         return
     item = find_item(paper, figure, table)
-    from ..runners.local import StageCrashed
-    from ..runners.reproduce.configs import Changes
-    from ..runners.reproduce.run import reproduce as make
+    from ..papers.reproduce.configs import Changes
+    from ..papers.reproduce.run import reproduce as make
+    from ..runners.executors.local import StageCrashed
 
     chosen_ratios = numbers("ratio", ratios, float, "2,4,7")
     chosen_seeds = numbers("seed", seeds, int, "1,2,3")

@@ -45,15 +45,15 @@ def table(
 ) -> None:
     """Show the results of one run or several as a table; with --rows, --columns or --value, over any columns."""
     if dictionary:
-        from ..results.dictionary import data_dictionary
+        from ..records.dictionary import data_dictionary
 
         sys.stdout.write(data_dictionary())
         return
     if not runs:
         raise UserError("name a run, such as bench table runs/tiny-toy-math")
     chosen = _format(format, out)
-    from ..results.combine import read_runs
-    from ..results.filters import filter_frame
+    from ..records.combine import read_runs
+    from ..records.filters import filter_frame
 
     frame = filter_frame(read_runs(runs), where or [])
     layout = {"rows": rows, "columns": columns, "value": value}
@@ -89,7 +89,7 @@ def _format(format: str | None, out: Path | None) -> str:
 
 
 def _tables(frame: Any, format: str, headline: bool) -> str:
-    from ..results import tables
+    from ..results.tables import writers as tables
 
     if format == "terminal":
         tables.render_terminal(frame, console(), headline=headline)
@@ -99,7 +99,7 @@ def _tables(frame: Any, format: str, headline: bool) -> str:
 
 
 def _cross(frame: Any, given: dict[str, str], format: str, headline: bool) -> str:
-    from ..results.cross import WRITERS, Layout, cross, render_cross
+    from ..results.tables.cross import WRITERS, Layout, cross, render_cross
 
     lists = {name: tuple(split_list(given[name]) or ()) for name in ("rows", "columns") if name in given}
     value = {"value": given["value"]} if "value" in given else {}
@@ -111,7 +111,7 @@ def _cross(frame: Any, given: dict[str, str], format: str, headline: bool) -> st
 
 
 def _overview(frame: Any, format: str) -> str:
-    from ..results import overview as views
+    from ..results.tables import overview as views
 
     if not views.overviews(frame):
         raise UserError(f"an overview needs {views.MIN_BENCHMARKS} benchmarks or more; leave out --overview")
@@ -133,10 +133,10 @@ def plot(
     ] = None,
 ) -> None:
     """Draw each benchmark's metric over the ratio, the weights' bytes or measured tokens per second."""
-    from ..results.axes import AXES
-    from ..results.curves import draw_curves
-    from ..results.records import read_records
-    from ..results.speed import speed_variants, with_speed
+    from ..records.files import read_records
+    from ..results.plots.axes import AXES
+    from ..results.plots.curves import draw_curves
+    from ..results.speed.joining import speed_variants, with_speed
 
     if x not in AXES:
         raise unknown("x-axis", x, AXES)

@@ -151,8 +151,8 @@ def run(
 
         print_plan(checked, console(), assume)
         return
-    from ..runners.local import StageCrashed
-    from ..runners.sweep import run_sweep
+    from ..results.sweep import run_sweep
+    from ..runners.executors.local import StageCrashed
 
     told: list[int] = []
 

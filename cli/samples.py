@@ -28,7 +28,7 @@ def compare(
     scorer: Annotated[str | None, typer.Option(help="Whose verdicts count.  [default: the headline's]")] = None,
 ) -> None:
     """Say whether two evaluations of the same problems really differ (paired test)."""
-    from ..runners.samples import compare_samples
+    from ..results.samples.stored import compare_samples
 
     result = compare_samples(a, b, benchmark, seed, scorer)
     console().print(escape(result.sentence(a, b)), soft_wrap=True, highlight=False)
@@ -42,8 +42,8 @@ def rescore(
 ) -> None:
     """Apply today's scorers to the stored completions of a run, without a model."""
     from ..foundation.progress import reporting
+    from ..results.samples.stored import rescore_run
     from ..runners.progress import show_progress
-    from ..runners.samples import rescore_run
 
     with show_progress(console(stderr=True), f"rescore {run}") as progress, reporting(progress):
         changes, csv = rescore_run(run, data, out, allow_weak_isolation)
@@ -77,7 +77,7 @@ def show(
     data: Data = None,
 ) -> None:
     """Page through problems, completions, answers and verdicts (through a pager on a terminal)."""
-    from ..runners.samples import Filters, load_samples, problem_text, sample_file, show_samples
+    from ..results.samples.stored import Filters, load_samples, problem_text, sample_file, show_samples
 
     lines = load_samples(sample_file(samples, benchmark, seed))
     chosen = list(show_samples(lines, Filters(verdict, finish, problem, contains)))

@@ -32,7 +32,7 @@ def export(
     if not dense:
         raise UserError("say which form: bench export FOLDER --dense --out DIR multiplies the factors out")
     from ..models.export import export_dense
-    from ..runners.cells import checkpoint_folder
+    from ..results.cells import checkpoint_folder
 
     size = export_dense(checkpoint_folder(folder, seed, storage), out, save_dtype)
     console().print(
@@ -68,10 +68,10 @@ def speed(
     Each checkpoint is measured in a process of its own, factorised ones next to their dense export, in alternating
     rounds; the records go on from run to run.
     """
+    from ..results.speed.measure import ENGINES, SpeedRequest, installed_engines, measure_speed
+    from ..results.speed.records import save_speed, stored_records
+    from ..results.speed.table import print_speed
     from ..runners.progress import show_progress
-    from ..runners.speed import ENGINES, SpeedRequest, installed_engines, measure_speed
-    from ..runners.speed_records import save_speed, stored_records
-    from ..runners.speed_table import print_speed
 
     request = SpeedRequest(
         checkpoints,

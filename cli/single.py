@@ -81,7 +81,7 @@ def compress(
         rank_multiple,
     )
     if dry_run:
-        from ..runners.memory import COLUMNS, TITLE
+        from ..runners.estimates.memory import COLUMNS, TITLE
 
         text, rows, notes = foresee(request)
         console().print(text, highlight=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..foundation.errors import UserError, did_you_mean
 from .base import Benchmark, EvalSettings
-from .generative import GenerativeBenchmark, Row, Scored, storable
+from .kinds.generative import GenerativeBenchmark, Row, Scored, storable
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 from ..foundation.errors import UserError
 from ..foundation.files import digest
 from .base import Benchmark, EvalSettings, Outcome
-from .choice import MEASURED, ChoiceBenchmark
-from .generative import GenerativeBenchmark, Line
+from .kinds.choice import MEASURED, ChoiceBenchmark
+from .kinds.generative import GenerativeBenchmark, Line
 
 KEPT = (
     *("benchmark", "variant", "stage", "scorer", "temperature", "problem", "problem_sha256", "sample"),

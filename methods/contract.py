@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..foundation.errors import UserError
 from ..foundation.files import canonical_json
-from ..foundation.nursery import run_apart
+from ..foundation.forked import run_apart
 from ..models.architectures import ARCHITECTURES, random_model
 from ..models.checkpoint import save_checkpoint
 from ..models.dtypes import SaveDtypes
@@ -35,9 +35,9 @@ from ..models.matrices import get_linear, tied_modules
 from ..models.shards import save_streamed
 from ..models.streamed import open_streamed
 from .base import CompressionReport, Compressor, Stateful, Trainer, TrainingLog, create_method
-from .budget import Allocation, Budget, ModelShape
 from .fitted import Fitted
-from .policies.base import Policy
+from .ranks.budget import Allocation, Budget, ModelShape
+from .ranks.policies.base import Policy
 from .shrinking import shrink_parameter
 
 _VOCABULARY = 96

@@ -20,11 +20,11 @@ from ..models.layers import LowRankLinear
 from ..models.matrices import get_linear, low_rank_layers, model_size, replace_module
 from ..models.streamed import DiskWeights, weight_of, weights_of
 from .base import CalibrationData, CompressionReport, Compressor, Trainer
-from .budget import Budget, ModelShape
 from .fitted import Factors, Fitted
 from .groups import Group, singles
-from .policies.base import Loss, Policy, parse_policy
-from .probe import Probe
+from .ranks.budget import Budget, ModelShape
+from .ranks.policies.base import Loss, Policy, parse_policy
+from .ranks.probe import Probe
 from .working import svd_bytes
 
 Statistic = Any

@@ -9,12 +9,15 @@ from ..foundation.registry import Registry
 
 if TYPE_CHECKING:
     from .base import Compressor
-    from .policies.base import Policy
+    from .ranks.policies.base import Policy
 
 methods: Registry[Compressor] = Registry(
     "method", "lowrank_bench.methods.library", Path(__file__).parent / "library", "lowrank_bench.methods"
 )
 
 policies: Registry[Policy] = Registry(
-    "policy", "lowrank_bench.methods.policies", Path(__file__).parent / "policies", "lowrank_bench.policies"
+    "policy",
+    "lowrank_bench.methods.ranks.policies",
+    Path(__file__).parent / "ranks" / "policies",
+    "lowrank_bench.policies",
 )

@@ -16,7 +16,7 @@ class Preset:
     Attributes:
         source: hub id or folder.
         revision: commit of the hub repository, or empty for a folder.
-        recipe: training recipe that fits the model's size (see ``runners/recipes.py``).
+        recipe: training recipe that fits the model's size (see ``runners/training/recipes.py``).
     """
 
     source: str

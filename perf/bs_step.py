@@ -187,7 +187,7 @@ class Training:
 
     def step(self) -> None:
         """Do one training step, the GPU's part included."""
-        kind, keep = self.setup.device.split(":")[0], not self.setup.checkpointing  # as `runners.training` does
+        kind, keep = self.setup.device.split(":")[0], not self.setup.checkpointing  # as `runners.training.trainer` does
         with torch.autocast(kind, torch.bfloat16, enabled=self.setup.autocast, cache_enabled=keep):
             loss = self.model(input_ids=self.ids, labels=self.ids).loss
         loss.backward()

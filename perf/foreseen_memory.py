@@ -25,7 +25,7 @@ from lowrank_bench.models.presets import resolve_model
 from lowrank_bench.models.shards import Promise, write_shards
 from lowrank_bench.runners.config import make_config
 from lowrank_bench.runners.plan import Plan, make_plan
-from lowrank_bench.runners.stages import Stage
+from lowrank_bench.runners.store.folders import Stage
 
 LEAST, MOST = 0.8, 1.25
 SIZES = {"50": (512, 13, 4096), "120": (768, 14, 8192), "270": (1024, 15, 32768)}
@@ -38,7 +38,7 @@ _CHILD = """
 import json, sys
 from pathlib import Path
 from lowrank_bench.foundation.memory import reset_peak_memory
-from lowrank_bench.runners.stages import Stage, StageStore
+from lowrank_bench.runners.store.folders import Stage, StageStore
 from lowrank_bench.runners.work import perform
 stage = Stage(**json.load(sys.stdin))
 StageStore(Path(sys.argv[1])).run(stage, lambda folder: perform(stage, folder))

@@ -23,13 +23,13 @@ from typing import Any
 
 from lowrank_bench.evals.benchmarks.humaneval import humaneval_job
 from lowrank_bench.evals.benchmarks.mbpp import mbpp_job
-from lowrank_bench.evals.datasets import load_rows
-from lowrank_bench.evals.extract import last_boxed
-from lowrank_bench.evals.math_rules import SCORERS, score_texts
-from lowrank_bench.evals.math_text import normalize_minerva, normalize_original
-from lowrank_bench.evals.math_value import simple, value
-from lowrank_bench.evals.sandbox.isolation import isolation_level
-from lowrank_bench.evals.sandbox.programs import Job, run_programs
+from lowrank_bench.evals.data.datasets import load_rows
+from lowrank_bench.evals.grading.extract import last_boxed
+from lowrank_bench.evals.grading.math.rules import SCORERS, score_texts
+from lowrank_bench.evals.grading.math.text import normalize_minerva, normalize_original
+from lowrank_bench.evals.grading.math.value import simple, value
+from lowrank_bench.evals.grading.sandbox.isolation import isolation_level
+from lowrank_bench.evals.grading.sandbox.programs import Job, run_programs
 
 MATH_TARGET = 5.0
 SLOW_TASKS = (123,)

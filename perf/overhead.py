@@ -23,11 +23,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lowrank_bench.foundation.nursery import MODULES, run_apart
+from lowrank_bench.foundation.forked import MODULES, run_apart
 from lowrank_bench.runners.config import make_config
-from lowrank_bench.runners.local import Event, run_stages
+from lowrank_bench.runners.executors.local import Event, run_stages
 from lowrank_bench.runners.plan import Plan, make_plan
-from lowrank_bench.runners.stages import Stage
+from lowrank_bench.runners.store.folders import Stage
 
 TARGET = 0.1
 """Seconds of overhead per stage."""

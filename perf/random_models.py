@@ -7,8 +7,8 @@ import transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.budget import Budget
-from lowrank_bench.methods.policies.base import policies
+from lowrank_bench.methods.ranks.budget import Budget
+from lowrank_bench.methods.ranks.policies.base import policies
 from lowrank_bench.models.layers import LowRankLinear
 from lowrank_bench.models.matrices import get_linear, replace_module
 

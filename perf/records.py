@@ -28,13 +28,15 @@ import pandas as pd
 from rich.console import Console
 
 from lowrank_bench.foundation.files import canonical_json
-from lowrank_bench.results import cross, curves, tables
-from lowrank_bench.results.filters import filter_frame
-from lowrank_bench.results.intervals import wilson
-from lowrank_bench.results.records import Record, read_records, write_records
+from lowrank_bench.records.files import Record, read_records, write_records
+from lowrank_bench.records.filters import filter_frame
+from lowrank_bench.records.intervals import wilson
+from lowrank_bench.results.plots import curves
 from lowrank_bench.results.regression.baseline import update_baseline
 from lowrank_bench.results.regression.compare import Tolerance, check_run
 from lowrank_bench.results.regression.junit import junit_xml
+from lowrank_bench.results.tables import cross
+from lowrank_bench.results.tables import writers as tables
 
 TARGET_SECONDS = 10.0
 MODELS = {"llama2-7b": 6_738_415_616, "llama2-13b": 13_015_864_320}
@@ -121,8 +123,8 @@ def pages(frame: pd.DataFrame, folder: Path) -> dict[str, Callable[[], Any]]:
         for name in ("to_csv", "to_markdown", "to_latex"):
             calls[f"leaderboard {name}"] = lambda name=name: getattr(texts, name)(found)
         calls["leaderboard page"] = lambda: page.to_html(found)
-    if importlib.util.find_spec("lowrank_bench.runners.report"):
-        write = importlib.import_module("lowrank_bench.runners.report.write")
+    if importlib.util.find_spec("lowrank_bench.results.report"):
+        write = importlib.import_module("lowrank_bench.results.report.write")
         calls["report, both pages"] = lambda: write.write_report(folder, folder / "report", None)
     return calls
 

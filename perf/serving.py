@@ -27,7 +27,7 @@ from random_models import LLAMA2_7B, random_llama
 from lowrank_bench.evals.speed.spec import Measured, SpeedSpec
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import DTYPES, weights_size
-from lowrank_bench.runners.speed import alternate, median_ratio
+from lowrank_bench.results.speed.measure import alternate, median_ratio
 
 TOLERANCE = 0.03
 SMALL = {

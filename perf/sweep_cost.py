@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_bench.methods.base import CalibrationData, create_method
-from lowrank_bench.methods.budget import Budget
 from lowrank_bench.methods.fitted import Factors, Fitted
 from lowrank_bench.methods.matrixwise import MatrixCompressor, install
-from lowrank_bench.methods.policies.base import policies
+from lowrank_bench.methods.ranks.budget import Budget
+from lowrank_bench.methods.ranks.policies.base import policies
 
 RATIOS = (1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.4)
 TARGET = 1.3

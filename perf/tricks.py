@@ -15,8 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lowrank_bench.evals.sandbox.isolation import isolation_level
-from lowrank_bench.evals.sandbox.programs import Job, run_programs
+from lowrank_bench.evals.grading.sandbox.isolation import isolation_level
+from lowrank_bench.evals.grading.sandbox.programs import Job, run_programs
 
 ROOT = Path(__file__).resolve().parent.parent
 TRICKS: dict[str, str] = runpy.run_path(str(ROOT / "tests" / "evals" / "tricks.py"))["TRICKS"]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..evals.base import Benchmark, EvalSettings
-from ..evals.prompts import adds_bos, check_has_bos
+from ..evals.tasks.prompts import adds_bos, check_has_bos
 from ..foundation.errors import UserError, unknown
 from ..models.footprint import context_length
 from ..models.loading import load_tokenizer

@@ -9,10 +9,10 @@ from typing import Any
 
 from ..evals.base import metric_from_plain
 from ..foundation.files import canonical_json
-from ..results.records import Record
-from .local import stage_records
+from ..records.files import Record
+from .executors.local import stage_records
 from .plan import BASELINE, Cell, Plan, build_method
-from .stage_files import RECORD, damaged
+from .store.files import RECORD, damaged
 
 
 def collect(plan: Plan, failed: Collection[str] = ()) -> list[Record]:

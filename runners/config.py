@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from ..foundation.errors import UserError, did_you_mean
 from ..foundation.plain import parse_yaml, read_input
-from ..results.schema import recordable
-from .storage import check_url
+from ..records.schema import recordable
+from .store.storage import check_url
 
 MAX_COUNT = 2**31 - 1
 """Largest number of steps, examples or tokens; counts beyond it overflow in the libraries that take them."""

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import psutil
 
-from ..evals.datasets import find_file, specs
+from ..evals.data.datasets import find_file, specs
 from ..evals.engines.base import engines
-from ..evals.hosting.choice import engine_version, vllm_version
-from ..evals.sandbox.isolation import isolation_level
+from ..evals.engines.hosting.choice import engine_version, vllm_version
+from ..evals.grading.sandbox.isolation import isolation_level
 from ..foundation.errors import UserError
 from .provenance import processor, versions
-from .stage_files import reason_of
-from .stages import StageStore
+from .store.files import reason_of
+from .store.folders import StageStore
 
 _NAMED = 5
 

@@ -9,15 +9,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from .config import SweepConfig
-from .disk import disk_sentence
-from .estimate import estimate, wall_seconds
-from .local import crew_size
-from .machine import assume_machine
-from .memory import COLUMNS, TITLE, evaluation_needs, evaluation_rows, memory_rows, plan_ways
+from .estimates.disk import disk_sentence
+from .estimates.machine import assume_machine
+from .estimates.memory import COLUMNS, TITLE, evaluation_needs, evaluation_rows, memory_rows, plan_ways
+from .estimates.seconds import estimate, wall_seconds
+from .estimates.verdict import evaluation_demands, judge, training_demands, training_rows, way_demands
+from .executors.local import crew_size
 from .plan import Plan, build_method, make_plan
 from .progress import duration
 from .sweep import plan_warnings
-from .verdict import evaluation_demands, judge, training_demands, training_rows, way_demands
 
 KINDS = ("finetune", "fit", "compress", "recover", "evaluate")
 

@@ -12,29 +12,29 @@ from torch import nn
 
 from ..evals.base import EvalSettings, benchmarks
 from ..evals.base import Stage as EvalStage
-from ..evals.generative import check_sampling
-from ..evals.hosting.choice import Choice as EngineChoice
-from ..evals.hosting.choice import choose_engine
-from ..evals.tasks import benchmark_names, get_task
+from ..evals.engines.hosting.choice import Choice as EngineChoice
+from ..evals.engines.hosting.choice import choose_engine
+from ..evals.kinds.generative import check_sampling
+from ..evals.tasks.base import benchmark_names, get_task
 from ..foundation.environment import number_formats
 from ..foundation.errors import UserError, unknown
 from ..methods.base import Compressor, create_method
-from ..methods.budget import Allocation, Budget
-from ..methods.policies.base import policies
+from ..methods.ranks.budget import Allocation, Budget
+from ..methods.ranks.policies.base import policies
 from ..models.footprint import context_length
 from ..models.matrices import model_size
 from ..models.presets import ModelSource, resolve_model
-from .at_hand import AtHand, assumed_device, assumed_engine, counts_by_size, find_at_hand, read_skeleton
 from .checks import begins_with_bos, check_model
 from .config import MethodSpec, SweepConfig
-from .data import DATA_SEED, TrainSetSurvey, example_length, survey_train_set
-from .machine import Machine, measure_machine
-from .parallel.setup import ProcessSetup, read_setup
-from .placement import Choice, NothingFits, choose_placement, optimizer_name, placed
-from .recipes import RECIPES, SMALL_MODEL_PARAMETERS, Placement, Recipe, TrainSettings
-from .shared_store import SharedStore
-from .stages import MODEL_FOLDER, Stage, StageStore, ratio_folder, verify_around
-from .training_memory import TrainingPeak, training_peak
+from .estimates.at_hand import AtHand, assumed_device, assumed_engine, counts_by_size, find_at_hand, read_skeleton
+from .estimates.machine import Machine, measure_machine
+from .process_setup import ProcessSetup, read_setup
+from .store.folders import MODEL_FOLDER, Stage, StageStore, ratio_folder, verify_around
+from .store.shared import SharedStore
+from .training.data import DATA_SEED, TrainSetSurvey, example_length, survey_train_set
+from .training.memory import TrainingPeak, training_peak
+from .training.placement import Choice, NothingFits, choose_placement, optimizer_name, placed
+from .training.recipes import RECIPES, SMALL_MODEL_PARAMETERS, Placement, Recipe, TrainSettings
 
 BASELINE = MethodSpec(name="none", label="uncompressed")
 

@@ -22,8 +22,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from .local import Event
-from .stages import Stage
+from .executors.local import Event
+from .store.folders import Stage
 
 LOG_FILE = "run.log"
 """In the folder of a run: one line with the local time for every start, minute and end of a stage."""

@@ -15,16 +15,16 @@ import transformers
 
 from ..evals.base import Benchmark, EvalSettings, Outcome, benchmarks, metric_to_plain
 from ..evals.engines.base import Engine
-from ..evals.hosting.choice import choose_engine, engine_version
-from ..evals.hosting.host import EngineCrashed, HostedEngine
-from ..evals.tasks import benchmark_names, get_task
+from ..evals.engines.hosting.choice import choose_engine, engine_version
+from ..evals.engines.hosting.host import EngineCrashed, HostedEngine
+from ..evals.tasks.base import benchmark_names, get_task
 from ..foundation.errors import UserError, unknown
 from ..foundation.files import check_new_folder, new_folder, write_atomic, write_json
 from ..foundation.memory import peak_memory_bytes, reset_peak_memory
 from ..foundation.progress import Progress, reporting
 from ..methods.base import CompressionReport, Compressor
-from ..methods.budget import Budget
-from ..methods.policies.base import policies
+from ..methods.ranks.budget import Budget
+from ..methods.ranks.policies.base import policies
 from ..models.dtypes import SAVE_DTYPES, save_dtypes
 from ..models.footprint import context_length
 from ..models.loading import load_skeleton, load_tokenizer
@@ -35,16 +35,16 @@ from ..models.shards import save_model
 from ..models.untouched import Untouched, untouched
 from .checks import begins_with_bos, check_model
 from .config import MethodSpec
-from .data import DATA_SEED, example_length, load_task_data
-from .machine import measure_machine
-from .memory import Way, compress_way, fit_way, memory_rows, open_model
-from .placement import choose_placement, optimizer_name, placed
+from .estimates.machine import measure_machine
+from .estimates.memory import Way, compress_way, fit_way, memory_rows, open_model
 from .plan import build_method, merge_settings, pick_device, pick_recipe
 from .provenance import provenance
-from .recipes import RECIPES, Placement, Recipe, TrainSettings
-from .stages import verify_around
-from .training import TaskTrainer, compress_order
-from .training_memory import TrainingPeak, training_peak
+from .store.folders import verify_around
+from .training.data import DATA_SEED, example_length, load_task_data
+from .training.memory import TrainingPeak, training_peak
+from .training.placement import choose_placement, optimizer_name, placed
+from .training.recipes import RECIPES, Placement, Recipe, TrainSettings
+from .training.trainer import TaskTrainer, compress_order
 
 _FIT_FOLDER = ".fit"
 """Where factors wait on disk while a large model is compressed."""

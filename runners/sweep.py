@@ -1,10 +1,10 @@
-"""The whole line: plan, run what is missing, collect records, write table and curves."""
+"""A sweep's stages: plan, run what is missing, collect records."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,58 +14,81 @@ from rich.console import Console
 from ..foundation.errors import UserError
 from ..foundation.files import write_atomic
 from ..models.untouched import untouched
-from ..results.checksums import CHECKSUMS_NAME
-from ..results.curves import draw_curves
-from ..results.overview import render_overview
-from ..results.records import to_frame, write_records
-from ..results.tables import render_terminal
+from ..records.checksums import CHECKSUMS_NAME
+from ..records.files import write_records
+from ..records.schema import Record
 from .collect import collect
 from .config import SweepConfig
-from .disk import checkpoint_bytes, disk_bytes
-from .estimate import stage_seconds, wall_seconds
-from .local import Event, crew_size, raise_failures, run_stages
-from .memory import check_plan
-from .parallel.setup import refuse_launchers
+from .estimates.disk import checkpoint_bytes, disk_bytes
+from .estimates.memory import check_plan
+from .estimates.seconds import stage_seconds, wall_seconds
+from .executors.local import Event, crew_size, raise_failures, run_stages
 from .plan import Plan, make_plan
+from .process_setup import refuse_launchers
 from .progress import LOG_FILE, StageProgress
-from .removal import Removal, by_fit, keeps_all
-from .shared_store import SharedStore
-from .storage import Storage
+from .store.removal import Removal, by_fit, keeps_all
+from .store.shared import SharedStore
+from .store.storage import Storage
 
 _SPARE_BYTES = 64 << 20
+_ELSEWHERE = {"executor", "address", "accelerate", "checkpoint_minutes", "keep", "storage", "memory"}
+"""Fields of a configuration that say where stages run."""
 
 
 @dataclass(frozen=True)
-class SweepResult:
-    """Where a finished sweep lies: its folder, the files written to it, and how many stages had to run."""
+class Executed:
+    """A plan whose stages have run.
 
-    folder: Path
-    csv: Path
-    curves: list[Path]
+    Attributes:
+        plan: the plan.
+        records: of all evaluations that are done.
+        stages_run: how many stages had to run.
+        failed: evaluations that failed, by key.
+    """
+
+    plan: Plan
+    records: list[Record]
     stages_run: int
-    files: tuple[Path, ...] = ()
+    failed: dict[str, Event]
+
+    @property
+    def shared(self) -> SharedStore | None:
+        """The store, where it is a shared one."""
+        return self.plan.store if isinstance(self.plan.store, SharedStore) else None
+
+    def write_records(self) -> tuple[Path, ...]:
+        """Write results.csv, results.parquet, their checksums and sweep.yaml; return their paths in that order."""
+        config = self.plan.config
+        folder = config.out.expanduser().resolve() / self.plan.name
+        csv, parquet = write_records(folder, self.records)
+        # Where stages ran is no part of what was asked: the file is the same, and runs where that cluster is gone.
+        asked = config.model_dump(mode="json", exclude=_ELSEWHERE, exclude_none=True, exclude_defaults=True)
+        write_atomic(folder / "sweep.yaml", yaml.safe_dump(asked, sort_keys=True, allow_unicode=True))
+        return csv, parquet, folder / CHECKSUMS_NAME, folder / "sweep.yaml"
+
+    def raise_failures(self) -> None:
+        """Raise the error of the first failed evaluation, if one failed."""
+        raise_failures(self.plan.stages, self.failed)
 
 
-def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResult:
-    """Run a sweep, or what is missing of it, and write its results.
+def execute(config: SweepConfig, out: Console) -> Executed:
+    """Run the stages of a sweep, or what is missing of them; `results.sweep.run_sweep` makes tables and curves of it.
 
     Args:
         config: what to run.
-        console: where progress and tables go; None is silent.
+        out: where notes and progress go.
 
     Raises:
-        UserError: bad input, before anything is written; or a stage that cannot go on; or evaluations that failed, when
-            everything else is done and written.
+        UserError: bad input, before anything is written; or a stage that cannot go on.
     """
     refuse_launchers()
     if config.executor == "ray":
-        from .ray_executor import require_ray
+        from .executors.ray import require_ray
 
         require_ray(config)
     if config.storage:
         Storage(config.storage, attempts=1).check()
     plan = make_plan(config)
-    out = console or Console(quiet=True)
     for warning in plan_warnings(plan):
         out.print(f"[yellow]note:[/yellow] {warning}", highlight=False)
     pending = plan.pending()
@@ -96,20 +119,10 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
         shared.gather([key for key in plan.stages if key not in failed])
     for warning in fit_warnings(plan):
         out.print(f"[yellow]note:[/yellow] {warning}", highlight=False)
-    if not collect(plan, failed):
+    records = collect(plan, failed)
+    if not records:
         raise_failures(plan.stages, failed)
-    result = write_results(plan, len(pending), failed)
-    if shared:
-        shared.send_results(result.folder, result.files)
-    frame = to_frame(collect(plan, failed))
-    render_terminal(frame, out)
-    render_overview(frame, out)
-    out.print(f"results  {result.csv}", soft_wrap=True, highlight=False)
-    for path in result.curves:
-        if path.suffix == ".png":
-            out.print(f"curve    {path}", soft_wrap=True, highlight=False)
-    raise_failures(plan.stages, failed)
-    return result
+    return Executed(plan, records, len(pending), failed)
 
 
 def _run_pending(plan: Plan, pending: Sequence[str], removal: Removal, out: Console) -> dict[str, Event]:
@@ -118,7 +131,7 @@ def _run_pending(plan: Plan, pending: Sequence[str], removal: Removal, out: Cons
     log = config.out.expanduser().resolve() / plan.name / LOG_FILE
     out.print(f"log      {log}", soft_wrap=True, highlight=False)
     if config.executor == "ray":
-        from . import ray_executor
+        from .executors import ray as ray_executor
 
         with ray_executor.ray_session(config.address) as nodes:
             share = ray_executor.share_of(config.workers, plan.device, plan.parameters, nodes)
@@ -129,28 +142,6 @@ def _run_pending(plan: Plan, pending: Sequence[str], removal: Removal, out: Cons
     with StageProgress(out, todo, seconds, workers, log) as progress:
         told = removal.after(progress.event)
         return run_stages(todo, plan.needs, plan.store, workers, threads, told, progress.start)
-
-
-def write_results(plan: Plan, stages_run: int = 0, failed: Collection[str] = ()) -> SweepResult:
-    """Collect the records of a finished plan and write results.csv, results.parquet, sweep.yaml and the curves.
-
-    Evaluations whose keys are in ``failed`` are left out.
-    """
-    records = collect(plan, failed)
-    folder = plan.config.out.expanduser().resolve() / plan.name
-    csv, parquet = write_records(folder, records)
-    # Where stages ran is no part of what was asked: the file is the same, and runs where that cluster is gone.
-    config = plan.config.model_dump(
-        mode="json",
-        exclude={"executor", "address", "accelerate", "checkpoint_minutes", "keep", "storage", "memory"},
-        exclude_none=True,
-        exclude_defaults=True,
-    )
-    write_atomic(folder / "sweep.yaml", yaml.safe_dump(config, sort_keys=True, allow_unicode=True))
-    curves = draw_curves(to_frame(records), folder)
-    return SweepResult(
-        folder, csv, curves, stages_run, (csv, parquet, folder / CHECKSUMS_NAME, folder / "sweep.yaml", *curves)
-    )
 
 
 def reused(plan: Plan, pending: Sequence[str]) -> list[str]:

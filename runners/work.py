@@ -13,32 +13,32 @@ import torch
 from safetensors.torch import save_file
 
 from ..evals.base import EvalSettings, benchmarks, metric_to_plain
-from ..evals.hosting.choice import engine_version
-from ..evals.hosting.host import HostedEngine
+from ..evals.engines.hosting.choice import engine_version
+from ..evals.engines.hosting.host import HostedEngine
 from ..foundation.environment import number_formats
 from ..foundation.errors import UserError
 from ..foundation.files import read_json, write_json
 from ..foundation.progress import reporting
 from ..methods.base import CompressionReport, Compressor, create_method
-from ..methods.budget import Budget
 from ..methods.fitted import Fitted
+from ..methods.ranks.budget import Budget
 from ..models.checkpoint import load_exact_skeleton
 from ..models.dtypes import SaveDtypes, save_dtypes
 from ..models.footprint import context_length
 from ..models.loading import load_model, load_skeleton, load_tokenizer, weights_size
 from ..models.notes import notes_of
 from ..models.shards import save_model
-from .data import TaskData, load_task_data
-from .foreseen import check_training, evaluation_peak, placement_of, plain
-from .memory import Way, compress_way, fit_way, open_model, read_length
-from .parallel.launch import train_together
-from .parallel.sharding import is_main, process_count, shards
+from .estimates.foreseen import check_training, evaluation_peak, placement_of, plain
+from .estimates.memory import Way, compress_way, fit_way, open_model, read_length
+from .executors.parallel.launch import train_together
 from .provenance import code_digest
-from .recipes import TrainSettings
-from .resuming import Resumable
-from .stages import MODEL_FOLDER, REPORT, Stage, input_digests, ratio_folder, resume_folder
-from .training import Progress, TaskTrainer, compress_order
-from .training_memory import training_peak
+from .store.folders import MODEL_FOLDER, REPORT, Stage, input_digests, ratio_folder, resume_folder
+from .training.data import TaskData, load_task_data
+from .training.memory import training_peak
+from .training.recipes import TrainSettings
+from .training.resuming import Resumable
+from .training.sharding import is_main, process_count, shards
+from .training.trainer import Progress, TaskTrainer, compress_order
 
 BASES_FILE = "bases.safetensors"
 """Beside a compressed checkpoint, where a method says which bases survived."""

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lowrank_bench.foundation.nursery import Nursery
+from lowrank_bench.foundation.forked import Nursery
 
 FRESH = [sys.executable, "-c", "from lowrank_bench.cli import main; main()"]
 

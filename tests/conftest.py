@@ -118,7 +118,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory):
     """The configuration of a finished small sweep; the processes of pytest-xdist share one, each has a copy."""
-    from lowrank_bench.runners.sweep import run_sweep
+    from lowrank_bench.results.sweep import run_sweep
 
     config = small_sweep(tmp_path_factory.mktemp("finished"))
     if "PYTEST_XDIST_WORKER" not in os.environ:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lowrank_bench.evals.engines.base import Sampling
-from lowrank_bench.evals.prompts import encode_prompt
+from lowrank_bench.evals.tasks.prompts import encode_prompt
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models.loading import load_model, load_tokenizer
 

@@ -5,8 +5,8 @@ import random
 from typing import Any
 
 from lowrank_bench.foundation.files import canonical_json
-from lowrank_bench.results.intervals import perplexity_interval, wilson
-from lowrank_bench.results.records import Record
+from lowrank_bench.records.files import Record
+from lowrank_bench.records.intervals import perplexity_interval, wilson
 
 PARAMS = 6_738_415_616
 VERSIONS = canonical_json({"lowrank_bench": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "transformers": "5.19.0"})

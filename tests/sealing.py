@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_bench.foundation.files import read_json, sha256_file, write_json
-from lowrank_bench.runners.stage_files import MARKER, RECORD, checksum
+from lowrank_bench.runners.store.files import MARKER, RECORD, checksum
 
 
 def seal(stage: Path, **changes: Any) -> None:

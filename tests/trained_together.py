@@ -7,17 +7,17 @@ from typing import Any, ClassVar
 
 import torch
 
-from lowrank_bench.evals.prompts import Encoded
+from lowrank_bench.evals.tasks.prompts import Encoded
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.budget import Budget
 from lowrank_bench.methods.library.bs.layer import BasisLinear
+from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.models.layers import LowRankLinear
 from lowrank_bench.models.matrices import get_linear, low_rank_layers, matrices, replace_module
-from lowrank_bench.runners import training
-from lowrank_bench.runners.data import IGNORED, TaskData
-from lowrank_bench.runners.recipes import TrainSettings
-from lowrank_bench.runners.training import TaskTrainer
+from lowrank_bench.runners.training import trainer as training
+from lowrank_bench.runners.training.data import IGNORED, TaskData
+from lowrank_bench.runners.training.recipes import TrainSettings
+from lowrank_bench.runners.training.trainer import TaskTrainer
 
 STEPS = 7
 # 19 examples in batches of 8: each epoch ends with an update of three, and the steps go through two of these ends.
@@ -140,8 +140,8 @@ def select(case: str) -> dict[str, Any]:
 if __name__ == "__main__":
     from accelerate import PartialState
 
-    from lowrank_bench.runners.local import prepare
-    from lowrank_bench.runners.parallel.sharding import is_main, is_sharded, whole_state
+    from lowrank_bench.runners.executors.local import prepare
+    from lowrank_bench.runners.training.sharding import is_main, is_sharded, whole_state
 
     prepare(1)
     PartialState(cpu=True)

@@ -6,7 +6,7 @@ The test split; prompt and choices of lm-evaluation-harness `arc_challenge`.
 from __future__ import annotations
 
 from ..base import benchmarks
-from ..harness import HarnessBenchmark
+from ..kinds.harness import HarnessBenchmark
 
 
 @benchmarks.register("arc-challenge")

@@ -7,7 +7,7 @@ regard to length, so that there is no `acc_norm`. Passages that do not fit a sho
 from __future__ import annotations
 
 from ..base import benchmarks
-from ..harness import HarnessBenchmark
+from ..kinds.harness import HarnessBenchmark
 
 
 @benchmarks.register("boolq")

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..base import EvalSettings, benchmarks
-from ..datasets import Rows, content_sha256
-from ..generative import cached_rows
-from ..perplexity import PerplexityBenchmark
-from ..prompts import encode_joined
-from ..tasks import C4_TEST
+from ..data.datasets import Rows, content_sha256
+from ..kinds.generative import cached_rows
+from ..kinds.perplexity import PerplexityBenchmark
+from ..tasks.base import C4_TEST
+from ..tasks.prompts import encode_joined
 
 
 @benchmarks.register("c4")

@@ -15,14 +15,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...results.intervals import mean_interval
+from ...records.intervals import mean_interval
 from ..base import EvalSettings, Metric, benchmarks
-from ..choice import Judged, Row
-from ..datasets import Rows
-from ..generative import cached_rows
-from ..harness import HarnessBenchmark
-from ..likelihood import Likelihood
-from ..metrics import rate
+from ..data.datasets import Rows
+from ..grading.metrics import rate
+from ..kinds.choice import Judged, Row
+from ..kinds.generative import cached_rows
+from ..kinds.harness import HarnessBenchmark
+from ..kinds.likelihood import Likelihood
 
 
 @benchmarks.register("crows-pairs")

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..answers import NumberBenchmark
 from ..base import EvalSettings, benchmarks
-from ..datasets import Rows
-from ..generative import cached_rows
-from ..prompts import finetuning_prompt
+from ..data.datasets import Rows
+from ..kinds.answers import NumberBenchmark
+from ..kinds.generative import cached_rows
+from ..tasks.prompts import finetuning_prompt
 
 EXAMPLE_INDICES = (0, 1, 2, 3, 4)
 """Places in the training split of the examples that are shown."""

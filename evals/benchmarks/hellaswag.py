@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from ...foundation.errors import UserError
 from ..base import EvalSettings, benchmarks
-from ..datasets import Rows, find_file
-from ..generative import cached_rows
-from ..harness import HarnessBenchmark
+from ..data.datasets import Rows, find_file
+from ..kinds.generative import cached_rows
+from ..kinds.harness import HarnessBenchmark
 
 SAMPLE = "validation_1000"
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from ...foundation.errors import UserError
 from ..base import EvalSettings, benchmarks
-from ..code import HUMANEVAL_STOPS, CodeBenchmark, function_program, tested_names
-from ..datasets import Rows
-from ..generative import cached_rows
-from ..prompts import finetuning_prompt
-from ..sandbox.programs import Job
+from ..data.datasets import Rows
+from ..grading.sandbox.programs import Job
+from ..kinds.code import HUMANEVAL_STOPS, CodeBenchmark, function_program, tested_names
+from ..kinds.generative import cached_rows
+from ..tasks.prompts import finetuning_prompt
 
 INSTRUCTION = "Complete the following Python function.\n"
 

@@ -7,9 +7,9 @@ Before finetuning the model gets the four training problems of the Minerva promp
 from __future__ import annotations
 
 from ..base import EvalSettings, benchmarks
-from ..datasets import Rows
-from ..generative import cached_rows
-from ..math_benchmark import MathBenchmark
+from ..data.datasets import Rows
+from ..kinds.generative import cached_rows
+from ..kinds.math import MathBenchmark
 
 
 @benchmarks.register("math")

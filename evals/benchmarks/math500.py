@@ -6,9 +6,9 @@ Prompts and scorers are those of `math`.
 from __future__ import annotations
 
 from ..base import EvalSettings, benchmarks
-from ..datasets import Rows
-from ..generative import cached_rows
-from ..math_benchmark import MathBenchmark
+from ..data.datasets import Rows
+from ..kinds.generative import cached_rows
+from ..kinds.math import MathBenchmark
 
 
 @benchmarks.register("math500")

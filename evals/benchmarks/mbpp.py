@@ -13,12 +13,12 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ..base import EvalSettings, benchmarks
-from ..code import CodeBenchmark, free_names, tested_names, unfence
-from ..datasets import Rows
-from ..generative import cached_rows
-from ..prompts import finetuning_prompt
-from ..sandbox.programs import Job
-from ..tasks import mbpp_instruction, unix
+from ..data.datasets import Rows
+from ..grading.sandbox.programs import Job
+from ..kinds.code import CodeBenchmark, free_names, tested_names, unfence
+from ..kinds.generative import cached_rows
+from ..tasks.base import mbpp_instruction, unix
+from ..tasks.prompts import finetuning_prompt
 
 EXAMPLE_TASK_IDS = (2, 3, 4)
 _PROMPT = (

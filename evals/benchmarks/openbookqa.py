@@ -6,7 +6,7 @@ The test split without the book; prompt and choices of lm-evaluation-harness `op
 from __future__ import annotations
 
 from ..base import benchmarks
-from ..harness import HarnessBenchmark
+from ..kinds.harness import HarnessBenchmark
 
 
 @benchmarks.register("openbookqa")

@@ -6,7 +6,7 @@ The validation split, whose answers are public; prompt and choices of lm-evaluat
 from __future__ import annotations
 
 from ..base import benchmarks
-from ..harness import HarnessBenchmark
+from ..kinds.harness import HarnessBenchmark
 
 
 @benchmarks.register("piqa")

@@ -26,11 +26,11 @@ import numpy as np
 
 from ...foundation.errors import UserError
 from ..base import EvalSettings, Metric, benchmarks
-from ..choice import ChoiceBenchmark, Judged, Row
-from ..datasets import Rows, content_sha256
-from ..generative import cached_rows
-from ..likelihood import Likelihood, Pair
-from ..metrics import rate
+from ..data.datasets import Rows, content_sha256
+from ..grading.metrics import rate
+from ..kinds.choice import ChoiceBenchmark, Judged, Row
+from ..kinds.generative import cached_rows
+from ..kinds.likelihood import Likelihood, Pair
 
 SENTENCES = ("stereotype", "anti_stereotype", "unrelated")
 KINDS = ("intrasentence", "intersentence")

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..base import EvalSettings, benchmarks
-from ..datasets import Rows, content_sha256
-from ..generative import cached_rows
-from ..perplexity import PerplexityBenchmark
-from ..prompts import encode_prompt
-from ..tasks import TINYSTORIES_TEST
+from ..data.datasets import Rows, content_sha256
+from ..kinds.generative import cached_rows
+from ..kinds.perplexity import PerplexityBenchmark
+from ..tasks.base import TINYSTORIES_TEST
+from ..tasks.prompts import encode_prompt
 
 
 @benchmarks.register("tinystories")

@@ -7,11 +7,11 @@ from typing import Any
 
 from ...foundation.files import digest
 from ..base import EvalSettings, benchmarks
-from ..code import HUMANEVAL_STOPS, CodeBenchmark
-from ..datasets import Rows
-from ..prompts import finetuning_prompt
-from ..sandbox.programs import Job
-from ..toy.code import TEST_PROBLEMS, toy_code_problems
+from ..data.datasets import Rows
+from ..grading.sandbox.programs import Job
+from ..kinds.code import HUMANEVAL_STOPS, CodeBenchmark
+from ..tasks.prompts import finetuning_prompt
+from ..tasks.toy.code import TEST_PROBLEMS, toy_code_problems
 from .humaneval import humaneval_job, humaneval_row
 
 

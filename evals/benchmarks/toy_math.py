@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...foundation.files import digest
-from ..answers import NumberBenchmark
 from ..base import EvalSettings, benchmarks
-from ..datasets import Rows
-from ..prompts import finetuning_prompt
-from ..toy.math import TEST_PROBLEMS, toy_math_problems
+from ..data.datasets import Rows
+from ..kinds.answers import NumberBenchmark
+from ..tasks.prompts import finetuning_prompt
+from ..tasks.toy.math import TEST_PROBLEMS, toy_math_problems
 
 
 @benchmarks.register("toy-math")

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..base import EvalSettings, benchmarks
-from ..datasets import Rows
-from ..generative import cached_rows
-from ..perplexity import PerplexityBenchmark
-from ..prompts import encode_joined
+from ..data.datasets import Rows
+from ..kinds.generative import cached_rows
+from ..kinds.perplexity import PerplexityBenchmark
+from ..tasks.prompts import encode_joined
 
 
 @benchmarks.register("wikitext2")

@@ -22,13 +22,13 @@ from functools import lru_cache
 from typing import Any
 
 from ...foundation.errors import UserError
-from ...results.paired import paired_interval
+from ...records.paired import paired_interval
 from ..base import EvalSettings, Metric, benchmarks
-from ..choice import ChoiceBenchmark, Judged, Row
-from ..datasets import Rows, content_sha256
-from ..generative import cached_rows
-from ..likelihood import Likelihood, Pair
-from ..metrics import rate
+from ..data.datasets import Rows, content_sha256
+from ..grading.metrics import rate
+from ..kinds.choice import ChoiceBenchmark, Judged, Row
+from ..kinds.generative import cached_rows
+from ..kinds.likelihood import Likelihood, Pair
 
 TYPES = ("type1", "type2")
 SIDES = ("pro", "anti")

@@ -7,7 +7,7 @@ after both names (partial evaluation, Trinh and Le 2018), so that lengths are eq
 from __future__ import annotations
 
 from ..base import benchmarks
-from ..harness import HarnessBenchmark
+from ..kinds.harness import HarnessBenchmark
 
 
 @benchmarks.register("winogrande")

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ..base import methods
-from ..calibrated import MomentCompressor
+from ..calibration.driver import MomentCompressor
+from ..calibration.moments import Moments
 from ..fitted import Factors
-from ..moments import Moments
-from ..whitening import VERSION, whiten
+from ..linalg.whitening import VERSION, whiten
 from ..working import whiten_bytes
 
 FACTS = {

@@ -13,11 +13,11 @@ from pydantic import Field
 from torch import Tensor
 
 from ..base import methods
-from ..calibrated import MomentCompressor
+from ..calibration.driver import MomentCompressor
+from ..calibration.moments import Moments
 from ..fitted import Factors
 from ..linalg import left_vectors
-from ..moments import Moments
-from ..whitening import balance
+from ..linalg.whitening import balance
 from ..working import svd_bytes
 
 FACTS = {

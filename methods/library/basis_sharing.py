@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from ...models.matrices import Matrix
 from ..base import CalibrationData, methods
-from ..calibrated import MomentCompressor, pooled
+from ..calibration.driver import MomentCompressor, pooled
+from ..calibration.moments import Moments, input_moments
 from ..fitted import Factors
 from ..groups import Group
-from ..moments import Moments, input_moments
-from ..whitening import VERSION, whiten
+from ..linalg.whitening import VERSION, whiten
 from ..working import whiten_bytes
 
 FACTS = {

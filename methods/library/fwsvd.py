@@ -14,12 +14,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..base import CalibrationData, methods
-from ..calibrated import CalibratedCompressor
+from ..calibration.driver import CalibratedCompressor
+from ..calibration.statistics import input_fisher
 from ..fitted import Factors
 from ..groups import Group
 from ..linalg import svd
 from ..matrixwise import by_name
-from ..statistics import input_fisher
 
 FACTS = {
     "data": "calibration",

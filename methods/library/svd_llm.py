@@ -15,11 +15,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..base import CalibrationData, methods
-from ..calibrated import MomentCompressor
+from ..calibration.driver import MomentCompressor
+from ..calibration.moments import Moments, gradient_grams
 from ..fitted import Factors
 from ..groups import Group
-from ..moments import Moments, gradient_grams
-from ..whitening import VERSION, Side, whiten
+from ..linalg.whitening import VERSION, Side, whiten
 from ..working import whiten_bytes
 
 FACTS = {

@@ -23,15 +23,15 @@ from gpu_sections.table import Row, Where, attempts, failed
 from torch import Tensor, nn
 
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.budget import Budget
+from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.methods.registry import methods
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.layers import LowRankLinear
 from lowrank_bench.models.loading import load_model, load_tokenizer
 from lowrank_bench.models.presets import resolve_model
-from lowrank_bench.runners.data import TaskData, load_task_data
-from lowrank_bench.runners.recipes import RECIPES
-from lowrank_bench.runners.training import TaskTrainer
+from lowrank_bench.runners.training.data import TaskData, load_task_data
+from lowrank_bench.runners.training.recipes import RECIPES
+from lowrank_bench.runners.training.trainer import TaskTrainer
 
 RATIO, SAMPLES, SEED = 2.0, 16, 42
 UPDATES, SMALL_UPDATES = 20, 2

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from gpu_sections.table import Row
 
-from lowrank_bench.runners import assumptions
+from lowrank_bench.runners.estimates import assumptions
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ def size(count: float) -> str:
 
 
 def share_row(constant: str, operations: float, seconds: float, of: str) -> Row:
-    """Return a row with what a constant of `runners/assumptions.py` would be by a measurement.
+    """Return a row with what a constant of `runners/estimates/assumptions.py` would be by a measurement.
 
     Args:
         constant: its name.

@@ -1,7 +1,7 @@
 """Whether full finetuning of Llama-2-7B's shape fits: two updates of the sweep's own trainer, for each placement.
 
 The recipe is `paper`'s: 128 examples of 512 tokens an update, 8 a pass, gradient checkpointing, bfloat16 over float32
-weights, AdamW. Weights and tokens are random. What `runners.training_memory` foresees stands beside the measured peak;
+weights, AdamW. Weights and tokens are random. What `runners.training.memory` foresees stands beside the measured peak;
 where it foresees more than the GPU has free, running out of memory is what it promised.
 """
 
@@ -15,12 +15,12 @@ from gpu_sections.fitting import size
 from gpu_sections.table import Row, Where
 from random_models import LLAMA2_7B, TINY, random_llama
 
-from lowrank_bench.evals.prompts import Encoded
+from lowrank_bench.evals.tasks.prompts import Encoded
 from lowrank_bench.foundation.memory import peak_resident_bytes, reset_peak_memory
-from lowrank_bench.runners.data import TaskData
-from lowrank_bench.runners.recipes import RECIPES, TrainSettings
-from lowrank_bench.runners.training import TaskTrainer
-from lowrank_bench.runners.training_memory import TrainingPeak, training_peak
+from lowrank_bench.runners.training.data import TaskData
+from lowrank_bench.runners.training.memory import TrainingPeak, training_peak
+from lowrank_bench.runners.training.recipes import RECIPES, TrainSettings
+from lowrank_bench.runners.training.trainer import TaskTrainer
 
 UPDATES, LENGTH, SMALL_LENGTH = 2, 512, 8
 TOLERANCE = 0.2

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...foundation.errors import UserError
 from ...foundation.files import digest
+from ...records.schema import KEY_COLUMNS
 from ..pages.shell import shorten
-from ..pivot import Cell, Table, goodness, pivot, with_too_long
-from ..schema import KEY_COLUMNS
+from ..tables.pivot import Cell, Table, goodness, pivot, with_too_long
 from .bands import SHORTFALL, band_name, bands
 from .provenance import Provenance, provenances
 from .ranking import NO_SAMPLES, Contender, Scores, Standing, rank

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from ..looks import UNCOMPRESSED
 from ..pages.charts import Axis, Point, Series, chart, pareto, staircase
 from ..pages.parts import Figure
-from ..pivot import direction, format_cell, is_fraction, is_perplexity
+from ..plots.looks import UNCOMPRESSED
+from ..tables.pivot import direction, format_cell, is_fraction, is_perplexity
 from .bands import band_name
 from .boards import Board, Entry
 

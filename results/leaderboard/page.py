@@ -9,7 +9,7 @@ from typing import Literal
 
 from ..pages.parts import Column, Field, Figure, TableView
 from ..pages.shell import render_page, shorten
-from ..pivot import direction, format_cell
+from ..tables.pivot import direction, format_cell
 from .bands import band_name
 from .boards import Board, Entry
 from .figures import figures

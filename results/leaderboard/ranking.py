@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..paired import Floats, enough_flips, holm, mcnemar, sign_flips
+from ...records.paired import Floats, enough_flips, holm, mcnemar, sign_flips
 
 LEVEL = 0.05
 NO_SAMPLES = "no samples"

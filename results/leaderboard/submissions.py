@@ -15,10 +15,10 @@ from pydantic import ValidationError
 from ...foundation.errors import UserError, did_you_mean
 from ...foundation.files import read_limited, write_atomic
 from ...foundation.plain import read_input
-from ..metrics import is_perplexity
-from ..records import read_records
-from ..schema import COLUMNS, KEY_COLUMNS, SCHEMA_VERSION, TIMING_COLUMNS, Record
-from ..tables import clean
+from ...records.files import read_records
+from ...records.metrics import is_perplexity
+from ...records.schema import COLUMNS, KEY_COLUMNS, SCHEMA_VERSION, TIMING_COLUMNS, Record
+from ..tables.writers import clean
 
 if TYPE_CHECKING:
     import pandas as pd

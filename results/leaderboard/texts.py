@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..pages.shell import shorten
-from ..pivot import direction, format_cell
-from ..tables import clean, inert, latex_table, latex_text, markdown_table, markdown_text
+from ..tables.pivot import direction, format_cell
+from ..tables.writers import clean, inert, latex_table, latex_text, markdown_table, markdown_text
 from .bands import band_name
 from .boards import Board, Entry
 from .ranking import LEVEL

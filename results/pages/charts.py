@@ -9,8 +9,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..curves import plain
-from ..looks import Look, looks, method_of
+from ..plots.curves import plain
+from ..plots.looks import Look, looks, method_of
 from .inline import INK, PAPER, SOFT, inline_svg, page_style
 from .shell import shorten
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from ..curves import style
-from ..looks import COLOURS
-from ..tables import clean
+from ..plots.curves import style
+from ..plots.looks import COLOURS
+from ..tables.writers import clean
 
 INK, SOFT, FAINT, PAPER = "#010101", "#505051", "#dcdcd9", "#fefefe"
 """Colours that stand for those of the page: of text and levels, of ticks, of the grid, of what is behind."""

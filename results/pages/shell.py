@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ..tables import clean
+from ..tables.writers import clean
 
 TEMPLATES = Path(__file__).parent / "templates"
 

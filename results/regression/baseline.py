@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...foundation.errors import UserError
 from ...foundation.files import write_atomic
-from ..records import COLUMNS, TIMING_COLUMNS, Record, csv_text, read_records, to_records
+from ...records.files import COLUMNS, TIMING_COLUMNS, Record, csv_text, read_records, to_records
 from .recovery import CellName, Estimate, estimates
 
 if TYPE_CHECKING:

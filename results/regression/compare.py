@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ...foundation.errors import UserError
-from ..intervals import t_quantile
+from ...records.intervals import t_quantile
 from .recovery import CellName, Estimate, estimates
 
 if TYPE_CHECKING:

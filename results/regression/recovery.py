@@ -10,7 +10,7 @@ from statistics import NormalDist, fmean, variance
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...foundation.errors import UserError
-from ..metrics import has_ideal
+from ...records.metrics import has_ideal
 
 if TYPE_CHECKING:
     import pandas as pd

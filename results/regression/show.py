@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from ..tables import clean
+from ..tables.writers import clean
 from .compare import Check, Comparison
 from .recovery import CellName, Estimate
 

@@ -1,4 +1,4 @@
-"""What a report says, as plain data: made by `runners.report` from records and stages, rendered here without them."""
+"""What a report says, as plain data: made by `results.report` from records and stages, rendered here without them."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from functools import partial
 
 from ..pages.parts import Column, Field, TableView
 from ..pages.shell import shorten
-from ..pivot import Cell, Table, format_cell, pivot
+from ..tables.pivot import Cell, Table, format_cell, pivot
 from .blocks import Block, Bullets, Code, Examples, Fold, Heading, Listing, Picture, Section
 from .data import Report
 from .figures import MOST_LINES, curve, failure_figure, spending_figure

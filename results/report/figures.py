@@ -9,10 +9,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..curves import plain
-from ..looks import MARKERS, Look, looks, method_of
 from ..pages.charts import Axis, Point, Series, chart
-from ..pivot import Cell, Table, direction, format_cell, is_fraction, is_perplexity
+from ..plots.curves import plain
+from ..plots.looks import MARKERS, Look, looks, method_of
+from ..tables.pivot import Cell, Table, direction, format_cell, is_fraction, is_perplexity
 from .data import Energy, Failures, RankMap, Spectra
 from .spending import Spending
 

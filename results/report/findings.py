@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from ..pivot import Cell, Row, Table, direction, format_value, is_fraction, pivot
+from ..tables.pivot import Cell, Row, Table, direction, format_value, is_fraction, pivot
 from .data import Paired, Report
 from .words import and_list, duration
 

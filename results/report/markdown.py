@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ..pages.parts import Field, TableView
-from ..tables import clean, markdown_table, markdown_text
+from ..tables.writers import clean, markdown_table, markdown_text
 from .blocks import Block, Bullets, Code, Examples, Fold, Heading, Listing, Picture
 from .data import Example, Report
 from .document import sections

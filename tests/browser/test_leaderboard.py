@@ -9,10 +9,10 @@ import pytest
 from made_records import make_record, make_sweep
 from playwright.sync_api import expect
 
+from lowrank_bench.records.files import to_frame
 from lowrank_bench.results.leaderboard.boards import boards
 from lowrank_bench.results.leaderboard.page import to_html
 from lowrank_bench.results.leaderboard.ranking import Scores
-from lowrank_bench.results.records import to_frame
 
 EVIL = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
 PHONE = {"width": 390, "height": 780}

@@ -6,9 +6,9 @@ import shutil
 import pytest
 from sealing import seal
 
+from lowrank_bench.results.report.gather import gather
 from lowrank_bench.results.report.page import report_page
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.report.gather import gather
 
 PHONE = {"width": 390, "height": 780}
 HOSTILE = "</pre></script><script>document.title = 'bad'</script><img src=http://example.org/x onerror=alert(2)>\u202e"

@@ -8,10 +8,10 @@ from pathlib import Path
 import commands
 import pytest
 
-from lowrank_bench.evals.tasks import tasks
+from lowrank_bench.evals.tasks.base import tasks
 from lowrank_bench.models.loading import load_model
 from lowrank_bench.models.matrices import low_rank_layers
-from lowrank_bench.runners.samples import sample_file
+from lowrank_bench.results.samples.stored import sample_file
 
 
 def bench(*arguments, cwd=None, **environment):

@@ -8,7 +8,7 @@ import commands
 import pytest
 from made_records import make_sweep
 
-from lowrank_bench.results.records import write_records
+from lowrank_bench.records.files import write_records
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_nothing_to_rank_is_one_sentence(bench):
 
 def test_ranking_imports_no_torch():
     code = (
-        "import sys\nimport lowrank_bench.runners.leaderboard, lowrank_bench.results.leaderboard.page\n"
+        "import sys\nimport lowrank_bench.results.leaderboard.gather, lowrank_bench.results.leaderboard.page\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -10,18 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.tasks.minerva_math import utils as minerva
 
-from lowrank_bench.evals import extract
 from lowrank_bench.evals.base import EvalSettings, benchmarks
 from lowrank_bench.evals.benchmarks import stereoset
 from lowrank_bench.evals.benchmarks.humaneval import humaneval_job
 from lowrank_bench.evals.benchmarks.mbpp import mbpp_job
-from lowrank_bench.evals.code import function_program, unfence
-from lowrank_bench.evals.datasets import Rows, load_rows
+from lowrank_bench.evals.data.datasets import Rows, load_rows
 from lowrank_bench.evals.engines.base import Completion
 from lowrank_bench.evals.engines.transformers import TransformersEngine
-from lowrank_bench.evals.generative import MIN_NEW_TOKENS, TOO_LONG, cached_rows
-from lowrank_bench.evals.prompts import encode_prompt
-from lowrank_bench.evals.sandbox.programs import run_programs
+from lowrank_bench.evals.grading import extract
+from lowrank_bench.evals.grading.sandbox.programs import run_programs
+from lowrank_bench.evals.kinds.code import function_program, unfence
+from lowrank_bench.evals.kinds.generative import MIN_NEW_TOKENS, TOO_LONG, cached_rows
+from lowrank_bench.evals.tasks.prompts import encode_prompt
 from lowrank_bench.foundation.errors import UserError
 
 GENERATIVE = ["gsm8k", "math", "math500", "humaneval", "mbpp", "toy-math", "toy-code"]

@@ -13,12 +13,12 @@ from lm_eval.models.huggingface import HFLM
 
 from lowrank_bench.evals.base import EvalSettings, benchmarks
 from lowrank_bench.evals.benchmarks import stereoset, winobias
-from lowrank_bench.evals.compare import compare
 from lowrank_bench.evals.engines.transformers import TransformersEngine
-from lowrank_bench.evals.likelihood import Likelihood, encode_pair, likelihoods
+from lowrank_bench.evals.kinds.likelihood import Likelihood, encode_pair, likelihoods
 from lowrank_bench.evals.rescore import read_lines, rescore
-from lowrank_bench.evals.tasks import tasks
+from lowrank_bench.evals.tasks.base import tasks
 from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.results.samples.compare import compare
 
 CHOICE = (*tasks["commonsense"].benchmarks, *tasks["bias"].benchmarks)
 FIELDS = {

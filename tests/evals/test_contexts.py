@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from lowrank_bench.evals.base import EvalSettings, benchmarks
-from lowrank_bench.evals.commonsense import MIXTURE, answered
-from lowrank_bench.evals.datasets import load_rows, specs
+from lowrank_bench.evals.data.datasets import load_rows, specs
 from lowrank_bench.evals.engines.transformers import TransformersEngine
-from lowrank_bench.evals.prompts import adds_bos
-from lowrank_bench.evals.tasks import C4_TEST, benchmark_names, get_task
+from lowrank_bench.evals.tasks.base import C4_TEST, benchmark_names, get_task
+from lowrank_bench.evals.tasks.commonsense import MIXTURE, answered
+from lowrank_bench.evals.tasks.prompts import adds_bos
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models.loading import load_tokenizer
 from lowrank_bench.models.presets import resolve_model
@@ -68,7 +68,7 @@ def test_local_calibration_of_commonsense_is_no_evaluated_split(data_dir):
 
 
 def test_the_mixture_takes_equal_parts_of_six_tasks(monkeypatch, data_dir):
-    from lowrank_bench.evals import commonsense
+    from lowrank_bench.evals.tasks import commonsense
 
     splits = {name: next(s for s, known in specs[name].splits.items() if known.sha256) for name in MIXTURE}
     rows = {name: load_rows(name, split, data_dir) for name, split in splits.items()}

@@ -9,9 +9,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lowrank_bench.evals.base import EvalSettings, benchmarks
 from lowrank_bench.evals.continuation import decode, decode_continuation, encode_continuation
-from lowrank_bench.evals.datasets import load_rows
+from lowrank_bench.evals.data.datasets import load_rows
 from lowrank_bench.evals.engines.base import Engine, finish, stop_found
-from lowrank_bench.evals.prompts import encode_example, encode_prompt
+from lowrank_bench.evals.tasks.prompts import encode_example, encode_prompt
 from lowrank_bench.models.loading import load_tokenizer
 from lowrank_bench.models.presets import PRESETS
 

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from lowrank_bench.evals import datasets as datasets_module
-from lowrank_bench.evals.datasets import content_sha256, load_rows, specs
+from lowrank_bench.evals.data import datasets as datasets_module
+from lowrank_bench.evals.data.datasets import content_sha256, load_rows, specs
 from lowrank_bench.foundation.errors import UserError
 
 ROWS = [{"question": f"q{i}", "answer": f"#### {i}"} for i in range(1319)]

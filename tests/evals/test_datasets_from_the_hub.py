@@ -8,7 +8,7 @@ import sys
 import pytest
 from loopback_hub import TOKEN, running
 
-from lowrank_bench.evals.datasets import REVISIONS_VARIABLE, content_sha256, load_rows, specs
+from lowrank_bench.evals.data.datasets import REVISIONS_VARIABLE, content_sha256, load_rows, specs
 
 README = """---
 configs:
@@ -17,7 +17,7 @@ configs:
 CONFIG = "- config_name: {0}\n  data_files:\n  - split: {1}\n    path: {0}/{1}.jsonl\n"
 SCRIPT = """
 import json, sys
-from lowrank_bench.evals.datasets import load_rows
+from lowrank_bench.evals.data.datasets import load_rows
 from lowrank_bench.foundation.errors import UserError
 for name, split in json.loads(sys.argv[1]):
     try:

@@ -8,9 +8,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank_bench.evals import extract
-from lowrank_bench.evals.answers import READINGS, score_number
-from lowrank_bench.evals.datasets import load_rows
+from lowrank_bench.evals.data.datasets import load_rows
+from lowrank_bench.evals.grading import extract
+from lowrank_bench.evals.kinds.answers import READINGS, score_number
 
 
 @pytest.mark.parametrize(

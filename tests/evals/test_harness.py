@@ -11,9 +11,9 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from lowrank_bench.evals import harness
 from lowrank_bench.evals.base import EvalSettings, benchmarks
 from lowrank_bench.evals.engines.transformers import TransformersEngine
+from lowrank_bench.evals.kinds import harness
 from lowrank_bench.foundation.errors import UserError
 
 LIMIT = 24

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import lowrank_bench
-from lowrank_bench.evals.sandbox.isolation import failed_checks, isolation_level
-from lowrank_bench.evals.sandbox.shut import ISOLATING, bwrap_version
+from lowrank_bench.evals.grading.sandbox.isolation import failed_checks, isolation_level
+from lowrank_bench.evals.grading.sandbox.shut import ISOLATING, bwrap_version
 
 from .ordinary_user import UID, run_as_ordinary_user
 from .tricks import DAEMON, TRICKS
@@ -25,7 +25,7 @@ SAY = """
 import json
 from lowrank_bench.evals.base import EvalSettings
 from lowrank_bench.evals.benchmarks.toy_code import ToyCode
-from lowrank_bench.evals.sandbox.isolation import failed_checks, isolation_level
+from lowrank_bench.evals.grading.sandbox.isolation import failed_checks, isolation_level
 from lowrank_bench.foundation.errors import UserError
 try:
     said = isolation_level()
@@ -103,8 +103,8 @@ def test_the_refusal_comes_before_anything_is_generated(tmp_path):
 
 USER = """
 import json, os, sys
-from lowrank_bench.evals.sandbox.isolation import failed_checks, isolation_level
-from lowrank_bench.evals.sandbox.programs import Job, run_one
+from lowrank_bench.evals.grading.sandbox.isolation import failed_checks, isolation_level
+from lowrank_bench.evals.grading.sandbox.programs import Job, run_one
 level, programs, test = json.load(sys.stdin)
 assert os.geteuid() and "CapEff:\\t0000000000000000\\n" in open("/proc/self/status").read()
 limits = {"right": 60, "daemon": 60}  # these pass, which takes long on a machine under load

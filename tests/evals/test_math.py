@@ -16,13 +16,16 @@ from hypothesis import strategies as st
 from lm_eval.tasks.hendrycks_math import utils as hendrycks
 from lm_eval.tasks.minerva_math import utils as minerva
 
-from lowrank_bench.evals import extract, math_pool, math_rules, math_worker
-from lowrank_bench.evals.datasets import load_rows
-from lowrank_bench.evals.extract import last_boxed
-from lowrank_bench.evals.math_latex import put_in_dollars
-from lowrank_bench.evals.math_pool import Reply, Request, Worker, compare_all
-from lowrank_bench.evals.math_rules import EXTRACTORS, SCORERS, compare_minerva, equivalent, score_texts
-from lowrank_bench.evals.math_text import exact_number, normalize_minerva, normalize_original, same_original
+from lowrank_bench.evals.data.datasets import load_rows
+from lowrank_bench.evals.grading import extract
+from lowrank_bench.evals.grading.extract import last_boxed
+from lowrank_bench.evals.grading.math import pool as math_pool
+from lowrank_bench.evals.grading.math import rules as math_rules
+from lowrank_bench.evals.grading.math import worker as math_worker
+from lowrank_bench.evals.grading.math.latex import put_in_dollars
+from lowrank_bench.evals.grading.math.pool import Reply, Request, Worker, compare_all
+from lowrank_bench.evals.grading.math.rules import EXTRACTORS, SCORERS, compare_minerva, equivalent, score_texts
+from lowrank_bench.evals.grading.math.text import exact_number, normalize_minerva, normalize_original, same_original
 
 PAIRS = [
     line.split("\t")
@@ -125,7 +128,7 @@ def test_plain_numbers_are_read_as_the_libraries_read_them():
 STAGES = """
 import json, sys
 import sympy
-from lowrank_bench.evals import math_worker as worker
+from lowrank_bench.evals.grading.math import worker as worker
 def read(reader, text):
     try:
         return sympy.srepr(reader(text))

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from lowrank_bench.evals.datasets import load_rows
-from lowrank_bench.evals.extract import last_boxed
-from lowrank_bench.evals.math_value import answers_clearly_differ, clearly_differ, simple, unreadable, value
+from lowrank_bench.evals.data.datasets import load_rows
+from lowrank_bench.evals.grading.extract import last_boxed
+from lowrank_bench.evals.grading.math.value import answers_clearly_differ, clearly_differ, simple, unreadable, value
 
 PIECES = (
     *("1", "2", "3", "10", "12", "0.5", "x", "y", "i", "a", "n", "+", "-", "-", "(", ")", "^", "{", "}", " "),

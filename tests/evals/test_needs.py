@@ -17,15 +17,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from lowrank_bench.evals.base import EvalSettings, benchmarks
 from lowrank_bench.evals.engines import vllm as vllm_engine
 from lowrank_bench.evals.engines.base import Completion, Engine
+from lowrank_bench.evals.engines.hosting import child, host
 from lowrank_bench.evals.engines.transformers import TransformersEngine
-from lowrank_bench.evals.hosting import child, host
-from lowrank_bench.evals.prompts import encode_prompt, most_tokens
+from lowrank_bench.evals.tasks.prompts import encode_prompt, most_tokens
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models import footprint, identity
 from lowrank_bench.models.loading import load_tokenizer
 from lowrank_bench.models.presets import PRESETS
-from lowrank_bench.runners import machine
 from lowrank_bench.runners.dry_run import print_plan
+from lowrank_bench.runners.estimates import machine
 
 TINY = PRESETS["tiny"].source
 GIB = 2**30

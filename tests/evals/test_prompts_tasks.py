@@ -5,10 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from lowrank_bench.evals import extract
 from lowrank_bench.evals.base import EvalSettings, benchmarks
-from lowrank_bench.evals.datasets import load_rows
-from lowrank_bench.evals.prompts import (
+from lowrank_bench.evals.data.datasets import load_rows
+from lowrank_bench.evals.grading import extract
+from lowrank_bench.evals.tasks.base import get_task, gsm8k_answer, math_answer, tasks
+from lowrank_bench.evals.tasks.prompts import (
     IGNORED,
     TEMPLATES,
     encode_documents,
@@ -17,7 +18,6 @@ from lowrank_bench.evals.prompts import (
     encode_prompt,
     finetuning_prompt,
 )
-from lowrank_bench.evals.tasks import get_task, gsm8k_answer, math_answer, tasks
 from lowrank_bench.foundation.errors import UserError
 
 

@@ -10,11 +10,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from lowrank_bench.evals.base import EvalSettings, benchmarks
-from lowrank_bench.evals.compare import compare
 from lowrank_bench.evals.engines.base import Completion
 from lowrank_bench.evals.rescore import read_lines, rescore
 from lowrank_bench.foundation.errors import UserError
-from lowrank_bench.results.paired import mcnemar, paired_interval
+from lowrank_bench.records.paired import mcnemar, paired_interval
+from lowrank_bench.results.samples.compare import compare
 
 FIELDS = {
     *("benchmark", "variant", "stage", "scorer", "problem", "problem_sha256", "sample", "temperature"),

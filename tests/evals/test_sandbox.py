@@ -15,11 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lowrank_bench.evals.sandbox.limits import Limits
-from lowrank_bench.evals.sandbox.programs import Job, _attempt, _run, run_one, run_programs
-from lowrank_bench.evals.sandbox.servers import Pair
-from lowrank_bench.evals.sandbox.shut import ISOLATING
-from lowrank_bench.evals.sandbox.wire import decode
+from lowrank_bench.evals.grading.sandbox.limits import Limits
+from lowrank_bench.evals.grading.sandbox.programs import Job, _attempt, _run, run_one, run_programs
+from lowrank_bench.evals.grading.sandbox.servers import Pair
+from lowrank_bench.evals.grading.sandbox.shut import ISOLATING
+from lowrank_bench.evals.grading.sandbox.wire import decode
 
 from .tricks import DAEMON, MACHINE_TRICKS, TRICKS
 
@@ -106,7 +106,7 @@ def test_nothing_outlives_a_killed_grader(level):
         f"import os, sys\nos.execv(sys.executable, [sys.executable, '-c', 'while True: pass', {mark[::-1]!r}[::-1]])"
     )
     code = (
-        "from lowrank_bench.evals.sandbox.programs import Job, run_one\n"
+        "from lowrank_bench.evals.grading.sandbox.programs import Job, run_one\n"
         f"print(run_one(Job({program!r}, 'assert f(1) == 2', ('f',)), {level!r}, timeout=60))"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as grader:

@@ -4,9 +4,9 @@ from contextlib import closing
 
 import pytest
 
-from lowrank_bench.evals.sandbox.programs import Job, _attempt, run_one
-from lowrank_bench.evals.sandbox.servers import Pair
-from lowrank_bench.evals.sandbox.shut import ISOLATING
+from lowrank_bench.evals.grading.sandbox.programs import Job, _attempt, run_one
+from lowrank_bench.evals.grading.sandbox.servers import Pair
+from lowrank_bench.evals.grading.sandbox.shut import ISOLATING
 
 IDENTITY = "def f(x): return x"
 

@@ -7,10 +7,10 @@ import pytest
 
 from lowrank_bench.evals.base import EvalSettings
 from lowrank_bench.evals.benchmarks.toy_code import ToyCode
-from lowrank_bench.evals.sandbox import packages
-from lowrank_bench.evals.sandbox.programs import Job, run_one, run_programs
-from lowrank_bench.evals.sandbox.shut import ISOLATING
-from lowrank_bench.evals.sandbox.wire import WireError, decode, encode
+from lowrank_bench.evals.grading.sandbox import packages
+from lowrank_bench.evals.grading.sandbox.programs import Job, run_one, run_programs
+from lowrank_bench.evals.grading.sandbox.shut import ISOLATING
+from lowrank_bench.evals.grading.sandbox.wire import WireError, decode, encode
 
 LEVELS = (*ISOLATING, "rlimits")
 

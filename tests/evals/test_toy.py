@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowrank_bench.evals.toy.code import toy_code_problems
-from lowrank_bench.evals.toy.math import MAX_PROBLEMS, toy_math_problems
+from lowrank_bench.evals.tasks.toy.code import toy_code_problems
+from lowrank_bench.evals.tasks.toy.math import MAX_PROBLEMS, toy_math_problems
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.files import digest
 
@@ -123,8 +123,8 @@ def test_same_seed_same_problems_and_a_smaller_count_is_a_prefix(make):
 def test_same_problems_in_a_fresh_process():
     here = digest([toy_math_problems("train", 300, 42), toy_code_problems("test", 200, 42)])
     program = (
-        "from lowrank_bench.evals.toy.math import toy_math_problems as m\n"
-        "from lowrank_bench.evals.toy.code import toy_code_problems as c\n"
+        "from lowrank_bench.evals.tasks.toy.math import toy_math_problems as m\n"
+        "from lowrank_bench.evals.tasks.toy.code import toy_code_problems as c\n"
         "from lowrank_bench.foundation.files import digest\n"
         "print(digest([m('train', 300, 42), c('test', 200, 42)]))"
     )

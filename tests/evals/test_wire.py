@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank_bench.evals.sandbox.wire import MAX_DEPTH, MAX_MESSAGE_BYTES, Opaque, WireError, decode, encode
+from lowrank_bench.evals.grading.sandbox.wire import MAX_DEPTH, MAX_MESSAGE_BYTES, Opaque, WireError, decode, encode
 
 HASHABLE = st.recursive(
     st.none()

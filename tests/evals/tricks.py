@@ -5,7 +5,7 @@
 ``{pid}`` the grader's own process.
 """
 
-from lowrank_bench.evals.sandbox.wire import encode
+from lowrank_bench.evals.grading.sandbox.wire import encode
 
 TRICKS = {
     "sys-exit": "import sys\nsys.exit(0)",

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lowrank_bench.foundation import memory
-from lowrank_bench.runners.local import do_stage
-from lowrank_bench.runners.stages import Stage, StageStore
+from lowrank_bench.runners.executors.local import do_stage
+from lowrank_bench.runners.store.folders import Stage, StageStore
 
 
 class Cycle:

@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lowrank_bench.foundation import nursery
-from lowrank_bench.foundation.nursery import MODULES, Nursery, run_apart
+from lowrank_bench.foundation import forked as nursery
+from lowrank_bench.foundation.forked import MODULES, Nursery, run_apart
 
 
 def surroundings(word):

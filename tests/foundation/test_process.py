@@ -11,16 +11,17 @@ import psutil
 import pytest
 
 import lowrank_bench
-from lowrank_bench.evals.math_pool import Request, Worker
+from lowrank_bench.evals.grading.math.pool import Request, Worker
 from lowrank_bench.evals.speed.process import measure_apart
 from lowrank_bench.evals.speed.spec import SpeedSpec
-from lowrank_bench.foundation import nursery
+from lowrank_bench.foundation import forked as nursery
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.process import python_command, python_environment
 from lowrank_bench.models.presets import resolve_model
-from lowrank_bench.runners import local, ray_executor
-from lowrank_bench.runners.parallel.launch import ProcessesCrashed, train_together
-from lowrank_bench.runners.stages import Stage, StageStore
+from lowrank_bench.runners.executors import local
+from lowrank_bench.runners.executors import ray as ray_executor
+from lowrank_bench.runners.executors.parallel.launch import ProcessesCrashed, train_together
+from lowrank_bench.runners.store.folders import Stage, StageStore
 
 PACKAGE = Path(lowrank_bench.__file__).parent
 HOSTILE = ("torch", "sympy", "json", "ray", "multiprocessing", "transformers", "accelerate", "lowrank_bench")
@@ -113,7 +114,7 @@ def test_processes_that_train_together(marks, tmp_path):
 
 def test_all_starts_go_through_one_function():
     """Nobody else names the interpreter, except the sandbox, which has flags and a view of its own."""
-    own = {"foundation/process.py", "evals/sandbox/view.py"}
+    own = {"foundation/process.py", "evals/grading/sandbox/view.py"}
     folders = ("cli", "evals", "foundation", "methods", "models", "results", "runners")
     naming = {
         file.relative_to(PACKAGE).as_posix()

@@ -74,7 +74,7 @@ def test_third_party_method_compresses(site: Path) -> None:
     assert "acme_lowrank" not in sys.modules
     code = (
         "from lowrank_bench.methods.base import create_method\n"
-        "from lowrank_bench.methods.budget import Budget\n"
+        "from lowrank_bench.methods.ranks.budget import Budget\n"
         "from lowrank_bench.models.architectures import random_model\n"
         "model = random_model('llama')\n"
         "method = create_method('acme-svd', {'strength': 3})\n"

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from lowrank_bench.methods.base import CompressionReport, TrainingLog, create_method
-from lowrank_bench.methods.budget import Budget
 from lowrank_bench.methods.contract import PlainTrainer, RandomData, count, logits
 from lowrank_bench.methods.library.bs import BasisSelection
 from lowrank_bench.methods.library.bs.layer import BasisLinear
-from lowrank_bench.methods.policies.base import policies
+from lowrank_bench.methods.ranks.budget import Budget
+from lowrank_bench.methods.ranks.policies.base import policies
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.models.layers import LowRankLinear
 from lowrank_bench.models.matrices import get_linear

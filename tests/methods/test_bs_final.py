@@ -9,14 +9,14 @@ from torch import Tensor
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method, methods
-from lowrank_bench.methods.budget import Budget
+from lowrank_bench.methods.calibration.statistics import example_losses
 from lowrank_bench.methods.contract import PlainTrainer, RandomData, count, logits
 from lowrank_bench.methods.fitted import Factors
 from lowrank_bench.methods.library.bs import BasisSelection
 from lowrank_bench.methods.library.bs.final import BasisProbe
 from lowrank_bench.methods.library.bs.layer import BasisLinear
 from lowrank_bench.methods.library.svd import SVD
-from lowrank_bench.methods.statistics import example_losses
+from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.models.matrices import get_linear, replace_module
 

@@ -11,10 +11,9 @@ from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lowrank_bench.evals.prompts import Encoded
+from lowrank_bench.evals.tasks.prompts import Encoded
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.budget import Budget
 from lowrank_bench.methods.contract import PlainTrainer, RandomData
 from lowrank_bench.methods.fitted import Factors
 from lowrank_bench.methods.library.bs import run
@@ -23,11 +22,12 @@ from lowrank_bench.methods.library.bs.fusing import blocks, fused
 from lowrank_bench.methods.library.bs.layer import BasisLinear, Start
 from lowrank_bench.methods.library.bs.run import PruningRun
 from lowrank_bench.methods.library.bs.selected import SelectedLinear
+from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.methods.shrinking import shrink_parameter
 from lowrank_bench.models.architectures import random_model
-from lowrank_bench.runners.data import TaskData
-from lowrank_bench.runners.recipes import TrainSettings
-from lowrank_bench.runners.training import TaskTrainer
+from lowrank_bench.runners.training.data import TaskData
+from lowrank_bench.runners.training.recipes import TrainSettings
+from lowrank_bench.runners.training.trainer import TaskTrainer
 
 M, N, K, EXTRA, TOKENS = 24, 20, 17, 3, 7
 """All distinct, so that a shape says what a tensor is."""

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.budget import Budget
 from lowrank_bench.methods.contract import PlainTrainer, RandomData, count
 from lowrank_bench.methods.fitted import Factors
 from lowrank_bench.methods.library.bs.curvature import Curvature
 from lowrank_bench.methods.library.bs.layer import BasisLinear
+from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.architectures import random_model
 
 

@@ -7,13 +7,13 @@ import torch
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.budget import Budget
 from lowrank_bench.methods.contract import RandomData, count, logits
 from lowrank_bench.methods.fitted import Fitted
 from lowrank_bench.methods.groups import singles
 from lowrank_bench.methods.matrixwise import MatrixCompressor
-from lowrank_bench.methods.policies.base import parse_policy, policies
-from lowrank_bench.methods.probe import Probe, example_errors
+from lowrank_bench.methods.ranks.budget import Budget
+from lowrank_bench.methods.ranks.policies.base import parse_policy, policies
+from lowrank_bench.methods.ranks.probe import Probe, example_errors
 from lowrank_bench.models.architectures import random_model
 
 OPTIONS = {"sensitivity": "(step=0.3)", "surgical": "(rounds=2)", "modules": "(q_proj=0.5;down_proj=2)"}

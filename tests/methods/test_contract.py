@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lowrank_bench.cli.methods import COLUMNS
 from lowrank_bench.methods.base import create_method, methods
-from lowrank_bench.methods.calibrated import MomentCompressor
+from lowrank_bench.methods.calibration.driver import MomentCompressor
 from lowrank_bench.methods.contract import CompressorContract, RandomData
 from lowrank_bench.methods.library.fwsvd import FWSVD, fisher_scale
 from lowrank_bench.methods.library.svd_llm import Whitened as WhitenedMethod

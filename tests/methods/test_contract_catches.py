@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import CalibrationData, CompressionReport, Compressor, Trainer
-from lowrank_bench.methods.budget import Budget, ModelShape
 from lowrank_bench.methods.contract import CompressorContract
 from lowrank_bench.methods.fitted import Factors, Fitted
 from lowrank_bench.methods.library.svd import SVD
+from lowrank_bench.methods.ranks.budget import Budget, ModelShape
 from lowrank_bench.models.matrices import Matrix, get_linear, low_rank_layers, matrices
 
 

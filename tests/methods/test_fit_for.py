@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.budget import Budget
 from lowrank_bench.methods.contract import RandomData, random_model
 from lowrank_bench.methods.fitted import Factors
 from lowrank_bench.methods.linalg import choice
 from lowrank_bench.methods.matrixwise import MatrixCompressor
+from lowrank_bench.methods.ranks.budget import Budget
 
 
 @pytest.mark.parametrize("name", ["svd", "fwsvd", "joint-rank-k", "svd-llm", "svd:energy", "laser", "bs"])

@@ -5,13 +5,13 @@ import torch
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.budget import Budget
-from lowrank_bench.methods.inspection import find_bases, read_tokens, readable_side
+from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.architectures import ARCHITECTURES, random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.export import export_dense
 from lowrank_bench.models.loading import load_model
 from lowrank_bench.models.residual import final_norm, find_place, input_norm, through_norm
+from lowrank_bench.results.inspection.meaning import find_bases, read_tokens, readable_side
 
 SIZE = 96
 

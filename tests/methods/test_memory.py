@@ -41,7 +41,7 @@ MEASURE = """
 import json, torch
 from lowrank_bench.foundation.memory import peak_resident_bytes, reset_peak_memory
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.moments import Moments
+from lowrank_bench.methods.calibration.moments import Moments
 
 def statistic(name, n):
     if name == "fwsvd":

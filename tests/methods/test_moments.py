@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 
+from lowrank_bench.methods.calibration.moments import add_gram, input_moments, mirrored
 from lowrank_bench.methods.contract import RandomData, logits, same, weights
 from lowrank_bench.methods.fitted import Factors, Fitted
 from lowrank_bench.methods.groups import Group, singles
 from lowrank_bench.methods.linalg import svd
-from lowrank_bench.methods.moments import add_gram, input_moments, mirrored
-from lowrank_bench.methods.probe import Probe
+from lowrank_bench.methods.ranks.probe import Probe
 from lowrank_bench.models.architectures import ARCHITECTURES, random_model
 from lowrank_bench.models.matrices import get_linear, matrices
 

@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowrank_bench.methods import spill, walk, walked
 from lowrank_bench.methods.base import create_method
+from lowrank_bench.methods.calibration import offload_cache as spill
+from lowrank_bench.methods.calibration import sequential as walk
+from lowrank_bench.methods.calibration import sequential_statistics as walked
+from lowrank_bench.methods.calibration.moments import gradient_grams, input_moments
+from lowrank_bench.methods.calibration.offload_cache import Spill
+from lowrank_bench.methods.calibration.statistics import input_fisher
 from lowrank_bench.methods.contract import RandomData
-from lowrank_bench.methods.moments import gradient_grams, input_moments
-from lowrank_bench.methods.spill import Spill
-from lowrank_bench.methods.statistics import input_fisher
 from lowrank_bench.models.architectures import ARCHITECTURES, random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import load_model

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lowrank_bench.methods.base import create_method
+from lowrank_bench.methods.calibration.moments import Moments, MomentSums, gradient_grams, input_moments
 from lowrank_bench.methods.contract import RandomData
 from lowrank_bench.methods.fitted import Factors
 from lowrank_bench.methods.library.afm import AFM
 from lowrank_bench.methods.library.asvd import ASVD
-from lowrank_bench.methods.moments import Moments, MomentSums, gradient_grams, input_moments
-from lowrank_bench.methods.whitening import VERSION, balance, root, whiten
+from lowrank_bench.methods.linalg.whitening import VERSION, balance, root, whiten
 from lowrank_bench.models.architectures import ARCHITECTURES, random_model
 from lowrank_bench.models.matrices import get_linear, matrices
 
@@ -247,12 +247,12 @@ def test_one_root_for_all_readers_of_an_input(name: str, monkeypatch: pytest.Mon
         made.append(len(gram))
         return root(gram, jitter)
 
-    monkeypatch.setattr("lowrank_bench.methods.calibrated.root", counting)
+    monkeypatch.setattr("lowrank_bench.methods.calibration.driver.root", counting)
     shared = method.fit(model, RandomData(80))
     groups = method.groups(model)  # type: ignore[attr-defined]
     layers = len(groups) // 7
     assert len(made) == 4 * layers + len(groups) % 7  # q k v, o, gate up, down; and the head
-    monkeypatch.setattr("lowrank_bench.methods.moments.MomentSums.found", apart(MomentSums.found))
+    monkeypatch.setattr("lowrank_bench.methods.calibration.moments.MomentSums.found", apart(MomentSums.found))
     made.clear()
     separate = method.fit(model, RandomData(80))
     assert len(made) == len(groups)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.budget import Budget
+from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.architectures import ARCHITECTURES, random_model
 from lowrank_bench.models.dtypes import SAVE_DTYPES, save_dtypes
 from lowrank_bench.models.export import export_dense

@@ -13,7 +13,7 @@ from lowrank_bench.models.architectures import random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.identity import _TOKENIZER, identity_files, model_sha256
 from lowrank_bench.models.presets import PRESETS, resolve_model
-from lowrank_bench.results.published.verdicts import papers_model
+from lowrank_bench.papers.published.verdicts import papers_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

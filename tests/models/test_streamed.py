@@ -10,22 +10,15 @@ from torch import nn
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.budget import Budget
 from lowrank_bench.methods.contract import RandomData, logits
+from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.architectures import ARCHITECTURES, random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.dtypes import SaveDtypes
 from lowrank_bench.models.loading import load_model
 from lowrank_bench.models.matrices import model_size, tied_modules
 from lowrank_bench.models.shards import save_streamed
-from lowrank_bench.models.streamed import (
-    NotStreamable,
-    loaded,
-    open_streamed,
-    weight_of,
-    weights_of,
-    why_not_streamed,
-)
+from lowrank_bench.models.streamed import NotStreamable, loaded, open_streamed, weight_of, weights_of, why_not_streamed
 
 
 def saved(folder: Path, architecture: str = "llama", dtype: torch.dtype = torch.float32, tied: bool | None = None):

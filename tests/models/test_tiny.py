@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lowrank_bench.models.tiny
-from lowrank_bench.evals.toy.code import toy_code_problems
-from lowrank_bench.evals.toy.math import toy_math_problems
+from lowrank_bench.evals.tasks.toy.code import toy_code_problems
+from lowrank_bench.evals.tasks.toy.math import toy_math_problems
 from lowrank_bench.foundation.files import digest
 from lowrank_bench.models.tiny.corpus import MIXTURE, documents
 from lowrank_bench.models.tiny.pretrain import learning_rate, pretrain

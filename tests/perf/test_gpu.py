@@ -11,7 +11,7 @@ import pytest
 import torch
 from bare import bare_environment
 
-from lowrank_bench.runners.recipes import TrainSettings
+from lowrank_bench.runners.training.recipes import TrainSettings
 
 SCRIPT = Path(__file__).parents[2] / "perf" / "gpu.py"
 ABSENT = ("lowrank_bench", "datasets", "math_verify", "sentencepiece", "vllm", "ray", "scipy")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from made_records import make_record, make_sweep
 
-from lowrank_bench.results.records import Record
+from lowrank_bench.records.files import Record
 
 
 @pytest.fixture(scope="session")

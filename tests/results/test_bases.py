@@ -8,10 +8,10 @@ import math
 import pytest
 from rich.console import Console
 
-from lowrank_bench.results import bases, changes
-from lowrank_bench.results.bases import Token, TokenBasis, TokenView
-from lowrank_bench.results.change_figure import draw_changes
-from lowrank_bench.results.changes import ChangeView, count_changes, frame_of
+from lowrank_bench.results.inspection import bases, changes
+from lowrank_bench.results.inspection.bases import Token, TokenBasis, TokenView
+from lowrank_bench.results.inspection.change_figure import draw_changes
+from lowrank_bench.results.inspection.changes import ChangeView, count_changes, frame_of
 
 HOSTILE = ("=cmd()", "|", "[red]", "\\frac{1}$_&%", "<b>", "\x1b[31m", "␣the")
 

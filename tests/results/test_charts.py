@@ -8,15 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lowrank_bench.results.looks import COLOURS, MARKERS, looks
-from lowrank_bench.results.pages.charts import (
-    Axis,
-    Point,
-    Series,
-    chart,
-    pareto,
-    staircase,
-)
+from lowrank_bench.results.pages.charts import Axis, Point, Series, chart, pareto, staircase
+from lowrank_bench.results.plots.looks import COLOURS, MARKERS, looks
 
 SVG = "{http://www.w3.org/2000/svg}"
 NUMBERS = st.floats(-1e12, 1e12, allow_nan=False)

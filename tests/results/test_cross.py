@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from lowrank_bench.foundation.errors import UserError
-from lowrank_bench.results.cross import Layout, cross, cross_csv, cross_latex, cross_markdown, render_cross
-from lowrank_bench.results.intervals import across_seeds
-from lowrank_bench.results.pivot import pivot
-from lowrank_bench.results.records import to_frame
+from lowrank_bench.records.files import to_frame
+from lowrank_bench.records.intervals import across_seeds
+from lowrank_bench.results.tables.cross import Layout, cross, cross_csv, cross_latex, cross_markdown, render_cross
+from lowrank_bench.results.tables.pivot import pivot
 
 
 def compressed(frame: pd.DataFrame) -> pd.DataFrame:

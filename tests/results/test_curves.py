@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from lowrank_bench.results.curves import draw_curves
-from lowrank_bench.results.records import to_frame
+from lowrank_bench.records.files import to_frame
+from lowrank_bench.results.plots.curves import draw_curves
 
 
 def test_one_picture_a_benchmark_in_both_formats_and_the_same_bytes_twice(tmp_path, sweep):
@@ -46,7 +46,7 @@ def test_nothing_compressed_nothing_drawn(tmp_path, sweep):
 
 
 def test_lines_are_told_apart_without_colour(tmp_path, sweep, monkeypatch):
-    from lowrank_bench.results import curves
+    from lowrank_bench.results.plots import curves
 
     seen = []
     original = curves._line
@@ -57,7 +57,7 @@ def test_lines_are_told_apart_without_colour(tmp_path, sweep, monkeypatch):
 
 
 def test_many_lines_are_split_into_panels_and_each_line_is_told_apart_in_its_own(tmp_path, sweep, monkeypatch):
-    from lowrank_bench.results import curves
+    from lowrank_bench.results.plots import curves
 
     names = tuple(f"m{i:02}" for i in range(17))
     drawn = []

@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 
-from lowrank_bench.results.dictionary import data_dictionary
-from lowrank_bench.results.records import COLUMNS, write_records
+from lowrank_bench.records.dictionary import data_dictionary
+from lowrank_bench.records.files import COLUMNS, write_records
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "data-dictionary.md"
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from lowrank_bench.foundation.errors import UserError
-from lowrank_bench.results.figures import Heading, draw_figure, mean_table, retained_table
-from lowrank_bench.results.intervals import wilson
-from lowrank_bench.results.pivot import pivot
-from lowrank_bench.results.published.quoted import quoted_for
-from lowrank_bench.results.records import to_frame
+from lowrank_bench.papers.figures import Heading, draw_figure, mean_table, retained_table
+from lowrank_bench.papers.published.quoted import quoted_for
+from lowrank_bench.records.files import to_frame
+from lowrank_bench.records.intervals import wilson
+from lowrank_bench.results.tables.pivot import pivot
 
 LABELS = {"bs": "bs", "svd": "svd", "fwsvd": "fwsvd"}
 QUOTED = quoted_for("basis-selection", ["3a"])

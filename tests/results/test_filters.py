@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowrank_bench.foundation.errors import UserError
-from lowrank_bench.results.filters import filter_frame, parse_condition
-from lowrank_bench.results.records import to_frame
-from lowrank_bench.results.schema import COLUMNS
+from lowrank_bench.records.files import to_frame
+from lowrank_bench.records.filters import filter_frame, parse_condition
+from lowrank_bench.records.schema import COLUMNS
 
 
 @pytest.mark.parametrize(

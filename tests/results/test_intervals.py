@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lowrank_bench.results.intervals import across_seeds, mean_interval, perplexity_interval, t_quantile, wilson
+from lowrank_bench.records.intervals import across_seeds, mean_interval, perplexity_interval, t_quantile, wilson
 
 counts = st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 

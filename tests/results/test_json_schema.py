@@ -7,8 +7,8 @@ import jsonschema
 import pytest
 from pydantic import ValidationError
 
-from lowrank_bench.results.json_schema import record_schema, schema_text
-from lowrank_bench.results.schema import Record
+from lowrank_bench.records.json_schema import record_schema, schema_text
+from lowrank_bench.records.schema import Record
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "records.schema.json"
 

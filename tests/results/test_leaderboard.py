@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
-from lowrank_bench.results import tables
+from lowrank_bench.records.files import to_frame
 from lowrank_bench.results.leaderboard.bands import band_of, bands
 from lowrank_bench.results.leaderboard.boards import boards
 from lowrank_bench.results.leaderboard.page import to_html
 from lowrank_bench.results.leaderboard.ranking import Contender, Scores, rank
 from lowrank_bench.results.leaderboard.texts import render_terminal, to_csv, to_latex, to_markdown
-from lowrank_bench.results.records import to_frame
+from lowrank_bench.results.tables import writers as tables
 
 HOSTILE = (
     *("<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", "javascript:alert(1)"),

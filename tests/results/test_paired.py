@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lowrank_bench.results.paired import enough_flips, holm, mcnemar, sign_flips
+from lowrank_bench.records.paired import enough_flips, holm, mcnemar, sign_flips
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 

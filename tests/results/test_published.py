@@ -13,17 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowrank_bench.foundation.errors import UserError
-from lowrank_bench.results.intervals import wilson
-from lowrank_bench.results.pivot import Cell, Row, Table
-from lowrank_bench.results.published.document import document
-from lowrank_bench.results.published.quoted import (
-    QUOTED_COLUMNS,
-    all_quoted,
-    quoted_files,
-    quoted_for,
-    read_quoted,
-)
-from lowrank_bench.results.published.verdicts import judge, papers_model, square_and_add
+from lowrank_bench.papers.published.document import document
+from lowrank_bench.papers.published.quoted import QUOTED_COLUMNS, all_quoted, quoted_files, quoted_for, read_quoted
+from lowrank_bench.papers.published.verdicts import judge, papers_model, square_and_add
+from lowrank_bench.records.intervals import wilson
+from lowrank_bench.results.tables.pivot import Cell, Row, Table
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,12 +72,12 @@ def test_sizes_and_rounding():
 
 def test_the_page_is_up_to_date():
     assert (ROOT / "docs" / "published.md").read_text(encoding="utf-8") == document(), (
-        "write it again: python -m lowrank_bench.results.published > docs/published.md"
+        "write it again: python -m lowrank_bench.papers.published > docs/published.md"
     )
 
 
 def test_the_page_comes_from_the_command_and_names_every_file():
-    command = [sys.executable, "-m", "lowrank_bench.results.published"]
+    command = [sys.executable, "-m", "lowrank_bench.papers.published"]
     page = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert page == document()
     for path in quoted_files():
@@ -151,7 +145,7 @@ def test_torn_and_doubled_files_are_refused(tmp_path):
 
 
 def test_html_in_a_note_stays_text_in_the_page(tmp_path, monkeypatch):
-    import lowrank_bench.results.published.document as page
+    import lowrank_bench.papers.published.document as page
 
     path = written(tmp_path / "q.csv", GOOD | {"note": "<script>alert(1)</script> | x"})
     monkeypatch.setattr(page, "quoted_files", lambda: [path])

@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lowrank_bench.foundation.errors import UserError
-from lowrank_bench.results.checksums import CHECKSUMS_NAME
-from lowrank_bench.results.leaderboard.submissions import check
-from lowrank_bench.results.records import (
+from lowrank_bench.records.checksums import CHECKSUMS_NAME
+from lowrank_bench.records.files import (
     COLUMNS,
     MAX_RECORDS,
     TIMING_COLUMNS,
@@ -29,6 +28,7 @@ from lowrank_bench.results.records import (
     to_frame,
     write_records,
 )
+from lowrank_bench.results.leaderboard.submissions import check
 
 
 def test_round_trip_through_both_files(tmp_path, sweep):

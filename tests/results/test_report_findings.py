@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lowrank_bench.results.records import to_frame
+from lowrank_bench.records.files import to_frame
 from lowrank_bench.results.report.data import Asked, Paired, Report
 from lowrank_bench.results.report.findings import findings
 from lowrank_bench.results.report.markdown import fenced, report_markdown

@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-from lowrank_bench.results.axes import AXES
-from lowrank_bench.results.curves import draw_curves
-from lowrank_bench.results.pivot import pivot
-from lowrank_bench.results.records import to_frame
-from lowrank_bench.results.speed import speed_variants, with_speed
+from lowrank_bench.records.files import to_frame
+from lowrank_bench.results.plots.axes import AXES
+from lowrank_bench.results.plots.curves import draw_curves
+from lowrank_bench.results.speed.joining import speed_variants, with_speed
+from lowrank_bench.results.tables.pivot import pivot
 
 VARIANT = "speed-vllm-batch64-prompt32-new32-bfloat16-cuda-8threads"
 

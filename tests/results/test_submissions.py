@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.records.files import COLUMNS, read_records, write_records
 from lowrank_bench.results.leaderboard.submissions import FaultyFile, add, check, stored
-from lowrank_bench.results.records import COLUMNS, read_records, write_records
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.text import fold_name
-from lowrank_bench.results.intervals import across_seeds
-from lowrank_bench.results.records import to_frame
-from lowrank_bench.results.tables import pivot, render_terminal, to_csv, to_latex, to_markdown
+from lowrank_bench.records.files import to_frame
+from lowrank_bench.records.intervals import across_seeds
+from lowrank_bench.results.tables.writers import pivot, render_terminal, to_csv, to_latex, to_markdown
 
 RATIOS = (1.5, 2.0, 3.0, 5.0)
 

@@ -12,21 +12,21 @@ from typer.testing import CliRunner
 
 from lowrank_bench.cli import app
 from lowrank_bench.evals.base import EvalSettings, benchmarks
-from lowrank_bench.evals.tasks import tasks
+from lowrank_bench.evals.tasks.base import tasks
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models import hub
 from lowrank_bench.models.footprint import Footprint
 from lowrank_bench.models.known_shapes import SHAPES, check_preset, known_skeleton
 from lowrank_bench.models.matrices import model_size
 from lowrank_bench.models.presets import PRESETS, resolve_model
-from lowrank_bench.runners import at_hand, machine
-from lowrank_bench.runners.assumptions import BENCHMARKS, PEAK_FLOPS, TRAINING_SETS, TRAINING_SHARE
 from lowrank_bench.runners.config import make_config
-from lowrank_bench.runners.estimate import estimate
-from lowrank_bench.runners.machine import CARDS, Machine, assume_machine
+from lowrank_bench.runners.estimates import at_hand, machine
+from lowrank_bench.runners.estimates.assumptions import BENCHMARKS, PEAK_FLOPS, TRAINING_SETS, TRAINING_SHARE
+from lowrank_bench.runners.estimates.machine import CARDS, Machine, assume_machine
+from lowrank_bench.runners.estimates.seconds import estimate
+from lowrank_bench.runners.estimates.speeds import Speeds
+from lowrank_bench.runners.estimates.verdict import Demand, evaluation_demands, judge
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.speeds import Speeds
-from lowrank_bench.runners.verdict import Demand, evaluation_demands, judge
 
 GIB = 2**30
 PARAMETERS = {"llama2-7b": 6_738_415_616, "llama2-13b": 13_015_864_320}

@@ -16,10 +16,10 @@ from lowrank_bench.foundation.files import read_json, write_json
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import load_model, load_tokenizer
 from lowrank_bench.models.presets import resolve_model
-from lowrank_bench.results.records import read_records
+from lowrank_bench.records.files import read_records
+from lowrank_bench.results.sweep import run_sweep
 from lowrank_bench.runners.progress import LOG_FILE
 from lowrank_bench.runners.single import default_settings, evaluate_model
-from lowrank_bench.runners.sweep import run_sweep
 
 SENTENCE = "the model's probabilities are not finite numbers"
 

@@ -4,11 +4,11 @@ import pytest
 from sweeps import small_sweep
 
 from lowrank_bench.foundation.errors import UserError
-from lowrank_bench.results import overview
-from lowrank_bench.results.records import read_records
-from lowrank_bench.results.tables import pivot
+from lowrank_bench.records.files import read_records
+from lowrank_bench.results.sweep import run_sweep
+from lowrank_bench.results.tables import overview
+from lowrank_bench.results.tables.writers import pivot
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.sweep import run_sweep
 
 
 @pytest.fixture(scope="module")

@@ -18,14 +18,14 @@ from sweeps import small_sweep
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.budget import Budget
+from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.loading import load_model
-from lowrank_bench.runners.local import prepare
-from lowrank_bench.runners.parallel.rank import strategy_for
-from lowrank_bench.runners.parallel.setup import read_setup
+from lowrank_bench.runners.executors.local import prepare
+from lowrank_bench.runners.executors.parallel.rank import strategy_for
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.recipes import TrainSettings
-from lowrank_bench.runners.stages import Stage
+from lowrank_bench.runners.process_setup import read_setup
+from lowrank_bench.runners.store.folders import Stage
+from lowrank_bench.runners.training.recipes import TrainSettings
 from lowrank_bench.runners.work import perform
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "accelerate"
@@ -44,7 +44,7 @@ def config(folder: Path, name: str, **changes) -> Path:
 def together(tmp_path_factory):
     """What two processes made of the cases, by strategy."""
     folder = tmp_path_factory.mktemp("together")
-    command = [sys.executable, "-m", "lowrank_bench.runners.parallel.launcher", str(os.getpid())]
+    command = [sys.executable, "-m", "lowrank_bench.runners.executors.parallel.launcher", str(os.getpid())]
     command += ["--config_file", str(config(folder, "fsdp2")), "--main_process_port", "0"]
     command += [str(Path(trained_together.__file__)), str(folder / "made")]
     done = subprocess.run(command, env=os.environ | CPU, capture_output=True, text=True, timeout=1200)

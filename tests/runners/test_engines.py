@@ -9,10 +9,10 @@ import killed_once
 import pytest
 from transformers import LlamaConfig
 
-from lowrank_bench.evals.hosting import choice
-from lowrank_bench.evals.hosting.choice import Choice, choose_engine
+from lowrank_bench.evals.engines.hosting import choice
+from lowrank_bench.evals.engines.hosting.choice import Choice, choose_engine
 from lowrank_bench.foundation.errors import UserError
-from lowrank_bench.results.records import read_records
+from lowrank_bench.records.files import read_records
 
 LARGE = 1_000_000_000
 

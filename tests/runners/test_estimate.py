@@ -5,15 +5,15 @@ import trained_together
 from sweeps import small_sweep
 
 from lowrank_bench.methods.base import TRAINED_BYTES, create_method
-from lowrank_bench.methods.budget import Budget
+from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.models.matrices import model_size
-from lowrank_bench.runners.data import TaskData
-from lowrank_bench.runners.disk import checkpoint_bytes
+from lowrank_bench.runners.estimates.disk import checkpoint_bytes
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.resuming import Resumable
-from lowrank_bench.runners.stages import resume_folder
-from lowrank_bench.runners.training import TaskTrainer
+from lowrank_bench.runners.store.folders import resume_folder
+from lowrank_bench.runners.training.data import TaskData
+from lowrank_bench.runners.training.resuming import Resumable
+from lowrank_bench.runners.training.trainer import TaskTrainer
 
 BESIDE_BYTES = 64 << 10
 """Random state, schedule, names and settings in a checkpoint."""
@@ -61,7 +61,7 @@ def test_checkpoints_of_a_whole_model_take_what_was_foreseen(trainer):
 
 def test_a_plan_foresees_two_checkpoints_of_each_training_at_once_less_what_lies_there(tmp_path, monkeypatch):
     assert checkpoint_bytes(make_plan(small_sweep(tmp_path))) == 0  # done before it keeps any
-    monkeypatch.setattr("lowrank_bench.runners.disk.SMALL_MODEL_PARAMETERS", 1)
+    monkeypatch.setattr("lowrank_bench.runners.estimates.disk.SMALL_MODEL_PARAMETERS", 1)
     one, two = (make_plan(small_sweep(tmp_path, workers=workers)) for workers in (1, 2))
     whole = 2 * TRAINED_BYTES * one.parameters
     assert checkpoint_bytes(one) == whole
@@ -79,7 +79,7 @@ def test_a_plan_foresees_two_checkpoints_of_each_training_at_once_less_what_lies
 
 
 def test_a_plan_of_basis_selection_alone_foresees_less(tmp_path, monkeypatch):
-    monkeypatch.setattr("lowrank_bench.runners.disk.SMALL_MODEL_PARAMETERS", 1)
+    monkeypatch.setattr("lowrank_bench.runners.estimates.disk.SMALL_MODEL_PARAMETERS", 1)
     changes = {"methods": ["bs:trajectory=true"], "finetune": {"steps": 0}, "recover": {"steps": 0}}
     plan = make_plan(small_sweep(tmp_path, **changes, extra_pruning_steps=4, workers=1))
     (stage,) = (stage for stage in plan.stages.values() if stage.kind == "compress")

@@ -7,15 +7,15 @@ from torch import nn
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.budget import Budget
+from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.methods.shrinking import shrink_parameter
 from lowrank_bench.models.architectures import random_model
-from lowrank_bench.runners import host_moments
-from lowrank_bench.runners.data import TaskData
-from lowrank_bench.runners.host_moments import HostMomentsAdamW
-from lowrank_bench.runners.placement import optimizer_name
-from lowrank_bench.runners.resuming import Resumable
-from lowrank_bench.runners.training import TaskTrainer
+from lowrank_bench.runners.training import host_moments
+from lowrank_bench.runners.training.data import TaskData
+from lowrank_bench.runners.training.host_moments import HostMomentsAdamW
+from lowrank_bench.runners.training.placement import optimizer_name
+from lowrank_bench.runners.training.resuming import Resumable
+from lowrank_bench.runners.training.trainer import TaskTrainer
 
 SHAPES = ((7, 5), (33,), (4, 4), (64, 9), (1,))
 OPTIONS = {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-7, "weight_decay": 0.1}

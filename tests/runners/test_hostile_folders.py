@@ -28,11 +28,11 @@ from lowrank_bench.models.loading import load_model, load_skeleton, load_tokeniz
 from lowrank_bench.models.matrices import get_linear, replace_module
 from lowrank_bench.models.presets import PRESETS
 from lowrank_bench.models.streamed import open_streamed
+from lowrank_bench.results.inspection.gather import inspect_bases
+from lowrank_bench.results.speed.subject import find_subject
 from lowrank_bench.runners.config import MethodSpec, SweepConfig
-from lowrank_bench.runners.inspection import inspect_bases
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.single import CompressRequest, compress_model, default_settings, evaluate_model, foresee
-from lowrank_bench.runners.speed_subject import find_subject
 
 QUERY, KEY = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"
 Edit = Callable[[Path], Any]

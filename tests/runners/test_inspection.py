@@ -9,11 +9,11 @@ from sealing import seal
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.files import read_json
-from lowrank_bench.methods.inspection import find_bases
 from lowrank_bench.models.loading import load_model
-from lowrank_bench.results.changes import count_changes
-from lowrank_bench.runners.cells import checkpoint_folder
-from lowrank_bench.runners.inspection import Reading, _compress_stage, find_cell, inspect_bases, inspect_changes
+from lowrank_bench.results.cells import checkpoint_folder
+from lowrank_bench.results.inspection.changes import count_changes
+from lowrank_bench.results.inspection.gather import Reading, _compress_stage, find_cell, inspect_bases, inspect_changes
+from lowrank_bench.results.inspection.meaning import find_bases
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_a_cell_is_its_checkpoint(run):
 
 
 def labels(run):
-    from lowrank_bench.results.records import read_records
+    from lowrank_bench.records.files import read_records
 
     return sorted(set(read_records(run).label))
 

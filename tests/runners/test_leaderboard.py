@@ -11,15 +11,15 @@ from made_records import make_record
 from sealing import seal
 
 from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.records.files import read_records, to_records, write_records
 from lowrank_bench.results.leaderboard import submissions
+from lowrank_bench.results.leaderboard.gather import gather, write
 from lowrank_bench.results.leaderboard.ranking import NO_SAMPLES, Scores
 from lowrank_bench.results.leaderboard.texts import to_csv
-from lowrank_bench.results.records import read_records, to_records, write_records
-from lowrank_bench.runners.leaderboard import gather, write
-from lowrank_bench.runners.paired_scores import scores_of, stage_scores
+from lowrank_bench.results.samples.paired_scores import scores_of, stage_scores
+from lowrank_bench.results.samples.stored import compare_samples
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.samples import compare_samples
-from lowrank_bench.runners.stages import Stage, StageStore
+from lowrank_bench.runners.store.folders import Stage, StageStore
 
 
 def stage_of(lines, folder):

@@ -11,8 +11,8 @@ import torch
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.memory import free_memory
 from lowrank_bench.runners import work
-from lowrank_bench.runners.local import do_stage
-from lowrank_bench.runners.stages import Stage, StageStore
+from lowrank_bench.runners.executors.local import do_stage
+from lowrank_bench.runners.store.folders import Stage, StageStore
 
 
 class Trained:

@@ -14,19 +14,19 @@ from transformers import LlamaConfig
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.budget import Budget
 from lowrank_bench.methods.memory import Peak
+from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import load_skeleton
 from lowrank_bench.models.presets import resolve_model
 from lowrank_bench.runners import work
 from lowrank_bench.runners.config import MethodSpec, parse_method
-from lowrank_bench.runners.data import example_length
-from lowrank_bench.runners.memory import Way, calibration, compress_way, fit_way, read_length
+from lowrank_bench.runners.estimates.memory import Way, calibration, compress_way, fit_way, read_length
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.single import CompressRequest, compress_model, foresee
-from lowrank_bench.runners.stages import Stage, StageStore
+from lowrank_bench.runners.store.folders import Stage, StageStore
+from lowrank_bench.runners.training.data import example_length
 
 TINY = resolve_model("tiny")
 WHOLE_NEEDS = {"svd": (True, True), "swsd": (True, False), "laser": (False, True), "bs": (True, False)}

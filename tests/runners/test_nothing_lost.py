@@ -11,9 +11,9 @@ import pytest
 import yaml
 from sweeps import small_sweep
 
-from lowrank_bench.results.records import read_records, same_results
+from lowrank_bench.records.files import read_records, same_results
+from lowrank_bench.results.sweep import run_sweep
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.sweep import run_sweep
 
 PART = {"methods": ["svd"], "ratios": [2]}
 

@@ -13,11 +13,11 @@ from lowrank_bench.methods.base import create_method
 from lowrank_bench.models.presets import PRESETS
 from lowrank_bench.runners.collect import _options
 from lowrank_bench.runners.config import parse_method
-from lowrank_bench.runners.machine import assume_machine
+from lowrank_bench.runners.estimates.machine import assume_machine
 from lowrank_bench.runners.plan import make_plan, merge_settings, pick_device
 from lowrank_bench.runners.provenance import hardware
-from lowrank_bench.runners.recipes import RECIPES, TrainSettings
 from lowrank_bench.runners.sweep import plan_warnings
+from lowrank_bench.runners.training.recipes import RECIPES, TrainSettings
 from lowrank_bench.runners.work import perform
 
 

@@ -11,10 +11,10 @@ from rich.console import Console
 from lowrank_bench.foundation.progress import reporting, track
 from lowrank_bench.runners import progress as module
 from lowrank_bench.runners.config import parse_method
-from lowrank_bench.runners.local import Event
+from lowrank_bench.runners.executors.local import Event
 from lowrank_bench.runners.progress import StageProgress, show_progress
 from lowrank_bench.runners.single import CompressRequest, compress_model
-from lowrank_bench.runners.stages import Stage
+from lowrank_bench.runners.store.folders import Stage
 
 FIT, EVALUATE = Stage("fit", {}, title="fit svd"), Stage("evaluate", {}, title="evaluate svd 2x")
 STAGES = {stage.key: stage for stage in (FIT, EVALUATE)}

@@ -24,14 +24,14 @@ from sweeps import small_sweep
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.process import python_command
-from lowrank_bench.results.records import read_records, same_results
-from lowrank_bench.runners import ray_executor
+from lowrank_bench.records.files import read_records, same_results
+from lowrank_bench.results.sweep import run_sweep
 from lowrank_bench.runners.config import make_config
-from lowrank_bench.runners.local import StageCrashed, crew_size
+from lowrank_bench.runners.executors import ray as ray_executor
+from lowrank_bench.runners.executors.local import StageCrashed, crew_size
+from lowrank_bench.runners.executors.ray import RETRIES, Node, share_of
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.ray_executor import RETRIES, Node, share_of
-from lowrank_bench.runners.shared_store import LIGHT_BYTES
-from lowrank_bench.runners.sweep import run_sweep
+from lowrank_bench.runners.store.shared import LIGHT_BYTES
 
 SECONDS = 900
 """No test waits longer; on an idle machine each takes a small part of it."""
@@ -374,7 +374,7 @@ import os
 import time
 import psutil
 import ray
-from lowrank_bench.runners.ray_executor import ray_session
+from lowrank_bench.runners.executors.ray import ray_session
 
 def look():
     import sympy

@@ -16,20 +16,21 @@ from sweeps import small_sweep
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.files import read_json
 from lowrank_bench.models.architectures import random_model
-from lowrank_bench.runners import removal as removal_module
-from lowrank_bench.runners.cells import find_cell
-from lowrank_bench.runners.disk import disk_bytes, disk_sentence
+from lowrank_bench.results.cells import find_cell
+from lowrank_bench.results.inspection.gather import inspect_changes
+from lowrank_bench.results.report.gather import gather
+from lowrank_bench.results.sweep import run_sweep
 from lowrank_bench.runners.doctor import _stages, repair
-from lowrank_bench.runners.inspection import inspect_changes
-from lowrank_bench.runners.local import Event
-from lowrank_bench.runners.locks import lock_file
+from lowrank_bench.runners.estimates.disk import disk_bytes, disk_sentence
+from lowrank_bench.runners.executors.local import Event
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.removal import LARGE_PARAMETERS, Removal, by_fit, keeps_all, remove_weights
-from lowrank_bench.runners.report.gather import gather
-from lowrank_bench.runners.shared_store import SharedStore
-from lowrank_bench.runners.stage_files import KEPT, REMOVED
-from lowrank_bench.runners.stages import verify_around
-from lowrank_bench.runners.sweep import plan_warnings, run_sweep
+from lowrank_bench.runners.store import removal as removal_module
+from lowrank_bench.runners.store.files import KEPT, REMOVED
+from lowrank_bench.runners.store.folders import verify_around
+from lowrank_bench.runners.store.locks import lock_file
+from lowrank_bench.runners.store.removal import LARGE_PARAMETERS, Removal, by_fit, keeps_all, remove_weights
+from lowrank_bench.runners.store.shared import SharedStore
+from lowrank_bench.runners.sweep import plan_warnings
 
 FREE = {"training_free": True, "finetune": {}, "recover": {}}
 

@@ -13,17 +13,17 @@ from safetensors.numpy import load_file
 from sealing import seal
 from sweeps import small_sweep
 
-from lowrank_bench.evals.compare import compare
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.files import read_json
-from lowrank_bench.results.records import read_records, to_frame, write_records
+from lowrank_bench.records.files import read_records, to_frame, write_records
+from lowrank_bench.results.report.answers import failure
+from lowrank_bench.results.report.gather import gather
 from lowrank_bench.results.report.markdown import report_markdown
 from lowrank_bench.results.report.page import report_page
-from lowrank_bench.runners.report.answers import failure
-from lowrank_bench.runners.report.gather import gather
-from lowrank_bench.runners.report.write import write_report
-from lowrank_bench.runners.samples import load_samples
-from lowrank_bench.runners.sweep import run_sweep
+from lowrank_bench.results.report.write import write_report
+from lowrank_bench.results.samples.compare import compare
+from lowrank_bench.results.samples.stored import load_samples
+from lowrank_bench.results.sweep import run_sweep
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m\u202e```\n# not a heading\n--> ]]>"
 
@@ -162,7 +162,7 @@ def test_one_seed_is_tested_as_bench_compare_does(run, copied):
 
 
 def _records(run):
-    from lowrank_bench.results.records import Record
+    from lowrank_bench.records.files import Record
 
     return [Record(**row) for row in read_records(run).to_dict("records")]
 

@@ -11,17 +11,17 @@ from made_records import make_record
 from rich.console import Console
 
 from lowrank_bench.foundation.errors import UserError
-from lowrank_bench.results.intervals import wilson
-from lowrank_bench.results.records import Record, to_frame, write_records
-from lowrank_bench.runners.assumptions import BENCHMARKS
+from lowrank_bench.papers.reproduce.catalogue import PAPERS, find_item
+from lowrank_bench.papers.reproduce.configs import Changes, departures, pick_form, sweep_config
+from lowrank_bench.papers.reproduce.hours import gpu_hours
+from lowrank_bench.papers.reproduce.outcome import findings, panel_table, quoted_numbers
+from lowrank_bench.papers.reproduce.run import conclude, reproduce
+from lowrank_bench.records.files import Record, to_frame, write_records
+from lowrank_bench.records.intervals import wilson
 from lowrank_bench.runners.config import make_config
-from lowrank_bench.runners.machine import assume_machine
+from lowrank_bench.runners.estimates.assumptions import BENCHMARKS
+from lowrank_bench.runners.estimates.machine import assume_machine
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.reproduce.catalogue import PAPERS, find_item
-from lowrank_bench.runners.reproduce.configs import Changes, departures, pick_form, sweep_config
-from lowrank_bench.runners.reproduce.hours import gpu_hours
-from lowrank_bench.runners.reproduce.outcome import findings, panel_table, quoted_numbers
-from lowrank_bench.runners.reproduce.run import conclude, reproduce
 
 ITEMS = [item for paper in PAPERS.values() for item in paper.items]
 NAMES = [f"{item.paper}-{item.name}" for item in ITEMS]
@@ -282,6 +282,6 @@ def test_the_list_names_everything_and_imports_no_torch():
     for item in ITEMS:
         assert f"--{item.kind} {item.name}" in done.stdout
     script = (
-        "import sys; from lowrank_bench.runners.reproduce.catalogue import PAPERS; assert 'torch' not in sys.modules"
+        "import sys; from lowrank_bench.papers.reproduce.catalogue import PAPERS; assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

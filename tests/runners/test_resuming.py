@@ -8,11 +8,11 @@ import torch
 import trained_together
 
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.budget import Budget
+from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.architectures import random_model
-from lowrank_bench.runners.data import TaskData
-from lowrank_bench.runners.resuming import Resumable
-from lowrank_bench.runners.training import TaskTrainer
+from lowrank_bench.runners.training.data import TaskData
+from lowrank_bench.runners.training.resuming import Resumable
+from lowrank_bench.runners.training.trainer import TaskTrainer
 
 STEPS = trained_together.STEPS
 BUILDERS = {
@@ -255,7 +255,7 @@ def test_what_was_never_whole_is_removed_before_the_next_is_written(tmp_path):
 
 
 def test_the_memory_of_the_attempt_that_was_cut_off_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr("lowrank_bench.runners.training.peak_memory_bytes", lambda: 1 << 50)
+    monkeypatch.setattr("lowrank_bench.runners.training.trainer.peak_memory_bytes", lambda: 1 << 50)
     with pytest.raises(Cut):
         train(random_model("llama"), tmp_path / "r", cut_at(4))
     monkeypatch.undo()

@@ -7,9 +7,16 @@ import pytest
 from sealing import seal
 
 from lowrank_bench.foundation.errors import UserError
-from lowrank_bench.results.records import read_records
+from lowrank_bench.records.files import read_records
+from lowrank_bench.results.samples.stored import (
+    Filters,
+    compare_samples,
+    load_samples,
+    rescore_run,
+    sample_file,
+    show_samples,
+)
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.samples import Filters, compare_samples, load_samples, rescore_run, sample_file, show_samples
 
 
 @pytest.fixture
@@ -56,7 +63,7 @@ def test_rescoring_sees_the_completions_not_the_old_verdicts(finished, run, tmp_
     copied = out / run.name
     path = sample_file(f"{copied}:svd@2")
     lines = [json.loads(text) for text in path.read_text().splitlines()]
-    from lowrank_bench.evals.toy.math import toy_math_problems
+    from lowrank_bench.evals.tasks.toy.math import toy_math_problems
 
     gold = toy_math_problems("test", 250, 42)
     for line, row in zip(lines, gold, strict=False):

@@ -17,7 +17,7 @@ from lowrank_bench.runners import work
 from lowrank_bench.runners.config import parse_method
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.single import CompressRequest, compress_model
-from lowrank_bench.runners.stages import MODEL_FOLDER, StageStore, ratio_folder
+from lowrank_bench.runners.store.folders import MODEL_FOLDER, StageStore, ratio_folder
 
 TINY = Path(PRESETS["tiny"].source)
 FREE = {"training_free": True, "finetune": {}, "recover": {}, "methods": ["svd"], "ratios": [1.1]}

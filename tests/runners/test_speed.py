@@ -12,12 +12,12 @@ from lowrank_bench.evals.speed.spec import Measured, SpeedSpec, Timing
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models.export import export_dense, is_factorised
 from lowrank_bench.models.presets import PRESETS
-from lowrank_bench.results.records import read_records
+from lowrank_bench.records.files import read_records
+from lowrank_bench.results.speed.measure import SpeedRequest, measure_speed, median_ratio
+from lowrank_bench.results.speed.records import save_speed, speed_records, stored_records
+from lowrank_bench.results.speed.subject import find_subject
 from lowrank_bench.runners.config import parse_method
 from lowrank_bench.runners.single import CompressRequest, compress_model
-from lowrank_bench.runners.speed import SpeedRequest, measure_speed, median_ratio
-from lowrank_bench.runners.speed_records import save_speed, speed_records, stored_records
-from lowrank_bench.runners.speed_subject import find_subject
 
 SHORT = {"engines": ("transformers",), "batch_sizes": (1, 2), "prompt_tokens": 4, "new_tokens": 3, "threads": 1}
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowrank_bench.foundation.errors import UserError
-from lowrank_bench.runners import locks
-from lowrank_bench.runners.locks import hold_lock
-from lowrank_bench.runners.stages import Stage, StageStore, input_digests
+from lowrank_bench.runners.store import locks
+from lowrank_bench.runners.store.folders import Stage, StageStore, input_digests
+from lowrank_bench.runners.store.locks import hold_lock
 
 STAGE = Stage("fit", {"a": 1}, {"model": "m"}, {"device": "cpu"}, "a fit")
 

@@ -16,17 +16,17 @@ from sweeps import small_sweep
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.files import write_json
 from lowrank_bench.models.loading import load_model
-from lowrank_bench.results.records import read_records, same_results
-from lowrank_bench.runners import storage as storages
-from lowrank_bench.runners.cells import checkpoint_folder, find_cell
+from lowrank_bench.records.files import read_records, same_results
+from lowrank_bench.results.cells import checkpoint_folder, find_cell
+from lowrank_bench.results.inspection.gather import inspect_bases, inspect_changes
+from lowrank_bench.results.speed.subject import find_subject
+from lowrank_bench.results.sweep import run_sweep
 from lowrank_bench.runners.doctor import repair
-from lowrank_bench.runners.inspection import inspect_bases, inspect_changes
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.shared_store import LIGHT_BYTES, SharedStore
-from lowrank_bench.runners.speed_subject import find_subject
-from lowrank_bench.runners.stages import MARKER, Stage, StageStore
-from lowrank_bench.runners.storage import Storage, check_url
-from lowrank_bench.runners.sweep import run_sweep
+from lowrank_bench.runners.store import storage as storages
+from lowrank_bench.runners.store.folders import MARKER, Stage, StageStore
+from lowrank_bench.runners.store.shared import LIGHT_BYTES, SharedStore
+from lowrank_bench.runners.store.storage import Storage, check_url
 
 STAGE = Stage("fit", {"a": 1}, {"model": "m"}, {"model": {"location": "m", "revision": ""}})
 NEXT = Stage("compress", {"b": 1}, {"model": f"{STAGE.key}/model"}, {"model": {"location": "?", "revision": ""}})
@@ -123,7 +123,7 @@ def test_the_first_stage_wins_and_the_others_take_it(url, tmp_path):
 
 CLAIM = """
 import sys
-from lowrank_bench.runners.storage import Storage
+from lowrank_bench.runners.store.storage import Storage
 storage = Storage(sys.argv[1])
 storage.check()
 for line in sys.stdin:
@@ -175,7 +175,7 @@ def flip(file):
 UPLOAD = """
 import sys
 from pathlib import Path
-from lowrank_bench.runners.shared_store import SharedStore
+from lowrank_bench.runners.store.shared import SharedStore
 SharedStore(Path(sys.argv[1]), sys.argv[2]).publish([sys.argv[3]])
 """
 
@@ -339,7 +339,7 @@ def test_what_cannot_be_used_is_told_before_work(tmp_path, server, monkeypatch):
 def test_names_that_lead_out_of_the_folder_are_refused(tmp_path):
     store = SharedStore(tmp_path / "here", f"file://{tmp_path}/storage")
     store.run(STAGE, fill)
-    from lowrank_bench.runners.stages import checksum
+    from lowrank_bench.runners.store.folders import checksum
 
     file = tmp_path / "storage" / "stages" / STAGE.key / "stage.json"
     record = json.loads(file.read_text())

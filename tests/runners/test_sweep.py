@@ -18,16 +18,16 @@ from sweeps import small_sweep
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.files import read_json
-from lowrank_bench.foundation.nursery import Nursery
+from lowrank_bench.foundation.forked import Nursery
 from lowrank_bench.models.loading import load_model, weights_size
 from lowrank_bench.models.matrices import low_rank_layers, model_size
-from lowrank_bench.results.records import read_records, same_results
+from lowrank_bench.records.files import read_records, same_results
+from lowrank_bench.results.sweep import run_sweep
 from lowrank_bench.runners.config import parse_method
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.progress import LOG_FILE
 from lowrank_bench.runners.single import CompressRequest, compress_model
-from lowrank_bench.runners.stages import MODEL_FOLDER, ratio_folder
-from lowrank_bench.runners.sweep import run_sweep
+from lowrank_bench.runners.store.folders import MODEL_FOLDER, ratio_folder
 
 
 def results(config):
@@ -185,7 +185,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from sweeps import small_sweep
-from lowrank_bench.runners.sweep import run_sweep
+from lowrank_bench.results.sweep import run_sweep
 if __name__ == "__main__":
     run_sweep(small_sweep(Path(sys.argv[1])))
 """

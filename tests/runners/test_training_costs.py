@@ -12,17 +12,17 @@ from accelerate.data_loader import BatchSamplerShard
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import BatchSampler
 
-from lowrank_bench.evals.prompts import Encoded
+from lowrank_bench.evals.tasks.prompts import Encoded
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.budget import Budget
+from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.architectures import random_model
-from lowrank_bench.runners import training
-from lowrank_bench.runners.batches import Examples, StepSampler
-from lowrank_bench.runners.data import IGNORED, TaskData, collate
-from lowrank_bench.runners.recipes import TrainSettings
-from lowrank_bench.runners.resuming import Resumable
-from lowrank_bench.runners.training import TaskTrainer
+from lowrank_bench.runners.training import trainer as training
+from lowrank_bench.runners.training.batches import Examples, StepSampler
+from lowrank_bench.runners.training.data import IGNORED, TaskData, collate
+from lowrank_bench.runners.training.recipes import TrainSettings
+from lowrank_bench.runners.training.resuming import Resumable
+from lowrank_bench.runners.training.trainer import TaskTrainer
 
 STEP = 8
 SETTINGS = TrainSettings(

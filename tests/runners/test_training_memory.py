@@ -11,13 +11,13 @@ from torch import nn
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
 from lowrank_bench.models.matrices import model_size
-from lowrank_bench.runners import pass_memory
-from lowrank_bench.runners.foreseen import check_training
-from lowrank_bench.runners.memory import check_plan, plan_ways
-from lowrank_bench.runners.pass_memory import pass_peak
+from lowrank_bench.runners.estimates.foreseen import check_training
+from lowrank_bench.runners.estimates.memory import check_plan, plan_ways
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.recipes import TrainSettings
-from lowrank_bench.runners.training_memory import STATE_BYTES, training_peak
+from lowrank_bench.runners.training import pass_memory
+from lowrank_bench.runners.training.memory import STATE_BYTES, training_peak
+from lowrank_bench.runners.training.pass_memory import pass_peak
+from lowrank_bench.runners.training.recipes import TrainSettings
 
 TRAIN = TrainSettings(batch_size=16, micro_batch_size=4, gradient_checkpointing=False, precision="float32")
 
@@ -136,7 +136,7 @@ def test_a_training_that_cannot_fit_is_refused_first(tmp_path: Path, monkeypatch
     plan = make_plan(small_sweep(tmp_path))
     assert {"finetune", "recover", "compress bs"} <= {name for name, way in plan_ways(plan).items() if way.peak}
     check_plan(plan, plan.pending())
-    monkeypatch.setattr("lowrank_bench.runners.machine.free_memory", lambda device="cpu": 1000)
+    monkeypatch.setattr("lowrank_bench.runners.estimates.machine.free_memory", lambda device="cpu": 1000)
     with pytest.raises(UserError, match=r"finetune .* needs at least .* GiB .* are free on cpu; use .*--accelerate"):
         check_plan(plan, plan.pending())
     assert not plan.store.keys()

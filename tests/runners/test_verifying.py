@@ -12,19 +12,19 @@ from lowrank_bench.evals.base import EvalSettings
 from lowrank_bench.foundation import checksums
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.files import sha256_file
+from lowrank_bench.results.cells import checkpoint_folder, find_cell
+from lowrank_bench.results.inspection.gather import inspect_bases, inspect_changes
+from lowrank_bench.results.report.gather import gather
+from lowrank_bench.results.samples.paired_scores import stage_scores
+from lowrank_bench.results.samples.stored import compare_samples, rescore_run, sample_file
+from lowrank_bench.results.speed.subject import find_subject
+from lowrank_bench.results.sweep import run_sweep
 from lowrank_bench.runners import doctor
-from lowrank_bench.runners.cells import checkpoint_folder, find_cell
 from lowrank_bench.runners.collect import collect
-from lowrank_bench.runners.inspection import inspect_bases, inspect_changes
-from lowrank_bench.runners.paired_scores import stage_scores
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.report.gather import gather
-from lowrank_bench.runners.samples import compare_samples, rescore_run, sample_file
 from lowrank_bench.runners.single import evaluate_model
-from lowrank_bench.runners.speed_subject import find_subject
-from lowrank_bench.runners.stage_files import DamagedStage, stage_around
-from lowrank_bench.runners.stages import StageStore
-from lowrank_bench.runners.sweep import run_sweep
+from lowrank_bench.runners.store.files import DamagedStage, stage_around
+from lowrank_bench.runners.store.folders import StageStore
 
 
 @pytest.fixture

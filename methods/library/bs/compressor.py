@@ -26,11 +26,11 @@ from ...base import (
     create_method,
     methods,
 )
-from ...budget import Budget, ModelShape, Unit
 from ...fitted import Factors, Fitted
 from ...groups import singles
 from ...matrixwise import MatrixCompressor, report
-from ...policies.base import parse_policy, policies
+from ...ranks.budget import Budget, ModelShape, Unit
+from ...ranks.policies.base import parse_policy, policies
 from ...shrinking import shrink_parameter
 from .fusing import fused
 from .layer import BasisLinear, Start

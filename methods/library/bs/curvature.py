@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ....foundation.errors import UserError
-from ...probe import Examples
-from ...statistics import example_losses
+from ...calibration.statistics import example_losses
+from ...ranks.probe import Examples
 from .layer import BasisLinear
 
 if TYPE_CHECKING:

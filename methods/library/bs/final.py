@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from ....foundation.errors import UserError
-from ...probe import Examples
+from ...ranks.probe import Examples
 from .layer import BasisLinear
 
 if TYPE_CHECKING:
     from ...base import CalibrationData
-    from ...policies.base import Metric
+    from ...ranks.policies.base import Metric
 
 MaskAt = Callable[[str, int], Tensor]
 """Which bases of a named layer survive at a rank (new vectors included), shape (kept,), bool."""
@@ -22,7 +22,7 @@ MaskAt = Callable[[str, int], Tensor]
 class BasisProbe:
     """Evaluates prunings of a model of basis layers in place; the layers are left as they were.
 
-    The twin of `methods.probe.Probe`, which truncates dense matrices.
+    The twin of `methods.ranks.probe.Probe`, which truncates dense matrices.
 
     Args:
         model: the model that holds the layers.
@@ -30,7 +30,7 @@ class BasisProbe:
         mask_at: the bases that survive.
         data: task data; never the test split.
         samples: examples per evaluation.
-        metric: see `methods.probe.Examples`.
+        metric: see `methods.ranks.probe.Examples`.
     """
 
     def __init__(

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from ....models.layers import LowRankLinear
 from ....models.matrices import get_linear, replace_module
-from ...budget import Allocation, Budget, ModelShape, Unit
 from ...fitted import Fitted
 from ...linalg import merge
-from ...policies.base import parse_policy, policies
+from ...ranks.budget import Allocation, Budget, ModelShape, Unit
+from ...ranks.policies.base import parse_policy, policies
 from ...shrinking import shrink_parameter
 from .curvature import CurvatureProbes
 from .final import BasisProbe

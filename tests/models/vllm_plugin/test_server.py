@@ -14,9 +14,9 @@ from served_models import ENVIRONMENT
 
 from lowrank_bench.evals.engines.base import Sampling
 from lowrank_bench.evals.engines.transformers import TransformersEngine
-from lowrank_bench.evals.prompts import encode_prompt
+from lowrank_bench.evals.tasks.prompts import encode_prompt
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.budget import Budget
+from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import load_model, load_tokenizer
 from lowrank_bench.models.presets import PRESETS

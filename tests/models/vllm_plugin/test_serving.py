@@ -22,8 +22,8 @@ from served_models import (
 )
 
 from lowrank_bench.methods.base import create_method, methods
-from lowrank_bench.methods.budget import Budget
 from lowrank_bench.methods.contract import PlainTrainer, RandomData
+from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.layers import LowRankLinear

@@ -11,8 +11,8 @@ from junitparser import JUnitXml
 from rich.console import Console
 
 from lowrank_bench.foundation.errors import UserError
-from lowrank_bench.results.intervals import perplexity_interval, wilson
-from lowrank_bench.results.records import to_frame, write_records
+from lowrank_bench.records.files import to_frame, write_records
+from lowrank_bench.records.intervals import perplexity_interval, wilson
 from lowrank_bench.results.regression.baseline import read_baseline, update_baseline
 from lowrank_bench.results.regression.compare import Tolerance, check_run
 from lowrank_bench.results.regression.junit import junit_xml

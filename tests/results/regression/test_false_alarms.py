@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lowrank_bench.results.intervals import wilson
-from lowrank_bench.results.records import to_frame
+from lowrank_bench.records.files import to_frame
+from lowrank_bench.records.intervals import wilson
 from lowrank_bench.results.regression.compare import Tolerance, check_run
 
 N = 250

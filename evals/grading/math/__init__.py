@@ -1,0 +1,1 @@
+"""Comparing MATH answers: as text, by value, by algebra."""

@@ -1,0 +1,171 @@
+"""How MATH completions are scored: five rules on the same text, each with the project that it reproduces.
+
+========== ============================== ======================================== ============================
+scorer     the answer is                  compared by                              as in
+========== ============================== ======================================== ============================
+minerva    `extract.minerva`              Minerva's normalisation: equal strings,  lm-eval ``minerva_math``
+                                          or a difference that simplifies to zero
+original   `extract.between_dollars`      the strings of hendrycks/math            lm-eval ``hendrycks_math``
+boxed      `extract.boxed`                the strings of hendrycks/math            hendrycks/math
+answer-is  `extract.answer_is`            the strings of hendrycks/math            MetaMath ``eval_math.py``
+math-verify found by the library          the library                              lm-eval's ``math_verify``
+========== ============================== ======================================== ============================
+
+Equal strings are equal before any algebra is tried, integers, decimals and simple fractions are compared exactly
+without it, and simple expressions with clearly different values are different (`math_value`). The rest is computed in
+processes that can be killed (`math_pool`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
+
+from ....foundation.errors import UserError
+from ...kinds.generative import Scored
+from .. import extract
+from ..metrics import Verdict
+from .pool import ITEM_SECONDS, Request, compare_all
+from .text import TEXT_RULES_VERSION, exact_number, normalize_minerva, same_original
+from .value import clearly_differ, unreadable
+
+MATH_RULES_VERSION = 2
+"""Raised whenever a verdict may change for the same text; part of every MATH evaluation's identity."""
+
+EXTRACTORS: dict[str, Callable[[str], str | None]] = {
+    "minerva": extract.minerva,
+    "original": extract.between_dollars,
+    "boxed": extract.boxed,
+    "answer-is": extract.answer_is,
+}
+SCORERS = ("minerva", "original", "boxed", "answer-is", "math-verify")
+
+MAX_PARSED = 400
+"""Longest answer in characters that is given to algebra; the longest reference answer has 81."""
+MAX_DEPTH = 30
+"""Deepest nesting of braces and brackets that is given to algebra."""
+MAX_READ_DEPTH = 100
+"""The same for the text in which math-verify looks for an answer; what is beyond the limits is a ``timeout``."""
+MAX_DIGITS = 200
+MAX_READ = 20_000
+"""Characters at the end of a completion in which math-verify looks for an answer."""
+
+_DIGITS = re.compile(rf"\d{{{MAX_DIGITS}}}")
+_BRACKET = re.compile(r"[][{}()]")
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that verdicts depend on; raise a `UserError` where they do not fit."""
+    try:
+        found = {name: version(name) for name in ("sympy", "math-verify", "latex2sympy2_extended")}
+        antlr = version("antlr4-python3-runtime")
+    except PackageNotFoundError as error:
+        raise UserError(f"scoring MATH needs '{error.name}'; pip install 'math-verify[antlr4_11_0]'") from None
+    if not antlr.startswith("4.11."):
+        raise UserError(
+            f"scoring MATH needs antlr4-python3-runtime 4.11, not {antlr}, whose grammar reads nothing; "
+            "pip install 'math-verify[antlr4_11_0]'"
+        )
+    return found
+
+
+def rules() -> dict[str, object]:
+    """Return all that a verdict depends on besides the text."""
+    versions = {"math": MATH_RULES_VERSION, "text": TEXT_RULES_VERSION, "extract": extract.RULES_VERSION}
+    return {"scorers": list(SCORERS), "versions": versions, "libraries": library_versions(), "seconds": ITEM_SECONDS}
+
+
+class Outcome(NamedTuple):
+    """Of a comparison: a verdict, or what has to be computed for one."""
+
+    verdict: Verdict | None
+    request: Request | None = None
+
+
+def compare_minerva(answer: str, gold: str) -> Outcome:
+    """Compare two raw answers by Minerva's rule."""
+    left, right = normalize_minerva(answer), normalize_minerva(gold)
+    if left == right and left:
+        return Outcome("correct")
+    numbers = exact_number(left), exact_number(right)
+    if None not in numbers:
+        return Outcome("correct" if numbers[0] == numbers[1] else "wrong")
+    if not left or clearly_differ(left, right):
+        return Outcome("wrong")
+    if not parseable(left):
+        return Outcome("timeout")
+    if unreadable(left) or unreadable(right):
+        return Outcome("wrong")
+    return Outcome(None, Request("minerva", right, left))
+
+
+def compare_strings(answer: str, gold: str) -> Outcome:
+    """Compare two raw answers by the rule of hendrycks/math."""
+    return Outcome("correct" if same_original(answer, gold) else "wrong")
+
+
+def read_by_library(text: str, gold: str) -> Outcome:
+    """Ask math-verify, in a process that can be killed, with the end of the text; see `math_latex` for bare answers."""
+    read = text[-MAX_READ:]
+    if not read.strip():
+        return Outcome("no-answer")
+    return Outcome(None, Request("math-verify", gold, read)) if nesting(read) <= MAX_READ_DEPTH else Outcome("timeout")
+
+
+def parseable(answer: str) -> bool:
+    """Tell whether an answer is within the limits of what is given to algebra."""
+    return len(answer) <= MAX_PARSED and not _DIGITS.search(answer) and nesting(answer) <= MAX_DEPTH
+
+
+def nesting(text: str) -> int:
+    """Return how deep brackets and braces are nested, an unclosed one counting to the end."""
+    depth = deepest = 0
+    for match in _BRACKET.finditer(text):
+        depth = depth + 1 if match.group(0) in "{([" else max(0, depth - 1)
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def score_texts(
+    texts: Sequence[str], golds: Sequence[str], workers: int | None = None, scorers: Sequence[str] = SCORERS
+) -> list[Scored]:
+    """Score completions against reference answers (contents of ``\\boxed{}``) by every rule, or by some."""
+    scored, places, requests = [], [], []
+    for index, (text, gold) in enumerate(zip(texts, golds, strict=True)):
+        answers: dict[str, str | None] = {name: read(text) for name, read in EXTRACTORS.items() if name in scorers}
+        outcomes = {
+            name: (compare_minerva if name == "minerva" else compare_strings)(found, gold)
+            if found is not None
+            else Outcome("no-answer")
+            for name, found in answers.items()
+        }
+        if "math-verify" in scorers:
+            outcomes["math-verify"] = read_by_library(text, gold)
+            answers["math-verify"] = None
+        scored.append(Scored(answers, {name: one.verdict or "wrong" for name, one in outcomes.items()}, {"gold": gold}))
+        for name, one in outcomes.items():
+            if one.request is not None:
+                places.append((index, name))
+                requests.append(one.request)
+    for (index, name), reply in zip(places, compare_all(requests, workers), strict=True):
+        scored[index].verdicts[name] = reply.verdict
+        if name == "math-verify":
+            scored[index].answers[name] = reply.answer
+    return scored
+
+
+def equivalent(answer: str, gold: str, scorer: str, workers: int | None = None) -> Verdict:
+    """Compare two bare answers by one scorer; for many at once use `score_texts`."""
+    if scorer == "minerva":
+        found = compare_minerva(answer, gold)
+    elif scorer == "math-verify":
+        found = read_by_library(f"\\boxed{{{answer}}}", gold)
+    else:
+        found = compare_strings(answer, gold)
+    if found.request is not None:
+        (reply,) = compare_all([found.request], workers)
+        return reply.verdict
+    assert found.verdict is not None
+    return found.verdict

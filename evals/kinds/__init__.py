@@ -1,0 +1,1 @@
+"""What benchmarks of one kind share: generation, multiple choice, perplexity."""

@@ -1,0 +1,1 @@
+"""Target applications: their training data, their prompts and their benchmarks."""

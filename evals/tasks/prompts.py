@@ -1,0 +1,167 @@
+"""The finetuning prompts, one for training and evaluation alike, and how text becomes token ids.
+
+Prompt and answer are tokenised apart and joined as ids, so that generation starts from exactly the ids that training
+saw, whatever the tokenizer would have merged across the border. For the same reason every template ends in a newline:
+no tokenizer in use merges across it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from ...foundation.errors import UserError, unknown
+from ...foundation.files import digest
+from ..continuation import encode_continuation
+
+PROMPT_VERSION = 2
+"""Raised whenever a template or a rule of this module changes; part of every stage's identity."""
+
+IGNORED = -100
+"""Label of a token that is not learnt (torch's `ignore_index`)."""
+
+Template = Literal["alpaca", "question", "plain"]
+
+TEMPLATES: dict[str, str] = {
+    # The wording of Stanford Alpaca, which MetaMath and Basel's finetuning use as well; the newline at its end is ours.
+    "alpaca": (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\n{instruction}\n\n### Response:\n"
+    ),
+    # For small models, whose context the preamble above would fill.
+    "question": "Question: {instruction}\nAnswer:\n",
+    # For instructions that are a beginning to be continued, such as a function's signature and docstring.
+    "plain": "{instruction}",
+}
+
+
+class Encoded(NamedTuple):
+    """One training example: token ids and labels of equal length; labels are `IGNORED` where nothing is learnt."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+def finetuning_prompt(instruction: str, template: str = "alpaca") -> str:
+    """Return the prompt that a finetuned model is trained and evaluated with."""
+    if template not in TEMPLATES:
+        raise unknown("prompt template", template, TEMPLATES)
+    return TEMPLATES[template].replace("{instruction}", instruction.strip() if template != "plain" else instruction)
+
+
+def prompt_sha256(prompts: Iterable[str]) -> str:
+    """Return the sha256 over all prompts in order, as text."""
+    return digest(list(prompts))
+
+
+def encode_prompt(tokenizer: Any, text: str) -> list[int]:
+    """Return the token ids of a text with exactly one beginning-of-sequence token, if the tokenizer has one."""
+    # verbose=False: whether a text fits is checked where it is used, against the model's own context.
+    ids = list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return ids
+    while ids and ids[0] == bos:
+        ids.pop(0)
+    return [bos, *ids]
+
+
+def most_tokens(texts: Iterable[str], count: Callable[[str], int], limit: float = math.inf) -> int:
+    """Return the most tokens of any text that has at most ``limit``; 0 where none has.
+
+    Only texts that could have more tokens than the longest so far are tokenised.
+
+    Args:
+        texts: in any order.
+        count: returns the number of tokens of a text.
+        limit: texts with more tokens are passed over.
+    """
+    most = 0
+    for bound, text in sorted(((_token_bound(text), text) for text in texts), reverse=True):
+        if bound <= most:
+            break
+        found = count(text)
+        most = max(most, found) if found <= limit else most
+    return most
+
+
+def _token_bound(text: str) -> int:
+    """Return a number of tokens that no tokenizer exceeds: one a byte, and what it puts around a text.
+
+    Normalising (NFKC) makes at most eleven bytes of one that is not ASCII (Unicode Annex 15, table 4).
+    """
+    return 8 + (len(text) if text.isascii() else 11 * len(text.encode("utf-8", "surrogatepass")))
+
+
+def encode_answer(tokenizer: Any, text: str) -> list[int]:
+    """Return the token ids of an answer behind its prompt, then the end-of-sequence token, if the tokenizer has one.
+
+    Behind a prompt they read as exactly the answer, whatever the tokenizer puts before a text's first word.
+    """
+    ids = encode_continuation(tokenizer, text)
+    return ids if tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
+
+
+def encode_example(tokenizer: Any, prompt: str, answer: str, max_length: int, cut: bool = False) -> Encoded | None:
+    """Encode a prompt and its answer; only the answer and its end-of-sequence token are learnt.
+
+    Returns None if the example has more than ``max_length`` tokens: a cut answer would teach a wrong ending. With
+    ``cut``, for statistics, its first ``max_length`` tokens are returned instead.
+    """
+    head, tail = encode_prompt(tokenizer, prompt), encode_answer(tokenizer, answer)
+    if len(head) + len(tail) > max_length and not cut:
+        return None
+    return Encoded((head + tail)[:max_length], ([IGNORED] * len(head) + tail)[:max_length])
+
+
+def encode_documents(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[Encoded]:
+    """Encode texts for language modelling, one example a text: BOS, text, EOS, cut to ``max_length``; all is learnt."""
+    result = []
+    for text in texts:
+        ids = encode_prompt(tokenizer, text)
+        if tokenizer.eos_token_id is not None:
+            ids.append(tokenizer.eos_token_id)
+        result.append(_language_example(tokenizer, ids[:max_length]))
+    return result
+
+
+def encode_joined(
+    tokenizer: Any, texts: Sequence[str], max_length: int, separator: str = "\n\n", bos: bool = False
+) -> list[Encoded]:
+    """Encode the parts, joined by ``separator``, as examples of exactly ``max_length`` tokens; the rest is dropped.
+
+    BOS stands once, at the very start, as in the published WikiText-2 perplexities; with ``bos`` each example begins
+    with one, followed by ``max_length`` - 1 tokens of the text.
+
+    Raises:
+        UserError: ``bos`` is asked for and the tokenizer has none.
+    """
+    ids, start = encode_prompt(tokenizer, separator.join(texts)), []
+    if bos:
+        check_has_bos(tokenizer)
+        start, ids = ids[:1], ids[1:]
+    length = max_length - len(start)
+    places = range(0, len(ids) - length + 1, length)
+    return [_language_example(tokenizer, start + ids[place : place + length]) for place in places]
+
+
+def check_has_bos(tokenizer: Any) -> None:
+    """Raise a `UserError` if a tokenizer has no beginning-of-sequence token."""
+    if tokenizer.bos_token_id is None:
+        raise UserError("this model's tokenizer has no BOS token to begin a window with; use --bos never, or auto")
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Return whether a tokenizer by itself puts a beginning-of-sequence token before a text.
+
+    Read off what it does: fast tokenizers add it by a rule of their own, whatever their ``add_bos_token`` says.
+    """
+    ids = tokenizer.encode("", verbose=False)
+    return tokenizer.bos_token_id is not None and list(ids[:1]) == [tokenizer.bos_token_id]
+
+
+def _language_example(tokenizer: Any, ids: list[int]) -> Encoded:
+    """Learn every token but a leading BOS, which nothing predicts."""
+    skip = 1 if ids and ids[0] == tokenizer.bos_token_id else 0
+    return Encoded(ids, [IGNORED] * skip + ids[skip:])

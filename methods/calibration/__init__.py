@@ -1,0 +1,1 @@
+"""What methods read from data: statistics of layers, in memory or one decoder block at a time."""

@@ -1,0 +1,116 @@
+"""The driver for methods that read task data while fitting: what they read, and a warning where it is too little."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field, PrivateAttr
+from torch import Tensor, nn
+
+from ..base import CalibrationData
+from ..fitted import Fitted
+from ..groups import Group
+from ..linalg.whitening import Root, root
+from ..matrixwise import MatrixCompressor
+from .moments import Moments, input_moments
+
+
+class CalibratedCompressor(MatrixCompressor):
+    """A per-matrix method that needs data.
+
+    Args:
+        samples: examples to read; None reads all. Which ones is decided by the seed of the run.
+        batch_size: examples per forward pass; changes results by rounding only.
+        calibration: task whose training texts are read (see ``bench tasks``); empty is the task of the run.
+        length: longest example in tokens; None takes the task's own.
+    """
+
+    needs_data: ClassVar[bool] = True
+
+    samples: int | None = Field(default=256, ge=1)
+    batch_size: int = Field(default=8, ge=1)
+    calibration: str = ""
+    length: int | None = Field(default=None, ge=8)
+
+    @property
+    def calibration_task(self) -> str:
+        """Return the task that is read, or empty for the run's own."""
+        return self.calibration
+
+    @property
+    def calibration_length(self) -> int | None:
+        """Return the longest example in tokens, or None for the task's own."""
+        return self.length
+
+    def fit(self, model: nn.Module, data: CalibrationData | None, folder: Path | None = None) -> Fitted:
+        """Decompose every group and note how much was read."""
+        if data is None:
+            raise ValueError(f"{self.name} needs task data")
+        fitted = super().fit(model, data, folder)
+        examples = tokens = 0
+        for batch in data.batches(self.samples, self.batch_size):
+            examples += len(batch["input_ids"])
+            tokens += int(batch["attention_mask"].sum())
+        fitted.meta["calibration"] = {"examples": examples, "tokens": tokens}
+        widest = max(group.in_features for group in self.groups(model))
+        if tokens < widest:
+            fitted.meta["warnings"] = [
+                f"{self.name} was calibrated on {tokens:,} tokens, fewer than the {widest:,} inputs of the widest "
+                "matrix, so its statistics are noisy or singular; give it more samples"
+            ]
+        return fitted
+
+
+class MomentCompressor(CalibratedCompressor):
+    """A calibrated method whose statistic is the `Moments` of each group's input."""
+
+    _last: tuple[Moments, Root] | None = PrivateAttr(default=None)
+
+    grams: ClassVar[bool] = True
+    """Whether second moments are needed; without them all layers are gathered in one pass."""
+
+    def statistic_bytes(self, group: Group) -> int:
+        """Return the bytes of a Gram matrix."""
+        return 8 * group.in_features**2 if self.grams else 0
+
+    def collect(
+        self, model: nn.Module, data: CalibrationData | None, groups: Sequence[Group]
+    ) -> Iterator[tuple[Group, Any]]:
+        """Yield each group with the moments of its (first member's) input."""
+        if data is None:
+            raise ValueError(f"{self.name} needs task data")
+        found = input_moments(
+            model, [group.name for group in groups], data, self.samples, self.batch_size, grams=self.grams
+        )
+        yield from ((group, moments) for group, (_, moments) in zip(groups, found, strict=True))
+        self._last = None
+
+    def rooted(self, moments: Moments, gram: Callable[[], Tensor], weight: Tensor, jitter: float = 0.0) -> Root:
+        """Return `whitening.root` of a Gram matrix on the weight's device, made once for all readers of an input.
+
+        Args:
+            moments: of the input; the root is remembered until other moments come.
+            gram: gives the (n, n) matrix to take the root of, made of those moments.
+            weight: says the device.
+            jitter: see `whitening.root`.
+        """
+        if self._last is None or self._last[0] is not moments:
+            self._last = None  # its memory is free before more is taken
+            made = root(gram().to(weight.device, torch.float64), jitter)
+            if moments.readers == 1:
+                return made
+            self._last = moments, made
+        return self._last[1]
+
+
+def pooled(moments: Sequence[Moments]) -> Moments:
+    """Return the moments over all tokens of several layers' inputs."""
+    return Moments(
+        sum((m.gram for m in moments[1:]), moments[0].gram),
+        sum((m.total for m in moments[1:]), moments[0].total),
+        sum((m.absolute for m in moments[1:]), moments[0].absolute),
+        sum(m.tokens for m in moments),
+    )

@@ -1,0 +1,155 @@
+"""Statistics of a model on task data, streamed batch by batch."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...models.streamed import weights_of
+from ..base import CalibrationData
+
+
+def example_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return each example's mean cross-entropy over its own target tokens, shape (b,), in float32.
+
+    The labels are shifted once, here: position t predicts label t+1. Examples without a target give 0.
+
+    Args:
+        logits: (b, t, vocabulary).
+        labels: (b, t), -100 where no loss counts.
+    """
+    targets = labels[:, 1:]
+    losses = nn.functional.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), targets, ignore_index=-100, reduction="none"
+    )
+    return losses.sum(1) / (targets != -100).sum(1).clamp_min(1)
+
+
+def squared_gradient_sums(other: Tensor, kept: Tensor) -> Tensor:
+    """Return Σ over examples and over i of (GᵀX)²_ij, where GᵀX is one example's weight gradient, shape (n,).
+
+    Either GᵀX is formed (t·m·n operations, m·n memory an example) or, as Σ_i (GᵀX)²_ij = [Xᵀ(GGᵀ)X]_jj, the token
+    Gram matrix is (t²·(m+n) operations, t² memory): whichever costs less.
+
+    Args:
+        other: G (b, t, m), summed over.
+        kept: X (b, t, n).
+    """
+    tokens, m, n = other.shape[1], other.shape[2], kept.shape[2]
+    if tokens * (m + n) < m * n:
+        return ((other @ other.transpose(1, 2) @ kept) * kept).sum((0, 1))
+    return (other.transpose(1, 2) @ kept).square().sum((0, 1))
+
+
+@contextmanager
+def only_embedding_requires_grad(model: nn.Module) -> Iterator[Tensor]:
+    """Give the input embedding, for which alone a gradient is computed: all later output gradients exist then.
+
+    What requires a gradient comes back afterwards.
+    """
+    required = {name: p.requires_grad for name, p in model.named_parameters()}
+    try:
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
+        yield embedding.requires_grad_(True)
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(required[name])
+
+
+class FisherSums:
+    """Gathers the diagonal Fisher information of some layers' weights while `watching`, see `input_fisher`.
+
+    Args:
+        names: dotted names of ``nn.Linear`` modules.
+        axis: ``in`` sums over outputs, ``out`` over inputs.
+    """
+
+    def __init__(self, names: Sequence[str], axis: Literal["in", "out"]) -> None:
+        self.names, self.axis, self.examples, self.totals = names, axis, 0, dict[str, Tensor]()
+        self._rows = 0
+        self._inputs: dict[str, Tensor] = {}
+
+    def begin(self, rows: int) -> None:
+        """Start a batch of that many examples."""
+        self._rows = rows
+        self.examples += rows
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """See every input that the layers of a model are given, and the gradients that come back to their outputs."""
+        handles: list[Any] = []
+
+        def watch(name: str, module: nn.Module) -> None:
+            def forward(_: nn.Module, args: tuple[Any, ...]) -> None:
+                self._inputs[name] = args[0].detach()
+
+            def backward(_: nn.Module, __: Any, gradients: tuple[Tensor, ...]) -> None:
+                x, g = self._inputs.pop(name).float(), gradients[0].float()
+                # Some models flatten batch and time before a linear layer (OPT), so the batch size comes from the data.
+                x, g = x.reshape(self._rows, -1, x.shape[-1]), g.reshape(self._rows, -1, g.shape[-1])
+                kept, other = (x, g) if self.axis == "in" else (g, x)
+                squares = squared_gradient_sums(other, kept)
+                self.totals[name] = self.totals.get(name, torch.zeros_like(squares)) + squares
+
+            handles.extend((module.register_forward_pre_hook(forward), module.register_full_backward_hook(backward)))
+
+        for name in self.names:
+            watch(name, model.get_submodule(name))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def found(self) -> dict[str, Tensor]:
+        """Return the means over the examples, float32 on the CPU, by name."""
+        return {name: (total / max(self.examples, 1)).cpu() for name, total in self.totals.items()}
+
+
+def input_fisher(
+    model: nn.Module,
+    names: Sequence[str],
+    data: CalibrationData,
+    samples: int | None,
+    batch_size: int = 8,
+    axis: Literal["in", "out"] = "in",
+) -> dict[str, Tensor]:
+    """Return the diagonal empirical Fisher information of each weight, summed over one axis.
+
+    f_j = mean over examples of Σ_i (∂L_example/∂W_ij)², with the gradient of each example's own loss (not of the
+    batch's, in which gradients cancel).
+
+    Args:
+        model: the model; weights are not changed.
+        names: dotted names of ``nn.Linear`` modules.
+        data: task data.
+        samples: examples to use, or None for all.
+        batch_size: examples per forward pass; the result does not depend on it.
+        axis: ``in`` sums over outputs and gives (n,), ``out`` sums over inputs and gives (m,).
+
+    Returns:
+        float32 vectors on the CPU by name.
+    """
+    if weights_of(model) is not None:
+        from .sequential_statistics import walked_fisher
+
+        return walked_fisher(model, names, data, samples, batch_size, axis)
+    device = next(model.parameters()).device
+    sums, training = FisherSums(names, axis), model.training
+    model.eval()
+    try:
+        with only_embedding_requires_grad(model) as embedding, sums.watching(model):
+            for batch in data.batches(samples, batch_size):
+                batch = {key: value.to(device) for key, value in batch.items()}
+                sums.begin(len(batch["input_ids"]))
+                logits = model(
+                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+                ).logits
+                torch.autograd.grad(example_losses(logits, batch["labels"]).sum(), embedding)
+    finally:
+        model.train(training)
+    return sums.found()

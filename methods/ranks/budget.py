@@ -1,0 +1,244 @@
+"""From a whole-model ratio to integer ranks, everything counted.
+
+A budget counts every parameter once: embeddings, norms, biases, tied tensors and whatever stays dense. What is shared
+out is P0/ratio - D, where P0 is the size of the original model and D all that no method touches (methods.md §8.1 of
+the design notes; the Basis Selection authors count the same way: sum of ``numel`` before over sum after).
+"""
+
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from torch import Tensor
+
+from ...foundation.errors import UserError
+from .policies.base import Demand, Evidence, Loss, Policy
+
+_BISECTIONS = 60
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One thing whose rank is chosen: a matrix, or a group of matrices that share a factor.
+
+    Attributes:
+        name: dotted module name (of the first member).
+        parameters: entries stored when it stays dense.
+        cost: entries stored per rank, m + n for a single matrix.
+        max_rank: largest rank that makes sense, min(m, n) for a single matrix.
+        min_rank: smallest rank a method can produce.
+        overhead: entries that factorising adds whatever the rank (an added bias).
+    """
+
+    name: str
+    parameters: int
+    cost: int
+    max_rank: int
+    min_rank: int = 1
+    overhead: int = 0
+
+    def factorised(self, rank: int) -> int:
+        """Entries stored as factors of that rank."""
+        return rank * self.cost + self.overhead
+
+    def saves(self, rank: int) -> bool:
+        """Whether factors of that rank are smaller than the dense matrix."""
+        return self.factorised(rank) < self.parameters
+
+    def stored(self, rank: int, guard: bool) -> int:
+        """Entries stored at that rank; with the break-even guard never more than the dense matrix."""
+        return self.factorised(rank) if self.saves(rank) or not guard else self.parameters
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What a budget needs to know of a model: its size and its units."""
+
+    parameters: int
+    units: tuple[Unit, ...]
+
+    @property
+    def untouched(self) -> int:
+        """D: parameters that stay as they are, whatever the ranks."""
+        return self.parameters - sum(unit.parameters for unit in self.units)
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Ranks that meet a budget.
+
+    Attributes:
+        ranks: rank per unit that is stored as factors; a unit that is missing stays dense.
+        parameters: parameters of the whole model afterwards.
+        level: the policy's level that gave these ranks (for the energy policy: the kept share of the sum).
+    """
+
+    ranks: Mapping[str, int]
+    parameters: int
+    level: float
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A target for the whole model.
+
+    Args:
+        ratio: original parameters / compressed parameters, above 1.
+        guard: keep a matrix dense when its factors would not be smaller (r >= κ = mn/(m+n)). Without the guard every
+            matrix is factorised, as the Basis Selection authors' code does, even where that adds parameters.
+        multiple: ranks are whole multiples of this number, as GPUs like them (rows of bfloat16 aligned to 32 bytes for
+            16). A matrix of which not even one multiple is smaller stays dense; without the guard, or where training
+            left it less than one multiple, it keeps the largest rank that it can have.
+
+    Raises:
+        UserError: a ratio that is not a finite number above 1, or a multiple below 1.
+    """
+
+    ratio: float
+    guard: bool = True
+    multiple: int = 1
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.ratio) and self.ratio > 1):
+            raise UserError(
+                f"the ratio {self.ratio:g} is not usable; a ratio is original parameters / compressed parameters and "
+                "must be above 1, such as 2 for half the size"
+            )
+        if self.multiple < 1:
+            raise UserError(
+                f"the rank multiple {self.multiple} is not usable; it is a whole number of 1 or more, such as 16"
+            )
+
+    def allocate(
+        self,
+        shape: ModelShape,
+        policy: Policy,
+        spectra: Mapping[str, Tensor] | None = None,
+        measured: Mapping[str, Tensor] | None = None,
+        loss: Loss | None = None,
+    ) -> Allocation:
+        """Return the ranks, within one step of the target and never above it; a step is `multiple` ranks.
+
+        The policy says which rank each unit wants at a level, which is rounded down to a multiple; the largest level
+        that the budget affords is found by bisection, and what is left over is given out one step at a time to the unit
+        that would want its next step first. The remainder is smaller than the next step of any unit that could still
+        grow; where no multiple is left below break-even, the next step is to store the matrix dense.
+
+        Args:
+            shape: the model's size and units.
+            policy: how to share.
+            spectra: importance of each unit's components, descending, for policies that need it.
+            measured: what the policy measured while fitting.
+            loss: for policies that search; see `Evidence`.
+
+        Raises:
+            UserError: the ratio is out of reach; names the largest one that is not.
+        """
+        # The ratio is the decimal that was typed: in floats 297 / 2.7 is below 110, so a reachable ratio was refused.
+        affordable = shape.parameters / Fraction(repr(float(self.ratio))) - shape.untouched
+        least = [self._least(unit) for unit in shape.units]
+        smallest = sum(self._stored(unit, rank) for unit, rank in zip(shape.units, least, strict=True))
+        if affordable < smallest:
+            largest = shape.parameters / (shape.untouched + smallest)
+            rounded = f" with ranks in multiples of {self.multiple}" if self.multiple > 1 else ""
+            raise UserError(
+                f"the ratio {self.ratio:g} is out of reach for this model{rounded}, of which {shape.untouched:,} of "
+                f"{shape.parameters:,} parameters stay as they are; {_advice(largest, self.multiple)}"
+            )
+        whole = shape.parameters - shape.untouched
+        share = min(max(float(affordable / whole), 0.0), 1.0) if whole else 1.0
+        wants = policy.demands(Evidence(shape.units, spectra or {}, share, measured or {}, loss))
+
+        def ranks_at(level: float) -> list[int]:
+            return [
+                self._round(unit, min(max(math.floor(want(level) + 1e-9), unit.min_rank), unit.max_rank))
+                for unit, want in zip(shape.units, wants, strict=True)
+            ]
+
+        def cost(ranks: Sequence[int]) -> int:
+            return sum(self._stored(unit, rank) for unit, rank in zip(shape.units, ranks, strict=True))
+
+        low, high = 0.0, 1.0
+        if cost(ranks_at(high)) <= affordable:
+            low = high
+        for _ in range(_BISECTIONS if low < high else 0):
+            middle = (low + high) / 2
+            low, high = (middle, high) if cost(ranks_at(middle)) <= affordable else (low, middle)
+        ranks = ranks_at(low)
+        if cost(ranks) > affordable:  # even level 0 wants more than there is, for a policy with a floor of its own
+            ranks = least
+
+        queue: list[tuple[float, int, int]] = []
+
+        def offer(index: int) -> None:
+            if (following := self._next(shape.units[index], ranks[index])) is not None:
+                heapq.heappush(queue, (_level_of(wants[index], following), index, following))
+
+        for index in range(len(ranks)):
+            offer(index)
+        left = affordable - cost(ranks)
+        while queue:
+            _, index, following = heapq.heappop(queue)
+            step = self._stored(shape.units[index], following) - self._stored(shape.units[index], ranks[index])
+            if 0 < step <= left:
+                ranks[index] = following
+                left -= step
+                offer(index)
+        kept = {
+            unit.name: rank for unit, rank in zip(shape.units, ranks, strict=True) if unit.saves(rank) or not self.guard
+        }
+        return Allocation(kept, shape.untouched + cost(ranks), low)
+
+    def _stored(self, unit: Unit, rank: int) -> int:
+        return unit.stored(rank, self.guard)
+
+    def _least(self, unit: Unit) -> int:
+        """Return the smallest usable rank: the first multiple, or the largest rank where there is no such multiple."""
+        first = math.ceil(unit.min_rank / self.multiple) * self.multiple
+        return first if first <= unit.max_rank and not self._dense(unit, first) else self._most(unit)
+
+    def _most(self, unit: Unit) -> int:
+        """Return the largest usable rank; one whose factors are not smaller stands for the dense matrix."""
+        if self._dense(unit, unit.max_rank):
+            return unit.max_rank
+        last = unit.max_rank // self.multiple * self.multiple
+        return last if last >= unit.min_rank and last > 0 else unit.max_rank
+
+    def _round(self, unit: Unit, rank: int) -> int:
+        if self._dense(unit, rank):
+            return rank
+        return min(max(rank // self.multiple * self.multiple, self._least(unit)), self._most(unit))
+
+    def _next(self, unit: Unit, rank: int) -> int | None:
+        """Return the usable rank after this one, or None; past the last multiple below break-even it is dense."""
+        if self._dense(unit, rank) or rank >= self._most(unit):
+            return None
+        following = rank + self.multiple
+        if following <= unit.max_rank and not self._dense(unit, following):
+            return following
+        return math.ceil((unit.parameters - unit.overhead) / unit.cost)
+
+    def _dense(self, unit: Unit, rank: int) -> bool:
+        return self.guard and not unit.saves(rank)
+
+
+def _advice(largest: float, multiple: int) -> str:
+    for digits in (2, 4, 6, 9):
+        rounded = math.floor(largest * 10**digits) / 10**digits
+        if rounded > 1:
+            return f"ask for at most {rounded:.10g}" + (" or a smaller rank multiple" if multiple > 1 else "")
+    if multiple > 1:
+        return "no matrix would become smaller, so ask for a smaller rank multiple"
+    return "factors of the least rank would not make it smaller, so choose another model"
+
+
+def _level_of(want: Demand, rank: int) -> float:
+    low, high = 0.0, 1.0
+    if want(high) < rank:
+        return math.inf
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if want(middle) + 1e-9 >= rank else (middle, high)
+    return high

@@ -1,0 +1,1 @@
+"""Papers: their quoted numbers, their figures made again, and the verdicts."""

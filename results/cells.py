@@ -1,0 +1,151 @@
+"""Cells of finished runs by name, ``RUN:LABEL@RATIO``: their records, stages and checkpoints."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..foundation.errors import UserError
+from ..records.files import read_records
+from ..records.schema import STAGES
+from ..runners.store.folders import StageStore, verify_around
+from ..runners.store.storage import check_url
+
+_NAME = re.compile(r"(?P<run>.+?):(?P<label>.+)@(?P<ratio>[0-9.]+)x?")
+
+
+@dataclass(frozen=True)
+class FoundCell:
+    """One evaluation of a cell of a run.
+
+    Attributes:
+        record: the cell's record, by column.
+        stage: folder of the evaluate stage.
+        storage: URL that its stages may be completed from; None: from nowhere.
+    """
+
+    record: dict[str, Any]
+    stage: Path
+    storage: str | None = None
+
+    def store(self) -> StageStore:
+        """Return the store of the run's stages."""
+        if self.storage is None:
+            return StageStore(self.stage.parent)
+        from ..runners.store.shared import SharedStore
+
+        return SharedStore(self.stage.parent, self.storage)
+
+    def checkpoint(self) -> Path:
+        """Return the folder of the evaluated weights.
+
+        Raises:
+            UserError: the stages of the run, or the weights in them, are no longer there.
+        """
+        stages = self.stage.parent
+        store = self.store()
+        entry = store.read(self.stage.name)
+        inside = stages / str(entry["inputs"]["model"])  # stands where the whole runs folder was moved or copied
+        key = str(entry["inputs"]["model"]).partition("/")[0]
+        if store.path(key).is_dir():
+            store.whole(key)
+            store.verify(key)
+        folder = inside if inside.is_dir() else Path(entry["runtime"]["model"]["location"])
+        if not (folder / "config.json").is_file():
+            raise UserError(f"the checkpoint {folder} of {self.stage.name} is gone; run the sweep again to make it")
+        return folder
+
+
+def is_cell(name: str) -> bool:
+    """Whether a name has the form ``RUN:LABEL@RATIO``."""
+    return _NAME.fullmatch(name) is not None
+
+
+def find_cell(
+    name: str,
+    benchmark: str | None = None,
+    seed: int | None = None,
+    any_benchmark: bool = False,
+    storage: str | None = None,
+) -> FoundCell:
+    """Find a cell of a run.
+
+    Args:
+        name: ``RUN:LABEL@RATIO``, such as ``runs/tiny-toy-math:svd@3``; ``finetuned@1`` is the uncompressed model.
+        benchmark, seed: which evaluation, where a cell has several.
+        any_benchmark: whether the first benchmark does, for those who ask for the weights alone.
+        storage: URL from which files are brought that are not here; nothing but what the user named.
+
+    Raises:
+        UserError: no such cell, or more than one evaluation of it.
+    """
+    if storage is not None:
+        try:
+            check_url(storage)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise UserError(f"'{name}' names no cell of a run; write RUN:LABEL@RATIO such as runs/tiny-toy-math:svd@3")
+    run = Path(match["run"])
+    frame = read_records(run)
+    rows = frame[frame.headline & (frame.label == match["label"]) & (frame.ratio_target == _number(match["ratio"]))]
+    seeds = (
+        ""
+        if rows.empty
+        else "; ".join(
+            f"{word} {', '.join(map(str, sorted(set(rows[column]))))}"
+            for column, word in (("seed", "seeds"), ("benchmark", "benchmarks"))
+        )
+    )
+    for column, value in (("benchmark", benchmark), ("seed", seed)):
+        rows = rows if value is None else rows[rows[column] == value]
+    if any_benchmark and not rows.empty:
+        last = max(rows.stage, key=STAGES.index)  # a method may have been evaluated before its recovery too
+        rows = rows[(rows.benchmark == rows.benchmark.iloc[0]) & (rows.stage == last)]
+    keys = sorted(set(rows.stage_key))
+    if len(keys) != 1:
+        cells = sorted({f"{label}@{ratio:g}" for label, ratio in zip(frame.label, frame.ratio_target, strict=True)})
+        options = "--seed" if any_benchmark else "--benchmark or --seed"
+        cell = f"'{match['label']}@{match['ratio']}'"
+        if seeds and not keys:
+            lacks = " and ".join(f"{k} {v}" for k, v in (("benchmark", benchmark), ("seed", seed)) if v is not None)
+            raise UserError(f"{cell} of {run} has no {lacks}; there are the {seeds}")
+        if keys:
+            raise UserError(f"{cell} of {run} stands for several evaluations; add {options} (there are the {seeds})")
+        raise UserError(f"{cell} is no cell of {run}; its cells: {', '.join(cells)}")
+    record = {str(column): value for column, value in rows.to_dict("records")[0].items()}
+    return FoundCell(record, stage_folder(run, keys[0]), storage)
+
+
+def stage_folder(run: Path, key: str) -> Path:
+    """Return the folder of a stage of a run."""
+    folder = run if run.is_dir() else run.parent
+    return folder.resolve().parent / "stages" / key
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(
+            f"the ratio '{text}' is not a number; write RUN:LABEL@RATIO such as runs/tiny-toy-math:svd@3"
+        ) from None
+
+
+def checkpoint_folder(name: str, seed: int | None = None, storage: str | None = None) -> Path:
+    """Return the folder behind a checkpoint's name: the folder itself, or a cell's as `find_cell` takes it.
+
+    Raises:
+        UserError: there is none.
+    """
+    if Path(name).is_dir():
+        verify_around(Path(name))
+        return Path(name)
+    if not is_cell(name):
+        raise UserError(
+            f"the folder {name} does not exist; name a checkpoint, or a cell of a run such as runs/tiny-toy-math:svd@3"
+        )
+    return find_cell(name, seed=seed, any_benchmark=True, storage=storage).checkpoint()

@@ -1,0 +1,1 @@
+"""What bases mean, and what a compression did to them."""

@@ -1,0 +1,1 @@
+"""Curves over the ratio, bytes or speed."""

@@ -1,0 +1,121 @@
+"""What curves are drawn over: the achieved ratio, the weights' bytes, or decoding speed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..tables.pivot import Cell, Row
+
+_LOGARITHMIC_FROM = 8
+"""Values whose largest is this many times the least are drawn on a logarithmic axis."""
+
+
+@dataclass(frozen=True)
+class XAxis:
+    """One kind of x-axis.
+
+    Attributes:
+        name: as ``bench plot --x`` takes it.
+        label: with the unit; ``{unit}`` stands for a prefixed unit of bytes.
+        value: of a cell; NaN where it was not measured.
+    """
+
+    name: str
+    label: str
+    value: Callable[[Cell], float]
+
+    def cells(self, row: Row) -> list[Cell]:
+        """Return the cells of a row that can be drawn, in the order in which the line goes through them."""
+        drawable = [c for c in row.cells.values() if math.isfinite(c.value) and math.isfinite(self.value(c))]
+        return sorted(drawable, key=lambda cell: cell.ratio)
+
+
+AXES = {
+    axis.name: axis
+    for axis in (
+        XAxis("ratio", "achieved ratio, original / compressed parameters of the whole model", lambda c: c.ratio),
+        XAxis("bytes", "weights on disk [{unit}]", lambda c: c.bytes),
+        XAxis("tokens_per_second", "decoding speed [tokens/s]", lambda c: c.tokens_per_second),
+    )
+}
+
+
+def set_x_axis(axes: Any, axis: XAxis, lines: Sequence[Row], references: Sequence[Row]) -> None:
+    """Scale, label and tick the x-axis and the one above it."""
+    if axis.name == "ratio":
+        _ratio_axis(axes, axis, lines)
+    else:
+        _measured_axis(axes, axis, lines, references)
+
+
+def _ratio_axis(axes: Any, axis: XAxis, lines: Sequence[Row]) -> None:
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    achieved = [cell.ratio for row in lines for cell in row.cells.values()]
+    margin = max(1.08, (max(achieved) / min(achieved)) ** 0.06)
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(min(achieved) / margin, max(achieved) * margin)
+    places = sorted({ratio for row in lines for ratio in row.cells})
+    ticks = _apart(places, axes.get_xlim(), logarithmic=True) or [math.sqrt(math.prod(axes.get_xlim()))]
+    axes.set_xlabel(axis.label)
+    top = axes.secondary_xaxis("top")
+    top.set_xlabel("parameters kept [%]")
+    top.spines["top"].set_visible(True)
+    texts = [f"{ratio:.3g}×" for ratio in ticks], [f"{100 / ratio:.3g}" for ratio in ticks]
+    for one, labels in zip((axes.xaxis, top.xaxis), texts, strict=True):
+        one.set_major_locator(FixedLocator(ticks))
+        one.set_minor_locator(NullLocator())
+        one.set_ticklabels(labels)
+
+
+def _measured_axis(axes: Any, axis: XAxis, lines: Sequence[Row], references: Sequence[Row]) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    values = [axis.value(cell) for row in [*lines, *references] for cell in axis.cells(row)]
+    low, high = min(values), max(values)
+    logarithmic = high / low > _LOGARITHMIC_FROM
+    if logarithmic:
+        axes.set_xscale("log")
+        margin = (high / low) ** 0.06
+        axes.set_xlim(low / margin, high * margin)
+    else:
+        margin = 0.06 * (high - low) or 0.1 * high
+        axes.set_xlim(low - margin, high + margin)
+    unit, size = next((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1.0)) if high >= s or s == 1)
+    size = size if "{unit}" in axis.label else 1.0
+    axes.set_xlabel(axis.label.format(unit=unit))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if logarithmic else MaxNLocator(7))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / size:.4g}"))
+    places = _ratio_places(axis, lines)
+    top = axes.secondary_xaxis("top")
+    top.set_xlabel("ratio asked for (at the mean of its points)")
+    top.spines["top"].set_visible(True)
+    kept = _apart(sorted(places), axes.get_xlim(), logarithmic)
+    top.xaxis.set_major_locator(FixedLocator(kept))
+    top.xaxis.set_minor_locator(NullLocator())
+    top.xaxis.set_ticklabels([f"{places[place]:.3g}×" for place in kept])
+
+
+def _ratio_places(axis: XAxis, lines: Sequence[Row]) -> dict[float, float]:
+    """Return the target ratios by the mean x of the points that were asked for them."""
+    found: dict[float, list[float]] = {}
+    for row in lines:
+        for ratio, cell in row.cells.items():
+            if math.isfinite(axis.value(cell)):
+                found.setdefault(ratio, []).append(axis.value(cell))
+    return {sum(values) / len(values): ratio for ratio, values in found.items()}
+
+
+def _apart(places: Sequence[float], limits: tuple[float, float], logarithmic: bool) -> list[float]:
+    """Return the places inside the limits that lie far enough apart for their labels."""
+    turn = math.log if logarithmic else float
+    apart = 0.07 * (turn(limits[1]) - turn(limits[0]))
+    ticks: list[float] = []
+    for place in places:
+        if limits[0] <= place <= limits[1] and (not ticks or turn(place) - turn(ticks[-1]) >= apart):
+            ticks.append(place)
+    return ticks

@@ -1,7 +1,0 @@
-"""``python -m lowrank_bench.results.published`` writes docs/published.md to standard output."""
-
-import sys
-
-from .document import document
-
-sys.stdout.write(document())

@@ -1,0 +1,121 @@
+"""The question of a run, from its configuration and its records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from ...foundation.files import read_limited
+from ...foundation.plain import MAX_BYTES
+from .data import Asked, Facts
+from .lineage import Trail
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_PATHS = ("data", "out")
+"""Keys of a configuration that say where things lie on one machine."""
+
+
+def asked(run: Path, frame: pd.DataFrame, trail: Trail) -> Asked:
+    """Return what was asked."""
+    facts: list[tuple[str, str]] = [
+        ("model", _list(frame.model)),
+        ("parameters", _list(f"{n:,}" for n in frame.params_original)),
+        ("task", _list(frame.task)),
+        ("ratios", _list(f"{r:g}×" for r in sorted(frame.ratio_target[frame.method != "none"].unique()))),
+        ("seeds", _list(str(s) for s in sorted(frame.seed.unique()))),
+        ("benchmarks", _list(f"{r.variant}, n = {r.n}" for r in frame[frame.headline].itertuples())),
+        ("states measured", _list(frame.stage)),
+        ("first finetuning", _training(frame, trail, "finetune")),
+        ("after it, for every method", _training(frame, trail, "recover")),
+    ]
+    methods: dict[tuple[str, str, str], None] = {}
+    for row in frame[frame.method != "none"].itertuples():
+        methods[str(row.label), str(row.method), str(row.options)] = None
+    return Asked(tuple((name, value) for name, value in facts if value), tuple(sorted(methods)), _config(run))
+
+
+def _list(values: Iterable[Any]) -> str:
+    return ", ".join(dict.fromkeys(str(value) for value in values))
+
+
+def _training(frame: pd.DataFrame, trail: Trail, kind: str) -> str:
+    """Say how a training was done; the settings are in its stage, steps and tokens in the records too."""
+    both = kind == "recover"
+    used = frame[frame.method != "none"] if both else frame
+    steps = used.steps_compress + used.steps_recover if both else used.steps_finetune
+    counts = sorted({int(s) for s in steps if s})
+    if not counts:
+        return "none"
+    text = f"{counts[0]:,} steps" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,} steps"
+    if both and (used.steps_compress > 0).any():
+        text += ", those that a method takes while compressing included"
+    settings = [
+        record["config"]["train"]
+        for path in trail.paths.values()
+        if kind in path and (record := trail.stage(path[kind])) and "train" in record.get("config", {})
+    ]
+    names = {"batch_size": "batch", "learning_rate": "learning rate", "optimizer": "", "schedule": ""}
+    for name, shown in names.items():
+        if values := _list(f"{s[name]:g}" if isinstance(s[name], float) else s[name] for s in settings if name in s):
+            text += f", {shown} {values}".replace("  ", " ")
+    return text
+
+
+def _config(run: Path) -> str:
+    path = (run if run.is_dir() else run.parent) / "sweep.yaml"
+    try:
+        values = yaml.safe_load(read_limited(path, MAX_BYTES))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return ""
+    if not isinstance(values, dict):
+        return ""
+    return yaml.safe_dump({k: v for k, v in values.items() if k not in _PATHS}, sort_keys=True, allow_unicode=True)
+
+
+def origin(frame: pd.DataFrame, trail: Trail) -> Facts:
+    """Say what was run on what: a name and its values, with the number of evaluations where they differ."""
+    ends = frame.drop_duplicates("stage_key")
+    hardware = [
+        record.get("provenance", {}).get("hardware", {})
+        for key in trail.evaluations
+        if (record := trail.stage(key)) is not None
+    ]
+    facts = [
+        ("device", _counted(ends.device)),
+        ("CPU threads of an evaluation", _counted(ends.threads)),
+        ("cores", _counted(h.get("cores", "") for h in hardware)),
+        ("GPUs", _counted(", ".join(h.get("gpus") or ["none"]) for h in hardware)),
+        ("system", _counted(h.get("system", "") for h in hardware)),
+        ("engine", _counted(ends.engine)),
+        ("number format", _counted(ends.dtype)),
+        ("isolation of generated code", _counted(i or "no code was executed" for i in ends.isolation)),
+        ("versions", _counted(_versions(v) for v in ends.versions)),
+        ("commit of lowrank-bench", _counted(c or "not known" for c in ends.git_commit)),
+        ("largest memory of a stage", f"{frame.peak_memory_bytes.max() / 1e6:,.0f} MB"),
+        ("model, sha256 or revision", _counted(ends.model_sha256)),
+    ]
+    for variant, rows in ends.groupby("variant", sort=False):
+        facts.append((f"data of {variant}, sha256", _counted(rows.dataset_sha256)))
+        if any(rows.prompt_sha256):
+            facts.append((f"prompts of {variant}, sha256", _counted(rows.prompt_sha256)))
+    return tuple((name, value) for name, value in facts if value)
+
+
+def _versions(text: str) -> str:
+    import json
+
+    return ", ".join(f"{name} {version}" for name, version in json.loads(text).items() if version)
+
+
+def _counted(values: Iterable[Any]) -> str:
+    from collections import Counter
+
+    counts = Counter(str(value) for value in values)
+    if len(counts) <= 1:
+        return next(iter(counts), "")
+    return "; ".join(f"{value} ({count} evaluations)" for value, count in sorted(counts.items()))

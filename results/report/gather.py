@@ -1,0 +1,104 @@
+"""A run as a report: records first, then whatever its stages add."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...records.files import read_records
+from ..tables.pivot import pivot
+from .answers import Answers, read_answers
+from .asked import asked, origin
+from .costs import costs, span
+from .data import Report
+from .failed import failed_stages
+from .failures import failures
+from .lineage import Rows, Trail
+from .paired import paired_tests
+from .ranks import rank_maps
+from .spectra import spectra
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def gather(run: Path, data: Path | None = None) -> Report:
+    """Read a run.
+
+    Args:
+        run: folder of a run, or its results.csv or .parquet; stages are looked for in ``stages/`` beside the folder.
+        data: folder with local datasets, to show the prompts of examples; None takes where the run read them.
+
+    Raises:
+        UserError: there are no valid records. Missing stages are no error: the report says what it lacks.
+    """
+    frame = read_records(run)
+    trail = Trail(run, (str(key) for key in frame.stage_key))
+    rows = _shown(frame)
+    answers = _answers(rows, trail)
+    parts = {
+        "ranks": rank_maps(rows, trail),
+        "spectra": spectra(rows, trail),
+        "failures": failures(rows, answers, trail, data),
+        "paired": paired_tests(rows, answers),
+    }
+    return Report(
+        title=" and ".join(dict.fromkeys(str(name) for name in frame.sweep)),
+        records=frame,
+        asked=asked(run, frame, trail),
+        costs=costs(rows, trail),
+        span=span(trail),
+        failed=failed_stages(trail),
+        origin=origin(frame, trail),
+        missing=_missing(rows, trail, parts),
+        **parts,  # type: ignore[arg-type]
+    )
+
+
+def _shown(frame: pd.DataFrame) -> Rows:
+    """Return the headline records as the tables show them."""
+    records: list[dict[Any, Any]] = frame.to_dict("records")
+    return [
+        {**records[index], "table": number, "shown": row.label}
+        for number, table in enumerate(pivot(frame))
+        for row in table.rows
+        for cell in row.cells.values()
+        for index in cell.records
+    ]
+
+
+def _answers(rows: Rows, trail: Trail) -> dict[str, Answers]:
+    found = {}
+    for key in dict.fromkeys(row["stage_key"] for row in rows):
+        if (folder := trail.folder(key)) and (answers := read_answers(folder / "samples.jsonl")):
+            found[key] = answers
+    return found
+
+
+def _missing(rows: Rows, trail: Trail, parts: dict[str, tuple[object, ...]]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    compressed = any(row["method"] != "none" for row in rows)
+    gone, total = len(trail.lost), len(trail.evaluations)
+    if gone == total:
+        found["stages"] = (
+            "The stages of this run are not beside its records, so ranks, spectra, failures and paired tests are "
+            "missing here.",
+        )
+    elif gone:
+        found["stages"] = (f"The stages of {gone} of {total} evaluations are missing or damaged; they are left out.",)
+    if trail.damaged:
+        found["stages"] = found.get("stages", ()) + tuple(
+            f"The stage {key} is damaged ({reason}) and left out; bench doctor --repair moves it aside, then bench run "
+            "makes it again."
+            for key, reason in sorted(trail.damaged.items())
+        )
+    if not compressed:
+        found["compressed"] = ("No compressed model was evaluated.",)
+        return found
+    texts = {
+        "ranks": "No compress stage of this run can be read, so the ranks are not known here.",
+        "spectra": "None of the fits of this run can be read or holds a spectrum.",
+        "failures": "No samples with verdicts are there: this run measured none, or their stages are gone.",
+        "paired": "No paired test was possible: the samples are not there, or only one method was measured.",
+    }
+    return found | {name: (text,) for name, text in texts.items() if not parts[name]}

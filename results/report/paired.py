@@ -1,0 +1,143 @@
+"""Paired tests of every row against the leader at its ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...records.intervals import mean_interval
+from ...records.metrics import has_ideal
+from ...records.paired import enough_flips, holm, mcnemar, paired_interval, sign_flips
+from .answers import Answers
+from .data import Paired
+from .lineage import Rows
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def paired_tests(rows: Rows, answers: Mapping[str, Answers]) -> tuple[Paired, ...]:
+    """Test the best compressed row of each table and ratio against each other row there.
+
+    Units are the problems (windows of a perplexity), on which the seeds that both rows have are averaged: McNemar's
+    exact test for one greedy sample each, else the sign-flip test. p-values are corrected for all rows at the ratio.
+
+    Args:
+        rows: headline records.
+        answers: by evaluate key.
+
+    Returns:
+        Nothing for a table whose seeds were measured on different problems, or whose samples are not there.
+    """
+    places: dict[tuple[int, float], dict[str, list[Mapping[str, Any]]]] = {}
+    data: dict[int, set[tuple[str, str]]] = {}
+    for row in rows:
+        if row["method"] != "none" and not has_ideal(row["metric"]):  # of those none is best
+            data.setdefault(row["table"], set()).add((row["dataset_sha256"], row["prompt_sha256"]))
+            by_label = places.setdefault((row["table"], row["ratio_target"]), {})
+            by_label.setdefault(row["shown"], []).append(row)
+    found: list[Paired] = []
+    for (table, ratio), by_label in sorted(places.items()):
+        if len(data[table]) > 1:
+            continue
+        entries = [_Entry(label, part, answers) for label, part in by_label.items()]
+        entries.sort(key=lambda entry: -entry.value if entry.higher_is_better else entry.value)
+        pairs = [pair for other in entries[1:] if (pair := _pair(entries[0], other)) is not None]
+        found += _tested(table, ratio, entries[0].label, pairs)
+    return tuple(found)
+
+
+class _Entry:
+    """A row at one ratio: its value, and what it answered by seed."""
+
+    def __init__(self, label: str, rows: Rows, answers: Mapping[str, Answers]) -> None:
+        self.label, self.value = label, sum(row["value"] for row in rows) / len(rows)
+        self.higher_is_better = bool(rows[0]["higher_is_better"])
+        self.seeds = {row["seed"]: answers[row["stage_key"]] for row in rows if row["stage_key"] in answers}
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """What the leader does better than another row.
+
+    Attributes:
+        gains: by problem, or nats by window, mean of the seeds.
+        scale: divides the sum of the gains: the number of problems, or of tokens.
+        greedy: whether each gain is one greedy sample's, so that McNemar's test applies.
+    """
+
+    label: str
+    gains: Floats
+    scale: float
+    seeds: int
+    every_seed: bool
+    greedy: bool
+    units: str
+
+
+def _pair(leader: _Entry, other: _Entry) -> _Pair | None:
+    seeds = sorted(set(leader.seeds) & set(other.seeds))
+    if not seeds:
+        return None
+    mine, theirs = [leader.seeds[s] for s in seeds], [other.seeds[s] for s in seeds]
+    everyone = [*mine, *theirs]
+    if all(part.windows for part in everyone):
+        columns, scale, units = _windows(mine, theirs)
+    elif all(part.solved and part.graded for part in everyone):
+        columns, scale, units = _problems(mine, theirs)
+    else:
+        return None
+    if columns is None or not np.isfinite(columns).all():
+        return None
+    ahead = bool((columns.sum(axis=0) > 0).all())
+    greedy = len(seeds) == 1 and units == "problems" and all(part.greedy for part in everyone)
+    return _Pair(other.label, columns.mean(axis=1), scale, len(seeds), ahead, greedy, units)
+
+
+def _problems(mine: Sequence[Answers], theirs: Sequence[Answers]) -> tuple[Floats | None, float, str]:
+    """Return gains (problems, seeds); None where problems or prompts differ."""
+    identities = {name: identity for name, (identity, _) in mine[0].solved.items()}
+    for part in (*mine, *theirs):
+        if {name: identity for name, (identity, _) in part.solved.items()} != identities:
+            return None, 1.0, "problems"
+    order = sorted(identities)
+    columns = [[a.solved[p][1] - b.solved[p][1] for p in order] for a, b in zip(mine, theirs, strict=True)]
+    return np.array(columns).T, float(len(order)), "problems"
+
+
+def _windows(mine: Sequence[Answers], theirs: Sequence[Answers]) -> tuple[Floats | None, float, str]:
+    """Return gains in nats (windows, seeds); None where the windows differ."""
+    tokens = {index: count for index, (_, count) in mine[0].windows.items()}
+    for part in (*mine, *theirs):
+        if {index: count for index, (_, count) in part.windows.items()} != tokens:
+            return None, 1.0, "windows"
+    order = sorted(tokens)
+    columns = [[b.windows[i][0] - a.windows[i][0] for i in order] for a, b in zip(mine, theirs, strict=True)]
+    return np.array(columns).T, float(sum(tokens.values())), "windows"
+
+
+def _tested(table: int, ratio: float, leader: str, pairs: Sequence[_Pair]) -> list[Paired]:
+    if not pairs:
+        return []
+    flips = enough_flips(len(pairs))
+    results = []
+    for pair in pairs:
+        n = len(pair.gains)
+        ahead, behind = int((pair.gains > 0).sum()), int((pair.gains < 0).sum())
+        if pair.greedy:
+            p_value, test = mcnemar(behind, ahead), "McNemar, exact"
+            low, high = paired_interval(behind, ahead, n)
+        else:
+            p_value, test = float(sign_flips(pair.gains[:, None], flips)[0]), f"sign flips of {pair.units}"
+            low, high = (end * n / pair.scale for end in mean_interval(pair.gains.tolist()))
+        results.append((float(pair.gains.sum()) / pair.scale, low, high, p_value, test))
+    corrected = holm([p_value for *_, p_value, _ in results])
+    return [
+        Paired(
+            *(table, ratio, leader, pair.label, difference, low, high, p_value, p_corrected),
+            *(len(pair.gains), pair.units, pair.seeds, pair.every_seed, test),
+        )
+        for pair, (difference, low, high, p_value, test), p_corrected in zip(pairs, results, corrected, strict=True)
+    ]

@@ -1,0 +1,145 @@
+"""Ranks of compressed models, layer by kind of matrix, from the compress stages."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...foundation.files import open_regular, read_json
+from ...runners.store.folders import MODEL_FOLDER, ratio_folder
+from .data import Rank, RankMap
+from .lineage import Rows, Trail
+
+_LAYER = re.compile(r"\.(\d+)\.")
+Shape = tuple[int, int]
+"""(m, n): rows and columns of a matrix."""
+
+
+def rank_maps(rows: Rows, trail: Trail) -> tuple[RankMap, ...]:
+    """Return one map for each set of rows that have the same ranks at a ratio; the smallest seed stands for all."""
+    found: dict[tuple[str, float], dict[int, dict[str, Rank]]] = {}
+    for row in rows:
+        seeds = found.setdefault((row["shown"], row["ratio_target"]), {})
+        key = trail.paths[row["stage_key"]].get("compress")
+        if key and row["seed"] not in seeds:
+            seeds[row["seed"]] = _ranks(trail, key, row["ratio_target"])
+    maps: list[RankMap] = []
+    for (label, ratio), every in found.items():
+        seeds = {seed: ranks for seed, ranks in every.items() if ranks}
+        if not seeds:
+            continue
+        seed = min(seeds)
+        same = all(ranks == seeds[seed] for ranks in seeds.values())
+        one = _laid_out(label, ratio, seed, same, seeds[seed])
+        for index, other in enumerate(maps):
+            if replace(other, labels=one.labels) == one:
+                maps[index] = replace(other, labels=(*other.labels, label))
+                break
+        else:
+            maps.append(one)
+    return tuple(maps)
+
+
+def place(name: str) -> tuple[str, str]:
+    """Return layer and kind of a matrix by its dotted name: ``model.layers.3.mlp.up_proj`` is (``3``, ``up_proj``)."""
+    found = _LAYER.search(name)
+    return (found.group(1), name[found.end() :]) if found else ("", name)
+
+
+def short(kinds: Iterable[str]) -> dict[str, str]:
+    """Return the last part of each kind's dotted name, or the whole name where two would be the same."""
+    kinds = list(dict.fromkeys(kinds))
+    last = [kind.rpartition(".")[2] for kind in kinds]
+    return {kind: part if last.count(part) == 1 else kind for kind, part in zip(kinds, last, strict=True)}
+
+
+def layer_order(layer: str) -> tuple[bool, int]:
+    """Sort layers by number, what is outside of layers last."""
+    return layer == "", int(layer or 0)
+
+
+def _ranks(trail: Trail, key: str, ratio: float) -> dict[str, Rank]:
+    record = trail.stage(key)
+    try:
+        report = record["result"]["reports"][f"{ratio:g}"] if record else {}
+        ranks, dense = {str(k): int(v) for k, v in report["ranks"].items()}, [str(name) for name in report["dense"]]
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return {}
+    shapes: dict[str, Shape] = {}
+    shared: set[str] = set()
+    if stage := trail.folder(key):
+        folder = stage / ratio_folder(ratio) / MODEL_FOLDER
+        shapes, shared = _shapes(folder), _shared(folder)
+    found = {}
+    for name, rank in ranks.items():
+        m, n = shapes.get(name, (0, 0))
+        stored = rank * (m if name in shared else m + n)
+        found[name] = Rank(rank, min(m, n), stored / (m * n) if m and n else 0.0, name in shared)
+    for name in dense:
+        found[name] = Rank(None, min(shapes.get(name, (0, 0))), 1.0)
+    return found
+
+
+def _shapes(folder: Path) -> dict[str, Shape]:
+    """Return the dense shape of every linear layer from the headers of a checkpoint's files; none are loaded."""
+    tensors: dict[str, list[int]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors |= _header(path)
+    config = _quantization(folder)
+    owners = config.get("shared") or {}
+    found: dict[str, Shape] = {}
+    for name, shape in tensors.items():
+        module, _, part = name.rpartition(".")
+        if part == "lr_b":
+            first = tensors.get(f"{owners.get(module, module)}.lr_a")
+            if first:
+                found[module] = shape[0], first[1]
+        elif part == "weight" and len(shape) == 2:
+            found[module] = shape[0], shape[1]
+    return found
+
+
+def _header(path: Path) -> dict[str, list[int]]:
+    try:
+        with open_regular(path) as file:
+            size = int.from_bytes(file.read(8), "little")
+            if size > path.stat().st_size:
+                return {}
+            header = json.loads(file.read(size))
+        return {name: list(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _quantization(folder: Path) -> Mapping[str, Any]:
+    try:
+        found = read_json(folder / "config.json").get("quantization_config") or {}
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def _shared(folder: Path) -> set[str]:
+    return set(_quantization(folder).get("shared") or {})
+
+
+def _laid_out(label: str, ratio: float, seed: int, same: bool, ranks: Mapping[str, Rank]) -> RankMap:
+    places = {place(name): rank for name, rank in ranks.items()}
+    layers = tuple(sorted({layer for layer, _ in places}, key=layer_order))
+    kinds = sorted({kind for _, kind in places}, key=kind_order)
+    names = short(kinds)
+    cells = tuple(tuple(places.get((layer, kind)) for kind in kinds) for layer in layers)
+    return RankMap((label,), ratio, seed, same, layers, tuple(names[kind] for kind in kinds), cells)
+
+
+_USUAL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def kind_order(kind: str) -> tuple[int, str]:
+    """Sort kinds as data flow through a layer, unknown ones behind by name."""
+    last = kind.rpartition(".")[2]
+    return (_USUAL.index(last) if last in _USUAL else len(_USUAL)), kind

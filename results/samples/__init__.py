@@ -1,0 +1,1 @@
+"""Stored samples of finished evaluations: comparing, rescoring, showing."""

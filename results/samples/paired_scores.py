@@ -1,0 +1,115 @@
+"""Scores per problem from the samples of finished evaluations, for paired tests."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...evals.grading.metrics import pass_at_k
+from ...foundation.errors import UserError
+from ...foundation.files import digest, open_regular
+from ...runners.store.folders import StageStore
+from ..leaderboard.ranking import NO_SAMPLES, Scores
+
+_NOT_PER_PROBLEM = "no paired test for this metric"
+_DAMAGED = "samples cannot be read"
+_CHANGED = "the stage with the samples is damaged"
+
+
+def stage_scores(stage: Path, wanted: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], Scores | str]:
+    """Return the scores of one evaluation's problems, or why there are none.
+
+    Scores are used only if they sum up to the value of the record: a test is about the very number in the table.
+
+    Args:
+        stage: folder of the evaluate stage.
+        wanted: the record's value by metric and scorer.
+    """
+    lines = _lines(stage)
+    if isinstance(lines, str):
+        return dict.fromkeys(wanted, lines)
+    found: dict[tuple[str, str], Scores | str] = {}
+    for (metric, scorer), value in wanted.items():
+        try:
+            found[metric, scorer] = _scores(lines, metric, scorer, value)
+        except (KeyError, TypeError, ValueError, AttributeError):  # samples of another version or kind
+            found[metric, scorer] = _DAMAGED
+    return found
+
+
+def _lines(stage: Path) -> list[dict[str, Any]] | str:
+    if not (stage / "samples.jsonl").exists():
+        return NO_SAMPLES
+    try:
+        StageStore(stage.parent).verify(stage.name)
+        with io.TextIOWrapper(open_regular(stage / "samples.jsonl"), encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file if line.strip()]
+    except UserError:
+        return _CHANGED
+    except (OSError, ValueError, RecursionError):
+        return _DAMAGED
+    return lines or NO_SAMPLES
+
+
+def _scores(lines: Sequence[Mapping[str, Any]], metric: str, scorer: str, value: float) -> Scores | str:
+    if metric in ("perplexity", "nats_per_token"):
+        return _likelihoods(lines, metric, value)
+    if "verdicts" not in lines[0]:
+        return _NOT_PER_PROBLEM
+    right: dict[str, list[bool]] = {}
+    name = scorer if scorer in lines[0]["verdicts"] else metric
+    if name not in lines[0]["verdicts"]:
+        return _NOT_PER_PROBLEM
+    for line in lines:
+        problem = f"{line['problem']} {line['problem_sha256'][:16]} {line['prompt_sha256'][:16]}"
+        right.setdefault(problem, []).append(line["verdicts"][name] == "correct")
+    _, at, k = metric.rpartition("pass@")
+    if at and k.isdigit() and int(k) > 1:
+        values = [pass_at_k(len(hits), sum(hits), int(k)) for hits in right.values()]
+    else:
+        values = [sum(hits) / len(hits) for hits in right.values()]
+    if not math.isclose(math.fsum(values) / len(values), value, abs_tol=1e-9):
+        return _NOT_PER_PROBLEM
+    greedy = all(len(hits) == 1 for hits in right.values()) and all(line["temperature"] == 0 for line in lines)
+    return Scores(tuple(right), np.array(values), greedy)
+
+
+def _likelihoods(lines: Sequence[Mapping[str, Any]], metric: str, value: float) -> Scores | str:
+    """Return negative log-likelihoods of windows: their sum decides the perplexity, tokens being equal."""
+    sums, counts = [float(line["nll"]) for line in lines], [int(line["tokens"]) for line in lines]
+    mean = math.fsum(sums) / sum(counts)
+    shown = mean if metric == "nats_per_token" else math.exp(mean) if mean < 700 else math.inf
+    if not math.isclose(shown, value, rel_tol=1e-9):
+        return _NOT_PER_PROBLEM
+    return Scores(tuple(f"{line['index']} {line['tokens']}" for line in lines), np.array(sums), False)
+
+
+def scores_of(
+    rows: Iterable[tuple[Path, str, str, str, float]],
+) -> dict[tuple[str, str, str], Scores | str]:
+    """Return scores by stage key, metric and scorer; each samples file is read once, and equal ones kept once.
+
+    Args:
+        rows: folder with the stages, stage key, metric, scorer, value of the record.
+    """
+    wanted: dict[tuple[Path, str], dict[tuple[str, str], float]] = {}
+    for stages, key, metric, scorer, value in rows:
+        wanted.setdefault((stages, key), {})[metric, scorer] = value
+    found: dict[tuple[str, str, str], Scores | str] = {}
+    names: dict[str, tuple[str, ...]] = {}
+    for (stages, key), metrics in wanted.items():
+        known = Path(key).name == key  # a key is a folder's name; a path would lead out of the stages
+        scores = stage_scores(stages / key, metrics) if known else dict.fromkeys(metrics, NO_SAMPLES)
+        for (metric, scorer), one in scores.items():
+            if isinstance(one, Scores):
+                problems = names.setdefault(digest(one.problems), one.problems)
+                one = Scores(problems, one.values, one.greedy)
+            if isinstance(one, Scores) or not isinstance(found.get((key, metric, scorer)), Scores):
+                found[key, metric, scorer] = one
+    return found

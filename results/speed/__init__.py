@@ -1,0 +1,1 @@
+"""How fast checkpoints load and decode, as records and as a table."""

@@ -1,0 +1,121 @@
+"""From timed rounds to records, and the file they are kept in."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ...foundation.files import canonical_json, digest, write_json
+from ...records.files import CSV_NAME, KEY_COLUMNS, Record, read_records, write_records
+from ...runners.provenance import git_commit, processor, versions
+from .joining import BENCHMARK, HEADLINE
+from .measure import Series
+
+_PER_BATCH = {
+    "first_token_seconds": "time_to_first_token_seconds",
+    "decode_tokens_per_second": "decode_tokens_per_second",
+}
+_PER_PROCESS = ("load_seconds", "peak_memory_bytes", "weight_bytes")
+
+
+def speed_records(series: Sequence[Series]) -> list[Record]:
+    """Return one record per checkpoint, engine, metric and, for what depends on it, batch size.
+
+    The value is the median over rounds, ``low`` and ``high`` are the least and the largest round: an interval for the
+    median that holds with probability 1 - 0.5^(n-1) (its `confidence`); one round alone bounds nothing.
+    """
+    rows = []
+    for one in series:
+        sizes, rounds = one.spec.batch_sizes, len(one.rounds)
+        for batch in sizes:
+            common = _common(one) | {"variant": variant_name(one, (batch,))}
+            for field, name in _PER_BATCH.items():
+                rows.append(Record(**common, **_metric(name, one.values(field, batch), rounds)))
+        common = _common(one) | {"variant": variant_name(one, sizes) + ("-process" if len(sizes) > 1 else "")}
+        rows += [Record(**common, **_metric(name, one.values(name), rounds)) for name in _PER_PROCESS]
+    return rows
+
+
+def variant_name(one: Series, batches: Sequence[int]) -> str:
+    """Return the name of the conditions: engine, batch sizes, lengths, number format, device and threads."""
+    spec = one.spec
+    where = f"{spec.device.partition(':')[0]}-{spec.threads}thread{'s' if spec.threads > 1 else ''}"
+    sizes = "+".join(map(str, batches))
+    return f"speed-{spec.engine}-batch{sizes}-prompt{spec.prompt_tokens}-new{spec.new_tokens}-{spec.dtype}-{where}"
+
+
+def save_speed(folder: Path, series: Sequence[Series]) -> Path:
+    """Add records to ``results.csv`` and ``.parquet`` of a folder, and keep every round in ``rounds-….json``.
+
+    Records of the same checkpoint under the same conditions replace older ones.
+
+    Returns:
+        The path of ``results.csv``.
+
+    Raises:
+        UserError: the folder holds results that cannot be read.
+    """
+    new = speed_records(series)
+    names = {_key(record.model_dump()) for record in new}
+    kept = [record for record in stored_records(folder) if _key(record.model_dump()) not in names]
+    rounds = [
+        {"name": s.subject.name, "records": _stage_key(s), "rounds": [r.to_dict() for r in s.rounds]} for s in series
+    ]
+    write_json(folder / f"rounds-{digest(rounds)[:12]}.json", rounds)
+    return write_records(folder, [*kept, *new])[0]
+
+
+def stored_records(folder: Path) -> list[Record]:
+    """Return the records that a folder holds; none where it has no results yet."""
+    if not (folder / CSV_NAME).is_file():
+        return []
+    rows = read_records(folder).to_dict("records")
+    return [Record(**{str(key): value for key, value in row.items()}) for row in rows]
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[column] for column in KEY_COLUMNS)
+
+
+def _stage_key(one: Series) -> str:
+    return f"{BENCHMARK}-{digest([one.subject.origin, variant_name(one, one.spec.batch_sizes)])[:16]}"
+
+
+def _common(one: Series) -> dict[str, Any]:
+    spec, last = one.spec, one.rounds[-1]
+    problems = [spec.prompt_tokens, spec.new_tokens, [spec.prompts(1, 1 << 20)]]
+    return one.subject.origin | {
+        "bytes": one.size.bytes,
+        "benchmark": BENCHMARK,
+        "seconds_evaluate": sum(one.values("seconds")),
+        "peak_memory_bytes": int(max(one.values("peak_memory_bytes"))),
+        "engine": spec.engine,
+        "dtype": spec.dtype,
+        "device": last.device or processor(),
+        "threads": last.threads,
+        "isolation": "",
+        "dataset_sha256": digest(problems),
+        "prompt_sha256": "",
+        "versions": canonical_json(versions() | {spec.engine: last.engine_version}),
+        "git_commit": git_commit(),
+        "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "stage_key": _stage_key(one),
+    }
+
+
+def _metric(name: str, values: Sequence[float], rounds: int) -> dict[str, Any]:
+    bounded = len(values) > 1 or name == "weight_bytes"  # which is counted, not measured
+    return {
+        "metric": name,
+        "scorer": "",
+        "headline": name == HEADLINE,
+        "higher_is_better": name == HEADLINE,
+        "value": statistics.median(values),
+        "low": min(values) if bounded else float("-inf"),
+        "high": max(values) if bounded else float("inf"),
+        "confidence": 1 - 0.5 ** (len(values) - 1) if len(values) > 1 else 0.95,
+        "n": rounds,
+    }

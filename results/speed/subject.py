@@ -1,0 +1,176 @@
+"""Checkpoints whose speed is measured: where each one came from, as the fields of its records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...foundation.errors import UserError
+from ...foundation.files import canonical_json, digest, read_json
+from ...models.export import is_factorised
+from ...models.folder_checks import check_no_adapter
+from ...models.identity import model_sha256
+from ...models.loading import DTYPES, load_skeleton, verify_folder, weights_size
+from ...models.matrices import model_size
+from ...models.presets import PRESETS, folder_name, resolve_model
+from ...records.files import COLUMNS
+from ...runners.store.folders import REPORT, verify_around
+from ..cells import checkpoint_folder, find_cell, is_cell
+
+_MEASURED = {
+    *("benchmark", "variant", "metric", "scorer", "headline", "higher_is_better", "value", "low", "high", "confidence"),
+    *("n", "seconds_evaluate", "peak_memory_bytes", "engine", "dtype", "device", "threads", "isolation"),
+    *("dataset_sha256", "prompt_sha256", "versions", "git_commit", "evaluated_at", "stage_key", "bytes"),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One checkpoint to measure.
+
+    Attributes:
+        name: for people.
+        folder: where its weights are.
+        factorised: whether it is stored as factors.
+        origin: the fields of its records that do not come from the measurement.
+        shape: equal for checkpoints that are the same model when dense.
+    """
+
+    name: str
+    folder: Path
+    factorised: bool
+    origin: dict[str, Any]
+    shape: str
+
+    @property
+    def stored_dtype(self) -> str:
+        """The number format that ``config.json`` names."""
+        config = read_json(self.folder / "config.json")
+        found = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+        return found if found in DTYPES else "float32"
+
+
+def find_subject(name: str, seed: int | None = None, storage: str | None = None) -> Subject:
+    """Find a checkpoint by name: a folder, a cell of a run ``RUN:LABEL@RATIO``, or a preset that lies in a folder.
+
+    Raises:
+        UserError: nothing of that name, or a damaged folder.
+    """
+    shown = name
+    model: str | None = None
+    if not Path(name).is_dir() and is_cell(name):
+        cell = find_cell(name, seed=seed, any_benchmark=True, storage=storage)
+        return _subject(name, cell.checkpoint(), {key: cell.record[key] for key in COLUMNS if key not in _MEASURED})
+    if name in PRESETS:
+        source = resolve_model(name)
+        if not source.is_local:
+            raise UserError(
+                f"'{name}' lies on the hub; download it and name its folder, so that loading is what is timed"
+            )
+        folder, model = Path(source.location), name
+    else:
+        folder = checkpoint_folder(name)
+        shown = folder.resolve().name
+    check_no_adapter(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"the folder {folder} holds no model (config.json is missing); name a checkpoint's folder")
+    verify_folder(folder)
+    return _subject(shown, folder, _origin(shown, folder, model))
+
+
+def dense_twin(subject: Subject, folder: Path) -> Subject:
+    """Return the dense export of a factorised subject, standing for the uncompressed model in its records."""
+    origin = dict(subject.origin)
+    original = int(origin["params_original"])
+    origin |= {"method": "none", "options": "{}", "ratio_target": 1.0, "params": original}
+    origin |= {"ratio": 1.0, "kept": 1.0, "ratio_matrices": 1.0}
+    origin |= {
+        key: 0.0 if key.startswith("seconds_") else 0
+        for key in origin
+        if key.startswith(("seconds_", "steps_", "tokens_"))
+    }
+    # What a run calls it, so that its records join those of the run.
+    state = "finetuned" if subject.origin["steps_finetune"] else "pretrained"
+    origin |= {"stage": state, "label": state}
+    return Subject(f"{origin['model']} dense", folder, False, origin, subject.shape)
+
+
+def _subject(name: str, folder: Path, origin: dict[str, Any]) -> Subject:
+    config = read_json(folder / "config.json")
+    config = {key: value for key, value in config.items() if key not in ("quantization_config", "transformers_version")}
+    return Subject(name, folder, is_factorised(folder), origin, digest([config, int(origin["params_original"])]))
+
+
+def _origin(name: str, folder: Path, model: str | None) -> dict[str, Any]:
+    size = weights_size(folder)
+    zero = {
+        key: 0.0 if key.startswith("seconds_") else 0
+        for key in COLUMNS
+        if key.startswith(("seconds_", "steps_", "tokens_"))
+    }
+    zero.pop("seconds_evaluate")
+    sha256 = model_sha256(folder)
+    original = model_size(load_skeleton(folder)).parameters
+    origin: dict[str, Any] = zero | {
+        "schema_version": 1,
+        "sweep": "speed",
+        "model": model or folder_name(folder, sha256),
+        "model_sha256": sha256,
+        "task": "none",
+        "seed": 0,
+        "options": "{}",
+        "ratio_matrices": 1.0,
+        "params_original": original,
+        "params": size.parameters,
+    }
+    if not is_factorised(folder):
+        # A dense folder stands for itself, whatever it came from.
+        state = {"method": "none", "label": "pretrained", "stage": "pretrained", "params_original": size.parameters}
+        return origin | state | {"ratio_target": 1.0, "ratio": 1.0, "kept": 1.0}
+    origin |= {"method": "lowrank", "label": name, "stage": "compressed"} | _told(folder)
+    ratio = origin["params_original"] / origin["params"]
+    return {"ratio_target": ratio} | origin | {"ratio": ratio, "kept": 1 / ratio}
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    """Return what ``compression.json``, or the stage that the folder lies in, says about a factorised checkpoint."""
+    try:
+        if (folder / "compression.json").is_file():
+            told = read_json(folder / "compression.json")
+            return {
+                "model": told["model"],
+                "model_sha256": told["model_sha256"],
+                "method": told["method_name"],
+                "label": told["label"],
+                "options": canonical_json(told["method"]),
+                "task": told["task"] or "none",
+                "seed": told["seed"],
+                "ratio_target": float(told["ratio_target"]),
+                "ratio_matrices": told["ratio_matrices"],
+                "params_original": told["parameters_before"],
+                "params": told["parameters"],
+            }
+        return _told_by_stage(folder.resolve())
+    except (OSError, KeyError, TypeError, AttributeError, ValueError):
+        return {}
+
+
+def _told_by_stage(folder: Path) -> dict[str, Any]:
+    recovered = (folder.parent / "stage.json").is_file()
+    if recovered:  # stages/recover-…/model was made from stages/compress-…/ratio-R/model
+        stages = folder.parent.parent
+        folder = stages / read_json(folder.parent / "stage.json")["inputs"]["model"]
+        verify_around(folder)
+    stage, report = read_json(folder.parent.parent / "stage.json"), read_json(folder.parent / REPORT)
+    return {
+        "method": stage["config"]["method"],
+        "label": stage["config"]["method"],
+        "options": canonical_json(stage["config"]["options"]),
+        "stage": "recovered" if recovered else "compressed",
+        "seed": stage["config"]["seed"],
+        "ratio_target": float(folder.parent.name.removeprefix("ratio-")),
+        "ratio_matrices": report["ratio_matrices"],
+        "params_original": report["parameters_before"],
+        "params": report["parameters"],
+    }

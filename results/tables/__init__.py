@@ -1,0 +1,1 @@
+"""Tables of records: pivoting, crossing, and writing them in every format."""

@@ -1,0 +1,295 @@
+"""Tables over any columns: rows, columns and values as asked, seeds averaged, conditions never mixed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...foundation.errors import UserError, unknown
+from ...records.intervals import across_seeds
+from ...records.metrics import format_value, limits
+from ...records.schema import COLUMNS, KEY_COLUMNS, STAGES, Record
+from .pivot import mean
+from .writers import clean, inert, latex_table, markdown_table, markdown_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+_SPLITS = ("model", "task", "benchmark", "variant", "metric", "scorer", "n", "engine", "dtype")
+"""Conditions: what differs in one of them stands in another table."""
+_HASHES = {"model_sha256": "model", "dataset_sha256": "problems", "prompt_sha256": "prompts"}
+_MUST_AGREE = ("label", *(c for c in KEY_COLUMNS if c not in (*_SPLITS, *_HASHES, "seed", "label")))
+_SIGNIFICANT = 4
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What stands where.
+
+    Attributes:
+        rows, columns: columns of the schema; one line, and one column, for each combination of their values.
+        value: the column shown; ``value`` is shown with its interval.
+    """
+
+    rows: tuple[str, ...] = ("label",)
+    columns: tuple[str, ...] = ("ratio_target",)
+    value: str = "value"
+
+    def __post_init__(self) -> None:
+        """Refuse unknown columns.
+
+        Raises:
+            UserError: a column is unknown, or stands in two places.
+        """
+        places = (*self.rows, *self.columns, self.value)
+        for column in places:
+            if column not in COLUMNS:
+                raise unknown("column", column, COLUMNS)
+        if not self.rows or not self.columns:
+            raise UserError(
+                "rows and columns need at least one column each, such as --rows label --columns ratio_target"
+            )
+        twice = next((column for column in places if places.count(column) > 1), None)
+        if twice:
+            raise UserError(f"{twice} stands in two places; name each column once in --rows, --columns and --value")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell: a mean over seeds, or one text that all its records share.
+
+    Attributes:
+        value: a number or a text.
+        low, high: of the metric's value: as in `pivot.Cell`; else NaN.
+        seeds: how many seeds the mean is over.
+    """
+
+    value: float | str
+    low: float = math.nan
+    high: float = math.nan
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
+class CrossTable:
+    """One table of one set of conditions: titles, and entries by row and column."""
+
+    title: str
+    metric: str
+    layout: Layout
+    rows: tuple[tuple[Any, ...], ...]
+    columns: tuple[tuple[Any, ...], ...]
+    entries: Mapping[tuple[tuple[Any, ...], tuple[Any, ...]], Entry]
+
+
+def cross(frame: pd.DataFrame, layout: Layout, headline: bool = True) -> list[CrossTable]:
+    """Group records into tables of the asked layout.
+
+    Records whose conditions differ (model, task, benchmark variant, metric, scorer, number of problems, engine, number
+    format, and the data where it is not drawn from the seed) stand in tables of their own, unless the column that
+    differs is one of the layout's. Within a cell only seeds are averaged.
+
+    Args:
+        frame: records as `records.read_records` returns them.
+        layout: what stands where.
+        headline: take headline metrics only.
+
+    Raises:
+        UserError: there is nothing to show, or a cell would mix records that differ in more than the seed.
+    """
+    chosen = frame[frame["headline"]] if headline else frame
+    if chosen.empty:
+        raise UserError("there are no records to show; name a run that has evaluated at least one model")
+    placed = {*layout.rows, *layout.columns}
+    splits = [column for column in _SPLITS if column not in placed]
+    groups: dict[tuple[Any, ...], list[Mapping[Any, Any]]] = {}
+    lines: list[Mapping[Any, Any]] = chosen.to_dict("records")  # type: ignore[assignment]
+    for line in lines:
+        groups.setdefault(tuple(line[column] for column in splits), []).append(line)
+    tables = []
+    for key, group in groups.items():
+        for data, part in _by_data(group, placed):
+            title = " · ".join(
+                _titled(name, value) for name, value in zip(splits, key, strict=True) if _telling(name, value)
+            )
+            tables.append(_table(f"{title}{data}", part, layout))
+    return tables
+
+
+def _telling(name: str, value: Any) -> bool:
+    return value != "" and name != "benchmark"  # the variant names it
+
+
+def _titled(name: str, value: Any) -> str:
+    return f"n = {value}" if name == "n" else str(value)
+
+
+def _by_data(group: Sequence[Mapping[Any, Any]], placed: set[str]) -> Iterable[tuple[str, Sequence[Mapping[Any, Any]]]]:
+    """Split where one seed has different data: then it is not the seed from which the data was drawn."""
+    hashes = [column for column in _HASHES if column not in placed]
+    parts: dict[tuple[str, ...], list[Mapping[Any, Any]]] = {}
+    by_seed: dict[tuple[Any, ...], set[tuple[str, ...]]] = {}
+    for line in group:
+        found = tuple(line[column] for column in hashes)
+        parts.setdefault(found, []).append(line)
+        by_seed.setdefault((line["seed"], line["variant"], line["metric"], line["model"]), set()).add(found)
+    if max(map(len, by_seed.values())) == 1:
+        return [("", group)]
+    return [(f" · data {' '.join(one[:8] for one in found if one)}", part) for found, part in parts.items()]
+
+
+def _table(title: str, lines: Sequence[Mapping[Any, Any]], layout: Layout) -> CrossTable:
+    cells: dict[tuple[tuple[Any, ...], tuple[Any, ...]], list[Mapping[Any, Any]]] = {}
+    for line in lines:
+        place = (tuple(line[c] for c in layout.rows), tuple(line[c] for c in layout.columns))
+        cells.setdefault(place, []).append(line)
+    rows = sorted({row for row, _ in cells}, key=lambda key: _order(layout.rows, key))
+    columns = sorted({column for _, column in cells}, key=lambda key: _order(layout.columns, key))
+    entries = {place: _entry(place, members, layout) for place, members in cells.items()}
+    return CrossTable(title, str(lines[0]["metric"]), layout, tuple(rows), tuple(columns), entries)
+
+
+def _order(names: Sequence[str], key: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(STAGES.index(v) if name == "stage" else v for name, v in zip(names, key, strict=True))
+
+
+def _entry(place: tuple[Any, ...], lines: Sequence[Mapping[Any, Any]], layout: Layout) -> Entry:
+    distinct = {line["seed"]: line for line in lines}
+    if len(distinct) < len(lines) or len(lines) > 1:
+        for column in _MUST_AGREE:
+            values = list(dict.fromkeys(str(line[column]) for line in lines))
+            if len(values) > 1:
+                shown = ", ".join(values[:5])
+                raise UserError(
+                    f"the cell {_place(place)} would mix {len(values)} values of {column} ({shown}); add {column} to "
+                    f"--rows or --columns, or choose one with --where '{column}={values[0]}'"
+                )
+    if len(distinct) < len(lines):
+        raise UserError(f"the cell {_place(place)} has two records of one seed; choose one with --where")
+    values = [line[layout.value] for line in lines]
+    first = lines[0]
+    if Record.model_fields[layout.value].annotation not in (int, float) or isinstance(values[0], str | bool):
+        if len(set(values)) > 1:
+            raise UserError(
+                f"the cell {_place(place)} has several values of {layout.value}, which cannot be averaged; add seed to "
+                "--rows or --columns"
+            )
+        return Entry(str(values[0]), seeds=len(lines))
+    middle = mean(values)
+    if layout.value != "value":
+        return Entry(middle, seeds=len(lines))
+    low, high = float(first["low"]), float(first["high"])
+    if len(set(values)) > 1 and math.isfinite(middle):
+        low, high = across_seeds(values, float(first["confidence"]), *limits(first["metric"]))
+    return Entry(middle, low, high, len(lines))
+
+
+def _place(place: tuple[Any, ...]) -> str:
+    return " / ".join(_name(key) for key in place)
+
+
+def _name(key: Sequence[Any]) -> str:
+    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in key)
+
+
+def _text(table: CrossTable, entry: Entry | None) -> str:
+    if entry is None:
+        return ""
+    if isinstance(entry.value, str):
+        return entry.value
+    if table.layout.value == "value":
+        low, high = (format_value(table.metric, end) for end in (entry.low, entry.high))
+        return f"{format_value(table.metric, entry.value)} [{low}, {high}]{_count(entry)}"
+    shown = f"{entry.value:,.0f}" if entry.value == round(entry.value) else f"{entry.value:.{_SIGNIFICANT}g}"
+    return f"{shown}{_count(entry)}"
+
+
+def _count(entry: Entry) -> str:
+    return f" ({entry.seeds})" if entry.seeds > 1 else ""
+
+
+def _header(table: CrossTable) -> list[str]:
+    heads = [f"{_name(key)}×" if table.layout.columns == ("ratio_target",) else _name(key) for key in table.columns]
+    return [", ".join(table.layout.rows), *heads]
+
+
+def _grid(table: CrossTable) -> list[list[str]]:
+    return [[_name(row), *(_text(table, table.entries.get((row, c))) for c in table.columns)] for row in table.rows]
+
+
+def _title(table: CrossTable) -> str:
+    return f"{table.title}: {table.layout.value} by {', '.join(table.layout.columns)}"
+
+
+def note(layout: Layout) -> str:
+    """Return what a cell says."""
+    if layout.value == "value":
+        return (
+            "[low, high]: interval of the records over problems or windows; (k): mean of k seeds, with the t interval "
+            "across them where they differ; shares in percent"
+        )
+    return "(k): mean of k seeds"
+
+
+def cross_markdown(tables: Sequence[CrossTable]) -> str:
+    """Return the tables as GitHub-flavoured Markdown."""
+    parts = []
+    for table in tables:
+        parts += [f"### {markdown_text(_title(table))}", markdown_table(_header(table), _grid(table))]
+    return "\n\n".join([*parts, markdown_text(note(tables[0].layout))]) + "\n"
+
+
+def cross_latex(tables: Sequence[CrossTable]) -> str:
+    """Return the tables as LaTeX for the package booktabs."""
+    return "\n\n".join(latex_table(f"{_title(t)}. {note(t.layout)}", _header(t), _grid(t), 0) for t in tables) + "\n"
+
+
+def cross_csv(tables: Sequence[CrossTable]) -> str:
+    """Return one CSV for all tables: numbers in their own unit at full precision, with interval and seeds beside."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    layout = tables[0].layout
+    columns = list(dict.fromkeys(column for table in tables for column in table.columns))
+    parts = ("", " low", " high", " seeds") if layout.value == "value" else ("", " seeds")
+    writer.writerow(["table", *layout.rows, *(inert(clean(_name(c) + part)) for c in columns for part in parts)])
+    for table in tables:
+        for row in table.rows:
+            cells: list[object] = [table.title, *row]
+            for column in columns:
+                e = table.entries.get((row, column))
+                numbers = () if e is None else (e.value, e.low, e.high, e.seeds)
+                chosen = numbers if layout.value == "value" else numbers[:1] + numbers[3:]
+                cells += chosen or [""] * len(parts)
+            writer.writerow([inert(clean(cell)) if isinstance(cell, str) else cell for cell in cells])
+    return text.getvalue()
+
+
+def render_cross(tables: Sequence[CrossTable], console: Console) -> None:
+    """Print the tables."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    for table in tables:
+        grid = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+        for place, name in enumerate(_header(table)):
+            grid.add_column(Text(clean(name)), justify="left" if place == 0 else "right", overflow="fold")
+        for cells in _grid(table):
+            grid.add_row(*(Text(clean(cell)) for cell in cells))
+        console.print()
+        console.print(Text(clean(_title(table)), style="bold"))
+        console.print(grid)
+    console.print()
+    console.print(Text(note(tables[0].layout), style="dim"))
+
+
+WRITERS: Mapping[str, Callable[[Sequence[CrossTable]], str]] = {
+    "markdown": cross_markdown,
+    "csv": cross_csv,
+    "latex": cross_latex,
+}

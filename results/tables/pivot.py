@@ -1,0 +1,306 @@
+"""From tidy records to tables: rows are labels, columns are ratios, and only like is put beside like."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...foundation.errors import UserError
+from ...records.intervals import across_seeds
+from ...records.metrics import direction, format_value, goodness, has_ideal, is_fraction, is_perplexity, limits
+from ...records.schema import KEY_COLUMNS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "Cell",
+    "Row",
+    "Table",
+    "direction",
+    "format_cell",
+    "format_value",
+    "goodness",
+    "has_ideal",
+    "is_fraction",
+    "is_perplexity",
+    "pivot",
+]
+
+TOO_LONG = "prompt_too_long"
+"""A metric of generating benchmarks, and the column in which `with_too_long` puts its value beside all others."""
+
+_CONDITIONS = ["model", "model_sha256", "task", "benchmark", "variant", "metric", "scorer", "n", "engine", "dtype"]
+_DATA = ["dataset_sha256", "prompt_sha256"]
+_SAME = ["stage_key", "label", "options", "stage", "ratio_target", "seed"]
+_READ = [
+    *(*_CONDITIONS, *_DATA, *_SAME, "sweep", "method", "higher_is_better", "confidence", "value", "low", "high"),
+    *("ratio", "kept", "ratio_matrices", "params", "bytes", "tokens_compress", "tokens_recover", "tokens_per_second"),
+    *("origin", TOO_LONG),
+]
+_EVALUATION = [*(c for c in KEY_COLUMNS if c not in ("metric", "scorer")), "stage_key"]
+_Line = Mapping[Any, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row at one ratio: a metric and what it cost; numbers other than the interval are means over seeds.
+
+    Attributes:
+        value, low, high: estimate and interval in the metric's own unit. One seed: the interval over problems that its
+            record carries. Several: the mean and the t interval across seeds; where all seeds gave the same value,
+            such as before any training, the interval over problems again.
+        seeds: the seeds, ascending.
+        across_seeds: whether the interval is the one across seeds.
+        ratio, kept, ratio_matrices: achieved ratios.
+        params, bytes: size of the model.
+        tokens: training tokens after the first finetuning (compress + recover).
+        tokens_per_second: decoding speed, where `speed.with_speed` joined one; else NaN.
+        records: index of the records in the frame.
+        too_long: share of the problems whose prompt did not fit the model's context; they count as not solved. Where it
+            is 1, the value stands for no completion at all.
+    """
+
+    value: float
+    low: float
+    high: float
+    seeds: tuple[int, ...]
+    across_seeds: bool
+    ratio: float
+    kept: float
+    ratio_matrices: float
+    params: float
+    bytes: float
+    tokens: float
+    tokens_per_second: float = math.nan
+    records: tuple[int, ...] = ()
+    too_long: float = 0.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table; an uncompressed model has a single cell, at ratio 1."""
+
+    label: str
+    stage: str
+    cells: Mapping[float, Cell]
+    method: str = ""
+
+    @property
+    def uncompressed(self) -> bool:
+        """Whether the row is a model before compression."""
+        return self.stage in ("pretrained", "finetuned")
+
+
+@dataclass(frozen=True)
+class Table:
+    """All rows that were measured under the same conditions.
+
+    Attributes:
+        data: start of the dataset and prompt hashes where one title would stand for different data, else empty.
+        ratios: target ratios, ascending; 1 is the column of the uncompressed rows.
+        rows: uncompressed rows first.
+    """
+
+    model: str
+    task: str
+    benchmark: str
+    variant: str
+    metric: str
+    scorer: str
+    n: int
+    engine: str
+    dtype: str
+    data: str
+    higher_is_better: bool
+    confidence: float
+    ratios: tuple[float, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def compressed(self) -> bool:
+        """Whether any row is a compressed model."""
+        return not all(row.uncompressed for row in self.rows)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All seeds in the table, ascending."""
+        return tuple(sorted({s for row in self.rows for cell in row.cells.values() for s in cell.seeds}))
+
+    @property
+    def measure(self) -> str:
+        """The metric with its scorer and unit: ``accuracy (strict), %``."""
+        scorer = f" ({self.scorer})" if self.scorer else ""
+        return f"{self.metric}{scorer}{', %' if is_fraction(self.metric) else ''}"
+
+    @property
+    def title(self) -> str:
+        """What was measured, on what, under which conditions."""
+        data = f", data {self.data}" if self.data else ""
+        conditions = f"n = {self.n} ({self.engine}, {self.dtype}{data})"
+        return f"{self.model} · {self.task} · {self.variant}: {self.measure}, {conditions}"
+
+
+def pivot(frame: pd.DataFrame, headline: bool = True) -> list[Table]:
+    """Group records into tables.
+
+    Records share a table only if model, task, benchmark variant, metric, scorer, number of problems, engine and number
+    format are the same, and the data too (data generated from the training seed may differ between seeds). Within a
+    table, rows that one label would merge are told apart by their options or by their sweep.
+
+    Args:
+        frame: records as `records.read_records` returns them; with a column ``origin``, rows of another origin are
+            other rows.
+        headline: take headline metrics only.
+
+    Raises:
+        UserError: there are no records, or two of them contradict each other.
+    """
+    frame = with_too_long(frame)
+    chosen = frame[frame["headline"]] if headline else frame
+    if chosen.empty:
+        raise UserError("there are no records to show; name a run that has evaluated at least one model")
+    groups: dict[tuple[Any, ...], list[_Line]] = {}
+    seen: set[tuple[Any, ...]] = set()
+    # Plain rows: a frame cut into thousands of cells costs a millisecond a cell and column.
+    lines: list[_Line] = chosen[[c for c in _READ if c in chosen]].to_dict("records")  # type: ignore[assignment]
+    for index, line in zip(chosen.index, lines, strict=True):
+        line = {**line, "index": index}
+        conditions = tuple(line[c] for c in _CONDITIONS)
+        same = (*conditions, *(line[c] for c in _SAME), line["value"])
+        if same not in seen:  # two sweeps in one frame may share an evaluate stage
+            seen.add(same)
+            groups.setdefault(conditions, []).append(line)
+    tables = []
+    for group in groups.values():
+        data: dict[Any, set[tuple[str, ...]]] = {}
+        parts: dict[tuple[str, ...], list[_Line]] = {}
+        for line in group:
+            hashes = tuple(line[c] for c in _DATA)
+            data.setdefault(line["seed"], set()).add(hashes)
+            parts.setdefault(hashes, []).append(line)
+        if max(map(len, data.values())) > 1:
+            tables += [_table(part, " ".join(h[:8] for h in hashes if h)) for hashes, part in parts.items()]
+        else:
+            tables.append(_table(group, ""))
+    order = {key: i for i, key in enumerate(dict.fromkeys((t.model, t.task) for t in tables))}
+    return sorted(tables, key=lambda t: (order[t.model, t.task], t.benchmark, not t.compressed, t.metric, t.scorer))
+
+
+def with_too_long(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame with a column `TOO_LONG`: the share of prompts that did not fit, 0 where none was recorded."""
+    if TOO_LONG in frame:
+        return frame
+    shares = frame.loc[frame["metric"] == TOO_LONG]
+    if shares.empty:
+        return frame.assign(**{TOO_LONG: 0.0})
+    keys = [*_EVALUATION, *(["origin"] if "origin" in frame else [])]
+    found = dict(zip(shares[keys].itertuples(index=False, name=None), shares["value"], strict=True))
+    return frame.assign(**{TOO_LONG: [found.get(key, 0.0) for key in frame[keys].itertuples(index=False, name=None)]})
+
+
+def format_cell(metric: str, cell: Cell) -> tuple[str, str]:
+    """Return a cell as two texts, the value and the interval; the second ends in ``(3)`` for a mean of three seeds.
+
+    A value that includes prompts which did not fit the model ends in ``†``; where none did, there is no value.
+    """
+    if cell.too_long == 1:
+        return "–", "no prompt fits"
+    count = f" ({len(cell.seeds)})" if cell.across_seeds else ""
+    mark = "†" if cell.too_long else ""
+    return format_value(metric, cell.value) + mark, (
+        f"[{format_value(metric, cell.low)}, {format_value(metric, cell.high)}]{count}"
+    )
+
+
+def _table(group: Sequence[_Line], data: str) -> Table:
+    first = group[0]
+    parts: dict[tuple[str, str], dict[float, list[_Line]]] = {}
+    methods: dict[str, str] = {}
+    for label, line in zip(_shown_labels(group), group, strict=True):
+        place = 1.0 if line["method"] == "none" else float(line["ratio_target"])
+        parts.setdefault((label, line["stage"]), {}).setdefault(place, []).append(line)
+        methods.setdefault(label, line["method"])
+    rows = [
+        Row(label, stage, {place: _cell(label, cells[place]) for place in sorted(cells)}, methods[label])
+        for (label, stage), cells in parts.items()
+    ]
+    rank = {"pretrained": 0, "finetuned": 1}
+    rows.sort(key=lambda row: rank.get(row.stage, 2))
+    return Table(
+        **{c: str(first[c]) for c in ("model", "task", "benchmark", "variant", "metric", "scorer", "engine", "dtype")},
+        n=int(first["n"]),
+        data=data,
+        higher_is_better=bool(first["higher_is_better"]),
+        confidence=float(first["confidence"]),
+        ratios=tuple(sorted({ratio for row in rows for ratio in row.cells})),
+        rows=tuple(rows),
+    )
+
+
+def _shown_labels(group: Sequence[_Line]) -> list[str]:
+    recovered = {line["label"] for line in group if line["stage"] == "recovered"}
+    labels = [
+        f"uncompressed ({line['stage']})"
+        if line["method"] == "none"
+        else f"{line['label']}, not recovered"
+        if line["stage"] == "compressed" and line["label"] in recovered
+        else str(line["label"])
+        for line in group
+    ]
+    labels = [
+        f"{label} ({line['origin']})" if line.get("origin") else label
+        for label, line in zip(labels, group, strict=True)
+    ]
+    options: dict[str, set[str]] = {}
+    for label, line in zip(labels, group, strict=True):
+        options.setdefault(label, set()).add(line["options"])
+    labels = [
+        f"{label} ({_apart(line['options'], options[label])})" if len(options[label]) > 1 else label
+        for label, line in zip(labels, group, strict=True)
+    ]
+    places = {(label, line["ratio_target"], line["seed"]) for label, line in zip(labels, group, strict=True)}
+    if len(places) < len(group):
+        labels = [f"{label} ({line['sweep']})" for label, line in zip(labels, group, strict=True)]
+    return labels
+
+
+def _apart(options: str, every: set[str]) -> str:
+    """Return the options in which one row differs from others of its label."""
+    others = [json.loads(text) for text in every]
+    own = {k: v for k, v in json.loads(options).items() if any(k not in o or o[k] != v for o in others)}
+    return ", ".join(f"{k}={v}" for k, v in own.items()) or "default options"
+
+
+def _cell(label: str, lines: Sequence[_Line]) -> Cell:
+    seeds = tuple(sorted(int(line["seed"]) for line in lines))
+    first = lines[0]
+    if len(set(seeds)) < len(seeds):
+        raise UserError(
+            f"two records give {first['metric']} of '{label}' on {first['variant']} at ratio {first['ratio_target']:g} "
+            f"and seed {first['seed']}; leave one of them out"
+        )
+    values = [float(line["value"]) for line in lines]
+    value, low, high = mean(values), float(first["low"]), float(first["high"])
+    spread = len(set(values)) > 1 and math.isfinite(value)
+    if spread:
+        low, high = across_seeds(values, float(first["confidence"]), *limits(first["metric"]))
+    names = ("ratio", "kept", "ratio_matrices", "params", "bytes")
+    means = {name: mean([line[name] for line in lines]) for name in names}
+    tokens = mean([line["tokens_compress"] + line["tokens_recover"] for line in lines])
+    speeds = [float(line.get("tokens_per_second", math.nan)) for line in lines]
+    speed = mean([speed for speed in speeds if not math.isnan(speed)])
+    records = tuple(line["index"] for line in lines)
+    too_long = mean([line[TOO_LONG] for line in lines])
+    measured = {"tokens": tokens, "tokens_per_second": speed, "too_long": too_long}
+    return Cell(value, low, high, seeds, spread, **means, **measured, records=records)
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean of numbers, summed as pandas does; NaN of none."""
+    import numpy as np
+
+    return float(np.asarray(values, dtype="float64").sum()) / len(values) if values else math.nan

@@ -1,0 +1,118 @@
+"""How much disk a plan needs, before it starts."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from ...methods.base import TRAINED_BYTES, create_method
+from ...methods.ranks.budget import Budget
+from ...models.dtypes import OWN
+from ...models.loading import DTYPES, own_dtype
+from ..executors.local import crew_size
+from ..plan import Plan
+from ..store.folders import Stage, ratio_folder, resume_folder
+from ..store.removal import by_fit, keeps_all, readers_of_inputs
+from ..training.recipes import SMALL_MODEL_PARAMETERS
+
+
+def disk_bytes(plan: Plan, keep: str | None = None) -> int:
+    """Return the bytes that the pending stages will take at most at one time, checkpoints and factors counted.
+
+    Exact in the order of stages where one runs at a time, as for models of 50 M parameters and more; with several
+    workers the stages that run side by side are taken to be neighbours in the plan's order.
+
+    Args:
+        plan: of the sweep.
+        keep: as in `SweepConfig.keep`; None takes the plan's.
+    """
+    pending = plan.pending()
+    sizes = {key: _stage_bytes(plan, plan.stages[key]) for key in pending}
+    if keeps_all(plan, keep):
+        return sum(sizes.values()) + checkpoint_bytes(plan)
+    return _peak(plan, by_fit(plan, pending), sizes, _resume_bytes(plan, pending))
+
+
+def disk_sentence(plan: Plan) -> str:
+    """Return what the pending stages will take at most, with the plan's ``--keep`` and with the other one."""
+    if plan.config.storage:
+        return f"at most {disk_bytes(plan) / 1e6:,.0f} MB to go"
+    bytes_by_keep = {keep: disk_bytes(plan, keep) for keep in ("all", "needed")}
+    chosen, other = ("all", "needed") if keeps_all(plan) else ("needed", "all")
+    return (
+        f"at most {bytes_by_keep[chosen] / 1e6:,.0f} MB to go with --keep {chosen} "
+        f"({bytes_by_keep[other] / 1e6:,.0f} MB with --keep {other})"
+    )
+
+
+def _peak(plan: Plan, pending: list[str], sizes: Mapping[str, int], resuming: Mapping[str, int]) -> int:
+    """Run the plan on paper as `run_stages` does; stages end in the order in which they begin."""
+    workers, _ = crew_size(plan.config.workers, plan.device, plan.parameters, len(pending))
+    readers, waiting, left = readers_of_inputs(plan), list(pending), set(pending)
+    running: list[str] = []
+    held = most = 0
+    while waiting or running:
+        ready = next((key for key in waiting if not left.intersection(plan.needs[key])), None)
+        if ready is not None and len(running) < workers:
+            waiting.remove(ready)
+            running.append(ready)
+            held += sizes[ready] + resuming.get(ready, 0)
+            most = max(most, held)
+            continue
+        done = running.pop(0)
+        left.discard(done)
+        held -= resuming.get(done, 0)
+        for need in plan.needs[done]:
+            if need in readers and not left.intersection(readers[need]):
+                held -= sizes.get(need, 0)
+    return most
+
+
+def _stage_bytes(plan: Plan, stage: Stage) -> int:
+    own = own_dtype(cast(Any, plan.skeleton).config)
+    width = max(DTYPES[own if name == OWN else name].itemsize for name in map(plan.saves, (True, False)))
+    if stage.kind == "fit":
+        return 4 * 2 * plan.parameters
+    if stage.kind in ("finetune", "recover"):
+        return int(width * plan.parameters / _ratio(stage))
+    if stage.kind == "compress":
+        return sum(int(width * plan.parameters / ratio) for ratio in stage.config["ratios"])
+    return 0
+
+
+def _ratio(stage: Stage) -> float:
+    """Return by how much the model that a stage trains is smaller than the uncompressed one."""
+    found = re.search(rf"/{ratio_folder(1).removesuffix('1')}([0-9.e+]+)/", stage.inputs["model"])
+    return float(found[1]) if found else 1.0
+
+
+def checkpoint_bytes(plan: Plan) -> int:
+    """Return what trainings will write at most to be resumed from, beside what lies there of those that were cut off.
+
+    Small models are done before they keep anything. Two checkpoints lie there while the second is written.
+    """
+    pending = plan.pending()
+    workers, _ = crew_size(plan.config.workers, plan.device, plan.parameters, len(pending))
+    return sum(sorted(_resume_bytes(plan, pending).values())[-workers:])
+
+
+def _resume_bytes(plan: Plan, pending: Sequence[str]) -> dict[str, int]:
+    """Return what each training will write to be resumed from, by key."""
+    if plan.parameters < SMALL_MODEL_PARAMETERS or not math.isfinite(plan.config.checkpoint_minutes):
+        return {}
+    more = {}
+    for key in pending:
+        if "train" in plan.stages[key].config:
+            held = sum(file.stat().st_size for file in resume_folder(plan.store.root, key).rglob("*") if file.is_file())
+            more[key] = max(0, 2 * _one_checkpoint(plan, plan.stages[key]) - held)
+    return more
+
+
+def _one_checkpoint(plan: Plan, stage: Stage) -> int:
+    if stage.kind != "compress":
+        return int(TRAINED_BYTES * plan.parameters / _ratio(stage))
+    method = create_method(stage.config["method"], stage.config["options"])
+    sharded = plan.setup is not None and plan.setup.strategy == "fsdp2"
+    return method.checkpoint_bytes(plan.skeleton, Budget(max(stage.config["ratios"]), method.guard), sharded)

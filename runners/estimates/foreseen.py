@@ -1,0 +1,104 @@
+"""What trainings and evaluations will take at their peak, for records, tables and refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...evals.base import Benchmark, EvalSettings
+from ...foundation.errors import UserError
+from ...foundation.memory import USUAL_BYTES, free_memory
+from ...models.footprint import loading_bytes, token_bytes
+from ...models.loading import DTYPES, own_dtype
+from ...models.matrices import model_size
+from ..store.folders import Stage
+from ..training.memory import Placement, TrainingPeak
+from ..training.pass_memory import forward_peak
+from ..training.recipes import TrainSettings
+
+_GIB = 2**30
+
+
+def evaluation_peak(
+    skeleton: Any, benchmark: Benchmark, settings: EvalSettings, longest: int, dtype: str, device: str
+) -> TrainingPeak:
+    """Return the peak of an evaluation by the engine ``transformers``
+
+        likelihoods  weights + a forward pass over a batch of the longest sequences
+        completions  weights + max(a pass over the longest prompts, keys and values at the end and a layer's copy)
+
+    on the CPU with the base, and against loading: weights + the checkpoint's pages.
+
+    Args:
+        skeleton: on the meta device.
+        benchmark, settings: what is asked.
+        longest: tokens of the longest sequence, completion included.
+        dtype: of the weights; ``auto`` for the checkpoint's own.
+        device: torch device.
+    """
+    name = own_dtype(skeleton.config) if dtype == "auto" else dtype
+    kind, loaded = DTYPES[name], loading_bytes(skeleton, name)
+    weights = model_size(skeleton).parameters * kind.itemsize
+    batch = min(settings.batch_size, (settings.limit or settings.batch_size) * settings.samples)
+    if benchmark.generates:
+        new = getattr(benchmark, "max_new_tokens", lambda _: settings.max_new_tokens or 0)(settings)
+        work = forward_peak(skeleton, batch, max(longest - new, 1), kind, True)
+        layers = int(getattr(skeleton.config.get_text_config(), "num_hidden_layers", None) or 1)
+        cache = token_bytes(skeleton.config, kind.itemsize) * batch * longest
+        work = max(work, cache + 2 * cache // layers)
+    else:
+        work = forward_peak(skeleton, batch, longest, kind, False)
+    if device == "cpu":
+        return TrainingPeak(USUAL_BYTES + max(weights + work, loaded), 0, weights, on_cpu=True)
+    return TrainingPeak(weights + work, USUAL_BYTES + loaded, weights)
+
+
+def placement_of(stage: Stage, sharded: bool) -> Placement:
+    """Return where a training stage keeps what belongs to its weights; shares where several processes share them."""
+    if "placement" in stage.runtime:
+        named: Placement = stage.runtime["placement"]["placement"]
+        return named
+    return "fsdp2" if sharded else "device"
+
+
+def plain(peak: TrainingPeak, processes: int = 1) -> dict[str, Any]:
+    """Return plain data for a stage's record, of one process, as its measured peak is."""
+    note = {"note": peak.note} if peak.note else {}
+    return {"way": "whole", "why": "", "predicted_peak_bytes": peak.of_one(processes)} | note
+
+
+def advise(settings: TrainSettings) -> str:
+    """Return what makes a training smaller, as it is typed."""
+    found = []
+    if not settings.gradient_checkpointing:
+        found.append("gradient_checkpointing: true")
+    if settings.micro_batch_size > 1:
+        found.append(f"micro_batch_size: {max(settings.micro_batch_size // 4, 1)}")
+    if settings.optimizer != "adafactor":
+        found.append("optimizer: adafactor")
+    fields = f"{' and '.join(found)} under finetune: and recover: of a --config file, " if found else ""
+    return f"{fields}--accelerate with a file that names several GPUs, or a machine with more memory"
+
+
+def check_training(peak: TrainingPeak, what: str, settings: TrainSettings, device: str, free: int | None = None) -> str:
+    """Return a warning if a training may not fit into free memory, else an empty string.
+
+    Args:
+        peak: of one process.
+        what: the stage's name.
+        settings: of the training.
+        device: torch device.
+        free: bytes there; None measures.
+
+    Raises:
+        UserError: weights, gradients and the optimizer's state alone do not fit.
+    """
+    there = free_memory(device) if free is None else free
+    where = f"{there / _GIB:.1f} GiB are free on {device}; use {advise(settings)}"
+    if peak.least > there:
+        raise UserError(
+            f"{what} needs at least {peak.least / _GIB:.1f} GiB for weights, gradients and the state of "
+            f"{settings.optimizer}, but {where}"
+        )
+    if peak.device <= there:
+        return ""
+    return f"{what} may need {peak.device / _GIB:.1f} GiB at its peak, but {where}"

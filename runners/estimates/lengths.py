@@ -1,0 +1,160 @@
+"""How many tokens the stages of a plan read and write: from samples of the data, or what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ...evals.base import Benchmark, EvalSettings, benchmarks
+from ...evals.kinds.choice import ChoiceBenchmark
+from ...evals.kinds.generative import GenerativeBenchmark
+from ...evals.kinds.likelihood import encode_pair
+from ...evals.kinds.perplexity import PerplexityBenchmark
+from ...evals.tasks.base import get_task
+from ...evals.tasks.prompts import encode_prompt
+from ...models.footprint import context_length
+from ...models.loading import load_tokenizer
+from ..plan import Plan
+from .assumptions import BENCHMARKS, TOKENS_PER_COMPLETION, TRAINING_SETS, UNKNOWN_BENCHMARK, UNKNOWN_SET
+from .at_hand import counts_by_size
+
+_PROBLEMS, _CHARACTERS = 64, 200_000  # read of a benchmark to tell its lengths
+
+
+@dataclass(frozen=True)
+class TrainingLengths:
+    """Of a training set.
+
+    Attributes:
+        examples: how many fit and are trained on; of a joined text, its windows.
+        lengths: tokens of some of them, in random order.
+    """
+
+    examples: int
+    lengths: tuple[int, ...]
+
+    @property
+    def mean(self) -> float:
+        """Tokens of an example."""
+        return sum(self.lengths) / len(self.lengths)
+
+    def padded(self, batch_size: int) -> float:
+        """Return the tokens that an example takes in a batch, which is as wide as its longest."""
+        batches = [self.lengths[start : start + batch_size] for start in range(0, len(self.lengths), batch_size)]
+        return sum(len(batch) * max(batch) for batch in batches) / len(self.lengths)
+
+
+@dataclass(frozen=True)
+class EvaluationLengths:
+    """Of an evaluation.
+
+    Attributes:
+        requests: prompts, windows or problems.
+        read: tokens of all of them.
+        written: tokens that are generated for each.
+    """
+
+    requests: int
+    read: float
+    written: int = 0
+
+
+class Lengths:
+    """Measures each training set and benchmark of a plan once."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.context = context_length(plan.skeleton.config)
+        self._training: dict[tuple[str, int], TrainingLengths] = {}
+        self._evaluations: dict[str, EvaluationLengths] = {}
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self.plan.source.location, self.plan.source.revision)
+
+    def training(self, data: Mapping[str, Any]) -> TrainingLengths:
+        """Return the lengths of the training set that a stage's ``data`` name."""
+        task = get_task(data["task"])
+        limit = min(data["max_length"] or task.max_length, self.context)
+        if (task.name, limit) not in self._training:
+            self._training[task.name, limit] = self._measure_training(task.name, limit)
+        return self._training[task.name, limit]
+
+    def _measure_training(self, name: str, limit: int) -> TrainingLengths:
+        task, survey = get_task(name), self.plan.training_sets[name]
+        if survey.sample and self.plan.at_hand.tokenizer:
+            items = task.encode(self._tokenizer, list(survey.sample), limit).items
+            if items:
+                examples = max(1, round(len(items) * survey.examples / len(survey.sample)))
+                return TrainingLengths(examples, tuple(len(item.input_ids) for item in items))
+        tokens = TRAINING_SETS.get(survey.name, UNKNOWN_SET).tokens
+        if task.joined:
+            return TrainingLengths(max(1, survey.examples * tokens // limit), (limit,))
+        return TrainingLengths(survey.examples, (min(tokens, limit),))
+
+    def evaluation(self, stage_config: Mapping[str, Any], runtime: Mapping[str, Any]) -> EvaluationLengths:
+        """Return the lengths of an evaluate stage."""
+        settings = EvalSettings(
+            **(runtime["settings"] | {"data_dir": Path(runtime["data"]) if runtime["data"] else None})
+        )
+        key = f"{stage_config['benchmark']} {settings}"
+        if key not in self._evaluations:
+            benchmark = benchmarks.get(stage_config["benchmark"])()
+            known = counts_by_size(benchmark.name, self.plan.at_hand) or not self.plan.at_hand.tokenizer
+            measure = self._known if known else self._measure
+            self._evaluations[key] = measure(benchmark, settings)
+        return self._evaluations[key]
+
+    def _known(self, benchmark: Benchmark, settings: EvalSettings) -> EvaluationLengths:
+        known = BENCHMARKS.get(benchmark.name, UNKNOWN_BENCHMARK)
+        if isinstance(benchmark, PerplexityBenchmark):
+            window = benchmark.longest_sequence(None, settings, self.context)
+            windows = _limited(max(1, known.tokens // window), settings)
+            return EvaluationLengths(windows, windows * window)
+        problems = _limited(known.problems, settings)
+        return EvaluationLengths(problems, problems * known.tokens, _written(benchmark, settings))
+
+    def _measure(self, benchmark: Benchmark, settings: EvalSettings) -> EvaluationLengths:
+        if isinstance(benchmark, PerplexityBenchmark):
+            texts, window = (
+                [row["text"] for row in benchmark.data(settings).rows],
+                min(settings.context or benchmark.window, self.context),
+            )
+            few = _first(texts, _CHARACTERS)
+            cut = [ids for ids in benchmark.windows(self._tokenizer, few, window) if len(ids) > 1]
+            share = sum(map(len, texts)) / max(1, sum(map(len, few)))
+            windows = _limited(max(1, round(len(cut) * share)), settings)
+            return EvaluationLengths(windows, windows * sum(map(len, cut)) / max(1, len(cut)))
+        if isinstance(benchmark, ChoiceBenchmark | GenerativeBenchmark):
+            rows = benchmark.data(settings).rows[: settings.limit]
+            some = rows[:: max(1, len(rows) // _PROBLEMS)]
+            if isinstance(benchmark, GenerativeBenchmark):
+                tokens = sum(len(encode_prompt(self._tokenizer, text)) for text in benchmark.prompts(some, settings))
+            else:
+                pairs = [pair for pairs in benchmark.requests(some, settings) for pair in pairs]
+                tokens = sum(len(ids) for pair in pairs for ids in encode_pair(self._tokenizer, *pair))
+            return EvaluationLengths(len(rows), tokens * len(rows) / max(1, len(some)), _written(benchmark, settings))
+        return self._known(benchmark, settings)
+
+
+def _limited(count: int, settings: EvalSettings) -> int:
+    return min(count, settings.limit or count)
+
+
+def _written(benchmark: Benchmark, settings: EvalSettings) -> int:
+    if not isinstance(benchmark, GenerativeBenchmark):
+        return 0
+    return min(benchmark.max_new_tokens(settings), TOKENS_PER_COMPLETION) * settings.samples
+
+
+def _first(texts: Sequence[str], characters: int) -> list[str]:
+    few, total = [], 0
+    for text in texts:
+        few.append(text)
+        total += len(text)
+        if total >= characters:
+            break
+    return few

@@ -1,0 +1,249 @@
+"""Whether a stage loads its model whole or walks it, and what it will take at its peak."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from ...evals.base import EvalSettings, benchmarks
+from ...foundation.errors import UserError, unknown
+from ...foundation.memory import BASE_BYTES, free_memory
+from ...methods.base import Compressor, create_method
+from ...methods.matrixwise import MatrixCompressor
+from ...methods.memory import Calibration, Peak, compress_peak, fit_peak
+from ...models.blocks import find_blocks
+from ...models.footprint import SMALL_PARAMETERS, Footprint, check_model, context_length, token_bytes
+from ...models.loading import DTYPES, load_model, load_tokenizer
+from ...models.matrices import model_size
+from ...models.streamed import NotStreamable, open_streamed, why_not_streamed
+from ..plan import Plan
+from ..store.folders import Stage
+from ..training.data import CALIBRATION_TOKENS, example_length
+from ..training.recipes import TrainSettings
+from .at_hand import assumed_longest, counts_by_size
+from .foreseen import check_training
+
+Memory = Literal["auto", "walk", "whole"]
+WALK_PARAMETERS = SMALL_PARAMETERS
+"""Models from this size on are walked where they can be; below, loading them whole is faster and small enough."""
+TITLE = "memory at the peak in GiB, by formula (docs/memory.md); of activations an estimate"
+COLUMNS = ("what", "model", "host", "GPU", "disk for waiting states")
+_ALL = 8192  # examples that are assumed where a method reads all of them
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a stage gets at its model's weights.
+
+    Attributes:
+        walk: layer by layer from disk, or whole.
+        why: in words, where a large model is not walked; else empty.
+        peak: by formula; None where none is known.
+        advice: what makes it smaller, where that is not how the weights are read; else empty.
+    """
+
+    walk: bool
+    why: str
+    peak: Peak | None
+    advice: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """Return plain data for a stage's record."""
+        peak = {} if self.peak is None else {"predicted_peak_bytes": self.peak.total}
+        return {"way": "walk" if self.walk else "whole", "why": self.why, **peak}
+
+    def check(self, what: str, device: str) -> list[str]:
+        """Return a warning if the peak may not fit into free memory.
+
+        Raises:
+            UserError: what is certain of it does not fit.
+        """
+        if self.peak is None:
+            return []
+        free, where = free_memory(device), f"{free_memory(device) / _GIB:.1f} GiB are free on {device}"
+        wanted = self.peak.device if device != "cpu" else self.peak.host
+        if self.peak.least > free:
+            advice = "" if self.walk or self.why else "--memory walk, "
+            because = f" (the model is loaded whole because {self.why})" if self.why else ""
+            raise UserError(
+                f"{what} needs at least {self.peak.least / _GIB:.1f} GiB, but {where}{because}; use {advice}"
+                "head=false where the output head is the largest matrix, fewer --workers, or a machine with more memory"
+            )
+        if wanted > free:
+            return [f"{what} may need {wanted / _GIB:.1f} GiB at its peak, but {where}"]
+        return []
+
+
+def fit_way(
+    method: Compressor,
+    skeleton: Any,
+    location: str,
+    revision: str,
+    wanted: str,
+    device: str,
+    length: int | None = None,
+) -> Way:
+    """Choose for `Compressor.fit`.
+
+    Args:
+        method: the method; for one that starts from another's bases, that one counts.
+        skeleton: on the meta device.
+        location, revision: of the checkpoint; an empty location where only the skeleton is known.
+        wanted: see `Memory`.
+        device: torch device.
+        length: longest example in tokens where the method does not say; None is `CALIBRATION_TOKENS`.
+
+    Raises:
+        UserError: the walk was asked for and is not possible.
+    """
+    fitter = method.fitter()
+    reads = fitter.fit_needs_data
+    walk, why = _choose(fitter.fit_walks, "measure", reads, skeleton, location, revision, wanted)
+    if not isinstance(fitter, MatrixCompressor):
+        return Way(walk, why, None)
+    read = calibration(fitter, skeleton, length) if reads else None
+    return Way(walk, why, fit_peak(fitter, skeleton, walk, device, read))
+
+
+def compress_way(method: Compressor, skeleton: Any, location: str, revision: str, wanted: str, device: str) -> Way:
+    """Choose for `Compressor.compress`; arguments as in `fit_way`."""
+    walk, why = _choose(method.compress_walks, "ask", False, skeleton, location, revision, wanted)
+    if not isinstance(method, MatrixCompressor):
+        return Way(walk, why, None)
+    return Way(walk, why, compress_peak(method, skeleton, walk, device))
+
+
+def calibration(method: Compressor, skeleton: Any, length: int | None) -> Calibration:
+    """Return what a method reads while fitting, at most."""
+    samples = getattr(method, "samples", None) or _ALL
+    longest = min(method.calibration_length or length or CALIBRATION_TOKENS, context_length(skeleton.config))
+    return Calibration(samples, getattr(method, "batch_size", 8), longest)
+
+
+def read_length(stage: Stage) -> int | None:
+    """Return the longest example in tokens that a stage reads but for the model's context, None where it reads none."""
+    data = stage.config.get("data")
+    return None if data is None else example_length(data["task"], data["max_length"])
+
+
+def _choose(
+    able: bool, asks: str, reads: bool, skeleton: nn.Module, location: str, revision: str, wanted: str
+) -> tuple[bool, str]:
+    if wanted not in get_args(Memory):
+        raise unknown("way of loading", wanted, list(get_args(Memory)))
+    if wanted == "whole" or (wanted == "auto" and model_size(skeleton).parameters < WALK_PARAMETERS):
+        return False, ""
+    why = "" if able else f"the method trains, or its rank policy has to {asks} the whole model"
+    why = why or (why_not_streamed(location, revision) if location else "")
+    if not why and reads:
+        try:
+            find_blocks(skeleton)
+        except NotStreamable as reason:
+            why = str(reason)
+    if why and wanted == "walk":
+        raise UserError(f"the model cannot be walked layer by layer because {why}; use --memory whole, or auto")
+    return not why, why
+
+
+def open_model(way: Way, location: str, revision: str, device: str, scratch: Path) -> Any:
+    """Load a model whole in float32, or open it to be walked.
+
+    Args:
+        way: which.
+        location, revision, device: as in `load_model`.
+        scratch: where hidden states wait.
+    """
+    if way.walk:
+        return open_streamed(location, revision, device, scratch)
+    return load_model(location, revision, "float32", device)
+
+
+def memory_rows(ways: Mapping[str, Way]) -> list[tuple[str, ...]]:
+    """Return the rows under `COLUMNS`."""
+    rows = []
+    for what, way in ways.items():
+        sizes = (0, 0, 0) if way.peak is None else (way.peak.usual or way.peak.host, way.peak.device, way.peak.disk)
+        model = "layer by layer" if way.walk else f"whole: {way.why}" if way.why else "whole"
+        rows.append((what, model, *(f"{size / _GIB:.1f}" if size else "" for size in sizes)))
+    return rows
+
+
+def plan_ways(plan: Plan) -> dict[str, Way]:
+    """Return how the fits and compressions of a sweep get at their models, by a name for people.
+
+    What trainings take is in `Plan.trainings`. Checkpoints that earlier stages have yet to write are judged by the
+    sweep's model.
+    """
+    found: dict[str, Way] = {}
+    place = (plan.source.location if plan.at_hand.config else "", plan.source.revision, plan.config.memory, plan.device)
+    for stage in plan.stages.values():
+        name = f"{stage.kind} {stage.config['fit'].get('factors', '') if stage.kind == 'fit' else ''}".strip()
+        if stage.kind == "fit":
+            method = create_method(stage.runtime["method"], stage.runtime["options"])
+            length = read_length(stage)
+            found.setdefault(name, fit_way(method, plan.skeleton, *place, length))
+        elif stage.kind == "compress":
+            method = create_method(stage.config["method"], stage.config["options"])
+            name = f"compress {stage.config['method']}"
+            found.setdefault(name, compress_way(method, plan.skeleton, *place))
+    return found
+
+
+def check_plan(plan: Plan, pending: Collection[str]) -> None:
+    """Refuse a sweep of which a training, or an evaluation of a model of full size, certainly does not fit.
+
+    Raises:
+        UserError: names the stage, what it needs, what is free and what makes it smaller.
+    """
+    for key in pending:
+        stage = plan.stages[key]
+        if stage.title in plan.trainings:
+            settings = TrainSettings(**stage.config["train"])
+            _, peak = plan.trainings[stage.title]
+            check_training(peak, stage.title, settings, plan.device, plan.machine.device_bytes)
+    dense = [key for key in pending if plan.stages[key].kind == "evaluate" and _is_dense(plan, plan.stages[key])]
+    variants = {plan.stages[key].config["variant"] for key in dense}
+    for variant, need in (evaluation_needs(plan) if variants else {}).items():
+        if variant in variants:
+            check_model(need, plan.source.name, plan.device)
+
+
+def _is_dense(plan: Plan, evaluation: Stage) -> bool:
+    made_by = plan.stages.get(evaluation.inputs["model"].partition("/")[0])
+    return made_by is None or made_by.kind == "finetune"
+
+
+def evaluation_needs(plan: Plan) -> dict[str, Footprint]:
+    """Return what the evaluations of a sweep need for the uncompressed model, by the benchmark's variant."""
+    found: dict[str, Footprint] = {}
+    config, itemsize = plan.skeleton.config, DTYPES[plan.dtype].itemsize
+    context = context_length(config)
+    tokenizer = load_tokenizer(plan.source.location, plan.source.revision) if plan.at_hand.tokenizer else None
+    for stage in plan.stages.values():
+        if stage.kind == "evaluate" and stage.config["variant"] not in found:
+            data = stage.runtime["data"]
+            settings = EvalSettings(**(stage.runtime["settings"] | {"data_dir": Path(data) if data else None}))
+            benchmark = benchmarks.get(stage.config["benchmark"])()
+            if tokenizer is None or counts_by_size(benchmark.name, plan.at_hand):
+                longest = assumed_longest(benchmark, settings, context)
+            else:
+                longest = benchmark.longest_sequence(tokenizer, settings, context)
+            weights, token = plan.parameters * itemsize, token_bytes(config, itemsize)
+            found[stage.config["variant"]] = Footprint(weights, token, context, plan.dtype, longest)
+    return found
+
+
+def evaluation_rows(needs: Mapping[str, Footprint], device: str) -> list[tuple[str, ...]]:
+    """Return the rows under `COLUMNS` of evaluations: weights, and keys and values of the longest sequence."""
+    rows = []
+    for variant, need in needs.items():
+        least = need.weights + need.token * need.sequence
+        sizes = (BASE_BYTES + least, 0) if device == "cpu" else (BASE_BYTES, least)
+        what = f"evaluate {variant}, up to {need.sequence} tokens"
+        rows.append((what, "whole", *(f"{size / _GIB:.1f}" if size else "" for size in sizes), ""))
+    return rows

@@ -1,0 +1,137 @@
+"""How long a plan will take, before it starts: from finished stages, else by arithmetic and the machine's speed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...foundation.files import read_json
+from ..executors.local import crew_size
+from ..plan import Plan
+from ..store.folders import StageStore
+from .arithmetic import Arithmetic
+from .speeds import Speeds, card_speeds, cpu_speeds
+
+_START_SECONDS = 8.0  # a worker's imports
+_STAGE_SECONDS = 2.0  # opening a model, reading data, writing records
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of the pending stages.
+
+    Attributes:
+        seconds: by stage key, each on the devices that it has; on several GPUs a training is taken to be as many times
+            faster.
+        measured: keys whose seconds are those of finished stages like them.
+    """
+
+    seconds: Mapping[str, float]
+    measured: frozenset[str]
+
+    def by_kind(self, plan: Plan) -> dict[str, tuple[int, float, bool]]:
+        """Return for each kind of stage how many are pending, their seconds, and whether all were measured."""
+        found: dict[str, list[str]] = {}
+        for key in self.seconds:
+            found.setdefault(plan.stages[key].kind, []).append(key)
+        return {
+            kind: (len(keys), sum(self.seconds[key] for key in keys), self.measured.issuperset(keys))
+            for kind, keys in found.items()
+        }
+
+
+def past_seconds(store: StageStore, model: str, device: str) -> dict[tuple[str, str], float]:
+    """Return the mean seconds of finished stages by kind and likeness.
+
+    Args:
+        store: where they are.
+        model: identity of the model that they began with; others tell nothing.
+        device: torch device; stages on another type of device tell nothing.
+    """
+    records: dict[str, dict[str, Any]] = {}
+    for file in store.root.glob("*-*/stage.json") if store.root.is_dir() else ():
+        with contextlib.suppress(OSError, ValueError):
+            records[file.parent.name] = read_json(file)
+    sums: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for record in records.values():
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+            where = str(record["runtime"]["device"]).partition(":")[0]
+            if where == device.partition(":")[0] and _first_model(record, records) == model:
+                kind = record["kind"]
+                sums[kind, likeness(kind, record["config"])].append(float(record["seconds"]))
+    return {alike: sum(values) / len(values) for alike, values in sums.items()}
+
+
+def _first_model(record: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the identity of the model that a chain of stages began with."""
+    for _ in range(len(records) + 1):
+        identity = str(record["inputs"]["model"])
+        before = records.get(identity.partition("/")[0])
+        if before is None:
+            return identity
+        record = before
+    return ""
+
+
+def likeness(kind: str, config: Mapping[str, Any]) -> str:
+    """Return what stages of a kind must have in common for one to tell the seconds of another."""
+    if kind == "evaluate":
+        parts = [config["variant"], config["identity"].get("limit"), config["engine"], config["dtype"]]
+    elif "train" in config:
+        train = config["train"]
+        size = [train["steps"], None if train["steps"] is not None else train["epochs"], train["batch_size"]]
+        parts = [config.get("method"), *size, config["data"]["source"], config["data"]["max_length"]]
+    else:
+        parts = [config.get("method"), config.get("fit", {}).get("factors")]
+    return repr(parts)
+
+
+def estimate(plan: Plan, speeds: Speeds | None = None) -> Estimate:
+    """Return an estimate for each pending stage.
+
+    Args:
+        plan: the plan.
+        speeds: of the machine; None takes the plan's, which is probed if it is this one and something is pending of
+            which no finished stage tells.
+    """
+    pending = plan.pending()
+    past = {} if plan.assumed else past_seconds(plan.store, plan.source.sha256, plan.device)
+    arithmetic = Arithmetic(plan)
+    seconds, measured = {}, set()
+    for key in pending:
+        stage = plan.stages[key]
+        alike = past.get((stage.kind, likeness(stage.kind, stage.config)))
+        if alike is not None:
+            seconds[key] = alike
+            measured.add(key)
+            continue
+        speeds = speeds or plan_speeds(plan)
+        together = (stage.runtime.get("accelerate") or {}).get("processes", 1) if plan.device != "cpu" else 1
+        seconds[key] = speeds.seconds(arithmetic.work(key)) / together + _STAGE_SECONDS
+    return Estimate(seconds, frozenset(measured))
+
+
+def plan_speeds(plan: Plan) -> Speeds:
+    """Return the speeds of the machine that a plan is for."""
+    if plan.machine.flops is not None:
+        return card_speeds(plan.machine.flops)
+    _, threads = crew_size(plan.config.workers, plan.device, plan.parameters, len(plan.stages))
+    return cpu_speeds(plan, threads)
+
+
+def stage_seconds(plan: Plan) -> dict[str, float]:
+    """Return the estimated seconds of each pending stage."""
+    return dict(estimate(plan).seconds)
+
+
+def wall_seconds(plan: Plan, seconds: Mapping[str, float], workers: int) -> float:
+    """Return the wall-clock estimate: the work spread over the workers, not less than the longest chain."""
+    chain: dict[str, float] = {}
+    for key in plan.stages:
+        before = max((chain.get(need, 0.0) for need in plan.needs[key]), default=0.0)
+        chain[key] = before + seconds.get(key, 0.0)
+    total = sum(seconds.values())
+    return max(total / workers, max(chain.values(), default=0.0)) + (_START_SECONDS if seconds else 0.0)

@@ -1,0 +1,111 @@
+"""Whether a plan fits its machine: what each kind of stage takes, on the device and on the host beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ...foundation.memory import BASE_BYTES
+from ...models.footprint import Footprint
+from ..training.memory import TrainingPeak
+from ..training.placement import Choice
+from .machine import Machine
+from .memory import Way
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one kind of stage takes at its peak.
+
+    Attributes:
+        what: the stage, for messages.
+        device: bytes of the GPU; 0 on a CPU.
+        host: bytes of the host's memory; of all processes where several train together.
+        advice: what makes it smaller.
+    """
+
+    what: str
+    device: int
+    host: int
+    advice: str
+
+
+def way_demands(ways: Mapping[str, Way]) -> list[Demand]:
+    """Return what fits and compressions take, of those whose peak is known."""
+    found = []
+    for what, way in ways.items():
+        if way.peak:
+            advice = "fewer samples in a batch (batch_size), or " if way.walk else "--memory walk, or "
+            advice = way.advice or f"{advice}a machine with more memory"
+            found.append(Demand(what, way.peak.device, way.peak.host, advice))
+    return found
+
+
+def training_demands(trainings: Mapping[str, tuple[Choice, TrainingPeak]]) -> list[Demand]:
+    """Return what trainings take where they are placed."""
+    advice = "a smaller batch (--batch-size) or shorter examples (--max-length), or a machine with more memory"
+    found = []
+    for title, (_, peak) in trainings.items():
+        sizes = (0, peak.device) if peak.on_cpu else (peak.device, peak.host)
+        found.append(Demand(title, *sizes, advice))
+    return found
+
+
+def training_rows(trainings: Mapping[str, tuple[Choice, TrainingPeak]]) -> list[tuple[str, ...]]:
+    """Return the rows under `memory.COLUMNS` of trainings, the largest of those that are placed alike."""
+    largest: dict[tuple[str, str, int], TrainingPeak] = {}
+    for title, (choice, peak) in trainings.items():
+        alike = (" ".join(title.split(",")[0].split()[:2]), choice.placement, choice.processes)
+        if alike not in largest or peak.device > largest[alike].device:
+            largest[alike] = peak
+    rows = []
+    for (what, placement, processes), peak in largest.items():
+        sizes = (peak.device, 0) if peak.on_cpu else (peak.host, peak.device)
+        model = placement if processes == 1 else f"{placement}, {processes} processes"
+        rows.append((what, model, *(f"{size / _GIB:.1f}" if size else "" for size in sizes), ""))
+    return rows
+
+
+def evaluation_demands(needs: Mapping[str, Footprint], device: str) -> list[Demand]:
+    """Return what the evaluations of the uncompressed model take."""
+    found = []
+    for variant, need in needs.items():
+        least = need.weights + need.token * need.sequence
+        sizes = (0, BASE_BYTES + least) if device == "cpu" else (least, BASE_BYTES)
+        smaller = "--dtype bfloat16, or " if need.dtype == "float32" else ""
+        found.append(Demand(f"evaluate {variant}", *sizes, f"{smaller}a machine with more memory"))
+    return found
+
+
+def judge(machine: Machine, demands: Iterable[Demand], refusals: Iterable[str] = ()) -> str:
+    """Return the one sentence about a plan: that it fits and what is closest to the limits, or why it does not.
+
+    Args:
+        machine: where.
+        demands: of the kinds of stages.
+        refusals: sentences on stages for which nothing fits.
+    """
+    for refusal in refusals:
+        return f"does not fit: {refusal}"
+    known = list(demands)
+    for demand in known:
+        for needed, free, where in (
+            (demand.device, machine.device_bytes, f"of GPU memory, and a GPU of {machine.name} has"),
+            (demand.host, machine.host_bytes, f"of host memory, and {machine.name} has"),
+        ):
+            if needed > free:
+                return (
+                    f"does not fit: {demand.what} needs {needed / _GIB:.1f} GiB {where} {free / _GIB:.1f}; use "
+                    f"{demand.advice}"
+                )
+    if not known:
+        return f"fits: nothing is to do that fills {machine.name}"
+    host = max(known, key=lambda demand: demand.host)
+    shown = f"{host.host / _GIB:.1f} of {machine.host_bytes / _GIB:.1f} GiB of the host ({host.what})"
+    if machine.device != "cpu":
+        device = max(known, key=lambda demand: demand.device)
+        gpu = f"{device.device / _GIB:.1f} of {machine.device_bytes / _GIB:.1f} GiB of a GPU ({device.what})"
+        shown = f"{gpu} and {shown}"
+    return f"fits {machine.name} by formula: at most {shown}"

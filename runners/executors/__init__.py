@@ -1,0 +1,1 @@
+"""Where stages run: worker processes of this machine, or tasks of a Ray cluster."""

@@ -1,1 +1,0 @@
-"""Gathers what `results.report` shows from a run's records and stages."""

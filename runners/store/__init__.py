@@ -1,0 +1,1 @@
+"""Folders of finished stages: written whole, locked, checked, shared."""

@@ -1,0 +1,336 @@
+"""Stage folders: named by a hash, written beside, renamed into place when complete, locked between processes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ...foundation.errors import UserError
+from ...foundation.files import apply_umask, digest, finite, read_json, sha256_file, sync, write_json
+from ...foundation.memory import peak_memory_bytes, reset_peak_memory
+from .files import (
+    KEY,
+    MARKER,
+    RECORD,
+    check_bytes,
+    check_sizes,
+    checksum,
+    read_marker,
+    read_record,
+    read_removed,
+    removed_weights,
+    stage_around,
+)
+from .locks import hold_lock, lock_file
+
+FORMAT = 1
+"""Raised whenever a stage's content changes its meaning, so that old folders are not taken for new ones."""
+
+MODEL_FOLDER = "model"
+"""Where a stage puts the checkpoint that it made, inside its folder or a ratio's."""
+
+REPORT = "report.json"
+"""Beside a compressed checkpoint, what the method reported."""
+
+_OTHER_PROCESSES = ("engine", "processes")  # parts of a result that say how much memory processes of their own took
+
+
+def ratio_folder(ratio: float) -> str:
+    """Return the folder of one ratio inside a compress stage."""
+    return f"ratio-{ratio:g}"
+
+
+def resume_folder(root: Path, key: str) -> Path:
+    """Return where a stage keeps what it can go on from when it is cut off."""
+    return root / f".resume-{key}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the protocol before it runs.
+
+    Attributes:
+        kind: ``finetune``, ``fit``, ``compress``, ``recover`` or ``evaluate``.
+        config: plain data that decides the result; part of the key.
+        inputs: keys of the stages (or hashes of the models) it reads, by role; part of the key.
+        runtime: plain data that decides only how it runs (paths, batch sizes of evaluation, device).
+        title: for people.
+    """
+
+    kind: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    runtime: Mapping[str, Any] = field(default_factory=dict)
+    title: str = ""
+
+    @property
+    def key(self) -> str:
+        """Name of the stage's folder."""
+        identity = {"format": FORMAT, "kind": self.kind, "config": dict(self.config), "inputs": dict(self.inputs)}
+        return f"{self.kind}-{digest(identity)[:16]}"
+
+
+class StageStore:
+    """The folder with all stages of all sweeps.
+
+    Args:
+        root: made if missing. A stage lies in ``root/<key>``, its work in ``root/.part-<key>``, checkpoints of its
+            training in ``root/.resume-<key>`` until it is done, what it left when it failed in ``root/failed``.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, key: str) -> Path:
+        """Return the folder of a stage, done or not."""
+        return self.root / key
+
+    def is_done(self, key: str) -> bool:
+        """Whether the stage stands.
+
+        Raises:
+            UserError: the folder is there but not whole; says which file is wrong.
+        """
+        folder = self.path(key)
+        if not folder.is_dir():
+            return False
+        self.read(key)
+        return True
+
+    def read(self, key: str) -> dict[str, Any]:
+        """Return ``stage.json`` of a finished stage after checking that its files are all there.
+
+        Those that are only in its storage, where the stage is light, and removed weights may be missing.
+        """
+        record = read_record(self.path(key))
+        check_sizes(self.path(key), record["files"], {*self.lacking(key), *self.removed(key)})
+        return record
+
+    def verify(self, key: str) -> dict[str, Any]:
+        """Return ``stage.json`` of a finished stage after comparing its files with their checksums.
+
+        Checksums of large files are remembered while the files stay the same (`remembered_sha256`).
+
+        Raises:
+            UserError: a file is missing, another than was written, or was added; names it.
+        """
+        record = self.read(key)
+        check_bytes(self.path(key), record["sha256"], {*self.lacking(key), *self.removed(key)})
+        return record
+
+    def marker(self, key: str) -> dict[str, Any]:
+        """Return what is known of a stage's copy in a storage; empty where there is none."""
+        return read_marker(self.path(key))
+
+    def lacking(self, key: str) -> list[str]:
+        """Return the files of a stage that may be in its storage alone: not empty where the stage is light."""
+        return list(self.marker(key).get("lacks", []))
+
+    def removed(self, key: str) -> list[str]:
+        """Return the files of a stage that were removed after their last reader: not empty where weights are gone."""
+        return read_removed(self.path(key))
+
+    def without_weights(self, keys: Iterable[str]) -> set[str]:
+        """Return the keys of the stages that must run again before their weights can be read."""
+        return {key for key in keys if self.removed(key)}
+
+    def whole(self, key: str) -> Path:
+        """Return the folder of a finished stage that has all its files here.
+
+        The storage that a run folder names is never opened: the folder may be another person's.
+
+        Raises:
+            UserError: some of its files are only in a storage, or were removed.
+        """
+        if self.removed(key):
+            raise removed_weights(self.path(key))
+        if self.lacking(key):
+            raise UserError(
+                f"some files of the stage {key} are only in a storage (its {MARKER} names "
+                f"{self.marker(key)['storage']!r}); add --storage URL with a URL that you trust"
+            )
+        return self.path(key)
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        """Return the keys of the stages that have yet to run."""
+        return [key for key in keys if not self.is_done(key)]
+
+    def ready(self, stage: Stage) -> Stage:
+        """Return a stage with the places of what it reads in this store, after making sure that they are whole."""
+        places = {role: place for role, place in stage.inputs.items() if KEY.fullmatch(place.partition("/")[0])}
+        for place in places.values():
+            self.whole(place.partition("/")[0])
+        here: dict[str, Any] = {role: str(self.root / place) for role, place in places.items()}
+        if "model" in here:
+            here["model"] = {"location": here["model"], "revision": ""}
+        return replace(stage, runtime={**stage.runtime, **here})
+
+    def keys(self) -> list[str]:
+        """Return the names of all stage folders, damaged ones included, sorted."""
+        if not self.root.is_dir():
+            return []
+        return sorted(p.name for p in self.root.iterdir() if p.is_dir() and KEY.fullmatch(p.name))
+
+    def set_aside(self, key: str) -> Path:
+        """Move a stage folder to ``root/damaged``, where nothing is looked for, and return its new place."""
+        with hold_lock(self.root, key):
+            place = self.root / "damaged" / key
+            place.parent.mkdir(exist_ok=True)
+            number = 1
+            while place.exists():
+                number += 1
+                place = place.with_name(f"{key}.{number}")
+            os.rename(self.path(key), place)
+            sync(self.root)
+        return place
+
+    def cut_off(self) -> list[Path]:
+        """Return what stages left behind whose process was killed and that nothing goes on from.
+
+        The work of running stages is not among it.
+        """
+        left, resumable = [], self.resumable()
+        for part in sorted([*self.root.glob(".part-*"), *self.root.glob(".resume-*")]):
+            if part in resumable:
+                continue
+            lock = FileLock(lock_file(self.root, part.name.split("-", 1)[1]))
+            try:
+                with lock.acquire(blocking=False):
+                    left.append(part)
+            except Timeout:
+                continue
+        return left
+
+    def resumable(self) -> list[Path]:
+        """Return the checkpoints of trainings that are not done; the same command goes on from them."""
+        folders = sorted(self.root.glob(".resume-*"))
+        keys = {folder: folder.name.removeprefix(".resume-") for folder in folders}
+        return [folder for folder, key in keys.items() if not self.path(key).is_dir() or self.removed(key)]
+
+    def run(self, stage: Stage, work: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
+        """Do a stage unless it stands already, with its weights; return its ``stage.json``.
+
+        Only one process works on a key; another one waits, logs for whom, and then finds it done. Where a stage is done
+        again because its weights were removed and gives the same bytes, its first record stays.
+
+        Args:
+            stage: what to do.
+            work: fills the folder it is given and returns plain data for ``stage.json``.
+
+        Raises:
+            UserError: from the work itself, or no space left on the device.
+        """
+        from ..provenance import provenance  # imports torch, which readers of finished stages do without
+
+        self.root.mkdir(parents=True, exist_ok=True)
+        key = stage.key
+        with hold_lock(self.root, key):
+            earlier = self.read(key) if self.is_done(key) else None
+            if earlier and not self.removed(key):
+                return earlier
+            part = self.root / f".part-{key}"
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            reset_peak_memory()
+            started, clock = datetime.now(UTC), time.perf_counter()
+            record: dict[str, Any] = {
+                "key": key,
+                "kind": stage.kind,
+                "title": stage.title,
+                "config": dict(stage.config),
+                "inputs": dict(stage.inputs),
+                "runtime": dict(stage.runtime),
+                "started_at": started.isoformat(timespec="seconds"),
+                "provenance": provenance(),
+            }
+            try:
+                record["result"] = dict(work(part))
+                record["seconds"] = time.perf_counter() - clock
+                training = record["result"].get("training", {})
+                record["seconds"] += training.get("resumed_seconds", 0.0)
+                elsewhere = [record["result"].get(part, {}).get("peak_memory_bytes", 0) for part in _OTHER_PROCESSES]
+                before = training.get("resumed_peak_memory_bytes", 0)
+                record["peak_memory_bytes"] = max(peak_memory_bytes(), before, *elsewhere)
+                record["ended_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+                record["status"] = "done"
+                files = [file for file in sorted(part.rglob("*")) if file.is_file()]
+                record["files"] = {file.relative_to(part).as_posix(): file.stat().st_size for file in files}
+                record["sha256"] = {file.relative_to(part).as_posix(): sha256_file(file) for file in files}
+                record = finite(record)
+                if earlier and earlier["sha256"] == record["sha256"]:
+                    record = earlier
+                write_json(part / RECORD, record | {"checksum": checksum(record)})
+                apply_umask(part)
+                for path in [*part.rglob("*"), part]:
+                    sync(path)
+                self._put(part, key)
+                shutil.rmtree(resume_folder(self.root, key), ignore_errors=True)
+            except BaseException as error:
+                self._keep_failure(record, error, time.perf_counter() - clock)
+                shutil.rmtree(part, ignore_errors=True)
+                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                    raise UserError(
+                        f"no space is left on the device of {self.root} (stage {stage.title or key}); free some or "
+                        "choose another folder with --out, then run the same command again"
+                    ) from error
+                raise
+            return record
+
+    def _put(self, part: Path, key: str) -> None:
+        """Rename finished work into place, instead of the stage whose weights were removed."""
+        folder, old = self.path(key), self.root / f".part-{key}.removed"
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.is_dir():
+            os.rename(folder, old)
+        os.rename(part, folder)
+        sync(self.root)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _keep_failure(self, record: dict[str, Any], error: BaseException, seconds: float) -> None:
+        record |= {"status": "failed", "seconds": seconds, "error": f"{type(error).__name__}: {error}"}
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        try:
+            folder = self.root / "failed"
+            folder.mkdir(exist_ok=True)
+            (folder / f"{record['key']}-{stamp}.json").write_text(json.dumps(finite(record), indent=2, default=str))
+        except OSError:
+            pass  # the disk may be full: the error itself matters more than its record
+
+
+def input_digests(stage: Stage) -> dict[str, str]:
+    """Return what the finished stages that a stage reads hold, as one sha256 over their files' by role.
+
+    Its key says what they are of; a stage that was done anew on another machine may differ in its last digits.
+    """
+    found = {}
+    for role, place in stage.inputs.items():
+        key = place.partition("/")[0]
+        if KEY.fullmatch(key):
+            here = Path(stage.runtime["model"]["location"] if role == "model" else stage.runtime[role])
+            folder = next(path for path in (here, *here.parents) if path.name == key)
+            record = read_json(folder / RECORD)
+            found[role] = digest(record.get("sha256", record["files"]))
+    return found
+
+
+def verify_around(path: Path) -> None:
+    """Compare the files of the stage that a file or folder lies in with their checksums; nothing where it is in none.
+
+    Raises:
+        UserError: see `StageStore.verify`; or weights in that folder were removed.
+    """
+    if os.path.exists(path) and (folder := stage_around(path)):
+        store, inside = StageStore(folder.parent), path.expanduser().absolute()
+        store.verify(folder.name)
+        if any((folder / name).is_relative_to(inside) for name in store.removed(folder.name)):
+            raise removed_weights(folder)

@@ -1,0 +1,1 @@
+"""One training run: recipe, data, trainer, resuming, several processes."""

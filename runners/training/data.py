@@ -1,0 +1,154 @@
+"""A task's training data as token ids, for training and for statistics."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...evals.tasks.base import Example, get_task
+from ...evals.tasks.prompts import IGNORED, PROMPT_VERSION, Encoded
+from ...foundation.errors import UserError
+from ...foundation.progress import track
+from ..estimates.assumptions import TRAINING_SETS
+
+CALIBRATION_TOKENS = 2048
+"""Longest example where neither method nor task says one; a model's context may be far longer than anything needs."""
+
+DATA_SEED = 42
+"""Seed of generated (toy) data: one dataset for all seeds of a sweep, as with real data."""
+
+
+def collate(items: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:
+    """Pad on the right; returns ``input_ids``, ``attention_mask``, ``labels`` as int64 (b, t)."""
+    length = max(len(item.input_ids) for item in items)
+    ids = torch.full((len(items), length), pad_token_id)
+    mask = torch.zeros(len(items), length, dtype=torch.long)
+    labels = torch.full((len(items), length), IGNORED)
+    for row, item in enumerate(items):
+        size = len(item.input_ids)
+        ids[row, :size] = torch.tensor(item.input_ids)
+        labels[row, :size] = torch.tensor(item.labels)
+        mask[row, :size] = 1
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Encoded training examples (a `methods.base.CalibrationData`).
+
+    Attributes:
+        items: the examples that fit the length limit.
+        pad_token_id: fills the rows of a batch.
+        dropped: how many examples were too long.
+        seed: of the order in which `batches` draws.
+        length: the length limit in tokens.
+    """
+
+    items: list[Encoded]
+    pad_token_id: int
+    dropped: int
+    seed: int
+    length: int = 0
+
+    def batches(self, samples: int | None, batch_size: int) -> Iterator[dict[str, Tensor]]:
+        """Yield batches of the first ``samples`` examples of a seeded shuffle."""
+        order = list(range(len(self.items)))
+        random.Random(self.seed).shuffle(order)
+        chosen = order[:samples]
+        for start in track(range(0, len(chosen), batch_size)):
+            yield collate([self.items[i] for i in chosen[start : start + batch_size]], self.pad_token_id)
+
+
+SAMPLE = 256
+"""So many examples tell how long those of a training set are."""
+
+
+@dataclass(frozen=True)
+class TrainSetSurvey:
+    """What a plan knows of a training set.
+
+    Attributes:
+        name: of the source, as `Task.sources` has it.
+        identity: the plain data that names it: its source, its hash and the prompt rules.
+        examples: how many there are.
+        sample: `SAMPLE` of them at equal distances; empty where the data are not at hand.
+    """
+
+    name: str
+    identity: dict[str, Any]
+    examples: int
+    sample: tuple[Example, ...] = ()
+
+
+def survey_train_set(task: str, source: str | None, data_dir: Path | None, at_hand: bool = True) -> TrainSetSurvey:
+    """Read a training set and say what it is.
+
+    Args:
+        task, source, data_dir: as in `load_task_data`.
+        at_hand: whether data that would come from the hub can be read; otherwise their published size is taken.
+    """
+    found = get_task(task)
+    name = source or found.default_source(data_dir)
+    if not at_hand and name in TRAINING_SETS and name in found.sources:
+        named = {"task": task, "source": f"{name} (not read)", "sha256": "", "prompt_version": PROMPT_VERSION}
+        return TrainSetSurvey(name, named, TRAINING_SETS[name].examples)
+    read = found.train_examples(source, data_dir, DATA_SEED)
+    identity = {"task": task, "source": read.source, "sha256": read.sha256, "prompt_version": PROMPT_VERSION}
+    count = len(read.examples)
+    sample = tuple(read.examples[index * count // SAMPLE] for index in range(SAMPLE))
+    return TrainSetSurvey(name, identity, count, sample if count > SAMPLE else tuple(read.examples))
+
+
+def example_length(task: str, wanted: int | None, context: int | None = None) -> int:
+    """Return the longest example that is read, in tokens: the one wanted, else the task's own.
+
+    Where the task says none either it is `CALIBRATION_TOKENS`; it is never more than the model's context.
+
+    Args:
+        task: whose data are read.
+        wanted: what the method or the training settings say, or None.
+        context: the model's context length, or None where it does not matter.
+    """
+    length = wanted or get_task(task).max_length or CALIBRATION_TOKENS
+    return min(length, context or length)
+
+
+def load_task_data(
+    task: str,
+    source: str | None,
+    data_dir: Path | None,
+    tokenizer: Any,
+    max_length: int | None,
+    context: int,
+    seed: int,
+    cut: bool = False,
+) -> TaskData:
+    """Load and encode a task's training set.
+
+    Args:
+        task, source, data_dir: what to load.
+        tokenizer: of the model.
+        max_length: longest example in tokens, or None for the task's own; never more than ``context``.
+        context: the model's context length.
+        seed: of the order of `TaskData.batches`.
+        cut: keep the beginning of examples that are too long, for statistics, instead of leaving them out.
+
+    Raises:
+        UserError: no example fits.
+    """
+    found = get_task(task)
+    limit = example_length(task, max_length, context)
+    examples = found.train_examples(source, data_dir, DATA_SEED).examples
+    encoded = found.encode(tokenizer, examples, limit, cut)
+    if not encoded.items:
+        raise UserError(
+            f"none of the {len(examples)} training examples of '{task}' fits {limit} tokens; raise max_length (the "
+            f"model takes {context})"
+        )
+    return TaskData(encoded.items, tokenizer.pad_token_id, encoded.dropped, seed, limit)
