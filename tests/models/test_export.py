@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models.architectures import ARCHITECTURES, random_model
@@ -134,7 +135,9 @@ def test_tokenizer_and_generation_config_come_along(tmp_path: Path) -> None:
         for f in ("small", "dense")
     )
     assert dense.keys() == small.keys() - {"compression.json"}
-    assert all(dense[name] == small[name] for name in dense.keys() - {"config.json"})
+    assert all(dense[name] == small[name] for name in dense.keys() - {"config.json", "tokenizer_config.json"})
+    again = AutoTokenizer.from_pretrained(tmp_path / "dense")
+    assert again("Tom has 3.").input_ids == tokenizer("Tom has 3.").input_ids
     assert is_factorised(tmp_path / "small")
     assert not is_factorised(tmp_path / "dense")
     with pytest.raises(UserError, match="not factorised"):
