@@ -22,6 +22,9 @@ SEARCH_TOKENS = 5000 * 64 * 128
 """Of a policy that asks the model: its most evaluations, the examples of each, their tokens (``surgical``)."""
 DISK_BYTES_PER_SECOND = 1e9
 """Of checkpoints and factors, read or written."""
+STAGE_SECONDS, STAGE_SECONDS_ON_GPUS = 2.0, 60.0
+"""Of a stage beside its work: opening a model, reading data, writing records; with a GPU a process of its own that
+imports torch, or an engine with its graphs."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,14 @@ from ...models.loading import DTYPES
 from ...models.matrices import matrices
 from ..plan import Plan
 from .arithmetic import Work
-from .assumptions import DECOMPOSITION_SHARE, DISK_BYTES_PER_SECOND, GENERATION_SHARE, TRAINING_SHARE
+from .assumptions import (
+    DECOMPOSITION_SHARE,
+    DISK_BYTES_PER_SECOND,
+    GENERATION_SHARE,
+    STAGE_SECONDS,
+    STAGE_SECONDS_ON_GPUS,
+    TRAINING_SHARE,
+)
 
 _PROBE_SECONDS = 0.1
 _ROWS, _SIDE = 512, 4096  # of a probed product, at most
@@ -29,6 +36,7 @@ class Speeds:
 
     Attributes:
         logits, passes: as in `Work`, a second; 0 where the other speeds contain them.
+        start: seconds of a stage beside its work.
     """
 
     training: float
@@ -39,6 +47,7 @@ class Speeds:
     logits: float = 0.0
     passes: float = 0.0
     traffic: float = DISK_BYTES_PER_SECOND
+    start: float = STAGE_SECONDS
 
     def seconds(self, work: Work) -> float:
         """Return how long a stage computes."""
@@ -57,7 +66,9 @@ class Speeds:
 def card_speeds(peak: float) -> Speeds:
     """Return the speeds of a GPU by its peak of dense bfloat16 operations a second."""
     products = TRAINING_SHARE * peak
-    return Speeds(products, products, products, GENERATION_SHARE * peak, DECOMPOSITION_SHARE * peak)
+    return Speeds(
+        products, products, products, GENERATION_SHARE * peak, DECOMPOSITION_SHARE * peak, start=STAGE_SECONDS_ON_GPUS
+    )
 
 
 def cpu_speeds(plan: Plan, threads: int) -> Speeds:
