@@ -364,6 +364,8 @@ class _Layout:
             choice = Choice(spread, setup.processes, f"by {setup.processes} processes, as --accelerate asks")
             self.plan.trainings[title] = choice, foresee(spread, setup.processes)
             return Choice("device", 1, "")
+        if self.config.executor == "ray" and self.config.placement == "auto":
+            return Choice("device", 1, "")  # other machines' memory is not known here
         count = self.plan.machine.count
         shares = max(n for n in range(1, count + 1) if settings.batch_size % n == 0)
         if method is not None and not method.trains_sharded:
