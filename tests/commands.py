@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from lowrank_bench.foundation.forked import Nursery
@@ -21,6 +22,7 @@ def _main(out: int, err: int, words: list[str], folder: str, environment: dict[s
     os.dup2(err, 2)
     os.environ.clear()
     os.environ.update(environment)
+    time.tzset()
     os.chdir(folder)
     sys.argv = ["bench", *words]
     import transformers

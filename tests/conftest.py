@@ -40,6 +40,9 @@ foundation/test_nursery.py
 evals/test_engine_hosting.py
 browser/test_report_page.py
 methods/test_contract.py
+results/regression/test_false_alarms.py
+methods/test_worst_inputs.py
+models/test_checkpoint.py
 runners/test_verifying.py
 runners/test_inspection.py
 runners/test_progress.py
@@ -77,6 +80,22 @@ perf/test_bs_step.py
 perf/test_decompose.py
 perf/test_gpu.py
 results/test_published.py
+runners/test_training.py
+methods/test_bs_shrinking.py
+results/test_records.py
+methods/test_bs.py
+methods/test_combinations.py
+models/vllm_plugin/test_slices.py
+models/test_dtypes.py
+foundation/test_registry.py
+results/test_bases.py
+methods/test_bs_final.py
+results/test_curves.py
+evals/test_extract.py
+models/test_saving.py
+evals/test_continuation.py
+methods/test_bsi.py
+evals/test_choice.py
 """
 """Modules that sweep, serve, train at length, read large datasets or start processes, the longest first.
 

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import yaml
+from commands import bench
 from sweeps import small_sweep
 
 from lowrank_bench.records.files import read_records, same_results
@@ -59,13 +60,9 @@ def test_another_clock_and_time_zone_change_nothing(finished, tmp_path):
     table = config.out / make_plan(config).name / "results.csv"
     before = table.read_bytes()
     table.unlink()
-    done = subprocess.run(
-        command(config, tmp_path / "sweep.yaml"),
-        env=os.environ | {"TZ": "Pacific/Kiritimati"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    words = command(config, tmp_path / "sweep.yaml")
+    done = bench(*words[words.index("run") :], TZ="Pacific/Kiritimati")
+    assert done.returncode == 0, done.stderr
     assert "stages stand already; nothing to do" in done.stdout
     assert table.read_bytes() == before
 
