@@ -16,7 +16,6 @@ from .speeds import Speeds, card_speeds, cpu_speeds
 from .stages import StageStore
 
 _START_SECONDS = 8.0  # a worker's imports
-_STAGE_SECONDS = 2.0  # opening a model, reading data, writing records
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def estimate(plan: Plan, speeds: Speeds | None = None) -> Estimate:
             continue
         speeds = speeds or plan_speeds(plan)
         together = (stage.runtime.get("accelerate") or {}).get("processes", 1) if plan.device != "cpu" else 1
-        seconds[key] = speeds.seconds(arithmetic.work(key)) / together + _STAGE_SECONDS
+        seconds[key] = speeds.seconds(arithmetic.work(key)) / together + speeds.starting
     return Estimate(seconds, frozenset(measured))
 
 

@@ -14,7 +14,7 @@ from ..models.footprint import context_length
 from ..models.loading import DTYPES
 from ..models.matrices import matrices
 from .arithmetic import Work
-from .assumptions import DECOMPOSITION_SHARE, DISK_BYTES_PER_SECOND, GENERATION_SHARE, TRAINING_SHARE
+from .assumptions import DECOMPOSITION_SHARE, DISK_BYTES_PER_SECOND, GENERATION_SHARE, STARTING_SECONDS, TRAINING_SHARE
 from .plan import Plan
 
 _PROBE_SECONDS = 0.1
@@ -28,6 +28,7 @@ class Speeds:
     """Operations a second of one process, by the fields of `Work`.
 
     Attributes:
+        starting: seconds of each stage beside what it computes.
         logits, passes: as in `Work`, a second; 0 where the other speeds contain them.
     """
 
@@ -39,6 +40,7 @@ class Speeds:
     logits: float = 0.0
     passes: float = 0.0
     traffic: float = DISK_BYTES_PER_SECOND
+    starting: float = 2.0
 
     def seconds(self, work: Work) -> float:
         """Return how long a stage computes."""
@@ -57,7 +59,9 @@ class Speeds:
 def card_speeds(peak: float) -> Speeds:
     """Return the speeds of a GPU by its peak of dense bfloat16 operations a second."""
     products = TRAINING_SHARE * peak
-    return Speeds(products, products, products, GENERATION_SHARE * peak, DECOMPOSITION_SHARE * peak)
+    return Speeds(
+        products, products, products, GENERATION_SHARE * peak, DECOMPOSITION_SHARE * peak, starting=STARTING_SECONDS
+    )
 
 
 def cpu_speeds(plan: Plan, threads: int) -> Speeds:

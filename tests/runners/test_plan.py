@@ -203,7 +203,7 @@ def test_quick_recipe_is_the_papers_on_fewer_examples(tmp_path, data_dir):
     # One budget for all: whoever trains while compressing is told the same as the others' recovery.
     after = [stage.config["train"] for stage in trained if stage.kind != "finetune"]
     assert len(after) > 3
-    assert all(settings == quick.recover.model_dump() for settings in after)
+    assert all(settings == quick.recover.hashed() for settings in after)
     assert {stage.config.get("extra_pruning_steps", 0) for stage in trained} == {0}
 
 
@@ -220,6 +220,8 @@ def test_quick_recipe_is_the_papers_on_fewer_examples(tmp_path, data_dir):
 )
 def test_the_key_names_the_optimizer_that_runs_on_the_device(tmp_path, monkeypatch, device, asked, optimizer):
     monkeypatch.setattr("lowrank_bench.runners.plan.pick_device", lambda wanted: device)
+    probed = {"name": "card", "free": [80 << 30], "product": 1e15}
+    monkeypatch.setattr("lowrank_bench.runners.machine.probe_gpus", lambda device: probed)
     changes = {"finetune": {"steps": 2} | asked, "recover": {"steps": 2} | asked, "methods": ["svd", "bs"]}
     plan = make_plan(small_sweep(tmp_path, engine="transformers", **changes))
     trained = [stage for stage in plan.stages.values() if "train" in stage.config]
