@@ -171,9 +171,9 @@ def test_hours_follow_the_peak_the_tokens_and_the_gpus(bare: Path) -> None:
         return next(seconds for key, seconds in found.seconds.items() if plan.stages[key].kind == "finetune")
 
     operations = 8 * 6_738_415_616 * 3 * 3086 * 128 * 200
-    assert finetune("h100:1") == pytest.approx(operations / (TRAINING_SHARE * PEAK_FLOPS), rel=0.01)
-    assert finetune("h100:8") == pytest.approx(finetune("h100:1") / 8, rel=0.01)
-    assert finetune("a100:4") == pytest.approx(finetune("h100:1") * 989 / 312 / 4, rel=0.01)
+    assert finetune("h100:1") == pytest.approx(operations / (TRAINING_SHARE * PEAK_FLOPS), rel=0.03)
+    assert finetune("h100:8") == pytest.approx(finetune("h100:1") / 8, rel=0.03)
+    assert finetune("a100:4") == pytest.approx(finetune("h100:1") * 989 / 312 / 4, rel=0.03)
 
 
 def test_an_estimate_follows_limits_and_lengths(tmp_path: Path) -> None:
