@@ -46,7 +46,7 @@ def print_plan(config: SweepConfig, console: Console, assume: str | None = None)
     for reason in dict.fromkeys(choice.why for choice, _ in plan.trainings.values() if choice.why):
         console.print(f"placement: {escape(reason)}", highlight=False, soft_wrap=True)
     demands = training_demands(plan.trainings) + way_demands(ways) + evaluation_demands(needs, plan.device)
-    console.print(escape(judge(plan.machine, demands, plan.refusals)), highlight=False, soft_wrap=True)
+    console.print(escape(judge(plan.machine, demands, plan.refusals.values())), highlight=False, soft_wrap=True)
 
 
 def _show_hours(plan: Plan, console: Console) -> None:

@@ -87,7 +87,7 @@ class Plan:
         training_sets: what was read for training and statistics, by task.
         dry: whether nothing is going to run; then a training that fits nowhere is noted instead of refused.
         trainings: where each training is placed and what it takes, by the stage's title.
-        refusals: why trainings fit nowhere.
+        refusals: why trainings fit nowhere, by the stage's title.
     """
 
     config: SweepConfig
@@ -110,7 +110,7 @@ class Plan:
     training_sets: dict[str, TrainSetSurvey] = field(default_factory=dict)
     dry: bool = False
     trainings: dict[str, tuple[Choice, TrainingPeak]] = field(default_factory=dict)
-    refusals: list[str] = field(default_factory=list)
+    refusals: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -375,9 +375,7 @@ class _Layout:
                 foresee, self.plan.machine, self.config.placement, title, settings.optimizer, shares
             )
         except NothingFits as refusal:
-            if not self.plan.dry:
-                raise
-            self.plan.refusals.append(str(refusal))
+            self.plan.refusals[title] = str(refusal)
             return Choice("device", 1, "")
         if self.plan.assumed is None:
             optimizer_name(placed(settings, choice))  # or 8 bits would fail after the first finetuning

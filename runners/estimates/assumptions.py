@@ -20,8 +20,6 @@ FULL_BASES = 1.6
 """Entries of all bases over those of the matrices: 2 where they are square, 1.37 in the MLP of Llama-2-7B."""
 SEARCH_TOKENS = 5000 * 64 * 128
 """Of a policy that asks the model: its most evaluations, the examples of each, their tokens (``surgical``)."""
-STARTING_SECONDS = 60
-"""Of each stage on a GPU, beside what it computes: starting a process and an engine, opening a model, reading data."""
 DISK_BYTES_PER_SECOND = 1e9
 """Of checkpoints and factors, read or written."""
 STAGE_SECONDS, STAGE_SECONDS_ON_GPUS = 2.0, 60.0

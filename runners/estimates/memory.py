@@ -202,6 +202,8 @@ def check_plan(plan: Plan, pending: Collection[str]) -> None:
     """
     for key in pending:
         stage = plan.stages[key]
+        if stage.title in plan.refusals:
+            raise UserError(plan.refusals[stage.title])
         if stage.title in plan.trainings:
             settings = TrainSettings(**stage.config["train"])
             _, peak = plan.trainings[stage.title]

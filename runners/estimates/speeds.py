@@ -35,7 +35,6 @@ class Speeds:
     """Operations a second of one process, by the fields of `Work`.
 
     Attributes:
-        starting: seconds of each stage beside what it computes.
         logits, passes: as in `Work`, a second; 0 where the other speeds contain them.
         start: seconds of a stage beside its work.
     """

@@ -14,6 +14,7 @@ from .recipes import Placement, TrainSettings
 
 Wanted = Literal["auto", "device", "fsdp2", "host-moments", "8-bit"]
 _GIB = 2**30
+_ADAMW = ("adamw_torch", "adamw_torch_fused")
 _SAID: dict[Placement, str] = {
     "device": "everything on the device",
     "fsdp2": "weights, gradients and moments shared out over the GPUs (FSDP2)",
@@ -78,13 +79,13 @@ def choose_placement(
             f"--placement fsdp2 shares {title} out over GPUs, which needs two of them and a batch that can be divided; "
             f"there is {machine.name}; use --accelerate FILE for processes on a CPU, or --placement auto"
         )
-    if wanted in ("host-moments", "8-bit") and not optimizer.startswith("adamw_torch"):
+    if wanted in ("host-moments", "8-bit") and optimizer not in _ADAMW:
         raise UserError(f"--placement {wanted} is for AdamW's moments, but the optimizer is {optimizer}; leave it out")
     if wanted != "auto":
         return Choice(wanted, processes if wanted == "fsdp2" else 1, f"{_SAID[wanted]}, as asked")
     if machine.device == "cpu":
         return Choice("device", 1, "")
-    adamw = optimizer.startswith("adamw_torch")
+    adamw = optimizer in _ADAMW
     ways: list[tuple[Placement, int]] = [("device", 1), *((("host-moments", 1), ("8-bit", 1)) if adamw else ())]
     if processes > 1:
         ways.insert(1, ("fsdp2", processes))

@@ -59,10 +59,6 @@ def headline_hours(**changes):
     return gpu_hours(make_plan(config, assume_machine("h100:1"), dry=True))
 
 
-def hours_of(**changes):
-    return gpu_hours(make_plan(make_config(HEADLINE | changes), assume_machine("h100:1"), dry=True))
-
-
 @pytest.mark.parametrize("task", ["math", "code"])
 def test_the_quick_recipe_takes_an_evening_on_one_gpu(task):
     quick, paper = (headline_hours(task=task, recipe=name) for name in ("quick", "paper"))
