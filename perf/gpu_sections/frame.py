@@ -78,6 +78,11 @@ def main(
     chosen = options.parts.split(",")
     if unknown := [name for name in chosen if name not in parts]:
         parser.error(f"there is no part {', '.join(unknown)}; there are: {', '.join(parts)}")
+    if options.jobs:
+        # Not at the top: only processes that run jobs can import the package. Before torch, which may start threads.
+        from lowrank_bench.foundation.process import end_with
+
+        end_with(os.getppid(), group=True)
     import torch
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -4,8 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,29 +88,53 @@ def test_each_part_has_the_rows_that_its_name_promises(ran: dict[str, list[dict[
     assert count("fisher", "Fisher pass, batch", "tokens/s") == 1
 
 
-def test_a_part_that_fails_or_takes_too_long_is_a_row(tmp_path: Path) -> None:
-    (tmp_path / "gpu.py").write_text(
+@pytest.fixture
+def slow_script(tmp_path: Path) -> Path:
+    """A script with a part that cannot be imported and one that never ends; it leaves its process id behind."""
+    (tmp_path / "slow.py").write_text(
         f"import sys; from pathlib import Path; sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
         "from gpu_sections import frame\n"
-        "frame.LIMIT = 12.0\n"
+        "frame.LIMIT = float(sys.argv.pop(1)) if sys.argv[1].isdigit() else 12.0\n"
         "parts = {'broken': frame.Part('no_such_module', 5.0), 'slow': frame.Part('sleeping', 6.0)}\n"
         f"sys.modules['gpu_sections'].__path__.append({str(tmp_path)!r})\n"
-        "sys.exit(frame.main(Path(__file__), '', parts, 'none'))\n"
+        "sys.exit(frame.main(Path(__file__).resolve(), '', parts, 'none'))\n"
     )
     (tmp_path / "sleeping.py").write_text(
-        "import time\nfrom gpu_sections.table import Row\n"
-        "def run(where):\n    yield Row('first', '1 s')\n    time.sleep(60)\n    yield Row('second', '2 s')\n"
+        "import os, pathlib, time\nfrom gpu_sections.table import Row\n"
+        "def run(where):\n"
+        "    yield Row('first', '1 s')\n"
+        f"    pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+        "    yield Row('second', '2 s')\n"
     )
+    return tmp_path / "slow.py"
+
+
+def test_a_part_that_fails_or_takes_too_long_is_a_row(slow_script: Path, tmp_path: Path) -> None:
     words = ["--device", "cpu", "--small", "--out", str(tmp_path / "out")]
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "gpu.py"), *words], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, slow_script, "20", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "ModuleNotFoundError" in done.stdout
     slow = json.loads((tmp_path / "out" / "slow.json").read_text())["rows"]
     assert [row["what"] for row in slow] == ["first", "slow"]
     assert "killed after" in slow[1]["note"]
     assert not slow[1]["met"]
+
+
+def test_a_part_ends_with_the_script(slow_script: Path, tmp_path: Path) -> None:
+    words = ["--device", "cpu", "--small", "--parts", "slow", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen([sys.executable, slow_script, "300", *words], stdout=subprocess.DEVNULL)
+    wait_for((tmp_path / "pid").exists)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists())
+
+
+def wait_for(true: Callable[[], bool], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 @pytest.fixture
@@ -209,3 +236,19 @@ def test_words_that_cannot_be_meant_are_refused() -> None:
         done = script(*words)
         assert done.returncode == 2
         assert answer in done.stderr
+
+
+@pytest.mark.usefixtures("sections")
+def test_the_real_sweep_says_that_it_goes_on_and_gives_headline_values_at_the_end(
+    finished: Any, tmp_path: Path
+) -> None:
+    from gpu_sections.real_sweep import results, run
+    from gpu_sections.table import Where
+
+    given = {"model": "tiny", "task": "toy-math", "data": "", "steps": "2", "limit": "4"}
+    (row,) = run(Where("cpu", True, 1.0, folder=tmp_path, given=given))
+    assert (row.figure, row.met) == ("0 stages are done", False)
+    (file,) = finished.out.glob("*/results.csv")
+    rows = list(results(file))
+    assert all(row.figure.startswith("pass@1 ") and row.figure.endswith("n = 4") for row in rows)
+    assert sum(" at 4.0" in row.what and "recovered" in row.what for row in rows) == 3
