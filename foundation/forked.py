@@ -31,7 +31,7 @@ from .process import die_with_parent, python_command, python_environment
 
 MODULES = (
     "lowrank_bench.runners.work",
-    "lowrank_bench.evals.engines.hosting.child",
+    "lowrank_bench.evals.hosting.child",
     "lowrank_bench.evals.engines.transformers",
 )
 """What a nursery imports."""

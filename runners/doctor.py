@@ -13,8 +13,8 @@ import psutil
 
 from ..evals.data.datasets import find_file, specs
 from ..evals.engines.base import engines
-from ..evals.engines.hosting.choice import engine_version, vllm_version
 from ..evals.grading.sandbox.isolation import isolation_level
+from ..evals.hosting.choice import engine_version, vllm_version
 from ..foundation.errors import UserError
 from .provenance import processor, versions
 from .store.files import reason_of

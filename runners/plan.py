@@ -12,8 +12,8 @@ from torch import nn
 
 from ..evals.base import EvalSettings, benchmarks
 from ..evals.base import Stage as EvalStage
-from ..evals.engines.hosting.choice import Choice as EngineChoice
-from ..evals.engines.hosting.choice import choose_engine
+from ..evals.hosting.choice import Choice as EngineChoice
+from ..evals.hosting.choice import choose_engine
 from ..evals.kinds.generative import check_sampling
 from ..evals.tasks.base import benchmark_names, get_task
 from ..foundation.environment import number_formats

@@ -28,7 +28,7 @@ def _version(package: str) -> str:
 @cache
 def versions() -> dict[str, str]:
     """Return the versions of this package, Python and the libraries that numbers depend on."""
-    from ..evals.engines.hosting.choice import vllm_version  # loads torch, which those who only read stages do without
+    from ..evals.hosting.choice import vllm_version  # loads torch, which those who only read stages do without
 
     known = {"lowrank_bench": __version__, "python": platform.python_version()} | {p: _version(p) for p in _PACKAGES}
     return known | {"vllm": vllm_version()}

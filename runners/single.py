@@ -15,8 +15,8 @@ import transformers
 
 from ..evals.base import Benchmark, EvalSettings, Outcome, benchmarks, metric_to_plain
 from ..evals.engines.base import Engine
-from ..evals.engines.hosting.choice import choose_engine, engine_version
-from ..evals.engines.hosting.host import EngineCrashed, HostedEngine
+from ..evals.hosting.choice import choose_engine, engine_version
+from ..evals.hosting.host import EngineCrashed, HostedEngine
 from ..evals.tasks.base import benchmark_names, get_task
 from ..foundation.errors import UserError, unknown
 from ..foundation.files import check_new_folder, new_folder, write_atomic, write_json

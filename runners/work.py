@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from ..evals.base import EvalSettings, benchmarks, metric_to_plain
-from ..evals.engines.hosting.choice import engine_version
-from ..evals.engines.hosting.host import HostedEngine
+from ..evals.hosting.choice import engine_version
+from ..evals.hosting.host import HostedEngine
 from ..foundation.environment import number_formats
 from ..foundation.errors import UserError
 from ..foundation.files import read_json, write_json

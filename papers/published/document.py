@@ -9,7 +9,7 @@ from .quoted import FOLDER, Quoted, quoted_files, read_quoted
 
 _INTRODUCTION = """# The papers' own numbers
 
-Every number here is quoted, not measured with this project. The files are `results/published/*.csv`; this page is made
+Every number here is quoted, not measured with this project. The files are `papers/published/*.csv`; this page is made
 from them by `python -m lowrank_bench.papers.published > docs/published.md`. `bench reproduce` shows them beside ours.
 
 *Size* is as the source states it: a ratio is original / compressed parameters, and `of` says whether that counts the

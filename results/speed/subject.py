@@ -14,6 +14,7 @@ from ...models.identity import model_sha256
 from ...models.loading import DTYPES, load_skeleton, verify_folder, weights_size
 from ...models.matrices import model_size
 from ...models.presets import PRESETS, folder_name, resolve_model
+from ...models.version4 import config_keys
 from ...records.files import COLUMNS
 from ...runners.store.folders import REPORT, verify_around
 from ..cells import checkpoint_folder, find_cell, is_cell
@@ -98,7 +99,9 @@ def dense_twin(subject: Subject, folder: Path) -> Subject:
 
 def _subject(name: str, folder: Path, origin: dict[str, Any]) -> Subject:
     config = read_json(folder / "config.json")
-    config = {key: value for key, value in config.items() if key not in ("quantization_config", "transformers_version")}
+    # A dense export says some things a second time, for version 4 of transformers.
+    skipped = {"quantization_config", "transformers_version", *config_keys(config)}
+    config = {key: value for key, value in config.items() if key not in skipped}
     return Subject(name, folder, is_factorised(folder), origin, digest([config, int(origin["params_original"])]))
 
 

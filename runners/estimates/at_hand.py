@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...evals.base import Benchmark, EvalSettings, benchmarks
-from ...evals.engines.hosting.choice import AUTO, Choice
+from ...evals.hosting.choice import AUTO, Choice
 from ...evals.kinds.generative import GenerativeBenchmark
 from ...evals.kinds.perplexity import PerplexityBenchmark
 from ...evals.tasks.base import get_task

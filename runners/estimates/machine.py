@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from ...foundation.errors import UserError, did_you_mean
 from ...foundation.memory import free_memory
+from ...foundation.process import python_command, python_environment
 from .assumptions import PRODUCT_SHARE
 
 _GIB = 2**30
@@ -111,7 +111,13 @@ def probe_gpus(device: str) -> dict[str, Any]:
     Raises:
         UserError: the GPUs cannot be used.
     """
-    done = subprocess.run([sys.executable, "-c", _PROBE, device], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        python_command("-c", _PROBE, device),
+        env=python_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise UserError(f"the GPU cannot be used ({reason}); see bench doctor, or use --device cpu")

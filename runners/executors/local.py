@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from ...evals.engines.hosting.host import EngineCrashed, cause_of_death
+from ...evals.hosting.host import EngineCrashed, cause_of_death
 from ...foundation.errors import UserError
 from ...foundation.forked import Child, Nursery
 from ...foundation.memory import release_memory

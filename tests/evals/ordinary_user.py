@@ -38,7 +38,12 @@ def run_as_ordinary_user(code: str, message: str) -> subprocess.CompletedProcess
     root = Path(lowrank_bench.__file__).resolve().parent
     if os.geteuid() == 0:
         needed = [os.path.realpath(path) for path in (sys.base_prefix, sys.prefix, root)]
-        values = {"{inside!r}": str(root / "evals" / "sandbox"), "{needed!r}": needed, "{uid}": UID, "{code!r}": code}
+        values = {
+            "{inside!r}": str(root / "evals" / "grading" / "sandbox"),
+            "{needed!r}": needed,
+            "{uid}": UID,
+            "{code!r}": code,
+        }
         code = _BECOME
         for key, value in values.items():
             code = code.replace(key, repr(value))

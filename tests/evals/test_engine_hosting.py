@@ -11,8 +11,8 @@ import crashing_engines
 import pytest
 
 from lowrank_bench.evals.engines.base import Sampling
-from lowrank_bench.evals.engines.hosting.host import EngineCrashed, HostedEngine, end_idle
 from lowrank_bench.evals.engines.transformers import TransformersEngine
+from lowrank_bench.evals.hosting.host import EngineCrashed, HostedEngine, end_idle
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models import footprint
 from lowrank_bench.models.presets import PRESETS
@@ -139,7 +139,7 @@ def test_a_folder_that_cannot_be_loaded_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize("busy", [False, True])
 def test_the_process_ends_with_a_killed_parent(busy):
     script = (
-        "import sys, time; from lowrank_bench.evals.engines.hosting.host import HostedEngine\n"
+        "import sys, time; from lowrank_bench.evals.hosting.host import HostedEngine\n"
         "from lowrank_bench.evals.engines.base import Sampling\n"
         f"sys.path.append({str(Path(crashing_engines.__file__).parent)!r}); import crashing_engines\n"
         f"engine = HostedEngine('faulty', {TINY!r}, threads=1)\n"

@@ -8,8 +8,8 @@ import pytest
 from engine_contract import EngineContract
 
 from lowrank_bench.evals.engines.base import Sampling
-from lowrank_bench.evals.engines.hosting.host import EngineCrashed, HostedEngine, end_idle
 from lowrank_bench.evals.engines.transformers import TransformersEngine
+from lowrank_bench.evals.hosting.host import EngineCrashed, HostedEngine, end_idle
 from lowrank_bench.foundation.forked import Nursery
 from lowrank_bench.models.presets import PRESETS
 

@@ -12,7 +12,7 @@ from engine_contract import EngineContract
 
 from lowrank_bench.evals.engines import vllm as vllm_engine
 from lowrank_bench.evals.engines.base import Sampling
-from lowrank_bench.evals.engines.hosting.host import HostedEngine
+from lowrank_bench.evals.hosting.host import HostedEngine
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
 from lowrank_bench.methods.ranks.budget import Budget
@@ -107,7 +107,7 @@ def test_what_vllm_can_run_is_known_without_importing_it():
     code = (
         "import sys\n"
         "from transformers import AutoConfig\n"
-        "from lowrank_bench.evals.engines.hosting.choice import vllm_architectures, vllm_lacks, vllm_version\n"
+        "from lowrank_bench.evals.hosting.choice import vllm_architectures, vllm_lacks, vllm_version\n"
         "assert vllm_version()\n"
         "assert {'LlamaForCausalLM', 'Qwen3ForCausalLM', 'GPT2LMHeadModel'} <= vllm_architectures()\n"
         f"assert vllm_lacks(AutoConfig.from_pretrained({TINY!r}), 'cpu') == ''\n"

@@ -17,7 +17,7 @@ from lowrank_bench.evals.grading.sandbox.shut import ISOLATING, bwrap_version
 from .ordinary_user import UID, run_as_ordinary_user
 from .tricks import DAEMON, TRICKS
 
-INSIDE = str(Path(lowrank_bench.__file__).resolve().parent / "evals" / "sandbox")
+INSIDE = str(Path(lowrank_bench.__file__).resolve().parent / "evals" / "grading" / "sandbox")
 NO_NAMESPACES = f"import sys; sys.path.insert(0, {INSIDE!r}); import syscalls; assert syscalls.block()\n"
 """From here on the kernel refuses user namespaces and bubblewrap's own to this process and all its children."""
 

@@ -22,7 +22,7 @@ PIECES = (
 READ = """
 import json, sys
 import sympy
-from lowrank_bench.evals import math_rules, math_value, math_worker as worker
+from lowrank_bench.evals.grading.math import rules as math_rules, value as math_value, worker
 worker.prepare()
 def numbers(read):
     if isinstance(read, sympy.Interval):

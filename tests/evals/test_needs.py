@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from lowrank_bench.evals.base import EvalSettings, benchmarks
 from lowrank_bench.evals.engines import vllm as vllm_engine
 from lowrank_bench.evals.engines.base import Completion, Engine
-from lowrank_bench.evals.engines.hosting import child, host
 from lowrank_bench.evals.engines.transformers import TransformersEngine
+from lowrank_bench.evals.hosting import child, host
 from lowrank_bench.evals.tasks.prompts import encode_prompt, most_tokens
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models import footprint, identity

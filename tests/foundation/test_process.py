@@ -115,7 +115,7 @@ def test_processes_that_train_together(marks, tmp_path):
 def test_all_starts_go_through_one_function():
     """Nobody else names the interpreter, except the sandbox, which has flags and a view of its own."""
     own = {"foundation/process.py", "evals/grading/sandbox/view.py"}
-    folders = ("cli", "evals", "foundation", "methods", "models", "results", "runners")
+    folders = ("cli", "evals", "foundation", "methods", "models", "papers", "records", "results", "runners")
     naming = {
         file.relative_to(PACKAGE).as_posix()
         for folder in folders

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-from lowrank_bench.evals.engines.hosting import host
+from lowrank_bench.evals.hosting import host
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models.architectures import ARCHITECTURES, random_model
 from lowrank_bench.models.claims import check_unclaimed, claim

@@ -9,8 +9,8 @@ import killed_once
 import pytest
 from transformers import LlamaConfig
 
-from lowrank_bench.evals.engines.hosting import choice
-from lowrank_bench.evals.engines.hosting.choice import Choice, choose_engine
+from lowrank_bench.evals.hosting import choice
+from lowrank_bench.evals.hosting.choice import Choice, choose_engine
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.records.files import read_records
 

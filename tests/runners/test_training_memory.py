@@ -12,7 +12,7 @@ from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
 from lowrank_bench.models.matrices import model_size
 from lowrank_bench.runners.estimates.foreseen import check_training
-from lowrank_bench.runners.estimates.memory import check_plan, plan_ways
+from lowrank_bench.runners.estimates.memory import check_plan
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.training import pass_memory
 from lowrank_bench.runners.training.memory import STATE_BYTES, training_peak
@@ -134,9 +134,11 @@ def test_a_method_that_trains_counts_its_own_layers() -> None:
 def test_a_training_that_cannot_fit_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what it needs, what is free and what to type; nothing is written."""
     plan = make_plan(small_sweep(tmp_path))
-    assert {"finetune", "recover", "compress bs"} <= {name for name, way in plan_ways(plan).items() if way.peak}
+    kinds = {stage.kind for stage in plan.stages.values() if stage.title in plan.trainings}
+    assert {"finetune", "recover"} <= kinds
     check_plan(plan, plan.pending())
     monkeypatch.setattr("lowrank_bench.runners.estimates.machine.free_memory", lambda device="cpu": 1000)
+    plan = make_plan(small_sweep(tmp_path))
     with pytest.raises(UserError, match=r"finetune .* needs at least .* GiB .* are free on cpu; use .*--accelerate"):
         check_plan(plan, plan.pending())
     assert not plan.store.keys()

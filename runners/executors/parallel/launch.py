@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ....evals.engines.hosting.host import cause_of_death
+from ....evals.hosting.host import cause_of_death
 from ....foundation.environment import without_launcher
 from ....foundation.errors import UserError
 from ....foundation.files import write_atomic

@@ -16,15 +16,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from ....foundation.environment import one_gpu
-from ....foundation.errors import UserError
-from ....foundation.forked import Child, Nursery
-from ....foundation.process import python_command, python_environment
-from ....models.configs import load_config
-from ....models.footprint import context_length
-from ....models.headers import weight_files
-from ....models.loading import load_tokenizer
-from ..base import Completion, Engine, Progress, Sampling, engines
+from ...foundation.environment import one_gpu
+from ...foundation.errors import UserError
+from ...foundation.forked import Child, Nursery
+from ...foundation.process import python_command, python_environment
+from ...models.configs import load_config
+from ...models.footprint import context_length
+from ...models.headers import weight_files
+from ...models.loading import load_tokenizer
+from ..engines.base import Completion, Engine, Progress, Sampling, engines
 from .child import Opening, serve
 
 KEPT_BYTES = 256 << 20
@@ -33,7 +33,7 @@ KEPT_BYTES = 256 << 20
 _LAST_WORDS = 25  # lines
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from lowrank_bench.evals.engines.hosting.child import main; main(int(sys.argv[2]), int(sys.argv[3]))"
+    "from lowrank_bench.evals.hosting.child import main; main(int(sys.argv[2]), int(sys.argv[3]))"
 )
 _DEATHS = {-9: "killed, most likely because memory ran out", -11: "a segmentation fault", -15: "terminated"}
 

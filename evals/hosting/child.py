@@ -16,10 +16,10 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
 
-from ....foundation.errors import UserError
-from ....foundation.memory import peak_memory_bytes, reset_peak_memory
-from ....foundation.process import end_with
-from ..base import Engine, engines
+from ...foundation.errors import UserError
+from ...foundation.memory import peak_memory_bytes, reset_peak_memory
+from ...foundation.process import end_with
+from ..engines.base import Engine, engines
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _open(opening: Opening) -> Engine:
         import_module(opening.module)
     make: Any = engines.get(opening.engine)
     if make.__module__.startswith(engines.package):
-        from ....models.footprint import check_model, footprint
+        from ...models.footprint import check_model, footprint
 
         needs = footprint(opening.checkpoint, opening.revision or "", opening.dtype, opening.longest)
         check_model(needs, opening.checkpoint, opening.device)

@@ -10,9 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ....foundation.errors import UserError, unknown
-from ....models.footprint import SMALL_PARAMETERS, head_size
-from ..base import engines
+from ...foundation.errors import UserError, unknown
+from ...models.footprint import SMALL_PARAMETERS, head_size
+from ..engines.base import engines
 
 AUTO = "auto"
 _CPU_HEAD_SIZES = frozenset({32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512})  # vLLM 0.32 and 0.33, x86 and ARM
