@@ -5,6 +5,7 @@ weights, AdamW. Weights and tokens are random. What `runners.training.memory` fo
 where it foresees more than the GPU has free, running out of memory is what it promised.
 """
 
+import importlib.util
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -59,6 +60,9 @@ def run(where: Where, placement: str) -> Iterator[Row]:
     name = f"two updates, {placement}"
     if settings is None:
         yield Row(name, "not measured", note="trainings of this checkout have one placement, device")
+        return
+    if placement == "8-bit" and importlib.util.find_spec("torchao") is None:
+        yield Row(name, "not measured", note="torchao is not installed")
         return
     plan = foreseen(placement, settings, shape, length, where.device)
     promise = f"{size(plan.device)} on the device, {size(plan.host)} on the host foreseen"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -156,6 +156,7 @@ class Removal:
         finally:
             file.unlink(missing_ok=True)
             lock_file(root, self._claim).unlink(missing_ok=True)
+            _remove_unused(root)
 
     def after(self, on_event: Callable[[Event, Stage], None]) -> Callable[[Event, Stage], None]:
         """Return what passes an event of a stage on and, where the stage is done, removes what it read last."""
@@ -189,6 +190,14 @@ class Removal:
             return False
         names = self.store.removed(key)
         return not names or any((folder / name).exists() for name in names)
+
+
+def _remove_unused(root: Path) -> None:
+    """Remove a folder of stages in which nothing was ever written, such as one of a cluster that did not answer."""
+    if {path.name for path in root.iterdir()} <= {lock_file(root, _GATE).name}:
+        with suppress(OSError):  # somebody else's first file came in between
+            lock_file(root, _GATE).unlink(missing_ok=True)
+            root.rmdir()
 
 
 def _claimed(root: Path, own: str) -> set[str]:

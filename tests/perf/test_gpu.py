@@ -14,8 +14,6 @@ import pytest
 import torch
 from bare import bare_environment
 
-from lowrank_bench.runners.training.recipes import TrainSettings
-
 SCRIPT = Path(__file__).parents[2] / "perf" / "gpu.py"
 ABSENT = ("lowrank_bench", "datasets", "math_verify", "sentencepiece", "vllm", "ray", "scipy")
 
@@ -57,9 +55,7 @@ def test_the_environment_has_nothing_but_what_is_listed(bare: tuple[Path, Path])
 
 
 def test_no_row_of_the_small_form_fails_or_is_left_out(ran: dict[str, list[dict[str, str]]]) -> None:
-    absent = {
-        f"two updates, {name}" for name in ("host-moments", "8-bit") if "placement" not in TrainSettings.model_fields
-    }
+    absent = {"two updates, 8-bit"}  # torchao is not among what the machine needs
     for name, all_rows in ran.items():
         rows = [row for row in all_rows if row["what"] not in absent]
         bad = [row for row in rows if row["met"] is False or row["figure"] in ("failed", "not measured")]
