@@ -1,6 +1,6 @@
 """Foreseen against measured peak memory of every kind of stage, each in a process of its own, on the CPU.
 
-    python perf/foreseen_memory.py                                   # three sizes: about 30 minutes on two cores
+    python perf/foreseen_memory.py                                   # three sizes: an hour or more
     python perf/foreseen_memory.py --sizes 50 --optimizers sgd       # a quick look
     python perf/foreseen_memory.py --model FOLDER --methods svd      # another model
 
