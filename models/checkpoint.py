@@ -33,10 +33,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..foundation.errors import UserError
-from .folder_checks import layout_of, read_object
 from .layers import LowRankLinear
 from .layout import LOWRANK, Layout
-from .loading import load_skeleton
 from .matrices import get_linear, low_rank_layers, matrices, replace_module
 from .saved import verify_saved
 
@@ -83,14 +81,6 @@ def put_layers(model: Any, layout: Layout) -> Layout:
         )
         replace_module(model, name, made[name])
     return layout
-
-
-def load_exact_skeleton(location: str, revision: str = "") -> nn.Module:
-    """Build a model on the meta device as `loading.load_skeleton` does, with its factors where it is a folder."""
-    skeleton = load_skeleton(location, revision)
-    if Path(location).is_dir() and (layout := layout_of(read_object(Path(location) / "config.json"))):
-        put_layers(skeleton, layout)
-    return skeleton
 
 
 class LowRankQuantizer(HfQuantizer):

@@ -22,12 +22,12 @@ from ..foundation.progress import reporting
 from ..methods.base import CompressionReport, Compressor, create_method
 from ..methods.fitted import Fitted
 from ..methods.ranks.budget import Budget
-from ..models.checkpoint import load_exact_skeleton
 from ..models.dtypes import SaveDtypes, save_dtypes
 from ..models.footprint import context_length
 from ..models.loading import load_model, load_skeleton, load_tokenizer, weights_size
 from ..models.notes import notes_of
 from ..models.shards import save_model
+from ..models.skeletons import load_exact_skeleton
 from .estimates.foreseen import check_training, evaluation_peak, placement_of, plain
 from .estimates.memory import Way, compress_way, fit_way, open_model, read_length
 from .executors.parallel.launch import train_together
