@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ..foundation.errors import UserError, did_you_mean
 from ..models.matrices import Matrix, matrices, model_size
 from .fitted import Fitted
-from .ranks.budget import Budget, ModelShape, Unit
+from .ranks.budget import Budget
+from .ranks.units import ModelShape, Unit
 from .registry import methods
 
 __all__ = [

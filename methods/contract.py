@@ -36,8 +36,9 @@ from ..models.shards import save_streamed
 from ..models.streamed import open_streamed
 from .base import CompressionReport, Compressor, Stateful, Trainer, TrainingLog, create_method
 from .fitted import Fitted
-from .ranks.budget import Allocation, Budget, ModelShape
+from .ranks.budget import Allocation, Budget
 from .ranks.policies.base import Policy
+from .ranks.units import ModelShape
 from .shrinking import shrink_parameter
 
 _VOCABULARY = 96

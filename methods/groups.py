@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..models.matrices import Matrix
 from ..models.streamed import weight_of
-from .ranks.budget import Unit
+from .ranks.units import Unit
 
 
 @dataclass(frozen=True)

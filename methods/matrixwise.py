@@ -22,9 +22,10 @@ from ..models.streamed import DiskWeights, weight_of, weights_of
 from .base import CalibrationData, CompressionReport, Compressor, Trainer
 from .fitted import Factors, Fitted
 from .groups import Group, singles
-from .ranks.budget import Budget, ModelShape
+from .ranks.budget import Budget
 from .ranks.policies.base import Loss, Policy, parse_policy
 from .ranks.probe import Probe
+from .ranks.units import ModelShape
 from .working import svd_bytes
 
 Statistic = Any

@@ -1,21 +1,21 @@
-"""The registries of compression methods and rank policies; importing them, and listing, imports no torch."""
+"""The registries of compression methods and rank policies; importing them, and listing, imports no torch.
+
+They hold classes of `methods.base.Compressor` and `methods.ranks.policies.base.Policy`, which register themselves here,
+so that their types cannot be named here.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ..foundation.registry import Registry
 
-if TYPE_CHECKING:
-    from .base import Compressor
-    from .ranks.policies.base import Policy
-
-methods: Registry[Compressor] = Registry(
+methods: Registry[Any] = Registry(
     "method", "lowrank_bench.methods.library", Path(__file__).parent / "library", "lowrank_bench.methods"
 )
 
-policies: Registry[Policy] = Registry(
+policies: Registry[Any] = Registry(
     "policy",
     "lowrank_bench.methods.ranks.policies",
     Path(__file__).parent / "ranks" / "policies",

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lowrank_bench.foundation.errors import UserError
-from lowrank_bench.methods.ranks.budget import Allocation, Budget, ModelShape, Unit
+from lowrank_bench.methods.ranks.budget import Allocation, Budget
 from lowrank_bench.methods.ranks.policies.base import Demand, Evidence, Loss, Policy, parse_policy
+from lowrank_bench.methods.ranks.units import ModelShape, Unit
 
 # Policies whose demands are the same at every ratio, and those that look at the ratio first.
 SAME_DEMANDS = (

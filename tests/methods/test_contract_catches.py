@@ -14,7 +14,8 @@ from lowrank_bench.methods.base import CalibrationData, CompressionReport, Compr
 from lowrank_bench.methods.contract import CompressorContract
 from lowrank_bench.methods.fitted import Factors, Fitted
 from lowrank_bench.methods.library.svd import SVD
-from lowrank_bench.methods.ranks.budget import Budget, ModelShape
+from lowrank_bench.methods.ranks.budget import Budget
+from lowrank_bench.methods.ranks.units import ModelShape
 from lowrank_bench.models.matrices import Matrix, get_linear, low_rank_layers, matrices
 
 

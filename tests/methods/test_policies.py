@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lowrank_bench.foundation.errors import UserError
-from lowrank_bench.methods.ranks.budget import Allocation, Budget, ModelShape, Unit
+from lowrank_bench.methods.ranks.budget import Allocation, Budget
 from lowrank_bench.methods.ranks.policies._search import Search, grid
 from lowrank_bench.methods.ranks.policies._shares import dense_rank, tail_energy
 from lowrank_bench.methods.ranks.policies.base import Evidence, parse_policy, policies
 from lowrank_bench.methods.ranks.policies.loss import LossBased
 from lowrank_bench.methods.ranks.policies.surgical import Surgical
+from lowrank_bench.methods.ranks.units import ModelShape, Unit
 
 _TYPES = ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")
 

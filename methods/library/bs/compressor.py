@@ -29,8 +29,9 @@ from ...base import (
 from ...fitted import Factors, Fitted
 from ...groups import singles
 from ...matrixwise import MatrixCompressor, report
-from ...ranks.budget import Budget, ModelShape, Unit
+from ...ranks.budget import Budget
 from ...ranks.policies.base import parse_policy, policies
+from ...ranks.units import ModelShape, Unit
 from ...shrinking import shrink_parameter
 from .fusing import fused
 from .layer import BasisLinear, Start

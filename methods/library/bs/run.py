@@ -14,8 +14,9 @@ from ....models.layers import LowRankLinear
 from ....models.matrices import get_linear, replace_module
 from ...fitted import Fitted
 from ...linalg import merge
-from ...ranks.budget import Allocation, Budget, ModelShape, Unit
+from ...ranks.budget import Allocation, Budget
 from ...ranks.policies.base import parse_policy, policies
+from ...ranks.units import ModelShape, Unit
 from ...shrinking import shrink_parameter
 from .curvature import CurvatureProbes
 from .final import BasisProbe

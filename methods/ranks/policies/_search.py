@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from ..budget import Unit
+from ..units import Unit
 from .base import Loss, Metric
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from ..budget import Unit
+from ..units import Unit
 from .base import Demand
 
 # Up to this level shares rise to 1 (break-even); the rest of the way leads to full rank, which only budgets without a

@@ -19,7 +19,7 @@ __all__ = ["Demand", "Evidence", "Loss", "Metric", "Policy", "parse_policy", "po
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..budget import Unit
+    from ..units import Unit
 
 Demand = Callable[[float], float]
 """The rank that one unit wants at a level in 0..1; must not decrease with the level."""

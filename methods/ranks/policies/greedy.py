@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..budget import Unit
+from ..units import Unit
 from ._shares import tail_energy, values
 from .base import Demand, Evidence, Loss, Policy, policies
 

@@ -3,7 +3,7 @@
 import math
 from typing import ClassVar, Literal
 
-from ..budget import Unit
+from ..units import Unit
 from ._shares import in_proportion, tail_energy, values
 from .base import Demand, Evidence, Policy, policies
 

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..budget import Unit
+from ..units import Unit
 from .base import Demand, Evidence, Loss, Policy, policies
 
 

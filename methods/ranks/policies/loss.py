@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from ..budget import Unit
+from ..units import Unit
 from ._shares import by_share, tail_energy, values
 from .base import Demand, Evidence, Policy, policies
 

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from ....foundation.errors import UserError
-from ..budget import Unit
+from ..units import Unit
 from ._shares import in_proportion
 from .base import Demand, Evidence, Policy, policies
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..budget import Unit
+from ..units import Unit
 from ._shares import by_share
 from .base import Demand, Evidence, Loss, Policy, policies
 

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from ..budget import Unit
+from ..units import Unit
 from ._search import Search
 from ._shares import BREAK_EVEN_LEVEL, dense_rank
 from .base import Demand, Evidence, Metric, Policy, policies

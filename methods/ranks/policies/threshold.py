@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..budget import Unit
+from ..units import Unit
 from .base import Demand, Policy, policies
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..budget import Unit
+from ..units import Unit
 from ._shares import by_share
 from .base import Demand, Policy, policies
 
