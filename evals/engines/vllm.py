@@ -87,8 +87,8 @@ class VllmEngine(Engine):
             **reservation(needs, device),
             # The logits of every prompt token of a step are held at once when they are scored.
             max_num_batched_tokens=max(512, min(8192, _LOGIT_BYTES // (4 * config.vocab_size))),
-            # An upper bound: a sequence starts where its tokens have room in the cache. Of the next tokens' logits there
-            # are two copies.
+            # An upper bound: a sequence starts where its tokens have room in the cache. There are two copies of the
+            # logits of the next tokens.
             max_num_seqs=min(_sequences(device), max(1, _LOGIT_BYTES // (8 * config.vocab_size))),
             enable_prefix_caching=True,
             generation_config="vllm",  # what authors ship, such as a repetition penalty, must have no effect
