@@ -148,8 +148,8 @@ def _slash(text: str) -> str | None:
     """Write a ratio of two integers as a fraction; None if there is one slash between other things."""
     if text.count("/") != 1:
         return text
-    if found := _INTEGER_RATIO.fullmatch(text):
-        return f"\\frac{{{found.group(1)}}}{{{found.group(2)}}}"
+    if ratio := _INTEGER_RATIO.fullmatch(text):
+        return f"\\frac{{{ratio.group(1)}}}{{{ratio.group(2)}}}"
     try:
         [int(side) for side in text.split("/")]
     except ValueError:
@@ -171,10 +171,10 @@ _NUMBER = re.compile(
 
 def exact_number(normalized: str) -> Fraction | None:
     """Return the value of an integer, a decimal or a simple fraction, or None for everything else."""
-    found = _NUMBER.fullmatch(normalized)
-    if found is None:
+    match = _NUMBER.fullmatch(normalized)
+    if match is None:
         return None
-    sign, decimal, above, below, left, right = found.groups()
+    sign, decimal, above, below, left, right = match.groups()
     if decimal is not None:
         value = Fraction(decimal)
     else:
