@@ -60,7 +60,7 @@ def _amount(digits: str) -> Fraction:
 def _negative(before: str) -> bool:
     """Tell whether a number has a sign, from the text before it.
 
-    Currency and opening brackets may stand between them, and spaces where nothing but an opening stands before the sign
+    Currency and opening brackets may come between them, and spaces where nothing but an opening comes before the sign
     (so ``$-5$``, ``-\\$5`` and ``= - 5`` are negative, and ``apples - 5`` is not).
     """
     rest = before.rstrip(_CURRENCIES + "\\{( \t" + _NARROW_SPACES)

@@ -42,7 +42,7 @@ _ROWS = re.compile(r"\\begin\{[bpv]?matrix\}-?\d+(?:/\d+)?(?:\\?-\d+(?:/\d+)?)*(
 
 
 class Simple(NamedTuple):
-    """What a text stands for: one ``number``, a bare ``list``, ``brackets`` around one, a ``union`` or an ``equation``.
+    """What a text means: one ``number``, a bare ``list``, ``brackets`` around one, a ``union`` or an ``equation``.
 
     The numbers are the one, the list's, the ends of the intervals, or the right side of ``x =``.
     """

@@ -51,7 +51,7 @@ def read_only_view() -> tuple[tuple[str, str, str], ...]:
             seen.append(("bind", folder, folder))
     executable, prefix = python()
     for path in (prefix, executable):
-        if not any(Path(path).is_relative_to(shown) for _, shown, _ in seen):
+        if not any(Path(path).is_relative_to(target) for _, target, _ in seen):
             seen.append(("bind", path, path))
     cache_of_libraries = "/etc/ld.so.cache"
     if os.path.isfile(cache_of_libraries):
