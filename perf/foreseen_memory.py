@@ -24,7 +24,8 @@ from lowrank_bench.models.loading import load_tokenizer
 from lowrank_bench.models.presets import resolve_model
 from lowrank_bench.models.shards import Promise, write_shards
 from lowrank_bench.runners.config import make_config
-from lowrank_bench.runners.plan import Plan, make_plan
+from lowrank_bench.runners.graph import Plan
+from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.store.folders import Stage
 
 LEAST, MOST = 0.8, 1.25

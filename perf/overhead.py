@@ -26,7 +26,8 @@ from pathlib import Path
 from lowrank_bench.foundation.forked import MODULES, run_apart
 from lowrank_bench.runners.config import make_config
 from lowrank_bench.runners.executors.local import Event, run_stages
-from lowrank_bench.runners.plan import Plan, make_plan
+from lowrank_bench.runners.graph import Plan
+from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.store.folders import Stage
 
 TARGET = 0.1

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ...runners.estimates.assumptions import GENERATION_SHARE, PEAK_FLOPS, TOKENS_PER_EXAMPLE, TRAINING_SHARE
 from ...runners.estimates.seconds import estimate
 from ...runners.estimates.speeds import card_speeds
-from ...runners.plan import Plan
+from ...runners.graph import Plan
 from ...runners.progress import duration
 from ...runners.training.recipes import SMALL_MODEL_PARAMETERS
 

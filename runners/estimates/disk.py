@@ -12,7 +12,7 @@ from ...methods.ranks.budget import Budget
 from ...models.dtypes import OWN
 from ...models.loading import DTYPES, own_dtype
 from ..executors.local import crew_size
-from ..plan import Plan
+from ..graph import Plan
 from ..store.folders import Stage, ratio_folder, resume_folder
 from ..store.removal import by_fit, keeps_all, readers_of_inputs
 from ..training.recipes import SMALL_MODEL_PARAMETERS

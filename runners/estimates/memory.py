@@ -20,7 +20,7 @@ from ...models.footprint import SMALL_PARAMETERS, Footprint, check_model, contex
 from ...models.loading import DTYPES, load_model, load_tokenizer
 from ...models.matrices import model_size
 from ...models.streamed import NotStreamable, open_streamed, why_not_streamed
-from ..plan import Plan
+from ..graph import Plan
 from ..store.folders import Stage
 from ..training.data import CALIBRATION_TOKENS, example_length
 from ..training.recipes import TrainSettings
