@@ -27,6 +27,7 @@ methods/test_third_party.py
 cli/test_cli.py
 runners/test_speed.py
 runners/test_reproduce.py
+docs/test_python_api.py
 runners/test_broken_models.py
 runners/test_hostile_folders.py
 evals/test_samples.py
