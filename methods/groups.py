@@ -36,6 +36,16 @@ class Group:
         return self.members[0].name
 
     @property
+    def embedding(self) -> bool:
+        """Whether it is the token embedding, which is decomposed alone."""
+        return self.members[0].embedding
+
+    @property
+    def reader(self) -> str:
+        """Name of the linear layer whose input the group multiplies; empty for an embedding without a tied head."""
+        return self.members[0].head if self.embedding else self.name
+
+    @property
     def in_features(self) -> int:
         """n, width of the common input."""
         return self.members[0].in_features

@@ -10,18 +10,28 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import Field, PrivateAttr, SerializerFunctionWrapHandler, field_validator, model_serializer
 from torch import Tensor, nn
 
 from ..foundation.errors import UserError
 from ..foundation.memory import trim_memory
 from ..foundation.progress import track
+from ..models.embedding import LowRankEmbedding
 from ..models.layers import LowRankLinear
-from ..models.matrices import get_linear, low_rank_layers, model_size, replace_module
+from ..models.matrices import (
+    Matrix,
+    get_linear,
+    install_embedding,
+    low_rank_layers,
+    matrices,
+    model_size,
+    replace_module,
+)
 from ..models.streamed import DiskWeights, weight_of, weights_of
 from .base import CalibrationData, CompressionReport, Compressor, Trainer
 from .fitted import Factors, Fitted
 from .groups import Group, singles
+from .linalg.rows import factor_rows
 from .ranks.budget import Budget
 from .ranks.policies.base import Loss, Policy, parse_policy
 from .ranks.probe import Probe
@@ -40,7 +50,11 @@ class MatrixCompressor(Compressor):
     Args:
         policy: rank policy, by name or as ``name(option=value;…)`` (see ``bench methods --policies``).
         probe_samples: examples on which policies that ask the model's loss ask it.
+        embeddings: factorise the token embedding too, and with the same two factors the output head that is tied to it.
     """
+
+    factorises_embeddings: ClassVar[bool] = False
+    """Whether there is a rule for the rows of an embedding, see `decompose_embedding`."""
 
     shares: ClassVar[bool] = False
     """Whether several matrices share a factor."""
@@ -50,6 +64,7 @@ class MatrixCompressor(Compressor):
 
     policy: str = "uniform"
     probe_samples: int = Field(default=64, ge=1)
+    embeddings: bool = False
     _wanted: Mapping[str, int] | None = PrivateAttr(default=None)
 
     @field_validator("policy")
@@ -57,6 +72,28 @@ class MatrixCompressor(Compressor):
     def _known_policy(cls, value: str) -> str:
         parse_policy(value)
         return value
+
+    @field_validator("embeddings")
+    @classmethod
+    def _has_rule(cls, value: bool) -> bool:
+        if value and not cls.factorises_embeddings:
+            raise ValueError(
+                f"{cls.name} has no rule for the rows of an embedding; leave the option out, or use a method that has "
+                "one, such as svd or svd-llm"
+            )
+        return value
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave ``embeddings`` out where it is off, so that stages of before the option are still these."""
+        options: dict[str, Any] = dump(self)
+        if not options.get("embeddings", True):
+            del options["embeddings"]
+        return options
+
+    def targets(self, model: nn.Module) -> list[Matrix]:
+        """Return the matrices that the method may replace."""
+        return matrices(model, head=self.head, embeddings=self.embeddings)
 
     @property
     def fit_needs_data(self) -> bool:
@@ -117,6 +154,15 @@ class MatrixCompressor(Compressor):
             statistic: what `collect` gave for this group.
         """
 
+    def decompose_embedding(self, weight: Tensor, statistic: Statistic = None) -> Factors:
+        """Decompose the token embedding E (V, d), float32, for lookup and tied head at once; by default all rows alike.
+
+        Args:
+            weight: as (vocabulary, width), which is (out, in) of the tied head.
+            statistic: what `collect` gave for it.
+        """
+        return factor_rows(weight)
+
     def collect(
         self, model: nn.Module, data: CalibrationData | None, groups: Sequence[Group]
     ) -> Iterator[tuple[Group, Statistic]]:
@@ -155,7 +201,10 @@ class MatrixCompressor(Compressor):
             if self._wanted is not None and group.name not in self._wanted:
                 continue
             wanted = {"rank": self._wanted[group.name]} if cuts and self._wanted is not None else {}
-            part = self.decompose(group.weight(model), statistic, **wanted)
+            if group.embedding:
+                part = self.decompose_embedding(group.weight(model), statistic)
+            else:
+                part = self.decompose(group.weight(model), statistic, **wanted)
             for key, value in part.tensors().items():
                 if not torch.isfinite(value).all():
                     raise ValueError(f"{self.name} gave NaN or infinite factors for {group.name} ({key})")
@@ -226,7 +275,14 @@ def cut(group: Group, factors: Factors, rank: int, biases: Sequence[Tensor | Non
 
 
 def install(model: nn.Module, group: Group, factors: Factors, rank: int) -> None:
-    """Replace the linear layers of a group by factors of one rank, keeping dtype and device; see `cut`."""
+    """Replace the layers of a group by factors of one rank, keeping dtype and device; see `cut`."""
+    if group.embedding:
+        dense_embedding = model.get_submodule(group.name)
+        assert isinstance(dense_embedding, nn.Embedding)
+        a, b = (factor.to(dense_embedding.weight) for factor in factors.truncate(rank))
+        layer = LowRankEmbedding.from_factors(a, b, dense_embedding)
+        install_embedding(model, group.members[0], layer.train(dense_embedding.training))
+        return
     layers = [get_linear(model, matrix.name) for matrix in group.members]
     biases = [None if dense.bias is None else dense.bias.detach() for dense in layers]
     owner: LowRankLinear | None = None

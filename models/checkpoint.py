@@ -7,15 +7,17 @@
         "shared": {"model.layers.0.self_attn.k_proj": "model.layers.0.self_attn.q_proj", …},
         "added_bias": ["model.layers.0.self_attn.q_proj", …],
         "dense": ["lm_head", …],
-        "guard": "model.layers.0.self_attn.q_proj.weight"
+        "guard": "model.layers.0.self_attn.q_proj.weight",
+        "embeddings": {"model.embed_tokens": "lm_head"}
     }
 
 ``ranks`` names every factorised module; each has the tensors ``<module>.lr_a`` (r, in), ``<module>.lr_b`` (out, r) and
 its old ``<module>.bias``. A module in ``shared`` has no ``lr_a`` of its own: it uses that of the named owner, which
 comes before it in the model. A module in ``added_bias`` has an ``<module>.lr_bias`` (out,) that its dense form lacks.
-``dense`` names the linear layers that stayed as they were. ``guard`` names an empty tensor: without this package
-transformers only warns about unknown quantisation and fills the factors with noise, but a tensor of another shape than
-the dense layer's is an error there.
+``embeddings`` names the token embedding, where that is factorised, and the output head that is tied to it and has no
+tensors (empty where it is not tied). ``dense`` names the linear layers that stayed as they were. ``guard`` names an
+empty tensor: without this package transformers only warns about unknown quantisation and fills the factors with noise,
+but a tensor of another shape than the dense layer's is an error there.
 
 After `register` (done by importing this module) transformers loads such a folder factorised.
 """
@@ -33,9 +35,19 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..foundation.errors import UserError
+from .embedding import LowRankEmbedding, embedding_scale
 from .layers import LowRankLinear
 from .layout import LOWRANK, Layout
-from .matrices import get_linear, low_rank_layers, matrices, replace_module
+from .matrices import (
+    Matrix,
+    get_linear,
+    install_embedding,
+    low_rank_layers,
+    matrices,
+    replace_module,
+    tied_head,
+    tied_modules,
+)
 from .saved import verify_saved
 
 QUANT_METHOD = LOWRANK
@@ -54,14 +66,21 @@ class LowRankConfig(QuantizationConfigMixin):
 
 
 def put_layers(model: Any, layout: Layout) -> Layout:
-    """Replace linear layers by empty factorised ones; returns the layout without what the model does not have.
+    """Replace linear layers and the embedding by empty factorised ones.
+
+    Returns:
+        The layout without what the model does not have.
 
     Raises:
-        UserError: the layout names what is no linear layer.
+        UserError: the layout names what is no linear layer, or as an embedding what is none.
     """
     layout = _without_head(model, layout)
+    for name, head in layout.embeddings.items():
+        _put_embedding(model, name, layout.ranks[name], head)
     made: dict[str, LowRankLinear] = {}
     for name, rank in layout.ranks.items():
+        if name in layout.embeddings:
+            continue
         try:
             dense = get_linear(model, name)
         except (AttributeError, TypeError) as error:
@@ -81,6 +100,24 @@ def put_layers(model: Any, layout: Layout) -> Layout:
         )
         replace_module(model, name, made[name])
     return layout
+
+
+def _put_embedding(model: Any, name: str, rank: int, head: str) -> None:
+    """Replace the token embedding by an empty factorised one, and the head that is tied to it."""
+    try:
+        dense = model.get_submodule(name)
+        model.get_submodule(head)
+    except AttributeError:
+        dense = None
+    scale = embedding_scale(dense) if dense is not None else None
+    if not isinstance(dense, nn.Embedding) or scale is None or (head and head not in tied_modules(model)):
+        raise UserError(
+            f"the checkpoint announces factors for the embedding '{name}' and the tied head '{head}', which "
+            f"{type(model).__name__} does not have as such; load it with AutoModelForCausalLM, or make it again"
+        )
+    size = dense.num_embeddings, dense.embedding_dim
+    layer = LowRankEmbedding(*size, rank, dense.weight.dtype, dense.weight.device, scale, dense.padding_idx)
+    install_embedding(model, Matrix(name, *size, False, True, head), layer)
 
 
 class LowRankQuantizer(HfQuantizer):
@@ -146,6 +183,7 @@ def _without_head(model: Any, layout: Layout) -> Layout:
         tuple(inner[name] for name in layout.added_bias if name in inner),
         tuple(name.removeprefix(prefix) for name in layout.dense if name.startswith(prefix)),
         f"{next(iter(ranks))}.weight" if ranks else "",
+        {inner[name]: "" for name in layout.embeddings if name in inner},
     )
 
 
@@ -185,7 +223,7 @@ def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
 def describe(model: nn.Module) -> Layout:
     """Return the layout of a factorised model."""
     layers = low_rank_layers(model)
-    names = {layer: name for name, layer in layers.items()}
+    names: dict[nn.Module, str] = {layer: name for name, layer in layers.items()}
     shared = {name: names[layer.source] for name, layer in layers.items() if layer.source is not None}
     return Layout(
         ranks={name: layer.rank for name, layer in layers.items()},
@@ -193,6 +231,9 @@ def describe(model: nn.Module) -> Layout:
         added_bias=tuple(name for name, layer in layers.items() if layer.lr_bias is not None),
         dense=tuple(matrix.name for matrix in matrices(model, required=False)),
         guard=f"{next(iter(layers))}.weight",
+        embeddings={
+            name: tied_head(model, layer) for name, layer in layers.items() if isinstance(layer, LowRankEmbedding)
+        },
     )
 
 

@@ -17,6 +17,7 @@ from ..foundation.errors import UserError, unknown
 from ..foundation.files import new_folder
 from .checkpoint import QUANT_METHOD
 from .dtypes import OWN, SAVE_DTYPES, SaveDtypes, save_dtypes
+from .embedding import LowRankEmbedding, TiedHead
 from .folder_checks import check_folder, check_no_adapter
 from .generation_defaults import GENERATION_FILE
 from .layers import LowRankLinear
@@ -97,7 +98,10 @@ def multiply_out(model: Any, dtype: torch.dtype | None = None) -> None:
     layers = low_rank_layers(model)
     flags = bias_flags(model.config, [name for name, layer in layers.items() if layer.lr_bias is not None])
     for name, layer in layers.items():
-        replace_module(model, name, _dense(layer, dtype))
+        if isinstance(layer, LowRankEmbedding):
+            _multiply_out_embedding(model, name, layer, dtype)
+        else:
+            replace_module(model, name, _dense(layer, dtype))
     for flag in flags:
         setattr(model.config, flag, True)
     for name in _biased(model.config) if flags else ():
@@ -107,6 +111,29 @@ def multiply_out(model: Any, dtype: torch.dtype | None = None) -> None:
     if dtype is not None:
         model.to(dtype)
         model.config.dtype = dtype
+
+
+def _multiply_out_embedding(model: Any, name: str, layer: LowRankEmbedding, dtype: torch.dtype | None) -> None:
+    """Put back a dense embedding, of the class that the architecture has, and the head that is tied to it."""
+    weight = nn.Parameter(layer.dense_weight().to(dtype or layer.lr_a.dtype))
+    plain = copy.deepcopy(model.config)
+    if hasattr(plain, "quantization_config"):
+        del plain.quantization_config
+    with torch.device("meta"):
+        fresh = type(model)(plain)
+    dense = fresh.get_submodule(name)
+    for key, buffer in list(dense.named_buffers(recurse=False)):  # Gemma 3's scale, which is on the meta device here
+        dense._buffers[key] = torch.full_like(buffer, layer.scale, device=weight.device)
+    dense.weight = weight
+    replace_module(model, name, dense)
+    for head, module in list(model.named_modules()):
+        if isinstance(module, TiedHead) and module.embedding is layer:
+            linear = nn.Linear(1, 1, bias=False)
+            linear.in_features, linear.out_features = layer.in_features, layer.out_features
+            linear.weight = weight
+            replace_module(model, head, linear)
+    model._tied_weights_keys = type(model)._tied_weights_keys
+    model.all_tied_weights_keys = dict(fresh.all_tied_weights_keys)
 
 
 def _dense(layer: LowRankLinear, dtype: torch.dtype | None) -> nn.Linear:

@@ -117,8 +117,10 @@ def check_shapes(model: nn.Module, headers: Mapping[str, Header], layout: Layout
     for name, tensor in model.named_parameters(remove_duplicate=False):
         if tensor.ndim < 3:  # experts may be stored transposed, and are turned while loading
             shapes[name] = tuple(tensor.shape)
+    for head in layout.embeddings.values() if layout else ():
+        shapes.pop(f"{head}.weight", None)
     for name, rank in (layout.ranks if layout else {}).items():
-        width, outputs, biased = _linear(model, name, where)
+        width, outputs, biased = _linear(model, name, where, layout is not None and name in layout.embeddings)
         if rank > width:
             raise UserError(
                 f"the rank of '{name}' in {where}/config.json is {rank}, its matrix has {width} inputs; {_AGAIN}"
@@ -144,17 +146,19 @@ def check_shapes(model: nn.Module, headers: Mapping[str, Header], layout: Layout
             )
 
 
-def _linear(model: Any, name: str, where: str) -> tuple[int, int, bool]:
-    """Return inputs, outputs and whether there is a bias, of a linear layer."""
+def _linear(model: Any, name: str, where: str, embedding: bool) -> tuple[int, int, bool]:
+    """Return inputs, outputs and whether there is a bias, of a linear layer or of an embedding as one."""
     from torch import nn
 
     try:
         module = model.get_submodule(name)
     except AttributeError:
         module = None
-    if not isinstance(module, nn.Linear):
+    if embedding and isinstance(module, nn.Embedding):
+        return module.embedding_dim, module.num_embeddings, False
+    if embedding or not isinstance(module, nn.Linear):
+        kind = "embedding" if embedding else "linear layer"
         raise UserError(
-            f"{where}/config.json announces factors for '{name}', which is no linear layer of {type(model).__name__}; "
-            f"{_AGAIN}"
+            f"{where}/config.json announces factors for '{name}', which is no {kind} of {type(model).__name__}; {_AGAIN}"
         )
     return module.in_features, module.out_features, module.bias is not None

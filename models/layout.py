@@ -25,6 +25,8 @@ class Layout:
         shared: owner of the first factor, by module that has none of its own.
         added_bias: modules with a bias that their dense form lacks.
         dense: linear layers that stayed dense.
+        embeddings: the factorised embedding among them, with the name of the output head that shares its factors; empty
+            for none.
         guard: name of the empty tensor that keeps other loaders from filling factors with noise; empty for none.
     """
 
@@ -33,6 +35,7 @@ class Layout:
     added_bias: Sequence[str] = ()
     dense: Sequence[str] = ()
     guard: str = ""
+    embeddings: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> Layout:
@@ -70,6 +73,12 @@ class Layout:
         for name in added:
             if name not in ranks:
                 raise UserError(f"config.json adds a bias to '{name}', which is not factorised; {_AGAIN}")
+        embeddings = config.get("embeddings") or {}
+        usable = isinstance(embeddings, Mapping) and _are_names(embeddings.values())
+        if not usable or not embeddings.keys() <= ranks.keys():
+            raise UserError(
+                f"the quantization_config.embeddings of config.json is no object of factorised modules; {_AGAIN}"
+            )
         order = sorted(ranks, key=lambda name: name in shared)  # stable: owners first
         return cls(
             {name: ranks[name] for name in order},
@@ -77,6 +86,7 @@ class Layout:
             tuple(added),
             tuple(dense),
             guard,
+            dict(embeddings),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,6 +99,7 @@ class Layout:
             "added_bias": list(self.added_bias),
             "dense": list(self.dense),
             "guard": self.guard,
+            **({"embeddings": dict(self.embeddings)} if self.embeddings else {}),
         }
 
     def tensors(self) -> dict[str, int]:

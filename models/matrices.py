@@ -6,17 +6,31 @@ import torch
 from torch import nn
 
 from ..foundation.errors import UserError
+from .embedding import LowRankEmbedding, TiedHead, embedding_scale
 from .layers import LowRankLinear
+
+LowRankLayer = LowRankLinear | LowRankEmbedding
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """One ``nn.Linear``: its dotted name in the model, its shape (out m, in n) and whether it has a bias."""
+    """One ``nn.Linear``, or the token embedding: what its weight (m, n) is called and how large it is.
+
+    Attributes:
+        name: dotted name of the module in the model.
+        out_features: m; of an embedding the size of the vocabulary.
+        in_features: n; of an embedding the width of the model.
+        bias: whether it has one.
+        embedding: whether rows are looked up.
+        head: of an embedding, the output head that is tied to it and shares its factors; empty for none.
+    """
 
     name: str
     out_features: int
     in_features: int
     bias: bool
+    embedding: bool = False
+    head: str = ""
 
     @property
     def parameters(self) -> int:
@@ -68,8 +82,36 @@ def language_part(model: nn.Module) -> str:
     return next((name for name, module in model.named_modules() if module is decoder), "")
 
 
-def matrices(model: nn.Module, head: bool = True, required: bool = True) -> list[Matrix]:
-    """List the matrices to compress, in the model's own order.
+def embedding_matrix(model: nn.Module) -> Matrix:
+    """Return the token embedding as a matrix, with the output head that is tied to it.
+
+    Raises:
+        UserError: the model's embedding does more than look rows up, or is tied to something else than the head.
+    """
+    module = model.get_input_embeddings()  # type: ignore[operator]
+    name = next((name for name, part in model.named_modules() if part is module), "")
+    if not isinstance(module, nn.Embedding) or embedding_scale(module) is None:
+        raise UserError(
+            f"the embedding of {type(model).__name__} is a {type(module).__name__}, which does more than look rows up; "
+            "leave the option embeddings out"
+        )
+    tied, head = tied_modules(model), head_name(model)
+    if tied - {head}:
+        raise UserError(
+            f"{type(model).__name__} ties its embedding to {', '.join(sorted(tied - {head}))}, which is no output "
+            "head; leave the option embeddings out"
+        )
+    shared = head if head is not None and head in tied else ""
+    if shared and model.get_submodule(shared).bias is not None:
+        raise UserError(
+            f"the output head of {type(model).__name__} has a bias beside a weight that is the embedding's; leave the "
+            "option embeddings out"
+        )
+    return Matrix(name, module.num_embeddings, module.embedding_dim, False, True, shared)
+
+
+def matrices(model: nn.Module, head: bool = True, required: bool = True, embeddings: bool = False) -> list[Matrix]:
+    """List the matrices to compress, in the model's own order; the embedding comes last, as the head that it may be.
 
     Every ``nn.Linear`` counts, as in the Basis Selection authors' code (``methods/basis_selection.py``), except those
     tied to another parameter (factorising a tied head would silently untie it and add parameters), and those outside
@@ -79,10 +121,12 @@ def matrices(model: nn.Module, head: bool = True, required: bool = True) -> list
         model: the model; meta tensors are enough.
         head: whether an untied output head is included.
         required: whether it is an error that there is none.
+        embeddings: whether the token embedding is included, with the head that is tied to it.
 
     Raises:
-        UserError: the model has no linear layer to compress, or (where one is required) is factorised already: its
-            ratio would count from a model that is smaller, or of other numbers, than the original.
+        UserError: see `embedding_matrix`; the model has no linear layer to compress, or (where one is required) is
+            factorised already: its ratio would count from a model that is smaller, or of other numbers, than the
+            original.
     """
     announced = getattr(getattr(model, "config", None), "quantization_config", None)
     if required and (announced or low_rank_layers(model)):
@@ -104,7 +148,21 @@ def matrices(model: nn.Module, head: bool = True, required: bool = True) -> list
             f"{type(model).__name__} has no nn.Linear layer that could be compressed; choose a model with linear "
             "layers (tied output heads and fused Conv1D layers do not count)"
         )
-    return found
+    return [*found, embedding_matrix(model)] if embeddings else found
+
+
+def install_embedding(model: nn.Module, matrix: Matrix, layer: LowRankEmbedding) -> None:
+    """Put a factorised embedding into a model, and a head without weights in place of one that is tied to it."""
+    replace_module(model, matrix.name, layer)
+    if matrix.head:
+        replace_module(model, matrix.head, TiedHead(layer))
+        untie(model)
+
+
+def untie(model: nn.Module) -> None:
+    """Let transformers forget which tensors are tied: a head without weights has none that could be."""
+    model._tied_weights_keys = {}  # type: ignore[assignment]
+    model.all_tied_weights_keys = {}  # type: ignore[assignment]
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -121,9 +179,15 @@ def get_linear(model: nn.Module, name: str) -> nn.Linear:
     return module
 
 
-def low_rank_layers(model: nn.Module) -> dict[str, LowRankLinear]:
-    """Return the factorised layers of a model by dotted name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LowRankLinear)}
+def low_rank_layers(model: nn.Module) -> dict[str, LowRankLayer]:
+    """Return the factorised layers of a model, linear ones and embeddings, by dotted name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LowRankLayer)}
+
+
+def tied_head(model: nn.Module, embedding: LowRankEmbedding) -> str:
+    """Return the dotted name of the head that shares a factorised embedding's factors; empty for none."""
+    heads = (name for name, part in model.named_modules() if isinstance(part, TiedHead) and part.embedding is embedding)
+    return next(heads, "")
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .layers import LowRankLinear
-from .matrices import head_name, language_part, tied_modules
+from .matrices import LowRankLayer, head_name, language_part, tied_modules
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def untouched(model: nn.Module, reasons: Mapping[str, str]) -> list[Untouched]:
                 continue
             seen.add(id(parameter))
             total += parameter.numel()
-            if isinstance(module, LowRankLinear) and key in ("lr_a", "lr_b", "lr_bias"):
+            if isinstance(module, LowRankLayer) and key in ("lr_a", "lr_b", "lr_bias"):
                 continue
             if language and name != head and not name.startswith(f"{language}."):
                 kind = ("vision and audio layers", "they are no part of the language model")
@@ -70,8 +69,8 @@ def _kind(
         return "norms and biases", "vectors have no rank to lower"
     if isinstance(module, nn.Embedding):
         if tied:
-            return "embeddings and tied output head", "the head's weight is the embedding's: factors would untie it"
-        return "embeddings", "looked up by row, not multiplied"
+            return "embeddings and tied output head", "the method was not asked for them (embeddings=true)"
+        return "embeddings", "the method was not asked for them (embeddings=true)"
     if dimensions > 2:
         return "experts", "stored as one tensor of all experts, which no method here factorises"
     if isinstance(module, nn.Linear):

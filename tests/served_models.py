@@ -10,9 +10,18 @@ from torch import nn
 
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
+from lowrank_bench.models.embedding import LowRankEmbedding
+from lowrank_bench.models.export import multiply_out
 from lowrank_bench.models.layers import LowRankLinear
 from lowrank_bench.models.loading import load_model
-from lowrank_bench.models.matrices import get_linear, low_rank_layers, matrices, replace_module
+from lowrank_bench.models.matrices import (
+    embedding_matrix,
+    get_linear,
+    install_embedding,
+    low_rank_layers,
+    matrices,
+    replace_module,
+)
 
 WIDTH = 128  # heads 32 wide, the narrowest that vLLM's CPU attention has
 NEW = 16
@@ -39,9 +48,24 @@ def factorise(model: Any, only: tuple[str, ...] = ("",)) -> Any:
     return model
 
 
+def factorise_embedding(model: Any) -> Any:
+    """Factorise all matrices, the token embedding and with it the tied head among them."""
+    embedding = embedding_matrix(model)
+    factorise(model)
+    dense = model.get_submodule(embedding.name)
+    rank = embedding.in_features // 2 + 3
+    u, s, v = torch.linalg.svd(dense.weight.detach(), full_matrices=False)
+    layer = LowRankEmbedding.from_factors(v[:rank].contiguous(), (u * s)[:, :rank].contiguous(), dense)
+    install_embedding(model, embedding, layer)
+    return model
+
+
 def dense_twin(model: Any) -> Any:
     """Return the same function with dense layers."""
     twin = copy.deepcopy(model)
+    if any(isinstance(layer, LowRankEmbedding) for layer in low_rank_layers(twin).values()):
+        multiply_out(twin)
+        return twin
     for name, layer in low_rank_layers(twin).items():
         dense = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
         dense.weight.data = layer.dense_weight()
@@ -103,6 +127,25 @@ def small_phi3() -> Any:
     return model.eval()
 
 
+def small_gemma3() -> Any:
+    """A Gemma 3, which scales what its tied embedding looks up."""
+    import transformers as tf
+
+    config = tf.Gemma3TextConfig(
+        vocab_size=96, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=WIDTH // 4, intermediate_size=3 * WIDTH, max_position_embeddings=64, sliding_window=16,
+        query_pre_attn_scalar=WIDTH // 4, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        layer_types=["sliding_attention", "full_attention"],
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = tf.AutoModelForCausalLM.from_config(config)
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "embed" not in name:
+                parameter.data.mul_(3.0)
+    return model.eval()
+
+
 def widen_heads(model: Any, width: int = 32) -> Any:
     """Return the same Llama with wider heads, the added dimensions zero: stories260K has heads of 8.
 
@@ -139,6 +182,9 @@ def served_models(data_dir: Path) -> Iterator[tuple[str, Any]]:
     yield "phi3", factorise(small_phi3())
     yield "stories260K", factorise(widen_heads(load_model(data_dir / "models" / "stories260K")))
     yield "mixed", mixed_llama()
+    yield "llama-embedding", factorise_embedding(random_model("llama", tied=True, width=WIDTH))
+    yield "qwen2-embedding", factorise_embedding(random_model("qwen2", tied=True, width=WIDTH))
+    yield "gemma3-embedding", factorise_embedding(small_gemma3())
 
 
 def prompts(count: int = 6) -> list[list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,11 +12,13 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from ..base import CalibrationData
-from ..fitted import Fitted
+from ..fitted import Factors, Fitted
 from ..groups import Group
+from ..linalg.rows import factor_rows
 from ..linalg.whitening import Root, root
 from ..matrixwise import MatrixCompressor
 from .collection import input_moments
+from .frequencies import token_weights
 from .moments import Moments
 
 
@@ -65,6 +68,19 @@ class CalibratedCompressor(MatrixCompressor):
         return fitted
 
 
+@dataclass(frozen=True)
+class RowStatistic:
+    """What is known of a token embedding.
+
+    Attributes:
+        weights: (V,) of its rows, see `token_weights`.
+        inputs: moments of what enters the tied head; None without one.
+    """
+
+    weights: Tensor
+    inputs: Moments | None
+
+
 class MomentCompressor(CalibratedCompressor):
     """A calibrated method whose statistic is the `Moments` of each group's input."""
 
@@ -83,11 +99,24 @@ class MomentCompressor(CalibratedCompressor):
         """Yield each group with the moments of its (first member's) input."""
         if data is None:
             raise ValueError(f"{self.name} needs task data")
-        found = input_moments(
-            model, [group.name for group in groups], data, self.samples, self.batch_size, grams=self.grams
-        )
-        yield from ((group, moments) for group, (_, moments) in zip(groups, found, strict=True))
+        readers = [group.reader for group in groups if group.reader]
+        inputs = input_moments(model, readers, data, self.samples, self.batch_size, grams=self.grams)
+        for group in groups:
+            moments = next(inputs)[1] if group.reader else None
+            if group.embedding:
+                weights = token_weights(data, group.out_features, self.samples, self.batch_size)
+                yield group, RowStatistic(weights, moments)
+            else:
+                yield group, moments
         self._last = None
+
+    def decompose_embedding(self, weight: Tensor, statistic: RowStatistic | None = None) -> Factors:
+        """Weight each row by its token's frequency and, where a head is tied, the errors by what enters the head."""
+        if statistic is None:
+            raise ValueError(f"{self.name} needs the frequencies of tokens")
+        moments = statistic.inputs
+        inputs = None if moments is None else self.rooted(moments, lambda: moments.gram, weight)
+        return factor_rows(weight, statistic.weights, inputs)
 
     def rooted(self, moments: Moments, gram: Callable[[], Tensor], weight: Tensor, jitter: float = 0.0) -> Root:
         """Return `whitening.root` of a Gram matrix on the weight's device, made once for all readers of an input.

@@ -5,7 +5,7 @@ truncate, finetune, as Basis Selection's baseline (arXiv 2405.15877, §4.1). By 
 closer to W in the Frobenius norm; the error is the sum of the dropped squared singular values.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -29,6 +29,8 @@ FACTS = {
 @methods.register("svd")
 class SVD(MatrixCompressor):
     """W ≈ U_r S_r V_rᵀ, with √S in both factors, which conditions the training that follows."""
+
+    factorises_embeddings: ClassVar[bool] = True
 
     def fit_key(self) -> dict[str, Any]:
         """Return one name for the factors, whatever the method that asks for them is called."""

@@ -9,7 +9,7 @@ activations, as in the authors' W-only results. Their LoRA update is what this p
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -47,6 +47,8 @@ class Whitened(MomentCompressor):
             Cholesky factor with it, as much more as gives them one (`whitening.root`).
     """
 
+    factorises_embeddings: ClassVar[bool] = True
+
     side: Side = "auto"
     two_sided: bool = False
     shrink_input: float = Field(default=0.1, ge=0, le=1)
@@ -62,12 +64,13 @@ class Whitened(MomentCompressor):
     ) -> Iterator[tuple[Group, Any]]:
         """Yield each group with its input moments and, if two-sided, its output-gradient moments (m, m)."""
         one_sided = super().collect(model, data, groups)
-        if not self.two_sided or data is None:
-            yield from ((group, (moments, None)) for group, moments in one_sided)
-            return
-        gradients = gradient_grams(model, [group.name for group in groups], data, self.samples, self.batch_size)
-        for (group, moments), (_, gram) in zip(one_sided, gradients, strict=True):
-            yield group, (moments, gram)
+        weighted = [group.name for group in groups if not group.embedding] if self.two_sided and data else []
+        gradients = gradient_grams(model, weighted, data, self.samples, self.batch_size) if weighted and data else None
+        for group, moments in one_sided:
+            if group.embedding:
+                yield group, moments
+            else:
+                yield group, (moments, next(gradients)[1] if gradients else None)
 
     @property
     def backward(self) -> bool:

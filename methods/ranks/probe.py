@@ -104,7 +104,7 @@ class Probe:
     @contextmanager
     def truncated(self, ranks: Mapping[str, int]) -> Iterator[nn.Module]:
         """Give the model with these units cut to these ranks; their weights and biases come back afterwards."""
-        saved: list[tuple[nn.Linear, Tensor, nn.Parameter | None]] = []
+        saved: list[tuple[nn.Module, Tensor, nn.Parameter | None]] = []
         try:
             for name, rank in ranks.items():
                 for layer, weight, offset in self._cut(self.groups[name], self.fitted.factors(name), rank):

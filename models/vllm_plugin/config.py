@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from vllm.distributed import get_pp_group
 from vllm.model_executor.layers.linear import (
     LinearBase,
     MergedColumnParallelLinear,
@@ -15,10 +16,11 @@ from vllm.model_executor.layers.linear import (
 )
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
 from ...foundation.errors import UserError
 from ..layout import LOWRANK, Layout
+from .embedding import LowRankEmbeddingMethod, TiedHeadMethod
 from .method import LowRankMethod
 from .sharing import FirstFactors
 
@@ -44,6 +46,7 @@ class LowRankServingConfig(QuantizationConfig):
         super().__init__()
         self.layout = layout
         self.factors = FirstFactors(layout.shared)
+        self._embedding_built = False
 
     def get_name(self) -> str:
         """Return ``lowrank``."""
@@ -96,6 +99,7 @@ class LowRankServingConfig(QuantizationConfig):
             tuple(map(rename, old.added_bias)),
             tuple(map(rename, old.dense)),
             old.guard,
+            {rename(name): rename(head) if head else "" for name, head in old.embeddings.items()},
         )
         self.factors.shared = self.layout.shared
 
@@ -111,6 +115,16 @@ class LowRankServingConfig(QuantizationConfig):
                 vLLM fuses from matrices that it does not name.
         """
         prefix = prefix.removeprefix(_DRAFT)
+        if self.layout.embeddings and isinstance(layer, VocabParallelEmbedding):
+            if isinstance(layer, ParallelLMHead):
+                if prefix in self.layout.embeddings.values():
+                    return TiedHeadMethod()
+            elif prefix in self.layout.embeddings or not prefix:  # Llama's class gives its embedding no name
+                self._embedding_built = True
+                name = prefix or next(iter(self.layout.embeddings))
+                return LowRankEmbeddingMethod(name, self.layout.ranks[name])
+        if isinstance(layer, LinearBase):
+            self._check_embedding()
         modules = self._modules(layer, prefix)
         factorised = any(name in self.layout.ranks for name in modules)
         if isinstance(layer, LinearBase):
@@ -124,6 +138,14 @@ class LowRankServingConfig(QuantizationConfig):
                 "export the model dense, or evaluate it with transformers"
             )
         return None
+
+    def _check_embedding(self) -> None:
+        """Raise a `UserError` if vLLM's model class, which builds its embedding first, built a dense one."""
+        if self.layout.embeddings and not self._embedding_built and get_pp_group().is_first_rank:
+            raise UserError(
+                "the checkpoint factorises the embedding, which vLLM's class of this architecture only knows dense; "
+                "export the model dense (bench export FOLDER --dense --out DIR), or evaluate it with transformers"
+            )
 
     def _modules(self, layer: nn.Module, prefix: str) -> tuple[str, ...]:
         """Return the checkpoint's modules that a layer stands for."""

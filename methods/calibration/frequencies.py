@@ -1,0 +1,26 @@
+"""How often each token comes in the calibration texts: the weights of an embedding's rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..base import CalibrationData
+
+
+def token_weights(data: CalibrationData, vocabulary: int, samples: int | None, batch_size: int) -> Tensor:
+    """Return (V,) float64: each token's share of the texts in shares of the mean, with Laplace's count of one more.
+
+    Without that one more, only the tokens of a few hundred texts would decide which directions of the embedding stay.
+
+    Args:
+        data: task data.
+        vocabulary: V.
+        samples: examples to read, or None for all.
+        batch_size: of no effect on the result.
+    """
+    counts = torch.ones(vocabulary, dtype=torch.float64)
+    for batch in data.batches(samples, batch_size):
+        ids = batch["input_ids"][batch["attention_mask"].bool()].cpu()
+        counts += torch.bincount(ids, minlength=vocabulary)
+    return counts / counts.mean()
