@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lowrank_bench.records.schema import Record
     from lowrank_bench.results.sweep import SweepResult, run_sweep
     from lowrank_bench.runners.config import MethodSpec, SweepConfig
+    from lowrank_bench.runners.single import Compressed, CompressRequest, Evaluated
     from lowrank_bench.runners.single import compress_model as compress
     from lowrank_bench.runners.single import evaluate_model as evaluate
 
@@ -29,8 +30,11 @@ __version__ = "0.1.0"
 __all__ = [
     "Benchmark",
     "Budget",
+    "CompressRequest",
+    "Compressed",
     "Compressor",
     "EvalSettings",
+    "Evaluated",
     "MatrixCompressor",
     "MethodSpec",
     "Record",
@@ -47,8 +51,11 @@ __all__ = [
 _SOURCES = {
     "Benchmark": "evals.base:Benchmark",
     "Budget": "methods.ranks.budget:Budget",
+    "CompressRequest": "runners.single:CompressRequest",
+    "Compressed": "runners.single:Compressed",
     "Compressor": "methods.base:Compressor",
     "EvalSettings": "evals.base:EvalSettings",
+    "Evaluated": "runners.single:Evaluated",
     "MatrixCompressor": "methods.matrixwise:MatrixCompressor",
     "MethodSpec": "runners.config:MethodSpec",
     "Record": "records.schema:Record",

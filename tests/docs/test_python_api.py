@@ -1,6 +1,7 @@
 """The Python that the README and docs/python-api.md show is executed as it stands there."""
 
 import ast
+import re
 import runpy
 import subprocess
 import sys
@@ -30,6 +31,20 @@ def test_the_readmes_script_runs_a_sweep_and_reads_its_records(
     assert set(sweep.records.ratio_target) == {1.0, 2.0, 4.0}
     assert printed[-1] == str(sweep.folder) == str(tmp_path / "runs" / "tiny-toy-math")
     assert len(printed) == 7  # a heading, five headlines, the folder: the sweep itself prints nothing
+
+
+def test_the_page_about_the_python_api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = "docs/python-api.md"
+    blocks = [block.text for block in code_blocks(page) if block.language == "python"]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+    assert set(names["headline"].ratio_target) == {2.0}
+    text = (ROOT / page).read_text()
+    for name in lowrank_bench.__all__:
+        assert re.search(rf"`{name}`", text), f"{page} says nothing of {name}"
+        assert name in names or name in ("SweepResult", "Compressed", "Evaluated"), f"{page} does not show {name}"
 
 
 def test_the_table_of_public_names_agrees_with_what_type_checkers_follow() -> None:
