@@ -134,9 +134,11 @@ class VllmEngine(Engine):
         done = 0
         for index, output, cancel in self._run(prompts, params):
             ids = generated.setdefault(index, [])
-            news = output.outputs[0]
-            ids.extend(news.token_ids)
-            check_finite([[entry[token].logprob for entry, token in zip(news.logprobs, news.token_ids, strict=True)]])
+            new_output = output.outputs[0]
+            ids.extend(new_output.token_ids)
+            check_finite(
+                [[entry[token].logprob for entry, token in zip(new_output.logprobs, new_output.token_ids, strict=True)]]
+            )
             if not output.finished:
                 if not stop_found(self.tokenizer, prompts[index], ids, stops):
                     continue
@@ -178,7 +180,7 @@ class VllmEngine(Engine):
     def _run(
         self, prompts: Sequence[Sequence[int]], params: Callable[[int], Any]
     ) -> Iterator[tuple[int, Any, Callable[[], None]]]:
-        """Yield (index of the prompt, news about it, what cancels it) until all are finished or cancelled."""
+        """Yield (index of the prompt, its new output, what cancels it) until all are finished or cancelled."""
         from vllm import TokensPrompt
 
         engine = self._llm.llm_engine
@@ -236,12 +238,14 @@ def cache_bytes(needs: Footprint, device: str) -> int:
     Raises:
         UserError: not even one sequence of the longest length that will be asked for fits.
     """
+    # One block more than the tokens: a sequence's last block may be nearly empty and is still taken whole.
     sequence = needs.token * (needs.sequence + 1 + _BLOCK_TOKENS)
     free = free_memory(device)
     if device == "cpu":
         room = min(_CPU_CACHE_BYTES, (free - needs.weights) // 2)
     else:
         room = int(0.9 * free) - needs.weights - _OWN_BYTES
+    # Half of what is free is a courtesy to others on the machine, not a need: one long sequence may take it all.
     if device == "cpu" and room < sequence <= free - needs.weights:
         room = sequence
     if room < sequence:
@@ -255,9 +259,9 @@ def cache_bytes(needs: Footprint, device: str) -> int:
 
 def _positions_depend_on_length(config: Any) -> bool:
     """Whether vLLM's rotary embedding of a model is another for another ``max_model_len`` (LongRoPE, dynamic NTK)."""
-    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    each = [found, *(part for part in found.values() if isinstance(part, dict))]
-    return any((part.get("rope_type") or part.get("type")) in ("longrope", "su", "dynamic") for part in each)
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    rope_settings = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    return any((part.get("rope_type") or part.get("type")) in ("longrope", "su", "dynamic") for part in rope_settings)
 
 
 def _sequences(device: str) -> int:
