@@ -28,6 +28,7 @@ cli/test_cli.py
 runners/test_speed.py
 runners/test_reproduce.py
 docs/test_python_api.py
+docs/test_guides.py
 runners/test_broken_models.py
 runners/test_hostile_folders.py
 evals/test_samples.py
