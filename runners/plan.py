@@ -129,7 +129,7 @@ class Plan:
 
     def saves(self, trains: bool) -> str:
         """Return the dtype that a stage saves weights in, trained ones or others; see `Recipe.saves`."""
-        return self.recipe.saves(self.config.save_dtype, trains)
+        return self.recipe.saves(self.config.training.save_dtype, trains)
 
     def add(self, stage: Stage, *needs: str | None) -> str:
         """Add a stage (once) and return its key, which the environment's number formats are part of."""
@@ -147,7 +147,7 @@ class Plan:
         """
         missing = set(self.store.missing(self.stages))
         weightless = self.store.without_weights(key for key in self.stages if key not in missing)
-        if self.config.keep == "all":
+        if self.config.execution.keep == "all":
             missing |= weightless
         for key in reversed(self.stages):  # each comes after those it needs
             if key in missing:
@@ -206,37 +206,40 @@ def make_plan(config: SweepConfig, assumed: Machine | None = None, dry: bool = F
     """
     task = get_task(config.task)
     for spec in config.methods:
-        if create_method(spec.name, spec.options).trains and config.training_free:
+        if create_method(spec.name, spec.options).trains and config.training.training_free:
             raise UserError(f"method '{spec.name}' trains while it compresses; leave it out, or --training-free")
     names = benchmark_names(config.benchmarks or task.benchmarks)
-    if config.context and not any(benchmarks.get(name).has_context for name in names):
+    context = config.evaluation.context
+    if context and not any(benchmarks.get(name).has_context for name in names):
         raise UserError(f"--context is for perplexities and none of {', '.join(names)} is one; leave it out")
     verify_around(Path(config.model))
     source = resolve_model(config.model, config.revision)
-    device = assumed_device(config.device) if assumed else pick_device(config.device)
-    if config.data is not None and not config.data.is_dir():
-        raise UserError(f"the data folder {config.data} does not exist; name the folder that holds gsm8k/, math/, …")
+    execution = config.execution
+    device = assumed_device(execution.device) if assumed else pick_device(execution.device)
+    if execution.data is not None and not execution.data.is_dir():
+        raise UserError(f"the data folder {execution.data} does not exist; name the folder that holds gsm8k/, math/, …")
     at_hand = find_at_hand(config, source, names, assumed) if dry else AtHand()
     skeleton, at_hand = read_skeleton(source, at_hand, dry)
     most = getattr(skeleton.config, "max_position_embeddings", None)
-    if config.context and most and max(config.context) > most:
+    if context and most and max(context) > most:
         raise UserError(
-            f"--context {max(config.context)} is more than {source.name} takes ({most}); ask for at most that many "
-            "tokens"
+            f"--context {max(context)} is more than {source.name} takes ({most}); ask for at most that many tokens"
         )
     parameters = model_size(skeleton).parameters
-    recipe_name = pick_recipe(config.recipe, source, parameters)
+    recipe_name = pick_recipe(config.training.recipe, source, parameters)
     recipe = RECIPES[recipe_name]
-    engine = assumed_engine(config.engine) if assumed else None
-    engine = engine or choose_engine(config.engine, skeleton.config, parameters, device)
-    root = config.out.expanduser().resolve() / "stages"
-    store = SharedStore(root, config.storage) if config.storage else StageStore(root)
-    plan = Plan(config, source, recipe, recipe_name, device, engine, config.dtype or recipe.dtype, store, skeleton)
+    engine = assumed_engine(config.evaluation.engine) if assumed else None
+    engine = engine or choose_engine(config.evaluation.engine, skeleton.config, parameters, device)
+    root = execution.folder / "stages"
+    store = SharedStore(root, execution.storage) if execution.storage else StageStore(root)
+    dtype = config.evaluation.dtype or recipe.dtype
+    plan = Plan(config, source, recipe, recipe_name, device, engine, dtype, store, skeleton)
     plan.assumed, plan.at_hand, plan.dry = assumed, at_hand, dry
-    if config.accelerate is not None:
-        plan.setup = read_setup(config.accelerate, device, assumed.count if assumed else None)
+    if execution.accelerate is not None:
+        plan.setup = read_setup(execution.accelerate, device, assumed.count if assumed else None)
     _check_ratios(plan)
-    _Layout(plan, names, task.pretrained_row if config.pretrained is None else config.pretrained).lay_out()
+    asked = config.evaluation.pretrained
+    _Layout(plan, names, task.pretrained_row if asked is None else asked).lay_out()
     return plan
 
 
@@ -267,24 +270,25 @@ class _Layout:
     def __init__(self, plan: Plan, names: tuple[str, ...], pretrained: bool) -> None:
         self.plan, self.config, self.names, self.pretrained = plan, plan.config, names, pretrained
         finetune, recover = plan.recipe.for_kind(get_task(plan.config.task).kind, plan.device)
-        self.finetune = merge_settings(finetune, plan.config.finetune.model_dump())
-        self.recover = merge_settings(recover, plan.config.recover.model_dump())
-        if plan.config.training_free:
+        training, data = plan.config.training, plan.config.execution.data
+        self.finetune = merge_settings(finetune, training.finetune.model_dump())
+        self.recover = merge_settings(recover, training.recover.model_dump())
+        if training.training_free:
             self.finetune, self.recover = (run.model_copy(update={"steps": 0}) for run in (self.finetune, self.recover))
         for run in (self.finetune, self.recover):
             if plan.setup and run.steps != 0:
                 run.split(plan.setup.processes)
-        self.data_dir = plan.config.data.expanduser().resolve() if plan.config.data else None
-        self.train_set = plan.recipe.train_set(plan.config.task, plan.config.train_set)
+        self.data_dir = data.expanduser().resolve() if data else None
+        self.train_set = plan.recipe.train_set(plan.config.task, training.train_set)
         self.data = self._train_set(plan.config.task, self.train_set)
         self.peaks: dict[tuple[Any, ...], TrainingPeak] = {}
         self.calibration: dict[str, dict[str, Any]] = {plan.config.task: self.data}
         self.source = _Model(plan.source.sha256, plan.source.location, plan.source.revision)
         made = [benchmarks.get(name)() for name in names]
         if plan.at_hand.tokenizer:
-            self.bos, plan.bos_note = begins_with_bos(self.config.bos, plan.source, made)
+            self.bos, plan.bos_note = begins_with_bos(self.config.evaluation.bos, plan.source, made)
         else:
-            self.bos = self.config.bos == "always"
+            self.bos = self.config.evaluation.bos == "always"
         read = [benchmark for benchmark in made if not counts_by_size(benchmark.name, plan.at_hand)]
         for benchmark in made:
             for context in self._contexts(benchmark.name):
@@ -305,7 +309,7 @@ class _Layout:
     def lay_out(self) -> None:
         """Add every stage and cell of the sweep."""
         for seed in self.config.seeds:
-            shown = self.pretrained or self.config.training_free
+            shown = self.pretrained or self.config.training.training_free
             if shown:
                 self._cell(BASELINE, 1.0, seed, "pretrained", {}, self.source)
             tuned, keys = self._finetuned(seed)
@@ -331,7 +335,7 @@ class _Layout:
         more: dict[str, Any] = {"accelerate": setup.runtime} if setup else {}
         if choice.why:
             more["placement"] = {"placement": choice.placement, "why": choice.why}
-        return self._runtime(model, checkpoint_minutes=self.config.checkpoint_minutes, **more)
+        return self._runtime(model, checkpoint_minutes=self.config.execution.checkpoint_minutes, **more)
 
     def _place(
         self, settings: TrainSettings, title: str, method: Compressor | None = None, ratio: float = 1.0
@@ -364,7 +368,7 @@ class _Layout:
             choice = Choice(spread, setup.processes, f"by {setup.processes} processes, as --accelerate asks")
             self.plan.trainings[title] = choice, foresee(spread, setup.processes)
             return Choice("device", 1, "")
-        if self.config.executor == "ray" and self.config.placement == "auto":
+        if self.config.execution.executor == "ray" and self.config.training.placement == "auto":
             return Choice("device", 1, "")  # other machines' memory is not known here
         count = self.plan.machine.count
         shares = max(n for n in range(1, count + 1) if settings.batch_size % n == 0)
@@ -372,7 +376,7 @@ class _Layout:
             shares = 1
         try:
             choice = choose_placement(
-                foresee, self.plan.machine, self.config.placement, title, settings.optimizer, shares
+                foresee, self.plan.machine, self.config.training.placement, title, settings.optimizer, shares
             )
         except NothingFits as refusal:
             self.plan.refusals[title] = str(refusal)
@@ -419,7 +423,7 @@ class _Layout:
         fit_title = f"fit {config['fit'].get('factors', spec.name)}, seed {seed}"
         # Options of a method that its fit does not depend on must not be in the fit's identity: they travel beside it.
         maker = {"method": spec.name, "options": options}
-        runtime = self._runtime(tuned, memory=self.config.memory, **maker)
+        runtime = self._runtime(tuned, memory=self.config.execution.memory, **maker)
         fit = Stage("fit", config, {"model": tuned.identity}, runtime, fit_title)
         fit_key = self.plan.add(fit, tuned.stage)
         together = bool(options.get("trajectory"))
@@ -446,14 +450,14 @@ class _Layout:
             choice = self._place(self.recover, title, method)
             runtime = self._training_runtime(tuned, choice)
             config |= self._training(placed(self.recover, choice), seed)
-            config["extra_pruning_steps"] = self.config.extra_pruning_steps
+            config["extra_pruning_steps"] = self.config.training.extra_pruning_steps
         elif method.compress_needs_data:
             config |= self._sampled(self.finetune, seed, method)
         stage = Stage(
             "compress",
             config,
             {"model": tuned.identity, "fit": keys["fit"]},
-            runtime | {"memory": self.config.memory, "fit": str(self.plan.store.path(keys["fit"]))},
+            runtime | {"memory": self.config.execution.memory, "fit": str(self.plan.store.path(keys["fit"]))},
             title,
         )
         key = self.plan.add(stage, tuned.stage, keys["fit"])
@@ -461,7 +465,7 @@ class _Layout:
             small = self._made(key, f"{ratio_folder(ratio)}/{MODEL_FOLDER}")
             path = keys | {"compress": key}
             last = self.recover.steps == 0
-            if last or self.config.before_recovery:
+            if last or self.config.evaluation.before_recovery:
                 self._cell(spec, ratio, seed, "compressed", path, small)
             if not last:
                 self._recovered(spec, method, ratio, seed, path, small)
@@ -469,7 +473,7 @@ class _Layout:
     def _recovered(
         self, spec: MethodSpec, method: Compressor, ratio: float, seed: int, keys: dict[str, str], small: _Model
     ) -> None:
-        extra = self.config.extra_pruning_steps if method.trains else 0
+        extra = self.config.training.extra_pruning_steps if method.trains else 0
         title = f"recover {spec.shown} {ratio:g}x, seed {seed}"
         choice = self._place(self.recover, title, ratio=ratio)
         stage = Stage(
@@ -485,23 +489,24 @@ class _Layout:
 
     def _stage(self, state: str) -> EvalStage:
         """Return whether a model counts as finetuned: its prompts follow from that."""
-        return "pretrained" if state == "pretrained" or self.config.training_free else "finetuned"
+        return "pretrained" if state == "pretrained" or self.config.training.training_free else "finetuned"
 
     def _contexts(self, name: str) -> tuple[int | None, ...]:
-        return self.config.context or (None,) if benchmarks.get(name).has_context else (None,)
+        return self.config.evaluation.context or (None,) if benchmarks.get(name).has_context else (None,)
 
     def _settings(self, state: EvalStage, context: int | None = None) -> EvalSettings:
+        asked = self.config.evaluation
         return EvalSettings(
             data_dir=self.data_dir,
-            limit=self.config.limit,
+            limit=asked.limit,
             stage=state,
-            batch_size=self.config.eval_batch_size,
-            max_new_tokens=self.config.max_new_tokens,
-            samples=self.config.samples,
-            temperature=self.config.temperature,
-            top_p=self.config.top_p,
+            batch_size=self.config.execution.eval_batch_size,
+            max_new_tokens=asked.max_new_tokens,
+            samples=asked.samples,
+            temperature=asked.temperature,
+            top_p=asked.top_p,
             seed=DATA_SEED,
-            allow_weak_isolation=self.config.allow_weak_isolation,
+            allow_weak_isolation=self.config.execution.allow_weak_isolation,
             context=context,
             bos=self.bos,
         )
