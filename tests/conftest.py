@@ -149,8 +149,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory):
     with FileLock(f"{shared}.lock"):
         if not shared.exists():
             run_sweep(config)
-            shutil.copytree(config.out, making := shared.with_suffix(".part"))
+            shutil.copytree(config.execution.out, making := shared.with_suffix(".part"))
             making.rename(shared)
             return config
-    shutil.copytree(shared, config.out, dirs_exist_ok=True)
+    shutil.copytree(shared, config.execution.out, dirs_exist_ok=True)
     return config

@@ -180,7 +180,8 @@ def plan_ways(plan: Plan) -> dict[str, Way]:
     sweep's model.
     """
     found: dict[str, Way] = {}
-    place = (plan.source.location if plan.at_hand.config else "", plan.source.revision, plan.config.memory, plan.device)
+    location = plan.source.location if plan.at_hand.config else ""
+    place = (location, plan.source.revision, plan.config.execution.memory, plan.device)
     for stage in plan.stages.values():
         name = f"{stage.kind} {stage.config['fit'].get('factors', '') if stage.kind == 'fit' else ''}".strip()
         if stage.kind == "fit":

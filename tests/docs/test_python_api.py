@@ -79,11 +79,12 @@ def test_options_are_named_as_on_the_command_line(tmp_path: Path) -> None:
     assert typed.methods == listed.methods
     assert typed.ratios == listed.ratios == (2.0, 4.0)
     assert typed.seeds == (7,)
-    assert typed.finetune.learning_rate == typed.recover.learning_rate == 1e-4
-    assert config_of(listed, {"recover_steps": 3, "limit": None}).recover.steps == 3
-    (tmp_path / "sweep.yaml").write_text("model: tiny\ntask: toy-math\nmethods: svd\nfinetune: {epochs: 2}\n")
+    assert typed.training.finetune.learning_rate == typed.training.recover.learning_rate == 1e-4
+    assert config_of(listed, {"recover_steps": 3, "limit": None}).training.recover.steps == 3
+    (tmp_path / "sweep.yaml").write_text("model: tiny\ntask: toy-math\nmethods: svd\ntraining: {finetune: {epochs: 2}}\n")
     read = config_of(tmp_path / "sweep.yaml", {"finetune_steps": 5, "context": 128})
-    assert (read.finetune.steps, read.finetune.epochs, read.context) == (5, 2, (128,))
+    finetune = read.training.finetune
+    assert (finetune.steps, finetune.epochs, read.evaluation.context) == (5, 2, (128,))
 
 
 @pytest.mark.parametrize(
