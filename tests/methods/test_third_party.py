@@ -36,8 +36,8 @@ def bench(environment: dict[str, str], *words: str) -> subprocess.CompletedProce
 def test_is_listed(environment: dict[str, str]) -> None:
     done = bench(environment, "methods")
     assert done.returncode == 0, done.stderr
-    row = next(line for line in done.stdout.splitlines() if line.startswith("half-svd"))
-    assert "my-package" in row
+    rows = [line for line in done.stdout.splitlines() if line.endswith("my-package")]
+    assert [row.split()[0] for row in rows] == ["half-svd", "rms-svd"]
 
 
 def test_runs_in_a_sweep(environment: dict[str, str], tmp_path: Path) -> None:
