@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 from code_blocks import code_blocks
+from commands import FRESH, bench
+
+from lowrank_bench.foundation.forked import run_apart
 
 GUIDE = "docs/adding-a-method.md"
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a process that finds the installed package."""
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which pip has installed the package."""
     source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     (source / "my_package").mkdir()
     (source / "my_package" / "__init__.py").touch()
@@ -24,24 +27,29 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             (source / block.file).write_text(block.text)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--target", str(site), str(source)], check=True, capture_output=True)
-    path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))
-    return os.environ | {"PYTHONPATH": path, "COLUMNS": "200"}
+    return site
 
 
-def bench(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    code = "from lowrank_bench.cli import main; main()"
-    return subprocess.run([sys.executable, "-c", code, *words], env=environment, capture_output=True, text=True)
+@pytest.fixture
+def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process, those forked for it and those that they start find the package."""
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")])))
 
 
-def test_is_listed(environment: dict[str, str]) -> None:
-    done = bench(environment, "methods")
+@pytest.mark.usefixtures("installed")
+def test_is_listed() -> None:
+    """In a process that starts afresh."""
+    done = subprocess.run([*FRESH, "methods"], env=os.environ | {"COLUMNS": "200"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.endswith("my-package")]
     assert [row.split()[0] for row in rows] == ["half-svd", "rms-svd"]
 
 
-def test_runs_in_a_sweep(environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("installed")
+def test_runs_in_a_sweep(tmp_path: Path) -> None:
     words = [
+        "run",
         "--methods",
         "half-svd:power=1.0,rms-svd:samples=8",
         "--model",
@@ -54,7 +62,7 @@ def test_runs_in_a_sweep(environment: dict[str, str], tmp_path: Path) -> None:
         "4",
     ]
     more = ["--finetune-steps", "1", "--recover-steps", "1", "--max-new-tokens", "4", "--out", str(tmp_path)]
-    done = bench(environment, "run", *words, *more)
+    done = bench(*words, *more)
     assert done.returncode == 0, done.stderr
     rows = (tmp_path / "tiny-toy-math" / "results.csv").read_text()
     assert ",half-svd," in rows
@@ -62,10 +70,15 @@ def test_runs_in_a_sweep(environment: dict[str, str], tmp_path: Path) -> None:
     assert '""power"":1.0' in rows
 
 
-def test_passes_the_contract_with_one_class(environment: dict[str, str], tmp_path: Path) -> None:
+def run_pytest(folder: str) -> None:
+    os.chdir(folder)
+    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "test_half.py"]))
+
+
+@pytest.mark.usefixtures("installed")
+def test_passes_the_contract_with_one_class(tmp_path: Path) -> None:
     (contract,) = [block.text for block in code_blocks(GUIDE, "Testing it")]
     (tmp_path / "test_half.py").write_text(contract)
-    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "test_half.py")]
-    done = subprocess.run(run, env=environment, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert " passed" in done.stdout
+    code, printed = run_apart(run_pytest, str(tmp_path))
+    assert code == 0, printed[-3000:]
+    assert " passed" in printed
