@@ -27,7 +27,8 @@ from .base import (
     stop_found,
 )
 
-_CPU_SEQUENCES, _GPU_SEQUENCES = 64, 256  # most that run side by side, whatever the batch size
+_CPU_SEQUENCES, _GPU_SEQUENCES = 64, 1024  # most that run side by side; two cores gain nothing from more
+_QUEUE = 1024  # most requests that vLLM holds at a time: as many as run, so that its scheduler always has the next one
 _BLOCK_TOKENS = 128  # at least vLLM's block size: a sequence's last block may be nearly empty
 _CPU_CACHE_BYTES = 4 << 30
 _LOGIT_BYTES = 1 << 30
@@ -86,7 +87,9 @@ class VllmEngine(Engine):
             **reservation(needs, device),
             # The logits of every prompt token of a step are held at once when they are scored.
             max_num_batched_tokens=max(512, min(8192, _LOGIT_BYTES // (4 * config.vocab_size))),
-            max_num_seqs=_sequences(device),
+            # An upper bound: a sequence starts where its tokens have room in the cache. There are two copies of the
+            # logits of the next tokens.
+            max_num_seqs=min(_sequences(device), max(1, _LOGIT_BYTES // (8 * config.vocab_size))),
             enable_prefix_caching=True,
             generation_config="vllm",  # what authors ship, such as a repetition penalty, must have no effect
             enforce_eager=device == "cpu",  # compiling takes half a minute there and gains nothing
@@ -100,7 +103,7 @@ class VllmEngine(Engine):
         batch_size: int,
         progress: Progress | None = None,
     ) -> list[Completion]:
-        """Continue each prompt, at most ``batch_size`` side by side; sampling is seeded per prompt.
+        """Continue each prompt; vLLM decides how many side by side, not ``batch_size``. Sampling is seeded per prompt.
 
         What is drawn for a prompt depends on the seed, its tokens and how often they came before, not on the others.
         """
@@ -129,7 +132,7 @@ class VllmEngine(Engine):
         results: list[Completion | None] = [None] * len(prompts)
         generated: dict[int, list[int]] = {}
         done = 0
-        for index, output, cancel in self._run(prompts, params, batch_size):
+        for index, output, cancel in self._run(prompts, params):
             ids = generated.setdefault(index, [])
             new_output = output.outputs[0]
             ids.extend(new_output.token_ids)
@@ -152,14 +155,14 @@ class VllmEngine(Engine):
         batch_size: int,
         progress: Progress | None = None,
     ) -> list[list[float]]:
-        """Score sequences; softmax in float32."""
+        """Score sequences; softmax in float32. As in `generate`, ``batch_size`` has no effect."""
         from vllm import SamplingParams
 
         self._check(sequences, 0)
         params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         results: list[list[float]] = [[] for _ in sequences]
         done = 0
-        for index, output, _ in self._run(sequences, lambda _: params, batch_size):
+        for index, output, _ in self._run(sequences, lambda _: params):
             if output.finished:
                 pairs = zip(output.prompt_logprobs[1:], sequences[index][1:], strict=True)
                 results[index] = [float(entry[token].logprob) for entry, token in pairs]
@@ -175,7 +178,7 @@ class VllmEngine(Engine):
             raise ValueError(f"{most} tokens were asked for, but memory was reserved for {self._longest} (`longest`)")
 
     def _run(
-        self, prompts: Sequence[Sequence[int]], params: Callable[[int], Any], batch_size: int
+        self, prompts: Sequence[Sequence[int]], params: Callable[[int], Any]
     ) -> Iterator[tuple[int, Any, Callable[[], None]]]:
         """Yield (index of the prompt, its new output, what cancels it) until all are finished or cancelled."""
         from vllm import TokensPrompt
@@ -189,7 +192,7 @@ class VllmEngine(Engine):
 
         try:
             while waiting or running:
-                while waiting and len(running) < batch_size:
+                while waiting and len(running) < _QUEUE:
                     index = waiting.popleft()
                     engine.add_request(str(index), TokensPrompt(prompt_token_ids=list(prompts[index])), params(index))
                     running.add(index)
