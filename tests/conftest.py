@@ -38,7 +38,7 @@ evals/test_benchmarks.py
 methods/test_memory.py
 models/vllm_plugin/test_lm_eval.py
 perf/test_sweeps.py
-foundation/test_nursery.py
+foundation/test_fork_server.py
 evals/test_engine_hosting.py
 browser/test_report_page.py
 methods/test_contract.py
