@@ -10,7 +10,7 @@ from ..pages.shell import shorten
 from ..tables import writers
 from ..tables.escape import latex_text, markdown_text
 from ..tables.pivot import direction, format_cell
-from ..tables.table import Column, Field, Table, number_columns, text_columns
+from ..tables.table import Cell, Column, Field, Table, number_columns, text_columns
 from ..tables.terminal import render
 from .bands import band_name
 from .boards import Board, Entry
@@ -43,7 +43,7 @@ def to_csv(boards: Sequence[Board]) -> str:
 
     Texts that a spreadsheet would run as a formula get a leading apostrophe.
     """
-    rows = []
+    rows: list[list[Cell]] = []
     for board in boards:
         rows += [_line(board, entry) for entry in (*board.references, *board.entries)]
         rows += [_line(board, entry, elsewhere=True) for _, entry in board.elsewhere]
@@ -96,7 +96,7 @@ def p_text(p: float, bound: bool = False) -> str:
     return "p < 0.0001" if p < 1e-4 else f"p {'≤' if bound else '='} {p:.2g}"
 
 
-def _line(board: Board, entry: Entry, elsewhere: bool = False) -> list[object]:
+def _line(board: Board, entry: Entry, elsewhere: bool = False) -> list[Cell]:
     table, cell, source = board.table, entry.cell, entry.provenance
     standing = entry.standing
     remark = "measured under another variant" if elsewhere else standing.reason if standing else ""
@@ -115,7 +115,7 @@ def _line(board: Board, entry: Entry, elsewhere: bool = False) -> list[object]:
     ]
 
 
-def _number(value: float) -> object:
+def _number(value: float) -> Cell:
     return "" if math.isnan(value) else value
 
 
@@ -125,7 +125,7 @@ def _direction(board: Board) -> str:
 
 def _table(board: Board) -> Table:
     columns = [Column(""), *number_columns(*map(band_name, board.bands))]
-    rows = [
+    rows: list[list[Cell]] = [
         [shorten(label, _LABEL), *(_field(board, row.get(band)) for band in board.bands)] for label, row in board.rows()
     ]
     lead = f"{board.conditions}; {_direction(board)}"

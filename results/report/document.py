@@ -231,7 +231,9 @@ def _failures(report: Report) -> list[Block]:
         kinds = ("correct", *part.kinds)
         columns = [Column("method"), *number_columns("ratio", format="{:g}×")]
         columns += number_columns("answers", *kinds, format="{:,}")
-        rows = [[row.label, row.ratio, row.total, *(row.counts.get(kind, 0) for kind in kinds)] for row in part.counted]
+        rows: list[list[TableCell]] = [
+            [row.label, row.ratio, row.total, *(row.counts.get(kind, 0) for kind in kinds)] for row in part.counted
+        ]
         ratios = sorted({row.ratio for row in part.counted if row.ratio != 1})
         for start in range(0, len(ratios), PANELS):
             here = ratios[start : start + PANELS]

@@ -7,7 +7,7 @@ from functools import partial
 from statistics import fmean
 
 from ..pages.shell import shorten
-from ..tables.table import Column, Field, Table, number_columns
+from ..tables.table import Cell, Column, Field, Table, number_columns
 from .blocks import Block, Fold, Picture
 from .data import Energy, Rank, RankMap, Report
 from .figures import MOST_BANDS, rank_figure, spectra_figure
@@ -75,7 +75,7 @@ def _said(one: RankMap) -> str:
 
 def _means(name: str, ratio: float, maps: Sequence[RankMap]) -> Table:
     kinds = list(dict.fromkeys(kind for one in maps for kind in one.kinds))
-    rows = [[_labels(one), *(_mean(_column(one, kind)) for kind in kinds)] for one in maps]
+    rows: list[list[Cell]] = [[_labels(one), *(_mean(_column(one, kind)) for kind in kinds)] for one in maps]
     note = "Mean rank, [least, most] over the layers and the mean share of the matrix's parameters that is stored."
     columns = [Column("method"), *number_columns(*kinds)]
     return Table(f"Ranks at {ratio:g}× by kind of matrix", columns, rows, f"{name}-means", notes=[note])
@@ -94,7 +94,9 @@ def _mean(cells: Sequence[Rank]) -> Field:
 
 
 def _single(name: str, one: RankMap) -> Table:
-    rows = [[layer or "outside layers", *map(_cell, row)] for layer, row in zip(one.layers, one.cells, strict=True)]
+    rows: list[list[Cell]] = [
+        [layer or "outside layers", *map(_cell, row)] for layer, row in zip(one.layers, one.cells, strict=True)
+    ]
     columns = [Column("layer", sortable=False), *(Column(kind, "number", sortable=False) for kind in one.kinds)]
     return Table(f"{_labels(one)} at {one.ratio:g}×, seed {one.seed}", columns, rows, name)
 

@@ -57,7 +57,7 @@ def by_ratio_data(frame: pd.DataFrame, headline: bool = True) -> Table:
 
 def _by_ratio(one: Pivot) -> Table:
     columns = [Column(""), *number_columns(*(f"{ratio:g}×" for ratio in one.ratios))]
-    rows = [[row.label, *(_field(one, row, ratio) for ratio in one.ratios)] for row in one.rows]
+    rows: list[list[TableCell]] = [[row.label, *(_field(one, row, ratio) for ratio in one.ratios)] for row in one.rows]
     pinned = sum(row.uncompressed for row in one.rows)
     return Table(one.title, columns, rows, legend=_interval_note(one) + _too_long_note(one), pinned=pinned)
 
