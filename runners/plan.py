@@ -206,7 +206,7 @@ def make_plan(config: SweepConfig, assumed: Machine | None = None, dry: bool = F
     """
     task = get_task(config.task)
     for spec in config.methods:
-        if create_method(spec.name, spec.options).trains and config.training_free:
+        if create_method(spec.name, spec.options).requirements.trains and config.training_free:
             raise UserError(f"method '{spec.name}' trains while it compresses; leave it out, or --training-free")
     names = benchmark_names(config.benchmarks or task.benchmarks)
     if config.context and not any(benchmarks.get(name).has_context for name in names):
@@ -359,7 +359,7 @@ class _Layout:
             )
 
         if setup:
-            sharded = setup.strategy == "fsdp2" and (method is None or method.trains_sharded)
+            sharded = setup.strategy == "fsdp2" and (method is None or method.requirements.trains_sharded)
             spread: Placement = "fsdp2" if sharded else "device"
             choice = Choice(spread, setup.processes, f"by {setup.processes} processes, as --accelerate asks")
             self.plan.trainings[title] = choice, foresee(spread, setup.processes)
@@ -368,7 +368,7 @@ class _Layout:
             return Choice("device", 1, "")  # other machines' memory is not known here
         count = self.plan.machine.count
         shares = max(n for n in range(1, count + 1) if settings.batch_size % n == 0)
-        if method is not None and not method.trains_sharded:
+        if method is not None and not method.requirements.trains_sharded:
             shares = 1
         try:
             choice = choose_placement(
@@ -386,8 +386,8 @@ class _Layout:
         return {"train": settings.hashed(), **self._sampled(settings, seed)}
 
     def _sampled(self, settings: TrainSettings, seed: int, method: Compressor | None = None) -> dict[str, Any]:
-        name = (method.calibration_task if method else "") or self.config.task
-        length = (method.calibration_length if method else None) or settings.max_length
+        name = (method.requirements.calibration_task if method else "") or self.config.task
+        length = (method.requirements.calibration_length if method else None) or settings.max_length
         if name not in self.calibration:
             self.calibration[name] = self._train_set(name, None)
         return {"data": self.calibration[name] | {"max_length": length}, "seed": seed}
@@ -414,7 +414,7 @@ class _Layout:
         method = build_method(spec, self.plan.recipe, seed)
         options = method.model_dump(mode="json")
         config: dict[str, Any] = {"fit": method.fit_key()}
-        if method.fit_needs_data:
+        if method.requirements.data_in_fit:
             config |= self._sampled(self.finetune, seed, method)
         fit_title = f"fit {config['fit'].get('factors', spec.name)}, seed {seed}"
         # Options of a method that its fit does not depend on must not be in the fit's identity: they travel beside it.
@@ -434,7 +434,7 @@ class _Layout:
             "method": spec.name,
             "options": method.model_dump(mode="json"),
             "ratios": ratios,
-            "save_dtype": self.plan.saves(method.trains),
+            "save_dtype": self.plan.saves(method.requirements.trains),
             "seed": seed,
         }
         shown = " and ".join(f"{ratio:g}x" for ratio in ratios)
@@ -442,12 +442,12 @@ class _Layout:
         runtime = self._runtime(tuned)
         if self.config.rank_multiple > 1:
             config["rank_multiple"] = self.config.rank_multiple
-        if method.trains:
+        if method.requirements.trains:
             choice = self._place(self.recover, title, method)
             runtime = self._training_runtime(tuned, choice)
             config |= self._training(placed(self.recover, choice), seed)
             config["extra_pruning_steps"] = self.config.extra_pruning_steps
-        elif method.compress_needs_data:
+        elif method.requirements.searches:
             config |= self._sampled(self.finetune, seed, method)
         stage = Stage(
             "compress",
@@ -469,7 +469,7 @@ class _Layout:
     def _recovered(
         self, spec: MethodSpec, method: Compressor, ratio: float, seed: int, keys: dict[str, str], small: _Model
     ) -> None:
-        extra = self.config.extra_pruning_steps if method.trains else 0
+        extra = self.config.extra_pruning_steps if method.requirements.trains else 0
         title = f"recover {spec.shown} {ratio:g}x, seed {seed}"
         choice = self._place(self.recover, title, ratio=ratio)
         stage = Stage(
