@@ -38,7 +38,7 @@ def make_plan(config: SweepConfig, assumed: Machine | None = None, dry: bool = F
     """
     task = get_task(config.task)
     for spec in config.methods:
-        if create_method(spec.name, spec.options).trains and config.training.training_free:
+        if create_method(spec.name, spec.options).requirements.trains and config.training.training_free:
             raise UserError(f"method '{spec.name}' trains while it compresses; leave it out, or --training-free")
     names = benchmark_names(config.benchmarks or task.benchmarks)
     context = config.evaluation.context
