@@ -9,6 +9,7 @@ them through an installed entry point.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lowrank_bench.foundation.version import __version__ as __version__
 from lowrank_bench.models.autoload import install
 
 if TYPE_CHECKING:
@@ -22,15 +23,18 @@ if TYPE_CHECKING:
     from lowrank_bench.records.schema import Record
     from lowrank_bench.results.sweep import SweepResult, run_sweep
     from lowrank_bench.runners.config import MethodSpec, SweepConfig
+    from lowrank_bench.runners.single import Compressed, CompressRequest, Evaluated
     from lowrank_bench.runners.single import compress_model as compress
     from lowrank_bench.runners.single import evaluate_model as evaluate
 
-__version__ = "0.1.0"
 __all__ = [
     "Benchmark",
     "Budget",
+    "CompressRequest",
+    "Compressed",
     "Compressor",
     "EvalSettings",
+    "Evaluated",
     "MatrixCompressor",
     "MethodSpec",
     "Record",
@@ -47,8 +51,11 @@ __all__ = [
 _SOURCES = {
     "Benchmark": "evals.base:Benchmark",
     "Budget": "methods.ranks.budget:Budget",
+    "CompressRequest": "runners.single:CompressRequest",
+    "Compressed": "runners.single:Compressed",
     "Compressor": "methods.base:Compressor",
     "EvalSettings": "evals.base:EvalSettings",
+    "Evaluated": "runners.single:Evaluated",
     "MatrixCompressor": "methods.matrixwise:MatrixCompressor",
     "MethodSpec": "runners.config:MethodSpec",
     "Record": "records.schema:Record",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .config import SweepConfig, make_config, read_yaml, split_methods
+from .config import SweepConfig, make_config, merge, nest, read_yaml, split_methods
 
 _LISTS = ("ratios", "seeds", "benchmarks", "context")
 _STEPS = {"finetune_steps": "finetune", "recover_steps": "recover"}
@@ -34,10 +34,8 @@ def config_of(config: SweepConfig | Path | str | None, options: dict[str, Any]) 
     for name, training in _STEPS.items():
         changes = both | ({"steps": given.pop(name)} if name in given else {})
         if changes:
-            values[training] = (values.get(training) or {}) | changes
-    for name, value in given.items():
-        values[name] = _listed(name, value)
-    return make_config(values)
+            given[training] = changes
+    return make_config(merge(values, nest({name: _listed(name, value) for name, value in given.items()})))
 
 
 def _listed(name: str, value: Any) -> Any:

@@ -43,24 +43,25 @@ class Layout:
     def __init__(self, plan: Plan, names: tuple[str, ...], pretrained: bool) -> None:
         self.plan, self.config, self.names, self.pretrained = plan, plan.config, names, pretrained
         finetune, recover = plan.recipe.for_kind(get_task(plan.config.task).kind, plan.device)
-        self.finetune = merge_settings(finetune, plan.config.finetune.model_dump())
-        self.recover = merge_settings(recover, plan.config.recover.model_dump())
-        if plan.config.training_free:
+        training, data = plan.config.training, plan.config.execution.data
+        self.finetune = merge_settings(finetune, training.finetune.model_dump())
+        self.recover = merge_settings(recover, training.recover.model_dump())
+        if training.training_free:
             self.finetune, self.recover = (run.model_copy(update={"steps": 0}) for run in (self.finetune, self.recover))
         for run in (self.finetune, self.recover):
             if plan.setup and run.steps != 0:
                 run.split(plan.setup.processes)
-        self.data_dir = plan.config.data.expanduser().resolve() if plan.config.data else None
-        self.train_set = plan.recipe.train_set(plan.config.task, plan.config.train_set)
+        self.data_dir = data.expanduser().resolve() if data else None
+        self.train_set = plan.recipe.train_set(plan.config.task, training.train_set)
         self.data = self._train_set(plan.config.task, self.train_set)
         self.placements = TrainingPlacements(plan)
         self.calibration: dict[str, dict[str, Any]] = {plan.config.task: self.data}
         self.source = _Model(plan.source.sha256, plan.source.location, plan.source.revision)
         made = [benchmarks.get(name)() for name in names]
         if plan.at_hand.tokenizer:
-            self.bos, plan.bos_note = begins_with_bos(self.config.bos, plan.source, made)
+            self.bos, plan.bos_note = begins_with_bos(self.config.evaluation.bos, plan.source, made)
         else:
-            self.bos = self.config.bos == "always"
+            self.bos = self.config.evaluation.bos == "always"
         read = [benchmark for benchmark in made if not counts_by_size(benchmark.name, plan.at_hand)]
         for benchmark in made:
             for context in self._contexts(benchmark.name):
@@ -81,7 +82,7 @@ class Layout:
     def lay_out(self) -> None:
         """Add every stage and cell of the sweep."""
         for seed in self.config.seeds:
-            shown = self.pretrained or self.config.training_free
+            shown = self.pretrained or self.config.training.training_free
             if shown:
                 self._cell(BASELINE, 1.0, seed, "pretrained", {}, self.source)
             tuned, keys = self._finetuned(seed)
@@ -107,14 +108,14 @@ class Layout:
         more: dict[str, Any] = {"accelerate": setup.runtime} if setup else {}
         if choice.why:
             more["placement"] = {"placement": choice.placement, "why": choice.why}
-        return self._runtime(model, checkpoint_minutes=self.config.checkpoint_minutes, **more)
+        return self._runtime(model, checkpoint_minutes=self.config.execution.checkpoint_minutes, **more)
 
     def _training(self, settings: TrainSettings, seed: int) -> dict[str, Any]:
         return {"train": settings.hashed(), **self._sampled(settings, seed)}
 
     def _sampled(self, settings: TrainSettings, seed: int, method: Compressor | None = None) -> dict[str, Any]:
-        name = (method.calibration_task if method else "") or self.config.task
-        length = (method.calibration_length if method else None) or settings.max_length
+        name = (method.requirements.calibration_task if method else "") or self.config.task
+        length = (method.requirements.calibration_length if method else None) or settings.max_length
         if name not in self.calibration:
             self.calibration[name] = self._train_set(name, None)
         return {"data": self.calibration[name] | {"max_length": length}, "seed": seed}
@@ -141,12 +142,12 @@ class Layout:
         method = build_method(spec, self.plan.recipe, seed)
         options = method.model_dump(mode="json")
         config: dict[str, Any] = {"fit": method.fit_key()}
-        if method.fit_needs_data:
+        if method.requirements.data_in_fit:
             config |= self._sampled(self.finetune, seed, method)
         fit_title = f"fit {config['fit'].get('factors', spec.name)}, seed {seed}"
         # Options of a method that its fit does not depend on must not be in the fit's identity: they travel beside it.
         maker = {"method": spec.name, "options": options}
-        runtime = self._runtime(tuned, memory=self.config.memory, **maker)
+        runtime = self._runtime(tuned, memory=self.config.execution.memory, **maker)
         fit = Stage("fit", config, {"model": tuned.identity}, runtime, fit_title)
         fit_key = self.plan.add(fit, tuned.stage)
         together = bool(options.get("trajectory"))
@@ -161,7 +162,7 @@ class Layout:
             "method": spec.name,
             "options": method.model_dump(mode="json"),
             "ratios": ratios,
-            "save_dtype": self.plan.saves(method.trains),
+            "save_dtype": self.plan.saves(method.requirements.trains),
             "seed": seed,
         }
         shown = " and ".join(f"{ratio:g}x" for ratio in ratios)
@@ -169,18 +170,18 @@ class Layout:
         runtime = self._runtime(tuned)
         if self.config.rank_multiple > 1:
             config["rank_multiple"] = self.config.rank_multiple
-        if method.trains:
+        if method.requirements.trains:
             choice = self.placements.choose(self.recover, title, method)
             runtime = self._training_runtime(tuned, choice)
             config |= self._training(placed(self.recover, choice), seed)
-            config["extra_pruning_steps"] = self.config.extra_pruning_steps
-        elif method.compress_needs_data:
+            config["extra_pruning_steps"] = self.config.training.extra_pruning_steps
+        elif method.requirements.searches:
             config |= self._sampled(self.finetune, seed, method)
         stage = Stage(
             "compress",
             config,
             {"model": tuned.identity, "fit": keys["fit"]},
-            runtime | {"memory": self.config.memory, "fit": str(self.plan.store.path(keys["fit"]))},
+            runtime | {"memory": self.config.execution.memory, "fit": str(self.plan.store.path(keys["fit"]))},
             title,
         )
         key = self.plan.add(stage, tuned.stage, keys["fit"])
@@ -188,7 +189,7 @@ class Layout:
             small = self._made(key, f"{ratio_folder(ratio)}/{MODEL_FOLDER}")
             path = keys | {"compress": key}
             last = self.recover.steps == 0
-            if last or self.config.before_recovery:
+            if last or self.config.evaluation.before_recovery:
                 self._cell(spec, ratio, seed, "compressed", path, small)
             if not last:
                 self._recovered(spec, method, ratio, seed, path, small)
@@ -196,7 +197,7 @@ class Layout:
     def _recovered(
         self, spec: MethodSpec, method: Compressor, ratio: float, seed: int, keys: dict[str, str], small: _Model
     ) -> None:
-        extra = self.config.extra_pruning_steps if method.trains else 0
+        extra = self.config.training.extra_pruning_steps if method.requirements.trains else 0
         title = f"recover {spec.shown} {ratio:g}x, seed {seed}"
         choice = self.placements.choose(self.recover, title, ratio=ratio)
         stage = Stage(
@@ -212,23 +213,24 @@ class Layout:
 
     def _stage(self, state: str) -> EvalStage:
         """Return whether a model counts as finetuned: its prompts follow from that."""
-        return "pretrained" if state == "pretrained" or self.config.training_free else "finetuned"
+        return "pretrained" if state == "pretrained" or self.config.training.training_free else "finetuned"
 
     def _contexts(self, name: str) -> tuple[int | None, ...]:
-        return self.config.context or (None,) if benchmarks.get(name).has_context else (None,)
+        return self.config.evaluation.context or (None,) if benchmarks.get(name).has_context else (None,)
 
     def _settings(self, state: EvalStage, context: int | None = None) -> EvalSettings:
+        asked = self.config.evaluation
         return EvalSettings(
             data_dir=self.data_dir,
-            limit=self.config.limit,
+            limit=asked.limit,
             stage=state,
-            batch_size=self.config.eval_batch_size,
-            max_new_tokens=self.config.max_new_tokens,
-            samples=self.config.samples,
-            temperature=self.config.temperature,
-            top_p=self.config.top_p,
+            batch_size=self.config.execution.eval_batch_size,
+            max_new_tokens=asked.max_new_tokens,
+            samples=asked.samples,
+            temperature=asked.temperature,
+            top_p=asked.top_p,
             seed=DATA_SEED,
-            allow_weak_isolation=self.config.allow_weak_isolation,
+            allow_weak_isolation=self.config.execution.allow_weak_isolation,
             context=context,
             bos=self.bos,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from ..groups import Group
 from ..linalg.rows import factor_rows
 from ..linalg.whitening import Root, root
 from ..matrixwise import MatrixCompressor
+from ..requirements import Requirements
 from .collection import input_moments
 from .frequencies import token_weights
 from .moments import Moments
@@ -32,7 +33,7 @@ class CalibratedCompressor(MatrixCompressor):
         length: longest example in tokens; None takes the task's own.
     """
 
-    needs_data: ClassVar[bool] = True
+    requires: ClassVar[Requirements] = Requirements(statistics=True)
 
     samples: int | None = Field(default=256, ge=1)
     batch_size: int = Field(default=8, ge=1)
@@ -40,14 +41,9 @@ class CalibratedCompressor(MatrixCompressor):
     length: int | None = Field(default=None, ge=8)
 
     @property
-    def calibration_task(self) -> str:
-        """Return the task that is read, or empty for the run's own."""
-        return self.calibration
-
-    @property
-    def calibration_length(self) -> int | None:
-        """Return the longest example in tokens, or None for the task's own."""
-        return self.length
+    def requirements(self) -> Requirements:
+        """Return what the method needs, with the task and the length of the examples that it reads."""
+        return replace(super().requirements, calibration_task=self.calibration, calibration_length=self.length)
 
     def fit(self, model: nn.Module, data: CalibrationData | None, folder: Path | None = None) -> Fitted:
         """Decompose every group and note how much was read."""

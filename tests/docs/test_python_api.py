@@ -1,9 +1,11 @@
 """The Python that the README and docs/python-api.md show is executed as it stands there."""
 
 import ast
+import re
 import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,20 @@ def test_the_readmes_script_runs_a_sweep_and_reads_its_records(
     assert len(printed) == 7  # a heading, five headlines, the folder: the sweep itself prints nothing
 
 
+def test_the_page_about_the_python_api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = "docs/python-api.md"
+    blocks = [block.text for block in code_blocks(page) if block.language == "python"]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+    assert set(names["headline"].ratio_target) == {2.0}
+    text = (ROOT / page).read_text()
+    for name in lowrank_bench.__all__:
+        assert re.search(rf"`{name}`", text), f"{page} says nothing of {name}"
+        assert name in names or name in ("SweepResult", "Compressed", "Evaluated"), f"{page} does not show {name}"
+
+
 def test_the_table_of_public_names_agrees_with_what_type_checkers_follow() -> None:
     names: dict[str, str] = {}
     for node in ast.walk(ast.parse((ROOT / "__init__.py").read_text())):
@@ -49,6 +65,11 @@ def test_the_table_of_public_names_agrees_with_what_type_checkers_follow() -> No
         _ = lowrank_bench.run_sweeps
 
 
+def test_the_version_is_the_one_that_is_published() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert lowrank_bench.__version__ == project["version"]
+
+
 def test_importing_the_package_imports_no_torch() -> None:
     code = (
         "import sys, lowrank_bench; from lowrank_bench import read_records, Record, UserError; "
@@ -64,11 +85,14 @@ def test_options_are_named_as_on_the_command_line(tmp_path: Path) -> None:
     assert typed.methods == listed.methods
     assert typed.ratios == listed.ratios == (2.0, 4.0)
     assert typed.seeds == (7,)
-    assert typed.finetune.learning_rate == typed.recover.learning_rate == 1e-4
-    assert config_of(listed, {"recover_steps": 3, "limit": None}).recover.steps == 3
-    (tmp_path / "sweep.yaml").write_text("model: tiny\ntask: toy-math\nmethods: svd\nfinetune: {epochs: 2}\n")
+    assert typed.training.finetune.learning_rate == typed.training.recover.learning_rate == 1e-4
+    assert config_of(listed, {"recover_steps": 3, "limit": None}).training.recover.steps == 3
+    (tmp_path / "sweep.yaml").write_text(
+        "model: tiny\ntask: toy-math\nmethods: svd\ntraining: {finetune: {epochs: 2}}\n"
+    )
     read = config_of(tmp_path / "sweep.yaml", {"finetune_steps": 5, "context": 128})
-    assert (read.finetune.steps, read.finetune.epochs, read.context) == (5, 2, (128,))
+    finetune = read.training.finetune
+    assert (finetune.steps, finetune.epochs, read.evaluation.context) == (5, 2, (128,))
 
 
 @pytest.mark.parametrize(
