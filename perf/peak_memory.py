@@ -38,9 +38,9 @@ import json, sys
 from pathlib import Path
 from lowrank_bench.foundation.memory import peak_resident_bytes
 from lowrank_bench.runners.config import parse_method
-from lowrank_bench.runners.single import CompressRequest, compress_model
+from lowrank_bench.runners.compressing import CompressRequest, compress
 model, method, task, out, memory = sys.argv[1:]
-compress_model(CompressRequest(model, parse_method(method), 2.0, Path(out), task or None, device="cpu", memory=memory))
+compress(CompressRequest(model, parse_method(method), 2.0, Path(out), task or None, device="cpu", memory=memory))
 print(json.dumps(peak_resident_bytes()))
 """
 

@@ -322,14 +322,14 @@ def _no_repeats(kind: str, values: list[str]) -> None:
         raise ValueError(f"the {kind} {repeated[0]} is given twice; name each {kind} once")
 
 
-def make_config(values: Mapping[str, Any]) -> SweepConfig:
+def make_config(values: Mapping[str, Any], kind: type[SweepConfig] = SweepConfig) -> SweepConfig:
     """Validate plain data, from the command line or YAML.
 
     Raises:
         UserError: one sentence about the first thing that is wrong.
     """
     try:
-        return SweepConfig(**values)
+        return kind(**values)
     except ValidationError as error:
         raise UserError(_sentence(error)) from error
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..evals.base import EvalSettings, benchmarks
+from ..evals.base import Benchmark, EvalSettings, benchmarks
 from ..evals.base import Stage as EvalStage
 from ..evals.hosting.choice import Choice as EngineChoice
 from ..evals.hosting.choice import choose_engine
@@ -193,22 +193,26 @@ def build_method(spec: MethodSpec, recipe: Recipe, seed: int) -> Compressor:
     return method
 
 
-def make_plan(config: SweepConfig, assumed: Machine | None = None, dry: bool = False) -> Plan:
+def make_plan(
+    config: SweepConfig, assumed: Machine | None = None, dry: bool = False, compress_only: bool = False
+) -> Plan:
     """Check everything that can be checked without work, and lay out the stages.
 
     Args:
         config: what to run.
         assumed: the machine to plan for in a dry run, instead of this one.
         dry: nothing is going to run: where hub and cache have neither model nor data, what is known of them counts.
+        compress_only: only fit and compress stages, of the model as it is; then the task may be empty, and no training
+            data are read where no method needs them.
 
     Raises:
         UserError: anything unusable, before a single file is written.
     """
-    task = get_task(config.task)
+    task = get_task(config.task) if config.task or not compress_only else None
     for spec in config.methods:
         if create_method(spec.name, spec.options).trains and config.training_free:
             raise UserError(f"method '{spec.name}' trains while it compresses; leave it out, or --training-free")
-    names = benchmark_names(config.benchmarks or task.benchmarks)
+    names = () if compress_only or task is None else benchmark_names(config.benchmarks or task.benchmarks)
     if config.context and not any(benchmarks.get(name).has_context for name in names):
         raise UserError(f"--context is for perplexities and none of {', '.join(names)} is one; leave it out")
     verify_around(Path(config.model))
@@ -236,7 +240,8 @@ def make_plan(config: SweepConfig, assumed: Machine | None = None, dry: bool = F
     if config.accelerate is not None:
         plan.setup = read_setup(config.accelerate, device, assumed.count if assumed else None)
     _check_ratios(plan)
-    _Layout(plan, names, task.pretrained_row if config.pretrained is None else config.pretrained).lay_out()
+    pretrained = task is not None and task.pretrained_row if config.pretrained is None else config.pretrained
+    _Layout(plan, names, pretrained, compress_only).lay_out()
     return plan
 
 
@@ -261,12 +266,45 @@ def merge_settings(base: TrainSettings, *changes: Mapping[str, Any]) -> TrainSet
     return TrainSettings(**(base.model_dump() | given))
 
 
+def evaluate_stage(
+    benchmark: Benchmark,
+    settings: EvalSettings,
+    engine: str,
+    dtype: str,
+    model: str,
+    runtime: Mapping[str, Any],
+    title: str,
+    by_size: bool = False,
+) -> Stage:
+    """Return the stage that evaluates one model on one benchmark.
+
+    Args:
+        benchmark, settings: what is measured.
+        engine, dtype: by what.
+        model: identity of the model.
+        runtime: where model and data lie, and the device.
+        title: for people.
+        by_size: the data are not at hand in a dry run.
+    """
+    config = {
+        "benchmark": benchmark.name,
+        "variant": benchmark.variant(settings),
+        "identity": {"limit": settings.limit} if by_size else dict(benchmark.identity(settings)),
+        "engine": engine,
+        "dtype": dtype,
+    }
+    how = {**runtime, "settings": asdict(settings) | {"data_dir": None}}
+    return Stage("evaluate", config, {"model": model}, how, title)
+
+
 class _Layout:
     """Builds the stages of one plan."""
 
-    def __init__(self, plan: Plan, names: tuple[str, ...], pretrained: bool) -> None:
+    def __init__(self, plan: Plan, names: tuple[str, ...], pretrained: bool, compress_only: bool) -> None:
         self.plan, self.config, self.names, self.pretrained = plan, plan.config, names, pretrained
-        finetune, recover = plan.recipe.for_kind(get_task(plan.config.task).kind, plan.device)
+        self.compress_only = compress_only
+        kind = get_task(plan.config.task).kind if plan.config.task else ""
+        finetune, recover = plan.recipe.for_kind(kind, plan.device)
         self.finetune = merge_settings(finetune, plan.config.finetune.model_dump())
         self.recover = merge_settings(recover, plan.config.recover.model_dump())
         if plan.config.training_free:
@@ -276,9 +314,10 @@ class _Layout:
                 run.split(plan.setup.processes)
         self.data_dir = plan.config.data.expanduser().resolve() if plan.config.data else None
         self.train_set = plan.recipe.train_set(plan.config.task, plan.config.train_set)
-        self.data = self._train_set(plan.config.task, self.train_set)
         self.peaks: dict[tuple[Any, ...], TrainingPeak] = {}
-        self.calibration: dict[str, dict[str, Any]] = {plan.config.task: self.data}
+        self.calibration: dict[str, dict[str, Any]] = {}
+        if not compress_only:
+            self._train_set(plan.config.task)
         self.source = _Model(plan.source.sha256, plan.source.location, plan.source.revision)
         made = [benchmarks.get(name)() for name in names]
         if plan.at_hand.tokenizer:
@@ -297,14 +336,21 @@ class _Layout:
         if plan.at_hand.tokenizer:
             check_model(plan.source, plan.skeleton.config, [(b, self._settings(s)) for s in stages for b in read])
 
-    def _train_set(self, task: str, source: str | None) -> dict[str, Any]:
-        found = survey_train_set(task, source, self.data_dir, self.plan.at_hand.data)
-        self.plan.training_sets[task] = found
-        return found.identity
+    def _train_set(self, task: str) -> dict[str, Any]:
+        if task not in self.calibration:
+            source = self.train_set if task == self.config.task else None
+            survey = survey_train_set(task, source, self.data_dir, self.plan.at_hand.data)
+            self.plan.training_sets[task] = survey
+            self.calibration[task] = survey.identity
+        return self.calibration[task]
 
     def lay_out(self) -> None:
         """Add every stage and cell of the sweep."""
         for seed in self.config.seeds:
+            if self.compress_only:
+                for spec in self.config.methods:
+                    self._method(spec, seed, self.source, {})
+                continue
             shown = self.pretrained or self.config.training_free
             if shown:
                 self._cell(BASELINE, 1.0, seed, "pretrained", {}, self.source)
@@ -388,9 +434,7 @@ class _Layout:
     def _sampled(self, settings: TrainSettings, seed: int, method: Compressor | None = None) -> dict[str, Any]:
         name = (method.calibration_task if method else "") or self.config.task
         length = (method.calibration_length if method else None) or settings.max_length
-        if name not in self.calibration:
-            self.calibration[name] = self._train_set(name, None)
-        return {"data": self.calibration[name] | {"max_length": length}, "seed": seed}
+        return {"data": self._train_set(name) | {"max_length": length}, "seed": seed}
 
     def _finetuned(self, seed: int) -> tuple[_Model, dict[str, str]]:
         if self.finetune.steps == 0:
@@ -416,6 +460,8 @@ class _Layout:
         config: dict[str, Any] = {"fit": method.fit_key()}
         if method.fit_needs_data:
             config |= self._sampled(self.finetune, seed, method)
+        if self.compress_only and len(self.config.ratios) == 1:
+            config["budget"] = {"ratio": self.config.ratios[0], "rank_multiple": self.config.rank_multiple}
         fit_title = f"fit {config['fit'].get('factors', spec.name)}, seed {seed}"
         # Options of a method that its fit does not depend on must not be in the fit's identity: they travel beside it.
         maker = {"method": spec.name, "options": options}
@@ -457,6 +503,8 @@ class _Layout:
             title,
         )
         key = self.plan.add(stage, tuned.stage, keys["fit"])
+        if self.compress_only:
+            return
         for ratio in ratios:
             small = self._made(key, f"{ratio_folder(ratio)}/{MODEL_FOLDER}")
             path = keys | {"compress": key}
@@ -521,17 +569,14 @@ class _Layout:
         benchmark = benchmarks.get(name)()
         by_size = counts_by_size(name, self.plan.at_hand)
         shown = f"{name} at {settings.context}" if settings.context else name
-        stage = Stage(
-            "evaluate",
-            {
-                "benchmark": name,
-                "variant": benchmark.variant(settings),
-                "identity": {"limit": settings.limit} if by_size else dict(benchmark.identity(settings)),
-                "engine": self.plan.engine.engine,
-                "dtype": self.plan.dtype,
-            },
-            {"model": model.identity},
-            self._runtime(model, settings=asdict(settings) | {"data_dir": None}),
+        stage = evaluate_stage(
+            benchmark,
+            settings,
+            self.plan.engine.engine,
+            self.plan.dtype,
+            model.identity,
+            self._runtime(model),
             f"evaluate {shown} on {spec.shown} {ratio:g}x ({state}), seed {seed}",
+            by_size,
         )
         return self.plan.add(stage, model.stage)
