@@ -25,7 +25,7 @@ from ..models.dtypes import SAVE_DTYPES
 from ..models.loading import load_skeleton
 from ..models.untouched import Untouched, untouched
 from ..records.schema import recordable
-from .config import MethodSpec, SweepConfig, make_config, parse_method
+from .config import MethodSpec, SweepConfig, make_config, nest, parse_method
 from .estimates.memory import check_plan, memory_rows, plan_ways
 from .executors.local import crew_size
 from .plan import Plan, make_plan
@@ -97,7 +97,7 @@ class Compressed:
 class _CellConfig(SweepConfig):
     """A sweep of one cell, whose task may be empty."""
 
-    @field_validator("model", "task", "device")
+    @field_validator("model", "task")
     @classmethod
     def _recordable(cls, value: str, info: ValidationInfo) -> str:
         return recordable(str(info.field_name), value) if value or info.field_name != "task" else value
@@ -113,6 +113,8 @@ def plan_compression(request: CompressRequest) -> Plan:
     Budget(request.ratio, multiple=request.rank_multiple)  # what is unusable is refused before anything is loaded
     if request.save_dtype not in (None, *SAVE_DTYPES):
         raise unknown("dtype", str(request.save_dtype), SAVE_DTYPES)
+    if request.steps is not None and request.steps < 0:
+        raise UserError(f"{request.steps} steps are not possible; use 0 or more, or leave --steps out")
     values: dict[str, Any] = {
         "model": request.model,
         "revision": request.revision,
@@ -134,7 +136,7 @@ def plan_compression(request: CompressRequest) -> Plan:
         "engine": "transformers",
         "out": request.out,
     }
-    config = make_config(values, _CellConfig)
+    config = make_config(nest(values), _CellConfig)
     method = create_method(request.spec.name, request.spec.options)
     if not config.task and (method.fit_needs_data or method.compress_needs_data or method.trains):
         raise UserError(f"method '{request.spec.name}' needs task data; add --task, such as --task math")

@@ -22,8 +22,9 @@ from ..models.loading import load_skeleton
 from ..models.matrices import model_size
 from ..models.presets import ModelSource, resolve_model
 from .checks import begins_with_bos, check_model
+from .choices import pick_device
 from .executors.local import crew_size
-from .plan import evaluate_stage, pick_device
+from .layout import evaluate_stage
 from .provenance import provenance
 from .store.folders import Stage, verify_around
 from .training.data import DATA_SEED

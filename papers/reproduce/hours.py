@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ...runners.estimates.assumptions import GENERATION_SHARE, PEAK_FLOPS, TOKENS_PER_EXAMPLE, TRAINING_SHARE
 from ...runners.estimates.seconds import estimate
 from ...runners.estimates.speeds import card_speeds
-from ...runners.plan import Plan
+from ...runners.graph import Plan
 from ...runners.progress import duration
 from ...runners.training.recipes import SMALL_MODEL_PARAMETERS
 
@@ -74,5 +74,5 @@ def gpu_hours(plan: Plan) -> Hours | None:
         {kind: count for kind, (count, _, _) in kinds.items()},
         frozenset(kind for kind, (_, _, measured) in kinds.items() if measured),
         plan.parameters,
-        not plan.config.training_free,
+        not plan.config.training.training_free,
     )

@@ -136,8 +136,8 @@ def test_stages_give_the_same_either_way(tmp_path: Path) -> None:
     """The same keys, the same files; the record says which way, what was foreseen and what it took."""
     records = {}
     for memory in ("walk", "whole"):
-        config = small_sweep(tmp_path / memory, methods=["svd-llm:samples=8"], ratios=[2], memory=memory)
-        config = config.model_copy(update={"training_free": True})
+        untrained = {"training_free": True, "finetune": {}, "recover": {}}
+        config = small_sweep(tmp_path / memory, methods=["svd-llm:samples=8"], ratios=[2], memory=memory, **untrained)
         plan = make_plan(config)
         store = StageStore(tmp_path / memory / "stages")
         records[memory] = {
