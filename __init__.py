@@ -9,6 +9,7 @@ them through an installed entry point.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lowrank_bench.foundation.version import __version__ as __version__
 from lowrank_bench.models.autoload import install
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from lowrank_bench.runners.config import MethodSpec, SweepConfig
     from lowrank_bench.runners.evaluating import Evaluated, evaluate
 
-__version__ = "0.1.0"
 __all__ = [
     "Benchmark",
     "Budget",

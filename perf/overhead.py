@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lowrank_bench.foundation.forked import MODULES, run_apart
+from lowrank_bench.foundation.fork_server import MODULES, run_apart
 from lowrank_bench.runners.config import make_config
 from lowrank_bench.runners.executors.local import Event, run_stages
 from lowrank_bench.runners.graph import Plan
@@ -46,7 +46,7 @@ def start_seconds(words: Sequence[str], times: int) -> float:
 
 def fork_seconds(times: int) -> float:
     """Return the median wall seconds of a worker process that a sweep forks, from asking for it to its end."""
-    run_apart(gc.collect)  # the nursery itself starts once a sweep
+    run_apart(gc.collect)  # the fork server itself starts once a sweep
     found = []
     for _ in range(times):
         begin = time.perf_counter()

@@ -138,7 +138,7 @@ def plan_compression(request: CompressRequest) -> Plan:
     }
     config = make_config(nest(values), _CellConfig)
     method = create_method(request.spec.name, request.spec.options)
-    if not config.task and (method.fit_needs_data or method.compress_needs_data or method.trains):
+    if not config.task and method.requirements.data:
         raise UserError(f"method '{request.spec.name}' needs task data; add --task, such as --task math")
     transformers.utils.logging.disable_progress_bar()
     return make_plan(config, compress_only=True)

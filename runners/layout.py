@@ -156,8 +156,8 @@ class Layout:
         return {"train": settings.hashed(), **self._sampled(settings, seed)}
 
     def _sampled(self, settings: TrainSettings, seed: int, method: Compressor | None = None) -> dict[str, Any]:
-        name = (method.calibration_task if method else "") or self.config.task
-        length = (method.calibration_length if method else None) or settings.max_length
+        name = (method.requirements.calibration_task if method else "") or self.config.task
+        length = (method.requirements.calibration_length if method else None) or settings.max_length
         return {"data": self._train_set(name) | {"max_length": length}, "seed": seed}
 
     def _finetuned(self, seed: int) -> tuple[_Model, dict[str, str]]:
@@ -182,7 +182,7 @@ class Layout:
         method = build_method(spec, self.plan.recipe, seed)
         options = method.model_dump(mode="json")
         config: dict[str, Any] = {"fit": method.fit_key()}
-        if method.fit_needs_data:
+        if method.requirements.data_in_fit:
             config |= self._sampled(self.finetune, seed, method)
         if self.compress_only and len(self.config.ratios) == 1:
             config["budget"] = {"ratio": self.config.ratios[0], "rank_multiple": self.config.rank_multiple}
@@ -204,7 +204,7 @@ class Layout:
             "method": spec.name,
             "options": method.model_dump(mode="json"),
             "ratios": ratios,
-            "save_dtype": self.plan.saves(method.trains),
+            "save_dtype": self.plan.saves(method.requirements.trains),
             "seed": seed,
         }
         shown = " and ".join(f"{ratio:g}x" for ratio in ratios)
@@ -212,12 +212,12 @@ class Layout:
         runtime = self._runtime(tuned)
         if self.config.rank_multiple > 1:
             config["rank_multiple"] = self.config.rank_multiple
-        if method.trains:
+        if method.requirements.trains:
             choice = self.placements.choose(self.recover, title, method)
             runtime = self._training_runtime(tuned, choice)
             config |= self._training(placed(self.recover, choice), seed)
             config["extra_pruning_steps"] = self.config.training.extra_pruning_steps
-        elif method.compress_needs_data:
+        elif method.requirements.searches:
             config |= self._sampled(self.finetune, seed, method)
         stage = Stage(
             "compress",
@@ -241,7 +241,7 @@ class Layout:
     def _recovered(
         self, spec: MethodSpec, method: Compressor, ratio: float, seed: int, keys: dict[str, str], small: _Model
     ) -> None:
-        extra = self.config.training.extra_pruning_steps if method.trains else 0
+        extra = self.config.training.extra_pruning_steps if method.requirements.trains else 0
         title = f"recover {spec.shown} {ratio:g}x, seed {seed}"
         choice = self.placements.choose(self.recover, title, ratio=ratio)
         stage = Stage(

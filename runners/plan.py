@@ -42,7 +42,7 @@ def make_plan(
     """
     task = get_task(config.task) if config.task or not compress_only else None
     for spec in config.methods:
-        if create_method(spec.name, spec.options).trains and config.training.training_free:
+        if create_method(spec.name, spec.options).requirements.trains and config.training.training_free:
             raise UserError(f"method '{spec.name}' trains while it compresses; leave it out, or --training-free")
     names = () if compress_only or task is None else benchmark_names(config.benchmarks or task.benchmarks)
     context = config.evaluation.context

@@ -18,7 +18,7 @@ from typing import Any
 
 from ...foundation.environment import one_gpu
 from ...foundation.errors import UserError
-from ...foundation.forked import Child, Nursery
+from ...foundation.fork_server import Child, ForkServer
 from ...foundation.process import python_command, python_environment
 from ...models.configs import load_config
 from ...models.footprint import context_length
@@ -143,7 +143,7 @@ class HostedEngine(Engine):
 
 
 def _forks(key: tuple[str, str, str, int]) -> bool:
-    """Whether an engine's process can be forked: what touches no GPU, and needs no more than a nursery has imported."""
+    """Whether an engine's process can be forked: it needs no GPU, and no more than a fork server has imported."""
     engine, _, device, _ = key
     return engine == "transformers" and device == "cpu"
 
@@ -177,11 +177,11 @@ class _Process:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
         environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
         environment |= one_gpu(key[2])[1]
-        # One process alone is not worth a nursery; a sweep's worker comes from one.
-        nursery = Nursery.known(threads) if _forks(key) else None
+        # One process alone is not worth a fork server; a sweep's worker comes from one.
+        fork_server = ForkServer.running(threads) if _forks(key) else None
         self._process: Child | _Started
-        if nursery is not None:
-            self._process = nursery.start(
+        if fork_server is not None:
+            self._process = fork_server.start(
                 serve, files=[child_end.fileno()], output=self._log.fileno(), environment=environment, session=True
             )
         else:

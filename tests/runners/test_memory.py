@@ -185,8 +185,8 @@ def test_calibration_is_foreseen_at_the_length_that_is_read(
     skeleton = SimpleNamespace(config=LlamaConfig(max_position_embeddings=LONG))
     spec = parse_method(method)
     made = create_method(spec.name, spec.options)
-    name = made.calibration_task or task
-    stage = Stage("fit", {"data": {"task": name, "max_length": made.calibration_length or max_length}})
+    name = made.requirements.calibration_task or task
+    stage = Stage("fit", {"data": {"task": name, "max_length": made.requirements.calibration_length or max_length}})
     assert calibration(made, skeleton, read_length(stage)).length == expected
     assert read_length(Stage("fit", {})) is None
 

@@ -18,7 +18,7 @@ from sweeps import small_sweep
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.files import read_json
-from lowrank_bench.foundation.forked import Nursery
+from lowrank_bench.foundation.fork_server import ForkServer
 from lowrank_bench.models.loading import load_model, weights_size
 from lowrank_bench.models.matrices import low_rank_layers, model_size
 from lowrank_bench.records.files import read_records, same_results
@@ -170,12 +170,12 @@ def test_failing_stage_ends_the_sweep_with_its_sentence(tmp_path):
 
 
 def test_workers_that_are_started_afresh_do_the_same(finished, tmp_path, monkeypatch):
-    """As where a GPU is used, or a system has no nursery."""
+    """As where a GPU is used, or a system has no fork server."""
     part = {"methods": ["svd"], "ratios": [2]}
     shutil.copytree(finished.execution.out, tmp_path / "forked")
     forked, afresh = (small_sweep(tmp_path / name, **part) for name in ("forked", "afresh"))
     assert run_sweep(forked).stages_run == 0
-    monkeypatch.setattr(Nursery, "available", staticmethod(lambda: False))
+    monkeypatch.setattr(ForkServer, "available", staticmethod(lambda: False))
     assert run_sweep(afresh).stages_run == len(make_plan(afresh).stages)
     assert same_results(results(forked), results(afresh)) == []
 
