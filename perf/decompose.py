@@ -54,11 +54,11 @@ def per_ratio(weights: list[Tensor], ratios: tuple[float, ...]) -> list[Tensor]:
 
 
 def one_fit(weights: list[Tensor]) -> list[list[Pair]]:
-    found = []
+    pairs = []
     for weight in weights:
         triplets = svd(weight)
-        found.append([cut(*triplets, rank_at(weight.shape, ratio)) for ratio in RATIOS])
-    return found
+        pairs.append([cut(*triplets, rank_at(weight.shape, ratio)) for ratio in RATIOS])
+    return pairs
 
 
 def alone(weights: list[Tensor], ratio: float) -> list[list[Pair]]:
@@ -69,18 +69,18 @@ def alone(weights: list[Tensor], ratio: float) -> list[list[Pair]]:
 @contextmanager
 def counted_fallbacks() -> Iterator[list[None]]:
     """Collect one entry for each matrix whose wanted ranks could not be certified."""
-    found: list[None] = []
+    calls: list[None] = []
     original = decompose.leading
 
     def counting(*words: Any) -> Any:
         triplets = original(*words)
         if triplets is None:
-            found.append(None)
+            calls.append(None)
         return triplets
 
     decompose.leading = counting
     try:
-        yield found
+        yield calls
     finally:
         decompose.leading = original
 
@@ -92,8 +92,8 @@ def measure(
 
     def timed(work: Callable[[], Any]) -> tuple[float, Any]:
         begin = clock()
-        found = work()
-        return clock() - begin, found
+        result = work()
+        return clock() - begin, result
 
     papers, truth = timed(lambda: per_ratio(weights, RATIOS[:passes]))
     papers *= len(RATIOS) / passes
@@ -102,19 +102,19 @@ def measure(
             (timed(lambda: alone(weights, RATIOS[-1])) for _ in range(repeats)), key=lambda pair: pair[0]
         )
 
-    def worst(found: list[list[Pair]], ratios: tuple[float, ...]) -> float:
+    def worst(fits: list[list[Pair]], ratios: tuple[float, ...]) -> float:
         return max(
             excess(weight, b @ a, values, rank_at(weight.shape, ratio))
-            for weight, values, pairs in zip(weights, truth, found, strict=True)
+            for weight, values, pairs in zip(weights, truth, fits, strict=True)
             for (b, a), ratio in zip(pairs, ratios, strict=True)
         )
 
     shapes = [(weight.shape, rank_at(weight.shape, RATIOS[-1])) for weight in weights]
     fast = sum(choose(shape, rank, "cpu", torch.float32) == "subspace" for shape, rank in shapes)
-    how = f"subspace for {fast}, {len(fallbacks) // repeats} fell back" if fast else "LAPACK, cut"
+    solver = f"subspace for {fast}, {len(fallbacks) // repeats} fell back" if fast else "LAPACK, cut"
     rows = [
         ("torch, 7x alone", papers / len(RATIOS), papers / len(RATIOS), 0.0, ""),
-        ("7x alone", deep, papers / len(RATIOS), worst(cut_off, RATIOS[-1:]), how),
+        ("7x alone", deep, papers / len(RATIOS), worst(cut_off, RATIOS[-1:]), solver),
     ]
     if not deep_only:
         fit, fitted = min((timed(lambda: one_fit(weights)) for _ in range(repeats)), key=lambda pair: pair[0])
@@ -124,8 +124,8 @@ def measure(
             ("one fit, 8 ratios", fit, papers, worst(fitted, RATIOS), "LAPACK"),
         ]
     return [
-        (f"{width}", what, f"{took:.2f}", f"{against / took:.2f}", f"{error:.1e}" if error else "-", note)
-        for what, took, against, error, note in rows
+        (f"{width}", title, f"{seconds:.2f}", f"{against / seconds:.2f}", f"{error:.1e}" if error else "-", note)
+        for title, seconds, against, error, note in rows
     ]
 
 

@@ -81,7 +81,9 @@ def test_options_are_named_as_on_the_command_line(tmp_path: Path) -> None:
     assert typed.seeds == (7,)
     assert typed.training.finetune.learning_rate == typed.training.recover.learning_rate == 1e-4
     assert config_of(listed, {"recover_steps": 3, "limit": None}).training.recover.steps == 3
-    (tmp_path / "sweep.yaml").write_text("model: tiny\ntask: toy-math\nmethods: svd\ntraining: {finetune: {epochs: 2}}\n")
+    (tmp_path / "sweep.yaml").write_text(
+        "model: tiny\ntask: toy-math\nmethods: svd\ntraining: {finetune: {epochs: 2}}\n"
+    )
     read = config_of(tmp_path / "sweep.yaml", {"finetune_steps": 5, "context": 128})
     finetune = read.training.finetune
     assert (finetune.steps, finetune.epochs, read.evaluation.context) == (5, 2, (128,))
