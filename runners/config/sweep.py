@@ -78,9 +78,9 @@ class Training(BaseModel):
     train_set: Annotated[str | None, Option(default="the recipe's, else the task's")] = Field(
         None, description="Training set of the task (see bench tasks)."
     )
-    finetune: TrainOverrides = Field(default_factory=TrainOverrides, description="of the first finetuning.")
+    finetune: TrainOverrides = Field(TrainOverrides(), description="of the first finetuning.")
     recover: TrainOverrides = Field(
-        default_factory=TrainOverrides, description="after it, pruning included; the same for every method."
+        TrainOverrides(), description="after it, pruning included; the same for every method."
     )
     extra_pruning_steps: Count = Field(0, description="Pruning steps on top of the common budget.")
     training_free: bool = Field(
@@ -246,9 +246,9 @@ class SweepConfig(BaseModel):
     name: Annotated[str | None, Option(default="MODEL-TASK")] = Field(
         None, description="Of this sweep: its folder of results, and the sweep in their rows."
     )
-    training: Training = Field(default_factory=Training)
-    evaluation: Evaluation = Field(default_factory=Evaluation)
-    execution: Execution = Field(default_factory=Execution)
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    execution: Execution = Execution()
 
     @field_validator("model", "task")
     @classmethod
