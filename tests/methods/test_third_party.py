@@ -20,7 +20,7 @@ class HalfSVD(MatrixCompressor):
 
     power: float = 0.5
 
-    def decompose(self, weight, statistic=None):
+    def decompose(self, weight, statistic, rank):
         scale = weight.norm(dim=0).clamp_min(1e-12) ** self.power
         u, s, vt = svd(weight * scale)
         root = s.sqrt()
