@@ -71,24 +71,24 @@ class Registry(Generic[T]):
         return add
 
     def _files(self) -> dict[str, Path]:
-        found = {}
+        files = {}
         for path in sorted(self.folder.iterdir()):
             if path.suffix == ".py" and path.stem != "base" and not path.stem.startswith("_"):
-                found[path.stem.replace("_", "-")] = path
+                files[path.stem.replace("_", "-")] = path
             elif (path / "__init__.py").is_file() and path.name != "__pycache__":
-                found[path.name.replace("_", "-")] = path / "__init__.py"
-        return found
+                files[path.name.replace("_", "-")] = path / "__init__.py"
+        return files
 
     def _entry_points(self) -> dict[str, EntryPoint]:
-        found: dict[str, EntryPoint] = {}
+        points: dict[str, EntryPoint] = {}
         for point in entry_points(group=self.group):
-            if point.name in found and found[point.name].value != point.value:
+            if point.name in points and points[point.name].value != point.value:
                 raise UserError(
-                    f"{self.kind} '{point.name}' is published by two packages ({found[point.name].value} and "
+                    f"{self.kind} '{point.name}' is published by two packages ({points[point.name].value} and "
                     f"{point.value}); uninstall one of them"
                 )
-            found[point.name] = point
-        return found
+            points[point.name] = point
+        return points
 
     def listings(self) -> list[Listing]:
         """Return every known name in alphabetical order, importing none of them."""
@@ -136,7 +136,7 @@ class Registry(Generic[T]):
                 cls = point.load()
             except Exception as error:
                 raise UserError(
-                    f"{self.kind} '{name}' of {point.value} cannot be imported ({error}); mend or uninstall it"
+                    f"{self.kind} '{name}' of {point.value} cannot be imported ({error}); repair or uninstall it"
                 ) from error
             if name not in self._classes:
                 self.register(name)(cls)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..foundation.errors import UserError
 from ..foundation.files import canonical_json
-from ..foundation.forked import run_apart
+from ..foundation.fork_server import run_apart
 from ..models.architectures import ARCHITECTURES, random_model
 from ..models.checkpoint import save_checkpoint
 from ..models.dtypes import SaveDtypes

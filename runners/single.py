@@ -34,10 +34,10 @@ from ..models.presets import ModelSource, resolve_model
 from ..models.shards import save_model
 from ..models.untouched import Untouched, untouched
 from .checks import begins_with_bos, check_model
+from .choices import build_method, merge_settings, pick_device, pick_recipe
 from .config import MethodSpec
 from .estimates.machine import measure_machine
 from .estimates.memory import Way, compress_way, fit_way, memory_rows, open_model
-from .plan import build_method, merge_settings, pick_device, pick_recipe
 from .provenance import provenance
 from .store.folders import verify_around
 from .training.data import DATA_SEED, example_length, load_task_data

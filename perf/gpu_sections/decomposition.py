@@ -1,4 +1,4 @@
-"""All 224 matrices of Llama-2-7B: full spectra, and the ranks of 7x, with `torch.linalg.svd` on a sample beside.
+"""All 224 matrices of Llama-2-7B, with `torch.linalg.svd` on a sample beside.
 
 Whitened methods decompose in float64; so one square matrix is, by `svd`, by torch and by the eigenvectors of its Gram
 matrix. In small the algorithms are those that a GPU takes at full size.
@@ -11,13 +11,14 @@ from gpu_sections.fitting import share_row
 from gpu_sections.spectra import excess, layer, rank_at, realistic
 from gpu_sections.table import Row, Where, attempts
 
-from lowrank_bench.methods.linalg import Driver, choose, svd
+from lowrank_bench.methods.linalg import choose, svd
 
 WIDTH, MLP, LAYERS = 4096, 11008 / 4096, 32
 SMALL_WIDTH, SMALL_LAYERS = 64, 2
 RATIO = 7.0
-FULL_SECONDS, DEEP_SECONDS, TOLERANCE = 120.0, 20.0, 1e-3
+FULL_SECONDS, TOLERANCE = 120.0, 1e-3
 SAMPLE = ("q", "gate", "down")
+_DRIVER = choose((WIDTH, WIDTH), "cuda", torch.float32)
 _FOR_SAMPLE = 0.35
 """Share of the time that is kept for the sample."""
 
@@ -27,16 +28,9 @@ def run(where: Where) -> list[Row]:
     shapes = layer(SMALL_WIDTH if where.small else WIDTH, MLP)
     matrices = [shape for _ in range(SMALL_LAYERS if where.small else LAYERS) for shape in shapes.values()]
     warm = realistic(*shapes["q"], seed=0, device=where.device)
-    rank = rank_at(shapes["q"], RATIO)
-    for wanted in (None, rank):
-        svd(warm, wanted, driver=_driver(wanted))  # loads the libraries; not measured
-    keep = _FOR_SAMPLE * where.seconds
-    deep, deep_done = _all(where, matrices, True, keep)
-    full, full_done = _all(where, matrices, False, keep)
-    rows = [
-        _total(where, f"ranks of {RATIO:g}x, {_driver(rank)}", deep, deep_done, len(matrices), DEEP_SECONDS),
-        _total(where, f"full spectra, {_driver(None)}", full, full_done, len(matrices), FULL_SECONDS),
-    ]
+    svd(warm, driver=_DRIVER)  # loads the libraries; not measured
+    full, full_done = _all(where, matrices, _FOR_SAMPLE * where.seconds)
+    rows = [_total(where, f"full spectra, {_DRIVER}", full, full_done, len(matrices), FULL_SECONDS)]
     if full_done:
         operations = 20 * shapes["q"][1] * sum(m * n for m, n in matrices[:full_done])  # as arithmetic.py counts them
         rows.append(share_row("DECOMPOSITION_SHARE", operations, full, "full spectra"))
@@ -47,21 +41,15 @@ def run(where: Where) -> list[Row]:
     return rows
 
 
-def _driver(rank: int | None) -> Driver:
-    return choose((WIDTH, WIDTH), rank, "cuda", torch.float32)
-
-
-def _all(where: Where, shapes: list[tuple[int, int]], deep: bool, keep: float) -> tuple[float, int]:
+def _all(where: Where, shapes: list[tuple[int, int]], keep: float) -> tuple[float, int]:
     """Decompose until the time is up; return the seconds without those of making the matrices, and how many it were."""
     took, done = 0.0, 0
-    share = (where.left - keep) * (0.3 if deep else 1.0)
-    begin = where.left
+    share, begin = where.left - keep, where.left
     for seed, shape in enumerate(shapes):
         if begin - where.left > share:
             break
         weight = realistic(*shape, seed, where.device)
-        rank = rank_at(shape, RATIO) if deep else None
-        took += where.timed(lambda weight=weight, rank=rank: svd(weight, rank, driver=_driver(rank)))
+        took += where.timed(lambda weight=weight: svd(weight, driver=_DRIVER))
         done += 1
     return took, done
 
@@ -81,17 +69,12 @@ def _sample(where: Where, name: str, shape: tuple[int, int]) -> list[Row]:
     weight, rank = realistic(*shape, seed=1, device=where.device), rank_at(shape, RATIO)
     found: dict[str, tuple[torch.Tensor, ...]] = {}
     theirs = where.timed(lambda: found.update(torch=torch.linalg.svd(weight, full_matrices=False)))
-    ours = where.timed(lambda: found.update(full=svd(weight, driver=_driver(None))))
-    deep = where.timed(lambda: found.update(deep=svd(weight, rank, driver=_driver(rank))))
-    singular = found["torch"][1]
-    rows = []
-    for what, seconds, key in (("full", ours, "full"), (f"rank {rank}", deep, "deep")):
-        u, s, vt = found[key]
-        error = excess(weight, (u[:, :rank] * s[:rank]) @ vt[:rank], singular, rank)
-        figure = f"{seconds:.3f} s, residual {error:+.1e}"
-        against, target = f"{theirs:.3f} s by torch.linalg.svd", f"residual < {TOLERANCE:g}"
-        rows.append(Row(f"{size}, {what}", figure, against, target, error <= TOLERANCE))
-    return rows
+    ours = where.timed(lambda: found.update(full=svd(weight, driver=_DRIVER)))
+    u, s, vt = found["full"]
+    error = excess(weight, (u[:, :rank] * s[:rank]) @ vt[:rank], found["torch"][1], rank)
+    figure = f"{ours:.3f} s, residual at rank {rank} {error:+.1e}"
+    against, target = f"{theirs:.3f} s by torch.linalg.svd", f"residual < {TOLERANCE:g}"
+    return [Row(f"{size}, full", figure, against, target, error <= TOLERANCE)]
 
 
 def _double(where: Where, shape: tuple[int, int]) -> list[Row]:
@@ -100,7 +83,7 @@ def _double(where: Where, shape: tuple[int, int]) -> list[Row]:
     if where.left <= 0:
         return [Row(size, "not measured", note="the part's time was up")]
     weight = realistic(*shape, seed=1, device=where.device).double()
-    driver = choose(shape, None, where.device, torch.float64)
+    driver = choose(shape, where.device, torch.float64)
     found: dict[str, tuple[torch.Tensor, ...]] = {}
     eigen = where.timed(lambda: found.update(eigen=torch.linalg.eigh(weight @ weight.T)))
     ours = where.timed(lambda: found.update(ours=svd(weight)))

@@ -17,7 +17,7 @@ from ...methods.estimates import fitter
 from ...methods.matrixwise import MatrixCompressor
 from ...models.dtypes import OWN
 from ...models.loading import DTYPES, own_dtype
-from ..plan import Plan
+from ..graph import Plan
 from ..store.folders import Stage
 from ..training.recipes import TrainSettings
 from .assumptions import FULL_BASES, SEARCH_TOKENS

@@ -21,7 +21,7 @@ from ...models.footprint import SMALL_PARAMETERS, Footprint, check_model, contex
 from ...models.loading import DTYPES, load_model, load_tokenizer
 from ...models.matrices import model_size
 from ...models.streamed import NotStreamable, open_streamed, why_not_streamed
-from ..plan import Plan
+from ..graph import Plan
 from ..store.folders import Stage
 from ..training.data import CALIBRATION_TOKENS, example_length
 from ..training.recipes import TrainSettings
@@ -182,7 +182,8 @@ def plan_ways(plan: Plan) -> dict[str, Way]:
     sweep's model.
     """
     found: dict[str, Way] = {}
-    place = (plan.source.location if plan.at_hand.config else "", plan.source.revision, plan.config.memory, plan.device)
+    location = plan.source.location if plan.at_hand.config else ""
+    place = (location, plan.source.revision, plan.config.execution.memory, plan.device)
     for stage in plan.stages.values():
         name = f"{stage.kind} {stage.config['fit'].get('factors', '') if stage.kind == 'fit' else ''}".strip()
         if stage.kind == "fit":
