@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from ...methods.base import Compressor, create_method
+from ...methods.estimates import fitter
 from ...methods.matrixwise import MatrixCompressor
 from ...models.dtypes import OWN
 from ...models.loading import DTYPES, own_dtype
@@ -110,7 +111,7 @@ class Arithmetic:
         )
 
     def _fit(self, stage: Stage) -> Work:
-        method = create_method(stage.runtime["method"], stage.runtime["options"]).fitter()
+        method = fitter(create_method(stage.runtime["method"], stage.runtime["options"]))
         operations, entries = self._decompositions(method)
         own = DTYPES[own_dtype(cast(Any, self.plan.skeleton).config)].itemsize
         traffic = own * self.plan.parameters + 4.0 * entries

@@ -13,6 +13,7 @@ from ...evals.base import EvalSettings, benchmarks
 from ...foundation.errors import UserError, unknown
 from ...foundation.memory import BASE_BYTES, free_memory
 from ...methods.base import Compressor, create_method
+from ...methods.estimates import fitter
 from ...methods.matrixwise import MatrixCompressor
 from ...methods.memory import Calibration, Peak, compress_peak, fit_peak
 from ...models.blocks import find_blocks
@@ -101,13 +102,13 @@ def fit_way(
     Raises:
         UserError: the walk was asked for and is not possible.
     """
-    fitter = method.fitter()
-    reads = fitter.requirements.data_in_fit
-    walk, why = _choose(fitter.requirements.fit_layer_by_layer, "measure", reads, skeleton, location, revision, wanted)
-    if not isinstance(fitter, MatrixCompressor):
+    fitting = fitter(method)
+    reads = fitting.requirements.data_in_fit
+    walk, why = _choose(fitting.requirements.fit_layer_by_layer, "measure", reads, skeleton, location, revision, wanted)
+    if not isinstance(fitting, MatrixCompressor):
         return Way(walk, why, None)
-    read = calibration(fitter, skeleton, length) if reads else None
-    return Way(walk, why, fit_peak(fitter, skeleton, walk, device, read))
+    read = calibration(fitting, skeleton, length) if reads else None
+    return Way(walk, why, fit_peak(fitting, skeleton, walk, device, read))
 
 
 def compress_way(method: Compressor, skeleton: Any, location: str, revision: str, wanted: str, device: str) -> Way:

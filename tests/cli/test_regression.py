@@ -20,8 +20,8 @@ class Damaged(SVD):
     def fit_key(self):
         return super().fit_key() | {"factors": "damaged"}
 
-    def decompose(self, weight, statistic=None):
-        factors = super().decompose(weight, statistic)
+    def decompose(self, weight, statistic=None, rank=None):
+        factors = super().decompose(weight, statistic, rank)
         return Factors(factors.left.flip(1), factors.right.flip(0), factors.spectrum)
 '''
 PROJECT = """

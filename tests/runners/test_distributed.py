@@ -19,6 +19,7 @@ from sweeps import small_sweep
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
+from lowrank_bench.methods.estimates import training_checkpoint_bytes
 from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.loading import load_model
 from lowrank_bench.runners.executors.local import prepare
@@ -232,7 +233,7 @@ def test_basis_selection_over_processes_cut_off_and_resumed_keeps_the_bases_of_o
     with pytest.raises(Cut):
         perform(spread.stages[key], tmp_path / "cut", cut)
     bs = create_method("bs", spread.stages[key].config["options"])
-    foreseen = bs.checkpoint_bytes(spread.skeleton, Budget(2.0), sharded=True)
+    foreseen = training_checkpoint_bytes(bs, spread.skeleton, Budget(2.0), sharded=True)
     sealed = [file.parent for file in tmp_path.glob(".resume-*/run-0/*/seal.json")]
     sizes = [sum(file.stat().st_size for file in each.rglob("*") if "made" not in file.parts) for each in sealed]
     assert 0.9 * foreseen < max(sizes) < 1.2 * foreseen  # places of parts count, with tensors as small as these
