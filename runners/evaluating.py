@@ -65,7 +65,7 @@ class Evaluated:
 def evaluate(
     model: str,
     names: Sequence[str],
-    settings: EvalSettings,
+    settings: EvalSettings = EvalSettings(),
     revision: str | None = None,
     engine: str = "auto",
     dtype: str = "auto",
