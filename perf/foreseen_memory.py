@@ -24,7 +24,8 @@ from lowrank_bench.models.loading import load_tokenizer
 from lowrank_bench.models.presets import resolve_model
 from lowrank_bench.models.shards import Promise, write_shards
 from lowrank_bench.runners.config import make_config
-from lowrank_bench.runners.plan import Plan, make_plan
+from lowrank_bench.runners.graph import Plan
+from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.store.folders import Stage
 
 LEAST, MOST = 0.8, 1.25
@@ -95,14 +96,9 @@ def plan_for(
                 "task": "toy-math",
                 "methods": list(methods),
                 "ratios": [1.5],
-                "finetune": train,
-                "recover": train | {"steps": 4 if recover else 0},
-                "limit": 4,
-                "max_new_tokens": 8,
-                "eval_batch_size": 4,
-                "device": "cpu",
-                "dtype": "float32",
-                "out": out,
+                "training": {"finetune": train, "recover": train | {"steps": 4 if recover else 0}},
+                "evaluation": {"limit": 4, "max_new_tokens": 8, "dtype": "float32"},
+                "execution": {"eval_batch_size": 4, "device": "cpu", "out": out},
             }
         )
     )

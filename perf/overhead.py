@@ -23,10 +23,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lowrank_bench.foundation.forked import MODULES, run_apart
+from lowrank_bench.foundation.fork_server import MODULES, run_apart
 from lowrank_bench.runners.config import make_config
 from lowrank_bench.runners.executors.local import Event, run_stages
-from lowrank_bench.runners.plan import Plan, make_plan
+from lowrank_bench.runners.graph import Plan
+from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.store.folders import Stage
 
 TARGET = 0.1
@@ -45,7 +46,7 @@ def start_seconds(words: Sequence[str], times: int) -> float:
 
 def fork_seconds(times: int) -> float:
     """Return the median wall seconds of a worker process that a sweep forks, from asking for it to its end."""
-    run_apart(gc.collect)  # the nursery itself starts once a sweep
+    run_apart(gc.collect)  # the fork server itself starts once a sweep
     found = []
     for _ in range(times):
         begin = time.perf_counter()
@@ -67,11 +68,9 @@ def sweep_overhead(stages: int, folder: Path) -> tuple[int, float, float, float]
             "task": "toy-math",
             "methods": ["svd"],
             "ratios": [round(1.5 + 0.05 * index, 2) for index in range(count)],
-            "training_free": True,
-            "limit": 1,
-            "max_new_tokens": 1,
-            "out": folder,
-            "device": "cpu",
+            "training": {"training_free": True},
+            "evaluation": {"limit": 1, "max_new_tokens": 1},
+            "execution": {"out": folder, "device": "cpu"},
         }
     )
     plan = make_plan(config)

@@ -75,7 +75,7 @@ def write_model(folder: Path, width: int, layers: int, shard_bytes: int) -> int:
 
 def measure(model: Path, method: str, memory: str) -> int:
     """Return the peak resident bytes of a process that compresses the model."""
-    task = TASK if create_method(method).fit_needs_data else ""
+    task = TASK if create_method(method).requirements.data_in_fit else ""
     with tempfile.TemporaryDirectory(dir=model.parent) as scratch:
         arguments = [str(model), method, task, f"{scratch}/out", memory]
         done = subprocess.run([sys.executable, "-c", _CHILD, *arguments], capture_output=True, text=True, check=False)
@@ -110,7 +110,7 @@ def main() -> int:
         for name in options.methods.split(","):
             method = create_method(name)
             assert isinstance(method, MatrixCompressor)
-            read = Calibration(method.samples, method.batch_size, 96) if method.fit_needs_data else None  # type: ignore[attr-defined]
+            read = Calibration(method.samples, method.batch_size, 96) if method.requirements.data_in_fit else None  # type: ignore[attr-defined]
             for way in ("walk", "whole"):
                 walk = way == "walk"
                 fit, compress = (

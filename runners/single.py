@@ -34,10 +34,10 @@ from ..models.presets import ModelSource, resolve_model
 from ..models.shards import save_model
 from ..models.untouched import Untouched, untouched
 from .checks import begins_with_bos, check_model
+from .choices import build_method, merge_settings, pick_device, pick_recipe
 from .config import MethodSpec
 from .estimates.machine import measure_machine
 from .estimates.memory import Way, compress_way, fit_way, memory_rows, open_model
-from .plan import build_method, merge_settings, pick_device, pick_recipe
 from .provenance import provenance
 from .store.folders import verify_around
 from .training.data import DATA_SEED, example_length, load_task_data
@@ -104,7 +104,7 @@ def _prepare(request: CompressRequest) -> _Prepared:
     skeleton = load_skeleton(source.location, source.revision)
     recipe = RECIPES[pick_recipe(request.recipe, source, model_size(skeleton).parameters)]
     method = build_method(request.method, recipe, request.seed)
-    if (method.fit_needs_data or method.compress_needs_data or method.trains) and request.task is None:
+    if method.requirements.data and request.task is None:
         raise UserError(f"method '{request.method.name}' needs task data; add --task, such as --task math")
     method.shape(skeleton, request.ratio)
     budget = Budget(request.ratio, method.guard, request.rank_multiple)
@@ -113,12 +113,12 @@ def _prepare(request: CompressRequest) -> _Prepared:
     if request.task is not None:
         _, recover = recipe.for_kind(get_task(request.task).kind, device)
         settings = merge_settings(recover, {"steps": request.steps})
-        length = example_length(method.calibration_task or request.task, settings.max_length)
-        if method.trains:
+        length = example_length(method.requirements.calibration_task or request.task, settings.max_length)
+        if method.requirements.trains:
             settings, why = _place(settings, length, skeleton, method, device)
     place = (source.location, source.revision, request.memory, device)
     ways = {"fit": fit_way(method, skeleton, *place, length), "compress": compress_way(method, skeleton, *place)}
-    saves = recipe.saves(request.save_dtype, method.trains)
+    saves = recipe.saves(request.save_dtype, method.requirements.trains)
     if saves not in SAVE_DTYPES:
         raise unknown("dtype", saves, SAVE_DTYPES)
     return _Prepared(source, skeleton, recipe, method, budget, device, ways, saves, settings, why)
@@ -185,17 +185,17 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
         data = trainer = None
         if request.task is not None:
             assert found.settings is not None
-            settings, read = found.settings, method.calibration_task or request.task
+            settings, read = found.settings, method.requirements.calibration_task or request.task
             get_task(read)
             data = load_task_data(
                 read,
                 recipe.train_set(read, request.train_set) if read == request.task else None,
                 request.data,
                 tokenizer,
-                method.calibration_length or settings.max_length,
+                method.requirements.calibration_length or settings.max_length,
                 context_length(model.config),
                 request.seed,
-                cut=not method.trains,
+                cut=not method.requirements.trains,
             )
             title = f"compress {request.method.shown} {request.ratio:g}x"
             trainer = TaskTrainer(data, settings, 0, device, compress_order(request.seed), title, progress)
@@ -206,7 +206,7 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
             model = open_model(found.ways["compress"], source.location, source.revision, device, folder)
         torch.manual_seed(request.seed)  # as each stage of a sweep does, so that the same configuration gives the same
         with reporting(progress):
-            report = method.compress(model, fitted, found.budget, trainer if method.trains else None, data)
+            report = method.compress(model, fitted, found.budget, trainer if method.requirements.trains else None, data)
         warnings = [*fitted.meta.get("warnings", []), *notes_of(model), *notes]
         save_model(model, tokenizer, folder, save_dtypes(found.save_dtype, source.location, source.revision))
         shutil.rmtree(folder / _FIT_FOLDER, ignore_errors=True)
@@ -223,7 +223,7 @@ def compress_model(request: CompressRequest, progress: Progress | None = None) -
             "seed": request.seed,
             "save_dtype": found.save_dtype,
             "stays_dense": [asdict(part) for part in kept],
-            "calibration_length": data.length if data and method.fit_needs_data else None,
+            "calibration_length": data.length if data and method.requirements.data_in_fit else None,
             "added_jitter": fitted.meta.get("added_jitter", {}),
             "warnings": warnings,
             "memory": {kind: way.record() for kind, way in found.ways.items()} | {"peak_bytes": peak_memory_bytes()},

@@ -23,7 +23,7 @@ that it is not sure what the number says. An empty cell is not known.
 - *not comparable*: the two differ in model, benchmark, metric, prompt, context, number of problems, method, ratio (more
   than 2 % apart), training, or in what the run says of itself (other recipe, other training data); or the source is
   ambiguous; or ours has no interval; or the interval of the difference is wider than 15 points (15 % of a perplexity)
-  either way. The reason stands beside it.
+  either way. The reason is given beside it.
 - *reproduced*: the 95 % interval of the difference comes within the quoted number's rounding of 0. The interval is made
   from both by square-and-add (Newcombe 1998): ours as measured, theirs Wilson's on the paper's number of problems, or
   the number alone where that is not known. Rounding is half a unit of the last printed digit, a whole one where the

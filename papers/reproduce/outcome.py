@@ -25,13 +25,13 @@ def panel_table(frame: pd.DataFrame, panel: Panel) -> Pivot:
     tables = [table for table in pivot(frame) if table.compressed]
     chosen = []
     for name in panel.ours:
-        found = [table for table in tables if table.benchmark == name]
-        if len(found) != 1:
+        matching = [table for table in tables if table.benchmark == name]
+        if len(matching) != 1:
             raise UserError(
-                f"the records have {len(found)} tables of {name} and the picture needs one; give the run an --out of "
-                "its own"
+                f"the records have {len(matching)} tables of {name} and the picture needs one; give the run an --out "
+                "of its own"
             )
-        chosen += found
+        chosen += matching
     table = chosen[0] if panel.measure == "metric" or len(chosen) == 1 else mean_table(chosen, panel.benchmark)
     return retained_table(table) if panel.measure == "retained" else table
 
@@ -59,12 +59,12 @@ def verdicts(
     item: Item, form: Form, model: str, tables: Sequence[tuple[Panel, Pivot]], departures: Sequence[str]
 ) -> list[Verdict]:
     """Return a verdict for each of the paper's numbers that belong to an item."""
-    found = []
+    results = []
     for row in quoted_numbers(item, model):
         own = [table for panel, table in tables if panel.benchmark == row.benchmark]
         table = own[0] if own else tables[0][1] if form is item.small else None
-        found.append(judge(row, table, quoted_methods(form), departures))
-    return found
+        results.append(judge(row, table, quoted_methods(form), departures))
+    return results
 
 
 def findings(item: Item, form: Form, table: Pivot) -> list[str]:
@@ -77,14 +77,14 @@ def _finding(claim: Claim, form: Form, table: Pivot, small: bool) -> str:
     rows = {row.label: row for row in table.rows}
     lines = [rows[line.label] for line in form.lines if line.label in rows]
     seen: list[str] = []
-    told = []
+    readings = []
     for ratio in table.ratios:
         if not low <= ratio <= high or any(ratio not in row.cells for row in lines) or len(lines) < 2:
             continue
         first, *others = [row.cells[ratio] for row in lines]
         seen.append(_seen(claim.relation, first, others, table.higher_is_better))
-        told.append(f"{ratio:g}x {_beside(table, lines, ratio)} ({seen[-1]})")
-    if not told:
+        readings.append(f"{ratio:g}x {_beside(table, lines, ratio)} ({seen[-1]})")
+    if not readings:
         return f"The paper: {claim.text}. Ours has no ratio to see that at."
     counts = {word: seen.count(word) for word in dict.fromkeys(seen)}
     if len(counts) > 1:
@@ -97,7 +97,7 @@ def _finding(claim: Claim, form: Form, table: Pivot, small: bool) -> str:
         ]
     names = " / ".join(row.label for row in lines)
     seeds = "" if len(table.seeds) > 1 else " One seed: the intervals cover the problems, not the training."
-    return f"The paper: {claim.text}. {summary}; {names}: {'; '.join(told)}.{seeds}"
+    return f"The paper: {claim.text}. {summary}; {names}: {'; '.join(readings)}.{seeds}"
 
 
 def _beside(table: Pivot, lines: Sequence[Row], ratio: float) -> str:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.contract import RandomData, random_model
+from lowrank_bench.methods.contract import random_model
+from lowrank_bench.methods.contract_parts import RandomData
 from lowrank_bench.methods.fitted import Factors
 from lowrank_bench.methods.matrixwise import MatrixCompressor
 from lowrank_bench.methods.ranks.budget import Budget

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from sweeps import small_sweep
+from sweeps import changed, small_sweep
 from torch import nn
 from transformers import LlamaConfig
 
@@ -137,7 +137,7 @@ def test_stages_give_the_same_either_way(tmp_path: Path) -> None:
     records = {}
     for memory in ("walk", "whole"):
         config = small_sweep(tmp_path / memory, methods=["svd-llm:samples=8"], ratios=[2], memory=memory)
-        config = config.model_copy(update={"training_free": True})
+        config = changed(config, training_free=True)
         plan = make_plan(config)
         store = StageStore(tmp_path / memory / "stages")
         records[memory] = {
@@ -185,8 +185,8 @@ def test_calibration_is_foreseen_at_the_length_that_is_read(
     skeleton = SimpleNamespace(config=LlamaConfig(max_position_embeddings=LONG))
     spec = parse_method(method)
     made = create_method(spec.name, spec.options)
-    name = made.calibration_task or task
-    stage = Stage("fit", {"data": {"task": name, "max_length": made.calibration_length or max_length}})
+    name = made.requirements.calibration_task or task
+    stage = Stage("fit", {"data": {"task": name, "max_length": made.requirements.calibration_length or max_length}})
     assert calibration(made, skeleton, read_length(stage)).length == expected
     assert read_length(Stage("fit", {})) is None
 
