@@ -1,4 +1,4 @@
-"""`bench` in a process of its own, without waiting for imports: forked from a nursery, as a sweep's workers are.
+"""`bench` in a process of its own, without waiting for imports: forked from a fork server, as a sweep's workers are.
 
 What a process finds when it starts afresh (installed packages, PYTHONPATH, how long ``bench --help`` takes) needs one
 that does; those tests start it themselves.
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from lowrank_bench.foundation.forked import Nursery
+from lowrank_bench.foundation.fork_server import ForkServer
 
 FRESH = [sys.executable, "-c", "from lowrank_bench.cli import main; main()"]
 
@@ -65,10 +65,10 @@ def bench(
     line = [str(word) for word in words]
     surroundings = {k: v for k, v in os.environ.items() if k != without} | {"COLUMNS": "200"} | environment
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        child = Nursery.here(1).start(
+        child = ForkServer.get_or_start(1).start(
             _main, line, str(cwd or Path.cwd()), surroundings, prepare, files=[out.fileno(), err.fileno()]
         )
-        child.pid  # noqa: B018 - waits for the imports of a nursery that is new
+        child.pid  # noqa: B018 - waits for the imports of a fork server that is new
         if (code := child.join(timeout)) is None:
             child.kill()
             code = -signal.SIGKILL
@@ -89,7 +89,7 @@ class Running:
     def __init__(self, words: list[str], folder: Path | None, environment: dict[str, str]) -> None:
         self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 - closed with this object
         surroundings = os.environ | environment
-        self._child = Nursery.here(1).start(
+        self._child = ForkServer.get_or_start(1).start(
             _main,
             words,
             str(folder or Path.cwd()),

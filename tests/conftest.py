@@ -27,6 +27,8 @@ methods/test_third_party.py
 cli/test_cli.py
 runners/test_speed.py
 runners/test_reproduce.py
+docs/test_python_api.py
+docs/test_guides.py
 runners/test_broken_models.py
 runners/test_hostile_folders.py
 evals/test_samples.py
@@ -36,7 +38,7 @@ evals/test_benchmarks.py
 methods/test_memory.py
 models/vllm_plugin/test_lm_eval.py
 perf/test_sweeps.py
-foundation/test_nursery.py
+foundation/test_fork_server.py
 evals/test_engine_hosting.py
 browser/test_report_page.py
 methods/test_contract.py
@@ -148,8 +150,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory):
     with FileLock(f"{shared}.lock"):
         if not shared.exists():
             run_sweep(config)
-            shutil.copytree(config.out, making := shared.with_suffix(".part"))
+            shutil.copytree(config.execution.out, making := shared.with_suffix(".part"))
             making.rename(shared)
             return config
-    shutil.copytree(shared, config.out, dirs_exist_ok=True)
+    shutil.copytree(shared, config.execution.out, dirs_exist_ok=True)
     return config

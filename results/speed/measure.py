@@ -16,7 +16,7 @@ from ...foundation.errors import UserError, unknown
 from ...models.export import export_dense
 from ...models.loading import DTYPES, weights_size
 from ...models.matrices import Size
-from ...runners.plan import pick_device
+from ...runners.choices import pick_device
 from .subject import Subject, dense_twin, find_subject
 
 ENGINES = ("transformers", "vllm")

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from ...foundation.files import read_json, sync, write_json
 from ..executors.local import Event
-from ..plan import Plan
+from ..graph import Plan
 from .files import KEPT, REMOVED, stage_around
 from .folders import MODEL_FOLDER, Stage, StageStore
 from .locks import lock_file
@@ -40,9 +40,9 @@ def keeps_all(plan: Plan, keep: str | None = None) -> bool:
         plan: of the sweep.
         keep: instead of what its configuration says.
     """
-    keep = keep or plan.config.keep
+    keep = keep or plan.config.execution.keep
     if keep == "auto":
-        return plan.parameters < LARGE_PARAMETERS or plan.config.storage is not None
+        return plan.parameters < LARGE_PARAMETERS or plan.config.execution.storage is not None
     return keep == "all"
 
 

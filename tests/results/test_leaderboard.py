@@ -20,7 +20,8 @@ from lowrank_bench.results.leaderboard.boards import boards
 from lowrank_bench.results.leaderboard.page import to_html
 from lowrank_bench.results.leaderboard.ranking import Contender, Scores, rank
 from lowrank_bench.results.leaderboard.texts import render_terminal, to_csv, to_latex, to_markdown
-from lowrank_bench.results.tables import writers as tables
+from lowrank_bench.results.tables.by_ratio import by_ratio
+from lowrank_bench.results.tables.writers import to_markdown as tables_markdown
 
 HOSTILE = (
     *("<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", "javascript:alert(1)"),
@@ -158,7 +159,7 @@ def test_what_answered_no_prompt_is_not_ranked_and_shows_no_number(record, share
     else:
         assert entry.standing.rank == 1
         assert "| (1) 0.0† \\[0.0, 43.4\\] |" in text
-    table = tables.to_markdown(frame_of([nothing, too_long]))
+    table = tables_markdown(by_ratio(frame_of([nothing, too_long])))
     assert ("| – no prompt fits |" in table) == (share == 1)
     assert ("(gsm8k-0shot-alpaca, bs 2×: 50.0 %)" in table) == (share == 0.5)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from sealing import seal
+from sweeps import changed
 
 from lowrank_bench.evals.base import EvalSettings
 from lowrank_bench.foundation import checksums
@@ -21,8 +22,8 @@ from lowrank_bench.results.speed.subject import find_subject
 from lowrank_bench.results.sweep import run_sweep
 from lowrank_bench.runners import doctor
 from lowrank_bench.runners.collect import collect
+from lowrank_bench.runners.evaluating import evaluate
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.single import evaluate_model
 from lowrank_bench.runners.store.files import DamagedStage, stage_around
 from lowrank_bench.runners.store.folders import StageStore
 
@@ -30,7 +31,7 @@ from lowrank_bench.runners.store.folders import StageStore
 @pytest.fixture
 def copied(finished, tmp_path):
     """The folder of a run that a test may damage."""
-    shutil.copytree(finished.out, tmp_path / "runs")
+    shutil.copytree(finished.execution.out, tmp_path / "runs")
     return next(path.parent for path in (tmp_path / "runs").glob("*/results.csv"))
 
 
@@ -105,7 +106,7 @@ OF_WEIGHTS = {
     "inspect by folder": lambda run: inspect_bases(str(weights_of(run).parent), "o", 1),
     "speed": lambda run: find_subject(f"{run}:svd@2"),
     "speed by folder": lambda run: find_subject(str(weights_of(run).parent)),
-    "eval": lambda run: evaluate_model(str(weights_of(run).parent), ["toy-math"], EvalSettings()),
+    "eval": lambda run: evaluate(str(weights_of(run).parent), ["toy-math"], EvalSettings()),
 }
 
 
@@ -201,7 +202,7 @@ def test_results_that_are_no_records_are_damage(finished, copied, result):
     whole = json.loads((stage / "stage.json").read_text())["result"]
     seal(stage, result=(whole if result else {}) | result)
     with pytest.raises(DamagedStage, match=r"stage\.json holds no results of an evaluation"):
-        collect(make_plan(finished.model_copy(update={"out": copied.parent})))
+        collect(make_plan(changed(finished, out=copied.parent)))
 
 
 def nested(folder: Path) -> None:
@@ -236,7 +237,7 @@ def test_pipes_devices_and_deep_nesting_are_told_at_once(finished, copied, damag
     stage = samples_of(copied).parent
     damage(stage)
     with pytest.raises(UserError, match=stage.name):
-        run_sweep(finished.model_copy(update={"out": copied.parent}))
+        run_sweep(changed(finished, out=copied.parent))
     assert any(stage.name in line for line in gather(copied).missing["stages"])
     assert not doctor._stages(copied.parent).fine
     assert [repair.key for repair in doctor.repair(copied.parent)[1]] == [stage.name]

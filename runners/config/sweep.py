@@ -1,0 +1,303 @@
+"""The models of a configuration, nested by what a value is for; what is hashed follows from the nesting."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from .methods import MethodSpec, check_recordable, split_methods
+from .options import Option
+
+MAX_COUNT = 2**31 - 1
+"""Largest number of steps, examples or tokens; counts beyond it overflow in the libraries that take them."""
+MAX_WORKERS = 1024
+MAX_SEED = 2**32 - 1
+"""Largest seed that NumPy and transformers take."""
+
+_NO_TRAINING = (
+    "--training-free leaves out both finetunings, so it does not go with steps, epochs or --before-recovery; leave one "
+    "of them out"
+)
+
+_FILES = "Files"
+
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Positive = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+
+
+def check_seed(seed: int) -> int:
+    """Return a usable seed.
+
+    Raises:
+        ValueError: it is negative or beyond 32 bits.
+    """
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"the seed {seed} is not usable; a seed is a whole number from 0 to {MAX_SEED:,}, such as 42")
+    return seed
+
+
+class TrainOverrides(BaseModel):
+    """Changes to a recipe's training run; a field left out keeps the recipe's value (see ``recipes.TrainSettings``)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    steps: Annotated[Count | None, Option(name="{parent}_steps")] = Field(
+        None, description="Optimizer steps {description}"
+    )
+    epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    learning_rate: Annotated[float | None, Option(name="lr")] = Field(
+        None, gt=0, allow_inf_nan=False, description="Learning rate of both finetunings."
+    )
+    batch_size: Annotated[Positive | None, Option()] = Field(None, description="Examples per optimizer step.")
+    micro_batch_size: Positive | None = None
+    schedule: str | None = None
+    warmup: float | None = Field(default=None, ge=0, lt=1)
+    optimizer: str | None = None
+    weight_decay: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    max_grad_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_length: Annotated[int | None, Option()] = Field(
+        None, ge=8, le=MAX_COUNT, description="Longest training example in tokens."
+    )
+    gradient_checkpointing: bool | None = None
+    precision: Literal["auto", "float32", "bfloat16"] | None = None
+
+
+class Training(BaseModel):
+    """How models are finetuned, before compression and after it."""
+
+    panel: ClassVar[str] = "Training"
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    recipe: str = Field(
+        "auto", description="Training defaults: paper, quick, small or auto (the preset's, else by size)."
+    )
+    train_set: Annotated[str | None, Option(default="the recipe's, else the task's")] = Field(
+        None, description="Training set of the task (see bench tasks)."
+    )
+    finetune: TrainOverrides = Field(default_factory=TrainOverrides, description="of the first finetuning.")
+    recover: TrainOverrides = Field(
+        default_factory=TrainOverrides, description="after it, pruning included; the same for every method."
+    )
+    extra_pruning_steps: Count = Field(0, description="Pruning steps on top of the common budget.")
+    training_free: bool = Field(
+        False,
+        description="Compress the model as it is; no finetuning before or after. It is prompted as a pretrained one.",
+    )
+    save_dtype: Annotated[
+        Literal["own", "float32", "bfloat16", "float16"] | None, Option(default="own; of trained, the recipe's")
+    ] = Field(None, description="Of saved weights: own (the model's), float32, bfloat16, float16.")
+    # Its last choice, moments in 8 bits, changes numbers and so the keys of trainings: it is not part of `Execution`.
+    placement: Annotated[
+        Literal["auto", "device", "fsdp2", "host-moments", "8-bit"], Option(default="auto, what fits")
+    ] = Field("auto", description="Of trained weights and moments: device, fsdp2, host-moments, 8-bit.")
+
+    @model_validator(mode="after")
+    def _no_training(self) -> Training:
+        asked = self.finetune.steps or self.finetune.epochs or self.recover.steps or self.recover.epochs
+        if self.training_free and (asked or self.extra_pruning_steps):
+            raise ValueError(_NO_TRAINING)
+        return self
+
+
+class Evaluation(BaseModel):
+    """How models are measured, and in which states."""
+
+    panel: ClassVar[str] = "Evaluation"
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    limit: Positive | None = Field(None, description="Only the first problems of each benchmark.")
+    pretrained: Annotated[bool | None, Option(default="as the task says")] = Field(
+        None, description="Also evaluate before the first finetuning."
+    )
+    before_recovery: bool = Field(False, description="Also evaluate before the second finetuning.")
+    context: Annotated[tuple[int, ...] | None, Option(default="the benchmark's", example="128,2048")] = Field(
+        None, min_length=1, description="Windows of perplexities in tokens: 128,2048."
+    )
+    bos: Literal["auto", "always", "never"] = Field(
+        "never",
+        description="BOS at the start of each window of wikitext2 and c4: never (the GPTQ recipe), always, or auto: as "
+        "the model's tokenizer does.",
+    )
+    max_new_tokens: Annotated[Positive | None, Option(default="the benchmark's")] = Field(
+        None, description="Longest completion."
+    )
+    samples: Positive = Field(1, description="Completions per problem, for pass@k; several need a temperature.")
+    temperature: float = Field(0.0, ge=0, allow_inf_nan=False, description="Of sampling; 0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus share.")
+    engine: str = Field("auto", description="What generates and scores: vllm, transformers or auto.")
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, Option(default="the recipe's")] = Field(
+        None, description="Of the evaluation's arithmetic: float32, bfloat16, float16."
+    )
+
+    @field_validator("context")
+    @classmethod
+    def _distinct_contexts(cls, values: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        for value in values or ():
+            if value < 2:
+                raise ValueError(f"the context {value} predicts nothing; use 2 tokens or more, such as 2048")
+            if value > MAX_COUNT:
+                raise ValueError(f"the context {value} is longer than any model's; use at most {MAX_COUNT:,} tokens")
+        _no_repeats("context", [str(value) for value in values or ()])
+        return values
+
+
+class Execution(BaseModel):
+    """Where and how fast a sweep runs: none of it is part of a stage's key or of ``sweep.yaml``.
+
+    What the machine decides for a setting that is ``auto`` (engine, optimizer's kernel, placement) is part of a key by
+    its own name, and so is the content of the data that are read.
+    """
+
+    panel: ClassVar[str] = "Execution: where and how fast, with the same results"
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    device: str = Field("auto", description="torch device; auto takes a GPU where there is one.")
+    workers: Annotated[int | None, Option(default="by cores and device")] = Field(
+        None, ge=1, le=MAX_WORKERS, description="Stages side by side."
+    )
+    memory: Literal["auto", "walk", "whole"] = Field(
+        "auto", description="Fit and compress layer by layer (walk), whole, or by size."
+    )
+    eval_batch_size: Positive = Field(64, description="Prompts per batch.")
+    accelerate: Path | None = Field(
+        None, description="accelerate's config file: train in several processes, such as one per GPU."
+    )
+    executor: Literal["local", "ray"] = Field("local", description="local, or ray: stages as tasks of a Ray cluster.")
+    address: Annotated[str | None, Option(default="start Ray on this machine")] = Field(
+        None, description="Running Ray cluster: HOST:PORT or auto."
+    )
+    allow_weak_isolation: bool = Field(False, description="Run generated code even where only resource limits hold it.")
+    data: Annotated[Path | None, Option(environment="LOWRANK_BENCH_DATA", panel=_FILES)] = Field(
+        None, description="Folder with local datasets; without it the hub is used."
+    )
+    out: Annotated[Path, Option(panel=_FILES)] = Field(Path("runs"), description="Folder for stages and results.")
+    storage: Annotated[str | None, Option(panel=_FILES)] = Field(
+        None, description="URL of shared or object storage for stages and results: s3://BUCKET/FOLDER."
+    )
+    keep: Annotated[Literal["auto", "all", "needed"], Option(default="needed from 1 B parameters on", panel=_FILES)] = (
+        Field("auto", description="all weights, or needed: remove what no later stage reads.")
+    )
+    checkpoint_minutes: Annotated[float, Option(panel=_FILES)] = Field(
+        30.0, ge=0, description="How often a training keeps what it can be resumed from; inf: never."
+    )
+
+    @property
+    def folder(self) -> Path:
+        """The absolute path of ``out``."""
+        return self.out.expanduser().resolve()
+
+    @field_validator("device")
+    @classmethod
+    def _check_recordable(cls, value: str) -> str:
+        return check_recordable("device", value)
+
+    @field_validator("storage")
+    @classmethod
+    def _storage_url(cls, value: str | None) -> str | None:
+        if value is not None:
+            from ..store.storage import check_url
+
+            check_url(value)
+        return value
+
+    @model_validator(mode="after")
+    def _together(self) -> Execution:
+        if self.address is not None and self.executor != "ray":
+            raise ValueError(f"--address {self.address} names a Ray cluster; add --executor ray, or leave it out")
+        if self.accelerate is not None and self.executor != "local":
+            raise ValueError("--accelerate starts its processes on this machine; leave it out, or --executor ray")
+        if self.keep == "needed" and self.storage is not None:
+            raise ValueError(
+                f"--keep needed removes weights that --storage {self.storage} would keep for other machines; leave one "
+                "of them out"
+            )
+        return self
+
+
+class SweepConfig(BaseModel):
+    """A sweep: every method at every ratio and seed, on one model and one task."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    model: str = Field(description="Preset, folder or hub id (see bench models).")
+    revision: str | None = Field(None, description="40-digit commit of a hub model.")
+    task: str = Field(description="Target application (see bench tasks).")
+    methods: Annotated[tuple[MethodSpec, ...], Option(parse=split_methods)] = Field(
+        min_length=1,
+        description="Methods with commas; options after a colon: svd,bs:prunings=10,new_vectors=top.",
+    )
+    ratios: Annotated[tuple[float, ...], Option(example="2,4,7")] = Field(
+        (2.0, 4.0), min_length=1, description="Original / compressed parameters of the whole model: 2,4,7."
+    )
+    # The same on every device, so that a sweep does not depend on where it runs; in a key only where it is not 1.
+    rank_multiple: int = Field(
+        1, ge=1, le=4096, description="Ranks are multiples of this; 16 aligns bfloat16 rows on GPUs."
+    )
+    seeds: Annotated[tuple[int, ...], Option(example="1,2,3")] = Field(
+        (42,), min_length=1, description="Seeds with commas: of training order, new vectors and sampling."
+    )
+    benchmarks: tuple[str, ...] | None = Field(
+        None, description="Instead of the task's own (see bench benchmarks); a task stands for its benchmarks."
+    )
+    name: Annotated[str | None, Option(default="MODEL-TASK")] = Field(
+        None, description="Of this sweep: its folder of results, and the sweep in their rows."
+    )
+    training: Training = Field(default_factory=Training)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    execution: Execution = Field(default_factory=Execution)
+
+    @field_validator("model", "task")
+    @classmethod
+    def _check_recordable(cls, value: str, info: ValidationInfo) -> str:
+        return check_recordable(str(info.field_name), value)
+
+    @field_validator("ratios")
+    @classmethod
+    def _usable_ratios(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        for value in values:
+            if not (math.isfinite(value) and value > 1):
+                raise ValueError(
+                    f"the ratio {value:g} is not usable; a ratio is original / compressed parameters and must be above "
+                    "1, such as 2 for half the size"
+                )
+        _no_repeats("ratio", [f"{value:g}" for value in values])
+        return values
+
+    @field_validator("methods")
+    @classmethod
+    def _distinct_methods(cls, values: tuple[MethodSpec, ...]) -> tuple[MethodSpec, ...]:
+        _no_repeats("method", [spec.shown for spec in values])
+        return values
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct_seeds(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        for value in values:
+            check_seed(value)
+        _no_repeats("seed", [str(value) for value in values])
+        return values
+
+    @model_validator(mode="after")
+    def _no_recovery(self) -> SweepConfig:
+        if self.training.training_free and self.evaluation.before_recovery:
+            raise ValueError(_NO_TRAINING)
+        return self
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str | None) -> str | None:
+        if value is not None and (not value or value.startswith(".") or any(c in value for c in "/\\\0")):
+            raise ValueError(f"the name '{value}' is not usable as a folder; use letters, digits, '-' and '_'")
+        if value is not None and len(value.encode(errors="replace")) > 200:
+            raise ValueError(f"the name '{value}' is too long for a folder; use at most 200 bytes")
+        return value if value is None else check_recordable("name", value)
+
+
+def _no_repeats(kind: str, values: list[str]) -> None:
+    repeated = [value for value, count in Counter(values).items() if count > 1]
+    if repeated:
+        raise ValueError(f"the {kind} {repeated[0]} is given twice; name each {kind} once")
