@@ -18,7 +18,7 @@ from ...methods.library.bs import BasisSelection
 from ...methods.selection import GROWTH, Fate, trained_fates, truncated_fates
 from ...models.loading import load_model, load_tokenizer
 from ...models.presets import PRESETS, resolve_model
-from ...models.residual import Place, find_place, place_of, places
+from ...models.residual import NamedMatrix, find_matrix, matrix_of, named_matrices
 from ...models.token_text import token_texts
 from ...runners.store.folders import REPORT, verify_around
 from ...runners.work import BASES_FILE
@@ -108,7 +108,7 @@ def _locate(name: str, revision: str | None, seed: int | None, storage: str | No
 
 def _row(
     tokenizer: Any,
-    place: Place,
+    place: NamedMatrix,
     matrix: str,
     head: int | None,
     side: str,
@@ -236,11 +236,11 @@ def _fates(stage: _CompressStage) -> dict[str, Fate]:
     return truncated_fates(Fitted.load(stage.fit), report["ranks"], report["dense"])
 
 
-def _chosen(model: Any, fates: dict[str, Fate], layer: int | None, matrix: str | None) -> list[Place]:
+def _chosen(model: Any, fates: dict[str, Fate], layer: int | None, matrix: str | None) -> list[NamedMatrix]:
     """Return the matrices with an account that are asked for, in the model's order."""
-    every = [place for place in places(model) if place.module in fates]
+    every = [place for place in named_matrices(model) if place.module in fates]
     if layer is not None and matrix is not None:
-        find_place(model, matrix, layer)  # refuses what is not there
+        find_matrix(model, matrix, layer)  # refuses what is not there
     layers = sorted({place.layer for place in every if place.layer is not None})
     if layer is not None and layer not in layers:
         raise UserError(f"there is no layer {layer}; layers are counted from 0, so --layer takes 0 to {layers[-1]}")
@@ -254,7 +254,7 @@ def _chosen(model: Any, fates: dict[str, Fate], layer: int | None, matrix: str |
     return found
 
 
-def _lines(place: Place, fate: Fate) -> list[tuple[Any, ...]]:
+def _lines(place: NamedMatrix, fate: Fate) -> list[tuple[Any, ...]]:
     base = (place.module, -1 if place.layer is None else place.layer, place.shown)
     after = [math.nan] * len(fate.before) if fate.after is None else fate.after.tolist()
     old = zip(fate.before.tolist(), after, fate.states, strict=True)
@@ -268,7 +268,7 @@ def _tokens(
     """Read the bases whose s grew most, then the largest that died; of equal ones those that come first."""
     fitted, sides = Fitted.load(stage.fit), {}
     for module in dict.fromkeys(frame.module):
-        sides[module] = readable_side(model, place_of(module))
+        sides[module] = readable_side(model, matrix_of(module))
     readable = frame[frame.module.map(sides).notna()]
     grown = readable[readable.state == "grew"].assign(by=lambda rows: rows.after - rows.before)
     died = readable[readable.state == "died"].assign(by=lambda rows: rows.before)
@@ -276,7 +276,7 @@ def _tokens(
     found = []
     for rows in (grown, died):
         for row in rows.sort_values("by", ascending=False, kind="stable").head(count).to_dict("records"):
-            place, basis, before = place_of(row["module"]), int(row["basis"]), float(row["before"])
+            place, basis, before = matrix_of(row["module"]), int(row["basis"]), float(row["before"])
             side = sides[place.module]
             assert side is not None
             factors = fitted.factors(place.module)

@@ -21,11 +21,11 @@ from ...models.residual import (
     READS,
     WRITES,
     Heads,
-    Place,
+    NamedMatrix,
     final_norm,
-    find_place,
+    find_matrix,
     input_norm,
-    place_of,
+    matrix_of,
     through_norm,
     weight,
 )
@@ -51,7 +51,7 @@ class Bases:
         note: one sentence: what these vectors are.
     """
 
-    place: Place
+    place: NamedMatrix
     matrix: str
     head: int | None
     side: Side
@@ -65,7 +65,7 @@ def find_bases(model: Any, matrix: str, layer: int | None, head: int | None = No
 
     Args:
         model: a transformers model, dense or factorised.
-        matrix: q, k, v, o, gate, up, down, ``ov``, or a module's name (see `models.residual.find_place`).
+        matrix: q, k, v, o, gate, up, down, ``ov``, or a module's name (see `models.residual.find_matrix`).
         layer: counted from 0; None for a matrix outside the layers, such as ``lm_head``.
         head: rows of one head in q, k, v; its columns in o; k and v count key/value heads.
         side: None takes left where it lies in the residual stream, else right.
@@ -74,7 +74,7 @@ def find_bases(model: Any, matrix: str, layer: int | None, head: int | None = No
         UserError: no such matrix, layer or head, or a side that is not in the residual stream.
     """
     circuit = matrix == "ov"
-    place = find_place(model, "v" if circuit else matrix, layer)
+    place = find_matrix(model, "v" if circuit else matrix, layer)
     role = "ov" if circuit else place.role
     if circuit and head is None:
         raise UserError("ov is o times v of one head; add --head, such as --head 0")
@@ -91,7 +91,7 @@ def find_bases(model: Any, matrix: str, layer: int | None, head: int | None = No
     return _bases(place, place.shown, head, side, b, a, _note(model, place, role, side))
 
 
-def readable_side(model: Any, place: Place) -> Side | None:
+def readable_side(model: Any, place: NamedMatrix) -> Side | None:
     """Return the side on which a whole matrix can be read as tokens, or None."""
     try:
         return _side(model, place, place.role, None)
@@ -99,7 +99,7 @@ def readable_side(model: Any, place: Place) -> Side | None:
         return None
 
 
-def _side(model: Any, place: Place, role: str, side: Side | None) -> Side:
+def _side(model: Any, place: NamedMatrix, role: str, side: Side | None) -> Side:
     """Return the side that is asked for or the default, after checking that it lies in the residual stream."""
     if role == "ov" or place.module == head_name(model):
         return side or ("left" if role == "ov" else "right")
@@ -120,7 +120,7 @@ def _side(model: Any, place: Place, role: str, side: Side | None) -> Side:
     return allowed
 
 
-def _through_o(model: Any, place: Place, head: int) -> Bases:
+def _through_o(model: Any, place: NamedMatrix, head: int) -> Bases:
     heads = Heads.of(model)
     heads.rows("v", head)
     served = heads.serves(head)
@@ -133,20 +133,20 @@ def _through_o(model: Any, place: Place, head: int) -> Bases:
     return _circuit(model, place, served[0], "left", "v")
 
 
-def _circuit(model: Any, place: Place, head: int, side: Side, name: str) -> Bases:
+def _circuit(model: Any, place: NamedMatrix, head: int, side: Side, name: str) -> Bases:
     """Decompose W_O[:, head] W_V[head's key/value head, :], (d, d) of rank at most the head's width."""
     assert place.layer is not None
     heads, layer = Heads.of(model), place.layer
     columns = heads.rows("o", head)
     rows = heads.rows("v", head * heads.key_value // heads.query)
-    b_o, a_o = weight(model, find_place(model, "o", layer))
+    b_o, a_o = weight(model, find_matrix(model, "o", layer))
     b_v, a_v = weight(model, place)
     verb = "writes to" if side == "left" else "reads from"
     note = f"{side} singular vectors of o·v of head {head}: what the head {verb} the residual stream"
     return _bases(place, name, head, side, b_o @ a_o[:, columns], b_v[rows] @ a_v, note)
 
 
-def _note(model: Any, place: Place, role: str, side: Side) -> str:
+def _note(model: Any, place: NamedMatrix, role: str, side: Side) -> str:
     if place.module == head_name(model):
         what = "groups of tokens that are scored together" if side == "left" else "what the head reads"
     else:
@@ -154,7 +154,9 @@ def _note(model: Any, place: Place, role: str, side: Side) -> str:
     return f"{side} singular vectors of {role or place.module}: {what}"
 
 
-def _bases(place: Place, name: str, head: int | None, side: Side, left: Tensor, right: Tensor, note: str) -> Bases:
+def _bases(
+    place: NamedMatrix, name: str, head: int | None, side: Side, left: Tensor, right: Tensor, note: str
+) -> Bases:
     u, s, vt = merge(left, right, min(left.shape[0], right.shape[1], left.shape[1]))
     real = s > _SMALLEST * s[:1].clamp_min(1e-300)
     return Bases(place, name, head, side, s[real], (u.T if side == "left" else vt)[real], note)
@@ -170,7 +172,7 @@ class Ends:
 
 def read_tokens(
     model: Any,
-    place: Place,
+    place: NamedMatrix,
     side: Side,
     vectors: Tensor,
     top: int,
@@ -207,7 +209,7 @@ def _strongest(scores: Tensor, top: int) -> tuple[tuple[int, float], ...]:
     return tuple((i, float(scores[i])) for i in order)
 
 
-def _scores(model: Any, place: Place, side: Side, vectors: Tensor, lens: Lens | None, fold_norm: bool) -> Tensor:
+def _scores(model: Any, place: NamedMatrix, side: Side, vectors: Tensor, lens: Lens | None, fold_norm: bool) -> Tensor:
     """Return (k, vocabulary rows) in float64."""
     name = head_name(model)
     if side == "left" and place.module == name:
@@ -224,7 +226,7 @@ def _scores(model: Any, place: Place, side: Side, vectors: Tensor, lens: Lens | 
     if output:
         if name is None:
             raise UserError("the model has no output head to read tokens with; use --lens input")
-        b, a = weight(model, place_of(name))
+        b, a = weight(model, matrix_of(name))
     else:
         b = model.get_input_embeddings().weight.detach().double()
         a = torch.eye(b.shape[1], dtype=b.dtype)

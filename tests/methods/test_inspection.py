@@ -10,7 +10,7 @@ from lowrank_bench.models.architectures import ARCHITECTURES, random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.export import export_dense
 from lowrank_bench.models.loading import load_model
-from lowrank_bench.models.residual import final_norm, find_place, input_norm, through_norm
+from lowrank_bench.models.residual import final_norm, find_matrix, input_norm, through_norm
 from lowrank_bench.results.inspection.meaning import find_bases, read_tokens, readable_side
 
 SIZE = 96
@@ -51,7 +51,7 @@ def gain(norm):
 @pytest.mark.parametrize(("token", "sign"), [(5, 1), (77, -1)])
 def test_a_planted_output_is_read_by_the_head(name, matrix, token, sign):
     model = unit_rows(random_model(name))
-    place = find_place(model, matrix, 1)
+    place = find_matrix(model, matrix, 1)
     written = model.get_output_embeddings().weight.detach().double()[token]
     plant(model, place.module, sign * written, torch.randn(weights(model, place.module).shape[1], dtype=torch.float64))
     found = find_bases(model, matrix, 1)
@@ -67,13 +67,13 @@ def test_a_planted_output_is_read_by_the_head(name, matrix, token, sign):
 def test_norms_are_folded_in_on_the_way_out_and_in(name):
     model = unit_rows(random_model(name))
     with torch.no_grad():  # strong enough that leaving them out changes the answer
-        for norm in (final_norm(model), input_norm(model, find_place(model, "up", 0))):
+        for norm in (final_norm(model), input_norm(model, find_matrix(model, "up", 0))):
             norm.weight.copy_(torch.linspace(0.05, 4, 32)[torch.randperm(32)])
     row = model.get_output_embeddings().weight.detach().double()[11]
     plant(model, "model.layers.0.mlp.down_proj", row / gain(final_norm(model)), torch.ones(96, dtype=torch.float64))
     assert tokens(model, find_bases(model, "down", 0)).positive[0][0] == 11
     row = model.get_input_embeddings().weight.detach().double()[42]
-    own = gain(input_norm(model, find_place(model, "up", 0)))
+    own = gain(input_norm(model, find_matrix(model, "up", 0)))
     plant(model, "model.layers.0.mlp.up_proj", torch.ones(96, dtype=torch.float64), row / own)
     found = find_bases(model, "up", 0)
     assert found.side == "right"
@@ -195,6 +195,6 @@ def test_a_factorised_checkpoint_is_its_dense_export(tmp_path):
 
 def test_whole_matrices_have_one_readable_side():
     model = random_model("llama")
-    sides = {name: readable_side(model, find_place(model, name, 0)) for name in ("q", "v", "o", "up", "down")}
+    sides = {name: readable_side(model, find_matrix(model, name, 0)) for name in ("q", "v", "o", "up", "down")}
     assert sides == {"q": "right", "v": "right", "o": "left", "up": "right", "down": "left"}
-    assert readable_side(model, find_place(model, "lm_head", None)) == "right"
+    assert readable_side(model, find_matrix(model, "lm_head", None)) == "right"
