@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +27,7 @@ from .ranks.budget import Budget
 from .ranks.policies.base import Loss, Policy, parse_policy
 from .ranks.probe import Probe
 from .ranks.units import ModelShape
+from .requirements import Requirements
 from .working import svd_bytes
 
 Statistic = Any
@@ -33,7 +35,7 @@ Statistic = Any
 
 
 class MatrixCompressor(Compressor):
-    """Walks the model, decomposes each group of matrices once, turns the budget into ranks, truncates.
+    """Goes through the model, decomposes each group of matrices once, turns the budget into ranks, truncates.
 
     A subclass implements `decompose` and, if it needs data, `collect`; one that shares factors overrides `groups`.
 
@@ -42,11 +44,7 @@ class MatrixCompressor(Compressor):
         probe_samples: examples on which policies that ask the model's loss ask it.
     """
 
-    shares: ClassVar[bool] = False
-    """Whether several matrices share a factor."""
-    walks: ClassVar[bool] = True
-    """Whether weights are read through `Group.weight` alone, and statistics come from `moments` and `statistics`, so
-    that a streamed model serves as well as one in memory."""
+    requires: ClassVar[Requirements] = Requirements()
 
     policy: str = "uniform"
     probe_samples: int = Field(default=64, ge=1)
@@ -59,29 +57,10 @@ class MatrixCompressor(Compressor):
         return value
 
     @property
-    def fit_needs_data(self) -> bool:
-        """Whether the method's statistics or its policy's measurements read task data."""
-        return self.needs_data or parse_policy(self.policy).measures
-
-    @property
-    def compress_needs_data(self) -> bool:
-        """Whether the policy asks the model's loss while it chooses ranks."""
-        return parse_policy(self.policy).needs_loss
-
-    @property
-    def fit_walks(self) -> bool:
-        """Whether `fit` needs no more than one layer at a time: its policy measures nothing on the model."""
-        return self.walks and not parse_policy(self.policy).measures
-
-    @property
-    def compress_walks(self) -> bool:
-        """Whether `compress` needs no more than one matrix at a time: its policy does not ask the model's loss."""
-        return self.walks and not parse_policy(self.policy).needs_loss
-
-    @property
-    def backward(self) -> bool:
-        """Whether the statistics need gradients."""
-        return False
+    def requirements(self) -> Requirements:
+        """Return what the method needs, and its rank policy: measurements while fitting, the loss while compressing."""
+        policy = parse_policy(self.policy)
+        return replace(self.requires, policy=self.policy, measures=policy.measures, searches=policy.needs_loss)
 
     def working_bytes(self, m: int, n: int) -> int:
         """Return at most how much memory `decompose` takes for an (m, n) matrix beside it and its statistic."""
@@ -101,7 +80,7 @@ class MatrixCompressor(Compressor):
         Raises:
             UserError: the policy's options do not fit the model.
         """
-        units = tuple(group.unit(self.affine) for group in self.groups(model))
+        units = tuple(group.unit(self.requires.affine) for group in self.groups(model))
         parse_policy(self.policy).check(units)
         return ModelShape(model_size(model).parameters, units)
 

@@ -90,9 +90,9 @@ def fit_peak(
             held = 4 * max(parts.block, parts.outside)
             width = int(skeleton.get_input_embeddings().embedding_dim)
             states = 4 * calibration.samples * calibration.length * width
-            states *= len(parts.names) + 1 if method.backward else 1
+            states *= len(parts.names) + 1 if method.requirements.gradients else 1
             waiting, disk = min(states, LIMIT_BYTES), max(min(states, INPUTS_BYTES) - LIMIT_BYTES, 0)
-            if method.backward:  # Gram matrices of gradients wait too, as they come last block first
+            if method.requirements.gradients:  # Gram matrices of gradients wait too, as they come last block first
                 disk += sum(method.statistic_bytes(group) for group in groups)
     busy = max(held + activations, working) if walk else held + max(activations, working)
     least = max(held, working) if walk else held + working
@@ -185,7 +185,7 @@ def _activations(
         20 * tokens * max(group.in_features for group in groups)
     )  # an input as float32 without padding, and float64
     logits = 4 * tokens * int(config.vocab_size)
-    if not method.backward:
+    if not method.requirements.gradients:
         return max(layers + widest, 0 if walk else logits)
     squares = max(min(m.out_features * m.in_features, read.length**2) for g in groups for m in g.members)
     layers = 2 * layers * (1 if walk else max(len(parts.names), 1)) + 8 * read.batch_size * squares

@@ -38,9 +38,9 @@ import json, sys
 from pathlib import Path
 from lowrank_bench.foundation.memory import peak_resident_bytes
 from lowrank_bench.runners.config import parse_method
-from lowrank_bench.runners.single import CompressRequest, compress_model
+from lowrank_bench.runners.compressing import CompressRequest, compress
 model, method, task, out, memory = sys.argv[1:]
-compress_model(CompressRequest(model, parse_method(method), 2.0, Path(out), task or None, device="cpu", memory=memory))
+compress(CompressRequest(model, parse_method(method), 2.0, Path(out), task or None, device="cpu", memory=memory))
 print(json.dumps(peak_resident_bytes()))
 """
 
@@ -75,7 +75,7 @@ def write_model(folder: Path, width: int, layers: int, shard_bytes: int) -> int:
 
 def measure(model: Path, method: str, memory: str) -> int:
     """Return the peak resident bytes of a process that compresses the model."""
-    task = TASK if create_method(method).fit_needs_data else ""
+    task = TASK if create_method(method).requirements.data_in_fit else ""
     with tempfile.TemporaryDirectory(dir=model.parent) as scratch:
         arguments = [str(model), method, task, f"{scratch}/out", memory]
         done = subprocess.run([sys.executable, "-c", _CHILD, *arguments], capture_output=True, text=True, check=False)
@@ -110,7 +110,9 @@ def main() -> int:
         for name in options.methods.split(","):
             method = create_method(name)
             assert isinstance(method, MatrixCompressor)
-            calibration = Calibration(method.samples, method.batch_size, 96) if method.fit_needs_data else None  # type: ignore[attr-defined]
+            calibration = (
+                Calibration(method.samples, method.batch_size, 96) if method.requirements.data_in_fit else None
+            )  # type: ignore[attr-defined]
             for memory in ("walk", "whole"):
                 streamed = memory == "walk"
                 fit, compress = (

@@ -36,7 +36,10 @@ from lowrank_bench.results.regression.baseline import update_baseline
 from lowrank_bench.results.regression.compare import Tolerance, check_run
 from lowrank_bench.results.regression.junit import junit_xml
 from lowrank_bench.results.tables import cross
-from lowrank_bench.results.tables import writers as tables
+from lowrank_bench.results.tables.by_ratio import by_ratio, by_ratio_data
+from lowrank_bench.results.tables.pivot import pivot
+from lowrank_bench.results.tables.terminal import render
+from lowrank_bench.results.tables.writers import WRITERS
 
 TARGET_SECONDS = 10.0
 MODELS = {"llama2-7b": 6_738_415_616, "llama2-13b": 13_015_864_320}
@@ -160,16 +163,18 @@ def measure(folder: Path) -> list[tuple[str, float, float, float | None]]:
     )
     index = ["model", "task", "benchmark", "variant", "metric", "scorer", "label"]
     plain = lambda: frame.pivot_table(index=index, columns="ratio_target", values="value")  # noqa: E731
-    line("pivot, all metrics", lambda: tables.pivot(frame, headline=False), plain)
+    line("pivot, all metrics", lambda: pivot(frame, headline=False), plain)
     screen = Console(file=io.StringIO(), width=100)
-    line("table in the terminal, all metrics", lambda: tables.render_terminal(frame, screen, headline=False))
-    for name in ("csv", "markdown", "latex"):
-        line(f"table as {name}, all metrics", lambda name=name: getattr(tables, f"to_{name}")(frame, headline=False))
+    line("table in the terminal, all metrics", lambda: render(by_ratio(frame, headline=False), screen))
+    for name, write in WRITERS.items():
+        view = (lambda *given: [by_ratio_data(*given)]) if name == "csv" else by_ratio
+        line(f"table as {name}, all metrics", lambda write=write, view=view: write(view(frame, False)))
     line("--where, two conditions", lambda: filter_frame(frame, ["method=svd,bs", "ratio_target>=2"]))
     layout = cross.Layout(rows=("label", "seed"))
     crossed = line("--rows label,seed", lambda: cross.cross(frame, layout, headline=False), plain)
-    for name, write in cross.WRITERS.items():
-        line(f"--rows label,seed as {name}", lambda write=write: write(crossed))
+    for name, write in WRITERS.items():
+        view = (lambda tables: [cross.cross_data(tables)]) if name == "csv" else cross.cross_tables
+        line(f"--rows label,seed as {name}", lambda write=write, view=view: write(view(crossed)))
     line("bench baseline update", lambda: update_baseline(frame, folder / "baseline.csv"))
     check = line("bench check", lambda: check_run(frame, frame, Tolerance()))
     line("bench check as JUnit XML", lambda: junit_xml(check, "run"))

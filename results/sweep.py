@@ -13,8 +13,9 @@ from ..runners.config import SweepConfig
 from ..runners.keywords import config_of
 from ..runners.sweep import execute
 from .plots.curves import draw_curves
-from .tables.overview import render_overview
-from .tables.writers import render_terminal
+from .tables.by_ratio import EXACT_WIDTH, by_ratio
+from .tables.overview import overviews
+from .tables.terminal import render
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,8 +68,7 @@ def run_sweep(
     result = SweepResult(csv.parent, frame, csv, curves, done.stages_run, (*files, *curves))
     if done.shared:
         done.shared.send_results(result.folder, result.files)
-    render_terminal(frame, out)
-    render_overview(frame, out)
+    render([*by_ratio(frame, exact=out.width >= EXACT_WIDTH), *overviews(frame)], out)
     out.print(f"results  {csv}", soft_wrap=True, highlight=False)
     for path in curves:
         if path.suffix == ".png":

@@ -105,7 +105,7 @@ def _ranks(plan: Plan) -> Table:
     )
     for spec in plan.config.methods:
         method = build_method(spec, plan.recipe, plan.config.seeds[0])
-        policy = getattr(method, "policy", method.default_policy)
+        policy = method.requirements.policy
         for ratio in plan.config.ratios:
             allocation = plan.allocations[spec.shown, ratio]
             target = f"{plan.parameters / ratio:,.0f}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..evals.base import EvalSettings, benchmarks
+from ..evals.base import Benchmark, EvalSettings, benchmarks
 from ..evals.base import Stage as EvalStage
 from ..evals.kinds.generative import check_sampling
 from ..evals.tasks.base import get_task
@@ -37,12 +38,45 @@ class _Model:
         return {"location": self.location, "revision": self.revision}
 
 
+def evaluate_stage(
+    benchmark: Benchmark,
+    settings: EvalSettings,
+    engine: str,
+    dtype: str,
+    model: str,
+    runtime: Mapping[str, Any],
+    title: str,
+    by_size: bool = False,
+) -> Stage:
+    """Return the stage that evaluates one model on one benchmark.
+
+    Args:
+        benchmark, settings: what is measured.
+        engine, dtype: by what.
+        model: identity of the model.
+        runtime: where model and data lie, and the device.
+        title: for people.
+        by_size: the data are not at hand in a dry run.
+    """
+    config = {
+        "benchmark": benchmark.name,
+        "variant": benchmark.variant(settings),
+        "identity": {"limit": settings.limit} if by_size else dict(benchmark.identity(settings)),
+        "engine": engine,
+        "dtype": dtype,
+    }
+    how = {**runtime, "settings": asdict(settings) | {"data_dir": None}}
+    return Stage("evaluate", config, {"model": model}, how, title)
+
+
 class Layout:
     """Builds the stages of one plan."""
 
-    def __init__(self, plan: Plan, names: tuple[str, ...], pretrained: bool) -> None:
+    def __init__(self, plan: Plan, names: tuple[str, ...], pretrained: bool, compress_only: bool = False) -> None:
         self.plan, self.config, self.names, self.pretrained = plan, plan.config, names, pretrained
-        finetune, recover = plan.recipe.for_kind(get_task(plan.config.task).kind, plan.device)
+        self.compress_only = compress_only
+        kind = get_task(plan.config.task).kind if plan.config.task else ""
+        finetune, recover = plan.recipe.for_kind(kind, plan.device)
         training, data = plan.config.training, plan.config.execution.data
         self.finetune = merge_settings(finetune, training.finetune.model_dump())
         self.recover = merge_settings(recover, training.recover.model_dump())
@@ -53,9 +87,10 @@ class Layout:
                 run.split(plan.setup.processes)
         self.data_dir = data.expanduser().resolve() if data else None
         self.train_set = plan.recipe.train_set(plan.config.task, training.train_set)
-        self.data = self._train_set(plan.config.task, self.train_set)
         self.placements = TrainingPlacements(plan)
-        self.calibration: dict[str, dict[str, Any]] = {plan.config.task: self.data}
+        self.calibration: dict[str, dict[str, Any]] = {}
+        if not compress_only:
+            self._train_set(plan.config.task)
         self.source = _Model(plan.source.sha256, plan.source.location, plan.source.revision)
         made = [benchmarks.get(name)() for name in names]
         if plan.at_hand.tokenizer:
@@ -74,14 +109,21 @@ class Layout:
         if plan.at_hand.tokenizer:
             check_model(plan.source, plan.skeleton.config, [(b, self._settings(s)) for s in stages for b in read])
 
-    def _train_set(self, task: str, source: str | None) -> dict[str, Any]:
-        found = survey_train_set(task, source, self.data_dir, self.plan.at_hand.data)
-        self.plan.training_sets[task] = found
-        return found.identity
+    def _train_set(self, task: str) -> dict[str, Any]:
+        if task not in self.calibration:
+            source = self.train_set if task == self.config.task else None
+            survey = survey_train_set(task, source, self.data_dir, self.plan.at_hand.data)
+            self.plan.training_sets[task] = survey
+            self.calibration[task] = survey.identity
+        return self.calibration[task]
 
     def lay_out(self) -> None:
         """Add every stage and cell of the sweep."""
         for seed in self.config.seeds:
+            if self.compress_only:
+                for spec in self.config.methods:
+                    self._method(spec, seed, self.source, {})
+                continue
             shown = self.pretrained or self.config.training.training_free
             if shown:
                 self._cell(BASELINE, 1.0, seed, "pretrained", {}, self.source)
@@ -114,11 +156,9 @@ class Layout:
         return {"train": settings.hashed(), **self._sampled(settings, seed)}
 
     def _sampled(self, settings: TrainSettings, seed: int, method: Compressor | None = None) -> dict[str, Any]:
-        name = (method.calibration_task if method else "") or self.config.task
-        length = (method.calibration_length if method else None) or settings.max_length
-        if name not in self.calibration:
-            self.calibration[name] = self._train_set(name, None)
-        return {"data": self.calibration[name] | {"max_length": length}, "seed": seed}
+        name = (method.requirements.calibration_task if method else "") or self.config.task
+        length = (method.requirements.calibration_length if method else None) or settings.max_length
+        return {"data": self._train_set(name) | {"max_length": length}, "seed": seed}
 
     def _finetuned(self, seed: int) -> tuple[_Model, dict[str, str]]:
         if self.finetune.steps == 0:
@@ -142,8 +182,10 @@ class Layout:
         method = build_method(spec, self.plan.recipe, seed)
         options = method.model_dump(mode="json")
         config: dict[str, Any] = {"fit": method.fit_key()}
-        if method.fit_needs_data:
+        if method.requirements.data_in_fit:
             config |= self._sampled(self.finetune, seed, method)
+        if self.compress_only and len(self.config.ratios) == 1:
+            config["budget"] = {"ratio": self.config.ratios[0], "rank_multiple": self.config.rank_multiple}
         fit_title = f"fit {config['fit'].get('factors', spec.name)}, seed {seed}"
         # Options of a method that its fit does not depend on must not be in the fit's identity: they travel beside it.
         maker = {"method": spec.name, "options": options}
@@ -162,7 +204,7 @@ class Layout:
             "method": spec.name,
             "options": method.model_dump(mode="json"),
             "ratios": ratios,
-            "save_dtype": self.plan.saves(method.trains),
+            "save_dtype": self.plan.saves(method.requirements.trains),
             "seed": seed,
         }
         shown = " and ".join(f"{ratio:g}x" for ratio in ratios)
@@ -170,12 +212,12 @@ class Layout:
         runtime = self._runtime(tuned)
         if self.config.rank_multiple > 1:
             config["rank_multiple"] = self.config.rank_multiple
-        if method.trains:
+        if method.requirements.trains:
             choice = self.placements.choose(self.recover, title, method)
             runtime = self._training_runtime(tuned, choice)
             config |= self._training(placed(self.recover, choice), seed)
             config["extra_pruning_steps"] = self.config.training.extra_pruning_steps
-        elif method.compress_needs_data:
+        elif method.requirements.searches:
             config |= self._sampled(self.finetune, seed, method)
         stage = Stage(
             "compress",
@@ -185,6 +227,8 @@ class Layout:
             title,
         )
         key = self.plan.add(stage, tuned.stage, keys["fit"])
+        if self.compress_only:
+            return
         for ratio in ratios:
             small = self._made(key, f"{ratio_folder(ratio)}/{MODEL_FOLDER}")
             path = keys | {"compress": key}
@@ -197,7 +241,7 @@ class Layout:
     def _recovered(
         self, spec: MethodSpec, method: Compressor, ratio: float, seed: int, keys: dict[str, str], small: _Model
     ) -> None:
-        extra = self.config.training.extra_pruning_steps if method.trains else 0
+        extra = self.config.training.extra_pruning_steps if method.requirements.trains else 0
         title = f"recover {spec.shown} {ratio:g}x, seed {seed}"
         choice = self.placements.choose(self.recover, title, ratio=ratio)
         stage = Stage(
@@ -250,17 +294,14 @@ class Layout:
         benchmark = benchmarks.get(name)()
         by_size = counts_by_size(name, self.plan.at_hand)
         shown = f"{name} at {settings.context}" if settings.context else name
-        stage = Stage(
-            "evaluate",
-            {
-                "benchmark": name,
-                "variant": benchmark.variant(settings),
-                "identity": {"limit": settings.limit} if by_size else dict(benchmark.identity(settings)),
-                "engine": self.plan.engine.engine,
-                "dtype": self.plan.dtype,
-            },
-            {"model": model.identity},
-            self._runtime(model, settings=asdict(settings) | {"data_dir": None}),
+        stage = evaluate_stage(
+            benchmark,
+            settings,
+            self.plan.engine.engine,
+            self.plan.dtype,
+            model.identity,
+            self._runtime(model),
             f"evaluate {shown} on {spec.shown} {ratio:g}x ({state}), seed {seed}",
+            by_size,
         )
         return self.plan.add(stage, model.stage)

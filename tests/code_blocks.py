@@ -40,7 +40,7 @@ def code_blocks(page: str, heading: str | None = None) -> list[Block]:
         if token.type == "inline" and before is not None and before.type == "heading_open":
             section, file = token.content, ""
         elif token.type == "inline":
-            file = next(iter(re.findall(r"`([\w./-]+\.(?:py|toml))`", token.content)[::-1]), file)
+            file = next(iter(re.findall(r"`([\w./-]+\.(?:py|csv))`", token.content)[::-1]), file)
         elif token.type == "fence":
             blocks.append(Block(token.info.strip(), token.content, section, file))
     return [block for block in blocks if heading in (None, block.heading)]

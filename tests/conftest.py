@@ -28,6 +28,7 @@ cli/test_cli.py
 runners/test_speed.py
 runners/test_reproduce.py
 docs/test_python_api.py
+docs/test_guides.py
 runners/test_broken_models.py
 runners/test_hostile_folders.py
 evals/test_samples.py
@@ -131,8 +132,9 @@ def data_dir() -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory):
-    """A folder for checksums of large files in place of the user's."""
-    os.environ["LOWRANK_BENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    """A folder for what can be computed again in place of the user's; the processes of pytest-xdist share one."""
+    base = tmp_path_factory.getbasetemp()
+    os.environ["LOWRANK_BENCH_CACHE"] = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ Cov(X) Wᵀ.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,24 +18,14 @@ from ..calibration.driver import MomentCompressor
 from ..calibration.moments import Moments
 from ..fitted import Factors
 from ..linalg.whitening import VERSION, whiten
+from ..requirements import Requirements
 from ..working import whiten_bytes
-
-FACTS = {
-    "data": "calibration",
-    "gradients": "no",
-    "training": "no",
-    "shares": "no",
-    "ranks": "per matrix, uniform",
-    "storage": "r(m+n)+m",
-    "paper": "Yu & Wu, AAAI 2023",
-    "status": "loss equals the theorem's; not verified at 7B",
-}
 
 
 class FeatureSpace(MomentCompressor):
     """What all methods with these factors share."""
 
-    affine: ClassVar[bool] = True
+    requires = Requirements(statistics=True, affine=True)
 
     def fit_key(self) -> dict[str, Any]:
         """Return one name for the factors, whatever the method that asks for them is called."""
@@ -57,3 +47,11 @@ class FeatureSpace(MomentCompressor):
 @methods.register("afm")
 class AFM(FeatureSpace):
     """PCA of the outputs, uniform ranks, one added bias a layer (counted)."""
+
+    requires = Requirements(
+        statistics=True,
+        affine=True,
+        paper="Yu & Wu, AAAI 2023",
+        status="formula",
+        note="loss equals the theorem's; not verified at 7B",
+    )

@@ -18,18 +18,8 @@ from ..calibration.moments import Moments
 from ..fitted import Factors
 from ..linalg import left_vectors
 from ..linalg.whitening import balance
+from ..requirements import Requirements
 from ..working import svd_bytes
-
-FACTS = {
-    "data": "calibration, search",
-    "gradients": "no",
-    "training": "no",
-    "shares": "no",
-    "ranks": "global, by sensitivity",
-    "storage": "r(m+n)",
-    "paper": "arXiv 2312.05821",
-    "status": "exact SVD for the authors' randomised one; not verified at 7B",
-}
 
 
 @methods.register("asvd")
@@ -39,6 +29,16 @@ class ASVD(MomentCompressor):
     Args:
         alpha: exponent of the magnitudes.
     """
+
+    requires = Requirements(
+        statistics=True,
+        measures=True,
+        policy="sensitivity",
+        ranks="global, by sensitivity",
+        paper="arXiv 2312.05821",
+        status="code",
+        note="exact SVD for the authors' randomised one; not verified at 7B",
+    )
 
     samples: int | None = Field(default=32, ge=1)
     grams: ClassVar[bool] = False

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -23,18 +23,8 @@ from ..calibration.moments import Moments
 from ..fitted import Factors
 from ..groups import Group
 from ..linalg.whitening import VERSION, whiten
+from ..requirements import Requirements
 from ..working import whiten_bytes
-
-FACTS = {
-    "data": "calibration",
-    "gradients": "no",
-    "training": "no",
-    "shares": "across layers",
-    "ranks": "per group, uniform",
-    "storage": "k(n+Σm)",
-    "paper": "arXiv 2410.03765",
-    "status": "grouping as the authors' code; not verified at 7B",
-}
 
 SHARED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 _LAYER = re.compile(r"^(.*?\.)(\d+)(\..+)$")
@@ -50,7 +40,13 @@ class BasisSharing(MomentCompressor):
         jitter: added to the diagonal of each Gram matrix, in shares of its mean; see ``svd-llm``.
     """
 
-    shares: ClassVar[bool] = True
+    requires = Requirements(
+        statistics=True,
+        shares="across layers",
+        paper="arXiv 2410.03765",
+        status="code",
+        note="grouping as the authors' code; not verified at 7B",
+    )
 
     layers: int = Field(default=2, ge=1)
     kinds: str = "+".join(SHARED)

@@ -20,17 +20,7 @@ from ..fitted import Factors
 from ..groups import Group
 from ..linalg import svd
 from ..matrixwise import by_name
-
-FACTS = {
-    "data": "calibration",
-    "gradients": "yes",
-    "training": "no",
-    "shares": "no",
-    "ranks": "per matrix, uniform",
-    "storage": "r(m+n)",
-    "paper": "arXiv 2207.00112",
-    "status": "agrees with five code bases on the axis; no official code",
-}
+from ..requirements import Requirements
 
 _FLOOR = 1e-6  # of the mean: keeps inputs without any gradient finite, after normalising f by its mean
 
@@ -45,13 +35,16 @@ class FWSVD(CalibratedCompressor):
         batch_size: examples per backward pass; has no influence on the result.
     """
 
+    requires = Requirements(
+        statistics=True,
+        gradients=True,
+        paper="arXiv 2207.00112",
+        status="measured",
+        note="agrees with five code bases on the axis; no official code",
+    )
+
     axis: Literal["in", "out"] = "in"
     samples: int | None = Field(default=1024, ge=1)
-
-    @property
-    def backward(self) -> bool:
-        """Yes: the Fisher information is made of gradients."""
-        return True
 
     def working_bytes(self, m: int, n: int) -> int:
         """Return the memory of the scaled matrix (float64 on the way) and its decomposition."""

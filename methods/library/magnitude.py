@@ -8,22 +8,16 @@ from torch import Tensor
 from ..base import methods
 from ..fitted import Factors
 from ..matrixwise import MatrixCompressor
-
-FACTS = {
-    "data": "none",
-    "gradients": "no",
-    "training": "no",
-    "shares": "no",
-    "ranks": "per matrix, uniform",
-    "storage": "r(m+n)",
-    "paper": "",
-    "status": "control",
-}
+from ..requirements import Requirements
 
 
 @methods.register("magnitude")
 class Magnitude(MatrixCompressor):
     """W ≈ W[:, S] I_S with S the r columns of largest norm; rows where W is wide. Stored as factors, as all are."""
+
+    requires = Requirements(
+        status="control",
+    )
 
     def working_bytes(self, m: int, n: int) -> int:
         """Return the memory of the chosen columns, and of the selection twice."""

@@ -8,17 +8,7 @@ from torch import Tensor
 from ..base import methods
 from ..fitted import Factors
 from ..matrixwise import MatrixCompressor
-
-FACTS = {
-    "data": "none",
-    "gradients": "no",
-    "training": "no",
-    "shares": "no",
-    "ranks": "per matrix, uniform",
-    "storage": "r(m+n)",
-    "paper": "",
-    "status": "control",
-}
+from ..requirements import Requirements
 
 
 @methods.register("random")
@@ -28,6 +18,10 @@ class RandomProjection(MatrixCompressor):
     Args:
         seed: of the noise.
     """
+
+    requires = Requirements(
+        status="control",
+    )
 
     seed: int = 42
 

@@ -9,6 +9,7 @@ activations, as in the authors' W-only results. Their LoRA update is what this p
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
@@ -21,18 +22,8 @@ from ..calibration.moments import Moments
 from ..fitted import Factors
 from ..groups import Group
 from ..linalg.whitening import VERSION, Side, whiten
+from ..requirements import Requirements
 from ..working import whiten_bytes
-
-FACTS = {
-    "data": "calibration",
-    "gradients": "if two_sided",
-    "training": "no",
-    "shares": "no",
-    "ranks": "per matrix, uniform",
-    "storage": "r(m+n)",
-    "paper": "arXiv 2403.07378",
-    "status": "truncation equals the paper's formula; not verified at 7B",
-}
 
 
 class Whitened(MomentCompressor):
@@ -70,9 +61,9 @@ class Whitened(MomentCompressor):
             yield group, (moments, gram)
 
     @property
-    def backward(self) -> bool:
-        """Whether output gradients weigh too."""
-        return self.two_sided
+    def requirements(self) -> Requirements:
+        """Return what the method needs; gradients where they weigh too."""
+        return replace(super().requirements, gradients=self.two_sided)
 
     def working_bytes(self, m: int, n: int) -> int:
         """Return the memory of the weighted problem."""
@@ -104,3 +95,10 @@ def shrunk(gram: Tensor, share: float) -> Tensor:
 @methods.register("svd-llm")
 class SVDLLM(Whitened):
     """W ≈ SVD_r(W S) S⁻¹ with S Sᵀ the Gram matrix of the inputs; uniform ranks."""
+
+    requires = Requirements(
+        statistics=True,
+        paper="arXiv 2403.07378",
+        status="formula",
+        note="truncation equals the paper's formula; not verified at 7B",
+    )

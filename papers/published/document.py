@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...results.tables.writers import markdown_table, markdown_text
+from ...results.tables.escape import markdown_text
+from ...results.tables.table import Table, text_columns
+from ...results.tables.writers import markdown_grid
 from .quoted import FOLDER, Quoted, quoted_files, read_quoted
 
 _INTRODUCTION = """# The papers' own numbers
@@ -39,7 +41,7 @@ def document() -> str:
     """Return the page."""
     parts = [_INTRODUCTION]
     fields = [[name, (field.description or "").replace("`", "")] for name, field in Quoted.model_fields.items()]
-    parts.append(_left(markdown_table(["column", "what it says"], fields)) + "\n")
+    parts.append(markdown_grid(Table("", text_columns("column", "what it says"), fields)) + "\n")
     for path in quoted_files():
         rows = read_quoted(path)
         parts.append(f"## {markdown_text(path.relative_to(FOLDER).name)}\n")
@@ -49,7 +51,7 @@ def document() -> str:
 
 def _table(rows: Sequence[Quoted]) -> str:
     header = ["source", "where", "for", "model", "benchmark", "method", "size", "of", "value", "certainty"]
-    return _left(markdown_table([*header, "conditions"], [_line(row) for row in rows]))
+    return markdown_grid(Table("", text_columns(*header, "conditions"), [_line(row) for row in rows]))
 
 
 def _line(row: Quoted) -> list[str]:
@@ -88,8 +90,3 @@ def conditions(row: Quoted) -> str:
         row.note,
     ]
     return "; ".join(text for text in known if text)
-
-
-def _left(table: str) -> str:
-    head, rule, *rest = table.split("\n")
-    return "\n".join([head, rule.replace("---:", "---"), *rest])

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from ...records.intervals import wilson
-from ...results.tables.pivot import Cell, Row, Table, format_cell, is_perplexity
+from ...results.tables.pivot import Cell, Pivot, Row, format_cell, is_perplexity
 from .quoted import PARAMETERS, Quoted
 
 Outcome = Literal["reproduced", "not reproduced", "not comparable"]
@@ -86,7 +86,7 @@ def square_and_add(ours: Sequence[float], other: Sequence[float]) -> Difference:
 
 def judge(
     quoted: Quoted,
-    table: Table | None,
+    table: Pivot | None,
     methods: Mapping[str, str],
     departures: Sequence[str] = (),
 ) -> Verdict:
@@ -130,7 +130,7 @@ def _quoted_interval(quoted: Quoted) -> tuple[float, float, float]:
     return value, min(ends.low, value), max(ends.high, value)
 
 
-def _row(quoted: Quoted, table: Table | None, methods: Mapping[str, str]) -> Row | None:
+def _row(quoted: Quoted, table: Pivot | None, methods: Mapping[str, str]) -> Row | None:
     rows = [
         row
         for row in (table.rows if table else ())
@@ -153,7 +153,7 @@ def _near(a: float, b: float) -> bool:
     return abs(a / b - 1) <= SAME_RATIO
 
 
-def _obstacles(quoted: Quoted, table: Table | None, row: Row | None, cell: Cell | None) -> list[str]:
+def _obstacles(quoted: Quoted, table: Pivot | None, row: Row | None, cell: Cell | None) -> list[str]:
     """Return the reasons why the two may not be compared."""
     reasons = []
     if quoted.certainty == "ambiguous":

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...foundation.errors import UserError
-from ...results.tables.pivot import Cell, Row, Table, format_value, is_fraction, pivot
+from ...results.tables.pivot import Cell, Pivot, Row, format_value, is_fraction, pivot
 from ..figures import mean_table, retained_table
 from ..published.quoted import Quoted, quoted_for
 from ..published.verdicts import Verdict, judge, papers_model, square_and_add
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def panel_table(frame: pd.DataFrame, panel: Panel) -> Table:
+def panel_table(frame: pd.DataFrame, panel: Panel) -> Pivot:
     """Return what a picture shows.
 
     Raises:
@@ -56,7 +56,7 @@ def quoted_methods(form: Form) -> dict[str, str]:
 
 
 def verdicts(
-    item: Item, form: Form, model: str, tables: Sequence[tuple[Panel, Table]], departures: Sequence[str]
+    item: Item, form: Form, model: str, tables: Sequence[tuple[Panel, Pivot]], departures: Sequence[str]
 ) -> list[Verdict]:
     """Return a verdict for each of the paper's numbers that belong to an item."""
     results = []
@@ -67,12 +67,12 @@ def verdicts(
     return results
 
 
-def findings(item: Item, form: Form, table: Table) -> list[str]:
+def findings(item: Item, form: Form, table: Pivot) -> list[str]:
     """Return a sentence for each of the paper's findings: what it says, what ours shows, and whether that agrees."""
     return [_finding(claim, form, table, form is item.small) for claim in item.claims]
 
 
-def _finding(claim: Claim, form: Form, table: Table, small: bool) -> str:
+def _finding(claim: Claim, form: Form, table: Pivot, small: bool) -> str:
     low, high = claim.small_ratios if small else claim.ratios
     rows = {row.label: row for row in table.rows}
     lines = [rows[line.label] for line in form.lines if line.label in rows]
@@ -102,7 +102,7 @@ def _finding(claim: Claim, form: Form, table: Table, small: bool) -> str:
     return f"The paper: {claim.text}. {summary}; {names}: {'; '.join(readings)}.{seeds}"
 
 
-def _beside(table: Table, lines: Sequence[Row], ratio: float) -> str:
+def _beside(table: Pivot, lines: Sequence[Row], ratio: float) -> str:
     values = [format_value(table.metric, row.cells[ratio].value) for row in lines]
     return " / ".join(values) + (" %" if is_fraction(table.metric) else "")
 

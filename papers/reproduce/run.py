@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +15,10 @@ from ...models.known_shapes import SHAPES
 from ...models.presets import ModelSource, resolve_model
 from ...records.files import read_records
 from ...results.sweep import run_sweep
-from ...results.tables.pivot import Table, is_fraction
-from ...results.tables.writers import clean, inert, markdown_table, markdown_text
+from ...results.tables.escape import clean, markdown_text
+from ...results.tables.pivot import Pivot, is_fraction
+from ...results.tables.table import Table, text_columns
+from ...results.tables.writers import markdown_grid, to_csv
 from ...runners.config import SweepConfig
 from ...runners.dry_run import show_plan
 from ...runners.estimates.disk import disk_bytes
@@ -145,7 +145,7 @@ def _within_reach(source: ModelSource) -> bool:
     return is_cached(source.location, source.revision, "config.json") or hub_answers()
 
 
-def _heading(item: Item, form: Form, table: Table) -> Heading:
+def _heading(item: Item, form: Form, table: Pivot) -> Heading:
     title = f"{item.paper}, {item.shown}, made again: {table.model}, {table.variant}"
     if form is item.small:
         title = f"{item.paper}, {item.shown} in small: {table.model}, {table.variant}"
@@ -180,17 +180,14 @@ _HEADER = ["model", "benchmark", "method", "ratio", "quoted", "ours", "verdict",
 
 
 def _write(stem: Path, item: Item, form: Form, results: list[Verdict], sentences: list[str]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_HEADER, "source", "place"])
-    for row, line in zip(results, _lines(results), strict=True):
-        cells = [*line, row.quoted.source, row.quoted.place]
-        writer.writerow([inert(clean(cell)) for cell in cells])
-    write_atomic(stem.with_name(f"{stem.name}-verdicts.csv"), text.getvalue())
+    lines = _lines(results)
+    sources = [[*line, row.quoted.source, row.quoted.place] for row, line in zip(results, lines, strict=True)]
+    verdicts = Table("verdicts", text_columns(*_HEADER, "source", "place"), sources)
+    write_atomic(stem.with_name(f"{stem.name}-verdicts.csv"), to_csv([verdicts]))
     parts = [f"# {markdown_text(f'{item.paper}, {item.shown}: {item.title}')}"]
     parts += [markdown_text(caption)] if (caption := _caption(form)) else []
     parts += [f"- {markdown_text(sentence)}" for sentence in sentences]
-    parts.append(markdown_table(_HEADER, _lines(results)) if results else _nothing(item))
+    parts.append(markdown_grid(Table("", text_columns(*_HEADER), lines)) if results else _nothing(item))
     write_atomic(stem.with_suffix(".md"), "\n\n".join(parts) + "\n")
 
 

@@ -47,7 +47,7 @@ SLOW = ("asvd", "sfsd")
 def run(context: Context) -> Iterator[Row]:
     """Yield the rows; each difference that is too large, and each step that fails, is a missed target."""
     model, tokenizer, data = model_and_data()
-    names = SMALL_METHODS if context.small else [n for n in methods.names() if not create_method(n).trains]
+    names = SMALL_METHODS if context.small else [n for n in methods.names() if not create_method(n).requirements.trains]
     ids = torch.stack([torch.tensor(item.input_ids[:8]) for item in data.items[:8]])
     for name in sorted(names, key=SLOW.__contains__):
         if context.left < 0.5 * context.seconds:

@@ -1,4 +1,4 @@
-"""All 224 matrices of Llama-2-7B: full spectra, and the ranks of 7x, with `torch.linalg.svd` on a sample beside.
+"""All 224 matrices of Llama-2-7B, with `torch.linalg.svd` on a sample beside.
 
 Whitened methods decompose in float64; so one square matrix is, by `svd`, by torch and by the eigenvectors of its Gram
 matrix. In small the algorithms are those that a GPU takes at full size.
@@ -11,13 +11,14 @@ from gpu_sections.fitting import share_row
 from gpu_sections.spectra import excess, layer, rank_at, realistic
 from gpu_sections.table import Context, Row, attempts
 
-from lowrank_bench.methods.linalg import Driver, choose, svd
+from lowrank_bench.methods.linalg import choose, svd
 
 WIDTH, MLP, LAYERS = 4096, 11008 / 4096, 32
 SMALL_WIDTH, SMALL_LAYERS = 64, 2
 RATIO = 7.0
-FULL_SECONDS, DEEP_SECONDS, TOLERANCE = 120.0, 20.0, 1e-3
+FULL_SECONDS, TOLERANCE = 120.0, 1e-3
 SAMPLE = ("q", "gate", "down")
+_DRIVER = choose((WIDTH, WIDTH), "cuda", torch.float32)
 _FOR_SAMPLE = 0.35
 """Share of the time that is kept for the sample."""
 
@@ -27,16 +28,9 @@ def run(context: Context) -> list[Row]:
     shapes = layer(SMALL_WIDTH if context.small else WIDTH, MLP)
     matrices = [shape for _ in range(SMALL_LAYERS if context.small else LAYERS) for shape in shapes.values()]
     warm = realistic(*shapes["q"], seed=0, device=context.device)
-    rank = rank_at(shapes["q"], RATIO)
-    for warm_rank in (None, rank):
-        svd(warm, warm_rank, driver=_driver(warm_rank))  # loads the libraries; not measured
-    keep = _FOR_SAMPLE * context.seconds
-    deep, deep_done = _all(context, matrices, True, keep)
-    full, full_done = _all(context, matrices, False, keep)
-    rows = [
-        _total(context, f"ranks of {RATIO:g}x, {_driver(rank)}", deep, deep_done, len(matrices), DEEP_SECONDS),
-        _total(context, f"full spectra, {_driver(None)}", full, full_done, len(matrices), FULL_SECONDS),
-    ]
+    svd(warm, driver=_DRIVER)  # loads the libraries; not measured
+    full, full_done = _all(context, matrices, _FOR_SAMPLE * context.seconds)
+    rows = [_total(context, f"full spectra, {_DRIVER}", full, full_done, len(matrices), FULL_SECONDS)]
     if full_done:
         operations = 20 * shapes["q"][1] * sum(m * n for m, n in matrices[:full_done])  # as arithmetic.py counts them
         rows.append(share_row("DECOMPOSITION_SHARE", operations, full, "full spectra"))
@@ -47,21 +41,15 @@ def run(context: Context) -> list[Row]:
     return rows
 
 
-def _driver(rank: int | None) -> Driver:
-    return choose((WIDTH, WIDTH), rank, "cuda", torch.float32)
-
-
-def _all(context: Context, shapes: list[tuple[int, int]], deep: bool, keep: float) -> tuple[float, int]:
+def _all(context: Context, shapes: list[tuple[int, int]], keep: float) -> tuple[float, int]:
     """Decompose until the time is up; return the seconds without those of making the matrices, and how many it were."""
     seconds, done = 0.0, 0
-    share = (context.left - keep) * (0.3 if deep else 1.0)
-    begin = context.left
+    share, begin = context.left - keep, context.left
     for seed, shape in enumerate(shapes):
         if begin - context.left > share:
             break
         weight = realistic(*shape, seed, context.device)
-        rank = rank_at(shape, RATIO) if deep else None
-        seconds += context.timed(lambda weight=weight, rank=rank: svd(weight, rank, driver=_driver(rank)))
+        seconds += context.timed(lambda weight=weight: svd(weight, driver=_DRIVER))
         done += 1
     return seconds, done
 
@@ -81,17 +69,12 @@ def _sample(context: Context, name: str, shape: tuple[int, int]) -> list[Row]:
     weight, rank = realistic(*shape, seed=1, device=context.device), rank_at(shape, RATIO)
     results: dict[str, tuple[torch.Tensor, ...]] = {}
     theirs = context.timed(lambda: results.update(torch=torch.linalg.svd(weight, full_matrices=False)))
-    ours = context.timed(lambda: results.update(full=svd(weight, driver=_driver(None))))
-    deep = context.timed(lambda: results.update(deep=svd(weight, rank, driver=_driver(rank))))
-    singular = results["torch"][1]
-    rows = []
-    for title, seconds, key in (("full", ours, "full"), (f"rank {rank}", deep, "deep")):
-        u, s, vt = results[key]
-        error = excess(weight, (u[:, :rank] * s[:rank]) @ vt[:rank], singular, rank)
-        figure = f"{seconds:.3f} s, residual {error:+.1e}"
-        against, target = f"{theirs:.3f} s by torch.linalg.svd", f"residual < {TOLERANCE:g}"
-        rows.append(Row(f"{size}, {title}", figure, against, target, error <= TOLERANCE))
-    return rows
+    ours = context.timed(lambda: results.update(full=svd(weight, driver=_DRIVER)))
+    u, s, vt = results["full"]
+    error = excess(weight, (u[:, :rank] * s[:rank]) @ vt[:rank], results["torch"][1], rank)
+    figure = f"{ours:.3f} s, residual at rank {rank} {error:+.1e}"
+    against, target = f"{theirs:.3f} s by torch.linalg.svd", f"residual < {TOLERANCE:g}"
+    return [Row(f"{size}, full", figure, against, target, error <= TOLERANCE)]
 
 
 def _double(context: Context, shape: tuple[int, int]) -> list[Row]:
@@ -100,7 +83,7 @@ def _double(context: Context, shape: tuple[int, int]) -> list[Row]:
     if context.left <= 0:
         return [Row(size, "not measured", note="the part's time was up")]
     weight = realistic(*shape, seed=1, device=context.device).double()
-    driver = choose(shape, None, context.device, torch.float64)
+    driver = choose(shape, context.device, torch.float64)
     results: dict[str, tuple[torch.Tensor, ...]] = {}
     eigen = context.timed(lambda: results.update(eigen=torch.linalg.eigh(weight @ weight.T)))
     ours = context.timed(lambda: results.update(ours=svd(weight)))

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import torch
-from gpu_sections.spectra import rank_at
 from gpu_sections.table import Context, Row
 
 from lowrank_bench.methods.linalg import svd
@@ -11,19 +10,15 @@ from lowrank_bench.models.loading import load_model
 from lowrank_bench.models.matrices import get_linear, matrices
 from lowrank_bench.models.presets import resolve_model
 
-RATIO = 3.0
-
 
 def run(context: Context) -> Iterator[Row]:
-    """Yield the rows: all spectra, the ranks of 3x, and torch's own."""
+    """Yield the rows: all spectra, and torch's own."""
     source = resolve_model(context.options["model"])
     model = load_model(source.location, source.revision, device=context.device)
     weights = [get_linear(model, matrix.name).weight.detach() for matrix in matrices(model, head=False)]
     svd(weights[0])  # loads the libraries; not measured
-    svd(weights[0], rank_at(tuple(weights[0].shape), RATIO))
     variants = (
         ("full spectra", lambda w: svd(w)),
-        (f"ranks of {RATIO:g}x", lambda w: svd(w, rank_at(tuple(w.shape), RATIO))),
         ("full spectra by torch.linalg.svd", lambda w: torch.linalg.svd(w, full_matrices=False)),
     )
     for index, (name, work) in enumerate(variants):

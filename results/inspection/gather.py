@@ -227,7 +227,7 @@ def _fates(stage: _CompressStage) -> dict[str, Fate]:
             f"{stage.ratio.parent} was made before compress stages kept what became of each basis; delete that folder "
             "and run the sweep again"
         )
-    if method.trains:
+    if method.requirements.trains:
         raise UserError(
             f"the method '{config['method']}' trains while it compresses and keeps no account of its bases; inspect "
             "bs, bsi or a method that truncates, such as svd"

@@ -6,10 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
+from ..tables.table import Cell, Column, Field, Table, number_columns
+from ..tables.terminal import render
 from .measure import Series, median_ratio
 
 _BATCH = {
@@ -27,10 +26,8 @@ def print_speed(series: Sequence[Series], console: Console) -> None:
     """Print medians with the least and largest round, and their ratio to the dense model's in the same rounds."""
     for engine in dict.fromkeys(one.spec.engine for one in series):
         chosen = [one for one in series if one.spec.engine == engine]
-        console.print()
-        console.print(Text(_title(chosen[0]), style="bold"))
-        for columns, batches in ((_BATCH, chosen[0].spec.batch_sizes), (_PROCESS, (None,))):
-            console.print(_table(columns, chosen, series, batches))
+        parts = ((_title(chosen[0]), _BATCH, chosen[0].spec.batch_sizes), ("", _PROCESS, (None,)))
+        render([_table(title, columns, chosen, series, batches) for title, columns, batches in parts], console)
 
 
 def _title(one: Series) -> str:
@@ -44,32 +41,29 @@ def _title(one: Series) -> str:
 
 
 def _table(
+    title: str,
     columns: Mapping[str, tuple[str, float]],
     chosen: Sequence[Series],
     series: Sequence[Series],
     batches: Sequence[int | None],
 ) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("", overflow="fold")
-    if batches != (None,):
-        table.add_column("batch", justify="right")
-    for heading, _ in columns.values():
-        table.add_column(escape(heading), justify="right", overflow="fold")
+    several = batches != (None,)
+    headings = [*(["batch"] if several else []), *(heading for heading, _ in columns.values())]
+    rows: list[list[Cell]] = []
     for batch in batches:
         for one in chosen:
             cells = [_cell(one, series, metric, unit, batch) for metric, (_, unit) in columns.items()]
-            table.add_row(escape(one.subject.name), *([str(batch)] if batch else []), *map(escape, cells))
-    return table
+            rows.append([one.subject.name, *([batch] if several else []), *cells])
+    return Table(title, [Column(""), *number_columns(*headings)], rows)
 
 
-def _cell(one: Series, series: Sequence[Series], metric: str, unit: float, batch: int | None) -> str:
+def _cell(one: Series, series: Sequence[Series], metric: str, unit: float, batch: int | None) -> Field:
     values = one.values(metric, batch)
-    text = _number(statistics.median(values) / unit)
-    if len(values) > 1:
-        text += f" [{_number(min(values) / unit)}, {_number(max(values) / unit)}]"
+    middle = statistics.median(values) / unit
+    spread = f"[{_number(min(values) / unit)}, {_number(max(values) / unit)}]" if len(values) > 1 else ""
     if one.reference is not None:
-        text += f"  {median_ratio(values, series[one.reference].values(metric, batch)):.2f}×"
-    return text
+        spread += f"  {median_ratio(values, series[one.reference].values(metric, batch)):.2f}×"
+    return Field(_number(middle), middle, spread.strip())
 
 
 def _number(value: float) -> str:

@@ -9,10 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from ...foundation.errors import UserError
 from ...foundation.plain import parse_yaml
-from ...records.schema import recordable
 from .sentences import sentence
 
 _OTHER_SEPARATOR = re.compile(r"(?P<value>[^()]*?)\s*[:;|&\s]\s*(?P<key>\w+)\s*=")
+
+
+def check_recordable(kind: str, value: str) -> str:
+    """Return a text that can be in a record; see `records.schema.recordable`."""
+    from ...records.schema import recordable  # its models are built then, which `bench --help` does not wait for
+
+    return recordable(kind, value)
 
 
 class MethodSpec(BaseModel):
@@ -21,7 +27,7 @@ class MethodSpec(BaseModel):
     The short form ``bs:prunings=2,new_vectors=top`` names options after a colon; its label is the text itself.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: str
     label: str = ""
@@ -35,7 +41,9 @@ class MethodSpec(BaseModel):
     @field_validator("name", "label")
     @classmethod
     def _recordable(cls, value: str, info: ValidationInfo) -> str:
-        return recordable({"name": "method", "label": "label"}[info.field_name or "name"], value) if value else value
+        return (
+            check_recordable({"name": "method", "label": "label"}[info.field_name or "name"], value) if value else value
+        )
 
     @property
     def shown(self) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from ...records.schema import recordable
-from ..store.storage import check_url
-from .methods import MethodSpec
+from .methods import MethodSpec, check_recordable, split_methods
+from .options import Option
 
 MAX_COUNT = 2**31 - 1
 """Largest number of steps, examples or tokens; counts beyond it overflow in the libraries that take them."""
@@ -23,6 +22,8 @@ _NO_TRAINING = (
     "--training-free leaves out both finetunings, so it does not go with steps, epochs or --before-recovery; leave one "
     "of them out"
 )
+
+_FILES = "Files"
 
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Positive = Annotated[int, Field(ge=1, le=MAX_COUNT)]
@@ -42,49 +43,57 @@ def check_seed(seed: int) -> int:
 class TrainOverrides(BaseModel):
     """Changes to a recipe's training run; a field left out keeps the recipe's value (see ``recipes.TrainSettings``)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
-    steps: Count | None = None
+    steps: Annotated[Count | None, Option(name="{parent}_steps")] = Field(
+        None, description="Optimizer steps {description}"
+    )
     epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    batch_size: Positive | None = None
+    learning_rate: Annotated[float | None, Option(name="lr")] = Field(
+        None, gt=0, allow_inf_nan=False, description="Learning rate of both finetunings."
+    )
+    batch_size: Annotated[Positive | None, Option()] = Field(None, description="Examples per optimizer step.")
     micro_batch_size: Positive | None = None
     schedule: str | None = None
     warmup: float | None = Field(default=None, ge=0, lt=1)
     optimizer: str | None = None
     weight_decay: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     max_grad_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    max_length: int | None = Field(default=None, ge=8, le=MAX_COUNT)
+    max_length: Annotated[int | None, Option()] = Field(
+        None, ge=8, le=MAX_COUNT, description="Longest training example in tokens."
+    )
     gradient_checkpointing: bool | None = None
     precision: Literal["auto", "float32", "bfloat16"] | None = None
 
 
 class Training(BaseModel):
-    """How models are finetuned, before compression and after it; what a stage key holds of it is in `plan`.
+    """How models are finetuned, before compression and after it."""
 
-    Attributes:
-        recipe: defaults of training; ``auto`` takes the preset's, else by model size.
-        train_set: training set of the task; None takes the recipe's, else the task's default for hub or local data.
-        finetune, recover: changes to the recipe.
-        extra_pruning_steps: optimizer steps that training methods get on top of the common budget.
-        training_free: compress the model as it is, without any training; it is evaluated as a pretrained one.
-        save_dtype: of saved weights; ``own`` is each tensor's in the model that a stage read; None is ``own``, but for
-            trained weights the recipe's.
-        placement: where trainings keep weights, gradients and moments (docs/memory.md); ``auto`` takes the first that
-            fits: one GPU, FSDP2 over all, AdamW's moments in host memory, moments in 8 bits. The last one changes
-            numbers and is part of the keys of trainings, so this field is not one of `Execution`.
-    """
+    panel: ClassVar[str] = "Training"
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    recipe: str = "auto"
-    train_set: str | None = None
-    finetune: TrainOverrides = TrainOverrides()
-    recover: TrainOverrides = TrainOverrides()
-    extra_pruning_steps: Count = 0
-    training_free: bool = False
-    save_dtype: Literal["own", "float32", "bfloat16", "float16"] | None = None
-    placement: Literal["auto", "device", "fsdp2", "host-moments", "8-bit"] = "auto"
+    recipe: str = Field(
+        "auto", description="Training defaults: paper, quick, small or auto (the preset's, else by size)."
+    )
+    train_set: Annotated[str | None, Option(default="the recipe's, else the task's")] = Field(
+        None, description="Training set of the task (see bench tasks)."
+    )
+    finetune: TrainOverrides = Field(default_factory=TrainOverrides, description="of the first finetuning.")
+    recover: TrainOverrides = Field(
+        default_factory=TrainOverrides, description="after it, pruning included; the same for every method."
+    )
+    extra_pruning_steps: Count = Field(0, description="Pruning steps on top of the common budget.")
+    training_free: bool = Field(
+        False,
+        description="Compress the model as it is; no finetuning before or after. It is prompted as a pretrained one.",
+    )
+    save_dtype: Annotated[
+        Literal["own", "float32", "bfloat16", "float16"] | None, Option(default="own; of trained, the recipe's")
+    ] = Field(None, description="Of saved weights: own (the model's), float32, bfloat16, float16.")
+    # Its last choice, moments in 8 bits, changes numbers and so the keys of trainings: it is not part of `Execution`.
+    placement: Annotated[
+        Literal["auto", "device", "fsdp2", "host-moments", "8-bit"], Option(default="auto, what fits")
+    ] = Field("auto", description="Of trained weights and moments: device, fsdp2, host-moments, 8-bit.")
 
     @model_validator(mode="after")
     def _no_training(self) -> Training:
@@ -95,34 +104,34 @@ class Training(BaseModel):
 
 
 class Evaluation(BaseModel):
-    """How models are measured, and in which states.
+    """How models are measured, and in which states."""
 
-    Attributes:
-        pretrained: also evaluate the model before finetuning; None leaves it to the task.
-        before_recovery: also evaluate each compressed model before its recovery.
-        limit: only the first problems of each benchmark.
-        context: windows of perplexities in tokens; None takes each benchmark's own.
-        bos: whether windows of WikiText-2 and C4 begin with a BOS: ``never`` (the GPTQ recipe), ``always``, or ``auto``
-            for what the model's tokenizer does.
-        max_new_tokens: longest completion; None takes each benchmark's own.
-        samples, temperature, top_p: completions per problem and how they are drawn; several need a temperature.
-        engine: what generates and scores; ``auto`` is vLLM where it is installed, can run the model and pays off.
-        dtype: of the evaluation's arithmetic; None takes the recipe's.
-    """
+    panel: ClassVar[str] = "Evaluation"
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    pretrained: bool | None = None
-    before_recovery: bool = False
-    limit: Positive | None = None
-    context: tuple[int, ...] | None = Field(default=None, min_length=1)
-    bos: Literal["auto", "always", "never"] = "never"
-    max_new_tokens: Positive | None = None
-    samples: Positive = 1
-    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    engine: str = "auto"
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    limit: Positive | None = Field(None, description="Only the first problems of each benchmark.")
+    pretrained: Annotated[bool | None, Option(default="as the task says")] = Field(
+        None, description="Also evaluate before the first finetuning."
+    )
+    before_recovery: bool = Field(False, description="Also evaluate before the second finetuning.")
+    context: Annotated[tuple[int, ...] | None, Option(default="the benchmark's", example="128,2048")] = Field(
+        None, min_length=1, description="Windows of perplexities in tokens: 128,2048."
+    )
+    bos: Literal["auto", "always", "never"] = Field(
+        "never",
+        description="BOS at the start of each window of wikitext2 and c4: never (the GPTQ recipe), always, or auto: as "
+        "the model's tokenizer does.",
+    )
+    max_new_tokens: Annotated[Positive | None, Option(default="the benchmark's")] = Field(
+        None, description="Longest completion."
+    )
+    samples: Positive = Field(1, description="Completions per problem, for pass@k; several need a temperature.")
+    temperature: float = Field(0.0, ge=0, allow_inf_nan=False, description="Of sampling; 0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus share.")
+    engine: str = Field("auto", description="What generates and scores: vllm, transformers or auto.")
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, Option(default="the recipe's")] = Field(
+        None, description="Of the evaluation's arithmetic: float32, bfloat16, float16."
+    )
 
     @field_validator("context")
     @classmethod
@@ -140,44 +149,41 @@ class Execution(BaseModel):
     """Where and how fast a sweep runs: none of it is part of a stage's key or of ``sweep.yaml``.
 
     What the machine decides for a setting that is ``auto`` (engine, optimizer's kernel, placement) is part of a key by
-    its own name.
-
-    Attributes:
-        data: folder with local datasets; None uses the hub. Keys hold a hash of what is read, not where it lies.
-        out: folder for stages and results.
-        storage: URL of a folder that several machines reach, to which finished stages and results are copied too.
-        keep: ``all`` weights and factors, or only the ``needed`` ones: what other stages were made from is removed when
-            all of the plan that read it are done; records and the last checkpoints stay (`removal`). ``auto`` is
-            ``needed`` for models from 1 B parameters on without a storage.
-        checkpoint_minutes: trainings keep a checkpoint as often as this, to go on from when they are cut off; infinite
-            keeps none.
-        device: torch device; ``auto`` takes a GPU where there is one.
-        workers: processes that run stages side by side on a machine; None decides by cores and device.
-        memory: ``walk`` reads the model from disk layer by layer while fitting and compressing, ``whole`` loads it,
-            ``auto`` walks large models where that is possible (docs/memory.md). Results are the same.
-        eval_batch_size: prompts that the engine gets at once.
-        executor: ``local`` runs stages on this machine, ``ray`` on the nodes of a Ray cluster.
-        address: of a running Ray cluster, HOST:PORT or ``auto``; None starts Ray on this machine.
-        accelerate: accelerate's configuration file; trainings then run in several processes, with the same results but
-            for rounding.
-        allow_weak_isolation: run generated code under resource limits alone.
+    its own name, and so is the content of the data that are read.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    panel: ClassVar[str] = "Execution: where and how fast, with the same results"
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
-    data: Path | None = None
-    out: Path = Path("runs")
-    storage: str | None = None
-    keep: Literal["auto", "all", "needed"] = "auto"
-    checkpoint_minutes: float = Field(default=30.0, ge=0)
-    device: str = "auto"
-    workers: int | None = Field(default=None, ge=1, le=MAX_WORKERS)
-    memory: Literal["auto", "walk", "whole"] = "auto"
-    eval_batch_size: Positive = 64
-    executor: Literal["local", "ray"] = "local"
-    address: str | None = None
-    accelerate: Path | None = None
-    allow_weak_isolation: bool = False
+    device: str = Field("auto", description="torch device; auto takes a GPU where there is one.")
+    workers: Annotated[int | None, Option(default="by cores and device")] = Field(
+        None, ge=1, le=MAX_WORKERS, description="Stages side by side."
+    )
+    memory: Literal["auto", "walk", "whole"] = Field(
+        "auto", description="Fit and compress layer by layer (walk), whole, or by size."
+    )
+    eval_batch_size: Positive = Field(64, description="Prompts per batch.")
+    accelerate: Path | None = Field(
+        None, description="accelerate's config file: train in several processes, such as one per GPU."
+    )
+    executor: Literal["local", "ray"] = Field("local", description="local, or ray: stages as tasks of a Ray cluster.")
+    address: Annotated[str | None, Option(default="start Ray on this machine")] = Field(
+        None, description="Running Ray cluster: HOST:PORT or auto."
+    )
+    allow_weak_isolation: bool = Field(False, description="Run generated code even where only resource limits hold it.")
+    data: Annotated[Path | None, Option(environment="LOWRANK_BENCH_DATA", panel=_FILES)] = Field(
+        None, description="Folder with local datasets; without it the hub is used."
+    )
+    out: Annotated[Path, Option(panel=_FILES)] = Field(Path("runs"), description="Folder for stages and results.")
+    storage: Annotated[str | None, Option(panel=_FILES)] = Field(
+        None, description="URL of shared or object storage for stages and results: s3://BUCKET/FOLDER."
+    )
+    keep: Annotated[Literal["auto", "all", "needed"], Option(default="needed from 1 B parameters on", panel=_FILES)] = (
+        Field("auto", description="all weights, or needed: remove what no later stage reads.")
+    )
+    checkpoint_minutes: Annotated[float, Option(panel=_FILES)] = Field(
+        30.0, ge=0, description="How often a training keeps what it can be resumed from; inf: never."
+    )
 
     @property
     def folder(self) -> Path:
@@ -186,13 +192,15 @@ class Execution(BaseModel):
 
     @field_validator("device")
     @classmethod
-    def _recordable(cls, value: str) -> str:
-        return recordable("device", value)
+    def _check_recordable(cls, value: str) -> str:
+        return check_recordable("device", value)
 
     @field_validator("storage")
     @classmethod
     def _storage_url(cls, value: str | None) -> str | None:
         if value is not None:
+            from ..store.storage import check_url
+
             check_url(value)
         return value
 
@@ -211,42 +219,41 @@ class Execution(BaseModel):
 
 
 class SweepConfig(BaseModel):
-    """A sweep: every method at every ratio and seed, on one model and one task.
+    """A sweep: every method at every ratio and seed, on one model and one task."""
 
-    Attributes:
-        model: preset, folder or hub id.
-        revision: commit of a hub model.
-        task: target application.
-        methods: at least one, without repeats.
-        ratios: original / compressed parameters of the whole model, each above 1, without repeats.
-        rank_multiple: ranks are multiples of this number; part of a compression's key only where it is not 1. The same
-            on every device, so that a sweep does not depend on where it runs.
-        seeds: of training order, new vectors and sampling.
-        benchmarks: instead of the task's own; a task's name stands for its benchmarks.
-        name: of the sweep in its records, and of its folder; None makes one of model and task.
-        training, evaluation: how models are trained and measured.
-        execution: where and how fast; never hashed.
-    """
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str
-    task: str
-    methods: tuple[MethodSpec, ...] = Field(min_length=1)
-    ratios: tuple[float, ...] = Field(default=(2.0, 4.0), min_length=1)
-    rank_multiple: int = Field(default=1, ge=1, le=4096)
-    seeds: tuple[int, ...] = Field(default=(42,), min_length=1)
-    revision: str | None = None
-    benchmarks: tuple[str, ...] | None = None
-    name: str | None = None
-    training: Training = Training()
-    evaluation: Evaluation = Evaluation()
-    execution: Execution = Execution()
+    model: str = Field(description="Preset, folder or hub id (see bench models).")
+    revision: str | None = Field(None, description="40-digit commit of a hub model.")
+    task: str = Field(description="Target application (see bench tasks).")
+    methods: Annotated[tuple[MethodSpec, ...], Option(parse=split_methods)] = Field(
+        min_length=1,
+        description="Methods with commas; options after a colon: svd,bs:prunings=10,new_vectors=top.",
+    )
+    ratios: Annotated[tuple[float, ...], Option(example="2,4,7")] = Field(
+        (2.0, 4.0), min_length=1, description="Original / compressed parameters of the whole model: 2,4,7."
+    )
+    # The same on every device, so that a sweep does not depend on where it runs; in a key only where it is not 1.
+    rank_multiple: int = Field(
+        1, ge=1, le=4096, description="Ranks are multiples of this; 16 aligns bfloat16 rows on GPUs."
+    )
+    seeds: Annotated[tuple[int, ...], Option(example="1,2,3")] = Field(
+        (42,), min_length=1, description="Seeds with commas: of training order, new vectors and sampling."
+    )
+    benchmarks: tuple[str, ...] | None = Field(
+        None, description="Instead of the task's own (see bench benchmarks); a task stands for its benchmarks."
+    )
+    name: Annotated[str | None, Option(default="MODEL-TASK")] = Field(
+        None, description="Of this sweep: its folder of results, and the sweep in their rows."
+    )
+    training: Training = Field(default_factory=Training)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    execution: Execution = Field(default_factory=Execution)
 
     @field_validator("model", "task")
     @classmethod
-    def _recordable(cls, value: str, info: ValidationInfo) -> str:
-        return recordable(str(info.field_name), value)
+    def _check_recordable(cls, value: str, info: ValidationInfo) -> str:
+        return check_recordable(str(info.field_name), value)
 
     @field_validator("ratios")
     @classmethod
@@ -287,7 +294,7 @@ class SweepConfig(BaseModel):
             raise ValueError(f"the name '{value}' is not usable as a folder; use letters, digits, '-' and '_'")
         if value is not None and len(value.encode(errors="replace")) > 200:
             raise ValueError(f"the name '{value}' is too long for a folder; use at most 200 bytes")
-        return value if value is None else recordable("name", value)
+        return value if value is None else check_recordable("name", value)
 
 
 def _no_repeats(kind: str, values: list[str]) -> None:

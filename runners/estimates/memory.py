@@ -102,8 +102,8 @@ def fit_way(
         UserError: the walk was asked for and is not possible.
     """
     fitter = method.fitter()
-    reads = fitter.fit_needs_data
-    walk, why = _choose(fitter.fit_walks, "measure", reads, skeleton, location, revision, wanted)
+    reads = fitter.requirements.data_in_fit
+    walk, why = _choose(fitter.requirements.fit_layer_by_layer, "measure", reads, skeleton, location, revision, wanted)
     if not isinstance(fitter, MatrixCompressor):
         return Way(walk, why, None)
     read = calibration(fitter, skeleton, length) if reads else None
@@ -112,7 +112,7 @@ def fit_way(
 
 def compress_way(method: Compressor, skeleton: Any, location: str, revision: str, wanted: str, device: str) -> Way:
     """Choose for `Compressor.compress`; arguments as in `fit_way`."""
-    walk, why = _choose(method.compress_walks, "ask", False, skeleton, location, revision, wanted)
+    walk, why = _choose(method.requirements.compress_layer_by_layer, "ask", False, skeleton, location, revision, wanted)
     if not isinstance(method, MatrixCompressor):
         return Way(walk, why, None)
     return Way(walk, why, compress_peak(method, skeleton, walk, device))
@@ -121,7 +121,8 @@ def compress_way(method: Compressor, skeleton: Any, location: str, revision: str
 def calibration(method: Compressor, skeleton: Any, length: int | None) -> Calibration:
     """Return what a method reads while fitting, at most."""
     samples = getattr(method, "samples", None) or _ALL
-    longest = min(method.calibration_length or length or CALIBRATION_TOKENS, context_length(skeleton.config))
+    wanted = method.requirements.calibration_length or length or CALIBRATION_TOKENS
+    longest = min(wanted, context_length(skeleton.config))
     return Calibration(samples, getattr(method, "batch_size", 8), longest)
 
 

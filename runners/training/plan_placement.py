@@ -51,7 +51,7 @@ class TrainingPlacements:
             )
 
         if setup:
-            sharded = setup.strategy == "fsdp2" and (method is None or method.trains_sharded)
+            sharded = setup.strategy == "fsdp2" and (method is None or method.requirements.trains_sharded)
             spread: Placement = "fsdp2" if sharded else "device"
             choice = Choice(spread, setup.processes, f"by {setup.processes} processes, as --accelerate asks")
             self.plan.trainings[title] = choice, foresee(spread, setup.processes)
@@ -60,7 +60,7 @@ class TrainingPlacements:
             return Choice("device", 1, "")  # other machines' memory is not known here
         count = self.plan.machine.count
         shares = max(n for n in range(1, count + 1) if settings.batch_size % n == 0)
-        if method is not None and not method.trains_sharded:
+        if method is not None and not method.requirements.trains_sharded:
             shares = 1
         try:
             choice = choose_placement(

@@ -5,6 +5,7 @@ import re
 import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,11 @@ def test_the_table_of_public_names_agrees_with_what_type_checkers_follow() -> No
         assert name in dir(lowrank_bench)
     with pytest.raises(AttributeError, match="no attribute 'run_sweeps'"):
         _ = lowrank_bench.run_sweeps
+
+
+def test_the_version_is_the_one_that_is_published() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert lowrank_bench.__version__ == project["version"]
 
 
 def test_importing_the_package_imports_no_torch() -> None:

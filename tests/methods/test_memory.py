@@ -34,7 +34,7 @@ def llama(width: int, layers: int, heads: int, inner: int) -> Any:
 
 def read(method: Any) -> Calibration | None:
     """Return what a method reads of texts of 512 tokens."""
-    return Calibration(method.samples, method.batch_size, 512) if method.fit_needs_data else None
+    return Calibration(method.samples, method.batch_size, 512) if method.requirements.data_in_fit else None
 
 
 MEASURE = """

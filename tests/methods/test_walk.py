@@ -14,7 +14,7 @@ from lowrank_bench.methods.calibration import sequential as walk
 from lowrank_bench.methods.calibration import sequential_statistics as walked
 from lowrank_bench.methods.calibration.collection import gradient_grams, input_fisher, input_moments
 from lowrank_bench.methods.calibration.offload_cache import OffloadCache
-from lowrank_bench.methods.contract import RandomData
+from lowrank_bench.methods.contract_parts import RandomData
 from lowrank_bench.models.architectures import ARCHITECTURES, random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import load_model

@@ -14,7 +14,7 @@ from torch import Tensor
 from lowrank_bench.methods.base import create_method
 from lowrank_bench.methods.calibration.collection import gradient_grams, input_moments
 from lowrank_bench.methods.calibration.moments import Moments, MomentSums
-from lowrank_bench.methods.contract import RandomData
+from lowrank_bench.methods.contract_parts import RandomData
 from lowrank_bench.methods.fitted import Factors
 from lowrank_bench.methods.library.afm import AFM
 from lowrank_bench.methods.library.asvd import ASVD

@@ -23,10 +23,10 @@ from lowrank_bench.models.loading import load_model, weights_size
 from lowrank_bench.models.matrices import low_rank_layers, model_size
 from lowrank_bench.records.files import read_records, same_results
 from lowrank_bench.results.sweep import run_sweep
+from lowrank_bench.runners.compressing import CompressRequest, compress
 from lowrank_bench.runners.config import parse_method
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.progress import LOG_FILE
-from lowrank_bench.runners.single import CompressRequest, compress_model
 from lowrank_bench.runners.store.folders import MODEL_FOLDER, ratio_folder
 
 
@@ -254,6 +254,6 @@ def test_compress_gives_the_checkpoint_of_the_same_cell_of_a_sweep(finished, tmp
         seed=stage["config"]["seed"],
         recipe="small",
     )
-    compress_model(request)
+    compress(request)
     weights = finished.execution.out / "stages" / stage["key"] / ratio_folder(2.0) / MODEL_FOLDER / "model.safetensors"
     assert (tmp_path / "alone" / "model.safetensors").read_bytes() == weights.read_bytes()

@@ -6,15 +6,4 @@ layer during pruning, `pruning` the rules on tensors, `compressor` the method.
 
 from .compressor import BasisSelection
 
-FACTS = {
-    "data": "training",
-    "gradients": "yes",
-    "training": "yes",
-    "shares": "no",
-    "ranks": "per matrix, one share of the sum",
-    "storage": "r(m+n)",
-    "paper": "arXiv 2405.15877",
-    "status": "authors' rules and defaults; figures of the paper not reproduced yet",
-}
-
 __all__ = ["BasisSelection"]

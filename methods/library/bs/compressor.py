@@ -6,8 +6,9 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,6 +30,7 @@ from ...groups import singles
 from ...matrixwise import report
 from ...ranks.budget import Budget
 from ...ranks.policies.base import parse_policy
+from ...requirements import Requirements
 from ...shrinking import shrink_parameter
 from .fusing import fused
 from .layer import BasisLinear
@@ -52,29 +54,36 @@ class BasisSelection(BasisSelectionOptions):
     The options are those of `BasisSelectionOptions`.
     """
 
-    trains: ClassVar[bool] = True
-    needs_data: ClassVar[bool] = True
-    default_policy: ClassVar[str] = "energy"
+    requires = Requirements(
+        trains=True,
+        trains_sharded=True,
+        policy="energy",
+        ranks="one share of each sum of s",
+        paper="arXiv 2405.15877",
+        status="measured",
+        note="authors' rules and defaults; figures of the paper not reproduced yet",
+    )
 
     def _bases(self) -> Compressor:
         # The start's own policy never chooses a rank here, so it shall not measure either.
         return create_method(self.start, {"head": self.head, "policy": "uniform"})
 
     @property
-    def fit_needs_data(self) -> bool:
-        """Whether the method that gives the bases reads task data."""
-        return self._bases().fit_needs_data
+    def requirements(self) -> Requirements:
+        """Return what the pruning run needs, and `fit` of the method that gives the bases.
 
-    @property
-    def compress_needs_data(self) -> bool:
-        """Whether the criterion or the final policy asks the model."""
-        policy = parse_policy(self.final_policy or "uniform")
-        return self.criterion == "hessian" or policy.needs_loss or policy.measures
-
-    @property
-    def trains_sharded(self) -> bool:
-        """Whether a run only trains and prunes: no look at the model on the way, one dtype, nothing compiled."""
-        return not (self.trajectory or self.compress_needs_data or self.compile or self.bases_dtype != "model")
+        A run shards where it only trains and prunes: no look at the model on the way, one dtype, nothing compiled.
+        """
+        start, policy = self._bases().requirements, parse_policy(self.final_policy or "uniform")
+        searches = self.criterion == "hessian" or policy.needs_loss or policy.measures
+        return replace(
+            self.requires,
+            statistics=start.statistics,
+            gradients=start.gradients,
+            layer_by_layer=start.layer_by_layer,
+            searches=searches,
+            trains_sharded=not (self.trajectory or searches or self.compile or self.bases_dtype != "model"),
+        )
 
     def fitter(self) -> Compressor:
         """Return the method that gives the bases."""
@@ -95,7 +104,7 @@ class BasisSelection(BasisSelectionOptions):
         total = (TRAINED_BYTES if self.train_others else 4) * shape.untouched
         for unit in shape.units:
             trained = unit.max_rank + extra[unit.name] * (unit.cost + 1)
-            frozen = unit.max_rank * unit.cost if sharded and self.trains_sharded else 0
+            frozen = unit.max_rank * unit.cost if sharded and self.requirements.trains_sharded else 0
             total += TRAINED_BYTES * trained + 4 * frozen + _INDEX_BYTES * unit.max_rank
         return total
 
@@ -190,7 +199,7 @@ class BasisSelection(BasisSelectionOptions):
 
         if trainer is not None and steps > 0:
             if trainer.shards:
-                if not self.trains_sharded:
+                if not self.requirements.trains_sharded:
                     raise UserError(
                         f"method '{self.name}' with these options needs the whole model while it trains; use DDP, or "
                         "leave out trajectory, compile, bases_dtype, final policies and criteria that ask the model"

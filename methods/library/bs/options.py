@@ -83,7 +83,7 @@ class BasisSelectionOptions(Compressor):
     @classmethod
     def _gives_bases(cls, value: str) -> str:
         start = methods.get(value)
-        if not issubclass(start, MatrixCompressor) or start.shares or start.affine:
+        if not issubclass(start, MatrixCompressor) or start.requires.shares or start.requires.affine:
             raise ValueError(
                 "it must be a method that decomposes one matrix at a time and adds no bias, such as 'svd' or 'fwsvd'"
             )

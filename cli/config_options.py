@@ -1,0 +1,90 @@
+"""Options of a command made from a configuration: declared once, on the fields of the models."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from pydantic import BaseModel
+
+from ..runners.config.options import ConfigOption, config_options, put
+from ..runners.config.sweep import SweepConfig
+from .output import numbers, split_list
+
+OPTIONS = {option.name: option for option in config_options(SweepConfig)}
+"""The options of a sweep by name."""
+
+
+def declared(name: str, panel: str | None = None) -> Any:
+    """Return the typer option of a field of `SweepConfig`, for a command that has a few of them.
+
+    Args:
+        name: of the option, with underscores.
+        panel: heading of the help instead of the field's; the empty string for none.
+    """
+    return _typer_option(OPTIONS[name], panel)
+
+
+def takes_config(model: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each field of a configuration; it gets those that were given as ``asked``, nested.
+
+    Raises:
+        UserError: by the command, for numbers that are none.
+    """
+    options = config_options(model)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(command, include_extras=True)
+        own = [
+            parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+            for name, parameter in inspect.signature(command).parameters.items()
+            if name != "asked"
+        ]
+        generated = [_parameter(option) for option in options]
+
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            values = {option.name: _read(option, given.pop(option.name)) for option in options}
+            command(asked=put(options, values), **given)
+
+        parameters = [*generated, *own]
+        run.__signature__ = inspect.Signature(parameters, return_annotation=None)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters} | {"return": None}
+        del run.__wrapped__  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def _parameter(option: ConfigOption) -> inspect.Parameter:
+    kind: Any = str if option.several else option.type
+    annotation = Annotated[kind | None, _typer_option(option)]
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _typer_option(option: ConfigOption, panel: str | None = None) -> Any:
+    flag = "--" + option.name.replace("_", "-")
+    names = (f"{flag}/--no-{flag[2:]}",) if option.type is bool and not option.switch else (flag,)
+    default = f" [default: {option.default}]" if option.default else ""
+    return typer.Option(
+        *names,
+        help=(option.help + default).replace("[", r"\["),  # or rich would take it for markup and drop it
+        envvar=option.declared.environment or None,
+        show_default=False,
+        rich_help_panel=(option.declared.panel if panel is None else panel) or None,
+    )
+
+
+def _read(option: ConfigOption, value: Any) -> Any:
+    if value is None:
+        return None
+    if option.declared.parse is not None:
+        return option.declared.parse(value)
+    if not option.several:
+        return value
+    if option.type is str:
+        return split_list(value)
+    return numbers(option.name.removesuffix("s"), value, option.type, option.declared.example)
