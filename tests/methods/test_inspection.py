@@ -31,7 +31,7 @@ def plant(model, name, left, right, s=50.0):
 
 
 def tokens(model, bases, top=3, **how):
-    return read_tokens(model, bases.place, bases.side, bases.vectors[:1], top, SIZE, **how)[0]
+    return read_tokens(model, bases.linear, bases.side, bases.vectors[:1], top, SIZE, **how)[0]
 
 
 def unit_rows(model):
@@ -143,7 +143,7 @@ def test_the_output_heads_left_vectors_are_tokens_themselves():
     model = random_model("llama")
     u, s, _ = torch.linalg.svd(weights(model, "lm_head"), full_matrices=False)
     found = find_bases(model, "lm_head", None, side="left")
-    ends = read_tokens(model, found.place, found.side, found.vectors, 1, SIZE)
+    ends = read_tokens(model, found.linear, found.side, found.vectors, 1, SIZE)
     assert torch.allclose(found.values, s)
     assert [end.positive[0][0] for end in ends] == u.abs().argmax(0).tolist()
 
@@ -153,12 +153,12 @@ def test_signs_mean_nothing_and_padding_is_no_token(name):
     model = random_model(name)
     for matrix in ("o", "up"):
         found = find_bases(model, matrix, 0)
-        there, back = (read_tokens(model, found.place, found.side, v, 4, 90) for v in (found.vectors, -found.vectors))
+        there, back = (read_tokens(model, found.linear, found.side, v, 4, 90) for v in (found.vectors, -found.vectors))
         assert there == back
         for end in there:
             assert abs(end.positive[0][1]) >= abs(end.negative[0][1])
             assert all(i < 90 for i, _ in end.positive + end.negative)
-        again = read_tokens(model, found.place, found.side, find_bases(model, matrix, 0).vectors, 4, 90)
+        again = read_tokens(model, found.linear, found.side, find_bases(model, matrix, 0).vectors, 4, 90)
         assert again == there
 
 
@@ -168,8 +168,8 @@ def test_tied_embeddings_read_as_an_untied_copy():
     untied.load_state_dict(tied.state_dict())
     for matrix in ("o", "gate"):
         a, b = (find_bases(model, matrix, 1) for model in (tied, untied))
-        assert read_tokens(tied, a.place, a.side, a.vectors, 3, SIZE) == read_tokens(
-            untied, b.place, b.side, b.vectors, 3, SIZE
+        assert read_tokens(tied, a.linear, a.side, a.vectors, 3, SIZE) == read_tokens(
+            untied, b.linear, b.side, b.vectors, 3, SIZE
         )
 
 
@@ -187,7 +187,7 @@ def test_a_factorised_checkpoint_is_its_dense_export(tmp_path):
         count = min(len(a.values), 4)
         assert torch.allclose(a.values[:count], b.values[:count], rtol=1e-4)
         read = [
-            read_tokens(each, x.place, x.side, x.vectors[:count], 2, SIZE) for each, x in ((factors, a), (dense, b))
+            read_tokens(each, x.linear, x.side, x.vectors[:count], 2, SIZE) for each, x in ((factors, a), (dense, b))
         ]
         assert [[i for i, _ in e.positive] for e in read[0]] == [[i for i, _ in e.positive] for e in read[1]]
     assert len(find_bases(factors, "o", 1).values) == rank
