@@ -43,7 +43,8 @@ from .store.folders import verify_around
 from .training.data import DATA_SEED, example_length, load_task_data
 from .training.memory import TrainingPeak, training_peak
 from .training.placement import choose_placement, optimizer_name, placed
-from .training.recipes import RECIPES, Placement, Recipe, TrainSettings
+from .training.recipes import RECIPES, Recipe
+from .training.settings import Placement, TrainSettings
 from .training.trainer import TaskTrainer, compress_order
 
 _FIT_FOLDER = ".fit"
