@@ -121,7 +121,7 @@ def run(
 
     What stands is not done twice: run the same command again to resume or to add a ratio or a method.
     """
-    from ..runners.config import make_config, read_yaml, split_methods
+    from ..runners.config import make_config, merge, nest, read_yaml, split_methods
 
     if assume is not None and not dry_run:
         raise UserError(
@@ -140,12 +140,10 @@ def run(
         "allow_weak_isolation": allow_weak_isolation or None,
         **{k: v for k, v in locals().items() if k in _PLAIN},
     }
-    values |= {key: value for key, value in given.items() if value is not None}
     for stage, steps in (("finetune", finetune_steps), ("recover", recover_steps)):
-        changes = {key: value for key, value in (training | {"steps": steps}).items() if value is not None}
-        if changes:
-            values[stage] = (values.get(stage) or {}) | changes
-    checked = make_config(values)
+        given[stage] = {key: value for key, value in (training | {"steps": steps}).items() if value is not None} or None
+    asked = nest({key: value for key, value in given.items() if value is not None})
+    checked = make_config(merge(values, asked))
     if dry_run:
         from ..runners.dry_run import print_plan
 

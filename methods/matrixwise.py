@@ -243,7 +243,7 @@ def install_on_disk(weights: DiskWeights, group: Group, fitted: Fitted, rank: in
     def make(place: int, key: str) -> Tensor:
         names = [f"{matrix.name}.bias" if matrix.bias else "" for matrix in group.members]
         biases = [
-            weights.stored(name, made=False).float() if name else None for name in names
+            weights.stored(name, replaced=False).float() if name else None for name in names
         ]  # on the CPU, as factors
         value = cut(group, fitted.factors(group.name), rank, biases)[place][key]
         assert value is not None

@@ -13,7 +13,7 @@ from ..models.footprint import loading_bytes
 from ..models.loading import DTYPES, own_dtype
 from ..models.matrices import model_size
 from ..models.streamed import NotStreamable
-from .calibration.moments import GRAM_BYTES
+from .calibration.in_memory import GRAM_BYTES
 from .calibration.offload_cache import LIMIT_BYTES
 from .calibration.sequential_statistics import INPUTS_BYTES
 from .fitted import BUFFER_BYTES

@@ -78,29 +78,29 @@ def find_place(model: nn.Module, matrix: str, layer: int | None) -> Place:
     """
     every = places(model)
     if layer is None:
-        outside = [place for place in every if place.layer is None]
-        found = [place for place in outside if place.module.endswith(matrix)]
-        if len(found) == 1:
-            return found[0]
-        names = ", ".join(place.module for place in outside)
+        outside = [candidate for candidate in every if candidate.layer is None]
+        matches = [candidate for candidate in outside if candidate.module.endswith(matrix)]
+        if len(matches) == 1:
+            return matches[0]
+        names = ", ".join(candidate.module for candidate in outside)
         raise UserError(
             f"the matrix '{matrix}' belongs to a layer; add --layer, such as --layer 0"
             + (f" (outside the layers there is {names})" if names else "")
         )
-    layers = sorted({place.layer for place in every if place.layer is not None})
+    layers = sorted({candidate.layer for candidate in every if candidate.layer is not None})
     if layer not in layers:
         raise UserError(f"there is no layer {layer}; layers are counted from 0, so --layer takes 0 to {layers[-1]}")
-    inside = [place for place in every if place.layer == layer]
-    found = [place for place in inside if matrix in (place.role, place.module)]
-    found = found or [place for place in inside if f".{place.module}".endswith(f".{matrix}")]
-    if len(found) != 1:
-        if matrix in _NAMES and any("query_key_value" in place.module for place in inside):
+    inside = [candidate for candidate in every if candidate.layer == layer]
+    matches = [candidate for candidate in inside if matrix in (candidate.role, candidate.module)]
+    matches = matches or [candidate for candidate in inside if f".{candidate.module}".endswith(f".{matrix}")]
+    if len(matches) != 1:
+        if matrix in _NAMES and any("query_key_value" in candidate.module for candidate in inside):
             raise UserError(
                 f"this model keeps q, k and v in one matrix, so '{matrix}' has no bases of its own; use --matrix "
                 "query_key_value, or o, up or down"
             )
-        raise unknown("matrix", matrix, [place.shown for place in inside], f" in layer {layer}")
-    return found[0]
+        raise unknown("matrix", matrix, [candidate.shown for candidate in inside], f" in layer {layer}")
+    return matches[0]
 
 
 def weight(model: nn.Module, place: Place) -> tuple[Tensor, Tensor]:
@@ -112,6 +112,7 @@ def weight(model: nn.Module, place: Place) -> tuple[Tensor, Tensor]:
         raise TypeError(f"{place.module} is a {type(module).__name__}")
     dense = module.weight.detach().double()
     m, n = dense.shape
+    # The smaller of the two identities, so that r is min(m, n).
     eye = torch.eye(min(m, n), dtype=torch.float64)
     return (eye, dense) if m <= n else (dense, eye)
 
@@ -162,7 +163,7 @@ class Heads:
 
 
 def input_norm(model: nn.Module, place: Place) -> nn.Module | None:
-    """Return the norm between the residual stream and a matrix that reads it, or None where it cannot be told."""
+    """Return the norm between the residual stream and a matrix that reads it, or None where it is not known."""
     if place.layer is None:
         return final_norm(model) if place.module == head_name(model) else None
     block = model.get_submodule(f"{place.module.partition(f'.{place.layer}.')[0]}.{place.layer}")
@@ -174,7 +175,7 @@ def input_norm(model: nn.Module, place: Place) -> nn.Module | None:
 
 
 def final_norm(model: nn.Module) -> nn.Module | None:
-    """Return the norm between the residual stream and the output head, or None where it cannot be told."""
+    """Return the norm between the residual stream and the output head, or None where it is not known."""
     names = ("norm", "final_layer_norm", "final_layernorm", "ln_f")
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in names and not re.search(r"\.\d+\.", name) and module is not None:
@@ -194,6 +195,7 @@ def through_norm(norm: nn.Module, vectors: Tensor, reading: bool = False) -> Ten
         gain = torch.ones(vectors.shape[1]) if norm.weight is None else norm.weight.detach()
         gain = gain.to(vectors)
         if reading:
+            # The map is centring, then gain; its transpose is gain, then centring (centring is symmetric).
             scaled = vectors * gain
             return scaled - scaled.mean(1, keepdim=True)
         return (vectors - vectors.mean(1, keepdim=True)) * gain

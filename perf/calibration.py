@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.calibration.moments import input_moments
+from lowrank_bench.methods.calibration.collection import input_moments
 from lowrank_bench.methods.linalg.whitening import root
 from lowrank_bench.models.loading import load_model
 from lowrank_bench.models.streamed import weight_of

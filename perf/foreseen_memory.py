@@ -95,14 +95,9 @@ def plan_for(
                 "task": "toy-math",
                 "methods": list(methods),
                 "ratios": [1.5],
-                "finetune": train,
-                "recover": train | {"steps": 4 if recover else 0},
-                "limit": 4,
-                "max_new_tokens": 8,
-                "eval_batch_size": 4,
-                "device": "cpu",
-                "dtype": "float32",
-                "out": out,
+                "training": {"finetune": train, "recover": train | {"steps": 4 if recover else 0}},
+                "evaluation": {"limit": 4, "max_new_tokens": 8, "dtype": "float32"},
+                "execution": {"eval_batch_size": 4, "device": "cpu", "out": out},
             }
         )
     )

@@ -68,11 +68,9 @@ def sweep_overhead(stages: int, folder: Path) -> tuple[int, float, float, float]
             "task": "toy-math",
             "methods": ["svd"],
             "ratios": [round(1.5 + 0.05 * index, 2) for index in range(count)],
-            "training_free": True,
-            "limit": 1,
-            "max_new_tokens": 1,
-            "out": folder,
-            "device": "cpu",
+            "training": {"training_free": True},
+            "evaluation": {"limit": 1, "max_new_tokens": 1},
+            "execution": {"out": folder, "device": "cpu"},
         }
     )
     plan = make_plan(config)

@@ -82,7 +82,7 @@ def to_records(frame: pd.DataFrame) -> list[Record]:
     return _validated("", frame[list(COLUMNS)].to_dict("records"))
 
 
-def read_records(path: Path) -> pd.DataFrame:
+def read_records(path: Path | str) -> pd.DataFrame:
     """Read and validate results.csv, results.parquet, or a run's folder with one of them (Parquet is taken first).
 
     Returns:

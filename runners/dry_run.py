@@ -53,7 +53,7 @@ def print_plan(config: SweepConfig, console: Console, assume: str | None = None)
 
 def _show_hours(plan: Plan, console: Console) -> None:
     found = estimate(plan)
-    workers, _ = crew_size(plan.config.workers, plan.device, plan.parameters, max(len(found.seconds), 1))
+    workers, _ = crew_size(plan.config.execution.workers, plan.device, plan.parameters, max(len(found.seconds), 1))
     kinds = found.by_kind(plan)
     table = Table(
         "stage", "to do", "each", "together", "by", title="time", title_justify="left", box=None, pad_edge=False

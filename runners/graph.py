@@ -103,7 +103,7 @@ class Plan:
 
     def saves(self, trains: bool) -> str:
         """Return the dtype that a stage saves weights in, trained ones or others; see `Recipe.saves`."""
-        return self.recipe.saves(self.config.save_dtype, trains)
+        return self.recipe.saves(self.config.training.save_dtype, trains)
 
     def add(self, stage: Stage, *needs: str | None) -> str:
         """Add a stage (once) and return its key, which the environment's number formats are part of."""
@@ -121,7 +121,7 @@ class Plan:
         """
         missing = set(self.store.missing(self.stages))
         weightless = self.store.without_weights(key for key in self.stages if key not in missing)
-        if self.config.keep == "all":
+        if self.config.execution.keep == "all":
             missing |= weightless
         for key in reversed(self.stages):  # each comes after those it needs
             if key in missing:

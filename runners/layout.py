@@ -60,23 +60,24 @@ class Layout:
     def __init__(self, plan: Plan, names: tuple[str, ...], pretrained: bool) -> None:
         self.plan, self.config, self.names, self.pretrained = plan, plan.config, names, pretrained
         finetune, recover = plan.recipe.for_kind(get_task(plan.config.task).kind, plan.device)
-        self.finetune = merge_settings(finetune, plan.config.finetune.model_dump())
-        self.recover = merge_settings(recover, plan.config.recover.model_dump())
-        if plan.config.training_free:
+        training, data = plan.config.training, plan.config.execution.data
+        self.finetune = merge_settings(finetune, training.finetune.model_dump())
+        self.recover = merge_settings(recover, training.recover.model_dump())
+        if training.training_free:
             self.finetune, self.recover = (run.model_copy(update={"steps": 0}) for run in (self.finetune, self.recover))
         for run in (self.finetune, self.recover):
             if plan.setup and run.steps != 0:
                 run.split(plan.setup.processes)
-        self.data_dir = plan.config.data.expanduser().resolve() if plan.config.data else None
-        self.train_set = plan.recipe.train_set(plan.config.task, plan.config.train_set)
+        self.data_dir = data.expanduser().resolve() if data else None
+        self.train_set = plan.recipe.train_set(plan.config.task, training.train_set)
         self.placements = TrainingPlacements(plan)
         self.calibration = {plan.config.task: self._train_set(plan.config.task, self.train_set)}
         self.source = _Model(plan.source.sha256, plan.source.location, plan.source.revision)
         made = [benchmarks.get(name)() for name in names]
         if plan.at_hand.tokenizer:
-            self.bos, plan.bos_note = begins_with_bos(self.config.bos, plan.source, made)
+            self.bos, plan.bos_note = begins_with_bos(self.config.evaluation.bos, plan.source, made)
         else:
-            self.bos = self.config.bos == "always"
+            self.bos = self.config.evaluation.bos == "always"
         read = [benchmark for benchmark in made if not counts_by_size(benchmark.name, plan.at_hand)]
         for benchmark in made:
             for context in self._contexts(benchmark.name):
@@ -97,7 +98,7 @@ class Layout:
     def lay_out(self) -> None:
         """Add every stage and cell of the sweep."""
         for seed in self.config.seeds:
-            shown = self.pretrained or self.config.training_free
+            shown = self.pretrained or self.config.training.training_free
             if shown:
                 self._cell(BASELINE, 1.0, seed, "pretrained", {}, self.source)
             tuned, keys = self._finetuned(seed)
@@ -123,7 +124,7 @@ class Layout:
         )
         placement = ChosenPlacement(placement=choice.placement, why=choice.why) if choice.why else None
         return {
-            "checkpoint_minutes": self.config.checkpoint_minutes,
+            "checkpoint_minutes": self.config.execution.checkpoint_minutes,
             "accelerate": setup,
             "placement": placement,
         }
@@ -163,7 +164,9 @@ class Layout:
             data=self._data_spec(self.finetune, method) if method.fit_needs_data else None,
             seed=seed if method.fit_needs_data else None,
         )
-        execution = FitExecution(**self._common(tuned), memory=self.config.memory, method=spec.name, options=options)
+        execution = FitExecution(
+            **self._common(tuned), memory=self.config.execution.memory, method=spec.name, options=options
+        )
         title = f"fit {fit.fit.get('factors', spec.name)}, seed {seed}"
         fit_key = self.plan.add(FitStage(spec=fit, execution=execution, title=title), tuned.stage)
         together = bool(options.get("trajectory"))
@@ -192,13 +195,16 @@ class Layout:
             trained = {
                 "train": placed(self.recover, choice).unplaced(),
                 "data": self._data_spec(self.recover),
-                "extra_pruning_steps": self.config.extra_pruning_steps,
+                "extra_pruning_steps": self.config.training.extra_pruning_steps,
             }
             compression = compression.model_copy(update=trained)
         elif method.compress_needs_data:
             compression = compression.model_copy(update={"data": self._data_spec(self.finetune, method)})
         execution = CompressExecution(
-            **self._common(tuned), **training, memory=self.config.memory, fit=self.plan.store.path(keys["fit"])
+            **self._common(tuned),
+            **training,
+            memory=self.config.execution.memory,
+            fit=self.plan.store.path(keys["fit"]),
         )
         stage = CompressStage(spec=compression, execution=execution, title=title)
         key = self.plan.add(stage, tuned.stage, keys["fit"])
@@ -206,7 +212,7 @@ class Layout:
             small = self._made(key, f"{ratio_folder(ratio)}/{MODEL_FOLDER}")
             path = keys | {"compress": key}
             last = self.recover.steps == 0
-            if last or self.config.before_recovery:
+            if last or self.config.evaluation.before_recovery:
                 self._cell(spec, ratio, seed, "compressed", path, small)
             if not last:
                 self._recovered(spec, method, ratio, seed, path, small)
@@ -222,7 +228,7 @@ class Layout:
             data=self._data_spec(self.recover),
             seed=seed,
             save_dtype=self.plan.saves(trains=True),
-            extra_pruning_steps=self.config.extra_pruning_steps if method.trains else 0,
+            extra_pruning_steps=self.config.training.extra_pruning_steps if method.trains else 0,
         )
         execution = TrainingExecution(**self._common(small), **self._training_fields(choice))
         key = self.plan.add(RecoverStage(spec=recovery, execution=execution, title=title), small.stage)
@@ -230,23 +236,24 @@ class Layout:
 
     def _stage(self, state: str) -> EvalStage:
         """Return whether a model counts as finetuned: its prompts follow from that."""
-        return "pretrained" if state == "pretrained" or self.config.training_free else "finetuned"
+        return "pretrained" if state == "pretrained" or self.config.training.training_free else "finetuned"
 
     def _contexts(self, name: str) -> tuple[int | None, ...]:
-        return self.config.context or (None,) if benchmarks.get(name).has_context else (None,)
+        return self.config.evaluation.context or (None,) if benchmarks.get(name).has_context else (None,)
 
     def _settings(self, state: EvalStage, context: int | None = None) -> EvalSettings:
+        asked = self.config.evaluation
         return EvalSettings(
             data_dir=self.data_dir,
-            limit=self.config.limit,
+            limit=asked.limit,
             stage=state,
-            batch_size=self.config.eval_batch_size,
-            max_new_tokens=self.config.max_new_tokens,
-            samples=self.config.samples,
-            temperature=self.config.temperature,
-            top_p=self.config.top_p,
+            batch_size=self.config.execution.eval_batch_size,
+            max_new_tokens=asked.max_new_tokens,
+            samples=asked.samples,
+            temperature=asked.temperature,
+            top_p=asked.top_p,
             seed=DATA_SEED,
-            allow_weak_isolation=self.config.allow_weak_isolation,
+            allow_weak_isolation=self.config.execution.allow_weak_isolation,
             context=context,
             bos=self.bos,
         )

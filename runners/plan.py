@@ -38,37 +38,40 @@ def make_plan(config: SweepConfig, assumed: Machine | None = None, dry: bool = F
     """
     task = get_task(config.task)
     for spec in config.methods:
-        if create_method(spec.name, spec.options).trains and config.training_free:
+        if create_method(spec.name, spec.options).trains and config.training.training_free:
             raise UserError(f"method '{spec.name}' trains while it compresses; leave it out, or --training-free")
     names = benchmark_names(config.benchmarks or task.benchmarks)
-    if config.context and not any(benchmarks.get(name).has_context for name in names):
+    context = config.evaluation.context
+    if context and not any(benchmarks.get(name).has_context for name in names):
         raise UserError(f"--context is for perplexities and none of {', '.join(names)} is one; leave it out")
     verify_around(Path(config.model))
     source = resolve_model(config.model, config.revision)
-    device = assumed_device(config.device) if assumed else pick_device(config.device)
-    if config.data is not None and not config.data.is_dir():
-        raise UserError(f"the data folder {config.data} does not exist; name the folder that holds gsm8k/, math/, …")
+    execution = config.execution
+    device = assumed_device(execution.device) if assumed else pick_device(execution.device)
+    if execution.data is not None and not execution.data.is_dir():
+        raise UserError(f"the data folder {execution.data} does not exist; name the folder that holds gsm8k/, math/, …")
     at_hand = find_at_hand(config, source, names, assumed) if dry else AtHand()
     skeleton, at_hand = read_skeleton(source, at_hand, dry)
     most = getattr(skeleton.config, "max_position_embeddings", None)
-    if config.context and most and max(config.context) > most:
+    if context and most and max(context) > most:
         raise UserError(
-            f"--context {max(config.context)} is more than {source.name} takes ({most}); ask for at most that many "
-            "tokens"
+            f"--context {max(context)} is more than {source.name} takes ({most}); ask for at most that many tokens"
         )
     parameters = model_size(skeleton).parameters
-    recipe_name = pick_recipe(config.recipe, source, parameters)
+    recipe_name = pick_recipe(config.training.recipe, source, parameters)
     recipe = RECIPES[recipe_name]
-    engine = assumed_engine(config.engine) if assumed else None
-    engine = engine or choose_engine(config.engine, skeleton.config, parameters, device)
-    root = config.out.expanduser().resolve() / "stages"
-    store = SharedStore(root, config.storage) if config.storage else StageStore(root)
-    plan = Plan(config, source, recipe, recipe_name, device, engine, config.dtype or recipe.dtype, store, skeleton)
+    engine = assumed_engine(config.evaluation.engine) if assumed else None
+    engine = engine or choose_engine(config.evaluation.engine, skeleton.config, parameters, device)
+    root = execution.folder / "stages"
+    store = SharedStore(root, execution.storage) if execution.storage else StageStore(root)
+    dtype = config.evaluation.dtype or recipe.dtype
+    plan = Plan(config, source, recipe, recipe_name, device, engine, dtype, store, skeleton)
     plan.assumed, plan.at_hand, plan.dry = assumed, at_hand, dry
-    if config.accelerate is not None:
-        plan.setup = read_setup(config.accelerate, device, assumed.count if assumed else None)
+    if execution.accelerate is not None:
+        plan.setup = read_setup(execution.accelerate, device, assumed.count if assumed else None)
     _check_ratios(plan)
-    Layout(plan, names, task.pretrained_row if config.pretrained is None else config.pretrained).lay_out()
+    asked = config.evaluation.pretrained
+    Layout(plan, names, task.pretrained_row if asked is None else asked).lay_out()
     return plan
 
 

@@ -32,8 +32,6 @@ from .store.shared import SharedStore
 from .store.storage import Storage
 
 _SPARE_BYTES = 64 << 20
-_ELSEWHERE = {"executor", "address", "accelerate", "checkpoint_minutes", "keep", "storage", "memory"}
-"""Fields of a configuration that say where stages run."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +58,10 @@ class Executed:
     def write_records(self) -> tuple[Path, ...]:
         """Write results.csv, results.parquet, their checksums and sweep.yaml; return their paths in that order."""
         config = self.plan.config
-        folder = config.out.expanduser().resolve() / self.plan.name
+        folder = config.execution.folder / self.plan.name
         csv, parquet = write_records(folder, self.records)
-        # Where stages ran is no part of what was asked: the file is the same, and runs where that cluster is gone.
-        asked = config.model_dump(mode="json", exclude=_ELSEWHERE, exclude_none=True, exclude_defaults=True)
+        # Where stages ran is no part of what was asked: the file is the same on each machine, and runs on another one.
+        asked = config.model_dump(mode="json", exclude={"execution"}, exclude_none=True, exclude_defaults=True)
         write_atomic(folder / "sweep.yaml", yaml.safe_dump(asked, sort_keys=True, allow_unicode=True))
         return csv, parquet, folder / CHECKSUMS_NAME, folder / "sweep.yaml"
 
@@ -83,12 +81,12 @@ def execute(config: SweepConfig, out: Console) -> Executed:
         UserError: bad input, before anything is written; or a stage that cannot go on.
     """
     refuse_launchers()
-    if config.executor == "ray":
+    if config.execution.executor == "ray":
         from .executors.ray import require_ray
 
         require_ray(config)
-    if config.storage:
-        Storage(config.storage, attempts=1).check()
+    if config.execution.storage:
+        Storage(config.execution.storage, attempts=1).check()
     plan = make_plan(config)
     for warning in plan_warnings(plan):
         out.print(f"[yellow]note:[/yellow] {warning}", highlight=False)
@@ -107,7 +105,7 @@ def execute(config: SweepConfig, out: Console) -> Executed:
     removal = Removal(plan, pending)
     if pending:
         _check_disk(plan)
-        if config.executor != "ray":  # whose machines have memory of their own
+        if config.execution.executor != "ray":  # whose machines have memory of their own
             check_plan(plan, pending)
         with removal.claim() as pending:
             failed = _run_pending(plan, pending, removal, out)
@@ -129,17 +127,17 @@ def execute(config: SweepConfig, out: Console) -> Executed:
 def _run_pending(plan: Plan, pending: Sequence[str], removal: Removal, out: Console) -> dict[str, Event]:
     config, seconds = plan.config, stage_seconds(plan)
     todo = {key: plan.stages[key] for key in (pending if keeps_all(plan) else by_fit(plan, pending))}
-    log = config.out.expanduser().resolve() / plan.name / LOG_FILE
+    log = config.execution.folder / plan.name / LOG_FILE
     out.print(f"log      {log}", soft_wrap=True, highlight=False)
-    if config.executor == "ray":
+    if config.execution.executor == "ray":
         from .executors import ray as ray_executor
 
-        with ray_executor.ray_session(config.address) as nodes:
-            share = ray_executor.share_of(config.workers, plan.device, plan.parameters, nodes)
+        with ray_executor.ray_session(config.execution.address) as nodes:
+            share = ray_executor.share_of(config.execution.workers, plan.device, plan.parameters, nodes)
             with StageProgress(out, todo, seconds, min(share.slots, len(todo)), log) as progress:
                 told = removal.after(progress.event)
                 return ray_executor.run_stages(todo, plan.needs, plan.store, share, told, progress.start)
-    workers, threads = crew_size(config.workers, plan.device, plan.parameters, len(pending))
+    workers, threads = crew_size(config.execution.workers, plan.device, plan.parameters, len(pending))
     with StageProgress(out, todo, seconds, workers, log) as progress:
         told = removal.after(progress.event)
         return run_stages(todo, plan.needs, plan.store, workers, threads, told, progress.start)
@@ -159,8 +157,8 @@ def plan_warnings(plan: Plan) -> list[str]:
     weightless = plan.store.without_weights(pending)
     for key in (key for key in pending if key in weightless):
         notes.append(f"the weights of '{plan.stages[key].title}' were removed (--keep needed); it is run again")
-    if plan.config.limit:
-        notes.append(f"only the first {plan.config.limit} problems are evaluated; the rows say so with their n")
+    if limit := plan.config.evaluation.limit:
+        notes.append(f"only the first {limit} problems are evaluated; the rows say so with their n")
     for part in untouched(plan.skeleton, {}):
         if part.what in ("experts", "vision and audio layers"):
             share = f"{100 * part.share:.0f} % of the model"
@@ -187,12 +185,12 @@ def fit_warnings(plan: Plan) -> list[str]:
 def plan_seconds(plan: Plan) -> float:
     """Return the estimated wall-clock seconds of what is still to do."""
     seconds = stage_seconds(plan)
-    workers, _ = crew_size(plan.config.workers, plan.device, plan.parameters, max(len(seconds), 1))
+    workers, _ = crew_size(plan.config.execution.workers, plan.device, plan.parameters, max(len(seconds), 1))
     return wall_seconds(plan, seconds, workers)
 
 
 def _check_disk(plan: Plan) -> None:
-    folder = plan.config.out.expanduser().resolve()
+    folder = plan.config.execution.folder
     while not folder.exists():
         folder = folder.parent
     try:
@@ -202,11 +200,11 @@ def _check_disk(plan: Plan) -> None:
     if not os.access(folder, os.W_OK):
         raise UserError(f"the folder {folder} is read-only; choose another with --out")
     # Where nodes write to disks of their own, this machine gets what is small.
-    elsewhere = plan.config.executor == "ray" and plan.config.storage
+    elsewhere = plan.config.execution.executor == "ray" and plan.config.execution.storage
     needed = _SPARE_BYTES + (0 if elsewhere else disk_bytes(plan))
     if free < needed:
         kept = checkpoint_bytes(plan)
-        least = needed if elsewhere or plan.config.storage else _SPARE_BYTES + disk_bytes(plan, "needed")
+        least = needed if elsewhere or plan.config.execution.storage else _SPARE_BYTES + disk_bytes(plan, "needed")
         fewer = f", or --keep needed, with which it takes {least / 1e9:.1f} GB" if least < needed else ""
         fewer += f", or --checkpoint-minutes inf, which leaves out {kept / 1e9:.1f} GB to resume from" if kept else ""
         raise UserError(

@@ -199,7 +199,7 @@ def make_world(folder: Path, run: Path) -> None:
     (folder / "deep.yaml").write_text("model: " + "[" * 3000, encoding="utf-8")
     (folder / "dates.yaml").write_text("model: 2026-01-01\ntask: {a: !!python/none x}\n", encoding="utf-8")
     (folder / "digits.yaml").write_text(
-        f"model: tiny\ntask: toy-math\nmethods: svd\nlimit: {DIGITS}\n", encoding="utf-8"
+        f"model: tiny\ntask: toy-math\nmethods: svd\nevaluation: {{limit: {DIGITS}}}\n", encoding="utf-8"
     )
     _make_bad_models(folder)
     _make_damaged_runs(folder)

@@ -27,6 +27,7 @@ methods/test_third_party.py
 cli/test_cli.py
 runners/test_speed.py
 runners/test_reproduce.py
+docs/test_python_api.py
 runners/test_broken_models.py
 runners/test_hostile_folders.py
 evals/test_samples.py
@@ -147,8 +148,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory):
     with FileLock(f"{shared}.lock"):
         if not shared.exists():
             run_sweep(config)
-            shutil.copytree(config.out, making := shared.with_suffix(".part"))
+            shutil.copytree(config.execution.out, making := shared.with_suffix(".part"))
             making.rename(shared)
             return config
-    shutil.copytree(shared, config.out, dirs_exist_ok=True)
+    shutil.copytree(shared, config.execution.out, dirs_exist_ok=True)
     return config

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from lowrank_bench.runners.config import SweepConfig, make_config
+from lowrank_bench.runners.config import SweepConfig, make_config, merge, nest
 
 
 def small_sweep(out: Path, **changes: Any) -> SweepConfig:
-    """Return a sweep of a few steps on the built-in model: the whole line in seconds."""
+    """Return a sweep of a few steps on the built-in model: the whole line in seconds; options without their groups."""
     values: dict[str, Any] = {
         "model": "tiny",
         "task": "toy-math",
@@ -19,4 +19,9 @@ def small_sweep(out: Path, **changes: Any) -> SweepConfig:
         "max_new_tokens": 8,
         "out": out,
     }
-    return make_config(values | changes)
+    return make_config(nest(values | changes))
+
+
+def changed(config: SweepConfig, **changes: Any) -> SweepConfig:
+    """Return a sweep with other values of some options."""
+    return make_config(merge(config.model_dump(), nest(changes)))

@@ -167,8 +167,8 @@ def _gsm8k(data_dir: Path | None, seed: int) -> tuple[list[Example], str]:
 def _gsm8k_and_math(data_dir: Path | None, seed: int) -> tuple[list[Example], str]:
     examples, origin = _gsm8k(data_dir, seed)
     data = load_rows("math", "train", data_dir)
-    more = [Example(finetuning_prompt(r["problem"]), math_answer(r["solution"])) for r in data.rows]
-    return examples + more, f"{origin}+{data.source}"
+    math_examples = [Example(finetuning_prompt(r["problem"]), math_answer(r["solution"])) for r in data.rows]
+    return examples + math_examples, f"{origin}+{data.source}"
 
 
 def _codealpaca(data_dir: Path | None, seed: int) -> tuple[list[Example], str]:
@@ -316,18 +316,18 @@ def get_task(name: str) -> Task:
 
 
 def benchmark_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Return registered benchmark names for what was typed: a task stands for its benchmarks, ``_`` for ``-``.
+    """Return registered benchmark names for what was typed: a task means its benchmarks, ``_`` means ``-``.
 
     Raises:
         UserError: a name that is neither; with the nearest one.
     """
-    known, found = set(benchmark_registry.names()), []
+    known, benchmarks = set(benchmark_registry.names()), []
     for name in names:
         plain = name.replace("_", "-")
         if plain in known:
-            found.append(plain)
+            benchmarks.append(plain)
         elif plain in tasks:
-            found += tasks[plain].benchmarks
+            benchmarks += tasks[plain].benchmarks
         else:
             raise unknown("benchmark", name, known)
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(benchmarks))

@@ -15,7 +15,8 @@ from ..fitted import Fitted
 from ..groups import Group
 from ..linalg.whitening import Root, root
 from ..matrixwise import MatrixCompressor
-from .moments import Moments, input_moments
+from .collection import input_moments
+from .moments import Moments
 
 
 class CalibratedCompressor(MatrixCompressor):

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ...models.matrices import Matrix
 from ..base import CalibrationData, methods
+from ..calibration.collection import input_moments
 from ..calibration.driver import MomentCompressor, pooled
-from ..calibration.moments import Moments, input_moments
+from ..calibration.moments import Moments
 from ..fitted import Factors
 from ..groups import Group
 from ..linalg.whitening import VERSION, whiten

@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..base import CalibrationData, methods
+from ..calibration.collection import input_fisher
 from ..calibration.driver import CalibratedCompressor
-from ..calibration.statistics import input_fisher
 from ..fitted import Factors
 from ..groups import Group
 from ..linalg import svd

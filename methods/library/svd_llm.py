@@ -15,8 +15,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..base import CalibrationData, methods
+from ..calibration.collection import gradient_grams
 from ..calibration.driver import MomentCompressor
-from ..calibration.moments import Moments, gradient_grams
+from ..calibration.moments import Moments
 from ..fitted import Factors
 from ..groups import Group
 from ..linalg.whitening import VERSION, Side, whiten

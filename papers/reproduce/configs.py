@@ -8,7 +8,7 @@ from typing import Any
 
 from ...evals.tasks.base import get_task
 from ...models.presets import PRESETS, resolve_model
-from ...runners.config import SweepConfig, make_config
+from ...runners.config import SweepConfig, make_config, nest
 from ...runners.training.recipes import RECIPES, SMALL_MODEL_PARAMETERS
 from ..published.verdicts import papers_model
 from .specs import Form, Item
@@ -82,7 +82,7 @@ def sweep_config(item: Item, form: Form, changes: Changes) -> SweepConfig:
     given = {"finetune": changes.finetune_steps, "recover": changes.recover_steps}
     steps |= {stage: count for stage, count in given.items() if count is not None}
     values |= {stage: {"steps": count} for stage, count in steps.items() if count is not None}
-    return make_config({key: value for key, value in values.items() if value is not None})
+    return make_config(nest({key: value for key, value in values.items() if value is not None}))
 
 
 def departures(item: Item, form: Form, config: SweepConfig) -> list[str]:
@@ -90,11 +90,11 @@ def departures(item: Item, form: Form, config: SweepConfig) -> list[str]:
     found = list(form.departs)
     if form is item.small:
         found.append("ours is the small form")
-    trained = [name for name in ("finetune", "recover") if getattr(config, name).steps is not None]
+    trained = [name for name in ("finetune", "recover") if getattr(config.training, name).steps is not None]
     if form is item.full and trained:
         found.append(f"ours has other training steps ({', '.join(trained)})")
-    chosen = RECIPES[config.recipe].train_set(config.task, config.train_set)
-    source = chosen or get_task(config.task).default_source(config.data)
+    chosen = RECIPES[config.training.recipe].train_set(config.task, config.training.train_set)
+    source = chosen or get_task(config.task).default_source(config.execution.data)
     if form.train_set and source != form.train_set:
         found.append(f"other training data: ours is {source}, theirs {form.train_set} as far as known")
     return found

@@ -74,5 +74,5 @@ def gpu_hours(plan: Plan) -> Hours | None:
         {kind: count for kind, (count, _, _) in kinds.items()},
         frozenset(kind for kind, (_, _, measured) in kinds.items() if measured),
         plan.parameters,
-        not plan.config.training_free,
+        not plan.config.training.training_free,
     )

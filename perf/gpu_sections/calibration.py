@@ -13,7 +13,7 @@ from gpu_sections.fitting import largest_that_fits
 from gpu_sections.table import Row, Where, attempts
 from random_models import LLAMA2_7B, TINY, random_llama
 
-from lowrank_bench.methods.calibration.moments import input_moments
+from lowrank_bench.methods.calibration.collection import input_moments
 from lowrank_bench.models.matrices import matrices
 
 LAYERS, LENGTH, BATCH, SAMPLES = 4, 2048, 8, 32

@@ -14,7 +14,7 @@ from random_models import LLAMA2_7B, TINY, random_llama
 from torch import Tensor
 
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.calibration.statistics import input_fisher
+from lowrank_bench.methods.calibration.collection import input_fisher
 from lowrank_bench.models.matrices import matrices
 
 LENGTH = 512

@@ -58,7 +58,7 @@ def find_at_hand(config: SweepConfig, source: ModelSource, names: Sequence[str],
     folder, files = source.is_local, (source.location, source.revision)
     cached = folder or is_cached(*files, "config.json")
     tokens = folder or is_cached(*files, "tokenizer.json", "tokenizer.model")
-    known_data = config.data is None and _reads_published(config, names)
+    known_data = config.execution.data is None and _reads_published(config, names)
     known = source.location in SHAPES
     here = cached and tokens and not known_data
     answers = not here and (assumed is None or not (cached or known)) and hub_answers()
@@ -68,7 +68,7 @@ def find_at_hand(config: SweepConfig, source: ModelSource, names: Sequence[str],
             "(llama2-7b, llama2-13b), the model's folder, or run it where the hub is"
         )
     has_config, has_tokenizer = cached or answers, tokens or answers
-    has_data = config.data is not None or (
+    has_data = config.execution.data is not None or (
         assumed is None and (not known_data or answers or _cached_data(config, names))
     )
     notes = []
@@ -82,7 +82,7 @@ def find_at_hand(config: SweepConfig, source: ModelSource, names: Sequence[str],
 
 
 def _reads_published(config: SweepConfig, names: Sequence[str]) -> bool:
-    source = config.train_set or get_task(config.task).default_source(None)
+    source = config.training.train_set or get_task(config.task).default_source(None)
     return source in TRAINING_SETS or any(name in BENCHMARKS for name in names)
 
 
@@ -91,7 +91,7 @@ def _cached_data(config: SweepConfig, names: Sequence[str]) -> bool:
     if not is_offline():
         return False
     try:
-        survey_train_set(config.task, config.train_set, None)
+        survey_train_set(config.task, config.training.train_set, None)
         for name in names:
             benchmarks.get(name)().identity(EvalSettings())
     except UserError:

@@ -38,7 +38,7 @@ def disk_bytes(plan: Plan, keep: str | None = None) -> int:
 
 def disk_sentence(plan: Plan) -> str:
     """Return what the pending stages will take at most, with the plan's ``--keep`` and with the other one."""
-    if plan.config.storage:
+    if plan.config.execution.storage:
         return f"at most {disk_bytes(plan) / 1e6:,.0f} MB to go"
     bytes_by_keep = {keep: disk_bytes(plan, keep) for keep in ("all", "needed")}
     chosen, other = ("all", "needed") if keeps_all(plan) else ("needed", "all")
@@ -50,7 +50,7 @@ def disk_sentence(plan: Plan) -> str:
 
 def _peak(plan: Plan, pending: list[str], sizes: Mapping[str, int], resuming: Mapping[str, int]) -> int:
     """Run the plan on paper as `run_stages` does; stages end in the order in which they begin."""
-    workers, _ = crew_size(plan.config.workers, plan.device, plan.parameters, len(pending))
+    workers, _ = crew_size(plan.config.execution.workers, plan.device, plan.parameters, len(pending))
     readers, waiting, left = readers_of_inputs(plan), list(pending), set(pending)
     running: list[str] = []
     held = most = 0
@@ -95,13 +95,13 @@ def checkpoint_bytes(plan: Plan) -> int:
     Small models are done before they keep anything. Two checkpoints lie there while the second is written.
     """
     pending = plan.pending()
-    workers, _ = crew_size(plan.config.workers, plan.device, plan.parameters, len(pending))
+    workers, _ = crew_size(plan.config.execution.workers, plan.device, plan.parameters, len(pending))
     return sum(sorted(_resume_bytes(plan, pending).values())[-workers:])
 
 
 def _resume_bytes(plan: Plan, pending: Sequence[str]) -> dict[str, int]:
     """Return what each training will write to be resumed from, by key."""
-    if plan.parameters < SMALL_MODEL_PARAMETERS or not math.isfinite(plan.config.checkpoint_minutes):
+    if plan.parameters < SMALL_MODEL_PARAMETERS or not math.isfinite(plan.config.execution.checkpoint_minutes):
         return {}
     more = {}
     for key in pending:

@@ -178,7 +178,8 @@ def plan_ways(plan: Plan) -> dict[str, Way]:
     sweep's model.
     """
     found: dict[str, Way] = {}
-    place = (plan.source.location if plan.at_hand.config else "", plan.source.revision, plan.config.memory, plan.device)
+    location = plan.source.location if plan.at_hand.config else ""
+    place = (location, plan.source.revision, plan.config.execution.memory, plan.device)
     for stage in plan.stages.values():
         if isinstance(stage, FitStage):
             name = f"fit {stage.spec.fit.get('factors', '')}".strip()

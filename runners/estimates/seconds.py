@@ -117,7 +117,7 @@ def plan_speeds(plan: Plan) -> Speeds:
     """Return the speeds of the machine that a plan is for."""
     if plan.machine.flops is not None:
         return card_speeds(plan.machine.flops)
-    _, threads = crew_size(plan.config.workers, plan.device, plan.parameters, len(plan.stages))
+    _, threads = crew_size(plan.config.execution.workers, plan.device, plan.parameters, len(plan.stages))
     return cpu_speeds(plan, threads)
 
 

@@ -82,7 +82,7 @@ def cpu_speeds(plan: Plan, threads: int) -> Speeds:
     inner = min(largest.in_features, _SIDE) if largest else 512
     outer = min(largest.out_features, _SIDE) if largest else 512
     rows = min(_ROWS, context_length(plan.skeleton.config))
-    batch = min(plan.config.eval_batch_size, plan.config.limit or 10**9, rows)
+    batch = min(plan.config.execution.eval_batch_size, plan.config.evaluation.limit or 10**9, rows)
     text = cast(Any, plan.skeleton).config.get_text_config()
     layers = int(getattr(text, "num_hidden_layers", None) or 1)
     with _threads(threads):

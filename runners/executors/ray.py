@@ -74,10 +74,11 @@ def require_ray(config: SweepConfig) -> None:
     """
     if find_spec("ray") is None:
         raise UserError("--executor ray needs Ray, which is not installed; type pip install 'lowrank-bench[ray]'")
-    if config.device.startswith("cuda:"):
-        raise UserError(f"--executor ray picks the GPU of each stage; use --device cuda instead of {config.device}")
-    if config.address not in (None, "auto"):
-        _host_and_port(str(config.address))
+    device, address = config.execution.device, config.execution.address
+    if device.startswith("cuda:"):
+        raise UserError(f"--executor ray picks the GPU of each stage; use --device cuda instead of {device}")
+    if address not in (None, "auto"):
+        _host_and_port(str(address))
 
 
 @contextlib.contextmanager

@@ -41,9 +41,9 @@ def keeps_all(plan: Plan, keep: str | None = None) -> bool:
         plan: of the sweep.
         keep: instead of what its configuration says.
     """
-    keep = keep or plan.config.keep
+    keep = keep or plan.config.execution.keep
     if keep == "auto":
-        return plan.parameters < LARGE_PARAMETERS or plan.config.storage is not None
+        return plan.parameters < LARGE_PARAMETERS or plan.config.execution.storage is not None
     return keep == "all"
 
 

@@ -56,7 +56,7 @@ class TrainingPlacements:
             choice = Choice(spread, setup.processes, f"by {setup.processes} processes, as --accelerate asks")
             self.plan.trainings[title] = choice, foresee(spread, setup.processes)
             return Choice("device", 1, "")
-        if self.plan.config.executor == "ray" and self.plan.config.placement == "auto":
+        if self.plan.config.execution.executor == "ray" and self.plan.config.training.placement == "auto":
             return Choice("device", 1, "")  # other machines' memory is not known here
         count = self.plan.machine.count
         shares = max(n for n in range(1, count + 1) if settings.batch_size % n == 0)
@@ -64,7 +64,7 @@ class TrainingPlacements:
             shares = 1
         try:
             choice = choose_placement(
-                foresee, self.plan.machine, self.plan.config.placement, title, settings.optimizer, shares
+                foresee, self.plan.machine, self.plan.config.training.placement, title, settings.optimizer, shares
             )
         except NothingFits as refusal:
             self.plan.refusals[title] = str(refusal)

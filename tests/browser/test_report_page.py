@@ -19,7 +19,7 @@ OPEN = "document.querySelectorAll('details').forEach((part) => { part.open = tru
 def page_file(finished, tmp_path_factory):
     """The report of a finished sweep whose models answer with HTML."""
     root = tmp_path_factory.mktemp("page") / "runs"
-    shutil.copytree(finished.out, root)
+    shutil.copytree(finished.execution.out, root)
     for path in (root / "stages").glob("evaluate-*/samples.jsonl"):
         lines = [json.loads(line) | {"completion": HOSTILE} for line in path.read_text().splitlines()]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))

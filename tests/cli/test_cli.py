@@ -162,7 +162,7 @@ def test_compress_and_eval_a_checkpoint(tmp_path):
 
 
 def test_table_and_plot_of_a_run(finished, tmp_path):
-    folder = finished.out / "tiny-toy-math"
+    folder = finished.execution.out / "tiny-toy-math"
     done = bench("table", folder)
     assert done.returncode == 0, done.stderr
     assert "svd" in done.stdout
@@ -178,7 +178,7 @@ def test_what_stays_dense_is_said_and_a_cell_is_exported_and_timed(finished, tmp
     assert done.returncode == 0, done.stderr
     for word in ("stays dense", "embeddings and tied output head", "55,168", "20.4 %", "untie"):
         assert word in done.stdout
-    cell = f"{finished.out / 'tiny-toy-math'}:svd@4"
+    cell = f"{finished.execution.out / 'tiny-toy-math'}:svd@4"
     done = bench("export", cell, "--dense", "--out", "dense", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "809,984 parameters" in done.stdout
@@ -189,7 +189,7 @@ def test_what_stays_dense_is_said_and_a_cell_is_exported_and_timed(finished, tmp
     assert done.returncode == 0, done.stderr
     for word in ("first token [ms]", "decode [tokens/s]", "peak memory [MB]", "tiny dense", "0.25×"):
         assert word in done.stdout
-    draw = ("plot", finished.out / "tiny-toy-math", "--out", tmp_path / "pictures")
+    draw = ("plot", finished.execution.out / "tiny-toy-math", "--out", tmp_path / "pictures")
     for axis in ("bytes", "tokens_per_second"):
         done = bench(*draw, "--x", axis, "--speed", tmp_path / "speed")
         assert done.returncode == 0, done.stderr
@@ -224,7 +224,7 @@ def test_doctor_reports_this_machine(data_dir):
 
 
 def test_samples_are_compared_rescored_and_shown(finished, tmp_path):
-    folder = finished.out / "tiny-toy-math"
+    folder = finished.execution.out / "tiny-toy-math"
     done = bench("compare", f"{folder}:svd@2", f"{folder}:finetuned@1")
     assert done.returncode == 0, done.stderr
     assert "4 problems" in done.stdout

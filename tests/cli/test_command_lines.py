@@ -22,7 +22,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def world(finished, tmp_path):
-    make_world(tmp_path, finished.out / make_plan(finished).name)
+    make_world(tmp_path, finished.execution.out / make_plan(finished).name)
     yield tmp_path
     shutil.rmtree(tmp_path)
 

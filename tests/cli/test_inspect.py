@@ -56,7 +56,7 @@ def test_what_cannot_be_is_one_sentence(tmp_path, arguments, words):
 
 
 def test_changes_of_a_real_sweep(finished, tmp_path):
-    run = next(path.parent for path in finished.out.glob("*/results.csv"))
+    run = next(path.parent for path in finished.execution.out.glob("*/results.csv"))
     done = bench(f"{run}:svd@4", "--changes", "--layer", 1, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "down" in done.stdout

@@ -43,10 +43,12 @@ task: toy-math
 methods: [{{name: {method}, label: svd}}]
 ratios: [1.5]
 seeds: [4]
-finetune: {{steps: 200}}
-recover: {{steps: 80}}
-out: {out}
 name: {method}
+training:
+  finetune: {{steps: 200}}
+  recover: {{steps: 80}}
+execution:
+  out: {out}
 """
 ONLY = ("--where", "label=svd,finetuned", "--where", "ratio_target<2")
 

@@ -151,5 +151,5 @@ def test_files_that_no_loader_reads_are_not_counted(
     save_file({"x": torch.ones(999)}, tmp_path / "adapter_model.safetensors")
     assert weights_size(tmp_path) == before
     load_model(tmp_path)
-    monkeypatch.setattr(host, "KEPT_BYTES", before.bytes)
+    monkeypatch.setattr(host, "REUSE_BYTES", before.bytes)
     assert host._is_small(tmp_path)

@@ -244,7 +244,7 @@ def test_the_real_sweep_says_that_it_goes_on_and_gives_headline_values_at_the_en
     given = {"model": "tiny", "task": "toy-math", "data": "", "steps": "2", "limit": "4"}
     (row,) = run(Where("cpu", True, 1.0, folder=tmp_path, given=given))
     assert (row.figure, row.met) == ("0 stages are done", False)
-    (file,) = finished.out.glob("*/results.csv")
+    (file,) = finished.execution.out.glob("*/results.csv")
     rows = list(results(file))
     assert all(row.figure.startswith("pass@1 ") and row.figure.endswith("n = 4") for row in rows)
     assert sum(" at 4.0" in row.what and "recovered" in row.what for row in rows) == 3

@@ -139,14 +139,18 @@ def test_a_hub_configuration_that_differs_from_the_preset_is_refused() -> None:
 def test_without_a_hub_an_unknown_model_is_refused_and_a_real_run_still_needs_it(
     bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = make_config({"model": "a/b", "revision": "0" * 40, "task": "math", "methods": ["svd"], "out": bare})
+    other = make_config(
+        {"model": "a/b", "revision": "0" * 40, "task": "math", "methods": ["svd"], "execution": {"out": bare}}
+    )
     with pytest.raises(UserError, match="the shapes of a/b are not on this machine and the hub cannot be reached"):
         make_plan(other, assume_machine("h100"), dry=True)
     monkeypatch.undo()
     monkeypatch.setattr(hub, "is_offline", lambda: True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_CACHE", str(bare))
-    known = make_config({"model": "llama2-7b", "task": "math", "methods": ["svd"], "out": bare, "device": "cpu"})
+    known = make_config(
+        {"model": "llama2-7b", "task": "math", "methods": ["svd"], "execution": {"out": bare, "device": "cpu"}}
+    )
     with pytest.raises(UserError, match="the configuration of 'meta-llama/Llama-2-7b-hf'"):
         make_plan(known)
 
@@ -163,7 +167,9 @@ def test_published_sizes_are_those_of_the_data(data_dir: Path) -> None:
 
 
 def test_hours_follow_the_peak_the_tokens_and_the_gpus(bare: Path) -> None:
-    config = make_config({"model": "llama2-7b", "task": "math", "methods": ["svd"], "ratios": [2], "out": bare})
+    config = make_config(
+        {"model": "llama2-7b", "task": "math", "methods": ["svd"], "ratios": [2], "execution": {"out": bare}}
+    )
 
     def finetune(card: str) -> float:
         plan = make_plan(config, assume_machine(card), dry=True)

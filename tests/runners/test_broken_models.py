@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from sweeps import small_sweep
+from sweeps import changed, small_sweep
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lowrank_bench.cli import main
@@ -135,7 +135,7 @@ def test_a_failed_evaluation_loses_no_other(partly_broken, tmp_path, data_dir):
     for path in tmp_path.glob("stages/*/stage.json"):
         strict_json(path)
     # The same evaluations are tried again; with nothing else to keep, nothing but the log is written.
-    only = config.model_copy(update={"benchmarks": ("tinystories",), "name": "nothing"})
+    only = changed(config, benchmarks=("tinystories",), name="nothing")
     with pytest.raises(UserError, match="2 evaluations failed"):
         run_sweep(only)
     assert [file.name for file in (tmp_path / "nothing").iterdir()] == [LOG_FILE]

@@ -1,7 +1,7 @@
 """One command gives perplexity, accuracies and biases of a model that is compressed without training."""
 
 import pytest
-from sweeps import small_sweep
+from sweeps import changed, small_sweep
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.records.files import read_records
@@ -29,7 +29,7 @@ def swept(tmp_path_factory, data_dir):
         workers=1,
     )
     run_sweep(config)
-    return read_records(config.out / make_plan(config).name)
+    return read_records(config.execution.out / make_plan(config).name)
 
 
 def test_records_name_variants_and_no_training(swept):
@@ -74,4 +74,4 @@ def test_a_default_window_is_named_by_what_the_model_takes(tmp_path, data_dir):
     run_sweep(config)
     assert set(read_records(tmp_path / make_plan(config).name).variant) == {"wikitext2-test-512"}
     with pytest.raises(UserError, match=r"--context 2048 is more than stories260K-[0-9a-f]{8} takes \(512\)"):
-        make_plan(config.model_copy(update={"context": (2048,)}))
+        make_plan(changed(config, context=(2048,)))

@@ -36,10 +36,19 @@ def test_short_form_reads_yaml_scalars():
         ({"methods": ["bs:prunings"]}, ["bs:prunings", "name:option=value"]),
         ({"seeds": [1, 1]}, ["seed 1", "twice"]),
         ({"ratio": [2]}, ["ratio", "did you mean 'ratios'"]),
-        ({"finetune": {"step": 3}}, ["step", "did you mean 'steps'"]),
-        ({"finetune": {"steps": -1}}, ["steps"]),
+        ({"training": {"finetune": {"step": 3}}}, ["training.finetune.step", "did you mean 'steps'"]),
+        ({"training": {"finetune": {"steps": -1}}}, ["finetune.steps cannot be -1"]),
         ({"name": "../x"}, ["../x", "folder"]),
-        ({"limit": 0}, ["limit"]),
+        ({"evaluation": {"limit": 0}}, ["limit cannot be 0"]),
+        ({"evaluation": {"limits": 3}}, ["evaluation.limits", "did you mean 'limit'"]),
+        ({"execution": {"executor": "slurm"}}, ["executor cannot be 'slurm'"]),
+        ({"execution": 3}, ["execution cannot be 3"]),
+        ({"device": "cpu"}, ["'device' is 'execution.device'", "execution: {device: …}"]),
+        ({"limit": 3}, ["'limit' is 'evaluation.limit'"]),
+        ({"finetune": {"steps": 3}}, ["'finetune' is 'training.finetune'"]),
+        ({"evaluation": {"device": "cpu"}}, ["'evaluation.device' is 'execution.device'"]),
+        ({"training": {"seeds": [1]}}, ["'training.seeds' is 'seeds'"]),
+        ({"training": {"finetune": {"recipe": "paper"}}}, ["'training.finetune.recipe' is 'training.recipe'"]),
         ({"task": None}, ["task"]),
     ],
 )
@@ -72,7 +81,9 @@ def test_missing_yaml_is_named(tmp_path):
 
 def test_yaml_takes_the_names_of_the_command_line(tmp_path):
     path = tmp_path / "sweep.yaml"
-    path.write_text("model: tiny\ntask: toy-math\nmethods: svd,bs:prunings=2\nratios: [2, 3]\nfinetune: {steps: 5}\n")
+    path.write_text(
+        "model: tiny\ntask: toy-math\nmethods: svd,bs:prunings=2\nratios: [2, 3]\ntraining:\n  finetune: {steps: 5}\n"
+    )
     config = make_config(read_yaml(path))
     assert [spec.name for spec in config.methods] == ["svd", "bs"]
-    assert config.finetune.steps == 5
+    assert config.training.finetune.steps == 5

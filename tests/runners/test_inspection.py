@@ -18,7 +18,7 @@ from lowrank_bench.results.inspection.meaning import find_bases
 
 @pytest.fixture(scope="module")
 def run(finished):
-    return next(path.parent for path in finished.out.glob("*/results.csv"))
+    return next(path.parent for path in finished.execution.out.glob("*/results.csv"))
 
 
 def test_a_cell_is_its_checkpoint(run):

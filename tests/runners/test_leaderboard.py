@@ -37,7 +37,7 @@ def stage_of(lines, folder):
 
 @pytest.fixture
 def run(finished):
-    return finished.out / make_plan(finished).name
+    return finished.execution.out / make_plan(finished).name
 
 
 @pytest.fixture

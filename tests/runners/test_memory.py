@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from sweeps import small_sweep
+from sweeps import changed, small_sweep
 from torch import nn
 from transformers import LlamaConfig
 from typed_stages import DATA, fit_stage
@@ -138,7 +138,7 @@ def test_stages_give_the_same_either_way(tmp_path: Path) -> None:
     records = {}
     for memory in ("walk", "whole"):
         config = small_sweep(tmp_path / memory, methods=["svd-llm:samples=8"], ratios=[2], memory=memory)
-        config = config.model_copy(update={"training_free": True})
+        config = changed(config, training_free=True)
         plan = make_plan(config)
         store = StageStore(tmp_path / memory / "stages")
         records[memory] = {

@@ -23,7 +23,7 @@ PART = {"methods": ["svd"], "ratios": [2]}
 def expected(finished, tmp_path_factory):
     """The records of a part of the finished sweep, whose stages all stand."""
     folder = tmp_path_factory.mktemp("expected") / "out"
-    shutil.copytree(finished.out, folder)
+    shutil.copytree(finished.execution.out, folder)
     result = run_sweep(small_sweep(folder, **PART))
     assert result.stages_run == 0
     return read_records(result.folder)
@@ -36,7 +36,7 @@ def command(config, file):
 
 
 def found(config):
-    return read_records(config.out / make_plan(config).name)
+    return read_records(config.execution.out / make_plan(config).name)
 
 
 def test_two_runs_share_one_folder(expected, tmp_path):
@@ -47,17 +47,17 @@ def test_two_runs_share_one_folder(expected, tmp_path):
     outputs = [run.communicate(timeout=1200)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], outputs
     assert same_results(expected, found(config)) == []
-    assert not list((config.out / "stages").glob(".part-*"))
-    assert not (config.out / "stages" / "failed").exists()
+    assert not list((config.execution.out / "stages").glob(".part-*"))
+    assert not (config.execution.out / "stages" / "failed").exists()
 
 
 def test_another_clock_and_time_zone_change_nothing(finished, tmp_path):
     """Files from the future, a zone fourteen hours ahead: all stands, and the table is the same to the byte."""
     config = small_sweep(tmp_path / "out")
-    shutil.copytree(finished.out, config.out)
-    for path in config.out.rglob("*"):
+    shutil.copytree(finished.execution.out, config.execution.out)
+    for path in config.execution.out.rglob("*"):
         os.utime(path, (4e9, 4e9))
-    table = config.out / make_plan(config).name / "results.csv"
+    table = config.execution.out / make_plan(config).name / "results.csv"
     before = table.read_bytes()
     table.unlink()
     words = command(config, tmp_path / "sweep.yaml")

@@ -84,7 +84,7 @@ def cluster(short_folder):
 
 def begin(config, folder, **environment):
     """Start bench run on a configuration, Ray's part included."""
-    file = config.out.with_suffix(".yaml")
+    file = config.execution.out.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True, exclude_defaults=True)))
     return subprocess.Popen(
         [sys.executable, "-m", "lowrank_bench.cli", "run", "--config", str(file)],
@@ -139,7 +139,7 @@ def none_left(found):
 
 def by_local(finished, tmp_path, **changes):
     """Return the records of a part of the finished sweep, whose stages all stand."""
-    shutil.copytree(finished.out, tmp_path / "local")
+    shutil.copytree(finished.execution.out, tmp_path / "local")
     result = run_sweep(small_sweep(tmp_path / "local", **changes))
     assert result.stages_run == 0
     return result
@@ -163,14 +163,18 @@ def test_nodes_that_share_only_a_storage_give_the_local_results_though_a_worker_
     victim.kill()
     assert end(process) == (0, "")
     local = by_local(finished, tmp_path, **part)
-    folder = config.out / make_plan(config).name
+    folder = config.execution.out / make_plan(config).name
     assert same_results(read_records(local.folder), read_records(folder)) == []
-    assert not re.search("ray|storage", (folder / "sweep.yaml").read_text().replace(str(config.out), ""))
+    assert not re.search("ray|storage", (folder / "sweep.yaml").read_text().replace(str(config.execution.out), ""))
     assert all(list(node.glob("[a-z]*-*")) for node in nodes), "one node did everything"
-    weights = [file for file in config.out.rglob("*.safetensors") if file.stat().st_size > LIGHT_BYTES]
+    weights = [file for file in config.execution.out.rglob("*.safetensors") if file.stat().st_size > LIGHT_BYTES]
     assert weights == []
     assert {path.name for path in (tmp_path / "storage" / "stages").iterdir()} == set(make_plan(config).stages)
-    assert not [path for path in (config.out / "stages").iterdir() if path.name.startswith((".part", ".ray", "failed"))]
+    assert not [
+        path
+        for path in (config.execution.out / "stages").iterdir()
+        if path.name.startswith((".part", ".ray", "failed"))
+    ]
     assert none_left(lambda: working(short_folder))
 
 
@@ -187,7 +191,7 @@ def test_kills_at_random_moments_end_with_the_local_results(finished, cluster, s
     while len(kills) < KILLS or not ended:
         # Some while after the start, or after a stage of some kind began: each takes another part of the time.
         kind = moments.choice([None, "finetune", "fit", "compress", "recover", "evaluate"])
-        while kind and len(kills) < KILLS and process.poll() is None and not at_work(config.out, kind):
+        while kind and len(kills) < KILLS and process.poll() is None and not at_work(config.execution.out, kind):
             time.sleep(0.02)
         try:
             process.wait(moments.uniform(0, 2 if kind else 20) if len(kills) < KILLS else SECONDS)
@@ -200,16 +204,19 @@ def test_kills_at_random_moments_end_with_the_local_results(finished, cluster, s
             except psutil.NoSuchProcess:  # a worker that has just ended
                 continue
             kills.append("sweep" if victim is process else "worker")
-            print(f"{kills[-1]} killed, at work: {[p.name for p in at_work(config.out, '*')]}", flush=True)
+            print(f"{kills[-1]} killed, at work: {[p.name for p in at_work(config.execution.out, '*')]}", flush=True)
             if victim is process:
                 end(process)
         else:
             code, errors = end(process)
             assert (code, errors) == (0, "") or (code == 1 and f"was lost {RETRIES + 1} times" in errors)
             if code == 0:
-                assert same_results(read_records(local.folder), read_records(config.out / local.folder.name)) == []
-                assert not list((config.out / "stages").glob(".part-*"))
-                shutil.rmtree(config.out)
+                assert (
+                    same_results(read_records(local.folder), read_records(config.execution.out / local.folder.name))
+                    == []
+                )
+                assert not list((config.execution.out / "stages").glob(".part-*"))
+                shutil.rmtree(config.execution.out)
                 ended += 1
         if process.poll() is not None and (len(kills) < KILLS or not ended):
             process = begin(config, short_folder, **cluster[1])
@@ -224,8 +231,8 @@ def test_an_error_ends_the_sweep_with_its_sentence_and_is_not_retried(cluster, t
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=r"the loss became (nan|inf) at step .* finetune tiny"):
         run_sweep(config)
-    assert len(list((config.out / "stages" / "failed").glob("finetune-*.json"))) == 1
-    assert not list((config.out / "stages").glob(".ray-*"))
+    assert len(list((config.execution.out / "stages" / "failed").glob("finetune-*.json"))) == 1
+    assert not list((config.execution.out / "stages").glob(".ray-*"))
 
 
 def test_a_worker_lost_too_often_ends_the_sweep(cluster, short_folder, tmp_path, monkeypatch):
@@ -251,7 +258,7 @@ def test_a_worker_lost_too_often_ends_the_sweep(cluster, short_folder, tmp_path,
             run_sweep(config)
     finally:
         killer.join()
-    assert not list((config.out / "stages").glob("finetune-*"))
+    assert not list((config.execution.out / "stages").glob("finetune-*"))
 
 
 def test_a_ray_of_its_own_ends_with_the_sweep(tmp_path):
@@ -261,12 +268,12 @@ def test_a_ray_of_its_own_ends_with_the_sweep(tmp_path):
         (home := tmp_path / "home").mkdir()
         patch.setenv("HOME", str(home))
         process = begin(config, folder)
-        when(lambda: at_work(config.out, "finetune"), process)
+        when(lambda: at_work(config.execution.out, "finetune"), process)
         process.send_signal(signal.SIGTERM)
         code, errors = end(process)
         assert code == 143
         assert "run the same command again" in errors
-        assert not list((config.out / "stages").glob("finetune-*"))
+        assert not list((config.execution.out / "stages").glob("finetune-*"))
         assert none_left(lambda: running_in(folder))
         assert set(os.listdir(folder)) <= {f"torchinductor_{getpass.getuser()}"}  # torch's own, where a step was made
         assert not (home / ".ray").exists()
@@ -363,10 +370,9 @@ def test_every_usable_node_has_room_for_a_stage(workers, parameters, device, fou
 
 
 def test_config_takes_both_names():
-    config = make_config(
-        {"model": "tiny", "task": "toy-math", "methods": ["svd"], "executor": "ray", "address": "auto"}
-    )
-    assert (config.executor, config.address) == ("ray", "auto")
+    ray = {"executor": "ray", "address": "auto"}
+    config = make_config({"model": "tiny", "task": "toy-math", "methods": ["svd"], "execution": ray})
+    assert (config.execution.executor, config.execution.address) == ("ray", "auto")
 
 
 DRIVER = """

@@ -11,7 +11,7 @@ from filelock import FileLock
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import save_file
-from sweeps import small_sweep
+from sweeps import changed, small_sweep
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.files import read_json
@@ -311,7 +311,7 @@ def test_auto_keeps_what_is_needed_from_a_billion_parameters_on_without_a_storag
 
 
 def replace_config(plan, **changes):
-    other = replace(plan, config=plan.config.model_copy(update=changes))
+    other = replace(plan, config=changed(plan.config, **changes))
     other.parameters = plan.parameters
     return other
 
@@ -363,7 +363,7 @@ def test_a_real_sweep_without_its_weights_takes_one_more_ratio(tmp_path):
     records = [file.read_bytes() for file in files]
 
     console = Console(record=True, width=300)
-    result = run_sweep(first.model_copy(update={"ratios": (2.0, 4.0)}), console)
+    result = run_sweep(changed(first, ratios=(2.0, 4.0)), console)
     assert result.stages_run == 5  # finetune and fit again, and one compress, recover, evaluate
     assert console.export_text().count("it is run again") == 2
     assert [file.read_bytes() for file in files] == records  # the same weights, byte for byte

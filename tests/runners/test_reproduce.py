@@ -18,7 +18,7 @@ from lowrank_bench.papers.reproduce.outcome import findings, panel_table, quoted
 from lowrank_bench.papers.reproduce.run import conclude, reproduce
 from lowrank_bench.records.files import Record, to_frame, write_records
 from lowrank_bench.records.intervals import wilson
-from lowrank_bench.runners.config import make_config
+from lowrank_bench.runners.config import make_config, nest
 from lowrank_bench.runners.estimates.assumptions import BENCHMARKS
 from lowrank_bench.runners.estimates.machine import assume_machine
 from lowrank_bench.runners.plan import make_plan
@@ -55,7 +55,7 @@ def test_every_item_is_a_valid_sweep_on_its_papers_model(item):
 
 
 def headline_hours(**changes):
-    config = make_config({"methods": ["svd", "fwsvd", "bs"], "model": "llama2-7b"} | changes)
+    config = make_config({"methods": ["svd", "fwsvd", "bs"], "model": "llama2-7b"} | nest(changes))
     return gpu_hours(make_plan(config, assume_machine("h100:1"), dry=True))
 
 
@@ -102,8 +102,8 @@ def test_the_small_figure_3_shares_the_demos_stages(tmp_path):
                 "model": "tiny",
                 "task": "toy-math",
                 "ratios": [1.5, 2, 3, 4],
-                "recover": {"steps": 200},
-                "out": tmp_path,
+                "training": {"recover": {"steps": 200}},
+                "execution": {"out": tmp_path},
             }
         )
     )
@@ -114,7 +114,8 @@ def test_changes_reach_the_sweep_and_departures_say_so(tmp_path):
     item = find_item("basis-selection", "7", None)
     changes = Changes(ratios=(8.0,), seeds=(1, 2), recover_steps=10, limit=5, data=tmp_path, workers=1, out=tmp_path)
     config = sweep_config(item, item.full, changes)
-    assert (config.ratios, config.seeds, config.limit, config.workers) == ((8.0,), (1, 2), 5, 1)
+    assert (config.ratios, config.seeds) == ((8.0,), (1, 2))
+    assert (config.evaluation.limit, config.execution.workers) == (5, 1)
     told = "; ".join(departures(item, item.full, config))
     assert "other training steps (recover)" in told
     assert "ours is gsm8k+math, theirs metamathqa" in told

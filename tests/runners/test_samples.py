@@ -21,7 +21,7 @@ from lowrank_bench.runners.plan import make_plan
 
 @pytest.fixture
 def run(finished):
-    return finished.out / make_plan(finished).name
+    return finished.execution.out / make_plan(finished).name
 
 
 def test_a_cell_is_found_by_label_and_ratio(finished, run):
@@ -59,7 +59,7 @@ def test_rescoring_unchanged_samples_changes_nothing(run, tmp_path):
 
 def test_rescoring_sees_the_completions_not_the_old_verdicts(finished, run, tmp_path):
     out = tmp_path / "copy"
-    shutil.copytree(finished.out, out)
+    shutil.copytree(finished.execution.out, out)
     copied = out / run.name
     path = sample_file(f"{copied}:svd@2")
     lines = [json.loads(text) for text in path.read_text().splitlines()]

@@ -105,7 +105,7 @@ def test_one_round_bounds_nothing(series):
 
 
 def test_cells_of_a_run_keep_their_names(finished):
-    run = finished.out / "tiny-toy-math"
+    run = finished.execution.out / "tiny-toy-math"
     subject = find_subject(f"{run}:svd@4")
     assert is_factorised(subject.folder)
     assert (subject.origin["label"], subject.origin["stage"], subject.origin["ratio_target"]) == ("svd", "recovered", 4)

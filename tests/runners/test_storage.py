@@ -277,7 +277,7 @@ def test_a_stage_stays_here_when_its_storage_fails(tmp_path):
 def test_a_sweep_goes_on_elsewhere(finished, tmp_path):
     """Published from a run that knew no storage; read on another machine without weights; extended there."""
     url = f"file://{tmp_path}/storage"
-    shutil.copytree(finished.out, tmp_path / "first")
+    shutil.copytree(finished.execution.out, tmp_path / "first")
     first = run_sweep(small_sweep(tmp_path / "first", storage=url))
     second = run_sweep(small_sweep(tmp_path / "second", storage=url))
     assert first.stages_run == second.stages_run == 0
@@ -371,7 +371,7 @@ def test_only_plain_protocols_are_opened(url):
 
 def test_a_foreign_run_folder_does_not_choose_what_is_opened(finished, tmp_path, monkeypatch):
     """Its marker names a URL; every command that needs the weights refuses before anything is opened."""
-    shutil.copytree(finished.out, tmp_path / "foreign")
+    shutil.copytree(finished.execution.out, tmp_path / "foreign")
     stages = tmp_path / "foreign" / "stages"
     for stage in stages.glob("*-*"):
         if (stage / "stage.json").is_file():

@@ -31,7 +31,7 @@ from lowrank_bench.runners.store.folders import MODEL_FOLDER, ratio_folder
 
 
 def results(config):
-    return read_records(config.out / make_plan(config).name)
+    return read_records(config.execution.out / make_plan(config).name)
 
 
 def test_every_cell_has_its_rows(finished):
@@ -101,14 +101,14 @@ def test_raw_samples_are_kept(finished):
 
 
 def test_curves_and_files_are_there(finished):
-    folder = finished.out / make_plan(finished).name
+    folder = finished.execution.out / make_plan(finished).name
     names = {path.suffix for path in folder.iterdir()}
     assert {".csv", ".parquet", ".png", ".svg", ".yaml"} <= names
     assert not same_results(read_records(folder / "results.csv"), read_records(folder / "results.parquet"))
 
 
 def test_the_same_again_does_no_work(finished):
-    before = (finished.out / make_plan(finished).name / "results.csv").read_bytes()
+    before = (finished.execution.out / make_plan(finished).name / "results.csv").read_bytes()
     again = run_sweep(finished)
     assert again.stages_run == 0
     assert again.csv.read_bytes() == before
@@ -116,7 +116,7 @@ def test_the_same_again_does_no_work(finished):
 
 def test_damaged_stage_folder_stops_with_its_name(finished, tmp_path):
     copied = small_sweep(tmp_path / "copy")
-    shutil.copytree(finished.out, copied.out)
+    shutil.copytree(finished.execution.out, copied.execution.out)
     plan = make_plan(copied)
     key = next(key for key in plan.stages if key.startswith("recover"))
     (plan.store.path(key) / "model" / "model.safetensors").write_bytes(b"cut")
@@ -127,7 +127,7 @@ def test_damaged_stage_folder_stops_with_its_name(finished, tmp_path):
 def test_flipped_bits_are_found_and_only_their_stages_done_again(finished, tmp_path):
     """By the bench commands: run refuses, doctor --repair moves aside, run does just these stages anew."""
     copied = small_sweep(tmp_path / "copy")
-    shutil.copytree(finished.out, copied.out)
+    shutil.copytree(finished.execution.out, copied.execution.out)
     plan = make_plan(copied)
     hit = [next(k for k in plan.stages if k.startswith(kind)) for kind in ("fit", "compress", "recover", "evaluate")]
     for key in hit:
@@ -137,10 +137,10 @@ def test_flipped_bits_are_found_and_only_their_stages_done_again(finished, tmp_p
         file.write_bytes(raw)
     with pytest.raises(UserError, match=r"evaluate-.* is damaged .*bench doctor --repair"):
         run_sweep(copied)
-    done = bench("doctor", "--repair", "--out", copied.out)
+    done = bench("doctor", "--repair", "--out", copied.execution.out)
     assert done.returncode == 0, done.stderr
     assert f"{len(plan.stages) - len(hit)} stages stand, {len(hit)} damaged" in " ".join(done.stdout.split())
-    assert sorted(path.name for path in (copied.out / "stages" / "damaged").iterdir()) == sorted(hit)
+    assert sorted(path.name for path in (copied.execution.out / "stages" / "damaged").iterdir()) == sorted(hit)
     assert run_sweep(copied).stages_run == len(hit)
     assert same_results(results(finished), results(copied)) == []
 
@@ -172,7 +172,7 @@ def test_failing_stage_ends_the_sweep_with_its_sentence(tmp_path):
 def test_workers_that_are_started_afresh_do_the_same(finished, tmp_path, monkeypatch):
     """As where a GPU is used, or a system has no nursery."""
     part = {"methods": ["svd"], "ratios": [2]}
-    shutil.copytree(finished.out, tmp_path / "forked")
+    shutil.copytree(finished.execution.out, tmp_path / "forked")
     forked, afresh = (small_sweep(tmp_path / name, **part) for name in ("forked", "afresh"))
     assert run_sweep(forked).stages_run == 0
     monkeypatch.setattr(Nursery, "available", staticmethod(lambda: False))
@@ -199,7 +199,7 @@ def test_a_killed_run_ends_with_the_same_results(finished, tmp_path):
     """SIGKILL to the whole run at random moments; no process survives, the end result is the same."""
     script, config = tmp_path / "go.py", small_sweep(tmp_path / "out")
     script.write_text(SCRIPT)
-    command = [sys.executable, str(script), str(config.out), str(Path(__file__).parent.parent)]
+    command = [sys.executable, str(script), str(config.execution.out), str(Path(__file__).parent.parent)]
     moments, kills = random.Random(os.getpid()), 0
     while kills < KILLS:
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -211,10 +211,10 @@ def test_a_killed_run_ends_with_the_same_results(finished, tmp_path):
             kills += 1
         else:
             assert same_results(results(finished), results(config)) == []
-            shutil.rmtree(config.out)
+            shutil.rmtree(config.execution.out)
     subprocess.run(command, check=True)
     assert same_results(results(finished), results(config)) == []
-    assert not list((config.out / "stages").glob(".part-*"))
+    assert not list((config.execution.out / "stages").glob(".part-*"))
 
 
 def test_language_on_the_real_model(tmp_path, data_dir):
@@ -242,10 +242,10 @@ def test_language_on_the_real_model(tmp_path, data_dir):
 
 @pytest.mark.parametrize("method", ["bs:prunings=3", "fwsvd:samples=8", "svd"])
 def test_compress_gives_the_checkpoint_of_the_same_cell_of_a_sweep(finished, tmp_path, method):
-    records = [read_json(path) for path in (finished.out / "stages").glob("compress-*/stage.json")]
+    records = [read_json(path) for path in (finished.execution.out / "stages").glob("compress-*/stage.json")]
     stage = next(record for record in records if f"compress {method} 2x," in record["title"])
     request = CompressRequest(
-        str(finished.out / "stages" / stage["inputs"]["model"]),
+        str(finished.execution.out / "stages" / stage["inputs"]["model"]),
         parse_method(method),
         2.0,
         tmp_path / "alone",
@@ -255,5 +255,5 @@ def test_compress_gives_the_checkpoint_of_the_same_cell_of_a_sweep(finished, tmp
         recipe="small",
     )
     compress_model(request)
-    weights = finished.out / "stages" / stage["key"] / ratio_folder(2.0) / MODEL_FOLDER / "model.safetensors"
+    weights = finished.execution.out / "stages" / stage["key"] / ratio_folder(2.0) / MODEL_FOLDER / "model.safetensors"
     assert (tmp_path / "alone" / "model.safetensors").read_bytes() == weights.read_bytes()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from sealing import seal
+from sweeps import changed
 
 from lowrank_bench.evals.base import EvalSettings
 from lowrank_bench.foundation import checksums
@@ -30,7 +31,7 @@ from lowrank_bench.runners.store.folders import StageStore
 @pytest.fixture
 def copied(finished, tmp_path):
     """The folder of a run that a test may damage."""
-    shutil.copytree(finished.out, tmp_path / "runs")
+    shutil.copytree(finished.execution.out, tmp_path / "runs")
     return next(path.parent for path in (tmp_path / "runs").glob("*/results.csv"))
 
 
@@ -201,7 +202,7 @@ def test_results_that_are_no_records_are_damage(finished, copied, result):
     whole = json.loads((stage / "stage.json").read_text())["result"]
     seal(stage, result=(whole if result else {}) | result)
     with pytest.raises(DamagedStage, match=r"stage\.json holds no results of an evaluation"):
-        collect(make_plan(finished.model_copy(update={"out": copied.parent})))
+        collect(make_plan(changed(finished, out=copied.parent)))
 
 
 def nested(folder: Path) -> None:
@@ -236,7 +237,7 @@ def test_pipes_devices_and_deep_nesting_are_told_at_once(finished, copied, damag
     stage = samples_of(copied).parent
     damage(stage)
     with pytest.raises(UserError, match=stage.name):
-        run_sweep(finished.model_copy(update={"out": copied.parent}))
+        run_sweep(changed(finished, out=copied.parent))
     assert any(stage.name in line for line in gather(copied).missing["stages"])
     assert not doctor._stages(copied.parent).fine
     assert [repair.key for repair in doctor.repair(copied.parent)[1]] == [stage.name]

@@ -1,0 +1,21 @@
+"""What a user asks for: the frozen, validated configuration of a sweep."""
+
+from .methods import MethodSpec, parse_method, split_methods
+from .reading import make_config, merge, nest, read_yaml
+from .sweep import Evaluation, Execution, SweepConfig, Training, TrainOverrides, check_seed
+
+__all__ = [
+    "Evaluation",
+    "Execution",
+    "MethodSpec",
+    "SweepConfig",
+    "TrainOverrides",
+    "Training",
+    "check_seed",
+    "make_config",
+    "merge",
+    "nest",
+    "parse_method",
+    "read_yaml",
+    "split_methods",
+]
