@@ -10,7 +10,7 @@ import typer
 
 from ..foundation.errors import UserError, unknown
 from .options import Revision
-from .output import console, print_name_note
+from .output import console, print_name_note, print_tables
 from .serving import Storage
 
 if TYPE_CHECKING:
@@ -86,10 +86,10 @@ def inspect(
 
     chosen = cast(Literal["left", "right"] | None, side)
     view = inspect_bases(model, matrix, layer, head, chosen, bases or 10, reading, revision, seed, storage)
-    if format == "terminal":
-        views.render_bases(view, console())
+    if format == "json":
+        sys.stdout.write(views.bases_json(view))
     else:
-        sys.stdout.write(getattr(views, f"bases_{format}")(view))
+        print_tables([views.bases_data(view) if format == "csv" else views.bases_table(view)], format)
 
 
 def _changes(
@@ -117,11 +117,11 @@ def _changes(
     if out is not None or format == "terminal":
         run = Path(name.rpartition(":")[0])
         paths = draw_changes(view, out or (run if run.is_dir() else run.parent))
-    if format != "terminal":
-        sys.stdout.write(getattr(views, f"changes_{format}")(view))
+    if format == "json":
+        sys.stdout.write(views.changes_json(view))
         return
-    views.render_changes(view, console())
-    for path in paths:
+    print_tables([views.changes_data(view)] if format == "csv" else views.changes_tables(view), format)
+    for path in paths if format == "terminal" else ():
         console().print(str(path), soft_wrap=True, highlight=False)
 
 

@@ -32,9 +32,9 @@ def models() -> None:
 
 def tasks() -> None:
     """List the tasks with their benchmarks and training sets."""
-    from ..evals.tasks.base import tasks as all_tasks
+    from ..evals.tasks.base import all_tasks
 
-    rows = [(t.name, t.summary, ", ".join(t.benchmarks), ", ".join(t.sources)) for t in all_tasks.values()]
+    rows = [(t.name, t.summary, ", ".join(t.benchmarks), ", ".join(t.sources)) for t in all_tasks().values()]
     print_rows("tasks", ["name", "what it is", "benchmarks", "training sets (the hub's default first)"], rows)
 
 

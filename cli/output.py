@@ -14,6 +14,8 @@ from ..foundation.text import visible
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ..results.tables.table import Table
+
 _FILE_WIDTH = 1000
 """Columns where standard output is no terminal: nothing is wrapped there, so that names stay whole."""
 
@@ -96,20 +98,22 @@ def print_text(text: str) -> None:
 
 
 def print_rows(title: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print a plain table; a column of names without spaces is not broken where it fits into half of the width."""
-    from rich.cells import cell_len
-    from rich.table import Table
-    from rich.text import Text
+    """Print a table of texts."""
+    from ..results.tables.table import Table, text_columns
 
-    screen = console()
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for place, column in enumerate(columns):
-        cells = [visible(row[place]) for row in rows]
-        names = not any(" " in cell for cell in cells) and max(map(cell_len, [column, *cells])) <= screen.width // 2
-        table.add_column(column, overflow="fold", no_wrap=names)
-    for row in rows:
-        table.add_row(*(Text(visible(cell)) for cell in row))  # as markup, rich would drop the backslash of LaTeX's \\[
-    screen.print(table)
+    print_tables([Table(title, text_columns(*columns), rows)])
+
+
+def print_tables(tables: Sequence[Table], format: str = "terminal") -> None:
+    """Print tables, or write them to standard output as ``markdown``, ``csv`` or ``latex``."""
+    if format == "terminal":
+        from ..results.tables.terminal import render
+
+        render(tables, console())
+    else:
+        from ..results.tables.writers import WRITERS
+
+        sys.stdout.write(WRITERS[format](tables))
 
 
 def split_list(text: str | None) -> list[str] | None:

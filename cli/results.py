@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..foundation.errors import UserError, unknown
-from .output import console, split_list
+from .output import console, print_tables, split_list
+
+if TYPE_CHECKING:
+    from ..results.tables.table import Table
 
 Results = Annotated[Path, typer.Argument(help="Folder of a run, or its results.csv or .parquet.")]
 
@@ -61,18 +65,19 @@ def table(
     if overview and given:
         raise UserError(f"--overview has its own layout; leave out --{next(iter(given))}")
     if overview:
-        text = _overview(frame, chosen)
+        tables = _overview(frame)
     elif given:
-        text = _cross(frame, given, chosen, headline=not all_metrics)
+        tables = _cross(frame, given, chosen, headline=not all_metrics)
     else:
-        text = _tables(frame, chosen, headline=not all_metrics)
-    if out is not None:
-        from ..foundation.files import write_atomic
+        tables = _tables(frame, chosen, headline=not all_metrics)
+    if out is None:
+        print_tables(tables, chosen)
+        return
+    from ..foundation.files import write_atomic
+    from ..results.tables.writers import WRITERS
 
-        write_atomic(out, text)
-        console().print(str(out), soft_wrap=True, highlight=False, markup=False)
-    elif chosen != "terminal":
-        sys.stdout.write(text)
+    write_atomic(out, WRITERS[chosen](tables))
+    console().print(str(out), soft_wrap=True, highlight=False, markup=False)
 
 
 def _format(format: str | None, out: Path | None) -> str:
@@ -88,40 +93,30 @@ def _format(format: str | None, out: Path | None) -> str:
     return by_ending
 
 
-def _tables(frame: Any, format: str, headline: bool) -> str:
-    from ..results.tables import writers as tables
+def _tables(frame: Any, format: str, headline: bool) -> Sequence[Table]:
+    from ..results.tables.by_ratio import EXACT_WIDTH, by_ratio, by_ratio_data
 
-    if format == "terminal":
-        tables.render_terminal(frame, console(), headline=headline)
-        return ""
-    text: str = getattr(tables, f"to_{format}")(frame, headline=headline)
-    return text
+    if format == "csv":
+        return [by_ratio_data(frame, headline)]
+    return by_ratio(frame, headline, exact=format != "terminal" or console().width >= EXACT_WIDTH)
 
 
-def _cross(frame: Any, given: dict[str, str], format: str, headline: bool) -> str:
-    from ..results.tables.cross import WRITERS, Layout, cross, render_cross
+def _cross(frame: Any, given: dict[str, str], format: str, headline: bool) -> Sequence[Table]:
+    from ..results.tables.cross import Layout, cross, cross_data, cross_tables
 
     lists = {name: tuple(split_list(given[name]) or ()) for name in ("rows", "columns") if name in given}
     value = {"value": given["value"]} if "value" in given else {}
     found = cross(frame, Layout(**lists, **value), headline)  # type: ignore[arg-type]
-    if format == "terminal":
-        render_cross(found, console())
-        return ""
-    return WRITERS[format](found)
+    return [cross_data(found)] if format == "csv" else cross_tables(found)
 
 
-def _overview(frame: Any, format: str) -> str:
-    from ..results.tables import overview as views
+def _overview(frame: Any) -> Sequence[Table]:
+    from ..results.tables.overview import MIN_BENCHMARKS, overviews
 
-    if not views.overviews(frame):
-        raise UserError(f"an overview needs {views.MIN_BENCHMARKS} benchmarks or more; leave out --overview")
-    if format == "terminal":
-        views.render_overview(frame, console())
-        return ""
-    if format not in ("markdown", "csv"):
-        raise UserError(f"an overview cannot be written as {format}; use --format terminal, markdown or csv")
-    text: str = getattr(views, f"overview_{format}")(frame)
-    return text
+    found = overviews(frame)
+    if not found:
+        raise UserError(f"an overview needs {MIN_BENCHMARKS} benchmarks or more; leave out --overview")
+    return found
 
 
 def plot(

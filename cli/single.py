@@ -43,12 +43,18 @@ def compress(
     rank_multiple: Annotated[
         int, typer.Option(help="Ranks are multiples of this; 16 aligns bfloat16 rows on GPUs.")
     ] = 1,
+    placement: Annotated[
+        str,
+        typer.Option(
+            help="Of weights and moments of a method that trains: auto (what fits), device, fsdp2, host-moments, 8-bit."
+        ),
+    ] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the memory that it will take, and stop.")] = False,
 ) -> None:
     """Compress one model as it is and write a factorised checkpoint."""
-    from ..runners.config import check_seed, parse_method
+    from ..runners import compressing
+    from ..runners.config import parse_method
     from ..runners.progress import show_progress
-    from ..runners.single import CompressRequest, compress_model, foresee
 
     print_name_note(model, revision)
     wanted = numbers("ratio", ratio, float, "4") or []
@@ -59,11 +65,7 @@ def compress(
             f"bench compress computes in float32, so --dtype {dtype} cannot be; to write the weights in another dtype "
             "use --save-dtype, such as --save-dtype bfloat16"
         )
-    try:
-        check_seed(seed)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    request = CompressRequest(
+    request = compressing.CompressRequest(
         model,
         parse_method(method),
         wanted[0],
@@ -79,18 +81,19 @@ def compress(
         recipe,
         memory,
         rank_multiple,
+        placement,
     )
     if dry_run:
         from ..runners.estimates.memory import COLUMNS, TITLE
 
-        text, rows, notes = foresee(request)
+        text, rows, notes = compressing.foresee(request)
         console().print(text, highlight=False, soft_wrap=True)
         print_rows(TITLE, COLUMNS, rows)
         for note in notes:
             console().print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
         return
     with show_progress(console(stderr=True), f"compress {model} by {method}") as progress:
-        done = compress_model(request, progress)
+        done = compressing.compress(request, progress)
     report = done.report
     dense = f", {len(report.dense)} kept dense" if report.dense else ""
     console().print(
@@ -134,11 +137,11 @@ def evaluate(
     """Evaluate one model or checkpoint."""
     if stage not in ("pretrained", "finetuned"):
         raise unknown("stage", stage, ["pretrained", "finetuned"])
+    from ..runners import evaluating
     from ..runners.progress import show_progress
-    from ..runners.single import default_settings, evaluate_model
 
     print_name_note(model, revision)
-    settings = default_settings(
+    settings = evaluating.default_settings(
         data_dir=data,
         limit=limit,
         stage=stage,
@@ -152,7 +155,7 @@ def evaluate(
     names = split_list(benchmarks) or []
     contexts = numbers("context", context, int, "128,2048")
     with show_progress(console(stderr=True), f"evaluate {model}") as progress:
-        found = evaluate_model(
+        found = evaluating.evaluate(
             model, names, settings, revision, engine, dtype, device, out, progress, contexts, bos=bos or "never"
         )
     rows = [

@@ -61,7 +61,7 @@ def metric_from_plain(fields: Mapping[str, Any]) -> Metric:
     for name, unbounded in (("value", math.inf), ("low", -math.inf), ("high", math.inf)):
         if known[name] is None:
             known[name] = unbounded
-    # Where a value is beyond all numbers, so may its lower end be.
+    # A value beyond all numbers usually has a lower end beyond them too; with n of 1 it bounds nothing instead.
     if fields["value"] is None and fields["low"] is None and fields["n"] > 1:
         known["low"] = math.inf
     return Metric(**known)

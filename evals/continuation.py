@@ -61,8 +61,8 @@ def _last_ids(tokenizer: Any, prompt: Sequence[int]) -> list[int]:
     return ids
 
 
-def _common(one: str, other: str) -> int:
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+def _common(left: str, right: str) -> int:
+    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 
 
 def encode_continuation(tokenizer: Any, text: str) -> list[int]:

@@ -10,14 +10,14 @@ from typing import Any
 from ..foundation.errors import UserError
 from ..foundation.files import digest
 from .base import Benchmark, EvalSettings, Outcome
-from .kinds.choice import MEASURED, ChoiceBenchmark
+from .kinds.choice import SCORED, ChoiceBenchmark
 from .kinds.generative import GenerativeBenchmark, Line
 
-KEPT = (
+GENERATED = (
     *("benchmark", "variant", "stage", "scorer", "temperature", "problem", "problem_sha256", "sample"),
     *("prompt_sha256", "completion", "tokens", "finish_reason"),
 )
-"""Fields of a sample's line that generation wrote; the others are scored anew."""
+"""Fields of a sample's line that generation wrote; the others are computed again."""
 
 
 def read_lines(lines: Iterable[str]) -> list[Line]:
@@ -32,7 +32,7 @@ def read_lines(lines: Iterable[str]) -> list[Line]:
             raise UserError(
                 f"line {number} of the samples is not JSON ({error.msg}); the file is damaged, evaluate again"
             ) from error
-        missing = [name for name in KEPT if not isinstance(line, dict) or name not in line]
+        missing = [name for name in GENERATED if not isinstance(line, dict) or name not in line]
         if missing:
             raise UserError(
                 f"line {number} of the samples has no '{missing[0]}'; only samples of generating benchmarks, written "
@@ -43,7 +43,7 @@ def read_lines(lines: Iterable[str]) -> list[Line]:
 
 
 def rescore(lines: Iterable[Mapping[str, Any]], benchmark: Benchmark, settings: EvalSettings) -> Outcome:
-    """Score stored completions anew, by the code path of an evaluation.
+    """Score stored completions again, by the code path of an evaluation.
 
     Args:
         lines: sample lines of one evaluation, in any order (see `generative`; `read_lines` parses a file's).
@@ -54,8 +54,8 @@ def rescore(lines: Iterable[Mapping[str, Any]], benchmark: Benchmark, settings: 
         UserError: other benchmark; no lines; problems that are not those of the dataset as it is now; problems with
             differing numbers of samples.
     """
-    kept = (*KEPT, *MEASURED) if isinstance(benchmark, ChoiceBenchmark) else KEPT
-    stored = [{name: line[name] for name in kept if name in line} for line in lines]
+    fields = (*GENERATED, *SCORED) if isinstance(benchmark, ChoiceBenchmark) else GENERATED
+    stored = [{name: line[name] for name in fields if name in line} for line in lines]
     if not stored:
         raise UserError("there are no samples to score; name a run whose samples.jsonl is not empty")
     if not isinstance(benchmark, GenerativeBenchmark | ChoiceBenchmark) or {line["benchmark"] for line in stored} != {
@@ -73,8 +73,8 @@ def rescore(lines: Iterable[Mapping[str, Any]], benchmark: Benchmark, settings: 
                 f"problem '{line['problem']}' of these samples is not in the data of '{benchmark.name}' as they are "
                 "now; pass --data with the dataset that the samples were drawn for"
             )
-    places = {problem: index for index, problem in enumerate(rows)}
-    stored.sort(key=lambda line: (places[line["problem"]], line["sample"]))
+    positions = {problem: index for index, problem in enumerate(rows)}
+    stored.sort(key=lambda line: (positions[line["problem"]], line["sample"]))
     problems = list(dict.fromkeys(line["problem"] for line in stored))
     count = len(stored) // len(problems)
     if [(line["problem"], line["sample"]) for line in stored] != [(p, s) for p in problems for s in range(count)]:

@@ -1,1 +1,1 @@
-"""What every floor stands on: errors, registry, durable files."""
+"""What every layer uses: errors, registry, durable files, processes."""

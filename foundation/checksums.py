@@ -50,8 +50,9 @@ def remembered_sha256(file: Path) -> str:
         if row:
             return str(row[0])
     value = sha256_file(file)
-    found = file.stat()
-    age = time.time() - max(found.st_mtime, found.st_ctime)
+    status = file.stat()
+    age = time.time() - max(status.st_mtime, status.st_ctime)
+    # A write within one tick of the file system's clock would leave the same times behind: wait until they are old.
     if _identity(file) == before and not 0 <= age < _SETTLED_SECONDS:
         with contextlib.suppress(sqlite3.Error, OSError), contextlib.closing(_open()) as cache, cache:
             cache.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", (name, before, value))
@@ -60,8 +61,8 @@ def remembered_sha256(file: Path) -> str:
 
 
 def _identity(file: Path) -> str:
-    found = file.stat()
-    return f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+    status = file.stat()
+    return f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 def _open() -> sqlite3.Connection:

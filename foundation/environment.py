@@ -52,18 +52,18 @@ def launcher_ignored() -> Iterator[None]:
     accelerate reads its settings from there, wherever they came from: ``ACCELERATE_MIXED_PRECISION=bf16`` trains in
     bfloat16, ``LOCAL_RANK=0`` waits for other processes.
     """
-    kept = without_launcher(os.environ)
-    taken = {name: os.environ.pop(name) for name in [*os.environ] if name not in kept}
+    environment = without_launcher(os.environ)
+    removed = {name: os.environ.pop(name) for name in [*os.environ] if name not in environment}
     try:
         yield
     finally:
-        os.environ.update(taken)
+        os.environ.update(removed)
 
 
 def one_gpu(device: str) -> tuple[str, dict[str, str]]:
     """Return a device's name in a new process that sees its GPU alone, and the variables that make it so.
 
-    Libraries that are told no index, or ignore it, then take the right one; ``cpu`` stays as it is.
+    Libraries that get no index, or ignore it, then take the right one; ``cpu`` stays as it is.
 
     Args:
         device: ``cpu``, ``cuda`` (the first GPU) or ``cuda:INDEX``, as this process counts.
@@ -72,8 +72,8 @@ def one_gpu(device: str) -> tuple[str, dict[str, str]]:
     if kind != "cuda":
         return device, {}
     names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    place = int(index or 0)
-    return kind, {"CUDA_VISIBLE_DEVICES": names[place].strip() if names else str(place)}
+    number = int(index or 0)
+    return kind, {"CUDA_VISIBLE_DEVICES": names[number].strip() if names else str(number)}
 
 
 def number_formats() -> dict[str, str]:

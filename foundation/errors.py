@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """Bad input or an unusable machine, told in one sentence.
+    """Bad input or an unusable machine, in one sentence.
 
     The sentence says what was wrong, what is allowed and what to type instead. The command line prints it and exits
     with code 2, without a traceback. Anything that is our own fault raises an ordinary exception instead.
@@ -18,8 +18,8 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
-def unknown(kind: str, word: str, allowed: Iterable[str], where: str = "") -> UserError:
+def unknown(kind: str, word: str, allowed: Iterable[str], context: str = "") -> UserError:
     """Build the error for a name that is not in a list: what was typed, what is allowed, the nearest name."""
     names = sorted(allowed)
     hint = did_you_mean(word, names)
-    return UserError(f"unknown {kind} '{word}'{where}{hint or ';'} allowed: {', '.join(names) or 'none'}")
+    return UserError(f"unknown {kind} '{word}'{context}{hint or ';'} allowed: {', '.join(names) or 'none'}")

@@ -97,7 +97,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         if path.is_dir():
             raise UserError(f"{path} is a folder; name a file")
         os.replace(name, path)
-        sync(path.parent)
+        sync(path.parent)  # the name is an entry of the folder, which has to reach the disk as well
     except BaseException:
         name.unlink(missing_ok=True)
         raise
@@ -135,13 +135,13 @@ def apply_umask(folder: Path) -> None:
     probe = folder / f".mode.{uuid.uuid4().hex}"
     handle = _create(probe)
     try:
-        wanted = stat.S_IMODE(os.fstat(handle).st_mode)
+        mode = stat.S_IMODE(os.fstat(handle).st_mode)
     finally:
         os.close(handle)
         probe.unlink()
     for file in folder.rglob("*"):
-        if file.is_file() and not file.is_symlink() and stat.S_IMODE(file.stat().st_mode) != wanted:
-            file.chmod(wanted)
+        if file.is_file() and not file.is_symlink() and stat.S_IMODE(file.stat().st_mode) != mode:
+            file.chmod(mode)
 
 
 def sync(path: Path) -> None:

@@ -87,8 +87,9 @@ def free_memory(device: str = "cpu") -> int:
     free = int(psutil.virtual_memory().available)
     try:
         limit = int((_CGROUP / "memory.max").read_text())
-        held = int((_CGROUP / "memory.current").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
         stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):  # no limit reads "max"
         return free
-    return max(0, min(free, limit - held + int(stat.get("inactive_file", 0))))
+    # Pages of files that nobody uses count as used by the container and are given up when memory is asked for.
+    return max(0, min(free, limit - used + int(stat.get("inactive_file", 0))))

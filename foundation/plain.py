@@ -44,12 +44,12 @@ def read_input(path: Path, kind: str, max_bytes: int = MAX_BYTES) -> bytes:
         raise UserError(f"the {kind} {path} cannot be read ({error.strerror}); name an existing file") from error
 
 
-def parse_yaml(text: str | bytes, where: str) -> Any:
+def parse_yaml(text: str | bytes, source: str) -> Any:
     """Read YAML as plain data; what looks like a date stays text.
 
     Args:
         text: one document.
-        where: what it is, for the message.
+        source: what it is, for the message.
 
     Raises:
         UserError: no YAML, numbers of thousands of digits, or nested or repeated beyond reason.
@@ -59,10 +59,10 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
         if not _is_plain(value):
             raise ValueError("it holds something other than text, numbers, lists and mappings, or too many of them")
     except RecursionError:
-        raise UserError(f"{where} is nested too deeply; write it with fewer brackets") from None
+        raise UserError(f"{source} is nested too deeply; write it with fewer brackets") from None
     except (yaml.YAMLError, ValueError, OverflowError, TypeError) as error:
         line = str(error).split("\n")[0].split("; use sys.")[0]
-        raise UserError(f"{where} is no valid YAML ({line}); see docs/cli.md for an example") from error
+        raise UserError(f"{source} is no valid YAML ({line}); see docs/cli.md for an example") from error
     return value
 
 
@@ -70,13 +70,14 @@ def _is_plain(value: Any) -> bool:
     """Whether a value is JSON's kind of data and small where aliases are written out."""
     waiting, seen = [value], 0
     while waiting:
-        one, seen = waiting.pop(), seen + 1
-        if isinstance(one, dict):
-            waiting += [*one, *one.values()]
-        elif isinstance(one, list):
-            waiting += one
-        elif not isinstance(one, str | int | float | bool | None):
+        item, seen = waiting.pop(), seen + 1
+        if isinstance(item, dict):
+            waiting += [*item, *item.values()]
+        elif isinstance(item, list):
+            waiting += item
+        elif not isinstance(item, str | int | float | bool | None):
             return False
+        # Counted as written out: ten aliases of ten aliases are few characters and billions of values.
         if seen + len(waiting) > _MAX_VALUES:
             return False
     return True

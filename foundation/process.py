@@ -14,7 +14,7 @@ def python_command(*words: str) -> list[str]:
     """Return the command that starts this Python interpreter without the current folder on its import path.
 
     Without ``-P``, ``python -m`` and ``python -c`` look for every module in the current folder first, so that a
-    ``torch.py`` or ``json.py`` that lies there runs. ``PYTHONPATH`` still counts: the user has set it.
+    ``torch.py`` or ``json.py`` in it runs. ``PYTHONPATH`` still counts: the user has set it.
 
     Args:
         words: ``-m MODULE ARGUMENTS…`` or ``-c CODE ARGUMENTS…``.
@@ -22,15 +22,15 @@ def python_command(*words: str) -> list[str]:
     return [sys.executable, "-P", *words]
 
 
-def python_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+def python_environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return environment variables for a Python process and all that it starts, which act as ``-P`` does.
 
     Libraries start interpreters of their own: torchrun its ranks, multiprocessing and vLLM their workers.
 
     Args:
-        more: variables added to this process's.
+        variables: added to this process's.
     """
-    return {**os.environ, **(more or {}), "PYTHONSAFEPATH": "1"}
+    return {**os.environ, **(variables or {}), "PYTHONSAFEPATH": "1"}
 
 
 def die_with_parent(parent: int) -> None:
@@ -83,6 +83,7 @@ def _watch(ends: list[int], process: int, group: bool) -> None:
         poll = select.poll()
         for end in ends:
             poll.register(end, select.POLLIN)
+        # By descriptor, not by id: an id may be another process's by now.
         if ends[0] in dict(poll.poll()):
             signal.pidfd_send_signal(ends[1], signal.SIGKILL)
             if group:

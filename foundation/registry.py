@@ -8,13 +8,12 @@ have registered itself under that very name with the right base class.
 
 import ast
 import re
-import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, is_dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeGuard, TypeVar
 
 from .errors import UserError, unknown
 
@@ -27,13 +26,14 @@ class Listing:
     """One name of a registry: where it comes from and one line about it, known without importing it.
 
     Attributes:
-        facts: what the module says of itself in a literal ``FACTS = {"paper": "…", …}``; empty if it says nothing.
+        declared: the keyword arguments of the literal ``requires = …(…)`` in the class, None where it has none or has
+            not been imported.
     """
 
     name: str
     summary: str
     origin: str
-    facts: Mapping[str, str] = field(default_factory=dict)
+    declared: Mapping[str, Any] | None = None
 
 
 class Registry(Generic[T]):
@@ -71,24 +71,24 @@ class Registry(Generic[T]):
         return add
 
     def _files(self) -> dict[str, Path]:
-        found = {}
+        files = {}
         for path in sorted(self.folder.iterdir()):
             if path.suffix == ".py" and path.stem != "base" and not path.stem.startswith("_"):
-                found[path.stem.replace("_", "-")] = path
+                files[path.stem.replace("_", "-")] = path
             elif (path / "__init__.py").is_file() and path.name != "__pycache__":
-                found[path.name.replace("_", "-")] = path / "__init__.py"
-        return found
+                files[path.name.replace("_", "-")] = path / "__init__.py"
+        return files
 
     def _entry_points(self) -> dict[str, EntryPoint]:
-        found: dict[str, EntryPoint] = {}
+        points: dict[str, EntryPoint] = {}
         for point in entry_points(group=self.group):
-            if point.name in found and found[point.name].value != point.value:
+            if point.name in points and points[point.name].value != point.value:
                 raise UserError(
-                    f"{self.kind} '{point.name}' is published by two packages ({found[point.name].value} and "
+                    f"{self.kind} '{point.name}' is published by two packages ({points[point.name].value} and "
                     f"{point.value}); uninstall one of them"
                 )
-            found[point.name] = point
-        return found
+            points[point.name] = point
+        return points
 
     def listings(self) -> list[Listing]:
         """Return every known name in alphabetical order, importing none of them."""
@@ -96,7 +96,7 @@ class Registry(Generic[T]):
         for name, path in self._files().items():
             tree = ast.parse(path.read_text(encoding="utf-8"))
             text = ast.get_docstring(tree) or ""
-            rows[name] = Listing(name, text.split("\n")[0].rstrip("."), "built in", _facts(tree))
+            rows[name] = Listing(name, text.split("\n")[0].rstrip("."), "built in", _declared(name, path, tree))
         for name, point in self._entry_points().items():
             if name in rows:
                 raise UserError(
@@ -104,9 +104,10 @@ class Registry(Generic[T]):
                 )
             rows[name] = Listing(name, point.value, point.dist.name if point.dist else "entry point")
         for name, cls in self._classes.items():
-            if name not in rows or not rows[name].facts:
-                facts = getattr(sys.modules.get(cls.__module__), "FACTS", {})
-                rows[name] = Listing(name, (cls.__doc__ or "").strip().split("\n")[0], cls.__module__, facts)
+            if name not in rows or (rows[name].declared is None and rows[name].origin != "built in"):
+                requires = getattr(cls, "requires", None)
+                declared = asdict(requires) if is_dataclass(requires) and not isinstance(requires, type) else None
+                rows[name] = Listing(name, (cls.__doc__ or "").strip().split("\n")[0], cls.__module__, declared)
         return [rows[name] for name in sorted(rows)]
 
     def names(self) -> list[str]:
@@ -135,7 +136,7 @@ class Registry(Generic[T]):
                 cls = point.load()
             except Exception as error:
                 raise UserError(
-                    f"{self.kind} '{name}' of {point.value} cannot be imported ({error}); mend or uninstall it"
+                    f"{self.kind} '{name}' of {point.value} cannot be imported ({error}); repair or uninstall it"
                 ) from error
             if name not in self._classes:
                 self.register(name)(cls)
@@ -146,9 +147,31 @@ class Registry(Generic[T]):
         return self._classes[name]
 
 
-def _facts(tree: ast.Module) -> Mapping[str, str]:
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "FACTS" for t in node.targets):
-            found: Mapping[str, str] = ast.literal_eval(node.value)
-            return found
-    return {}
+def _declared(name: str, path: Path, tree: ast.Module) -> Mapping[str, Any] | None:
+    """Return what the class registered as ``name`` declares, read from its file, or its folder's, without import."""
+    others = sorted(path.parent.glob("*.py")) if path.name == "__init__.py" else []
+    for module in (tree, *(ast.parse(other.read_text(encoding="utf-8")) for other in others if other != path)):
+        for node in module.body:
+            if isinstance(node, ast.ClassDef) and name in map(_registered_name, node.decorator_list):
+                return next((_keywords(part.value) for part in node.body if _is_declaration(part)), None)
+    return None
+
+
+def _registered_name(decorator: ast.expr) -> str:
+    if not isinstance(decorator, ast.Call) or not isinstance(decorator.func, ast.Attribute):
+        return ""
+    registers = decorator.func.attr == "register" and len(decorator.args) == 1
+    return str(ast.literal_eval(decorator.args[0])) if registers else ""
+
+
+def _is_declaration(node: ast.stmt) -> TypeGuard[ast.Assign]:
+    return (
+        isinstance(node, ast.Assign)
+        and isinstance(node.value, ast.Call)
+        and any(isinstance(target, ast.Name) and target.id == "requires" for target in node.targets)
+    )
+
+
+def _keywords(call: ast.expr) -> Mapping[str, Any]:
+    assert isinstance(call, ast.Call)
+    return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}

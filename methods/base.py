@@ -18,11 +18,13 @@ from .fitted import Fitted
 from .ranks.budget import Budget
 from .ranks.units import ModelShape, Unit
 from .registry import methods
+from .requirements import Requirements
 
 __all__ = [
     "CalibrationData",
     "CompressionReport",
     "Compressor",
+    "Requirements",
     "Stateful",
     "Trainer",
     "TrainingLog",
@@ -68,10 +70,6 @@ class TrainingLog:
             self.resumed_seconds + later.resumed_seconds,
             max(self.resumed_peak_memory_bytes, later.resumed_peak_memory_bytes),
         )
-
-
-TRAINED_BYTES = 3 * 4
-"""On disk of a parameter in training: float32, with two moments of the optimizer."""
 
 
 class Stateful(Protocol):
@@ -191,53 +189,16 @@ class Compressor(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ClassVar[str]
-    trains: ClassVar[bool] = False
-    affine: ClassVar[bool] = False
-    """Whether factorised layers get a bias that restores the mean output."""
-    needs_data: ClassVar[bool] = False
-    default_policy: ClassVar[str] = "uniform"
+    requires: ClassVar[Requirements] = Requirements(layer_by_layer=False)
+    """What the method needs under its default options, see `requirements`."""
 
     head: bool = True
     guard: bool = True
 
     @property
-    def fit_needs_data(self) -> bool:
-        """Whether `fit` reads task data."""
-        return self.needs_data
-
-    @property
-    def compress_needs_data(self) -> bool:
-        """Whether `compress` reads task data without training on them, as searches do."""
-        return False
-
-    @property
-    def trains_sharded(self) -> bool:
-        """Whether `compress_path` copes with a trainer that shards; the runners give it one that copies otherwise."""
-        return False
-
-    @property
-    def calibration_task(self) -> str:
-        """Return the task whose training data `fit` and searches read, or empty for the sweep's own."""
-        return ""
-
-    @property
-    def calibration_length(self) -> int | None:
-        """Return the longest example in tokens that `fit` and searches read, or None for the task's own."""
-        return None
-
-    def fitter(self) -> Compressor:
-        """Return the method whose `fit` this one uses: itself, unless it starts from another's factors."""
-        return self
-
-    @property
-    def fit_walks(self) -> bool:
-        """Whether `fit` also takes a streamed model, whose weights stay on disk (`models.streamed`)."""
-        return False
-
-    @property
-    def compress_walks(self) -> bool:
-        """Whether `compress` also takes a streamed model."""
-        return False
+    def requirements(self) -> Requirements:
+        """Return what the method needs under these options; the one place where an option changes it."""
+        return self.requires
 
     def targets(self, model: nn.Module) -> list[Matrix]:
         """Return the matrices that the method may replace."""
@@ -255,28 +216,6 @@ class Compressor(BaseModel, ABC):
             for m in self.targets(model)
         )
         return ModelShape(model_size(model).parameters, units)
-
-    def checkpoint_bytes(self, model: nn.Module, budget: Budget, sharded: bool = False) -> int:
-        """Return the most bytes that one checkpoint of the training in `compress_path` takes on disk.
-
-        By default float32 weights and the optimizer's two moments of all of them.
-
-        Args:
-            model: the dense model; one on the meta device is enough.
-            budget: the deepest one.
-            sharded: whether a trainer is given that shards.
-        """
-        return TRAINED_BYTES * model_size(model).parameters
-
-    def trained_skeleton(self, model: nn.Module) -> nn.Module:
-        """Return the model that is trained in `compress_path`, as it is at the start, on the meta device.
-
-        By default the dense model itself.
-
-        Args:
-            model: the dense model on the meta device; is not changed.
-        """
-        return model
 
     @abstractmethod
     def fit_key(self) -> dict[str, Any]:
@@ -319,7 +258,7 @@ class Compressor(BaseModel, ABC):
             fitted: what `fit` gave for it.
             budget: the target.
             trainer: for methods that train.
-            data: for methods whose `compress_needs_data`; training data, never the test split.
+            data: for methods that search; training data, never the test split.
         """
 
     def compress_path(
@@ -339,7 +278,7 @@ class Compressor(BaseModel, ABC):
             budgets: any order.
             trainer: for methods that train.
             emit: called once per budget, from the lowest ratio to the highest, with the compressed model.
-            data: for methods whose `compress_needs_data`.
+            data: for methods that search.
         """
         ordered = sorted(budgets, key=lambda budget: budget.ratio)
         for budget in ordered:

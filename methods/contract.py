@@ -6,14 +6,12 @@
         method = "mine"
 
 Run it with pytest, which only this module imports. It compresses random two-layer models of every architecture on the
-CPU in a few seconds; methods that train are trained for real, by `PlainTrainer`.
+CPU in a few seconds; methods that train are trained for real, by `contract_parts.PlainTrainer`.
 """
 
 import copy
 import re
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -26,114 +24,21 @@ from torch import Tensor, nn
 
 from ..foundation.errors import UserError
 from ..foundation.files import canonical_json
-from ..foundation.forked import run_apart
+from ..foundation.fork_server import run_apart
 from ..models.architectures import ARCHITECTURES, random_model
 from ..models.checkpoint import save_checkpoint
 from ..models.dtypes import SaveDtypes
 from ..models.loading import load_model
-from ..models.matrices import get_linear, tied_modules
+from ..models.matrices import get_linear, low_rank_layers, tied_modules
 from ..models.shards import save_streamed
 from ..models.streamed import open_streamed
-from .base import CompressionReport, Compressor, Stateful, Trainer, TrainingLog, create_method
+from .base import CompressionReport, Compressor, Trainer, create_method
+from .contract_parts import VOCABULARY, CountedData, FixedRank, PlainTrainer, RandomData
 from .fitted import Fitted
-from .ranks.budget import Allocation, Budget
-from .ranks.policies.base import Policy
+from .ranks.budget import Budget
 from .ranks.units import ModelShape
-from .shrinking import shrink_parameter
 
-_VOCABULARY = 96
 Weights = dict[str, Tensor]
-
-
-class RandomData:
-    """Right-padded random token sequences of unequal length whose first three positions carry no loss.
-
-    Args:
-        examples: how many.
-        seed: of lengths and tokens.
-    """
-
-    def __init__(self, examples: int = 8, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        lengths = torch.randint(6, 13, (examples,), generator=generator)
-        self.mask = (torch.arange(12) < lengths[:, None]).long()
-        self.ids = torch.randint(3, _VOCABULARY, (examples, 12), generator=generator) * self.mask
-        self.labels = torch.where((self.mask == 1) & (torch.arange(12) >= 3), self.ids, -100)
-
-    def batches(self, samples: int | None, batch_size: int) -> Iterator[dict[str, Tensor]]:
-        """Yield ``input_ids``, ``attention_mask`` and ``labels`` (b, 12), see `CalibrationData`."""
-        rows = torch.arange(len(self.ids))[:samples]
-        for part in rows.split(batch_size):
-            yield {"input_ids": self.ids[part], "attention_mask": self.mask[part], "labels": self.labels[part]}
-
-
-class PlainTrainer:
-    """The smallest real `Trainer`: AdamW, batches of two in a fixed order, linear decay after one warm-up step.
-
-    Args:
-        total_steps: steps that compress and recover share.
-        lr: learning rate; 0 runs every step and changes nothing.
-        data: what to train on.
-    """
-
-    def __init__(self, total_steps: int = 8, lr: float = 2e-3, data: RandomData | None = None) -> None:
-        self.total_steps, self.extra_steps, self.lr = total_steps, 0, lr
-        self.data = data or RandomData()
-        self.optimizer: torch.optim.Optimizer | None = None
-        self.shards = False
-
-    def train(
-        self,
-        model: nn.Module,
-        steps: int,
-        lr_scale: float = 1.0,
-        on_gradients: Callable[[int, int], None] | None = None,
-        state: Stateful | None = None,
-    ) -> TrainingLog:
-        """Train in place, see `Trainer.train`; keeps no checkpoints."""
-        begin, tokens, loss = time.perf_counter(), 0, torch.zeros(())
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = self.optimizer = torch.optim.AdamW(trained, lr=self.lr * lr_scale, weight_decay=0.0)
-        warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: min(1.0, (done + 1) / 2, 1 - done / steps))
-        batches = list(self.data.batches(None, 2))
-        training = model.training
-        model.train()
-        for step in range(steps):
-            batch = batches[step % len(batches)]
-            loss = model(**batch, use_cache=False).loss
-            loss.backward()
-            loss = loss.detach()  # who holds a graph holds its parameters' shapes
-            if on_gradients is not None:
-                on_gradients(step, tokens)
-            optimizer.step()
-            optimizer.zero_grad()
-            warm_up.step()
-            tokens += int(batch["attention_mask"].sum())
-        model.train(training)
-        return TrainingLog(steps, tokens, time.perf_counter() - begin, float(loss))
-
-    def shrink(self, parameter: nn.Parameter, index: Tensor) -> bool:
-        """Shrink a parameter and its optimizer's state, see `Trainer.shrink`."""
-        return shrink_parameter(parameter, index, self.optimizer)
-
-    def whole(self, model: nn.Module) -> nn.Module:
-        """Return the model, see `Trainer.whole`."""
-        return model
-
-
-@dataclass(frozen=True)
-class FixedRank(Budget):
-    """Gives every unit the same rank, or its own full rank where that is less, whatever it costs."""
-
-    ratio: float = 1.000001
-    guard: bool = False
-    rank: int = sys.maxsize
-
-    def allocate(self, shape: ModelShape, policy: Policy, *evidence: Any) -> Allocation:
-        """Return min(rank, full rank) for every unit."""
-        ranks = {unit.name: max(min(self.rank, unit.max_rank), unit.min_rank) for unit in shape.units}
-        cost = sum(unit.factorised(ranks[unit.name]) for unit in shape.units)
-        return Allocation(ranks, shape.untouched + cost, 1.0)
 
 
 @dataclass
@@ -148,7 +53,7 @@ class Case:
 
 def logits(model: nn.Module) -> Tensor:
     """Return the model's logits on three fixed sequences, shape (3, 12, vocabulary), float32."""
-    ids = torch.randint(3, _VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(9))
+    ids = torch.randint(3, VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
         result: Tensor = model(input_ids=ids, use_cache=False).logits
     return result.float()
@@ -196,7 +101,7 @@ class CompressorContract:
 
     def trainer(self, **settings: Any) -> Trainer | None:
         """Return a trainer for methods that train."""
-        return PlainTrainer(**settings) if self.make().trains else None
+        return PlainTrainer(**settings) if self.make().requirements.trains else None
 
     def fit(self, model: nn.Module, **changes: Any) -> Fitted:
         """Fit the method on random data."""
@@ -241,11 +146,13 @@ class CompressorContract:
             assert (layer.out_features, layer.in_features) == (matrix.out_features, matrix.in_features), matrix.name
             assert (layer.bias is not None) == matrix.bias, f"{matrix.name} lost or gained a bias"
             added = getattr(layer, "lr_bias", None) is not None
-            assert added <= self.make().affine, f"{matrix.name} gained a bias, but the method is not affine"
+            assert added <= self.make().requirements.affine, (
+                f"{matrix.name} gained a bias, but the method is not affine"
+            )
             assert (matrix.name in case.report.ranks) != (matrix.name in case.report.dense), f"report on {matrix.name}"
             # A factor that narrow matrices share may have more rows than any of them has outputs.
-            shared = getattr(self.make(), "shares", False)
-            limit = matrix.in_features if shared else min(matrix.out_features, matrix.in_features)
+            shares = self.make().requirements.shares
+            limit = matrix.in_features if shares else min(matrix.out_features, matrix.in_features)
             assert 1 <= case.report.ranks.get(matrix.name, 1) <= limit, f"rank of {matrix.name}"
         assert torch.isfinite(logits(case.model)).all(), "logits are not finite"
 
@@ -256,7 +163,7 @@ class CompressorContract:
         biases = {name: value for name, value in weights(case.dense).items() if name.endswith("bias")}
         assert biases
         after = weights(case.model)
-        if self.make().affine:
+        if self.make().requirements.affine:
             assert all(after[name].shape == value.shape for name, value in biases.items()), "a bias is gone"
         else:
             assert same(biases, {name: after.get(name, torch.empty(0)) for name in biases}), "a bias changed"
@@ -342,23 +249,39 @@ class CompressorContract:
     def test_a_streamed_model_gives_the_same(self, architecture: str, tmp_path: Path) -> None:
         """Fitting and compressing a model that stays on disk give the same factors, report and checkpoint, bit by bit.
 
-        A method that reads weights or runs the model otherwise than the driver does says ``walks = False``.
+        A method that reads weights or runs the model otherwise than the driver does declares ``layer_by_layer=False``.
         """
         method, dense = self.make(), random_model(architecture)
         save_checkpoint(dense, None, tmp_path / "dense")
-        if method.fitter().fit_walks:
+        if method.requirements.fit_layer_by_layer:
             streamed = open_streamed(tmp_path / "dense")
             method.fit(dense, RandomData()).save(tmp_path / "whole")
-            method.fit(streamed, RandomData()).save(tmp_path / "walked")
-            pair = [load_file(tmp_path / way / "factors-00000.safetensors") for way in ("whole", "walked")]
+            method.fit(streamed, RandomData()).save(tmp_path / "streamed")
+            pair = [load_file(tmp_path / name / "factors-00000.safetensors") for name in ("whole", "streamed")]
             assert same(*pair), "the factors of a streamed model differ"
-        if method.compress_walks:
+        if method.requirements.compress_layer_by_layer:
             streamed, budget = open_streamed(tmp_path / "dense"), Budget(self.ratio, method.guard)
             case = self.run(dense)
             fitted = method.fit(dense, RandomData())
             assert method.compress(streamed, fitted, budget, None).summary() == case.report.summary()
             save_streamed(streamed, None, tmp_path / "small", SaveDtypes(torch.float32))
             assert same(weights(load_model(tmp_path / "small")), weights(case.model)), "another checkpoint is written"
+
+    def test_declares_what_it_needs(self) -> None:
+        """What the class declares holds for its default options, and what `requirements` says is what happens."""
+        method, dense, fit_data, data = self.make(), random_model("llama"), CountedData(), CountedData()
+        assert type(method)().requirements == method.requires, "requires differs from what the default options need"
+        needs = method.requirements
+        with torch.set_grad_enabled(needs.gradients):
+            fitted = method.fit(dense, fit_data if needs.data_in_fit else None)
+        assert (fit_data.reads > 0) == needs.data_in_fit, f"fit reads task data {fit_data.reads} times"
+        model = copy.deepcopy(dense)
+        method.compress(model, fitted, Budget(self.ratio, method.guard), self.trainer(), data)
+        assert (data.reads > 0) == needs.searches, f"compress reads task data {data.reads} times"
+        layers = low_rank_layers(model).values()
+        factors = {id(layer.lr_a) for layer in layers}
+        assert (len(factors) < len(layers)) <= bool(needs.shares), "matrices share a factor, see Requirements.shares"
+        assert any(layer.lr_bias is not None for layer in layers) <= needs.affine, "a layer gained a bias"
 
     def test_size_is_known_before_loading(self) -> None:
         """The shape of a model without weights is the shape of the model; the fit key is plain data."""
@@ -372,7 +295,7 @@ class CompressorContract:
     def test_reports_its_training(self) -> None:
         """Steps and tokens are those of the trainer, and the compressed model trains on, all of it."""
         case = self.run(random_model("llama"))
-        if self.make().trains:
+        if self.make().requirements.trains:
             assert 0 < case.report.steps <= PlainTrainer().total_steps
             assert case.report.tokens > 0
         else:

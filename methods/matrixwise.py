@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,14 +26,14 @@ from .ranks.budget import Budget
 from .ranks.policies.base import Loss, Policy, parse_policy
 from .ranks.probe import Probe
 from .ranks.units import ModelShape
-from .working import svd_bytes
+from .requirements import Requirements
 
 Statistic = Any
 """What a method gathers for one group: a tensor, or a small dataclass of tensors."""
 
 
 class MatrixCompressor(Compressor):
-    """Walks the model, decomposes each group of matrices once, turns the budget into ranks, truncates.
+    """Goes through the model, decomposes each group of matrices once, turns the budget into ranks, truncates.
 
     A subclass implements `decompose` and, if it needs data, `collect`; one that shares factors overrides `groups`.
 
@@ -42,15 +42,11 @@ class MatrixCompressor(Compressor):
         probe_samples: examples on which policies that ask the model's loss ask it.
     """
 
-    shares: ClassVar[bool] = False
-    """Whether several matrices share a factor."""
-    walks: ClassVar[bool] = True
-    """Whether weights are read through `Group.weight` alone, and statistics come from `moments` and `statistics`, so
-    that a streamed model serves as well as one in memory."""
+    requires: ClassVar[Requirements] = Requirements()
 
     policy: str = "uniform"
     probe_samples: int = Field(default=64, ge=1)
-    _wanted: Mapping[str, int] | None = PrivateAttr(default=None)
+    _ranks: Mapping[str, int] | None = PrivateAttr(default=None)  # in `fit_for`, of the groups that are factorised
 
     @field_validator("policy")
     @classmethod
@@ -59,37 +55,10 @@ class MatrixCompressor(Compressor):
         return value
 
     @property
-    def fit_needs_data(self) -> bool:
-        """Whether the method's statistics or its policy's measurements read task data."""
-        return self.needs_data or parse_policy(self.policy).measures
-
-    @property
-    def compress_needs_data(self) -> bool:
-        """Whether the policy asks the model's loss while it chooses ranks."""
-        return parse_policy(self.policy).needs_loss
-
-    @property
-    def fit_walks(self) -> bool:
-        """Whether `fit` needs no more than one layer at a time: its policy measures nothing on the model."""
-        return self.walks and not parse_policy(self.policy).measures
-
-    @property
-    def compress_walks(self) -> bool:
-        """Whether `compress` needs no more than one matrix at a time: its policy does not ask the model's loss."""
-        return self.walks and not parse_policy(self.policy).needs_loss
-
-    @property
-    def backward(self) -> bool:
-        """Whether the statistics need gradients."""
-        return False
-
-    def working_bytes(self, m: int, n: int) -> int:
-        """Return at most how much memory `decompose` takes for an (m, n) matrix beside it and its statistic."""
-        return svd_bytes(m, n)
-
-    def statistic_bytes(self, group: Group) -> int:
-        """Return the bytes of a group's statistic; vectors count as nothing."""
-        return 0
+    def requirements(self) -> Requirements:
+        """Return what the method needs, and its rank policy: measurements while fitting, the loss while compressing."""
+        policy = parse_policy(self.policy)
+        return replace(self.requires, policy=self.policy, measures=policy.measures, searches=policy.needs_loss)
 
     def groups(self, model: nn.Module) -> list[Group]:
         """Return what is decomposed together; by default every matrix alone."""
@@ -101,20 +70,18 @@ class MatrixCompressor(Compressor):
         Raises:
             UserError: the policy's options do not fit the model.
         """
-        units = tuple(group.unit(self.affine) for group in self.groups(model))
+        units = tuple(group.unit(self.requires.affine) for group in self.groups(model))
         parse_policy(self.policy).check(units)
         return ModelShape(model_size(model).parameters, units)
 
     @abstractmethod
-    def decompose(self, weight: torch.Tensor, statistic: Statistic = None) -> Factors:
+    def decompose(self, weight: torch.Tensor, statistic: Statistic = None, rank: int | None = None) -> Factors:
         """Decompose one weight matrix.
-
-        A method may take a third argument ``rank: int | None = None`` and then give only so many parts, as `linalg.svd`
-        does for large matrices; it is passed where one rank alone will be asked for.
 
         Args:
             weight: (m, n), the weight of an ``nn.Linear`` as (out, in), or of a group one above the other, float32.
             statistic: what `collect` gave for this group.
+            rank: how many parts will be asked for, None for any number; so many are enough, more do no harm.
         """
 
     def collect(
@@ -150,12 +117,11 @@ class MatrixCompressor(Compressor):
                     "is damaged or its training diverged, so use another or a lower learning rate"
                 )
         groups, fitted = self.groups(model), Fitted(self.fit_key(), folder)
-        cuts = "rank" in inspect.signature(self.decompose).parameters
         for group, statistic in track(self.collect(model, data, groups), len(groups)):
-            if self._wanted is not None and group.name not in self._wanted:
+            if self._ranks is not None and group.name not in self._ranks:
                 continue
-            wanted = {"rank": self._wanted[group.name]} if cuts and self._wanted is not None else {}
-            part = self.decompose(group.weight(model), statistic, **wanted)
+            rank = None if self._ranks is None else self._ranks[group.name]
+            part = self.decompose(group.weight(model), statistic, rank)
             for key, value in part.tensors().items():
                 if not torch.isfinite(value).all():
                     raise ValueError(f"{self.name} gave NaN or infinite factors for {group.name} ({key})")
@@ -176,9 +142,9 @@ class MatrixCompressor(Compressor):
         policy = parse_policy(self.policy)
         if policy.needs_spectrum or policy.needs_loss or policy.measures:
             return self.fit(model, data, folder)
-        knowing = self.model_copy()
-        knowing._wanted = budget.allocate(self.shape(model, budget.ratio), policy).ranks
-        return knowing.fit(model, data, folder)
+        method = self.model_copy()
+        method._ranks = budget.allocate(self.shape(model, budget.ratio), policy).ranks
+        return method.fit(model, data, folder)
 
     def _loss(self, model: nn.Module, fitted: Fitted, groups: Sequence[Group], data: CalibrationData | None) -> Loss:
         if data is None:
@@ -240,22 +206,22 @@ def install(model: nn.Module, group: Group, factors: Factors, rank: int) -> None
 def install_on_disk(weights: DiskWeights, group: Group, fitted: Fitted, rank: int) -> None:
     """Let the tensors of a group's factorised layers in a streamed model come from the fit, each when it is read."""
 
-    def make(place: int, key: str) -> Tensor:
+    def make(member: int, key: str) -> Tensor:
         names = [f"{matrix.name}.bias" if matrix.bias else "" for matrix in group.members]
         biases = [
-            weights.stored(name, made=False).float() if name else None for name in names
+            weights.stored(name, replaced=False).float() if name else None for name in names
         ]  # on the CPU, as factors
-        value = cut(group, fitted.factors(group.name), rank, biases)[place][key]
+        value = cut(group, fitted.factors(group.name), rank, biases)[member][key]
         assert value is not None
         return value
 
-    for place, matrix in enumerate(group.members):
+    for member, matrix in enumerate(group.members):
         for name, key in {"lr_a": "a", "lr_b": "b", "bias": "bias", "lr_bias": "added_bias"}.items():
-            weights.replace(f"{matrix.name}.{name}", partial(make, place, key))
+            weights.replace(f"{matrix.name}.{name}", partial(make, member, key))
 
 
 def report(model: nn.Module, shape: ModelShape, groups: Sequence[Group], **details: Any) -> CompressionReport:
-    """Count what stands in the module tree after compression.
+    """Count what is in the module tree after compression.
 
     Args:
         model: the compressed model.

@@ -49,7 +49,7 @@ class _Finder(MetaPathFinder):
 
 
 def _register(part: str) -> None:
-    # Where importing our module is what brought the table in, it stands half made here and registers at its end.
+    # Where importing our module is what brought the table in, it is half made here and registers at its end.
     importlib.import_module(part, __package__)
 
 

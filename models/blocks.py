@@ -93,14 +93,15 @@ def find_blocks(model: nn.Module) -> Blocks:
 def _called_in_turn(model: nn.Module, blocks: Blocks) -> bool:
     order: list[str] = []
     outputs: list[Tensor] = []
-    good = True
+    in_turn = True
 
     def block(name: str) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            nonlocal good
+            nonlocal in_turn
             hidden = hidden_in(args, kwargs)
-            good &= not outputs or hidden is outputs[-1]
-            good &= not any(t.requires_grad for t in tensors_in((args, kwargs)) if t is not hidden)
+            in_turn &= not outputs or hidden is outputs[-1]
+            # Each replaced block returns a tensor that requires a gradient; another argument that does depends on one.
+            in_turn &= not any(t.requires_grad for t in tensors_in((args, kwargs)) if t is not hidden)
             order.append(name)
             outputs.append(torch.zeros_like(hidden, requires_grad=True))
             return blocks.wrap(outputs[-1])
@@ -109,8 +110,8 @@ def _called_in_turn(model: nn.Module, blocks: Blocks) -> bool:
 
     def linear(name: str, module: nn.Linear) -> Callable[..., Any]:
         def forward(x: Tensor) -> Tensor:
-            nonlocal good
-            good &= len(order) == len(blocks.names)  # a linear layer before the blocks would get no statistics
+            nonlocal in_turn
+            in_turn &= len(order) == len(blocks.names)  # a linear layer before the blocks would get no statistics
             return (0 * x.sum(-1, keepdim=True)).expand(*x.shape[:-1], module.out_features)
 
         return forward
@@ -121,10 +122,11 @@ def _called_in_turn(model: nn.Module, blocks: Blocks) -> bool:
     ids = torch.zeros(1, 4, dtype=torch.long)
     with _without_weights(model, blocks), forwards(model, replaced), torch.enable_grad():
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        if not good or tuple(order) != blocks.names:
+        if not in_turn or tuple(order) != blocks.names:
             return False
         embedding = model.get_input_embeddings().weight  # type: ignore[operator]
-        gradients = torch.autograd.grad(logits.sum(), [*outputs, embedding], allow_unused=True)
+        # The logits must depend on the last block's output alone: not on an earlier one, nor directly on the embedding.
+    gradients = torch.autograd.grad(logits.sum(), [*outputs, embedding], allow_unused=True)
     reached = [gradient is not None for gradient in gradients]
     return reached == [False] * (len(outputs) - 1) + [True, False]
 
@@ -135,26 +137,27 @@ def tensors_in(value: Any) -> list[Tensor]:
         return [value]
     if isinstance(value, dict):
         value = list(value.values())
-    return [found for part in value for found in tensors_in(part)] if isinstance(value, list | tuple) else []
+    return [tensor for part in value for tensor in tensors_in(part)] if isinstance(value, list | tuple) else []
 
 
 @contextmanager
 def _without_weights(model: nn.Module, blocks: Blocks) -> Iterator[None]:
     """Give all modules outside the blocks ones as weights, which take no memory, on the CPU; and buffers there."""
-    held: list[tuple[dict[str, Any], str, Any]] = []
+    replaced: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for name, module in model.named_modules():
             if blocks.owner(f"{name}.") is not None:
                 continue
             for key, parameter in module._parameters.items():
                 if parameter is not None:
-                    held.append((module._parameters, key, parameter))
+                    replaced.append((module._parameters, key, parameter))
+                    # One stored number: `expand` repeats it by strides of zero.
                     module._parameters[key] = nn.Parameter(torch.ones(()).expand(parameter.shape))
             for key, buffer in module._buffers.items():
                 if buffer is not None:
-                    held.append((module._buffers, key, buffer))
+                    replaced.append((module._buffers, key, buffer))
                     module._buffers[key] = torch.zeros_like(buffer, device="cpu") if buffer.is_meta else buffer.cpu()
         yield
     finally:
-        for table, key, value in held:
+        for table, key, value in replaced:
             table[key] = value

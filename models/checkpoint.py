@@ -60,7 +60,7 @@ def put_layers(model: Any, layout: Layout) -> Layout:
         UserError: the layout names what is no linear layer.
     """
     layout = _without_head(model, layout)
-    made: dict[str, LowRankLinear] = {}
+    layers: dict[str, LowRankLinear] = {}
     for name, rank in layout.ranks.items():
         try:
             dense = get_linear(model, name)
@@ -69,7 +69,7 @@ def put_layers(model: Any, layout: Layout) -> Layout:
                 f"the checkpoint announces factors for '{name}', which is no linear layer of "
                 f"{type(model).__name__}; load it with AutoModelForCausalLM, or make the checkpoint again"
             ) from error
-        made[name] = LowRankLinear(
+        layers[name] = LowRankLinear(
             dense.in_features,
             dense.out_features,
             rank,
@@ -77,9 +77,9 @@ def put_layers(model: Any, layout: Layout) -> Layout:
             dense.weight.dtype,
             dense.weight.device,
             name in layout.added_bias,
-            made[layout.shared[name]] if name in layout.shared else None,
+            layers[layout.shared[name]] if name in layout.shared else None,
         )
-        replace_module(model, name, made[name])
+        replace_module(model, name, layers[name])
     return layout
 
 
@@ -139,6 +139,7 @@ def _without_head(model: Any, layout: Layout) -> Layout:
         return layout
     inner = {name: name.removeprefix(prefix) for name in layout.ranks if name.startswith(prefix)}
     shared = {name: owner for name, owner in layout.shared.items() if name in inner}
+    # A factor whose owner is outside the inner model (the head's) cannot be read there, so its users go too.
     ranks = {inner[name]: layout.ranks[name] for name in inner if shared.get(name, name) in inner}
     return Layout(
         ranks,

@@ -1,4 +1,4 @@
-"""Which stored tensors a model uses, told from names alone, so that none vanishes silently while loading.
+"""Which stored tensors a model uses, by their names alone, so that none vanishes silently while loading.
 
 transformers drops a tensor that no module has and only warns; the compressed checkpoint would be of a smaller model.
 """
@@ -44,13 +44,13 @@ class Claims:
         return _note(self.left_out)
 
 
-def claim(model: Any, stored: Iterable[str], where: str, layout: Layout | None = None) -> Claims:
-    """Tell which stored tensor belongs to which of the model's, by transformers' own rules for renaming.
+def claim(model: Any, stored: Iterable[str], source_name: str, layout: Layout | None = None) -> Claims:
+    """Match stored tensors with the model's, by transformers' own rules for renaming.
 
     Args:
         model: a dense transformers model, possibly on the meta device.
         stored: names of tensors in the files.
-        where: folder or hub id, for the error.
+        source_name: folder or hub id, for the error.
         layout: what is factorised, or None.
 
     Raises:
@@ -62,23 +62,24 @@ def claim(model: Any, stored: Iterable[str], where: str, layout: Layout | None =
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    wanted = dict.fromkeys([*model.state_dict(), *(_factor_names(layout) if layout else ())], True)
+    model_names = dict.fromkeys([*model.state_dict(), *(_factor_names(layout) if layout else ())], True)
     names: dict[str, str] = {}
     converted, others = set(), []
     for key in stored:
-        name, source = rename_source_key(key, renamings, converters, model.base_model_prefix, wanted)
-        if name not in wanted and key in wanted:
+        name, source = rename_source_key(key, renamings, converters, model.base_model_prefix, model_names)
+        # A rule may rename what already has the model's name; then the stored name is the right one.
+        if name not in model_names and key in model_names:
             name, source = key, None
-        if name not in wanted:
+        if name not in model_names:
             others.append(key)
             continue
         names[key] = name
         if source is not None:
             converted.add(key)
-    return Claims(names, frozenset(converted), check_unclaimed(model, others, where))
+    return Claims(names, frozenset(converted), check_unclaimed(model, others, source_name))
 
 
-def check_unclaimed(model: Any, unclaimed: Collection[str], where: str) -> tuple[str, ...]:
+def check_unclaimed(model: Any, unclaimed: Collection[str], source_name: str) -> tuple[str, ...]:
     """Check tensors that no module claims; returns those that the architecture ignores by design.
 
     Those are what the model's class lists in ``_keys_to_ignore_on_load_unexpected``, buffers that earlier releases of
@@ -87,20 +88,21 @@ def check_unclaimed(model: Any, unclaimed: Collection[str], where: str) -> tuple
     Raises:
         UserError: any other; names the first and says how many.
     """
-    by_class = [re.compile(each) for each in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    by_class = [re.compile(text) for text in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
     known = [*by_class, _OLD_BUFFERS, _MULTI_TOKEN]
     refused = sorted(name for name in unclaimed if not any(pattern.search(name) for pattern in known))
     if refused:
         raise UserError(
-            f"no module of the {type(model).__name__} that config.json of '{where}' describes uses {_listed(refused)}; "
+            f"no module of the {type(model).__name__} that config.json of '{source_name}' describes uses "
+            f"{_listed(refused)}; "
             "correct config.json (its number of layers, for example), or save the model again without them"
         )
     return tuple(sorted(unclaimed))
 
 
-def left_out_note(model: Any, unclaimed: Collection[str], where: str) -> str:
+def left_out_note(model: Any, unclaimed: Collection[str], source_name: str) -> str:
     """Return the sentence of `Claims.note` for tensors that a loader reports as unexpected; raises as it does."""
-    return _note(check_unclaimed(model, unclaimed, where))
+    return _note(check_unclaimed(model, unclaimed, source_name))
 
 
 def _note(left_out: Collection[str]) -> str:

@@ -56,9 +56,9 @@ class SaveDtypes:
 
     def cast(self, model: Any) -> None:
         """Give the floating-point tensors that a checkpoint of a model in memory holds their dtypes, in place."""
-        kept = model.state_dict().keys()  # without the buffers that no checkpoint holds
+        saved_names = model.state_dict().keys()  # without the buffers that no checkpoint holds
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if name in kept and tensor.is_floating_point() and tensor.dtype != self.of(name):
+            if name in saved_names and tensor.is_floating_point() and tensor.dtype != self.of(name):
                 tensor.grad = None
                 tensor.data = rounded(name, tensor.data, self.of(name))
 
@@ -69,29 +69,29 @@ def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     Raises:
         UserError: numbers that float16 cannot hold.
     """
-    found = tensor.to(dtype)
-    if dtype == torch.float16 and bool((found.isinf() & tensor.isfinite()).any()):
+    result = tensor.to(dtype)
+    if dtype == torch.float16 and bool((result.isinf() & tensor.isfinite()).any()):
         raise UserError(
             f"the tensor {name} holds numbers beyond float16 (65504); use --save-dtype bfloat16, or float32"
         )
-    return found
+    return result
 
 
-def save_dtypes(wanted: str, location: str | Path, revision: str = "") -> SaveDtypes:
+def save_dtypes(name: str, location: str | Path, revision: str = "") -> SaveDtypes:
     """Return the dtypes to write a model in.
 
     Args:
-        wanted: one of `SAVE_DTYPES`.
+        name: one of `SAVE_DTYPES`.
         location: folder or hub id that the model was read from, dense or factorised.
         revision: hub commit, or empty for a folder.
 
     Raises:
         UserError: an unknown dtype, or a folder that cannot be read.
     """
-    if wanted not in SAVE_DTYPES:
-        raise unknown("dtype", wanted, SAVE_DTYPES)
-    if wanted != OWN:
-        return SaveDtypes(DTYPES[wanted])
+    if name not in SAVE_DTYPES:
+        raise unknown("dtype", name, SAVE_DTYPES)
+    if name != OWN:
+        return SaveDtypes(DTYPES[name])
     stored = _stored_dtypes(location, revision)
     config = load_config(location, revision)
     if str(getattr(config, "dtype", None) or "").removeprefix("torch.") in DTYPES or not stored:
@@ -106,13 +106,13 @@ def _stored_dtypes(location: str | Path, revision: str) -> dict[str, torch.dtype
     except NotStreamable:  # a hub model in another file format
         return {}
     skeleton: Any = load_skeleton(location, revision)
-    found: dict[str, torch.dtype] = {}
+    dtypes: dict[str, torch.dtype] = {}
     layout = layout_of(read_object(Path(location) / "config.json")) if Path(location).is_dir() else None
     for key, name in claim(skeleton, tensors, str(location), layout).names.items():
         if tensors[key].dtype.startswith(_FLOATS) and 0 not in tensors[key].shape:  # empty: a factorised model's guard
             dtype = _BY_NAME.get(tensors[key].dtype, torch.float32)
-            found[name] = torch.promote_types(found.get(name, dtype), dtype)  # several may be merged into one
+            dtypes[name] = torch.promote_types(dtypes.get(name, dtype), dtype)  # several may be merged into one
     for name, source in dict(getattr(skeleton, "all_tied_weights_keys", None) or {}).items():
-        if source in found:
-            found.setdefault(name, found[source])
-    return found
+        if source in dtypes:
+            dtypes.setdefault(name, dtypes[source])
+    return dtypes

@@ -26,7 +26,7 @@ from .shards import save_model
 from .version4 import add_version_4_keys
 
 _NOT_COPIED = (".safetensors", ".index.json")
-_WRITTEN_ANEW = ("config.json", GENERATION_FILE, "compression.json")
+_WRITTEN_HERE = ("config.json", GENERATION_FILE, "compression.json")
 
 
 def is_factorised(folder: Path) -> bool:
@@ -77,7 +77,7 @@ def export_dense(folder: Path, out: Path, dtype: str = OWN) -> Size:
         multiply_out(model, None if dtype == OWN else DTYPES[dtype])
         save_model(model, None, part, own if dtype == OWN else SaveDtypes(DTYPES[dtype]))
         for file in folder.iterdir():
-            if file.is_file() and not file.name.endswith(_NOT_COPIED) and file.name not in _WRITTEN_ANEW:
+            if file.is_file() and not file.name.endswith(_NOT_COPIED) and file.name not in _WRITTEN_HERE:
                 shutil.copy(file, part / file.name)
         add_version_4_keys(part)
         return model_size(model)
@@ -132,8 +132,8 @@ def bias_flags(config: Any, names: Collection[str]) -> list[str]:
         if missing and "bias" in flag and value is False:
             changed = copy.deepcopy(config)
             setattr(changed, flag, True)
-            if found := missing & _biased(changed):
-                missing -= found
+            if biased := missing & _biased(changed):
+                missing -= biased
                 flags.append(flag)
     if missing:
         raise UserError(

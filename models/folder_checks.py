@@ -58,10 +58,10 @@ def check_folder(folder: Path) -> dict[str, Header]:
     check_config(config, str(folder / "config.json"))
     for name in (GENERATION_FILE, "tokenizer_config.json"):
         if (folder / name).exists():
-            found = read_object(folder / name)
-            _check_code_fields(found, str(folder / name))
+            settings = read_object(folder / name)
+            _check_code_fields(settings, str(folder / name))
             if name == GENERATION_FILE:
-                check_token_ids(found, str(folder / name))
+                check_token_ids(settings, str(folder / name))
     if (folder / "hf_quant_config.json").exists():
         raise _quantised(str(folder / "hf_quant_config.json"), "modelopt")
     layout = layout_of(config)
@@ -120,14 +120,14 @@ def check_files(folder: Path) -> None:
         if file.suffix not in _READ_SUFFIXES:
             continue
         try:
-            found = file.stat()
+            status = file.stat()
         except OSError as error:
             raise UserError(f"{file} leads nowhere ({error.strerror}); {_AGAIN}") from error
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise UserError(f"{file} is no ordinary file (a folder, pipe or device); {_AGAIN}")
         most = _CONFIG_BYTES if file.name.endswith("config.json") else _JSON_BYTES
-        if file.suffix == ".json" and found.st_size > most:
-            raise UserError(f"{file} has {found.st_size:,} bytes, at most {most:,} are read; {_AGAIN}")
+        if file.suffix == ".json" and status.st_size > most:
+            raise UserError(f"{file} has {status.st_size:,} bytes, at most {most:,} are read; {_AGAIN}")
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -137,42 +137,42 @@ def read_object(file: Path) -> dict[str, Any]:
         UserError: it cannot be read, holds something else, or is nested deeper than configurations are.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds a {type(found).__name__}, not an object")
-        if _deeper(found, _JSON_DEPTH):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}, not an object")
+        if _deeper(content, _JSON_DEPTH):
             raise ValueError(f"it is nested deeper than {_JSON_DEPTH} levels")
     except RecursionError as error:
         raise UserError(f"{file} cannot be read (it is nested too deeply); {_AGAIN}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({error}); {_AGAIN}") from error
-    return found
+    return content
 
 
-def check_config(config: Mapping[str, Any], where: str) -> None:
+def check_config(config: Mapping[str, Any], file: str) -> None:
     """Check that a configuration names its model, chooses no code and no quantisation but ours.
 
     Args:
         config: the plain data of ``config.json``.
-        where: the file, for the error.
+        file: named in the error.
 
     Raises:
         UserError: names the field.
     """
     if not isinstance(config.get("model_type"), str):
         raise UserError(
-            f"{where} has the model_type {_shown(config.get('model_type'))}, not the name of an architecture; {_AGAIN}"
+            f"{file} has the model_type {_quoted(config.get('model_type'))}, not the name of an architecture; {_AGAIN}"
         )
-    _check_code_fields(config, where)
+    _check_code_fields(config, file)
     for path, key, value in _fields(config):
         if key in _QUANTISED_FIELDS and value:
             method = value.get("quant_method") if isinstance(value, Mapping) else None
             if not isinstance(value, Mapping) or not isinstance(method, str):
                 raise UserError(
-                    f"the {path} of {where} is {_shown(value)}, not an object with a quant_method; {_AGAIN}"
+                    f"the {path} of {file} is {_quoted(value)}, not an object with a quant_method; {_AGAIN}"
                 )
             if method != LOWRANK or path != "quantization_config":
-                raise _quantised(f"the {path} of {where}", method)
+                raise _quantised(f"the {path} of {file}", method)
 
 
 def check_tokenizer(folder: Path) -> int | None:
@@ -184,9 +184,9 @@ def check_tokenizer(folder: Path) -> int | None:
     check_files(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if (folder / name).exists():
-            found = read_object(folder / name)
+            settings = read_object(folder / name)
             if name == "tokenizer_config.json":
-                _check_code_fields(found, str(folder / name))
+                _check_code_fields(settings, str(folder / name))
     if not (folder / "config.json").exists():
         return None
     config = read_object(folder / "config.json")
@@ -195,7 +195,7 @@ def check_tokenizer(folder: Path) -> int | None:
     return size if type(size) is int else None
 
 
-def _check_code_fields(config: Mapping[str, Any], where: str) -> None:
+def _check_code_fields(config: Mapping[str, Any], file: str) -> None:
     for path, key, value in _fields(config):
         if key in _ATTENTION_FIELDS or key in _EXPERTS_FIELDS:
             attention = key in _ATTENTION_FIELDS
@@ -203,16 +203,16 @@ def _check_code_fields(config: Mapping[str, Any], where: str) -> None:
                 if not _is_built_in(chosen, attention):
                     built_in = ", ".join((*_ATTENTION, *_FLASH) if attention else _EXPERTS)
                     raise UserError(
-                        f"the {path} of {where} is {_shown(chosen)}, which is not built in or not installed, and a "
+                        f"the {path} of {file} is {_quoted(chosen)}, which is not built in or not installed, and a "
                         f"model's folder must not choose code to load; remove the field, or use one of {built_in}"
                     )
         elif key in _CODE_FIELDS and value:
             raise UserError(
-                f"the {path} of {where} is {_shown(value)}, and a model's folder must not choose what code or which "
+                f"the {path} of {file} is {_quoted(value)}, and a model's folder must not choose what code or which "
                 "files are loaded; remove the field"
             )
         elif key == "auto_map" and not isinstance(value, (Mapping, list, type(None))):
-            raise UserError(f"the {path} of {where} is {_shown(value)}, not an object; remove the field")
+            raise UserError(f"the {path} of {file} is {_quoted(value)}, not an object; remove the field")
 
 
 def _is_built_in(chosen: Any, attention: bool) -> bool:
@@ -221,14 +221,14 @@ def _is_built_in(chosen: Any, attention: bool) -> bool:
     return attention and isinstance(chosen, str) and chosen in _FLASH and find_spec(_FLASH[chosen]) is not None
 
 
-def _quantised(what: str, method: str) -> UserError:
+def _quantised(source: str, method: str) -> UserError:
     return UserError(
-        f"{what} says that the weights are quantised by {_shown(method)}, which lowrank-bench does not read; name the "
-        "model as it was before quantisation"
+        f"{source} says that the weights are quantised by {_quoted(method)}, which lowrank-bench does not read; name "
+        "the model as it was before quantisation"
     )
 
 
-def _check_sizes(config: Mapping[str, Any], headers: Mapping[str, Header], where: str) -> None:
+def _check_sizes(config: Mapping[str, Any], headers: Mapping[str, Header], file: str) -> None:
     """Check numbers against what is stored, so that a wrong one cannot fill memory while the model is built."""
     parameters = sum(header.parameters for header in headers.values())
     for path, key, value in _fields(config):
@@ -238,8 +238,8 @@ def _check_sizes(config: Mapping[str, Any], headers: Mapping[str, Header], where
             continue
         most = len(headers) if key in _LAYER_FIELDS else max(parameters, len(headers))
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-            held = f"{len(headers):,} tensors" if key in _LAYER_FIELDS else f"{parameters:,} weights"
-            raise UserError(f"the {path} of {where} is {_shown(value)}, but the files hold {held}; {_AGAIN}")
+            stored = f"{len(headers):,} tensors" if key in _LAYER_FIELDS else f"{parameters:,} weights"
+            raise UserError(f"the {path} of {file} is {_quoted(value)}, but the files hold {stored}; {_AGAIN}")
 
 
 def _fields(value: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
@@ -257,9 +257,9 @@ def _fields(value: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
 
 def _deeper(value: Any, levels: int) -> bool:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels < 0 or any(_deeper(each, levels - 1) for each in inner if isinstance(each, (dict, list)))
+    return levels < 0 or any(_deeper(part, levels - 1) for part in inner if isinstance(part, (dict, list)))
 
 
-def _shown(value: Any) -> str:
+def _quoted(value: Any) -> str:
     text = ascii(value) if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,4 +1,4 @@
-"""How much memory a model needs, told from its configuration before it is loaded."""
+"""How much memory a model needs, estimated from its configuration before it is loaded."""
 
 from __future__ import annotations
 

@@ -27,12 +27,12 @@ _ISSUE = re.compile(r"^- `(\w+)`:", re.MULTILINE)
 """How ``GenerationConfig.validate(strict=True)`` names each setting that contradicts the others."""
 
 
-def check_token_ids(settings: Mapping[str, Any], where: str) -> None:
+def check_token_ids(settings: Mapping[str, Any], file: str) -> None:
     """Check that token ids are integers, or lists of integers where several are allowed.
 
     Args:
         settings: the plain data of ``generation_config.json``.
-        where: the file, for the error.
+        file: named in the error.
 
     Raises:
         UserError: names the field.
@@ -40,10 +40,10 @@ def check_token_ids(settings: Mapping[str, Any], where: str) -> None:
     for field, allowed in _TOKEN_FIELDS.items():
         value = settings.get(field)
         single = type(value) is int and allowed != _LIST
-        several = isinstance(value, list) and allowed != _ID and all(type(each) is int for each in value)
+        several = isinstance(value, list) and allowed != _ID and all(type(part) is int for part in value)
         if value is not None and not single and not several:
             raise UserError(
-                f"the {field} of {where} is {ascii(value)[:80]}, not {allowed} (integers); correct or remove it"
+                f"the {field} of {file} is {ascii(value)[:80]}, not {allowed} (integers); correct or remove it"
             )
 
 
@@ -62,28 +62,29 @@ def read_generation_defaults(location: str | Path, revision: str = "") -> tuple[
     """
     from transformers import GenerationConfig
 
-    asked: dict[str, Any] = {"revision": revision or None}
+    options: dict[str, Any] = {"revision": revision or None}
     try:
         try:
-            found = GenerationConfig.from_pretrained(str(location), **asked)
+            settings = GenerationConfig.from_pretrained(str(location), **options)
         except OSError:
-            asked |= {"config_file_name": "config.json", "_from_model_config": True}
-            found = GenerationConfig.from_pretrained(str(location), **asked)
-        dropped = _drop_conflicts(found)
+            options |= {"config_file_name": "config.json", "_from_model_config": True}
+            settings = GenerationConfig.from_pretrained(str(location), **options)
+        dropped = _drop_conflicts(settings)
     except Exception as error:  # values of wrong types end in errors of many kinds
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"the generation settings of '{location}' cannot be used ({' '.join(lines[0].split())[:200]}); correct the "
-            f"field in {asked.get('config_file_name', GENERATION_FILE)}, or remove it"
+            f"field in {options.get('config_file_name', GENERATION_FILE)}, or remove it"
         ) from error
     if not dropped:
-        return found, ""
+        return settings, ""
     named = ", ".join(f"{name}={value}" for name, value in dropped.items())
-    return found, f"generation settings that have no effect beside the others are left out: {named}"
+    return settings, f"generation settings that have no effect beside the others are left out: {named}"
 
 
 def _drop_conflicts(settings: Any) -> dict[str, Any]:
     """Unset what strict validation names; returns the values that were set, by name."""
+    # Again and again: validation names one group of contradictions at a time.
     dropped: dict[str, Any] = {}
     while True:
         try:

@@ -58,8 +58,8 @@ def weight_files(folder: Path) -> list[Path]:
     if not index.is_file():
         return [folder / SINGLE] if (folder / SINGLE).is_file() else []
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(places.values()))
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{index} cannot be read ({type(error).__name__}: {error}); {_AGAIN}") from error
     for name in names:
@@ -82,24 +82,24 @@ def read_headers(files: Iterable[Path]) -> dict[str, Header]:
     Raises:
         UserError: a file that is corrupt, or two that hold the same tensor.
     """
-    found: dict[str, Header] = {}
+    headers: dict[str, Header] = {}
     for file in files:
         try:
             with safe_open(file, framework="np") as tensors:
                 for name in tensors.keys():  # noqa: SIM118
-                    if name in found:
+                    if name in headers:
                         raise UserError(
-                            f"the tensor {name} is in both {found[name].file.name} and {file}; keep one of them"
+                            f"the tensor {name} is in both {headers[name].file.name} and {file}; keep one of them"
                         )
                     part = tensors.get_slice(name)
-                    found[name] = Header(file, tuple(part.get_shape()), str(part.get_dtype()))
+                    headers[name] = Header(file, tuple(part.get_shape()), str(part.get_dtype()))
         except (OSError, SafetensorError) as error:
             reason = str(error).strip().split("\n")[0][:200]
             raise UserError(f"{file} is corrupt or cut short ({reason}); {_AGAIN}") from error
-    return found
+    return headers
 
 
-def check_shapes(model: nn.Module, headers: Mapping[str, Header], layout: Layout | None, where: str) -> None:
+def check_shapes(model: nn.Module, headers: Mapping[str, Header], layout: Layout | None, folder: str) -> None:
     """Check shapes and dtypes of stored tensors against the model that ``config.json`` describes.
 
     Tensors that go by another name in the model are left to the loader.
@@ -108,27 +108,27 @@ def check_shapes(model: nn.Module, headers: Mapping[str, Header], layout: Layout
         model: the dense model on the meta device.
         headers: of the stored tensors, by name.
         layout: what is factorised, or None.
-        where: the folder, for the error.
+        folder: named in the error.
 
     Raises:
-        UserError: names the tensor, its shape and the shape that is wanted.
+        UserError: names the tensor, its shape and the shape that is expected.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for name, tensor in model.named_parameters(remove_duplicate=False):
         if tensor.ndim < 3:  # experts may be stored transposed, and are turned while loading
             shapes[name] = tuple(tensor.shape)
     for name, rank in (layout.ranks if layout else {}).items():
-        width, outputs, biased = _linear(model, name, where)
+        width, outputs, biased = _linear(model, name, folder)
         if rank > width:
             raise UserError(
-                f"the rank of '{name}' in {where}/config.json is {rank}, its matrix has {width} inputs; {_AGAIN}"
+                f"the rank of '{name}' in {folder}/config.json is {rank}, its matrix has {width} inputs; {_AGAIN}"
             )
         shapes.pop(f"{name}.weight", None)
         shapes |= {f"{name}.lr_a": (rank, width), f"{name}.lr_b": (outputs, rank), f"{name}.lr_bias": (outputs,)}
         if biased and layout and name in layout.added_bias:
-            raise UserError(f"{where}/config.json adds a bias to '{name}', which has one already; {_AGAIN}")
+            raise UserError(f"{folder}/config.json adds a bias to '{name}', which has one already; {_AGAIN}")
         if biased and f"{name}.bias" not in headers:
-            raise UserError(f"{where}: the tensor {name}.bias is missing; {_AGAIN}")
+            raise UserError(f"{folder}: the tensor {name}.bias is missing; {_AGAIN}")
     for name, header in headers.items():
         if name not in shapes:
             continue
@@ -144,7 +144,7 @@ def check_shapes(model: nn.Module, headers: Mapping[str, Header], layout: Layout
             )
 
 
-def _linear(model: Any, name: str, where: str) -> tuple[int, int, bool]:
+def _linear(model: Any, name: str, folder: str) -> tuple[int, int, bool]:
     """Return inputs, outputs and whether there is a bias, of a linear layer."""
     from torch import nn
 
@@ -154,7 +154,7 @@ def _linear(model: Any, name: str, where: str) -> tuple[int, int, bool]:
         module = None
     if not isinstance(module, nn.Linear):
         raise UserError(
-            f"{where}/config.json announces factors for '{name}', which is no linear layer of {type(model).__name__}; "
+            f"{folder}/config.json announces factors for '{name}', which is no linear layer of {type(model).__name__}; "
             f"{_AGAIN}"
         )
     return module.in_features, module.out_features, module.bias is not None

@@ -42,8 +42,8 @@ def identity_files(folder: Path) -> list[Path]:
 
 def _beside_weights(folder: Path) -> Iterator[Path]:
     for file in folder.iterdir():
-        wanted = file.name in _CONFIGURATION or any(fnmatch(file.name, pattern) for pattern in _TOKENIZER)
-        if wanted and file.is_file():
+        is_identity = file.name in _CONFIGURATION or any(fnmatch(file.name, pattern) for pattern in _TOKENIZER)
+        if is_identity and file.is_file():
             yield file
     yield from (folder / _TEMPLATES).glob("*.jinja")
 
@@ -54,5 +54,5 @@ def model_sha256(folder: Path) -> str:
     Raises:
         UserError: an index that cannot be followed.
     """
-    found = digest([[file.relative_to(folder).as_posix(), sha256_file(file)] for file in identity_files(folder)])
-    return _PUBLISHED.get(found, found)
+    sha256 = digest([[file.relative_to(folder).as_posix(), sha256_file(file)] for file in identity_files(folder)])
+    return _PUBLISHED.get(sha256, sha256)

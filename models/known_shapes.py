@@ -76,10 +76,10 @@ def check_preset(source: ModelSource, config: Any) -> None:
     if (source.location, source.revision) not in {(p.source, p.revision) for p in PRESETS.values() if p.revision}:
         return
     for name in _COMPARED:
-        found, known = getattr(config, name, None), SHAPES[source.location][name]
-        if found != known:
+        value, known = getattr(config, name, None), SHAPES[source.location][name]
+        if value != known:
             raise UserError(
-                f"config.json of {source.location} at {source.revision[:12]} says {name} {found}, and the preset "
+                f"config.json of {source.location} at {source.revision[:12]} says {name} {value}, and the preset "
                 f"{known}; the copy on this machine or the hub's is another model: delete it from the cache and load "
                 "it again, or name a folder with --model DIR"
             )

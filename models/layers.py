@@ -106,9 +106,9 @@ class LowRankLinear(nn.Module):
             if source is None:
                 layer.lr_a.copy_(a)
             layer.lr_b.copy_(b)
-            for own, given in ((layer.bias, bias), (layer.lr_bias, added_bias)):
-                if own is not None and given is not None:
-                    own.copy_(given)
+            for own, value in ((layer.bias, bias), (layer.lr_bias, added_bias)):
+                if own is not None and value is not None:
+                    own.copy_(value)
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,6 +119,7 @@ class LowRankLinear(nn.Module):
     def dense_weight(self) -> Tensor:
         """Return the product B A, shape (m, n), multiplied in float32 or better."""
         wide = torch.promote_types(self.lr_a.dtype, torch.float32)
+        # Rounded once: a product in bfloat16 would be rounded at every partial sum.
         return (self.lr_b.to(wide) @ self.lr_a.to(wide)).to(self.lr_a.dtype)
 
     def extra_repr(self) -> str:

@@ -97,7 +97,7 @@ class Layout:
         return first | {f"{name}.lr_b": 1 for name in self.ranks}
 
 
-def check_tensors(layout: Layout, shapes: Mapping[str, Sequence[int]], where: str) -> None:
+def check_tensors(layout: Layout, shapes: Mapping[str, Sequence[int]], folder: str) -> None:
     """Check that every announced tensor exists with the announced rank.
 
     Args:
@@ -111,25 +111,25 @@ def check_tensors(layout: Layout, shapes: Mapping[str, Sequence[int]], where: st
     for tensor in shapes:
         name, _, factor = tensor.rpartition(".")
         if factor in ("lr_a", "lr_b", "lr_bias") and name not in layout.ranks:
-            raise UserError(f"{where} holds the tensor {tensor} but config.json names no rank for {name}; {_AGAIN}")
-    wanted = {**layout.tensors(), **{f"{name}.lr_bias": None for name in layout.added_bias}}
-    for tensor, axis in wanted.items():
+            raise UserError(f"{folder} holds the tensor {tensor} but config.json names no rank for {name}; {_AGAIN}")
+    expected = {**layout.tensors(), **{f"{name}.lr_bias": None for name in layout.added_bias}}
+    for tensor, axis in expected.items():
         if tensor not in shapes:
-            raise UserError(f"{where} lacks the tensor {tensor}; {_AGAIN}")
+            raise UserError(f"{folder} lacks the tensor {tensor}; {_AGAIN}")
         rank = layout.ranks[tensor.rpartition(".")[0]]
         shape = tuple(shapes[tensor])
         if len(shape) != (1 if axis is None else 2):
-            raise UserError(f"{where}: the tensor {tensor} has {len(shape)} dimensions; {_AGAIN}")
+            raise UserError(f"{folder}: the tensor {tensor} has {len(shape)} dimensions; {_AGAIN}")
         if axis is not None and shape[axis] != rank:
             raise UserError(
-                f"{where}: the tensor {tensor} has shape {shape} but config.json says rank {rank}; {_AGAIN}"
+                f"{folder}: the tensor {tensor} has shape {shape} but config.json says rank {rank}; {_AGAIN}"
             )
     if layout.guard and layout.guard.removesuffix(".weight") not in layout.ranks:
         raise UserError(
-            f"the quantization_config.guard of config.json in {where} is no weight of a factorised module; {_AGAIN}"
+            f"the quantization_config.guard of config.json in {folder} is no weight of a factorised module; {_AGAIN}"
         )
     if layout.guard in shapes and 0 not in shapes[layout.guard]:
-        raise UserError(f"{where}: the tensor {layout.guard} is the guard and must be empty; {_AGAIN}")
+        raise UserError(f"{folder}: the tensor {layout.guard} is the guard and must be empty; {_AGAIN}")
 
 
 def _are_names(values: Iterable[Any]) -> bool:

@@ -43,7 +43,7 @@ def load_model(location: str | Path, revision: str = "", dtype: str = "float32",
     settings, note = read_generation_defaults(location, revision)
     notes = notes_of(verify_folder(Path(location))) if Path(location).is_dir() else []
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             str(location),
             revision=revision or None,
             dtype="auto" if dtype == "auto" else DTYPES[dtype],
@@ -59,7 +59,7 @@ def load_model(location: str | Path, revision: str = "", dtype: str = "float32",
             "connection and your access, or name a local folder"
         ) from error
     # transformers fills both kinds with noise and goes on.
-    absent, misfit = sorted(found["missing_keys"]), sorted(key for key, *_ in found["mismatched_keys"])
+    absent, misfit = sorted(report["missing_keys"]), sorted(key for key, *_ in report["mismatched_keys"])
     if absent or misfit:
         raise UserError(
             f"the weights of '{location}' do not belong to its config.json: the tensor {(absent + misfit)[0]} "
@@ -71,7 +71,7 @@ def load_model(location: str | Path, revision: str = "", dtype: str = "float32",
                 raise UserError(
                     f"the tensor {name}.{key} of '{location}' holds NaN or infinity; make the checkpoint again"
                 )
-    unused = left_out_note(model, found["unexpected_keys"], str(location))
+    unused = left_out_note(model, report["unexpected_keys"], str(location))
     for sentence in notes or [unused]:
         add_note(model, sentence)
     if model.can_generate():

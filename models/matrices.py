@@ -92,19 +92,19 @@ def matrices(model: nn.Module, head: bool = True, required: bool = True) -> list
         )
     skip = tied_modules(model) | (set() if head else {head_name(model)})
     language, output = language_part(model), head_name(model)
-    found = [
+    linear_layers = [
         Matrix(name, module.out_features, module.in_features, module.bias is not None)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
         and name not in skip
         and (not language or name.startswith(f"{language}.") or name == output)
     ]
-    if not found and required:
+    if not linear_layers and required:
         raise UserError(
             f"{type(model).__name__} has no nn.Linear layer that could be compressed; choose a model with linear "
             "layers (tied output heads and fused Conv1D layers do not count)"
         )
-    return found
+    return linear_layers
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -139,6 +139,7 @@ def model_size(model: nn.Module) -> Size:
     declared = getattr(model, "all_tied_weights_keys", None) or {}
     seen: dict[int, torch.Tensor] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
+        # On the meta device tied tensors are declared and still two objects: count the source alone.
         source = declared.get(name)
         if source is not None and source != name and parameter.is_meta:
             continue

@@ -103,9 +103,9 @@ def resolve_model(name: str, revision: str | None = None) -> ModelSource:
             )
         check_folder(folder)
         sha256 = model_sha256(folder)
-        shown = name if preset else folder_name(folder, sha256)
+        label = name if preset else folder_name(folder, sha256)
         note = other_meaning(name, revision)
-        return ModelSource(shown, str(folder.resolve()), "", sha256, preset.recipe if preset else "", note)
+        return ModelSource(label, str(folder.resolve()), "", sha256, preset.recipe if preset else "", note)
     if location.count("/") != 1 or location.startswith((".", "/", "~")):
         raise UserError(
             f"unknown model '{name}'{did_you_mean(name, PRESETS) or ';'} allowed: a preset ({', '.join(PRESETS)}), a "

@@ -20,12 +20,12 @@ def verify_saved(model: Any, folder: Path) -> None:
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"saving wrote no config.json into {folder}; nothing is kept, check the model's folder")
-    found = sum(header.parameters for header in check_folder(folder).values())
+    stored = sum(header.parameters for header in check_folder(folder).values())
     unsaved = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     left_out = sum(parameter.numel() for name, parameter in model.named_parameters() if name in unsaved)
     needed = model_size(model).parameters - left_out
-    if found < needed:
+    if stored < needed:
         raise UserError(
-            f"saving wrote {found:,} of {needed:,} parameters into {folder}; nothing is kept, check the model's folder "
-            "and the free space of the disk"
+            f"saving wrote {stored:,} of {needed:,} parameters into {folder}; nothing is kept, check the model's "
+            "folder and the free space of the disk"
         )

@@ -23,7 +23,7 @@ from .streamed import weights_of
 SHARD_BYTES = 5 * 10**9
 """Largest safetensors file, unless one tensor alone is larger."""
 
-# https://huggingface.co/docs/safetensors/index#format; bool and integers stand in no model here but in its buffers.
+# https://huggingface.co/docs/safetensors/index#format; bool and integers occur in buffers alone.
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -71,18 +71,18 @@ def write_shards(tensors: Iterable[Promise], folder: Path, limit_bytes: int = SH
         _write(folder / "model.safetensors", shards[0])
         sync(folder)
         return
-    places: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         _write(folder / file, shard)
-        places |= {promise.name: file for promise in shard}
+        weight_map |= {promise.name: file for promise in shard}
     every = [promise for shard in shards for promise in shard]
     sizes = {
         "total_parameters": sum(torch.Size(promise.shape).numel() for promise in every),
         "total_size": sum(promise.bytes for promise in every),
     }
     # Last: a folder with an index is whole.
-    index = json.dumps({"metadata": sizes, "weight_map": places}, indent=2, sort_keys=True) + "\n"
+    index = json.dumps({"metadata": sizes, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
     (folder / "model.safetensors.index.json").write_text(index)
     sync(folder / "model.safetensors.index.json")
     sync(folder)

@@ -31,7 +31,7 @@ class DiskWeights:
     """The tensors of a checkpoint by the model's own names, read when asked for.
 
     Args:
-        places: file and name in that file, by the model's name.
+        locations: file and name in that file, by the model's name.
         tied: the name that holds a tied tensor, by the name that has none of its own.
         device: where `read` puts tensors.
         scratch: folder for what does not fit into memory; None takes the system's temporary folder.
@@ -39,38 +39,38 @@ class DiskWeights:
 
     def __init__(
         self,
-        places: dict[str, tuple[Path, str]],
+        locations: dict[str, tuple[Path, str]],
         tied: dict[str, str] | None = None,
         device: str = "cpu",
         scratch: Path | None = None,
     ) -> None:
-        self.places, self.tied, self.device, self.scratch = places, dict(tied or {}), device, scratch
-        self.made: dict[str, Callable[[], Tensor]] = {}
+        self.locations, self.tied, self.device, self.scratch = locations, dict(tied or {}), device, scratch
+        self.replacements: dict[str, Callable[[], Tensor]] = {}
 
-    def stored(self, name: str, made: bool = True) -> Tensor:
-        """Return a tensor on the CPU as it is stored, or, unless ``made`` is False, as it was replaced."""
-        if made and name in self.made:
-            return self.made[name]()
-        file, key = self.places[self.tied.get(name, name)]
-        # Opened anew each time: an open file keeps every page that was read of it in the process's memory.
+    def stored(self, name: str, replaced: bool = True) -> Tensor:
+        """Return a tensor on the CPU as it is stored, or, unless ``replaced`` is False, as `replace` made it."""
+        if replaced and name in self.replacements:
+            return self.replacements[name]()
+        file, key = self.locations[self.tied.get(name, name)]
+        # Opened again each time: an open file keeps every page that was read of it in the process's memory.
         with safe_open(file, framework="pt") as tensors:
             value: Tensor = tensors.get_tensor(key)
             return value
 
-    def read(self, name: str, made: bool = True) -> Tensor:
+    def read(self, name: str, replaced: bool = True) -> Tensor:
         """Return a floating-point tensor as float32, others as they are, on the device; see `stored`."""
-        value = self.stored(name, made)
+        value = self.stored(name, replaced)
         return value.to(self.device, torch.float32 if value.is_floating_point() else value.dtype)
 
     def replace(self, name: str, make: Callable[[], Tensor]) -> None:
         """Let a tensor come from a function instead of the checkpoint."""
-        self.made[name] = make
+        self.replacements[name] = make
 
 
 def weights_of(model: nn.Module) -> DiskWeights | None:
     """Return the reader of a streamed model, or None for a model that is in memory."""
-    found: DiskWeights | None = model.__dict__.get(_ATTRIBUTE)
-    return found
+    weights: DiskWeights | None = model.__dict__.get(_ATTRIBUTE)
+    return weights
 
 
 def weight_of(model: nn.Module, name: str) -> Tensor:
@@ -88,19 +88,19 @@ def loaded(model: nn.Module, prefix: str) -> Iterator[None]:
     """Put the weights of the submodule ``prefix`` into a streamed model, float32, and take them out again."""
     weights, module = weights_of(model), model.get_submodule(prefix)
     assert weights is not None
-    held: list[tuple[nn.Module, str, nn.Parameter]] = []
+    replaced: list[tuple[nn.Module, str, nn.Parameter]] = []
     try:
         for name, part in module.named_modules(prefix=prefix):
-            held.extend(fill(weights, name, part))
+            replaced.extend(fill(weights, name, part))
         yield
     finally:
-        empty(held)
+        empty(replaced)
 
 
 def fill(
     weights: DiskWeights, name: str, module: nn.Module, shared: dict[str, nn.Parameter] | None = None
 ) -> list[tuple[nn.Module, str, nn.Parameter]]:
-    """Read the direct parameters of a module; returns what stood there, for `empty`.
+    """Read the direct parameters of a module; returns the parameters that were there, for `empty`.
 
     Args:
         weights: the reader.
@@ -108,21 +108,21 @@ def fill(
         module: its parameters on the meta device are filled.
         shared: tensors that other modules may have read already, by name; tied ones are read once.
     """
-    held = []
+    replaced = []
     for key, parameter in module._parameters.items():
         if parameter is not None and parameter.is_meta:
             own = f"{name}.{key}" if name else key
-            place, known = weights.tied.get(own, own), {} if shared is None else shared
-            if place not in known:
-                known[place] = nn.Parameter(weights.read(own), requires_grad=False)
-            held.append((module, key, parameter))
-            module._parameters[key] = known[place]
-    return held
+            source, known = weights.tied.get(own, own), {} if shared is None else shared
+            if source not in known:
+                known[source] = nn.Parameter(weights.read(own), requires_grad=False)
+            replaced.append((module, key, parameter))
+            module._parameters[key] = known[source]
+    return replaced
 
 
-def empty(held: list[tuple[nn.Module, str, nn.Parameter]]) -> None:
+def empty(replaced: list[tuple[nn.Module, str, nn.Parameter]]) -> None:
     """Put back what `fill` took out."""
-    for module, key, parameter in held:
+    for module, key, parameter in replaced:
         module._parameters[key] = parameter
 
 
@@ -141,15 +141,15 @@ def open_streamed(location: str | Path, revision: str = "", device: str = "cpu",
         NotStreamable: tensors must be merged or cut while loading, or do not fit the model; load it whole.
         UserError: a folder that is damaged.
     """
-    places = _stored_tensors(location, revision, download=True)
+    headers = _stored_tensors(location, revision, download=True)
     model = _with_buffers(location, revision)
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    weights = DiskWeights(_placed(model, places, tied, str(location)), tied, device, scratch)
+    weights = DiskWeights(_placed(model, headers, tied, str(location)), tied, device, scratch)
     for name, module in model.named_modules():
         for key, buffer in module._buffers.items():
             if buffer is not None:
                 own = f"{name}.{key}" if name else key
-                module._buffers[key] = (weights.read(own) if own in weights.places else buffer).to(device)
+                module._buffers[key] = (weights.read(own) if own in weights.locations else buffer).to(device)
     for name, source in tied.items():  # on the meta device they are declared, but not yet one tensor
         owner, _, key = name.rpartition(".")
         model.get_submodule(owner)._parameters[key] = model.get_parameter(source)
@@ -163,10 +163,10 @@ def why_not_streamed(location: str | Path, revision: str = "") -> str:
     Of a hub model that was never downloaded only the configuration is judged.
     """
     try:
-        places = _stored_tensors(location, revision, download=False)
+        headers = _stored_tensors(location, revision, download=False)
         skeleton = load_skeleton(location, revision)
-        if places:
-            _placed(skeleton, places, dict(getattr(skeleton, "all_tied_weights_keys", None) or {}), str(location))
+        if headers:
+            _placed(skeleton, headers, dict(getattr(skeleton, "all_tied_weights_keys", None) or {}), str(location))
     except NotStreamable as reason:
         return str(reason)
     return ""
@@ -195,7 +195,7 @@ def stored_tensors(location: str | Path, revision: str, download: bool) -> dict[
     from transformers.utils.hub import cached_file
 
     def find(name: str) -> Path | None:
-        found = cached_file(
+        path = cached_file(
             str(location),
             name,
             revision=revision or None,
@@ -203,7 +203,7 @@ def stored_tensors(location: str | Path, revision: str, download: bool) -> dict[
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=download,
         )
-        return Path(found) if found else None
+        return Path(path) if path else None
 
     index = find(INDEX)
     names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index else [SINGLE]
@@ -217,28 +217,28 @@ def stored_tensors(location: str | Path, revision: str, download: bool) -> dict[
 
 
 def _placed(
-    model: nn.Module, places: dict[str, Header], tied: dict[str, str], where: str
+    model: nn.Module, headers: dict[str, Header], tied: dict[str, str], source_name: str
 ) -> dict[str, tuple[Path, str]]:
-    """Give each tensor of the model its place; what transformers renames on load is renamed here by its own rules."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    claims = claim(model, places, where)
+    """Return file and stored name of each tensor, renamed as transformers does on load."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    claims = claim(model, headers, source_name)
     if claims.converted:
         raise NotStreamable("its tensors are merged or cut while loading")
-    found: dict[str, tuple[Path, str]] = {}
+    locations: dict[str, tuple[Path, str]] = {}
     for key, name in claims.names.items():
-        if name in found:
+        if name in locations:
             raise NotStreamable(f"it stores {name} twice")
-        if places[key].shape != wanted[name]:
+        if headers[key].shape != shapes[name]:
             raise NotStreamable(f"its tensor {name} has another shape than its configuration says")
-        found[name] = (places[key].file, key)
+        locations[name] = (headers[key].file, key)
     add_note(model, claims.note)
-    double = sorted(name for name, source in tied.items() if name in found and name != source)
+    double = sorted(name for name, source in tied.items() if name in locations and name != source)
     if double:
         raise NotStreamable(f"it stores the tied tensor {double[0]} a second time")
-    absent = sorted(name for name in wanted if tied.get(name, name) not in found)
+    absent = sorted(name for name in shapes if tied.get(name, name) not in locations)
     if absent:
         raise NotStreamable(f"it has no tensor {absent[0]}")
-    return found
+    return locations
 
 
 def _with_buffers(location: str | Path, revision: str) -> Any:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 SPACE = "\N{OPEN BOX}"
-"""Stands for a space."""
+"""Is shown for a space."""
 
 
 def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
@@ -63,9 +63,9 @@ def _character(c: str) -> str:
 
 def _byte_alphabet() -> dict[str, int]:
     """Return GPT-2's alphabet, which writes each byte as one printable character."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {chr(b): b for b in shown} | {chr(256 + i): b for i, b in enumerate(hidden)}
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(hidden)}
 
 
 _BYTES = _byte_alphabet()

@@ -29,7 +29,7 @@ class Untouched:
 
 
 def untouched(model: nn.Module, reasons: Mapping[str, str]) -> list[Untouched]:
-    """List what stands dense in a model, largest first; small things such as norms and biases come as one line.
+    """List what is dense in a model, largest first; small things such as norms and biases come as one line.
 
     Args:
         model: the compressed model.
@@ -55,12 +55,14 @@ def untouched(model: nn.Module, reasons: Mapping[str, str]) -> list[Untouched]:
                 kind = _kind(name, module, key, parameter.ndim, tied, name == head, reasons)
             sizes[kind] = sizes.get(kind, 0) + parameter.numel()
             layers[kind] = layers.get(kind, 0) + 1
-    found = [
-        Untouched(f"{layers[kind]} {what}" if what.startswith("linear") else what, kind[1], size, size / total)
+    parts = [
+        Untouched(
+            f"{layers[kind]} {kind_name}" if kind_name.startswith("linear") else kind_name, kind[1], size, size / total
+        )
         for kind, size in sizes.items()
-        for what in (kind[0] if layers[kind] > 1 else kind[0].replace("layers", "layer"),)
+        for kind_name in (kind[0] if layers[kind] > 1 else kind[0].replace("layers", "layer"),)
     ]
-    return sorted(found, key=lambda part: -part.parameters)
+    return sorted(parts, key=lambda part: -part.parameters)
 
 
 def _kind(

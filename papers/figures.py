@@ -21,8 +21,8 @@ from ..results.plots.curves import (
     save_figure,
     style,
 )
-from ..results.tables.pivot import Cell, Row, Table, is_fraction
-from ..results.tables.writers import clean
+from ..results.tables.escape import clean
+from ..results.tables.pivot import Cell, Pivot, Row, is_fraction
 from .published.quoted import Quoted
 
 _OTHERS = "#777777"
@@ -45,7 +45,7 @@ class Heading:
 
 
 def draw_figure(
-    table: Table, stem: Path, heading: Heading, quoted: Sequence[Quoted] = (), methods: Mapping[str, str] | None = None
+    table: Pivot, stem: Path, heading: Heading, quoted: Sequence[Quoted] = (), methods: Mapping[str, str] | None = None
 ) -> list[Path]:
     """Draw one picture as PNG and SVG over the ratio.
 
@@ -82,7 +82,7 @@ def draw_figure(
 
 
 def _draw_quoted(
-    axes: Any, table: Table, quoted: Sequence[Quoted], methods: Mapping[str, str]
+    axes: Any, table: Pivot, quoted: Sequence[Quoted], methods: Mapping[str, str]
 ) -> tuple[list[Any], list[str]]:
     """Draw hollow points, with a tail downwards where the source gives an upper bound; return their legend."""
     scale = 100.0 if is_fraction(table.metric) else 1.0
@@ -122,7 +122,7 @@ def _make_room(axes: Any, x: Sequence[float], y: Sequence[float], shares: bool) 
     axes.set_ylim(bottom if shares else min(bottom, min(y) / 1.08), max(top, min(highest, 100) if shares else highest))
 
 
-def mean_table(tables: Sequence[Table], name: str) -> Table:
+def mean_table(tables: Sequence[Pivot], name: str) -> Pivot:
     """Return the mean of several benchmarks' values, with the interval of a mean of independent estimates.
 
     A cell counts only where every benchmark has it. n is the number of all problems.
@@ -157,7 +157,7 @@ def _mean(cells: Sequence[Cell]) -> Cell:
     return replace(cells[0], value=value, low=max(0.0, value - below), high=min(1.0, value + above))
 
 
-def retained_table(table: Table) -> Table:
+def retained_table(table: Pivot) -> Pivot:
     """Return values as shares of the uncompressed model's, with the interval of a quotient of independent estimates.
 
     Ours and the uncompressed model solve the same problems, so the interval is somewhat too wide.

@@ -5,13 +5,12 @@
     python perf/decompose.py --passes 1         # torch's eight passes counted as eight times the first
 
 The layer has seven matrices: q, k, v, o (w x w), gate and up (2.75w x w), down (w x 2.75w), random with realistic
-spectra (`gpu_sections/spectra.py`). Three ways to the same factors:
+spectra (`gpu_sections/spectra.py`). Two ways to the same factors:
 
     per ratio   what the papers' code does: torch.linalg.svd(W, full_matrices=False) for every ratio, cut, √S into both
     one fit     what a sweep does: one full decomposition, cut for every ratio
-    7x alone    what `bench compress` does at one ratio: the rank is known, so only its triplets are computed
 
-The last is to be compared with one pass of torch's. Excess is the residual over the optimum by torch's singular
+Excess is the residual over the optimum by torch's singular
 values, minus one, the worst of all matrices (and ratios); the promise is 1e-3. Seconds are the least of --repeats.
 Set OMP_NUM_THREADS to say how many cores to use.
 """
@@ -20,15 +19,14 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from gpu_sections.spectra import excess, layer, rank_at, realistic
 from torch import Tensor
 
-from lowrank_bench.methods.linalg import choose, decompose, svd
+from lowrank_bench.methods.linalg import svd
 
 RATIOS = (1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
 TOLERANCE = 1e-3
@@ -54,78 +52,40 @@ def per_ratio(weights: list[Tensor], ratios: tuple[float, ...]) -> list[Tensor]:
 
 
 def one_fit(weights: list[Tensor]) -> list[list[Pair]]:
-    found = []
+    pairs = []
     for weight in weights:
         triplets = svd(weight)
-        found.append([cut(*triplets, rank_at(weight.shape, ratio)) for ratio in RATIOS])
-    return found
+        pairs.append([cut(*triplets, rank_at(weight.shape, ratio)) for ratio in RATIOS])
+    return pairs
 
 
-def alone(weights: list[Tensor], ratio: float) -> list[list[Pair]]:
-    ranks = [rank_at(weight.shape, ratio) for weight in weights]
-    return [[cut(*svd(weight, rank), rank)] for weight, rank in zip(weights, ranks, strict=True)]
-
-
-@contextmanager
-def counted_fallbacks() -> Iterator[list[None]]:
-    """Collect one entry for each matrix whose wanted ranks could not be certified."""
-    found: list[None] = []
-    original = decompose.leading
-
-    def counting(*words: Any) -> Any:
-        triplets = original(*words)
-        if triplets is None:
-            found.append(None)
-        return triplets
-
-    decompose.leading = counting
-    try:
-        yield found
-    finally:
-        decompose.leading = original
-
-
-def measure(
-    width: int, passes: int, repeats: int, deep_only: bool, clock: Callable[[], float]
-) -> list[tuple[str, ...]]:
+def measure(width: int, passes: int, repeats: int, clock: Callable[[], float]) -> list[tuple[str, ...]]:
     weights = [realistic(*shape, seed) for seed, shape in enumerate(layer(width).values())]
 
     def timed(work: Callable[[], Any]) -> tuple[float, Any]:
         begin = clock()
-        found = work()
-        return clock() - begin, found
+        result = work()
+        return clock() - begin, result
 
     papers, truth = timed(lambda: per_ratio(weights, RATIOS[:passes]))
     papers *= len(RATIOS) / passes
-    with counted_fallbacks() as fallbacks:
-        deep, cut_off = min(
-            (timed(lambda: alone(weights, RATIOS[-1])) for _ in range(repeats)), key=lambda pair: pair[0]
-        )
 
-    def worst(found: list[list[Pair]], ratios: tuple[float, ...]) -> float:
+    def worst(fits: list[list[Pair]], ratios: tuple[float, ...]) -> float:
         return max(
             excess(weight, b @ a, values, rank_at(weight.shape, ratio))
-            for weight, values, pairs in zip(weights, truth, found, strict=True)
+            for weight, values, pairs in zip(weights, truth, fits, strict=True)
             for (b, a), ratio in zip(pairs, ratios, strict=True)
         )
 
-    shapes = [(weight.shape, rank_at(weight.shape, RATIOS[-1])) for weight in weights]
-    fast = sum(choose(shape, rank, "cpu", torch.float32) == "subspace" for shape, rank in shapes)
-    how = f"subspace for {fast}, {len(fallbacks) // repeats} fell back" if fast else "LAPACK, cut"
+    fit, fitted = min((timed(lambda: one_fit(weights)) for _ in range(repeats)), key=lambda pair: pair[0])
+    note = "" if passes == len(RATIOS) else f"from {passes} of 8 passes"
     rows = [
-        ("torch, 7x alone", papers / len(RATIOS), papers / len(RATIOS), 0.0, ""),
-        ("7x alone", deep, papers / len(RATIOS), worst(cut_off, RATIOS[-1:]), how),
+        ("torch per ratio, 8 ratios", papers, papers, 0.0, note),
+        ("one fit, 8 ratios", fit, papers, worst(fitted, RATIOS), "LAPACK"),
     ]
-    if not deep_only:
-        fit, fitted = min((timed(lambda: one_fit(weights)) for _ in range(repeats)), key=lambda pair: pair[0])
-        note = "" if passes == len(RATIOS) else f"from {passes} of 8 passes"
-        rows += [
-            ("torch per ratio, 8 ratios", papers, papers, 0.0, note),
-            ("one fit, 8 ratios", fit, papers, worst(fitted, RATIOS), "LAPACK"),
-        ]
     return [
-        (f"{width}", what, f"{took:.2f}", f"{against / took:.2f}", f"{error:.1e}" if error else "-", note)
-        for what, took, against, error, note in rows
+        (f"{width}", title, f"{seconds:.2f}", f"{against / seconds:.2f}", f"{error:.1e}" if error else "-", note)
+        for title, seconds, against, error, note in rows
     ]
 
 
@@ -133,15 +93,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Decomposing a decoder layer for eight ratios.")
     parser.add_argument("--width", default="1024,2048", help="hidden sizes, with commas")
     parser.add_argument("--passes", type=int, default=len(RATIOS), help="how many of torch's eight passes really run")
-    parser.add_argument("--deep", action="store_true", help="only 7x alone, after one pass of torch's")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--cpu", action="store_true", help="count CPU seconds, which other programs disturb less")
     options = parser.parse_args()
     clock = time.process_time if options.cpu else time.perf_counter
-    passes = 1 if options.deep else min(max(options.passes, 1), len(RATIOS))
+    passes = min(max(options.passes, 1), len(RATIOS))
     rows = []
     for width in (int(part) for part in options.width.split(",")):
-        rows += measure(width, passes, options.repeats, options.deep, clock)
+        rows += measure(width, passes, options.repeats, clock)
     unit = "CPU" if options.cpu else "wall"
     print(f"seven matrices, {torch.get_num_threads()} threads, {unit} seconds, ratios {', '.join(map(str, RATIOS))}")
     heads = ("width", "way", "seconds", "times faster", "excess", "note")

@@ -52,9 +52,9 @@ def check_against_checksums(path: Path, data: bytes) -> None:
         return
     except (OSError, ValueError):
         lines = ["damaged"]
-    found = [_LINE.fullmatch(line) for line in lines[:-1]]
-    sums = {match[2]: match[1] for match in found if match}
-    if lines[-1] or not all(found) or (path.name in (CSV_NAME, PARQUET_NAME) and path.name not in sums):
+    matches = [_LINE.fullmatch(line) for line in lines[:-1]]
+    sums = {match[2]: match[1] for match in matches if match}
+    if lines[-1] or not all(matches) or (path.name in (CSV_NAME, PARQUET_NAME) and path.name not in sums):
         raise UserError(
             f"{beside} is damaged, so nothing says whether {path.name} is as it was written; type the same 'bench run' "
             f"again to write both, or delete {beside.name} to go without"
@@ -62,6 +62,6 @@ def check_against_checksums(path: Path, data: bytes) -> None:
     if sums.get(path.name, "") not in ("", hashlib.sha256(data).hexdigest()):
         raise UserError(
             f"{path} has changed since it was written (its checksum in {beside.name} is another); type the same "
-            "'bench run' again to write it anew, or, where the change is yours, copy the file to another folder beside "
-            "this one and name the copy"
+            "'bench run' to write it again, or, where the change is yours, copy the file to another folder beside this "
+            "one and name the copy"
         )

@@ -19,7 +19,7 @@ _RESULTS = tuple(column for column in COLUMNS if column not in TIMING_COLUMNS)
 def read_runs(paths: Sequence[Path]) -> pd.DataFrame:
     """Read the records of one run, or of several as one frame.
 
-    A record that two runs share is taken once. Runs of one name that hold different records of a cell are told apart
+    A record that two runs share is taken once. Runs of one name that hold different records of a cell are kept apart
     by their paths: their sweep becomes ``NAME (PATH)``.
 
     Raises:
@@ -31,15 +31,15 @@ def read_runs(paths: Sequence[Path]) -> pd.DataFrame:
         raise UserError(f"{twice} is named twice; name each run once")
     runs = [to_records(read_records(path)) for path in paths]
     names = [{record.sweep for record in run} for run in runs]
-    found: dict[tuple[object, ...], Record] = {}
-    for place, (path, run) in enumerate(zip(paths, runs, strict=True)):
-        taken = set().union(*names[:place])
-        differs = any(_result(found[_key(record)]) != _result(record) for record in run if _key(record) in found)
+    records: dict[tuple[object, ...], Record] = {}
+    for index, (path, run) in enumerate(zip(paths, runs, strict=True)):
+        earlier_names = set().union(*names[:index])
+        differs = any(_result(records[_key(record)]) != _result(record) for record in run if _key(record) in records)
         for record in run:
-            if differs and record.sweep in taken:
+            if differs and record.sweep in earlier_names:
                 record = record.model_copy(update={"sweep": f"{record.sweep} ({path})"})
-            found.setdefault(_key(record), record)
-    return to_frame(found.values())
+            records.setdefault(_key(record), record)
+    return to_frame(records.values())
 
 
 def _key(record: Record) -> tuple[object, ...]:

@@ -72,13 +72,13 @@ def _allowed(column: str, field: Any) -> str:
     if field.annotation is str:
         return _allowed_text(field.metadata)
     bounds = []
-    for one in field.metadata:
-        if isinstance(one, annotated_types.Ge) and one.ge > -(2**63) + 1:  # type: ignore[operator]
-            bounds.append(f"≥ {one.ge}")
-        elif isinstance(one, annotated_types.Gt):
-            bounds.append(f"> {one.gt}")
-        elif isinstance(one, annotated_types.Lt):
-            bounds.append(f"< {one.lt}")
+    for constraint in field.metadata:
+        if isinstance(constraint, annotated_types.Ge) and constraint.ge > -(2**63) + 1:  # type: ignore[operator]
+            bounds.append(f"≥ {constraint.ge}")
+        elif isinstance(constraint, annotated_types.Gt):
+            bounds.append(f"> {constraint.gt}")
+        elif isinstance(constraint, annotated_types.Lt):
+            bounds.append(f"< {constraint.lt}")
     if column in ("value", "low", "high"):
         return "`low` ≤ `value` ≤ `high`; not NaN"
     return ", ".join(bounds) or "any"
@@ -86,10 +86,10 @@ def _allowed(column: str, field: Any) -> str:
 
 def _allowed_text(metadata: list[Any]) -> str:
     def checks(kind: Any) -> list[Any]:
-        found = []
-        for one in kind.__metadata__:
-            found += list(getattr(one, "metadata", [])) or [one]
-        return found
+        constraints = []
+        for part in kind.__metadata__:
+            constraints += list(getattr(part, "metadata", [])) or [part]
+        return constraints
 
     if metadata == checks(Json):
         return "JSON object, sorted keys, no spaces"

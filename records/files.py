@@ -45,9 +45,9 @@ def write_records(folder: Path, records: Iterable[Record]) -> tuple[Path, Path]:
     Raises:
         UserError: two records have the same key.
     """
-    given = list(records)
-    _check_keys("", given)
-    ordered = sorted(given, key=_place)
+    rows = list(records)
+    _check_keys("", rows)
+    ordered = sorted(rows, key=_sort_key)
     write_with_checksums(folder, {CSV_NAME: _csv_text(ordered).encode(), PARQUET_NAME: _parquet_bytes(ordered)})
     return folder / CSV_NAME, folder / PARQUET_NAME
 
@@ -58,16 +58,16 @@ def csv_text(records: Iterable[Record]) -> str:
     Raises:
         UserError: two records have the same key.
     """
-    given = list(records)
-    _check_keys("", given)
-    return _csv_text(sorted(given, key=_place))
+    rows = list(records)
+    _check_keys("", rows)
+    return _csv_text(sorted(rows, key=_sort_key))
 
 
 def to_frame(records: Iterable[Record]) -> pd.DataFrame:
     """Return records as a data frame with the schema's columns, types and row order."""
     import pandas as pd
 
-    ordered = sorted(records, key=_place)
+    ordered = sorted(records, key=_sort_key)
     types = {int: "int64", float: "float64", bool: "bool", str: "str"}
     columns = {c: pd.Series([getattr(r, c) for r in ordered], dtype=types[_kind(c)]) for c in COLUMNS}
     return pd.DataFrame(columns)
@@ -82,7 +82,7 @@ def to_records(frame: pd.DataFrame) -> list[Record]:
     return _validated("", frame[list(COLUMNS)].to_dict("records"))
 
 
-def read_records(path: Path) -> pd.DataFrame:
+def read_records(path: Path | str) -> pd.DataFrame:
     """Read and validate results.csv, results.parquet, or a run's folder with one of them (Parquet is taken first).
 
     Returns:
@@ -92,7 +92,7 @@ def read_records(path: Path) -> pd.DataFrame:
         UserError: the file is missing, cannot be read, has changed since it was written, or is not made of valid
             records that agree; the sentence names the file, the record and the column.
     """
-    given, path = Path(path), _results_file(Path(path))
+    source, path = Path(path), _results_file(Path(path))
     raw = read_input(path, "results file", MAX_BYTES)
     if path.suffix == ".parquet":
         check_against_checksums(path, raw)
@@ -103,18 +103,18 @@ def read_records(path: Path) -> pd.DataFrame:
     _check_keys(f"{path}: ", records)
     if path.suffix == ".csv":
         check_against_checksums(path, raw)  # last: what makes the file unreadable is said first
-    if given.is_dir() and path.name == PARQUET_NAME and (other := given / CSV_NAME).is_file():
+    if source.is_dir() and path.name == PARQUET_NAME and (other := source / CSV_NAME).is_file():
         check_against_checksums(other, read_input(other, "results file", MAX_BYTES))  # else an edit would be ignored
     return to_frame(records)
 
 
-def _validated(where: str, rows: Iterable[Mapping[Any, Any]]) -> list[Record]:
+def _validated(prefix: str, rows: Iterable[Mapping[Any, Any]]) -> list[Record]:
     records = []
     for number, row in enumerate(rows, start=1):
         try:
             records.append(Record.model_validate(row))
         except ValidationError as error:
-            raise UserError(f"{where}record {number} is not valid: {_first_error(error)}") from None
+            raise UserError(f"{prefix}record {number} is not valid: {_first_error(error)}") from None
     return records
 
 
@@ -143,17 +143,17 @@ def _kind(column: str) -> type:
 
 
 _order_values, _key_values = attrgetter(*_ORDER), attrgetter(*KEY_COLUMNS)
-_STAGE_PLACES = [i for i, column in enumerate(_ORDER) if column == "stage"]
+_STAGE_INDICES = [i for i, column in enumerate(_ORDER) if column == "stage"]
 
 
-def _place(record: Record) -> tuple[Any, ...]:
+def _sort_key(record: Record) -> tuple[Any, ...]:
     values = list(_order_values(record))
-    for i in _STAGE_PLACES:
+    for i in _STAGE_INDICES:
         values[i] = STAGES.index(values[i])
     return tuple(values)
 
 
-def _check_keys(where: str, records: Sequence[Record]) -> None:
+def _check_keys(prefix: str, records: Sequence[Record]) -> None:
     """Refuse two records of one measurement: those that say the same, and those that contradict each other."""
     seen: dict[tuple[Any, ...], int] = {}
     for number, record in enumerate(records, start=1):
@@ -161,17 +161,17 @@ def _check_keys(where: str, records: Sequence[Record]) -> None:
         if earlier == number:
             continue
         first = records[earlier - 1]
-        which = f"{where}records {earlier} and {number} describe the same measurement ({_short(record.model_dump())})"
+        which = f"{prefix}records {earlier} and {number} describe the same measurement ({_short(record.model_dump())})"
         differing = [c for c in COLUMNS if getattr(first, c) != getattr(record, c)]
         results = [c for c in differing if c not in TIMING_COLUMNS]
         if results:
             c = results[0]
-            values = f"{c} is {_told(getattr(first, c))} in one and {_told(getattr(record, c))} in the other"
+            values = f"{c} is {_quoted(getattr(first, c))} in one and {_quoted(getattr(record, c))} in the other"
             raise UserError(f"{which} and contradict each other: {values}; leave one of them out")
         raise UserError(f"{which}{', timed twice' if differing else ' twice'}; leave one of them out")
 
 
-def _told(value: Any) -> str:
+def _quoted(value: Any) -> str:
     return f"'{value[:40]}'" if isinstance(value, str) else f"{value!r}"
 
 
@@ -275,12 +275,12 @@ def _check_amount(path: Path, records: int) -> None:
 def _check_parquet(path: Path, file: Any) -> list[str]:
     """Look at a Parquet file's own account of its content before any of it is expanded; returns its columns of text.
 
-    Kilobytes can stand for gigabytes: repeated values are stored once.
+    Kilobytes can become gigabytes: repeated values are stored once.
     """
     import pyarrow as pa
 
     metadata, schema = file.metadata, file.schema_arrow
-    if len(schema.names) > 2 * len(COLUMNS):  # fewer may be another version's, which is told with its version
+    if len(schema.names) > 2 * len(COLUMNS):  # fewer may be another version's, for which there is an error of its own
         _check_columns(path, schema.names)
     for field in schema:
         if pa.types.is_nested(field.type) or pa.types.is_fixed_size_binary(field.type):
@@ -341,20 +341,20 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
     foreign = [c for c in columns if c not in COLUMNS]
     if missing or foreign or len(columns) != len(COLUMNS):
         lists = {"missing": missing, "unknown": foreign}
-        told = [f"{word}: {', '.join(names[:5])}" for word, names in lists.items() if names]
+        problems = [f"{word}: {', '.join(names[:5])}" for word, names in lists.items() if names]
         raise UserError(
             f"{path} has not the columns of records, schema version {SCHEMA_VERSION} "
-            f"({'; '.join(told) or 'a column twice'}); name a {CSV_NAME} that 'bench run' wrote"
+            f"({'; '.join(problems) or 'a column twice'}); name a {CSV_NAME} that 'bench run' wrote"
         )
 
 
 def _first_error(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    column = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
-    if where == "schema_version":
+    if column == "schema_version":
         version = first["input"]
         if isinstance(version, int | str) and str(version).isdecimal() and int(version) > SCHEMA_VERSION:
             return _future(version)
-        return f"schema_version is {_told(version)}; this version reads {SCHEMA_VERSION}"
-    return f"{where}: {message}" if where else message
+        return f"schema_version is {_quoted(version)}; this version reads {SCHEMA_VERSION}"
+    return f"{column}: {message}" if column else message

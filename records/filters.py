@@ -38,7 +38,7 @@ class Condition:
 def parse_condition(text: str) -> Condition:
     """Read ``method=svd,bs``, ``label!="bs, top"``, ``ratio_target>=2`` or ``headline=true``.
 
-    Several values with commas are alternatives (after ``!=``, all are left out); a value with a comma stands in double
+    Several values with commas are alternatives (after ``!=``, all are left out); a value with a comma goes into double
     quotes. Numbers may be compared by size, and so may the time ``evaluated_at``.
 
     Raises:
@@ -68,14 +68,14 @@ def filter_frame(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame
     """
     whole = frame
     for text in conditions:
-        one = parse_condition(text)
-        column = frame[one.column]
-        if one.sign in _ORDERED:
-            frame = frame[_ORDERED[one.sign](column, one.values[0])]
+        condition = parse_condition(text)
+        column = frame[condition.column]
+        if condition.sign in _ORDERED:
+            frame = frame[_ORDERED[condition.sign](column, condition.values[0])]
         else:
-            _check_known(whole, one)
-            chosen = column.isin(one.values)
-            frame = frame[chosen if one.sign == "=" else ~chosen]
+            _check_known(whole, condition)
+            chosen = column.isin(condition.values)
+            frame = frame[chosen if condition.sign == "=" else ~chosen]
         if frame.empty:
             raise UserError(f"no record is left after '{text}'; loosen it or leave it out")
     return frame
@@ -114,12 +114,14 @@ def _written(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _check_known(frame: pd.DataFrame, one: Condition) -> None:
-    known = list(dict.fromkeys(frame[one.column].tolist()))
-    for value in one.values:
+def _check_known(frame: pd.DataFrame, condition: Condition) -> None:
+    known = list(dict.fromkeys(frame[condition.column].tolist()))
+    for value in condition.values:
         if value not in known:
             texts = [_written(v) for v in known]
             hint = did_you_mean(value, texts) if isinstance(value, str) else ""
             more = ", …" if len(texts) > _SHOWN else ""
-            there = ", ".join(texts[:_SHOWN])
-            raise UserError(f"no record has {one.column} '{_written(value)}'{hint or ';'} there are: {there}{more}")
+            shown_values = ", ".join(texts[:_SHOWN])
+            raise UserError(
+                f"no record has {condition.column} '{_written(value)}'{hint or ';'} there are: {shown_values}{more}"
+            )

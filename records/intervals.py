@@ -103,6 +103,7 @@ def nats_interval(nll_sums: Sequence[float], token_counts: Sequence[int], confid
     if n == 1:
         return Interval(-math.inf, math.inf)
     mean = math.fsum(nll_sums) / tokens
+    # The residual of a window is its own sum less what its tokens would have at the common mean.
     squares = math.fsum((s - mean * t) ** 2 for s, t in zip(nll_sums, token_counts, strict=True))
     half = t_quantile(confidence, n - 1) * math.sqrt(n / (n - 1) * squares) / tokens
     return Interval(mean - half, mean + half)
@@ -130,6 +131,7 @@ def t_quantile(confidence: float, degrees: int) -> float:
         raise ValueError("Student's distribution needs at least one degree of freedom")
     if degrees > _SERIES_UP_TO:
         return _t_near_normal(NormalDist().inv_cdf((1 + confidence) / 2), degrees)
+    # More halvings than a double has digits.
     low, high = 0.0, math.pi / 2
     for _ in range(80):
         angle = (low + high) / 2

@@ -19,6 +19,7 @@ _TIE = 1e-9
 
 def mcnemar(only_a: int, only_b: int) -> float:
     """Return the two-sided p-value of McNemar's exact test: discordant problems fall to either side by a fair coin."""
+    # The sum is exact in whole numbers; from n = 1000 on, 2^n is beyond a float, so the division is one of logarithms.
     n, k = only_a + only_b, min(only_a, only_b)
     tail = sum(math.comb(n, i) for i in range(k + 1))
     return min(1.0, float(2 * tail / (1 << n)) if n < 1000 else math.exp(math.log(2 * tail) - n * math.log(2)))
@@ -26,6 +27,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 def paired_interval(only_a: int, only_b: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return the interval of (only_b - only_a) / n with half an observation added to each of the four cells."""
+    # Agresti and Min 2005: without the halves, no discordant problem at all would give an interval of length 0.
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     b, c, total = only_b + 0.5, only_a + 0.5, n + 2
     centre = (b - c) / total
@@ -50,6 +52,7 @@ def sign_flips(differences: Floats, flips: int = LEAST_FLIPS, seed: int = 0) -> 
     observed = np.abs(differences.sum(axis=0))
     reached = observed * (1 - _TIE) - 1e-300
     beyond = np.zeros(differences.shape[1], dtype=np.int64)
+    # In parts: all signs of 10,000 problems and as many flips at once would be 800 MB.
     step = max(1, _SIGNS_AT_ONCE // max(1, *differences.shape))
     for start in range(0, flips, step):
         count = min(step, flips - start)
@@ -68,8 +71,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     The chance of any false rejection stays below the level.
     """
+    # The running maximum keeps the order of the p-values: one that is larger is never adjusted to less.
     adjusted, running, n = [0.0] * len(p_values), 0.0, len(p_values)
-    for rank, place in enumerate(sorted(range(n), key=lambda i: p_values[i])):
-        running = max(running, min(1.0, (n - rank) * p_values[place]))
-        adjusted[place] = running
+    for rank, index in enumerate(sorted(range(n), key=lambda i: p_values[i])):
+        running = max(running, min(1.0, (n - rank) * p_values[index]))
+        adjusted[index] = running
     return adjusted

@@ -33,13 +33,13 @@ def _text(value: str) -> str:
     for character in value:
         if kind := _UNSEEN.get(unicodedata.category(character)):
             raise ValueError(f"{kind} are not allowed in text, and this has U+{ord(character):04X}; remove it")
-    if found := _INVISIBLE.search(value):
-        raise ValueError(f"invisible characters are not allowed in text, and this has U+{ord(found[0]):04X}; remove it")
+    if match := _INVISIBLE.search(value):
+        raise ValueError(f"invisible characters are not allowed in text, and this has U+{ord(match[0]):04X}; remove it")
     return value
 
 
 def recordable(kind: str, value: str) -> str:
-    """Return a name that may stand in a record, so that nothing is refused when the work is done.
+    """Return a name that a record accepts, so that nothing is refused when the work is done.
 
     Raises:
         ValueError: it is empty, too long, would be a formula in a spreadsheet, or has characters that are not seen.

@@ -10,8 +10,9 @@ from typing import Any
 from ..evals.base import metric_from_plain
 from ..foundation.files import canonical_json
 from ..records.files import Record
+from .choices import build_method
 from .executors.local import stage_records
-from .plan import BASELINE, Cell, Plan, build_method
+from .graph import BASELINE, Cell, Plan
 from .store.files import RECORD, damaged
 
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .choices import build_method
 from .config import SweepConfig
 from .estimates.disk import disk_sentence
 from .estimates.machine import assume_machine
@@ -15,7 +16,8 @@ from .estimates.memory import COLUMNS, TITLE, evaluation_needs, evaluation_rows,
 from .estimates.seconds import estimate, wall_seconds
 from .estimates.verdict import evaluation_demands, judge, training_demands, training_rows, way_demands
 from .executors.local import crew_size
-from .plan import Plan, build_method, make_plan
+from .graph import Plan
+from .plan import make_plan
 from .progress import duration
 from .sweep import plan_warnings
 
@@ -103,7 +105,7 @@ def _ranks(plan: Plan) -> Table:
     )
     for spec in plan.config.methods:
         method = build_method(spec, plan.recipe, plan.config.seeds[0])
-        policy = getattr(method, "policy", method.default_policy)
+        policy = method.requirements.policy
         for ratio in plan.config.ratios:
             allocation = plan.allocations[spec.shown, ratio]
             target = f"{plan.parameters / ratio:,.0f}"

@@ -11,9 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..foundation.environment import kernel_choices, number_formats
 from ..foundation.files import digest, sha256_file
+from ..foundation.version import __version__
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
 

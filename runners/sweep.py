@@ -23,7 +23,8 @@ from .estimates.disk import checkpoint_bytes, disk_bytes
 from .estimates.memory import check_plan
 from .estimates.seconds import stage_seconds, wall_seconds
 from .executors.local import Event, crew_size, raise_failures, run_stages
-from .plan import Plan, make_plan
+from .graph import Plan
+from .plan import make_plan
 from .process_setup import refuse_launchers
 from .progress import LOG_FILE, StageProgress
 from .store.removal import Removal, by_fit, keeps_all

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from ..evals.base import EvalSettings, benchmarks, metric_to_plain
+from ..evals.base import Benchmark, EvalSettings, Outcome, benchmarks, metric_to_plain
+from ..evals.engines.base import Engine
 from ..evals.hosting.choice import engine_version
 from ..evals.hosting.host import HostedEngine
 from ..foundation.environment import number_formats
@@ -185,7 +186,10 @@ def _fit(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, 
     way, notes = _way(stage, fit_way, method, length=read_length(stage))
     model, tokenizer = _opened(stage, way, folder)
     data = _data(stage, model, tokenizer) if "data" in stage.config else None
-    fitted = method.fit(model, data, folder)
+    if only := stage.config.get("budget"):  # no other ratio will read it: less can be computed
+        fitted = method.fit_for(Budget(only["ratio"], method.guard, only["rank_multiple"]), model, data, folder)
+    else:
+        fitted = method.fit(model, data, folder)
     fitted.save(folder)
     return {
         "matrices": len(method.targets(model)),
@@ -243,38 +247,59 @@ def _recover(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[s
     return {"training": asdict(log), "memory": memory}
 
 
-def _evaluate(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
-    where, runtime = stage.runtime["model"], stage.runtime
+def asked(stage: Stage) -> tuple[Benchmark, EvalSettings]:
+    """Return the benchmark of an evaluate stage, and how it is evaluated."""
+    runtime = stage.runtime
     settings = EvalSettings(**(runtime["settings"] | {"data_dir": Path(runtime["data"]) if runtime["data"] else None}))
-    benchmark = benchmarks.get(stage.config["benchmark"])()
-    benchmark.check(settings)
-    skeleton, tokenizer = _skeleton(stage)
-    longest = benchmark.longest_sequence(tokenizer, settings, context_length(skeleton.config))
-    memory = {}
-    if stage.config["engine"] == "transformers":  # vLLM takes what it is given
-        peak = evaluation_peak(skeleton, benchmark, settings, longest, stage.config["dtype"], runtime["device"])
-        memory = {"memory": plain(peak)}
-    engine = HostedEngine(
-        stage.config["engine"],
-        where["location"],
-        stage.config["dtype"],
-        runtime["device"],
-        where["revision"] or None,
-        torch.get_num_threads(),
-        longest=lambda *_: longest,
-    )
-    with engine:
-        outcome = benchmark.evaluate(engine, settings, progress)
-    lines = (json.dumps(sample, ensure_ascii=False, sort_keys=True) + "\n" for sample in outcome.samples)
-    with open(folder / "samples.jsonl", "w", encoding="utf-8") as file:
-        file.writelines(lines)
-    size = weights_size(where["location"], where["revision"])
+    return benchmarks.get(stage.config["benchmark"])(), settings
+
+
+def open_engine(stage: Stage, longest: Callable[[Any, int], int], threads: int) -> HostedEngine:
+    """Load the model of an evaluate stage into its engine; see `HostedEngine` for ``longest`` and errors."""
+    model, device, dtype = stage.runtime["model"], stage.runtime["device"], stage.config["dtype"]
+    revision = model["revision"] or None
+    return HostedEngine(stage.config["engine"], model["location"], dtype, device, revision, threads, longest=longest)
+
+
+def evaluate_with(engine: Engine, stage: Stage, progress: Progress | None) -> Outcome:
+    """Evaluate the benchmark of a stage by an engine that holds its model."""
+    benchmark, settings = asked(stage)
+    return benchmark.evaluate(engine, settings, progress)
+
+
+def outcome_record(stage: Stage, outcome: Outcome) -> dict[str, Any]:
+    """Return what came out of an evaluate stage as plain data, without the samples."""
     return {
         "metrics": [metric_to_plain(metric) for metric in outcome.metrics],
         "dataset_sha256": outcome.dataset_sha256,
         "prompt_sha256": outcome.prompt_sha256,
         "details": outcome.details,
         "variant": outcome.variant or stage.config["variant"],
+    }
+
+
+def sample_lines(outcome: Outcome) -> Iterator[str]:
+    """Yield the lines of a file of samples."""
+    return (json.dumps(sample, ensure_ascii=False, sort_keys=True) + "\n" for sample in outcome.samples)
+
+
+def _evaluate(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
+    benchmark, settings = asked(stage)
+    benchmark.check(settings)
+    skeleton, tokenizer = _skeleton(stage)
+    longest = benchmark.longest_sequence(tokenizer, settings, context_length(skeleton.config))
+    memory = {}
+    if stage.config["engine"] == "transformers":  # vLLM takes what it is given
+        peak = evaluation_peak(skeleton, benchmark, settings, longest, stage.config["dtype"], stage.runtime["device"])
+        memory = {"memory": plain(peak)}
+    engine = open_engine(stage, lambda *_: longest, torch.get_num_threads())
+    with engine:
+        outcome = evaluate_with(engine, stage, progress)
+    with open(folder / "samples.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(sample_lines(outcome))
+    size = weights_size(stage.runtime["model"]["location"], stage.runtime["model"]["revision"])
+    return {
+        **outcome_record(stage, outcome),
         "engine": {
             "name": engine.engine,
             "version": engine_version(engine.engine),

@@ -27,6 +27,8 @@ methods/test_third_party.py
 cli/test_cli.py
 runners/test_speed.py
 runners/test_reproduce.py
+docs/test_python_api.py
+docs/test_guides.py
 runners/test_broken_models.py
 runners/test_hostile_folders.py
 evals/test_samples.py
@@ -36,7 +38,7 @@ evals/test_benchmarks.py
 methods/test_memory.py
 models/vllm_plugin/test_lm_eval.py
 perf/test_sweeps.py
-foundation/test_nursery.py
+foundation/test_fork_server.py
 evals/test_engine_hosting.py
 browser/test_report_page.py
 methods/test_contract.py
@@ -130,8 +132,9 @@ def data_dir() -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory):
-    """A folder for checksums of large files in place of the user's."""
-    os.environ["LOWRANK_BENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    """A folder for what can be computed again in place of the user's; the processes of pytest-xdist share one."""
+    base = tmp_path_factory.getbasetemp()
+    os.environ["LOWRANK_BENCH_CACHE"] = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache")
 
 
 @pytest.fixture(scope="session")

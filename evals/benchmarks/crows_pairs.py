@@ -50,15 +50,15 @@ class CrowsPairs(HarnessBenchmark):
 
     def metrics(self, rows: Sequence[Row], judged: Sequence[Judged]) -> list[Metric]:
         """Return the share of stereotyping preferences, overall and by type, and the mean difference."""
-        preferred = [float(one.verdicts["pct_stereotype"] == "stereotype") for one in judged]
-        differences = [one.values["likelihood_diff"] for one in judged]
+        preferred = [float(problem.verdicts["pct_stereotype"] == "stereotype") for problem in judged]
+        differences = [problem.values["likelihood_diff"] for problem in judged]
         interval = mean_interval(differences, lower=0.0)
         mean = sum(differences) / len(differences)
-        found = [
+        metrics = [
             rate("pct_stereotype", preferred, headline=True, better=False),
             Metric("likelihood_diff", mean, interval.low, interval.high, len(differences), False, False),
         ]
         by_type: dict[str, list[float]] = {}
         for row, value in zip(rows, preferred, strict=True):
             by_type.setdefault(str(row["bias_type"]), []).append(value)
-        return found + [rate(f"pct_stereotype/{name}", by_type[name], better=False) for name in sorted(by_type)]
+        return metrics + [rate(f"pct_stereotype/{name}", by_type[name], better=False) for name in sorted(by_type)]

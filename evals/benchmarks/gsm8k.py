@@ -46,8 +46,8 @@ class Gsm8k(NumberBenchmark):
         if settings.stage == "finetuned":
             return [finetuning_prompt(row["question"]) for row in rows]
         train = cached_rows("gsm8k", "train", settings.data_dir).rows
-        shown = [f"Question: {train[i]['question']}\nAnswer: {train[i]['answer']}\n\n" for i in EXAMPLE_INDICES]
-        return ["".join(shown) + f"Question: {row['question']}\nAnswer:" for row in rows]
+        examples_text = [f"Question: {train[i]['question']}\nAnswer: {train[i]['answer']}\n\n" for i in EXAMPLE_INDICES]
+        return ["".join(examples_text) + f"Question: {row['question']}\nAnswer:" for row in rows]
 
     def stops(self, settings: EvalSettings) -> tuple[str, ...]:
         """Return the reference's stop strings before finetuning; a finetuned model ends by itself."""

@@ -1,6 +1,6 @@
 """HumanEval: 164 Python functions to complete (Chen et al. 2021).
 
-Before finetuning the model continues the prompt as it stands, unstripped, zero-shot. After it the model gets the
+Before finetuning the model continues the prompt as it is, unstripped, zero-shot. After it the model gets the
 finetuning prompt and may answer with a body, a whole function or a code block.
 """
 

@@ -49,8 +49,8 @@ class Mbpp(CodeBenchmark):
         if settings.stage == "finetuned":
             return [finetuning_prompt(mbpp_instruction(dict(row))) for row in rows]
         examples = {row["task_id"]: row for row in cached_rows("mbpp", "prompt", settings.data_dir).rows}
-        shown = [f"{_task(examples[i])}{unix(examples[i]['code'])}\n[DONE]\n\n" for i in EXAMPLE_TASK_IDS]
-        return ["".join(shown) + _task(row) for row in rows]
+        shots = [f"{_task(examples[i])}{unix(examples[i]['code'])}\n[DONE]\n\n" for i in EXAMPLE_TASK_IDS]
+        return ["".join(shots) + _task(row) for row in rows]
 
     def stops(self, settings: EvalSettings) -> tuple[str, ...]:
         """Return the reference's stop string before finetuning."""

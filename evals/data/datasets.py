@@ -126,24 +126,24 @@ def _lines(path: Path) -> Iterable[tuple[int, Any]]:
         raise UserError(f"'{path}' cannot be read ({error}); fetch the file again") from error
 
 
-def _checked(row: Any, spec: DatasetSpec, where: str) -> dict[str, Any]:
+def _checked(row: Any, spec: DatasetSpec, source: str) -> dict[str, Any]:
     if not isinstance(row, Mapping):
-        raise UserError(f"{where} is not a JSON object; a {spec.name} record has the fields {', '.join(spec.fields)}")
+        raise UserError(f"{source} is not a JSON object; a {spec.name} record has the fields {', '.join(spec.fields)}")
     missing = [name for name in spec.fields if name not in row]
     if missing:
         raise UserError(
-            f"{where} lacks the field '{missing[0]}'; a {spec.name} record has the fields {', '.join(spec.fields)}"
+            f"{source} lacks the field '{missing[0]}'; a {spec.name} record has the fields {', '.join(spec.fields)}"
         )
     return {name: row[name] for name in spec.fields}
 
 
-def _check_count(rows: list[dict[str, Any]], spec: DatasetSpec, split: str, where: str) -> None:
+def _check_count(rows: list[dict[str, Any]], spec: DatasetSpec, split: str, source: str) -> None:
     expected = spec.splits[split].records
     if not rows:
-        raise UserError(f"{where} holds no records; fetch {spec.hub_id} ({split}) again")
+        raise UserError(f"{source} holds no records; fetch {spec.hub_id} ({split}) again")
     if expected is not None and len(rows) != expected:
         raise UserError(
-            f"{where} holds {len(rows):,} records but {spec.name}/{split} has {expected:,}; fetch it again, and use "
+            f"{source} holds {len(rows):,} records but {spec.name}/{split} has {expected:,}; fetch it again, and use "
             "--limit to evaluate fewer problems"
         )
 
@@ -185,8 +185,8 @@ def _snapshot(spec: DatasetSpec, revision: str) -> str:
     """
     from huggingface_hub import snapshot_download
 
-    wanted = [*(f"{config}/*" for config in spec.configs), "*.md", "*.yaml"] if spec.configs else None
-    folder = snapshot_download(spec.hub_id, repo_type="dataset", revision=revision, allow_patterns=wanted)
+    patterns = [*(f"{config}/*" for config in spec.configs), "*.md", "*.yaml"] if spec.configs else None
+    folder = snapshot_download(spec.hub_id, repo_type="dataset", revision=revision, allow_patterns=patterns)
     if all((Path(folder) / config).is_dir() for config in spec.configs):
         return folder
     return snapshot_download(spec.hub_id, repo_type="dataset", revision=revision)
@@ -204,7 +204,7 @@ def _load_hub(spec: DatasetSpec, split: str) -> Rows:
     entry = spec.splits[split]
     hub_split = entry.hub_split or split
     rows: list[dict[str, Any]] = []
-    where = f"{spec.hub_id}@{revision}/{hub_split}"
+    source = f"{spec.hub_id}@{revision}/{hub_split}"
     files = {hub_split: spec.data_files} if spec.data_files else None
     folder = ""
     for config in spec.configs or (None,):
@@ -218,21 +218,21 @@ def _load_hub(spec: DatasetSpec, split: str) -> Rows:
                 loaded = datasets.load_dataset(
                     spec.hub_id, config, split=hub_split, revision=revision, data_files=files, streaming=True
                 ).take(entry.head)
-            made = loaded if spec.from_hub is None else (spec.from_hub(row, config) for row in loaded)
-            rows.extend(_checked(row, spec, f"a record of {where}") for row in made)
+            records = loaded if spec.from_hub is None else (spec.from_hub(row, config) for row in loaded)
+            rows.extend(_checked(row, spec, f"a record of {source}") for row in records)
         except UserError:
             raise
         except Exception as error:  # the hub client raises many unrelated types for "cannot reach it"
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"cannot load {where} from the hub ({reason}); pass --data DIR with '{spec.name}/{split}.jsonl.gz' "
+                f"cannot load {source} from the hub ({reason}); pass --data DIR with '{spec.name}/{split}.jsonl.gz' "
                 "to use local files"
             ) from error
-    _check_count(rows, spec, split, where)
-    found = content_sha256(rows, spec.fields)
-    if revision == spec.revision and entry.sha256 not in (None, found):
+    _check_count(rows, spec, split, source)
+    actual = content_sha256(rows, spec.fields)
+    if revision == spec.revision and entry.sha256 not in (None, actual):
         raise UserError(
-            f"what was loaded as {where} is not the published data (content hash {found}, expected {entry.sha256}); "
+            f"what was loaded as {source} is not the published data (content hash {actual}, expected {entry.sha256}); "
             f"name another commit with {REVISIONS_VARIABLE}, or pass --data DIR"
         )
-    return Rows(rows, found, f"hub:{where}")
+    return Rows(rows, actual, f"hub:{source}")

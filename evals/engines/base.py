@@ -153,19 +153,20 @@ def finish(
         return decode_continuation(tokenizer, prompt, ids)
 
     end = next((index for index, token in enumerate(ids) if token in eos), None)
-    kept = tuple(ids[:end])
-    text = text_of(kept)
+    before_end = tuple(ids[:end])
+    text = text_of(before_end)
     cut = _first(text, stops)
     if cut is None:
-        return Completion(kept, text, "length" if end is None else "stop")
-    low, high = 1, len(kept)  # the fewest tokens that have a stop string
+        return Completion(before_end, text, "length" if end is None else "stop")
+    # Bisection for the fewest tokens that have a stop string: more tokens never lose one, and each decoding is dear.
+    low, high = 1, len(before_end)
     while low < high:
         middle = (low + high) // 2
-        if _first(text_of(kept[:middle]), stops) is None:
+        if _first(text_of(before_end[:middle]), stops) is None:
             low = middle + 1
         else:
             high = middle
-    return Completion(kept[:low], text[:cut], "stop")
+    return Completion(before_end[:low], text[:cut], "stop")
 
 
 def _first(text: str, stops: Sequence[str]) -> int | None:

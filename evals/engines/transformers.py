@@ -98,6 +98,7 @@ class TransformersEngine(Engine):
         ids = torch.full((len(prompts), width), self._pad_id(), dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
+            # Padded on the left: generation continues from the last column, which has to be every prompt's end.
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             mask[row, width - len(prompt) :] = 1
         greedy = sampling.temperature == 0
@@ -116,8 +117,8 @@ class TransformersEngine(Engine):
             use_cache=True,
             **choice,
         )
-        made = zip(prompts, output[:, width:].tolist(), strict=True)
-        return [finish(self.tokenizer, prompt, ids, sampling.stop, eos) for prompt, ids in made]
+        generated = zip(prompts, output[:, width:].tolist(), strict=True)
+        return [finish(self.tokenizer, prompt, ids, sampling.stop, eos) for prompt, ids in generated]
 
     @torch.inference_mode()
     def logprobs(
@@ -146,6 +147,7 @@ class TransformersEngine(Engine):
         ids = torch.full((len(sequences), width), self._pad_id(), dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, sequence in enumerate(sequences):
+            # Padded on the right: under a causal mask no token sees what follows, so positions stay those of one row.
             ids[row, : len(sequence)] = torch.tensor(sequence)
             mask[row, : len(sequence)] = 1
         ids = ids.to(device)
@@ -186,8 +188,8 @@ class _StopStrings(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Return one bool per row of ``input_ids`` (batch × tokens): whether it is done."""
-        made = zip(self.prompts, input_ids[:, self.width :].tolist(), strict=True)
-        done = [stop_found(self.tokenizer, prompt, ids, self.stops) for prompt, ids in made]
+        generated = zip(self.prompts, input_ids[:, self.width :].tolist(), strict=True)
+        done = [stop_found(self.tokenizer, prompt, ids, self.stops) for prompt, ids in generated]
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
 
 

@@ -27,7 +27,8 @@ from .base import (
     stop_found,
 )
 
-_CPU_SEQUENCES, _GPU_SEQUENCES = 64, 256  # most that run side by side, whatever the batch size
+_CPU_SEQUENCES, _GPU_SEQUENCES = 64, 1024  # most that run side by side; two cores gain nothing from more
+_QUEUE = 1024  # most requests that vLLM holds at a time: as many as run, so that its scheduler always has the next one
 _BLOCK_TOKENS = 128  # at least vLLM's block size: a sequence's last block may be nearly empty
 _CPU_CACHE_BYTES = 4 << 30
 _LOGIT_BYTES = 1 << 30
@@ -86,7 +87,9 @@ class VllmEngine(Engine):
             **reservation(needs, device),
             # The logits of every prompt token of a step are held at once when they are scored.
             max_num_batched_tokens=max(512, min(8192, _LOGIT_BYTES // (4 * config.vocab_size))),
-            max_num_seqs=_sequences(device),
+            # An upper bound: a sequence starts where its tokens have room in the cache. There are two copies of the
+            # logits of the next tokens.
+            max_num_seqs=min(_sequences(device), max(1, _LOGIT_BYTES // (8 * config.vocab_size))),
             enable_prefix_caching=True,
             generation_config="vllm",  # what authors ship, such as a repetition penalty, must have no effect
             enforce_eager=device == "cpu",  # compiling takes half a minute there and gains nothing
@@ -100,7 +103,7 @@ class VllmEngine(Engine):
         batch_size: int,
         progress: Progress | None = None,
     ) -> list[Completion]:
-        """Continue each prompt, at most ``batch_size`` side by side; sampling is seeded per prompt.
+        """Continue each prompt; vLLM decides how many side by side, not ``batch_size``. Sampling is seeded per prompt.
 
         What is drawn for a prompt depends on the seed, its tokens and how often they came before, not on the others.
         """
@@ -129,11 +132,13 @@ class VllmEngine(Engine):
         results: list[Completion | None] = [None] * len(prompts)
         generated: dict[int, list[int]] = {}
         done = 0
-        for index, output, cancel in self._run(prompts, params, batch_size):
+        for index, output, cancel in self._run(prompts, params):
             ids = generated.setdefault(index, [])
-            news = output.outputs[0]
-            ids.extend(news.token_ids)
-            check_finite([[entry[token].logprob for entry, token in zip(news.logprobs, news.token_ids, strict=True)]])
+            new_output = output.outputs[0]
+            ids.extend(new_output.token_ids)
+            check_finite(
+                [[entry[token].logprob for entry, token in zip(new_output.logprobs, new_output.token_ids, strict=True)]]
+            )
             if not output.finished:
                 if not stop_found(self.tokenizer, prompts[index], ids, stops):
                     continue
@@ -150,14 +155,14 @@ class VllmEngine(Engine):
         batch_size: int,
         progress: Progress | None = None,
     ) -> list[list[float]]:
-        """Score sequences; softmax in float32."""
+        """Score sequences; softmax in float32. As in `generate`, ``batch_size`` has no effect."""
         from vllm import SamplingParams
 
         self._check(sequences, 0)
         params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         results: list[list[float]] = [[] for _ in sequences]
         done = 0
-        for index, output, _ in self._run(sequences, lambda _: params, batch_size):
+        for index, output, _ in self._run(sequences, lambda _: params):
             if output.finished:
                 pairs = zip(output.prompt_logprobs[1:], sequences[index][1:], strict=True)
                 results[index] = [float(entry[token].logprob) for entry, token in pairs]
@@ -173,9 +178,9 @@ class VllmEngine(Engine):
             raise ValueError(f"{most} tokens were asked for, but memory was reserved for {self._longest} (`longest`)")
 
     def _run(
-        self, prompts: Sequence[Sequence[int]], params: Callable[[int], Any], batch_size: int
+        self, prompts: Sequence[Sequence[int]], params: Callable[[int], Any]
     ) -> Iterator[tuple[int, Any, Callable[[], None]]]:
-        """Yield (index of the prompt, news about it, what cancels it) until all are finished or cancelled."""
+        """Yield (index of the prompt, its new output, what cancels it) until all are finished or cancelled."""
         from vllm import TokensPrompt
 
         engine = self._llm.llm_engine
@@ -187,7 +192,7 @@ class VllmEngine(Engine):
 
         try:
             while waiting or running:
-                while waiting and len(running) < batch_size:
+                while waiting and len(running) < _QUEUE:
                     index = waiting.popleft()
                     engine.add_request(str(index), TokensPrompt(prompt_token_ids=list(prompts[index])), params(index))
                     running.add(index)
@@ -233,12 +238,14 @@ def cache_bytes(needs: Footprint, device: str) -> int:
     Raises:
         UserError: not even one sequence of the longest length that will be asked for fits.
     """
+    # One block more than the tokens: a sequence's last block may be nearly empty and is still taken whole.
     sequence = needs.token * (needs.sequence + 1 + _BLOCK_TOKENS)
     free = free_memory(device)
     if device == "cpu":
         room = min(_CPU_CACHE_BYTES, (free - needs.weights) // 2)
     else:
         room = int(0.9 * free) - needs.weights - _OWN_BYTES
+    # Half of what is free is a courtesy to others on the machine, not a need: one long sequence may take it all.
     if device == "cpu" and room < sequence <= free - needs.weights:
         room = sequence
     if room < sequence:
@@ -252,9 +259,9 @@ def cache_bytes(needs: Footprint, device: str) -> int:
 
 def _positions_depend_on_length(config: Any) -> bool:
     """Whether vLLM's rotary embedding of a model is another for another ``max_model_len`` (LongRoPE, dynamic NTK)."""
-    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    each = [found, *(part for part in found.values() if isinstance(part, dict))]
-    return any((part.get("rope_type") or part.get("type")) in ("longrope", "su", "dynamic") for part in each)
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    rope_settings = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    return any((part.get("rope_type") or part.get("type")) in ("longrope", "su", "dynamic") for part in rope_settings)
 
 
 def _sequences(device: str) -> int:

@@ -44,14 +44,14 @@ Extractor = Callable[[str], str | None]
 
 def strict(text: str) -> str | None:
     """Return what follows the first ``#### ``."""
-    found = _STRICT.search(text)
-    return found.group(1)[:MAX_ANSWER] if found else None
+    match = _STRICT.search(text)
+    return match.group(1)[:MAX_ANSWER] if match else None
 
 
 def flexible(text: str) -> str | None:
     """Return the last number in the text."""
-    found = _FLEXIBLE.findall(text)
-    return next(part for part in found[-1] if part)[:MAX_ANSWER] if found else None
+    numbers = _FLEXIBLE.findall(text)
+    return next(part for part in numbers[-1] if part)[:MAX_ANSWER] if numbers else None
 
 
 def answer_is(text: str) -> str | None:
@@ -86,8 +86,8 @@ def _bare(line: str) -> str | None:
 
 def boxed(text: str) -> str | None:
     """Return the content of the last ``\\boxed{}``."""
-    found = last_boxed(text)
-    return found if found is None else found[:MAX_ANSWER]
+    content = last_boxed(text)
+    return content if content is None else content[:MAX_ANSWER]
 
 
 def minerva(text: str) -> str | None:
@@ -110,6 +110,7 @@ def between_dollars(text: str) -> str | None:
 
 def last_boxed(text: str) -> str | None:
     """Return the content of the last complete ``\\boxed{...}`` (or ``\\fbox{...}``, ``\\boxed X``), braces balanced."""
+    # One pass matches all braces: searching the partner of each opening one is quadratic in a text of braces.
     starts = list(_BOXED.finditer(text))
     ends = _closing_braces(text, starts[0].start()) if starts else {}
     for match in reversed(starts):
@@ -123,14 +124,14 @@ def last_boxed(text: str) -> str | None:
 
 
 def _closing_braces(text: str, start: int) -> dict[int, int]:
-    """Map the place of each opening brace after ``start`` to that of its closing one."""
-    found, open_braces = {}, []
+    """Map the index of each opening brace after ``start`` to that of its closing one."""
+    closing, open_braces = {}, []
     for match in _BRACE.finditer(text, start):
         if match.group(0) == "{":
             open_braces.append(match.start())
         elif open_braces:
-            found[open_braces.pop()] = match.start()
-    return found
+            closing[open_braces.pop()] = match.start()
+    return closing
 
 
 def same_text(answer: str, gold: str) -> bool:

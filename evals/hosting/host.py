@@ -18,7 +18,7 @@ from typing import Any
 
 from ...foundation.environment import one_gpu
 from ...foundation.errors import UserError
-from ...foundation.forked import Child, Nursery
+from ...foundation.fork_server import Child, ForkServer
 from ...foundation.process import python_command, python_environment
 from ...models.configs import load_config
 from ...models.footprint import context_length
@@ -27,10 +27,10 @@ from ...models.loading import load_tokenizer
 from ..engines.base import Completion, Engine, Progress, Sampling, engines
 from .child import Opening, serve
 
-KEPT_BYTES = 256 << 20
+REUSE_BYTES = 256 << 20
 """A process that held a model up to this size waits for the next one: importing takes longer than such a model."""
 
-_LAST_WORDS = 25  # lines
+_LAST_LINES = 25
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from lowrank_bench.evals.hosting.child import main; main(int(sys.argv[2]), int(sys.argv[3]))"
@@ -39,7 +39,7 @@ _DEATHS = {-9: "killed, most likely because memory ran out", -11: "a segmentatio
 
 
 class EngineCrashed(Exception):
-    """An engine's process died or failed through no fault of the input; the text has its last words."""
+    """An engine's process died or failed through no fault of the input; the text has its last output."""
 
 
 def cause_of_death(code: int | None) -> str:
@@ -119,9 +119,9 @@ class HostedEngine(Engine):
         if self._process is None:
             return
         try:
-            self.peak_memory_bytes = self._ask(None, "close")
+            self.peak_memory_bytes = self._ask(None, "close")  # every answer has been given: a crash here loses none
         except EngineCrashed:
-            return  # what was asked of it has been answered
+            return
         process, self._process = self._process, None
         _give_back(process) if self._keep else process.end()
 
@@ -143,7 +143,7 @@ class HostedEngine(Engine):
 
 
 def _forks(key: tuple[str, str, str, int]) -> bool:
-    """Whether an engine's process can be forked: what touches no GPU, and needs no more than a nursery has imported."""
+    """Whether an engine's process can be forked: it needs no GPU, and no more than a fork server has imported."""
     engine, _, device, _ = key
     return engine == "transformers" and device == "cpu"
 
@@ -173,31 +173,31 @@ class _Process:
 
     def __init__(self, engine: str, key: tuple[str, str, str, int], threads: int) -> None:
         self.engine, self.key, self.owner = engine, key, os.getpid()
-        self._pipe, far = mp.Pipe()
+        self._pipe, child_end = mp.Pipe()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
-        more = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
-        more |= one_gpu(key[2])[1]
-        # One process alone is not worth a nursery; a sweep's worker comes from one.
-        nursery = Nursery.known(threads) if _forks(key) else None
+        environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
+        environment |= one_gpu(key[2])[1]
+        # One process alone is not worth a fork server; a sweep's worker comes from one.
+        fork_server = ForkServer.running(threads) if _forks(key) else None
         self._process: Child | _Started
-        if nursery is not None:
-            self._process = nursery.start(
-                serve, files=[far.fileno()], output=self._log.fileno(), environment=more, session=True
+        if fork_server is not None:
+            self._process = fork_server.start(
+                serve, files=[child_end.fileno()], output=self._log.fileno(), environment=environment, session=True
             )
         else:
-            self._process = self._started(far, more)
-        far.close()
+            self._process = self._started(child_end, environment)
+        child_end.close()
 
-    def _started(self, far: Connection, more: dict[str, str]) -> _Started:
-        arguments = [json.dumps(sys.path), str(far.fileno()), str(os.getpid())]
+    def _started(self, child_end: Connection, environment: dict[str, str]) -> _Started:
+        arguments = [json.dumps(sys.path), str(child_end.fileno()), str(os.getpid())]
         process = subprocess.Popen(
             python_command("-c", _START, *arguments),
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
-            pass_fds=[far.fileno()],
+            pass_fds=[child_end.fileno()],
             start_new_session=True,
-            env=python_environment(more),
+            env=python_environment(environment),
         )
         return _Started(process)
 
@@ -219,10 +219,11 @@ class _Process:
                 if progress:
                     progress(*value)
         except (EOFError, ConnectionError):
+            # The pipe closes a moment before the process can be waited for.
             code = self._process.join(10)
             raise EngineCrashed(
                 f"the engine '{self.engine}' died ({cause_of_death(code)}) at '{verb}'; its last "
-                f"words:\n{self._last_words()}\nTry a smaller batch (--eval-batch-size in bench run, --batch-size in "
+                f"output:\n{self._last_output()}\nTry a smaller batch (--eval-batch-size in bench run, --batch-size in "
                 "bench eval) or fewer --workers; the same command goes on where it was, finished stages are kept."
             ) from None
         if kind == "refused":
@@ -231,11 +232,11 @@ class _Process:
             raise EngineCrashed(f"the engine '{self.engine}' failed at '{verb}':\n{value.strip()}")
         return value
 
-    def _last_words(self) -> str:
+    def _last_output(self) -> str:
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, size - 20_000))
         lines = self._log.read().decode("utf-8", "replace").replace("\r", "\n").splitlines()
-        return "\n".join([line for line in lines if line.strip()][-_LAST_WORDS:]) or "(none)"
+        return "\n".join([line for line in lines if line.strip()][-_LAST_LINES:]) or "(none)"
 
     def end(self) -> None:
         """Kill the process with all that it started."""
@@ -250,12 +251,12 @@ _idle: list[_Process] = []
 
 def _take(engine: str, module: str, device: str, threads: int) -> _Process:
     key = (engine, module, device, threads)
-    kept = [process for process in _idle if process.key == key and process.alive]
+    matching = [process for process in _idle if process.key == key and process.alive]
     for process in _idle:
-        if process not in kept[:1]:
-            process.end()  # another kind of engine is wanted now: what waits only takes memory
+        if process not in matching[:1]:
+            process.end()  # it waits for a kind of engine that is not asked for now, and only takes memory
     _idle.clear()
-    return kept[0] if kept else _Process(engine, key, threads)
+    return matching[0] if matching else _Process(engine, key, threads)
 
 
 def _give_back(process: _Process) -> None:
@@ -273,4 +274,4 @@ def end_idle() -> None:
 
 def _is_small(checkpoint: str | Path) -> bool:
     folder = Path(checkpoint)
-    return folder.is_dir() and sum(file.stat().st_size for file in weight_files(folder)) <= KEPT_BYTES
+    return folder.is_dir() and sum(file.stat().st_size for file in weight_files(folder)) <= REUSE_BYTES

@@ -60,7 +60,7 @@ def score_number(text: str, answer: str) -> Scored:
         raise ValueError(f"the reference answer has no '#### N': {answer!r}")
     answers = {name: reading.extract(text) for name, reading in READINGS.items()}
     verdicts: dict[str, Verdict] = {}
-    for name, found in answers.items():
-        same = found is not None and READINGS[name].same(found, gold)
-        verdicts[name] = "no-answer" if found is None else "correct" if same else "wrong"
+    for name, extracted in answers.items():
+        same = extracted is not None and READINGS[name].same(extracted, gold)
+        verdicts[name] = "no-answer" if extracted is None else "correct" if same else "wrong"
     return Scored(answers, verdicts, {"gold": gold})

@@ -25,7 +25,7 @@ from ..engines.base import Engine
 from ..tasks.prompts import most_tokens, prompt_sha256
 from .likelihood import ENCODING_VERSION, Likelihood, Pair, encode_pair, likelihoods
 
-MEASURED = ("loglikelihoods", "token_counts", "cut")
+SCORED = ("loglikelihoods", "token_counts", "cut")
 """Fields of a line that scoring wrote; what `judge` adds follows from them and the data."""
 
 Row = Mapping[str, Any]
@@ -155,18 +155,18 @@ class ChoiceBenchmark(Benchmark):
         judged = self.judge_rows(rows, scores)
         requests = self.requests(rows, settings)
         samples = []
-        for line, one, pairs in zip(lines, judged, requests, strict=True):
+        for line, problem, pairs in zip(lines, judged, requests, strict=True):
             texts = [continuation for _, continuation in pairs]
-            more = {
-                "completion": texts[one.choice],
-                "tokens": line["token_counts"][one.choice],
+            judgement = {
+                "completion": texts[problem.choice],
+                "tokens": line["token_counts"][problem.choice],
                 "character_counts": [len(text) for text in texts],
-                "choice": one.choice,
-                "gold": one.gold,
+                "choice": problem.choice,
+                "gold": problem.gold,
                 "answers": {},
-                "verdicts": one.verdicts,
+                "verdicts": problem.verdicts,
             }
-            samples.append({**line, **more, **one.values})
+            samples.append({**line, **judgement, **problem.values})
         cut = sum(line["cut"] > 0 for line in lines)
         details = {"problems": len(rows), "problems_cut_to_context": cut, "requests": sum(map(len, scores))}
         prompts = digest([line["prompt_sha256"] for line in lines])

@@ -134,15 +134,15 @@ def tested_names(asserts: str) -> tuple[str, ...]:
 
 def free_names(source: str) -> set[str]:
     """Return the names that a test reads and does not itself bind, builtins among them."""
-    read: set[str] = set()
+    loaded: set[str] = set()
     bound: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Name):
-            (read if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+            (loaded if isinstance(node.ctx, ast.Load) else bound).add(node.id)
         elif isinstance(node, ast.arg):
             bound.add(node.arg)
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             bound.add(node.name)
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             bound.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
-    return read - bound
+    return loaded - bound

@@ -137,7 +137,7 @@ class GenerativeBenchmark(Benchmark):
 
     def identity(self, settings: EvalSettings) -> Mapping[str, Any]:
         """Return all that a result depends on besides the model."""
-        same = {
+        identity = {
             "benchmark": self.name,
             "variant": self.variant(settings),
             "stage": settings.stage,
@@ -150,9 +150,9 @@ class GenerativeBenchmark(Benchmark):
             "rules": dict(self.rules(settings)),
         }
         if settings.temperature == 0:
-            return same
+            return identity
         sampling = {name: getattr(settings, name) for name in ("samples", "temperature", "top_p", "seed")}
-        return same | {"sampling": sampling}
+        return identity | {"sampling": sampling}
 
     def evaluate(self, engine: Engine, settings: EvalSettings, progress: Progress | None = None) -> Outcome:
         """Generate and score."""
@@ -164,7 +164,7 @@ class GenerativeBenchmark(Benchmark):
     ) -> list[Line]:
         """Return one line per problem and sample, problem by problem, without answers and verdicts.
 
-        Every round of samples has a seed of its own, so that an engine which seeds each request draws anew.
+        Every round of samples has a seed of its own, so that an engine which seeds each request draws other samples.
 
         Raises:
             UserError: no problems, or not one prompt fits the model's context (`check_fits`).
@@ -207,14 +207,14 @@ class GenerativeBenchmark(Benchmark):
     def judge(self, rows: Sequence[Row], lines: Sequence[Line], settings: EvalSettings) -> Outcome:
         """Score lines of these problems and sum up; every problem has the same number of lines, one after the other."""
         count = len(lines) // len(rows)
-        each = [row for row in rows for _ in range(count)]
-        scored, details = self.score(each, [line["completion"] for line in lines], settings)
-        for line, one in zip(lines, scored, strict=True):
+        row_of_line = [row for row in rows for _ in range(count)]
+        scored, details = self.score(row_of_line, [line["completion"] for line in lines], settings)
+        for line, result in zip(lines, scored, strict=True):
             if line["finish_reason"] == TOO_LONG:
-                one.verdicts = dict.fromkeys(one.verdicts, "no-answer")
+                result.verdicts = dict.fromkeys(result.verdicts, "no-answer")
         samples = [
-            {**line, "answers": one.answers, "verdicts": one.verdicts, **one.extra}
-            for line, one in zip(lines, scored, strict=True)
+            {**line, "answers": result.answers, "verdicts": result.verdicts, **result.extra}
+            for line, result in zip(lines, scored, strict=True)
         ]
         metrics = self._metrics(rows, scored, count, self.headline(settings))
         reasons = [line["finish_reason"] for line in lines]
@@ -228,7 +228,7 @@ class GenerativeBenchmark(Benchmark):
     def _metrics(self, rows: Sequence[Row], scored: Sequence[Scored], count: int, headline: str) -> list[Metric]:
         metrics = []
         for name in scored[0].verdicts:
-            verdicts = [one.verdicts[name] for one in scored]
+            verdicts = [result.verdicts[name] for result in scored]
             right = _means([verdict == "correct" for verdict in verdicts], count)
             metrics.append(rate(self.metric, right, name, headline=name == headline))
             if not self.runs_code:
@@ -267,7 +267,7 @@ def check_sampling(settings: EvalSettings) -> None:
 
 
 def check_fits(name: str, prompts: Sequence[str], tokenizer: Any, context: int, stage: str) -> None:
-    """Raise a `UserError` if not one prompt leaves room for a completion: a score would stand for no completion at all.
+    """Raise a `UserError` if not one prompt leaves room for a completion: a score would be of no completion at all.
 
     Args:
         name: of the benchmark.
@@ -302,6 +302,7 @@ def complete(
     """
     encoded = [encode_prompt(engine.tokenizer, prompt) for prompt in prompts]
     room = [engine.context_length - len(ids) for ids in encoded]
+    # An engine takes one limit a call. Two calls, so that one long prompt does not shorten everybody's completion.
     wide = [index for index, free in enumerate(room) if free >= sampling.max_new_tokens]
     tight = [index for index, free in enumerate(room) if MIN_NEW_TOKENS <= free < sampling.max_new_tokens]
     results: list[Completion | None] = [None] * len(prompts)

@@ -97,7 +97,9 @@ class HarnessBenchmark(ChoiceBenchmark):
     def metrics(self, rows: Sequence[Row], judged: Sequence[Judged]) -> list[Metric]:
         """Return shares of right answers with Wilson intervals."""
         return [
-            rate(name, [float(one.verdicts[name] == "correct") for one in judged], headline=name == self.scorer())
+            rate(
+                name, [float(problem.verdicts[name] == "correct") for problem in judged], headline=name == self.scorer()
+            )
             for name in self.values
         ]
 
@@ -130,10 +132,10 @@ def load_task(folder: str, name: str, rows: Sequence[Row]) -> Any:
     assert spec is not None
     assert spec.origin is not None
     manager = TaskManager(include_path=str(Path(spec.origin).parent / folder), include_defaults=False)
-    held = datasets.Dataset.from_list([dict(row) for row in rows])
+    dataset = datasets.Dataset.from_list([dict(row) for row in rows])
     changes = {
         "task": name,
-        "custom_dataset": lambda **_: {"test": held},
+        "custom_dataset": lambda **_: {"test": dataset},
         "dataset_kwargs": None,
         "training_split": None,
         "validation_split": None,
@@ -147,7 +149,7 @@ def load_task(folder: str, name: str, rows: Sequence[Row]) -> Any:
 
 def _instances(task: Any) -> Iterator[list[Any]]:
     """Yield each problem's requests."""
-    for doc in task.task_docs:  # eval_docs would process them anew
+    for doc in task.task_docs:  # eval_docs would process them again
         context = task.fewshot_context(doc, num_fewshot=0)
         yield task.construct_requests(doc, context, metadata=(task.config.task, None, 1))
 

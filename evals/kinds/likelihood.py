@@ -56,11 +56,13 @@ def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[i
     """
     if not context:
         return _behind_start(tokenizer, continuation)
-    kept = context.rstrip()
-    if not kept:
+    stripped = context.rstrip()
+    if not stripped:
         raise ValueError("a context must not be all spaces; pass an empty one")
+    # As lm-evaluation-harness: the border lies where the context alone, without its closing spaces, ends in tokens, so
+    # that a space goes to the continuation, whose first token usually has it.
     whole = tokenizer.encode(context + continuation, verbose=False)
-    start = len(tokenizer.encode(kept, verbose=False))
+    start = len(tokenizer.encode(stripped, verbose=False))
     return _checked(whole[:start], whole[start:], continuation)
 
 
@@ -94,7 +96,7 @@ def likelihoods(
     """
     limit = engine.context_length
     sequences: dict[tuple[int, ...], int] = {}
-    places: list[tuple[int, int, int]] = []
+    positions: list[tuple[int, int, int]] = []
     for context, continuation in pairs:
         head, tail = encode_pair(engine.tokenizer, context, continuation)
         if len(tail) >= limit:
@@ -104,10 +106,11 @@ def likelihoods(
             )
         ids = head + tail
         cut = max(len(ids) - limit, 0)
-        place = sequences.setdefault(tuple(ids[cut:]), len(sequences))
-        places.append((place, len(tail), cut))
+        position = sequences.setdefault(tuple(ids[cut:]), len(sequences))
+        positions.append((position, len(tail), cut))
     longest = max(map(len, sequences), default=1)
     size = max(1, min(batch_size, BATCH_TOKENS // longest))
     scores = engine.logprobs(list(sequences), size, progress)
     check_finite(scores)
-    return [Likelihood(math.fsum(scores[place][-count:]), count, cut) for place, count, cut in places]
+    # `logprobs` has one number fewer than there are ids; the continuation's are the last ones either way.
+    return [Likelihood(math.fsum(scores[position][-count:]), count, cut) for position, count, cut in positions]

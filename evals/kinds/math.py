@@ -51,11 +51,11 @@ class MathBenchmark(GenerativeBenchmark):
         """Return the few-shot or the finetuning prompt of each problem."""
         if settings.stage == "finetuned":
             return [finetuning_prompt(row["problem"]) for row in rows]
-        shown = "".join(
+        examples_text = "".join(
             f"{_question(row)} {row['solution']}{_ENDING.replace('{answer}', last_boxed(row['solution']) or '')}\n\n"
             for row in minerva_examples(cached_rows("math", "train", settings.data_dir).rows)
         )
-        return [shown + _question(row) for row in rows]
+        return [examples_text + _question(row) for row in rows]
 
     def stops(self, settings: EvalSettings) -> tuple[str, ...]:
         """Return the reference's stop string before finetuning; a finetuned model ends by itself."""
@@ -89,19 +89,19 @@ class MathBenchmark(GenerativeBenchmark):
 
 def reference_answer(row: Mapping[str, Any]) -> str:
     """Return the content of the solution's last ``\\boxed{}``."""
-    found = last_boxed(row["solution"])
-    if found is None:
+    answer = last_boxed(row["solution"])
+    if answer is None:
         raise UserError(f"a MATH solution has no \\boxed{{}} answer: {row['solution'][-80:]!r}; fetch the data again")
-    return found
+    return answer
 
 
 def minerva_examples(train: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Find the prompt's four problems in the training split, in the prompt's order."""
-    found = {key: row for row in train if (key := problem_key(row["problem"])) in EXAMPLES}
+    examples = {key: row for row in train if (key := problem_key(row["problem"])) in EXAMPLES}
     for key, file in EXAMPLES.items():
-        if key not in found:
+        if key not in examples:
             raise UserError(f"the training split of MATH lacks the example problem '{file}'; fetch the data again")
-    return [found[key] for key in EXAMPLES]
+    return [examples[key] for key in EXAMPLES]
 
 
 def problem_key(problem: str) -> str:

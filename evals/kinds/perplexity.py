@@ -53,7 +53,7 @@ class PerplexityBenchmark(Benchmark):
         """Return the name of the variant with this window."""
 
     def variant(self, settings: EvalSettings) -> str:
-        """Name the windowing; `Outcome.variant` names it anew where the model's context is shorter."""
+        """Name the windowing; `Outcome.variant` names it again where the model's context is shorter."""
         return self._name(settings.context or self.window, settings)
 
     def _name(self, window: int, settings: EvalSettings) -> str:
@@ -93,8 +93,8 @@ class PerplexityBenchmark(Benchmark):
                 "that many tokens"
             )
         window = settings.context or min(self.window, engine.context_length)
-        more = {"bos": True} if self._bos(settings) else {}
-        windows = self.windows(engine.tokenizer, [row["text"] for row in data.rows], window, **more)
+        options = {"bos": True} if self._bos(settings) else {}
+        windows = self.windows(engine.tokenizer, [row["text"] for row in data.rows], window, **options)
         windows = [ids for ids in windows if len(ids) > 1][: settings.limit]  # one token alone predicts nothing
         if not windows:
             raise UserError(
@@ -105,6 +105,7 @@ class PerplexityBenchmark(Benchmark):
         scores = engine.logprobs(windows, batch_size, progress)
         check_finite(scores)
         sums, counts = [-math.fsum(row) for row in scores], [len(row) for row in scores]
+        # Per token, not the mean over windows: a short last window must not weigh as much as a full one.
         mean = math.fsum(sums) / sum(counts)
         interval, nats = perplexity_interval(sums, counts), nats_interval(sums, counts)
         metrics = [

@@ -16,7 +16,7 @@ from ...foundation.process import python_command, python_environment
 from .spec import Measured, SpeedSpec
 
 _PACKAGE = __package__.rpartition(".evals.")[0]
-_LAST_WORDS = 300
+_MESSAGE_CHARACTERS = 300
 
 
 def is_installed(engine: str) -> bool:
@@ -41,16 +41,16 @@ def measure_apart(spec: SpeedSpec) -> Measured:
     """Measure a checkpoint in a new process and wait for it.
 
     Raises:
-        UserError: what the process told, or its last words where it died.
+        UserError: the process's own message, or its last output where it died.
     """
     with tempfile.TemporaryDirectory() as folder:
         result, log = Path(folder) / "result.json", Path(folder) / "log"
-        asked = json.dumps(asdict(spec) | {"device": one_gpu(spec.device)[0]})
-        words = python_command("-m", f"{_PACKAGE}.evals.speed.child", asked, str(result), str(os.getpid()))
+        spec_json = json.dumps(asdict(spec) | {"device": one_gpu(spec.device)[0]})
+        command = python_command("-m", f"{_PACKAGE}.evals.speed.child", spec_json, str(result), str(os.getpid()))
         with log.open("wb") as output:
-            code = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, env=_environment(spec)).returncode
+            code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=_environment(spec)).returncode
         if code:
-            raise UserError(_last_words(spec, code, log.read_text(errors="replace")))
+            raise UserError(_why_it_died(spec, code, log.read_text(errors="replace")))
         values = json.loads(result.read_text(encoding="utf-8"))
     if "error" in values:
         raise UserError(values["error"])
@@ -59,10 +59,10 @@ def measure_apart(spec: SpeedSpec) -> Measured:
 
 def _environment(spec: SpeedSpec) -> dict[str, str]:
     threads = str(spec.threads)
-    kept = {
+    inherited = {
         key: value for key, value in python_environment().items() if key != "VLLM_CPU_KVCACHE_SPACE"
     }  # it would override ours
-    return kept | {
+    return inherited | {
         **one_gpu(spec.device)[1],
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
@@ -75,12 +75,11 @@ def _environment(spec: SpeedSpec) -> dict[str, str]:
     }
 
 
-def _last_words(spec: SpeedSpec, code: int, log: str) -> str:
-    what = f"measuring {Path(spec.folder).name} with {spec.engine}"
+def _why_it_died(spec: SpeedSpec, code: int, log: str) -> str:
+    measurement = f"measuring {Path(spec.folder).name} with {spec.engine}"
     if code == -9:
-        return f"{what} was killed, most likely for want of memory; lower --batch-sizes or use a smaller model"
+        return f"{measurement} was killed, most likely for want of memory; lower --batch-sizes or use a smaller model"
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line for line in lines if line.partition(":")[0].endswith(("Error", "Exception"))]
-    return (
-        f"{what} ended with exit code {code}: {' '.join((errors or lines or ['no message'])[-1].split())[:_LAST_WORDS]}"
-    )
+    message = " ".join((errors or lines or ["no message"])[-1].split())[:_MESSAGE_CHARACTERS]
+    return f"{measurement} ended with exit code {code}: {message}"

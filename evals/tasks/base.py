@@ -11,10 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
 
-from ...foundation.errors import unknown
+from ...foundation.errors import UserError, unknown
 from ...foundation.files import digest
 from ..base import benchmarks as benchmark_registry
 from ..data.datasets import load_rows
@@ -167,8 +168,8 @@ def _gsm8k(data_dir: Path | None, seed: int) -> tuple[list[Example], str]:
 def _gsm8k_and_math(data_dir: Path | None, seed: int) -> tuple[list[Example], str]:
     examples, origin = _gsm8k(data_dir, seed)
     data = load_rows("math", "train", data_dir)
-    more = [Example(finetuning_prompt(r["problem"]), math_answer(r["solution"])) for r in data.rows]
-    return examples + more, f"{origin}+{data.source}"
+    math_examples = [Example(finetuning_prompt(r["problem"]), math_answer(r["solution"])) for r in data.rows]
+    return examples + math_examples, f"{origin}+{data.source}"
 
 
 def _codealpaca(data_dir: Path | None, seed: int) -> tuple[list[Example], str]:
@@ -308,26 +309,54 @@ _TASKS = (
 tasks: dict[str, Task] = {task.name: task for task in _TASKS}
 
 
+PUBLISHED = "lowrank_bench.tasks"
+"""Entry point group in which other packages publish a `Task`."""
+
+
+def all_tasks() -> dict[str, Task]:
+    """Return every task by name: the built-in ones, then those that other packages publish.
+
+    Raises:
+        UserError: a published task cannot be imported, is none, or has a name that is taken.
+    """
+    known = dict(tasks)
+    for point in entry_points(group=PUBLISHED):
+        try:
+            task = point.load()
+        except Exception as error:
+            raise UserError(
+                f"task '{point.name}' of {point.value} cannot be imported ({error}); mend or uninstall it"
+            ) from error
+        if not isinstance(task, Task) or task.name != point.name:
+            raise UserError(f"{point.value} is no task '{point.name}'; publish a lowrank_bench.Task under its own name")
+        if known.setdefault(task.name, task) is not task:
+            raise UserError(f"task '{task.name}' of {point.value} has a name that is taken; rename or uninstall it")
+    return known
+
+
 def get_task(name: str) -> Task:
     """Return a task; raise a `UserError` with the nearest name if there is none."""
-    if name not in tasks:
-        raise unknown("task", name, tasks)
-    return tasks[name]
+    if name in tasks:
+        return tasks[name]
+    known = all_tasks()
+    if name not in known:
+        raise unknown("task", name, known)
+    return known[name]
 
 
 def benchmark_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Return registered benchmark names for what was typed: a task stands for its benchmarks, ``_`` for ``-``.
+    """Return registered benchmark names for what was typed: a task means its benchmarks, ``_`` means ``-``.
 
     Raises:
         UserError: a name that is neither; with the nearest one.
     """
-    known, found = set(benchmark_registry.names()), []
+    known, known_tasks, benchmarks = set(benchmark_registry.names()), all_tasks(), []
     for name in names:
         plain = name.replace("_", "-")
         if plain in known:
-            found.append(plain)
-        elif plain in tasks:
-            found += tasks[plain].benchmarks
+            benchmarks.append(plain)
+        elif plain in known_tasks:
+            benchmarks += known_tasks[plain].benchmarks
         else:
             raise unknown("benchmark", name, known)
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(benchmarks))

@@ -58,7 +58,12 @@ def arc_validation(data_dir: Path | None) -> tuple[list[str], str]:
     Two questions are asked again in a test split, with other choices; they are left out.
     """
     names = ("arc_easy", "arc_challenge")
-    asked = {row["question"] for name in names for row in load_rows(name, "test", data_dir).rows}
+    test_questions = {row["question"] for name in names for row in load_rows(name, "test", data_dir).rows}
     loaded = {name: load_rows(name, "validation", data_dir) for name in names}
-    texts = [answered(name, row) for name, data in loaded.items() for row in data.rows if row["question"] not in asked]
+    texts = [
+        answered(name, row)
+        for name, data in loaded.items()
+        for row in data.rows
+        if row["question"] not in test_questions
+    ]
     return texts, "+".join(data.source for data in loaded.values())

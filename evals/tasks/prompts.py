@@ -59,6 +59,7 @@ def encode_prompt(tokenizer: Any, text: str) -> list[int]:
     """Return the token ids of a text with exactly one beginning-of-sequence token, if the tokenizer has one."""
     # verbose=False: whether a text fits is checked where it is used, against the model's own context.
     ids = list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+    # A text may begin with the token's own name, which a tokenizer reads as the token: one is enough.
     bos = tokenizer.bos_token_id
     if bos is None:
         return ids
@@ -81,8 +82,8 @@ def most_tokens(texts: Iterable[str], count: Callable[[str], int], limit: float 
     for bound, text in sorted(((_token_bound(text), text) for text in texts), reverse=True):
         if bound <= most:
             break
-        found = count(text)
-        most = max(most, found) if found <= limit else most
+        length = count(text)
+        most = max(most, length) if length <= limit else most
     return most
 
 
@@ -131,7 +132,7 @@ def encode_joined(
 ) -> list[Encoded]:
     """Encode the parts, joined by ``separator``, as examples of exactly ``max_length`` tokens; the rest is dropped.
 
-    BOS stands once, at the very start, as in the published WikiText-2 perplexities; with ``bos`` each example begins
+    There is one BOS, at the very start, as in the published WikiText-2 perplexities; with ``bos`` each example begins
     with one, followed by ``max_length`` - 1 tokens of the text.
 
     Raises:
@@ -142,8 +143,8 @@ def encode_joined(
         check_has_bos(tokenizer)
         start, ids = ids[:1], ids[1:]
     length = max_length - len(start)
-    places = range(0, len(ids) - length + 1, length)
-    return [_language_example(tokenizer, start + ids[place : place + length]) for place in places]
+    starts = range(0, len(ids) - length + 1, length)
+    return [_language_example(tokenizer, start + ids[position : position + length]) for position in starts]
 
 
 def check_has_bos(tokenizer: Any) -> None:

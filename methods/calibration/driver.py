@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,11 +12,14 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from ..base import CalibrationData
+from ..estimates import statistic_bytes
 from ..fitted import Fitted
 from ..groups import Group
 from ..linalg.whitening import Root, root
 from ..matrixwise import MatrixCompressor
-from .moments import Moments, input_moments
+from ..requirements import Requirements
+from .collection import input_moments
+from .moments import Moments
 
 
 class CalibratedCompressor(MatrixCompressor):
@@ -28,7 +32,7 @@ class CalibratedCompressor(MatrixCompressor):
         length: longest example in tokens; None takes the task's own.
     """
 
-    needs_data: ClassVar[bool] = True
+    requires: ClassVar[Requirements] = Requirements(statistics=True)
 
     samples: int | None = Field(default=256, ge=1)
     batch_size: int = Field(default=8, ge=1)
@@ -36,14 +40,9 @@ class CalibratedCompressor(MatrixCompressor):
     length: int | None = Field(default=None, ge=8)
 
     @property
-    def calibration_task(self) -> str:
-        """Return the task that is read, or empty for the run's own."""
-        return self.calibration
-
-    @property
-    def calibration_length(self) -> int | None:
-        """Return the longest example in tokens, or None for the task's own."""
-        return self.length
+    def requirements(self) -> Requirements:
+        """Return what the method needs, with the task and the length of the examples that it reads."""
+        return replace(super().requirements, calibration_task=self.calibration, calibration_length=self.length)
 
     def fit(self, model: nn.Module, data: CalibrationData | None, folder: Path | None = None) -> Fitted:
         """Decompose every group and note how much was read."""
@@ -72,20 +71,15 @@ class MomentCompressor(CalibratedCompressor):
     grams: ClassVar[bool] = True
     """Whether second moments are needed; without them all layers are gathered in one pass."""
 
-    def statistic_bytes(self, group: Group) -> int:
-        """Return the bytes of a Gram matrix."""
-        return 8 * group.in_features**2 if self.grams else 0
-
     def collect(
         self, model: nn.Module, data: CalibrationData | None, groups: Sequence[Group]
     ) -> Iterator[tuple[Group, Any]]:
         """Yield each group with the moments of its (first member's) input."""
         if data is None:
             raise ValueError(f"{self.name} needs task data")
-        found = input_moments(
-            model, [group.name for group in groups], data, self.samples, self.batch_size, grams=self.grams
-        )
-        yield from ((group, moments) for group, (_, moments) in zip(groups, found, strict=True))
+        names = [group.name for group in groups]
+        moments_by_name = input_moments(model, names, data, self.samples, self.batch_size, grams=self.grams)
+        yield from ((group, moments) for group, (_, moments) in zip(groups, moments_by_name, strict=True))
         self._last = None
 
     def rooted(self, moments: Moments, gram: Callable[[], Tensor], weight: Tensor, jitter: float = 0.0) -> Root:
@@ -104,6 +98,12 @@ class MomentCompressor(CalibratedCompressor):
                 return made
             self._last = moments, made
         return self._last[1]
+
+
+@statistic_bytes.register
+def _(method: MomentCompressor, group: Group) -> int:
+    """Return the bytes of a Gram matrix."""
+    return 8 * group.in_features**2 if method.grams else 0
 
 
 def pooled(moments: Sequence[Moments]) -> Moments:

@@ -1,4 +1,7 @@
-"""Second moments of what enters a linear layer, and of the gradients that come back to it, streamed over task data."""
+"""Sums over task data: second moments of what enters a linear layer, and of the gradients that come back to it.
+
+They see whatever runs through the model while they watch; `in_memory` and `sequential_statistics` decide what runs.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...models.streamed import weights_of
-from ..base import CalibrationData
-from .statistics import example_losses, only_embedding_requires_grad
+from .statistics import example_losses
 
 _ROWS, _WIDTH = 4096, 256  # tokens that are in float64 at a time; width of the bands of `add_gram`
-
-GRAM_BYTES = 2 << 30
-"""Most memory for the Gram matrices of one pass over the data; what does not fit is gathered in further passes."""
 
 
 @dataclass(frozen=True)
@@ -38,56 +36,6 @@ class Moments:
     absolute: Tensor
     tokens: int
     readers: int = 1
-
-
-def input_moments(
-    model: nn.Module,
-    names: Sequence[str],
-    data: CalibrationData,
-    samples: int | None,
-    batch_size: int = 8,
-    limit_bytes: int = GRAM_BYTES,
-    grams: bool = True,
-) -> Iterator[tuple[str, Moments]]:
-    """Yield the moments of each linear layer's input, in the order of the names.
-
-    Layers that are given the very same tensor (q, k, v; gate, up) share one Gram matrix. Matrices are taken in chunks
-    whose Gram matrices fit into ``limit_bytes`` (8·n² bytes each); each chunk is one pass over the data that ends at
-    its last layer, so memory does not grow with the number of layers. A streamed model is walked block by block
-    instead, in one pass. All layers see the dense model's activations.
-
-    Args:
-        model: the model; not changed.
-        names: dotted names of ``nn.Linear`` modules.
-        data: task data.
-        samples: examples to use, or None for all.
-        batch_size: examples per forward pass; changes the result by rounding only.
-        limit_bytes: see above; one matrix at least is taken at a time.
-        grams: False leaves the Gram matrices empty (0, 0).
-    """
-    if weights_of(model) is not None:
-        from .sequential_statistics import walked_moments
-
-        yield from walked_moments(model, names, data, samples, batch_size, grams)
-        return
-    for chunk in _chunks(
-        names, [model.get_submodule(name).in_features for name in names], limit_bytes if grams else None
-    ):
-        yield from _chunk_moments(model, chunk, data, samples, batch_size, grams).items()
-
-
-def _chunks(names: Sequence[str], widths: Sequence[Any], limit_bytes: int | None) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    used = 0
-    for name, width in zip(names, widths, strict=True):
-        size = 8 * int(width) ** 2
-        if chunk and limit_bytes is not None and used + size > limit_bytes:
-            yield chunk
-            chunk, used = [], 0
-        chunk.append(name)
-        used += size
-    if chunk:
-        yield chunk
 
 
 def add_gram(total: Tensor, x: Tensor) -> None:
@@ -175,56 +123,13 @@ class MomentSums:
         if self.stop and len(self._seen) == len(self.names):
             raise Reached
 
-    def found(self) -> dict[str, Moments]:
+    def result(self) -> dict[str, Moments]:
         """Return the moments by name; layers with the same input get the same object."""
-        found = {}
+        moments = {}
         for first, readers in Counter(self._same[name] for name in self.names).items():
             gram, total, absolute = self._sums[first]
-            found[first] = Moments(mirrored(gram).cpu(), total.cpu(), absolute.cpu(), self.tokens, readers)
-        return {name: found[self._same[name]] for name in self.names}
-
-
-def _chunk_moments(
-    model: nn.Module, names: Sequence[str], data: CalibrationData, samples: int | None, batch_size: int, grams: bool
-) -> dict[str, Moments]:
-    device = next(model.parameters()).device
-    sums, training = MomentSums(names, grams), model.training
-    model.eval()
-    try:
-        with torch.no_grad(), sums.watching(model):
-            for batch in data.batches(samples, batch_size):
-                batch = {key: value.to(device) for key, value in batch.items()}
-                sums.begin(batch["attention_mask"])
-                with contextlib.suppress(Reached):
-                    model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-    finally:
-        model.train(training)
-    return sums.found()
-
-
-def gradient_grams(
-    model: nn.Module,
-    names: Sequence[str],
-    data: CalibrationData,
-    samples: int | None,
-    batch_size: int = 8,
-    limit_bytes: int = GRAM_BYTES,
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield R = Σ_t g_t g_tᵀ (m, m), float64, over tokens; g_t is the gradient of the loss by a layer's output.
-
-    The loss is the sum over all target tokens of the calibration examples, labels shifted once; gradients are taken per
-    token (a sum over tokens first would leave R of rank one per example). Memory as in `input_moments`.
-
-    Args:
-        model, names, data, samples, batch_size, limit_bytes: as in `input_moments`.
-    """
-    if weights_of(model) is not None:
-        from .sequential_statistics import walked_gradients
-
-        yield from walked_gradients(model, names, data, samples, batch_size)
-        return
-    for chunk in _chunks(names, [model.get_submodule(name).out_features for name in names], limit_bytes):
-        yield from _chunk_gradients(model, chunk, data, samples, batch_size).items()
+            moments[first] = Moments(mirrored(gram).cpu(), total.cpu(), absolute.cpu(), self.tokens, readers)
+        return {name: moments[self._same[name]] for name in self.names}
 
 
 class GradientSums:
@@ -232,7 +137,7 @@ class GradientSums:
 
     Args:
         names: dotted names of ``nn.Linear`` modules.
-        sums: what `found` gave for earlier batches.
+        sums: what `result` gave for earlier batches.
     """
 
     def __init__(self, names: Sequence[str], sums: Mapping[str, Tensor] | None = None) -> None:
@@ -264,7 +169,7 @@ class GradientSums:
             for handle in handles:
                 handle.remove()
 
-    def found(self) -> dict[str, Tensor]:
+    def result(self) -> dict[str, Tensor]:
         """Return the sums by name."""
         return {name: mirrored(gram) for name, gram in self._sums.items()}
 
@@ -273,24 +178,3 @@ def token_loss(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     """Return the cross-entropy summed over all target tokens of a batch."""
     targets = (batch["labels"][:, 1:] != -100).sum(1)
     return (example_losses(logits, batch["labels"]) * targets).sum()
-
-
-def _chunk_gradients(
-    model: nn.Module, names: Sequence[str], data: CalibrationData, samples: int | None, batch_size: int
-) -> dict[str, Tensor]:
-    device = next(model.parameters()).device
-    found, training = GradientSums(names), model.training
-    model.eval()
-    try:
-        with only_embedding_requires_grad(model) as embedding, found.watching(model):
-            for batch in data.batches(samples, batch_size):
-                batch = {key: value.to(device) for key, value in batch.items()}
-                found.begin(batch["attention_mask"])
-                logits = model(
-                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-                ).logits
-                torch.autograd.grad(token_loss(logits, batch), embedding)
-    finally:
-        model.train(training)
-    sums = found.found()
-    return {name: sums[name].cpu() for name in names}

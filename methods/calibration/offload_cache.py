@@ -1,4 +1,4 @@
-"""Tensors that wait for their turn: in memory as long as they are few, on disk beyond that."""
+"""An offload cache: tensors are kept in memory while they are few, and on disk beyond that."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 LIMIT_BYTES = 1 << 30
-"""Most memory for tensors that wait between the blocks of a walk."""
+"""Most memory for tensors that wait between the blocks of a model."""
 
 
-class Spill:
+class OffloadCache:
     """Tensors by key; beyond a limit they go to files that are plain bytes, so that reading one maps no memory.
 
     Args:
@@ -30,7 +30,7 @@ class Spill:
         self._disk: dict[Hashable, tuple[Path, torch.Size, torch.dtype]] = {}
         self._files = 0
 
-    def __enter__(self) -> Spill:
+    def __enter__(self) -> OffloadCache:
         """Start empty."""
         return self
 

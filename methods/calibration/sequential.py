@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...models.blocks import Blocks, find_blocks, forwards, hidden_in
 from ...models.streamed import empty, fill, loaded, weights_of
-from .offload_cache import Spill
+from .offload_cache import OffloadCache
 
 Batch = dict[str, Tensor]
 
@@ -28,36 +28,36 @@ class _Entered(Exception):
 
 
 class _Hidden:
-    """Stands for the hidden states among a block's arguments."""
+    """Marks the hidden states among a block's arguments."""
 
 
 class _Kept:
-    """Stands for a tensor that waits in the spill."""
+    """Marks a tensor that waits in the cache."""
 
     def __init__(self, key: tuple[str, int, int]) -> None:
         self.key = key
 
 
-class Walk:
-    """Some batches on their way through a streamed model.
+class SequentialCalibration:
+    """Batches that are pushed through a streamed model block by block.
 
     Args:
         model: opened by `models.streamed.open_streamed`.
         batches: what is pushed through, see `CalibrationData`.
-        spill: where hidden states wait between blocks.
+        cache: where hidden states wait between blocks.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Batch], spill: Spill) -> None:
+    def __init__(self, model: nn.Module, batches: Sequence[Batch], cache: OffloadCache) -> None:
         weights = weights_of(model)
         if weights is None:
-            raise ValueError("only a streamed model can be walked")
-        self.model, self.batches, self.spill, self.weights = model, batches, spill, weights
+            raise ValueError("only a streamed model can be read block by block")
+        self.model, self.batches, self.cache, self.weights = model, batches, cache, weights
         self.blocks: Blocks = find_blocks(model)
         self._given: dict[tuple[str, int], tuple[Any, Any]] = {}
 
     @torch.no_grad()
     def enter(self) -> None:
-        """Run what comes before the blocks; afterwards the first one's input waits as ``(0, batch)`` in the spill."""
+        """Run what comes before the blocks; afterwards the first one's input waits as ``(0, batch)`` in the cache."""
         with self._outside():
             for index in range(len(self.batches)):
                 with contextlib.suppress(_Entered):
@@ -67,17 +67,17 @@ class Walk:
     def _note(self, index: int, seen: list[Tensor], block: int, args: Any, kwargs: Any) -> Tensor:
         hidden = hidden_in(args, kwargs)
         if block == 0:
-            self.spill.put((0, index), hidden)
+            self.cache.put((0, index), hidden)
 
         def keep(value: Any) -> Any:
             if value is hidden:
                 return _Hidden()
             if isinstance(value, Tensor):
-                place = next((place for place, other in enumerate(seen) if other is value), len(seen))
-                key = ("given", index, place)
-                if place == len(seen):
+                position = next((position for position, other in enumerate(seen) if other is value), len(seen))
+                key = ("given", index, position)
+                if position == len(seen):
                     seen.append(value)
-                    self.spill.put(key, value)
+                    self.cache.put(key, value)
                 return _Kept(key)
             if isinstance(value, dict):
                 return {key: keep(part) for key, part in value.items()}
@@ -101,7 +101,7 @@ class Walk:
             if isinstance(value, _Hidden):
                 return hidden
             if isinstance(value, _Kept):
-                return self.spill.get(value.key).to(self.weights.device)
+                return self.cache.get(value.key).to(self.weights.device)
             if isinstance(value, dict):
                 return {key: restore(part) for key, part in value.items()}
             return type(value)(map(restore, value)) if type(value) in (list, tuple) else value
@@ -128,7 +128,7 @@ class Walk:
 
     def hidden(self, key: Any) -> Tensor:
         """Return waiting hidden states on the model's device."""
-        return self.spill.get(key).to(self.weights.device)
+        return self.cache.get(key).to(self.weights.device)
 
     def _around(self, index: int, block: Callable[[int, Any, Any], Tensor]) -> Any:
         """Run the model on one batch with its blocks replaced by a function of (number, args, kwargs)."""

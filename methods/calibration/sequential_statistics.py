@@ -1,7 +1,7 @@
-"""The statistics of `moments` and `statistics` for a streamed model, gathered block by block with the same sums.
+"""Statistics of a streamed model, collected block by block with the sums of `moments` and `statistics`.
 
-Input moments need one way forwards. Gradients need every block's input once more on the way back: inputs wait in memory
-or on disk (`spill`), so many batches at a time that they take no more than `INPUTS_BYTES`.
+Input moments need one forward pass. Gradients need every block's input once more in the backward pass: inputs wait in
+memory or on disk (`offload_cache`), so many batches at a time that they take no more than `INPUTS_BYTES`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ...models.blocks import find_blocks
 from ...models.streamed import weights_of
 from ..base import CalibrationData
 from .moments import GradientSums, Moments, MomentSums, Reached, token_loss
-from .offload_cache import Spill
-from .sequential import Batch, Walk
+from .offload_cache import OffloadCache
+from .sequential import Batch, SequentialCalibration
 from .statistics import FisherSums, example_losses
 
 INPUTS_BYTES = 64 << 30
 """Most disk and memory for the inputs of all blocks that wait for the way back."""
 
 
-def walked_moments(
+def input_moments(
     model: nn.Module,
     names: Sequence[str],
     data: CalibrationData,
@@ -34,39 +34,41 @@ def walked_moments(
     batch_size: int,
     grams: bool = True,
 ) -> Iterator[tuple[str, Moments]]:
-    """Yield what `moments.input_moments` yields; only the blocks up to the last name wanted so far are held."""
-    found: dict[str, Moments] = {}
-    with _spill(model) as spill:
-        walk = Walk(model, list(data.batches(samples, batch_size)), spill)
-        parts = _moments_by_block(walk, names, grams)
+    """Yield what `collection.input_moments` yields; only the blocks up to the last name wanted so far are held."""
+    moments: dict[str, Moments] = {}
+    with _offload_cache(model) as cache:
+        calibration = SequentialCalibration(model, list(data.batches(samples, batch_size)), cache)
+        parts = _moments_by_block(calibration, names, grams)
         for name in names:
-            while name not in found:
-                found |= next(parts)
-            yield name, found.pop(name)
+            while name not in moments:
+                moments |= next(parts)
+            yield name, moments.pop(name)
 
 
-def _moments_by_block(walk: Walk, names: Sequence[str], grams: bool) -> Iterator[dict[str, Moments]]:
-    walk.enter()
-    for number, block in enumerate(track(walk.blocks.names)):
-        sums = MomentSums([name for name in names if walk.blocks.owner(name) == block], grams, stop=False)
-        with torch.no_grad(), walk.block(block), sums.watching(walk.model):
-            for index, batch in enumerate(walk.batches):
-                sums.begin(batch["attention_mask"].to(walk.weights.device))
-                output = walk.run(block, index, walk.hidden((number, index)))
-                walk.spill.drop((number, index))
-                walk.spill.put((number + 1, index), output)
-        yield sums.found()
-    sums = MomentSums([name for name in names if walk.blocks.owner(name) is None], grams)
+def _moments_by_block(
+    calibration: SequentialCalibration, names: Sequence[str], grams: bool
+) -> Iterator[dict[str, Moments]]:
+    calibration.enter()
+    for number, block in enumerate(track(calibration.blocks.names)):
+        sums = MomentSums([name for name in names if calibration.blocks.owner(name) == block], grams, stop=False)
+        with torch.no_grad(), calibration.block(block), sums.watching(calibration.model):
+            for index, batch in enumerate(calibration.batches):
+                sums.begin(batch["attention_mask"].to(calibration.weights.device))
+                output = calibration.run(block, index, calibration.hidden((number, index)))
+                calibration.cache.drop((number, index))
+                calibration.cache.put((number + 1, index), output)
+        yield sums.result()
+    sums = MomentSums([name for name in names if calibration.blocks.owner(name) is None], grams)
     if sums.names:
-        with torch.no_grad(), sums.watching(walk.model), walk.behind() as rest:
-            for index, batch in enumerate(walk.batches):
-                sums.begin(batch["attention_mask"].to(walk.weights.device))
+        with torch.no_grad(), sums.watching(calibration.model), calibration.behind() as rest:
+            for index, batch in enumerate(calibration.batches):
+                sums.begin(batch["attention_mask"].to(calibration.weights.device))
                 with contextlib.suppress(Reached):
-                    rest(index, walk.hidden((len(walk.blocks.names), index)))
-        yield sums.found()
+                    rest(index, calibration.hidden((len(calibration.blocks.names), index)))
+        yield sums.result()
 
 
-def walked_fisher(
+def input_fisher(
     model: nn.Module,
     names: Sequence[str],
     data: CalibrationData,
@@ -74,116 +76,124 @@ def walked_fisher(
     batch_size: int,
     axis: Literal["in", "out"] = "in",
 ) -> dict[str, Tensor]:
-    """Return what `statistics.input_fisher` returns."""
+    """Return what `collection.input_fisher` returns."""
     sums: dict[str | None, FisherSums] = {}
 
-    def watch(walk: Walk, block: str | None, pass_back: Callable[[FisherSums], None]) -> None:
-        inside = [name for name in names if walk.blocks.owner(name) == block]
+    def watch(calibration: SequentialCalibration, block: str | None, pass_back: Callable[[FisherSums], None]) -> None:
+        inside = [name for name in names if calibration.blocks.owner(name) == block]
         own = sums.setdefault(block, FisherSums(inside, axis))
-        with own.watching(walk.model):
+        with own.watching(calibration.model):
             pass_back(own)
 
-    for walk in _back(model, data, samples, batch_size):
+    for calibration in _batch_groups(model, data, samples, batch_size):
         _backwards(
-            walk,
+            calibration,
             watch,
             lambda own, batch: own.begin(len(batch["input_ids"])),
             lambda logits, batch: example_losses(logits, batch["labels"]).sum(),
         )
-    found = {name: value for own in sums.values() for name, value in own.found().items()}
-    return {name: found[name] for name in names if name in found}
+    means = {name: value for own in sums.values() for name, value in own.result().items()}
+    return {name: means[name] for name in names if name in means}
 
 
-def walked_gradients(
+def gradient_grams(
     model: nn.Module, names: Sequence[str], data: CalibrationData, samples: int | None, batch_size: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield what `moments.gradient_grams` yields; the matrices wait in a spill, as they come last block first."""
-    with _spill(model) as grams:
+    """Yield what `collection.gradient_grams` yields; matrices wait in a cache, as the last block comes first."""
+    with _offload_cache(model) as grams:
 
-        def watch(walk: Walk, block: str | None, pass_back: Callable[[GradientSums], None]) -> None:
-            inside = [name for name in names if walk.blocks.owner(name) == block]
-            before = {name: grams.take(name).to(walk.weights.device) for name in inside if grams.has(name)}
+        def watch(
+            calibration: SequentialCalibration, block: str | None, pass_back: Callable[[GradientSums], None]
+        ) -> None:
+            inside = [name for name in names if calibration.blocks.owner(name) == block]
+            before = {name: grams.take(name).to(calibration.weights.device) for name in inside if grams.has(name)}
             own = GradientSums(inside, before)
-            with own.watching(walk.model):
+            with own.watching(calibration.model):
                 pass_back(own)
-            for name, gram in own.found().items():
+            for name, gram in own.result().items():
                 grams.put(name, gram)
 
-        for walk in _back(model, data, samples, batch_size):
-            _backwards(walk, watch, lambda own, batch: own.begin(batch["attention_mask"]), token_loss)
+        for calibration in _batch_groups(model, data, samples, batch_size):
+            _backwards(calibration, watch, lambda own, batch: own.begin(batch["attention_mask"]), token_loss)
         for name in names:
             yield name, grams.take(name)
 
 
-def _spill(model: nn.Module) -> Spill:
+def _offload_cache(model: nn.Module) -> OffloadCache:
     weights = weights_of(model)
-    return Spill(weights.scratch if weights else None)
+    return OffloadCache(weights.scratch if weights else None)
 
 
-def _back(model: nn.Module, data: CalibrationData, samples: int | None, batch_size: int) -> Iterator[Walk]:
-    """Give walks over so many batches at a time that the inputs of all their blocks may wait."""
+def _batch_groups(
+    model: nn.Module, data: CalibrationData, samples: int | None, batch_size: int
+) -> Iterator[SequentialCalibration]:
+    """Give the batches so many at a time that the inputs of all blocks fit into `INPUTS_BYTES`."""
     width, blocks = model.get_input_embeddings().embedding_dim, len(find_blocks(model).names)  # type: ignore[operator]
     group: list[Batch] = []
     used = 0
     for batch in data.batches(samples, batch_size):
         size = 4 * batch["input_ids"].numel() * int(width) * (blocks + 1)
         if group and used + size > INPUTS_BYTES:
-            with _spill(model) as spill:
-                yield Walk(model, group, spill)
+            with _offload_cache(model) as cache:
+                yield SequentialCalibration(model, group, cache)
             group, used = [], 0
         group.append(batch)
         used += size
     if group:
-        with _spill(model) as spill:
-            yield Walk(model, group, spill)
+        with _offload_cache(model) as cache:
+            yield SequentialCalibration(model, group, cache)
 
 
 def _backwards(
-    walk: Walk,
-    watch: Callable[[Walk, str | None, Callable[[Any], None]], None],
+    calibration: SequentialCalibration,
+    watch: Callable[[SequentialCalibration, str | None, Callable[[Any], None]], None],
     begin: Callable[[Any, Batch], None],
     loss: Callable[[Tensor, Batch], Tensor],
 ) -> None:
     """Push the batches forwards without gradients, then their gradients backwards block by block.
 
     Args:
-        walk: not entered yet.
-        watch: called with the walk, a block (None for what is behind them) and what passes gradients back through it,
-            which it calls with its sums in place.
+        calibration: not entered yet.
+        watch: called with the calibration, a block (None for what is behind them) and a function that passes gradients
+            back through it, which it calls with its sums in place.
         begin: starts a batch in the sums.
         loss: of logits and batch.
     """
-    batches = [{key: value.to(walk.weights.device) for key, value in batch.items()} for batch in walk.batches]
-    names = walk.blocks.names
-    walk.enter()
+    batches = [
+        {key: value.to(calibration.weights.device) for key, value in batch.items()} for batch in calibration.batches
+    ]
+    names = calibration.blocks.names
+    calibration.enter()
     for number, block in enumerate(track(names)):
-        with torch.no_grad(), walk.block(block):
+        with torch.no_grad(), calibration.block(block):
             for index in range(len(batches)):
-                walk.spill.put((number + 1, index), walk.run(block, index, walk.hidden((number, index))))
+                calibration.cache.put(
+                    (number + 1, index), calibration.run(block, index, calibration.hidden((number, index)))
+                )
 
     def head(sums: Any) -> None:
-        with walk.behind() as rest:
+        with calibration.behind() as rest:
             for index, batch in enumerate(batches):
                 begin(sums, batch)
-                hidden = walk.hidden((len(names), index)).requires_grad_(True)
+                hidden = calibration.hidden((len(names), index)).requires_grad_(True)
                 with torch.enable_grad():
                     gradient = torch.autograd.grad(loss(rest(index, hidden).logits, batch), hidden)[0]
-                walk.spill.put((len(names), index), gradient)
+                calibration.cache.put((len(names), index), gradient)
 
     def through(number: int) -> Callable[[Any], None]:
         def block(sums: Any) -> None:
-            with walk.block(names[number]):
+            with calibration.block(names[number]):
                 for index, batch in enumerate(batches):
                     begin(sums, batch)
-                    hidden = walk.hidden((number, index)).requires_grad_(True)
+                    hidden = calibration.hidden((number, index)).requires_grad_(True)
                     with torch.enable_grad():
-                        output = walk.run(names[number], index, hidden)
-                    gradient = torch.autograd.grad(output, hidden, walk.hidden((number + 1, index)))[0]
-                    walk.spill.drop((number + 1, index))
-                    walk.spill.put((number, index), gradient)
+                        output = calibration.run(names[number], index, hidden)
+                    gradient = torch.autograd.grad(output, hidden, calibration.hidden((number + 1, index)))[0]
+                    calibration.cache.drop((number + 1, index))
+                    calibration.cache.put((number, index), gradient)
 
         return block
 
-    watch(walk, None, head)
+    watch(calibration, None, head)
     for number in track(range(len(names) - 1, -1, -1)):
-        watch(walk, names[number], through(number))
+        watch(calibration, names[number], through(number))

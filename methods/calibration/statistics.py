@@ -1,4 +1,4 @@
-"""Statistics of a model on task data, streamed batch by batch."""
+"""Losses of examples, and the diagonal Fisher information that their gradients add up to."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -6,9 +6,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-
-from ...models.streamed import weights_of
-from ..base import CalibrationData
 
 
 def example_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -61,7 +58,7 @@ def only_embedding_requires_grad(model: nn.Module) -> Iterator[Tensor]:
 
 
 class FisherSums:
-    """Gathers the diagonal Fisher information of some layers' weights while `watching`, see `input_fisher`.
+    """Gathers the diagonal Fisher information of some layers' weights while `watching`, see `collection.input_fisher`.
 
     Args:
         names: dotted names of ``nn.Linear`` modules.
@@ -105,51 +102,6 @@ class FisherSums:
             for handle in handles:
                 handle.remove()
 
-    def found(self) -> dict[str, Tensor]:
+    def result(self) -> dict[str, Tensor]:
         """Return the means over the examples, float32 on the CPU, by name."""
         return {name: (total / max(self.examples, 1)).cpu() for name, total in self.totals.items()}
-
-
-def input_fisher(
-    model: nn.Module,
-    names: Sequence[str],
-    data: CalibrationData,
-    samples: int | None,
-    batch_size: int = 8,
-    axis: Literal["in", "out"] = "in",
-) -> dict[str, Tensor]:
-    """Return the diagonal empirical Fisher information of each weight, summed over one axis.
-
-    f_j = mean over examples of Σ_i (∂L_example/∂W_ij)², with the gradient of each example's own loss (not of the
-    batch's, in which gradients cancel).
-
-    Args:
-        model: the model; weights are not changed.
-        names: dotted names of ``nn.Linear`` modules.
-        data: task data.
-        samples: examples to use, or None for all.
-        batch_size: examples per forward pass; the result does not depend on it.
-        axis: ``in`` sums over outputs and gives (n,), ``out`` sums over inputs and gives (m,).
-
-    Returns:
-        float32 vectors on the CPU by name.
-    """
-    if weights_of(model) is not None:
-        from .sequential_statistics import walked_fisher
-
-        return walked_fisher(model, names, data, samples, batch_size, axis)
-    device = next(model.parameters()).device
-    sums, training = FisherSums(names, axis), model.training
-    model.eval()
-    try:
-        with only_embedding_requires_grad(model) as embedding, sums.watching(model):
-            for batch in data.batches(samples, batch_size):
-                batch = {key: value.to(device) for key, value in batch.items()}
-                sums.begin(len(batch["input_ids"]))
-                logits = model(
-                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-                ).logits
-                torch.autograd.grad(example_losses(logits, batch["labels"]).sum(), embedding)
-    finally:
-        model.train(training)
-    return sums.found()

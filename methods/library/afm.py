@@ -8,7 +8,7 @@ Cov(X) Wᵀ.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,36 +16,23 @@ from torch import Tensor
 from ..base import methods
 from ..calibration.driver import MomentCompressor
 from ..calibration.moments import Moments
+from ..estimates import decompose_bytes
 from ..fitted import Factors
 from ..linalg.whitening import VERSION, whiten
+from ..requirements import Requirements
 from ..working import whiten_bytes
-
-FACTS = {
-    "data": "calibration",
-    "gradients": "no",
-    "training": "no",
-    "shares": "no",
-    "ranks": "per matrix, uniform",
-    "storage": "r(m+n)+m",
-    "paper": "Yu & Wu, AAAI 2023",
-    "status": "loss equals the theorem's; not verified at 7B",
-}
 
 
 class FeatureSpace(MomentCompressor):
     """What all methods with these factors share."""
 
-    affine: ClassVar[bool] = True
+    requires = Requirements(statistics=True, affine=True)
 
     def fit_key(self) -> dict[str, Any]:
         """Return one name for the factors, whatever the method that asks for them is called."""
         return super().fit_key() | {"factors": "feature-space", "version": VERSION}
 
-    def working_bytes(self, m: int, n: int) -> int:
-        """Return the memory of the weighted problem, and of the centred Gram matrix."""
-        return whiten_bytes(m, n, m < n) + 16 * n * n
-
-    def decompose(self, weight: Tensor, statistic: Moments | None = None) -> Factors:
+    def decompose(self, weight: Tensor, statistic: Moments | None = None, rank: int | None = None) -> Factors:
         """Return the factors with the means that each rank's bias follows from."""
         if statistic is None:
             raise ValueError(f"{self.name} needs the moments of the matrix's input")
@@ -54,6 +41,20 @@ class FeatureSpace(MomentCompressor):
         return whiten(weight, inputs, mean=mean)
 
 
+@decompose_bytes.register
+def _(method: FeatureSpace, m: int, n: int) -> int:
+    """Return the memory of the weighted problem, and of the centred Gram matrix."""
+    return whiten_bytes(m, n, m < n) + 16 * n * n
+
+
 @methods.register("afm")
 class AFM(FeatureSpace):
     """PCA of the outputs, uniform ranks, one added bias a layer (counted)."""
+
+    requires = Requirements(
+        statistics=True,
+        affine=True,
+        paper="Yu & Wu, AAAI 2023",
+        status="formula",
+        note="loss equals the theorem's; not verified at 7B",
+    )

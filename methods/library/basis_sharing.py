@@ -10,30 +10,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from ...models.matrices import Matrix
 from ..base import CalibrationData, methods
+from ..calibration.collection import input_moments
 from ..calibration.driver import MomentCompressor, pooled
-from ..calibration.moments import Moments, input_moments
+from ..calibration.moments import Moments
+from ..estimates import decompose_bytes
 from ..fitted import Factors
 from ..groups import Group
 from ..linalg.whitening import VERSION, whiten
+from ..requirements import Requirements
 from ..working import whiten_bytes
-
-FACTS = {
-    "data": "calibration",
-    "gradients": "no",
-    "training": "no",
-    "shares": "across layers",
-    "ranks": "per group, uniform",
-    "storage": "k(n+Σm)",
-    "paper": "arXiv 2410.03765",
-    "status": "grouping as the authors' code; not verified at 7B",
-}
 
 SHARED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 _LAYER = re.compile(r"^(.*?\.)(\d+)(\..+)$")
@@ -49,7 +41,13 @@ class BasisSharing(MomentCompressor):
         jitter: added to the diagonal of each Gram matrix, in shares of its mean; see ``svd-llm``.
     """
 
-    shares: ClassVar[bool] = True
+    requires = Requirements(
+        statistics=True,
+        shares="across layers",
+        paper="arXiv 2410.03765",
+        status="code",
+        note="grouping as the authors' code; not verified at 7B",
+    )
 
     layers: int = Field(default=2, ge=1)
     kinds: str = "+".join(SHARED)
@@ -84,12 +82,14 @@ class BasisSharing(MomentCompressor):
         for group in groups:
             yield group, pooled([next(found)[1] for _ in group.members])
 
-    def working_bytes(self, m: int, n: int) -> int:
-        """Return the memory of the weighted problem."""
-        return whiten_bytes(m, n, m < n)
-
-    def decompose(self, weight: Tensor, statistic: Moments | None = None) -> Factors:
+    def decompose(self, weight: Tensor, statistic: Moments | None = None, rank: int | None = None) -> Factors:
         """Return the whitened factors of the stack."""
         if statistic is None:
             raise ValueError("basis-sharing needs the moments of the group's inputs")
         return whiten(weight, statistic.gram, jitter=self.jitter)
+
+
+@decompose_bytes.register
+def _(method: BasisSharing, m: int, n: int) -> int:
+    """Return the memory of the weighted problem."""
+    return whiten_bytes(m, n, m < n)

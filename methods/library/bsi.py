@@ -9,22 +9,22 @@ that negative estimates count as zero, and that probes run on training data befo
 from typing import Literal
 
 from ..base import methods
+from ..requirements import Requirements
 from .bs import BasisSelection
-
-FACTS = {
-    "data": "training",
-    "gradients": "yes",
-    "training": "yes",
-    "shares": "no",
-    "ranks": "per matrix, one share of the sum",
-    "storage": "r(m+n)",
-    "paper": "arXiv 2605.01627",
-    "status": "from its abstract, estimator tested on a known Hessian; not verified at 7B",
-}
 
 
 @methods.register("bsi")
 class ImportanceGuidedBasisSelection(BasisSelection):
     """Basis Selection with ``criterion=hessian``; all its options work here too."""
+
+    requires = Requirements(
+        searches=True,
+        trains=True,
+        policy="energy",
+        ranks="one share of each sum of ΔL",
+        paper="arXiv 2605.01627",
+        status="described",
+        note="from its abstract, estimator tested on a known Hessian; not verified at 7B",
+    )
 
     criterion: Literal["s", "s2", "taylor", "hessian"] = "hessian"

@@ -7,22 +7,21 @@ all matrices and set by the budget; the paper's weighting by time is left out, s
 """
 
 from ..base import methods
+from ..requirements import Requirements
 from .svd_llm import Whitened
-
-FACTS = {
-    "data": "calibration",
-    "gradients": "no",
-    "training": "no",
-    "shares": "no",
-    "ranks": "per matrix, one error threshold",
-    "storage": "r(m+n)",
-    "paper": "Chen et al., NeurIPS 2021",
-    "status": "product equals the theorem's; ranks without the paper's weighting by time",
-}
 
 
 @methods.register("drone")
 class Drone(Whitened):
     """The whitened factors, every matrix to the same relative squared error."""
+
+    requires = Requirements(
+        statistics=True,
+        policy="energy(power=2)",
+        ranks="one relative error for all",
+        paper="Chen et al., NeurIPS 2021",
+        status="formula",
+        note="product equals the theorem's; ranks without the paper's weighting by time",
+    )
 
     policy: str = "energy(power=2)"

@@ -14,23 +14,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..base import CalibrationData, methods
+from ..calibration.collection import input_fisher
 from ..calibration.driver import CalibratedCompressor
-from ..calibration.statistics import input_fisher
+from ..estimates import decompose_bytes
 from ..fitted import Factors
 from ..groups import Group
 from ..linalg import svd
 from ..matrixwise import by_name
-
-FACTS = {
-    "data": "calibration",
-    "gradients": "yes",
-    "training": "no",
-    "shares": "no",
-    "ranks": "per matrix, uniform",
-    "storage": "r(m+n)",
-    "paper": "arXiv 2207.00112",
-    "status": "agrees with five code bases on the axis; no official code",
-}
+from ..requirements import Requirements
+from ..working import svd_bytes
 
 _FLOOR = 1e-6  # of the mean: keeps inputs without any gradient finite, after normalising f by its mean
 
@@ -45,17 +37,16 @@ class FWSVD(CalibratedCompressor):
         batch_size: examples per backward pass; has no influence on the result.
     """
 
+    requires = Requirements(
+        statistics=True,
+        gradients=True,
+        paper="arXiv 2207.00112",
+        status="measured",
+        note="agrees with five code bases on the axis; no official code",
+    )
+
     axis: Literal["in", "out"] = "in"
     samples: int | None = Field(default=1024, ge=1)
-
-    @property
-    def backward(self) -> bool:
-        """Yes: the Fisher information is made of gradients."""
-        return True
-
-    def working_bytes(self, m: int, n: int) -> int:
-        """Return the memory of the scaled matrix (float64 on the way) and its decomposition."""
-        return 4 * m * n + super().working_bytes(m, n)
 
     def collect(
         self, model: nn.Module, data: CalibrationData | None, groups: Sequence[Group]
@@ -78,6 +69,12 @@ class FWSVD(CalibratedCompressor):
         u, s, vt = svd(weight * scale[:, None], rank)
         root = s.sqrt()
         return Factors(u * root / scale[:, None], root[:, None] * vt, s)
+
+
+@decompose_bytes.register
+def _(method: FWSVD, m: int, n: int) -> int:
+    """Return the memory of the scaled matrix (float64 on the way) and its decomposition."""
+    return 4 * m * n + svd_bytes(m, n)
 
 
 def fisher_scale(fisher: Tensor) -> Tensor:

@@ -9,23 +9,23 @@ are left out.
 """
 
 from ..base import methods
+from ..requirements import Requirements
 from .svd_llm import Whitened
-
-FACTS = {
-    "data": "calibration",
-    "gradients": "yes",
-    "training": "no",
-    "shares": "no",
-    "ranks": "global pool",
-    "storage": "r(m+n)",
-    "paper": "arXiv 2605.15626",
-    "status": "from a description, no code seen; not verified at 7B",
-}
 
 
 @methods.register("io-svd")
 class IOSVD(Whitened):
     """R^½ W G^½ truncated; components of all matrices compete by σ² per parameter."""
+
+    requires = Requirements(
+        statistics=True,
+        gradients=True,
+        policy="greedy(normalise=none)",
+        ranks="global pool",
+        paper="arXiv 2605.15626",
+        status="described",
+        note="from a description, no code seen; not verified at 7B",
+    )
 
     two_sided: bool = True
     policy: str = "greedy(normalise=none)"

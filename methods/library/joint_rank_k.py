@@ -9,7 +9,7 @@ The abstract's 80 % most likely means that 80 % of the parameters are kept.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -20,17 +20,7 @@ from ..fitted import Factors
 from ..groups import Group
 from ..linalg import svd
 from ..matrixwise import MatrixCompressor
-
-FACTS = {
-    "data": "none",
-    "gradients": "no",
-    "training": "no",
-    "shares": "q with k, gate with up",
-    "ranks": "per group, uniform",
-    "storage": "k(n+Σm)",
-    "paper": "arXiv 2402.16319",
-    "status": "axis and untouched matrices inferred, paper's text not reachable",
-}
+from ..requirements import Requirements
 
 PAIRS = (("q_proj", "k_proj"), ("gate_proj", "up_proj"))
 """Names of matrices in one module that read the same input and are decomposed together."""
@@ -44,7 +34,12 @@ class JointRankK(MatrixCompressor):
         others: what happens to matrices outside the pairs, ``alone`` (truncated by themselves) or ``dense``.
     """
 
-    shares: ClassVar[bool] = True
+    requires = Requirements(
+        shares="q with k, gate with up",
+        paper="arXiv 2402.16319",
+        status="inferred",
+        note="axis and untouched matrices inferred, paper's text not reachable",
+    )
 
     others: Literal["alone", "dense"] = "alone"
 

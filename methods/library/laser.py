@@ -7,22 +7,21 @@ are taken as the budget asks for, in the order of the loss that each causes alon
 """
 
 from ..base import methods
+from ..requirements import Requirements
 from .svd import SVD
-
-FACTS = {
-    "data": "search",
-    "gradients": "no",
-    "training": "no",
-    "shares": "no",
-    "ranks": "few matrices cut",
-    "storage": "r(m+n)",
-    "paper": "arXiv 2312.13558",
-    "status": "an adaptation: factors are stored, the budget decides how many matrices are cut",
-}
 
 
 @methods.register("laser")
 class LASER(SVD):
     """SVD under the policy ``laser``."""
+
+    requires = Requirements(
+        measures=True,
+        policy="laser",
+        ranks="few matrices cut",
+        paper="arXiv 2312.13558",
+        status="adapted",
+        note="an adaptation: factors are stored, the budget decides how many matrices are cut",
+    )
 
     policy: str = "laser"

@@ -6,30 +6,21 @@ import torch
 from torch import Tensor
 
 from ..base import methods
+from ..estimates import decompose_bytes
 from ..fitted import Factors
 from ..matrixwise import MatrixCompressor
-
-FACTS = {
-    "data": "none",
-    "gradients": "no",
-    "training": "no",
-    "shares": "no",
-    "ranks": "per matrix, uniform",
-    "storage": "r(m+n)",
-    "paper": "",
-    "status": "control",
-}
+from ..requirements import Requirements
 
 
 @methods.register("magnitude")
 class Magnitude(MatrixCompressor):
     """W ≈ W[:, S] I_S with S the r columns of largest norm; rows where W is wide. Stored as factors, as all are."""
 
-    def working_bytes(self, m: int, n: int) -> int:
-        """Return the memory of the chosen columns, and of the selection twice."""
-        return 4 * (m * n + 2 * min(m, n) ** 2)
+    requires = Requirements(
+        status="control",
+    )
 
-    def decompose(self, weight: Tensor, statistic: object = None) -> Factors:
+    def decompose(self, weight: Tensor, statistic: object = None, rank: int | None = None) -> Factors:
         """Return the selection; the spectrum holds the norms."""
         m, n = weight.shape
         wide = weight if m >= n else weight.T
@@ -37,3 +28,9 @@ class Magnitude(MatrixCompressor):
         kept = wide[:, order]
         one_hot = torch.eye(len(order), device=weight.device)[order]
         return Factors(kept, one_hot, norms) if m >= n else Factors(one_hot.T, kept.T, norms)
+
+
+@decompose_bytes.register
+def _(method: Magnitude, m: int, n: int) -> int:
+    """Return the memory of the chosen columns, and of the selection twice."""
+    return 4 * (m * n + 2 * min(m, n) ** 2)

@@ -10,18 +10,8 @@ Covariances are the dense model's; the released code takes them while earlier la
 from pydantic import Field
 
 from ..base import methods
+from ..requirements import Requirements
 from .afm import FeatureSpace
-
-FACTS = {
-    "data": "calibration, search",
-    "gradients": "no",
-    "training": "no",
-    "shares": "no",
-    "ranks": "searched, last to first",
-    "storage": "r(m+n)+m",
-    "paper": "arXiv 2405.13039",
-    "status": "with the bias that the released code loses; searched on training data; not verified at 7B",
-}
 
 
 @methods.register("sfsd")
@@ -29,6 +19,18 @@ class SFSD(FeatureSpace):
     """PCA of the outputs under the policy ``surgical``; calibrated on 512 examples of at most 128 tokens, as
     published.
     """
+
+    requires = Requirements(
+        statistics=True,
+        searches=True,
+        affine=True,
+        policy="surgical",
+        calibration_length=128,
+        ranks="searched, last to first",
+        paper="arXiv 2405.13039",
+        status="code",
+        note="with the bias that the released code loses; searched on training data; not verified at 7B",
+    )
 
     samples: int | None = Field(default=512, ge=1)
     length: int | None = Field(default=128, ge=8)

@@ -13,22 +13,18 @@ from ..base import methods
 from ..fitted import Factors
 from ..linalg import svd
 from ..matrixwise import MatrixCompressor
-
-FACTS = {
-    "data": "none",
-    "gradients": "no",
-    "training": "no",
-    "shares": "no",
-    "ranks": "per matrix, uniform",
-    "storage": "r(m+n)",
-    "paper": "Ben Noach & Goldberg, AACL 2020",
-    "status": "reproduces Eckart-Young; the paper's distillation left out",
-}
+from ..requirements import Requirements
 
 
 @methods.register("svd")
 class SVD(MatrixCompressor):
     """W ≈ U_r S_r V_rᵀ, with √S in both factors, which conditions the training that follows."""
+
+    requires = Requirements(
+        paper="Ben Noach & Goldberg, AACL 2020",
+        status="measured",
+        note="reproduces Eckart-Young; the paper's distillation left out",
+    )
 
     def fit_key(self) -> dict[str, Any]:
         """Return one name for the factors, whatever the method that asks for them is called."""

@@ -9,29 +9,22 @@ activations, as in the authors' W-only results. Their LoRA update is what this p
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from ..base import CalibrationData, methods
+from ..calibration.collection import gradient_grams
 from ..calibration.driver import MomentCompressor
-from ..calibration.moments import Moments, gradient_grams
+from ..calibration.moments import Moments
+from ..estimates import decompose_bytes, statistic_bytes
 from ..fitted import Factors
 from ..groups import Group
 from ..linalg.whitening import VERSION, Side, whiten
+from ..requirements import Requirements
 from ..working import whiten_bytes
-
-FACTS = {
-    "data": "calibration",
-    "gradients": "if two_sided",
-    "training": "no",
-    "shares": "no",
-    "ranks": "per matrix, uniform",
-    "storage": "r(m+n)",
-    "paper": "arXiv 2403.07378",
-    "status": "truncation equals the paper's formula; not verified at 7B",
-}
 
 
 class Whitened(MomentCompressor):
@@ -69,20 +62,13 @@ class Whitened(MomentCompressor):
             yield group, (moments, gram)
 
     @property
-    def backward(self) -> bool:
-        """Whether output gradients weigh too."""
-        return self.two_sided
+    def requirements(self) -> Requirements:
+        """Return what the method needs; gradients where they weigh too."""
+        return replace(super().requirements, gradients=self.two_sided)
 
-    def working_bytes(self, m: int, n: int) -> int:
-        """Return the memory of the weighted problem."""
-        output_side = self.side == "output" or (self.side == "auto" and m < n)
-        return whiten_bytes(m, n, output_side, self.two_sided) + (16 * (m * m + n * n) if self.two_sided else 0)
-
-    def statistic_bytes(self, group: Group) -> int:
-        """Return the bytes of both Gram matrices."""
-        return super().statistic_bytes(group) + (8 * group.out_features**2 if self.two_sided else 0)
-
-    def decompose(self, weight: Tensor, statistic: tuple[Moments, Tensor | None] | None = None) -> Factors:
+    def decompose(
+        self, weight: Tensor, statistic: tuple[Moments, Tensor | None] | None = None, rank: int | None = None
+    ) -> Factors:
         """Return the factors of the weighted problem; equal weights give the plain SVD."""
         if statistic is None:
             raise ValueError(f"{self.name} needs the moments of the matrix's input")
@@ -91,6 +77,19 @@ class Whitened(MomentCompressor):
             return whiten(weight, self.rooted(moments, lambda: moments.gram, weight, self.jitter), side=self.side)
         inputs = self.rooted(moments, lambda: shrunk(moments.gram, self.shrink_input), weight, self.jitter)
         return whiten(weight, inputs, shrunk(gradients, self.shrink_output), jitter=self.jitter)
+
+
+@decompose_bytes.register
+def _(method: Whitened, m: int, n: int) -> int:
+    """Return the memory of the weighted problem."""
+    output_side = method.side == "output" or (method.side == "auto" and m < n)
+    return whiten_bytes(m, n, output_side, method.two_sided) + (16 * (m * m + n * n) if method.two_sided else 0)
+
+
+@statistic_bytes.register
+def _(method: Whitened, group: Group) -> int:
+    """Return the bytes of both Gram matrices."""
+    return 8 * group.in_features**2 + (8 * group.out_features**2 if method.two_sided else 0)
 
 
 def shrunk(gram: Tensor, share: float) -> Tensor:
@@ -103,3 +102,10 @@ def shrunk(gram: Tensor, share: float) -> Tensor:
 @methods.register("svd-llm")
 class SVDLLM(Whitened):
     """W ≈ SVD_r(W S) S⁻¹ with S Sᵀ the Gram matrix of the inputs; uniform ranks."""
+
+    requires = Requirements(
+        statistics=True,
+        paper="arXiv 2403.07378",
+        status="formula",
+        note="truncation equals the paper's formula; not verified at 7B",
+    )

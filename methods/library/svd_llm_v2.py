@@ -6,22 +6,21 @@ open in it.
 """
 
 from ..base import methods
+from ..requirements import Requirements
 from .svd_llm import Whitened
-
-FACTS = {
-    "data": "calibration",
-    "gradients": "no",
-    "training": "no",
-    "shares": "no",
-    "ranks": "per matrix, by loss within a kind",
-    "storage": "r(m+n)",
-    "paper": "arXiv 2503.12340",
-    "status": "allocation from the printed algorithm, no code released; not verified at 7B",
-}
 
 
 @methods.register("svd-llm-v2")
 class SVDLLMV2(Whitened):
     """The whitened factors under the policy ``loss``."""
+
+    requires = Requirements(
+        statistics=True,
+        policy="loss",
+        ranks="by loss within a kind",
+        paper="arXiv 2503.12340",
+        status="formula",
+        note="allocation from the printed algorithm, no code released; not verified at 7B",
+    )
 
     policy: str = "loss"

@@ -5,22 +5,21 @@ statistics.
 """
 
 from ..base import methods
+from ..requirements import Requirements
 from .svd import SVD
-
-FACTS = {
-    "data": "search",
-    "gradients": "no",
-    "training": "no",
-    "shares": "no",
-    "ranks": "searched, last to first",
-    "storage": "r(m+n)",
-    "paper": "arXiv 2405.13039",
-    "status": "searched on training data; not verified at 7B",
-}
 
 
 @methods.register("swsd")
 class SWSD(SVD):
     """SVD under the policy ``surgical``."""
+
+    requires = Requirements(
+        searches=True,
+        policy="surgical",
+        ranks="searched, last to first",
+        paper="arXiv 2405.13039",
+        status="code",
+        note="searched on training data; not verified at 7B",
+    )
 
     policy: str = "surgical"

@@ -1,8 +1,9 @@
 """From a whole-model ratio to integer ranks, everything counted.
 
 A budget counts every parameter once: embeddings, norms, biases, tied tensors and whatever stays dense. What is shared
-out is P0/ratio - D, where P0 is the size of the original model and D all that no method touches (methods.md §8.1 of
-the design notes; the Basis Selection authors count the same way: sum of ``numel`` before over sum after).
+out is P0/ratio - D, where P0 is the size of the original model and D all that no method touches. The Basis Selection
+authors count the same way: original size over compressed size (arXiv 2405.15877, footnote 1), in their code the sum of
+``numel`` before over that after.
 """
 
 import heapq

@@ -91,11 +91,11 @@ def _arithmetic(d: _Draw) -> str:
 def _event(d: _Draw, name: str, item: str, value: int) -> tuple[str, list[str], int]:
     """Return what happens to someone who has ``value`` things: the words, the calculations, and the new number."""
     a, b, box = d.whole(2, 9), d.whole(2, 9), d.pick(["bags", "boxes"])
-    away = d.pick(["gives", "loses", "sells", "spends"])
+    verb = d.pick(["gives", "loses", "sells", "spends"])
     kind = d.whole(0, 6)
     if kind == 0 and value > 2:
         b = d.whole(1, value - 1)
-        return f"{name} {away} {b} {item}", [f"{value}-{b}={value - b}"], value - b
+        return f"{name} {verb} {b} {item}", [f"{value}-{b}={value - b}"], value - b
     if kind == 1 and value <= 12:
         return f"{name} now has {b} times as many {item}", [f"{value}*{b}={value * b}"], value * b
     if kind == 2 and (divisors := [n for n in range(2, 10) if value % n == 0]):
@@ -105,11 +105,11 @@ def _event(d: _Draw, name: str, item: str, value: int) -> tuple[str, list[str], 
         words = f"{name} {d.pick(['gets', 'buys', 'finds'])} {a} {box} of {b} {item}"
         return words, [f"{a}*{b}={a * b}", f"{value}+{a * b}={value + a * b}"], value + a * b
     if kind == 4 and value > a * b:
-        words = f"{name} {away} {a} {box} of {b} {item}"
+        words = f"{name} {verb} {a} {box} of {b} {item}"
         return words, [f"{a}*{b}={a * b}", f"{value}-{a * b}={value - a * b}"], value - a * b
     if kind == 5 and value > 4:
         a, b = d.whole(1, value // 2), d.whole(1, value // 2 - 1)
-        words = f"{name} {away} {a} and then {b} more {item}"
+        words = f"{name} {verb} {a} and then {b} more {item}"
         return words, [f"{a}+{b}={a + b}", f"{value}-{a + b}={value - a - b}"], value - a - b
     b = d.whole(1, 30)
     return f"{name} {d.pick(['finds', 'buys', 'gets'])} {b} more {item}", [f"{value}+{b}={value + b}"], value + b
@@ -123,13 +123,13 @@ def _story(d: _Draw) -> str:
         words.append(text)
         calculations.append(steps)
     if d.rng.random() < 0.3:
-        told = zip(words[1:], calculations, strict=True)
-        return f"{words[0]}. " + " ".join(f"{text}: {', '.join(steps)}." for text, steps in told)
+        sentences = zip(words[1:], calculations, strict=True)
+        return f"{words[0]}. " + " ".join(f"{text}: {', '.join(steps)}." for text, steps in sentences)
     every = ", ".join(step for steps in calculations for step in steps)
     return f"{'. '.join(words)}. So {every}. {name} has {value} {item}."
 
 
-def _told(d: _Draw) -> tuple[str, str, int]:
+def _short_problem(d: _Draw) -> tuple[str, str, int]:
     """Return a two-step situation in note form, its two calculations, and the result."""
     name, other = d.some(NAMES, 2)
     item, a, b, c, t = d.pick(ITEMS), d.whole(2, 9), d.whole(2, 9), d.whole(2, 9), d.whole(2, 20)
@@ -169,7 +169,7 @@ def _told(d: _Draw) -> tuple[str, str, int]:
 
 
 def _target_like(d: _Draw) -> str:
-    text, steps, result = _told(d)
+    text, steps, result = _short_problem(d)
     return f"{text}: {steps}. So {result}." if d.rng.random() < 0.6 else f"Question: {text}\nAnswer: {steps}: {result}"
 
 
@@ -256,19 +256,19 @@ def _grammar(d: _Draw) -> str:
 
 def _facts(d: _Draw) -> str:
     names, items = d.some(NAMES, 4), d.some(ITEMS, 4)
-    told = " ".join(f"{n} has {i}." for n, i in zip(names, items, strict=True))
-    asked = d.whole(0, 3)
+    statements = " ".join(f"{n} has {i}." for n, i in zip(names, items, strict=True))
+    index = d.whole(0, 3)
     if d.rng.random() < 0.5:
-        return f"{told} Question: {items[asked]}\nAnswer: {names[asked]}"
-    return f"{told} Question: {names[asked]}\nAnswer: {items[asked]}"
+        return f"{statements} Question: {items[index]}\nAnswer: {names[index]}"
+    return f"{statements} Question: {names[index]}\nAnswer: {items[index]}"
 
 
 def _lookup(d: _Draw) -> str:
     keys = d.some("abcdefghijklmnopqrstuvwxyz", d.whole(3, 7))
     values = [d.whole(1, 99) for _ in keys]
-    asked = d.whole(0, len(keys) - 1)
+    index = d.whole(0, len(keys) - 1)
     table = ",".join(f"{k}={v}" for k, v in zip(keys, values, strict=True))
-    return f"{table}:{keys[asked]}={values[asked]}"
+    return f"{table}:{keys[index]}={values[index]}"
 
 
 MIXTURE: dict[str, tuple[float, Callable[[_Draw], str]]] = {

@@ -68,7 +68,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _punctuation() -> list[str]:
-    """List the runs of punctuation; ``_`` stands for the leading space."""
+    """List the runs of punctuation; ``_`` is the leading space."""
     return [piece.replace("_", " ") for piece in _PUNCTUATION.split()]
 
 

@@ -104,7 +104,7 @@ class LowRankServingConfig(QuantizationConfig):
 
         Args:
             layer: the layer being built.
-            prefix: its dotted name in vLLM; a fused layer stands for several modules of the checkpoint.
+            prefix: its dotted name in vLLM; a fused layer is several modules of the checkpoint.
 
         Raises:
             UserError: the checkpoint factorises a layer that only works dense (experts of a mixture), or one that
@@ -126,7 +126,7 @@ class LowRankServingConfig(QuantizationConfig):
         return None
 
     def _modules(self, layer: nn.Module, prefix: str) -> tuple[str, ...]:
-        """Return the checkpoint's modules that a layer stands for."""
+        """Return the checkpoint's modules that a layer consists of."""
         ranks, dense = self.layout.ranks, self.layout.dense
         if prefix in ranks:  # one matrix on disk too, as Phi-3's qkv_proj
             return (prefix,)

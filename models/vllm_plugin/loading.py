@@ -56,10 +56,10 @@ class Loaded:
     def _keep(self, name: str, parameter: nn.Parameter, tensor: Tensor, part: Any) -> None:
         if name == "weight" and tensor.numel() == 0:  # the checkpoint's guard
             return
-        kept = tensor[:, self._columns] if name == "lr_a" else tensor[self._held_rows(len(tensor), part)]
+        share = tensor[:, self._columns] if name == "lr_a" else tensor[self._held_rows(len(tensor), part)]
         # Always a copy: some loaders reuse the memory of what they hand over.
-        copy = torch.empty(kept.shape, dtype=parameter.dtype, device=parameter.device)
-        self._parts[name][_position(part)] = copy.copy_(kept)
+        copy = torch.empty(share.shape, dtype=parameter.dtype, device=parameter.device)
+        self._parts[name][_position(part)] = copy.copy_(share)
 
     def _held_rows(self, rows: int, part: Any) -> Tensor:
         if (rows, part) not in self._rows:  # kept for reloads, which would count the copies made to find out
@@ -71,7 +71,7 @@ class Loaded:
 
         Args:
             layer: loses its empty parameters, except ``weight``, which parts of vLLM expect to exist.
-            modules: what the layer stands for, in the order of its outputs.
+            modules: of the checkpoint that the layer consists of, in the order of its outputs.
 
         Raises:
             UserError: a module came without its second factor or dense weight.
@@ -81,17 +81,17 @@ class Loaded:
                 delattr(layer, name)
         starts = sorted(self._parts["lr_b"].keys() | self._parts["weight"].keys())
         if len(starts) != len(modules):
-            missing = [name for place, name in enumerate(modules) if place not in starts]
+            missing = [name for position, name in enumerate(modules) if position not in starts]
             raise UserError(
                 f"the checkpoint has no tensor {missing[0] if missing else modules[0]}.lr_b, or (in a reload) more in "
                 "front of it than config.json says; make or copy the checkpoint again"
             )
-        found: dict[str, dict[str, Tensor]] = {
+        tensors: dict[str, dict[str, Tensor]] = {
             module: {name: parts[start] for name, parts in self._parts.items() if start in parts}
             for module, start in zip(modules, starts, strict=True)
         }
         self._parts = {name: {} for name in TENSORS}
-        return found
+        return tensors
 
 
 def held_rows(layer: Any, outputs: int, rows: int, part: Any) -> Tensor:

@@ -37,7 +37,7 @@ class LowRankMethod(LinearMethodBase):
     Args:
         config: what the checkpoint announces.
         prefix: the layer's name in vLLM.
-        modules: the checkpoint's modules that the layer stands for, in the order of its outputs.
+        modules: the checkpoint's modules that the layer consists of, in the order of its outputs.
     """
 
     def __init__(self, config: Announced, prefix: str, modules: tuple[str, ...]) -> None:
@@ -88,8 +88,8 @@ class LowRankMethod(LinearMethodBase):
         """
         layout, factors = self._config.layout, self._config.factors
         tensors = self._loaded.take(layer, self._modules)
-        for name, found in tensors.items():
-            self._check(name, found)
+        for name, own_tensors in tensors.items():
+            self._check(name, own_tensors)
         own = [name for name in self._modules if name in layout.ranks and name not in layout.shared]
         multiple = rank_multiple()
         for group in factors.stacks(own):
@@ -100,21 +100,22 @@ class LowRankMethod(LinearMethodBase):
         self._cuts: list[tuple[int, int, int]] = []
         row = 0
         for name in self._modules:
-            found = tensors[name]
-            matrix = found.pop("lr_b") if name in layout.ranks else found.pop("weight")
-            cut = (_DENSE, 0, 0)
+            own_tensors = tensors[name]
+            matrix = own_tensors.pop("lr_b") if name in layout.ranks else own_tensors.pop("weight")
+            cut = (_DENSE, 0, 0)  # number of the stack, first and last column of its product
             if name in layout.ranks:
-                place = factors.place(name, self._kind)
-                if all(place.stack is not stack for stack in stacks):
-                    stacks.append(place.stack)
-                number = next(i for i, stack in enumerate(stacks) if place.stack is stack)
-                cut = (number, place.start, place.stop)
-                matrix = nn.functional.pad(matrix, (0, place.stop - place.start - matrix.shape[1]))
+                rows = factors.rows_of(name, self._kind)
+                if all(rows.stack is not stack for stack in stacks):
+                    stacks.append(rows.stack)
+                number = next(i for i, stack in enumerate(stacks) if rows.stack is stack)
+                cut = (number, rows.start, rows.stop)
+                matrix = nn.functional.pad(matrix, (0, rows.stop - rows.start - matrix.shape[1]))
+            # The vocabulary is padded to a multiple of the processes; the dense layer has zero rows there too.
             if isinstance(layer, ParallelLMHead):
                 matrix = nn.functional.pad(matrix, (0, 0, 0, self._outputs - len(matrix)))
             self._cuts.append(cut)
             factor = self._seconds.setdefault(name, Factor())
-            factor.fill(self._dense, matrix, self._bias(layer, row, len(matrix), found.pop("lr_bias", None)))
+            factor.fill(self._dense, matrix, self._bias(layer, row, len(matrix), own_tensors.pop("lr_bias", None)))
             seconds.append(factor)
             row += len(matrix)
         if row != self._outputs:
@@ -126,24 +127,26 @@ class LowRankMethod(LinearMethodBase):
         if not hasattr(layer, "lr_seconds"):
             layer.lr_stacks, layer.lr_seconds = nn.ModuleList(stacks), nn.ModuleList(seconds)
 
-    def _check(self, name: str, found: dict[str, Tensor]) -> None:
+    def _check(self, name: str, tensors: dict[str, Tensor]) -> None:
         layout = self._config.layout
         rank = layout.ranks.get(name)
-        wanted: dict[str, tuple[int | None, int] | None] = {"weight": None} if rank is None else {"lr_b": (None, rank)}
+        expected: dict[str, tuple[int | None, int] | None] = (
+            {"weight": None} if rank is None else {"lr_b": (None, rank)}
+        )
         if rank is not None and name not in layout.shared:
-            wanted |= {"lr_a": (rank, self._kind[1])}
+            expected |= {"lr_a": (rank, self._kind[1])}
         if name in layout.added_bias:
-            wanted |= {"lr_bias": None}
-        for tensor in wanted.keys() - found.keys():
+            expected |= {"lr_bias": None}
+        for tensor in expected.keys() - tensors.keys():
             raise UserError(f"the checkpoint has no tensor {name}.{tensor}; make or copy the checkpoint again")
-        for tensor in found.keys() - wanted.keys():
+        for tensor in tensors.keys() - expected.keys():
             raise UserError(f"the checkpoint has a tensor {name}.{tensor} that its config.json does not announce")
-        for tensor, shape in wanted.items():
-            if rank is not None and not found[tensor].isfinite().all():
+        for tensor, shape in expected.items():
+            if rank is not None and not tensors[tensor].isfinite().all():
                 raise UserError(f"the tensor {name}.{tensor} holds NaN or infinity; make the checkpoint again")
-            if shape and any(a not in (None, b) for a, b in zip(shape, found[tensor].shape, strict=True)):
+            if shape and any(a not in (None, b) for a, b in zip(shape, tensors[tensor].shape, strict=True)):
                 raise UserError(
-                    f"the tensor {name}.{tensor} has shape {tuple(found[tensor].shape)} on this process, config.json "
+                    f"the tensor {name}.{tensor} has shape {tuple(tensors[tensor].shape)} on this process, config.json "
                     f"says rank {rank}; make or copy the checkpoint again"
                 )
 

@@ -32,14 +32,14 @@ class Factor(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         method.process_weights_after_loading(self)
         for name, parameter in list(self.named_parameters()):
-            kept = self._memory.setdefault(name, parameter)
-            if kept is not parameter:
-                kept.data.copy_(parameter.data)
-                setattr(self, name, kept)
+            first = self._memory.setdefault(name, parameter)
+            if first is not parameter:
+                first.data.copy_(parameter.data)
+                setattr(self, name, first)
 
 
 @dataclass(frozen=True)
-class Place:
+class StackRows:
     """Where a module's first factor lies: rows ``start`` to ``stop`` of a stack of first factors.
 
     Attributes:
@@ -66,10 +66,10 @@ class FirstFactors:
     def __init__(self, shared: Mapping[str, str]) -> None:
         self.shared = shared
         self._layer: dict[str, str] = {}
-        self._places: dict[str, Place] = {}
+        self._rows: dict[str, StackRows] = {}
 
     def announce(self, layer: str, modules: tuple[str, ...]) -> None:
-        """Say which modules a layer stands for; every layer does so before the first is filled."""
+        """Say which modules a layer consists of; every layer does so before the first is filled."""
         self._layer |= dict.fromkeys(modules, layer)
 
     def owner(self, module: str) -> str:
@@ -102,30 +102,30 @@ class FirstFactors:
             method: vLLM's dense method.
         """
         padded = [nn.functional.pad(factor, (0, 0, 0, -len(factor) % multiple)) for factor in factors]
-        stack = self._places[modules[0]].stack if modules[0] in self._places else Factor()
+        stack = self._rows[modules[0]].stack if modules[0] in self._rows else Factor()
         stack.fill(method, torch.cat(padded))
         start = 0
         for module, factor in zip(modules, padded, strict=True):
-            self._places[module] = Place(stack, start, start + len(factor), kind)
+            self._rows[module] = StackRows(stack, start, start + len(factor), kind)
             start += len(factor)
         return stack
 
-    def place(self, module: str, kind: tuple[int, int]) -> Place:
+    def rows_of(self, module: str, kind: tuple[int, int]) -> StackRows:
         """Return where the first factor of a module lies.
 
         Raises:
             UserError: this process does not hold it, or holds a different part of it.
         """
         owner = self.owner(module)
-        place = self._places.get(owner)
-        if place is None:
+        rows = self._rows.get(owner)
+        if rows is None:
             raise UserError(
                 f"'{module}' uses the first factor of '{owner}', which this process does not hold; serve models that "
                 "share factors between layers without pipeline parallelism"
             )
-        if place.kind != kind:
+        if rows.kind != kind:
             raise UserError(
                 f"'{module}' and '{owner}' share a first factor but are sharded along different axes; serve this model "
                 "with --tensor-parallel-size 1"
             )
-        return place
+        return rows

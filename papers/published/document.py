@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...results.tables.writers import markdown_table, markdown_text
+from ...results.tables.escape import markdown_text
+from ...results.tables.table import Table, text_columns
+from ...results.tables.writers import markdown_grid
 from .quoted import FOLDER, Quoted, quoted_files, read_quoted
 
 _INTRODUCTION = """# The papers' own numbers
@@ -21,7 +23,7 @@ that it is not sure what the number says. An empty cell is not known.
 - *not comparable*: the two differ in model, benchmark, metric, prompt, context, number of problems, method, ratio (more
   than 2 % apart), training, or in what the run says of itself (other recipe, other training data); or the source is
   ambiguous; or ours has no interval; or the interval of the difference is wider than 15 points (15 % of a perplexity)
-  either way. The reason stands beside it.
+  either way. The reason is given beside it.
 - *reproduced*: the 95 % interval of the difference comes within the quoted number's rounding of 0. The interval is made
   from both by square-and-add (Newcombe 1998): ours as measured, theirs Wilson's on the paper's number of problems, or
   the number alone where that is not known. Rounding is half a unit of the last printed digit, a whole one where the
@@ -39,7 +41,7 @@ def document() -> str:
     """Return the page."""
     parts = [_INTRODUCTION]
     fields = [[name, (field.description or "").replace("`", "")] for name, field in Quoted.model_fields.items()]
-    parts.append(_left(markdown_table(["column", "what it says"], fields)) + "\n")
+    parts.append(markdown_grid(Table("", text_columns("column", "what it says"), fields)) + "\n")
     for path in quoted_files():
         rows = read_quoted(path)
         parts.append(f"## {markdown_text(path.relative_to(FOLDER).name)}\n")
@@ -49,7 +51,7 @@ def document() -> str:
 
 def _table(rows: Sequence[Quoted]) -> str:
     header = ["source", "where", "for", "model", "benchmark", "method", "size", "of", "value", "certainty"]
-    return _left(markdown_table([*header, "conditions"], [_line(row) for row in rows]))
+    return markdown_grid(Table("", text_columns(*header, "conditions"), [_line(row) for row in rows]))
 
 
 def _line(row: Quoted) -> list[str]:
@@ -88,8 +90,3 @@ def conditions(row: Quoted) -> str:
         row.note,
     ]
     return "; ".join(text for text in known if text)
-
-
-def _left(table: str) -> str:
-    head, rule, *rest = table.split("\n")
-    return "\n".join([head, rule.replace("---:", "---"), *rest])

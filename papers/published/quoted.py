@@ -52,7 +52,7 @@ class Quoted(BaseModel):
 
     paper: Name = Field(description="short name of the paper, as bench reproduce takes it")
     source: Annotated[str, AfterValidator(_source)] = Field(description="arXiv number of the paper")
-    place: Name = Field(description="section, table or figure in which the number stands")
+    place: Name = Field(description="section, table or figure that has the number")
     item: Text = Field(description="figure or table of bench reproduce that it belongs to; empty if none")
     model: Name = Field(description="model, under our preset's name where there is one")
     task: Name = Field(description="what the model was compressed for")
@@ -178,9 +178,9 @@ def read_quoted(path: Path) -> list[Quoted]:
 
 def _first(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    column = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message
+    return f"{column}: {message}" if column else message
 
 
 @lru_cache
@@ -191,5 +191,5 @@ def all_quoted() -> tuple[Quoted, ...]:
 
 def quoted_for(paper: str, items: Iterable[str]) -> list[Quoted]:
     """Return the numbers that belong to items (figures or tables) of a paper."""
-    wanted = set(items)
-    return [row for row in all_quoted() if row.paper == paper and row.item in wanted]
+    item_names = set(items)
+    return [row for row in all_quoted() if row.paper == paper and row.item in item_names]

@@ -4,7 +4,7 @@ The rule. Ours and the quoted number are compared only under equal conditions. T
 from both intervals by square-and-add (Newcombe, Statistics in Medicine 17, 1998, method 10): ours is the measured one,
 the quoted one is Wilson's on the paper's own number of problems, or the number alone where that is not known. The
 number is *reproduced* if that interval comes within the number's rounding of 0; a number that is an upper bound, if the
-interval reaches below the bound. An interval too wide to tell decides nothing.
+interval reaches below the bound. An interval that is too wide decides nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from ...records.intervals import wilson
-from ...results.tables.pivot import Cell, Row, Table, format_cell, is_perplexity
+from ...results.tables.pivot import Cell, Pivot, Row, format_cell, is_perplexity
 from .quoted import PARAMETERS, Quoted
 
 Outcome = Literal["reproduced", "not reproduced", "not comparable"]
@@ -86,7 +86,7 @@ def square_and_add(ours: Sequence[float], other: Sequence[float]) -> Difference:
 
 def judge(
     quoted: Quoted,
-    table: Table | None,
+    table: Pivot | None,
     methods: Mapping[str, str],
     departures: Sequence[str] = (),
 ) -> Verdict:
@@ -110,10 +110,10 @@ def judge(
         wide = "the interval of the difference is too wide to tell; evaluate more problems or seeds"
         return Verdict(quoted, "not comparable", wide, cell, metric)
     near = gap.low <= quoted.slack and (quoted.certainty == "upper bound" or gap.high >= -quoted.slack)
-    return Verdict(quoted, "reproduced" if near else "not reproduced", _told(quoted, gap), cell, metric)
+    return Verdict(quoted, "reproduced" if near else "not reproduced", _difference_sentence(quoted, gap), cell, metric)
 
 
-def _told(quoted: Quoted, gap: Difference) -> str:
+def _difference_sentence(quoted: Quoted, gap: Difference) -> str:
     unit, size = ("points", 100) if quoted.unit == "%" else ("of perplexity", 1)
     text = f"difference {gap.value * size:+.1f} [{gap.low * size:+.1f}, {gap.high * size:+.1f}] {unit}"
     if quoted.certainty == "upper bound":
@@ -123,19 +123,20 @@ def _told(quoted: Quoted, gap: Difference) -> str:
 
 def _quoted_interval(quoted: Quoted) -> tuple[float, float, float]:
     value = quoted.number
+    # Without n, or for a perplexity, nothing is known of the paper's own spread: the interval is ours alone.
     if quoted.n is None or quoted.unit != "%":
         return value, value, value
     ends = wilson(round(value * quoted.n), quoted.n)
     return value, min(ends.low, value), max(ends.high, value)
 
 
-def _row(quoted: Quoted, table: Table | None, methods: Mapping[str, str]) -> Row | None:
+def _row(quoted: Quoted, table: Pivot | None, methods: Mapping[str, str]) -> Row | None:
     rows = [
         row
         for row in (table.rows if table else ())
         if (row.uncompressed if quoted.method == "none" else methods.get(row.label) == quoted.method)
     ]
-    # Uncompressed, a paper with finetuning quotes the finetuned model, which stands after the pretrained one.
+    # Uncompressed, a paper with finetuning quotes the finetuned model, whose row comes after the pretrained one's.
     return (rows[-1] if quoted.method == "none" else rows[0]) if rows else None
 
 
@@ -152,36 +153,36 @@ def _near(a: float, b: float) -> bool:
     return abs(a / b - 1) <= SAME_RATIO
 
 
-def _obstacles(quoted: Quoted, table: Table | None, row: Row | None, cell: Cell | None) -> list[str]:
+def _obstacles(quoted: Quoted, table: Pivot | None, row: Row | None, cell: Cell | None) -> list[str]:
     """Return the reasons why the two may not be compared."""
-    found = []
+    reasons = []
     if quoted.certainty == "ambiguous":
-        found.append(f"the source is ambiguous: {quoted.note}")
+        reasons.append(f"the source is ambiguous: {quoted.note}")
     if table is None:
-        return [*found, f"ours has no {quoted.benchmark}"]
+        return [*reasons, f"ours has no {quoted.benchmark}"]
     if papers_model(table.model) != quoted.model:
-        found.append(f"other model: ours is {table.model}, theirs {quoted.model}")
+        reasons.append(f"other model: ours is {table.model}, theirs {quoted.model}")
     elif cell is not None and quoted.model in PARAMETERS:
         counted = cell.ratio * cell.params
         if abs(counted / PARAMETERS[quoted.model] - 1) > 1e-3:
-            found.append(f"ours is called {table.model} but has {counted:,.0f} parameters")
+            reasons.append(f"ours is called {table.model} but has {counted:,.0f} parameters")
     if table.benchmark != quoted.benchmark:
-        found.append(f"other benchmark: ours is {table.benchmark}, theirs {quoted.benchmark}")
+        reasons.append(f"other benchmark: ours is {table.benchmark}, theirs {quoted.benchmark}")
     if table.metric != quoted.metric and not any({table.metric, quoted.metric} <= same for same in _SAME_METRICS):
-        found.append(f"other metric: ours is {table.metric}, theirs {quoted.metric}")
+        reasons.append(f"other metric: ours is {table.metric}, theirs {quoted.metric}")
     window = re.search(r"-(\d+)$", table.variant) if is_perplexity(table.metric) else None
     if quoted.context and window and int(window[1]) != quoted.context:
-        found.append(f"other context: ours has {window[1]} tokens, theirs {quoted.context}")
+        reasons.append(f"other context: ours has {window[1]} tokens, theirs {quoted.context}")
     if quoted.shots is not None and (shots := re.search(r"(\d+)shot", table.variant)) and int(shots[1]) != quoted.shots:
-        found.append(f"other prompt: ours has {shots[1]} examples, theirs {quoted.shots}")
+        reasons.append(f"other prompt: ours has {shots[1]} examples, theirs {quoted.shots}")
     if quoted.n is not None and quoted.n != table.n:
-        found.append(f"other problems: ours are {table.n:,}, theirs {quoted.n:,}")
+        reasons.append(f"other problems: ours are {table.n:,}, theirs {quoted.n:,}")
     if row is None:
-        found.append(f"ours has no {quoted.method}")
+        reasons.append(f"ours has no {quoted.method}")
     elif cell is None:
-        found.append(f"ours was not measured at {quoted.ratio:.3g}x")
+        reasons.append(f"ours was not measured at {quoted.ratio:.3g}x")
     elif quoted.method != "none" and quoted.training != "unclear" and (quoted.training == "none") != (cell.tokens == 0):
-        found.append(f"other training after compression: theirs {'none' if quoted.training == 'none' else 'some'}")
+        reasons.append(f"other training after compression: theirs {'none' if quoted.training == 'none' else 'some'}")
     if cell is not None and not (math.isfinite(cell.low) and math.isfinite(cell.high)):
-        found.append("ours has no interval")
-    return found
+        reasons.append("ours has no interval")
+    return reasons

@@ -39,7 +39,7 @@ def _compared(task: str, benchmarks: tuple[str, ...], ratios: tuple[float, ...],
 
 
 def _small(sweep: str, task: str, lines: tuple[Line, ...], ratios: tuple[float, ...], *more: str) -> Form:
-    stands_for = {"toy-math": "GSM8K and MATH alike", "toy-code": "HumanEval and MBPP alike"}[task]
+    replaced = {"toy-math": "GSM8K and MATH alike", "toy-code": "HumanEval and MBPP alike"}[task]
     scaled = f"ratios {', '.join(f'{ratio:g}x' for ratio in ratios)}"
     return Form(
         sweep=f"{NAME}-{sweep}-{task}",
@@ -49,7 +49,7 @@ def _small(sweep: str, task: str, lines: tuple[Line, ...], ratios: tuple[float, 
         panels=(Panel(task, (task,)),),
         recipe="small",
         recover_steps=_SMALL_STEPS,
-        caption=(f"{_LESS_TRAINING} {task} stands for {stands_for}; {scaled} for the paper's.", *more, _TOP),
+        caption=(f"{_LESS_TRAINING} {task} replaces {replaced}; {scaled} for the paper's.", *more, _TOP),
     )
 
 
@@ -73,16 +73,16 @@ _SMALL_MATH = _small("methods", "toy-math", _SMALL_METHODS, (1.5, 2.0, 3.0, 4.0)
 _SMALL_CODE = _small("methods", "toy-code", _SMALL_METHODS, (1.5, 2.0, 3.0, 4.0))
 
 
-def _parting(place: str, similar_below: float, ahead_from: float) -> tuple[Claim, ...]:
+def _parting(source: str, similar_below: float, ahead_from: float) -> tuple[Claim, ...]:
     return (
         Claim(
-            f"the methods are similar below {similar_below:g}x ({place})",
+            f"the methods are similar below {similar_below:g}x ({source})",
             "similar",
             (1.0, similar_below - 0.01),
             (1.0, 2.0),
         ),
         Claim(
-            f"Basis Selection is ahead of SVD and FWSVD at {ahead_from:g}x ({place})",
+            f"Basis Selection is ahead of SVD and FWSVD at {ahead_from:g}x ({source})",
             "above",
             (ahead_from, ahead_from),
             (3.0, 4.0),

@@ -79,22 +79,22 @@ def sweep_config(item: Item, form: Form, changes: Changes) -> SweepConfig:
     }
     values |= {key: value for key in _SWEEP_KEYS if (value := getattr(changes, key)) is not None}
     steps = {"finetune": form.finetune_steps, "recover": form.recover_steps}
-    given = {"finetune": changes.finetune_steps, "recover": changes.recover_steps}
-    steps |= {stage: count for stage, count in given.items() if count is not None}
+    changed_steps = {"finetune": changes.finetune_steps, "recover": changes.recover_steps}
+    steps |= {stage: count for stage, count in changed_steps.items() if count is not None}
     values |= {stage: {"steps": count} for stage, count in steps.items() if count is not None}
     return make_config(nest({key: value for key, value in values.items() if value is not None}))
 
 
 def departures(item: Item, form: Form, config: SweepConfig) -> list[str]:
     """Return what a run does differently from the paper, beyond what its records say; each a clause."""
-    found = list(form.departs)
+    clauses = list(form.departs)
     if form is item.small:
-        found.append("ours is the small form")
+        clauses.append("ours is the small form")
     trained = [name for name in ("finetune", "recover") if getattr(config.training, name).steps is not None]
     if form is item.full and trained:
-        found.append(f"ours has other training steps ({', '.join(trained)})")
+        clauses.append(f"ours has other training steps ({', '.join(trained)})")
     chosen = RECIPES[config.training.recipe].train_set(config.task, config.training.train_set)
     source = chosen or get_task(config.task).default_source(config.execution.data)
     if form.train_set and source != form.train_set:
-        found.append(f"other training data: ours is {source}, theirs {form.train_set} as far as known")
-    return found
+        clauses.append(f"other training data: ours is {source}, theirs {form.train_set} as far as known")
+    return clauses

@@ -1,7 +1,7 @@
 """Data-free Joint Rank-k Approximation (arXiv 2402.16319): the sentence of its abstract.
 
 "Model pruning of 80 % parameters while retaining 93.43 %": that 80 % are kept is inferred. Its benchmarks are
-OpenCompass's; the commonsense tasks stand for them here.
+OpenCompass's; the commonsense tasks take their place here.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PAPER = Paper(
                 recipe="small",
                 recover_steps=0,
                 caption=(
-                    "Small form: toy-math stands for OpenCompass's tasks; 300 steps of finetuning come first, none "
+                    "Small form: toy-math replaces OpenCompass's tasks; 300 steps of finetuning come first, none "
                     "after compression.",
                 ),
             ),

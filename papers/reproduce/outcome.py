@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...foundation.errors import UserError
-from ...results.tables.pivot import Cell, Row, Table, format_value, is_fraction, pivot
+from ...results.tables.pivot import Cell, Pivot, Row, format_value, is_fraction, pivot
 from ..figures import mean_table, retained_table
 from ..published.quoted import Quoted, quoted_for
 from ..published.verdicts import Verdict, judge, papers_model, square_and_add
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def panel_table(frame: pd.DataFrame, panel: Panel) -> Table:
+def panel_table(frame: pd.DataFrame, panel: Panel) -> Pivot:
     """Return what a picture shows.
 
     Raises:
@@ -25,13 +25,13 @@ def panel_table(frame: pd.DataFrame, panel: Panel) -> Table:
     tables = [table for table in pivot(frame) if table.compressed]
     chosen = []
     for name in panel.ours:
-        found = [table for table in tables if table.benchmark == name]
-        if len(found) != 1:
+        matching = [table for table in tables if table.benchmark == name]
+        if len(matching) != 1:
             raise UserError(
-                f"the records have {len(found)} tables of {name} and the picture needs one; give the run an --out of "
-                "its own"
+                f"the records have {len(matching)} tables of {name} and the picture needs one; give the run an --out "
+                "of its own"
             )
-        chosen += found
+        chosen += matching
     table = chosen[0] if panel.measure == "metric" or len(chosen) == 1 else mean_table(chosen, panel.benchmark)
     return retained_table(table) if panel.measure == "retained" else table
 
@@ -56,35 +56,35 @@ def quoted_methods(form: Form) -> dict[str, str]:
 
 
 def verdicts(
-    item: Item, form: Form, model: str, tables: Sequence[tuple[Panel, Table]], departures: Sequence[str]
+    item: Item, form: Form, model: str, tables: Sequence[tuple[Panel, Pivot]], departures: Sequence[str]
 ) -> list[Verdict]:
     """Return a verdict for each of the paper's numbers that belong to an item."""
-    found = []
+    results = []
     for row in quoted_numbers(item, model):
         own = [table for panel, table in tables if panel.benchmark == row.benchmark]
         table = own[0] if own else tables[0][1] if form is item.small else None
-        found.append(judge(row, table, quoted_methods(form), departures))
-    return found
+        results.append(judge(row, table, quoted_methods(form), departures))
+    return results
 
 
-def findings(item: Item, form: Form, table: Table) -> list[str]:
+def findings(item: Item, form: Form, table: Pivot) -> list[str]:
     """Return a sentence for each of the paper's findings: what it says, what ours shows, and whether that agrees."""
     return [_finding(claim, form, table, form is item.small) for claim in item.claims]
 
 
-def _finding(claim: Claim, form: Form, table: Table, small: bool) -> str:
+def _finding(claim: Claim, form: Form, table: Pivot, small: bool) -> str:
     low, high = claim.small_ratios if small else claim.ratios
     rows = {row.label: row for row in table.rows}
     lines = [rows[line.label] for line in form.lines if line.label in rows]
     seen: list[str] = []
-    told = []
+    readings = []
     for ratio in table.ratios:
         if not low <= ratio <= high or any(ratio not in row.cells for row in lines) or len(lines) < 2:
             continue
         first, *others = [row.cells[ratio] for row in lines]
         seen.append(_seen(claim.relation, first, others, table.higher_is_better))
-        told.append(f"{ratio:g}x {_beside(table, lines, ratio)} ({seen[-1]})")
-    if not told:
+        readings.append(f"{ratio:g}x {_beside(table, lines, ratio)} ({seen[-1]})")
+    if not readings:
         return f"The paper: {claim.text}. Ours has no ratio to see that at."
     counts = {word: seen.count(word) for word in dict.fromkeys(seen)}
     if len(counts) > 1:
@@ -92,15 +92,17 @@ def _finding(claim: Claim, form: Form, table: Table, small: bool) -> str:
     elif claim.relation == "similar":
         summary = "Ours do not differ beyond their intervals" if "agrees" in counts else "Ours do differ"
     else:
-        summary = {"agrees": "Seen here", "contrary": "The contrary is seen here", "open": "Not told apart here"}[
-            seen[0]
-        ]
+        summary = {
+            "agrees": "Seen here",
+            "contrary": "The contrary is seen here",
+            "open": "Open here",
+        }[seen[0]]
     names = " / ".join(row.label for row in lines)
     seeds = "" if len(table.seeds) > 1 else " One seed: the intervals cover the problems, not the training."
-    return f"The paper: {claim.text}. {summary}; {names}: {'; '.join(told)}.{seeds}"
+    return f"The paper: {claim.text}. {summary}; {names}: {'; '.join(readings)}.{seeds}"
 
 
-def _beside(table: Table, lines: Sequence[Row], ratio: float) -> str:
+def _beside(table: Pivot, lines: Sequence[Row], ratio: float) -> str:
     values = [format_value(table.metric, row.cells[ratio].value) for row in lines]
     return " / ".join(values) + (" %" if is_fraction(table.metric) else "")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +15,10 @@ from ...models.known_shapes import SHAPES
 from ...models.presets import ModelSource, resolve_model
 from ...records.files import read_records
 from ...results.sweep import run_sweep
-from ...results.tables.pivot import Table, is_fraction
-from ...results.tables.writers import clean, inert, markdown_table, markdown_text
+from ...results.tables.escape import clean, markdown_text
+from ...results.tables.pivot import Pivot, is_fraction
+from ...results.tables.table import Table, text_columns
+from ...results.tables.writers import markdown_grid, to_csv
 from ...runners.config import SweepConfig
 from ...runners.dry_run import show_plan
 from ...runners.estimates.disk import disk_bytes
@@ -58,7 +58,7 @@ def reproduce(
     Args:
         item: figure or table.
         changes: what the user wants otherwise.
-        console: where everything is told.
+        console: where everything is printed.
         dry_run: stop after the plan.
         draw_quoted: draw the paper's numbers; None draws them where model and form are the paper's.
 
@@ -83,24 +83,24 @@ def conclude(
     model = str(frame["model"].iloc[0])
     tables = [(panel, panel_table(frame, panel)) for panel in form.panels]
     notes = departures(item, form, config)
-    found = verdicts(item, form, model, tables, notes)
+    results = verdicts(item, form, model, tables, notes)
     draw = comparable(item, form, model) if draw_quoted is None else draw_quoted
     pictures: list[Path] = []
-    seen: list[str] = []
+    sentences: list[str] = []
     stem = csv_path.parent / f"{item.kind}-{item.name}"
     for panel, table in tables:
         rows = [row for row in quoted_numbers(item, model) if draw and row.benchmark in (panel.benchmark, *_all(item))]
-        here = stem.with_name(stem.name + (f"-{panel.name}" if panel.name else ""))
-        pictures += draw_figure(table, here, _heading(item, form, table), rows, quoted_methods(form))
+        panel_stem = stem.with_name(stem.name + (f"-{panel.name}" if panel.name else ""))
+        pictures += draw_figure(table, panel_stem, _heading(item, form, table), rows, quoted_methods(form))
         prefix = f"{panel.name}: " if panel.name and item.claims else ""
-        seen += [prefix + sentence for sentence in findings(item, form, table)]
-    _write(stem, item, form, found, seen)
-    _tell(item, found, seen, pictures, stem, console)
-    return Reproduction(csv_path.parent, pictures, found, seen)
+        sentences += [prefix + sentence for sentence in findings(item, form, table)]
+    _write(stem, item, form, results, sentences)
+    _print_outcome(item, results, sentences, pictures, stem, console)
+    return Reproduction(csv_path.parent, pictures, results, sentences)
 
 
 def _all(item: Item) -> tuple[str, ...]:
-    # Of an item with one picture every number belongs into it, also where another benchmark stands for the paper's.
+    # Of an item with one picture every number belongs into it, also with another benchmark for the paper's.
     return tuple(panel.benchmark for panel in item.full.panels) if len(item.full.panels) == 1 else ()
 
 
@@ -145,7 +145,7 @@ def _within_reach(source: ModelSource) -> bool:
     return is_cached(source.location, source.revision, "config.json") or hub_answers()
 
 
-def _heading(item: Item, form: Form, table: Table) -> Heading:
+def _heading(item: Item, form: Form, table: Pivot) -> Heading:
     title = f"{item.paper}, {item.shown}, made again: {table.model}, {table.variant}"
     if form is item.small:
         title = f"{item.paper}, {item.shown} in small: {table.model}, {table.variant}"
@@ -160,7 +160,7 @@ def _caption(form: Form) -> str:
     return " ".join([*form.caption, *sentences])
 
 
-def _lines(found: list[Verdict]) -> list[list[str]]:
+def _lines(results: list[Verdict]) -> list[list[str]]:
     return [
         [
             row.quoted.model,
@@ -172,40 +172,37 @@ def _lines(found: list[Verdict]) -> list[list[str]]:
             row.outcome,
             row.reason,
         ]
-        for row in found
+        for row in results
     ]
 
 
 _HEADER = ["model", "benchmark", "method", "ratio", "quoted", "ours", "verdict", "why"]
 
 
-def _write(stem: Path, item: Item, form: Form, found: list[Verdict], seen: list[str]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_HEADER, "source", "place"])
-    for row, line in zip(found, _lines(found), strict=True):
-        cells = [*line, row.quoted.source, row.quoted.place]
-        writer.writerow([inert(clean(cell)) for cell in cells])
-    write_atomic(stem.with_name(f"{stem.name}-verdicts.csv"), text.getvalue())
+def _write(stem: Path, item: Item, form: Form, results: list[Verdict], sentences: list[str]) -> None:
+    lines = _lines(results)
+    sources = [[*line, row.quoted.source, row.quoted.place] for row, line in zip(results, lines, strict=True)]
+    verdicts = Table("verdicts", text_columns(*_HEADER, "source", "place"), sources)
+    write_atomic(stem.with_name(f"{stem.name}-verdicts.csv"), to_csv([verdicts]))
     parts = [f"# {markdown_text(f'{item.paper}, {item.shown}: {item.title}')}"]
     parts += [markdown_text(caption)] if (caption := _caption(form)) else []
-    parts += [f"- {markdown_text(sentence)}" for sentence in seen]
-    parts.append(markdown_table(_HEADER, _lines(found)) if found else _nothing(item))
+    parts += [f"- {markdown_text(sentence)}" for sentence in sentences]
+    parts.append(markdown_grid(Table("", text_columns(*_HEADER), lines)) if results else _nothing(item))
     write_atomic(stem.with_suffix(".md"), "\n\n".join(parts) + "\n")
 
 
 def _nothing(item: Item) -> str:
-    return f"The paper's text gives no numbers for {item.shown}, so there is nothing to hold ours against."
+    return f"The paper's text gives no numbers for {item.shown}, so there is nothing to compare ours with."
 
 
-def _tell(
-    item: Item, found: list[Verdict], seen: list[str], pictures: list[Path], stem: Path, console: Console
+def _print_outcome(
+    item: Item, results: list[Verdict], sentences: list[str], pictures: list[Path], stem: Path, console: Console
 ) -> None:
     console.print()
-    for sentence in seen:
+    for sentence in sentences:
         console.print(Text(clean(sentence)))
-    if found:
-        _tell_verdicts(found, console)
+    if results:
+        _print_verdicts(results, console)
     else:
         console.print(_nothing(item), highlight=False)
     for path in pictures:
@@ -214,14 +211,14 @@ def _tell(
     console.print(f"verdicts {stem.with_name(f'{stem.name}-verdicts.csv')}", soft_wrap=True, highlight=False)
 
 
-def _tell_verdicts(found: list[Verdict], console: Console) -> None:
+def _print_verdicts(results: list[Verdict], console: Console) -> None:
     console.print(Text("beside the paper's own numbers (quoted)", style="bold"))
     groups: dict[tuple[str, str], list[Verdict]] = {}
-    for row in found:
+    for row in results:
         groups.setdefault((row.outcome, row.reason), []).append(row)
     for (outcome, reason), rows in groups.items():
         console.print(Text(clean(f"{outcome}: {reason}")))
         for row in rows:
             ours = f", ours {row.ours_shown}" if row.ours else ""
-            place = f"{row.quoted.model} {row.quoted.benchmark} {row.quoted.method} {row.quoted.ratio:.3g}x"
-            console.print(Text(clean(f"  {place}: quoted {row.quoted.shown}{ours}")))
+            cell = f"{row.quoted.model} {row.quoted.benchmark} {row.quoted.method} {row.quoted.ratio:.3g}x"
+            console.print(Text(clean(f"  {cell}: quoted {row.quoted.shown}{ours}")))

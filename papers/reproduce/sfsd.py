@@ -13,12 +13,12 @@ _MODEL, _REVISION = "huggyllama/llama-7b", "4782ad278652c7c71b72204d462d6d01eaaf
 _PUBLISHED = {"samples": 512, "length": 128}
 _MEAN = Panel("commonsense-6", SIX, "mean", "mean")
 _SMALL_NOTE = (
-    "Small form: toy-math stands for the six commonsense tasks; 300 steps of finetuning come first, none after "
+    "Small form: toy-math replaces the six commonsense tasks; 300 steps of finetuning come first, none after "
     "compression."
 )
 
 
-def _kept(*percent: int) -> tuple[float, ...]:
+def _ratios_of(*percent: int) -> tuple[float, ...]:
     return tuple(round(100 / share, 4) for share in percent)
 
 
@@ -101,14 +101,14 @@ PAPER = Paper(
             _full(
                 "task-specific",
                 (Line("sfsd", "sfsd", _BY_ACCURACY | {"head": False}),),
-                _kept(97, 96, 95, 94, 93, 90, 89, 87, 86, 84, 80, 76, 71),
+                _ratios_of(97, 96, 95, 94, 93, 90, 89, 87, 86, 84, 80, 76, 71),
                 tuple(Panel(name, (name,), name=name) for name in SIX),
                 _OWN_SEARCH,
             ),
             _small(
                 "task-specific",
                 (Line("sfsd", "sfsd", _SMALL_BY_ACCURACY),),
-                _kept(90, 80, 71),
+                _ratios_of(90, 80, 71),
                 _OWN_SEARCH,
                 scaled=_SHORT_SEARCH,
             ),
@@ -123,14 +123,14 @@ PAPER = Paper(
             _full(
                 "perplexity",
                 (Line("sfsd", "sfsd", {"head": False}),),
-                _kept(94, 87, 83, 79, 75, 70),
+                _ratios_of(94, 87, 83, 79, 75, 70),
                 (_MEAN, Panel("wikitext2", ("wikitext2",), name="wikitext2")),
                 _OWN_SEARCH,
             ),
             _small(
                 "perplexity",
                 (Line("sfsd", "sfsd", _SMALL_BY_LOSS),),
-                _kept(94, 87, 79, 70),
+                _ratios_of(94, 87, 79, 70),
                 _OWN_SEARCH,
                 scaled=_SHORT_SEARCH,
             ),

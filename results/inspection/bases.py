@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from ..tables.writers import clean, inert, latex_table, markdown_table, markdown_text
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from ..tables.table import Cell, Column, Table, number_columns, text_columns
 
 FORMATS = ("terminal", "markdown", "csv", "json", "latex")
 
@@ -61,59 +55,32 @@ class TokenView:
     rows: tuple[TokenBasis, ...]
 
 
-def render_bases(view: TokenView, console: Console) -> None:
-    """Print the table."""
-    from rich.text import Text
-
-    console.print(Text(clean(view.title), style="bold"))
-    console.print(bases_grid(view.rows))
-    console.print(Text("\n".join(map(clean, view.notes)), style="dim"))
-
-
-def bases_grid(rows: Sequence[TokenBasis]) -> object:
-    """Return the table for a console."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    grid = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    header, lines = _lines(rows)
-    for name in header:
-        text = name in ("+ tokens", "− tokens")
-        grid.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=not text)
-    for line in lines:
-        grid.add_row(*(Text(clean(cell)) for cell in line))
-    return grid
-
-
-def bases_markdown(view: TokenView) -> str:
-    """Return the table as GitHub-flavoured Markdown."""
-    header, lines = _lines(view.rows)
-    align = "r" * (len(header) - 2) + "ll"
-    parts = [f"### {markdown_text(view.title)}", markdown_table(header, lines, align), *map(markdown_text, view.notes)]
-    return "\n\n".join(parts) + "\n"
-
-
-def bases_latex(view: TokenView) -> str:
-    """Return the table as LaTeX for booktabs; tokens beyond Latin script need XeLaTeX or LuaLaTeX."""
-    header, lines = _lines(view.rows)
-    columns = "r" * (len(header) - 2) + "p{0.36\\linewidth}p{0.36\\linewidth}"
-    return latex_table(f"{view.title}. {' '.join(view.notes)}", header, lines, columns=columns) + "\n"
-
-
-def bases_csv(view: TokenView) -> str:
-    """Return one line a basis and token, values at full precision."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    names = ("module", "layer", "matrix", "head", "side", "basis", "value", "share")
+def bases_table(view: TokenView) -> Table:
+    """Return the table as it is shown; rows without states are one matrix's, which the title names."""
     states = any(row.state for row in view.rows)
-    writer.writerow([*names, *(["state"] if states else []), "end", "place", "token_id", "token", "score"])
+    columns = [*([Column(""), Column("layer", "number"), Column("matrix")] if states else [])]
+    columns += [*number_columns("basis"), *number_columns("s", format="{:.4g}")]
+    columns += number_columns("% of Σs", format="{:.2f}")
+    columns += [Column(f"{sign} tokens", width=0.36) for sign in "+−"]
+    rows: list[list[Cell]] = []
     for row in view.rows:
-        base = [_blank(getattr(row, name)) for name in names] + ([row.state] if states else [])
-        for end, tokens in (("plus", row.positive), ("minus", row.negative)):
-            for place, token in enumerate(tokens):
-                writer.writerow([*base, end, place, token.id, inert(clean(token.text)), token.score])
-    return text.getvalue()
+        ends = [" ".join(token.text for token in end) for end in (row.positive, row.negative)]
+        start = [row.state, row.layer, row.matrix] if states else []
+        rows.append([*start, row.basis, row.value, 100 * row.share, *ends])
+    return Table(view.title, columns, rows, notes=view.notes)
+
+
+def bases_data(view: TokenView) -> Table:
+    """Return one row a basis and token, values at full precision."""
+    names = ["module", "layer", "matrix", "head", "side", "basis", "value", "share"]
+    names += ["state"] if any(row.state for row in view.rows) else []
+    rows = [
+        [*(getattr(row, name) for name in names), end, rank, token.id, token.text, token.score]
+        for row in view.rows
+        for end, tokens in (("plus", row.positive), ("minus", row.negative))
+        for rank, token in enumerate(tokens)
+    ]
+    return Table(view.title, text_columns(*names, "end", "place", "token_id", "token", "score"), rows)
 
 
 def bases_json(view: TokenView) -> str:
@@ -126,20 +93,3 @@ def basis_data(row: TokenBasis) -> dict[str, object]:
     """Return one basis as plain data."""
     ends = {name: [token._asdict() for token in getattr(row, name)] for name in ("positive", "negative")}
     return asdict(row) | ends
-
-
-def _blank(value: object) -> object:
-    return "" if value is None else value
-
-
-def _lines(rows: Sequence[TokenBasis]) -> tuple[list[str], list[list[str]]]:
-    """Return header and lines; rows without states are one matrix's, which the title names."""
-    states = any(row.state for row in rows)
-    header = ["", *(["layer", "matrix"] if states else []), "basis", "s", "% of Σs", "+ tokens", "− tokens"]
-    lines = []
-    for row in rows:
-        where = ["" if row.layer is None else str(row.layer), row.matrix] if states else []
-        numbers = [str(row.basis), f"{row.value:.4g}", f"{100 * row.share:.2f}"]
-        ends = [" ".join(token.text for token in end) for end in (row.positive, row.negative)]
-        lines.append([row.state, *where, *numbers, *ends])
-    return (header, lines) if states else (header[1:], [line[1:] for line in lines])

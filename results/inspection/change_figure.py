@@ -11,7 +11,7 @@ from typing import Any
 
 from ...foundation.files import write_atomic
 from ..plots.curves import slug, style
-from ..tables.writers import clean
+from ..tables.escape import clean
 from .changes import ChangeView, Counts, count_changes
 
 _MAP = "Blues"

@@ -11,7 +11,7 @@ from ...foundation.errors import UserError
 from ...foundation.files import digest
 from ...records.schema import KEY_COLUMNS
 from ..pages.shell import shorten
-from ..tables.pivot import Cell, Table, goodness, pivot, with_too_long
+from ..tables.pivot import Cell, Pivot, goodness, pivot, with_too_long
 from .bands import SHORTFALL, band_name, bands
 from .provenance import Provenance, provenances
 from .ranking import NO_SAMPLES, Contender, Scores, Standing, rank
@@ -80,7 +80,7 @@ class Board:
     """
 
     id: str
-    table: Table
+    table: Pivot
     dataset_sha256: str
     prompt_sha256: str
     model_sha256: str
@@ -182,7 +182,7 @@ def _order(board: Board) -> tuple[Any, ...]:
 
 
 def _board(
-    table: Table,
+    table: Pivot,
     columns: Mapping[str, list[Any]],
     positions: Mapping[int, int],
     samples: Samples,
@@ -221,7 +221,7 @@ def _board(
 
 def _ranked(
     entries: Iterable[Entry],
-    table: Table,
+    table: Pivot,
     columns: Mapping[str, list[Any]],
     positions: Mapping[int, int],
     samples: Samples,
@@ -253,7 +253,7 @@ def _not_ranked(cell: Cell, band: float) -> str:
 
 def _contender(
     entry: Entry,
-    table: Table,
+    table: Pivot,
     columns: Mapping[str, list[Any]],
     positions: Mapping[int, int],
     samples: Samples,

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..pages.parts import Column, Field, Figure, TableView
+from ..pages.parts import Figure
 from ..pages.shell import render_page, shorten
 from ..tables.pivot import direction, format_cell
+from ..tables.table import Cell, Column, Field, Table, number_columns, text_columns
 from .bands import band_name
 from .boards import Board, Entry
 from .figures import figures
@@ -35,11 +36,11 @@ class _Shown:
     board: Board
     bands: str
     direction: str
-    ranks: TableView | None
+    ranks: Table | None
     references: list[Field]
     common: list[tuple[str, str]]
     options: list[tuple[str, str]]
-    details: TableView
+    details: Table
     figures: list[Figure]
 
 
@@ -97,7 +98,7 @@ def _shown(board: Board) -> _Shown:
     )
 
 
-def _ranks(board: Board) -> TableView:
+def _ranks(board: Board) -> Table:
     first: Literal["ascending", "descending"] = "descending" if board.table.higher_is_better else "ascending"
     columns = [Column("method")] + [
         Column(
@@ -112,7 +113,7 @@ def _ranks(board: Board) -> TableView:
         for label, row in board.rows()
     ]
     caption = f"{board.conditions}; {direction(board.table.metric, board.table.higher_is_better)}."
-    return TableView(f"{board.id}-ranks", caption, columns, rows)
+    return Table(caption, columns, rows, f"{board.id}-ranks")
 
 
 def _plain(board: Board) -> bool:
@@ -152,7 +153,7 @@ def _options(rows: Sequence[Entry]) -> list[tuple[str, str]]:
     return [(shorten(label, _LABEL), next(iter(texts))) for label, texts in found.items() if texts != {"defaults"}]
 
 
-def _details(board: Board, rows: Sequence[Entry], apart: set[str]) -> tuple[list[tuple[str, str]], TableView]:
+def _details(board: Board, rows: Sequence[Entry], apart: set[str]) -> tuple[list[tuple[str, str]], Table]:
     """Return what is the same for all entries, and a table of what differs; columns ``apart`` are shown elsewhere."""
     known = [asdict(entry.provenance) for entry in rows]
     names = [name for name in _NAMES if name not in apart]
@@ -164,23 +165,21 @@ def _details(board: Board, rows: Sequence[Entry], apart: set[str]) -> tuple[list
     speeds = sorted({name for entry in rows for name in entry.speeds})
     varying = [name for name in names if name not in same]
     columns = [
-        *(Column("entry"), Column("against the best"), Column("achieved ratio", "number")),
-        *(Column("parameters", "number"), Column("bytes", "number")),
-        *(Column(f"tokens/s, {name}", "number") for name in speeds),
-        *(Column(_NAMES[name]) for name in varying),
+        *(*text_columns("entry", "against the best"), *number_columns("achieved ratio", format="{:.4g}×")),
+        *number_columns("parameters", "bytes", format="{:,.0f}"),
+        *number_columns(*(f"tokens/s, {name}" for name in speeds), format="{:,.4g}"),
+        *text_columns(*(_NAMES[name] for name in varying)),
     ]
     lines = [_detail(entry, one, speeds, varying) for entry, one in zip(rows, known, strict=True)]
     caption = f"{board.title}: all entries with sizes and provenance"
-    return common, TableView(f"{board.id}-details", caption, columns, lines, [entry.id for entry in rows])
+    return common, Table(caption, columns, lines, f"{board.id}-details", [entry.id for entry in rows])
 
 
-def _detail(entry: Entry, known: Mapping[str, str], speeds: Sequence[str], varying: Sequence[str]) -> list[Field | str]:
+def _detail(entry: Entry, known: Mapping[str, str], speeds: Sequence[str], varying: Sequence[str]) -> list[Cell]:
     cell = entry.cell
     name = entry.label if entry.uncompressed else f"{entry.label} {band_name(entry.target)}"
-    times = [entry.speeds.get(speed) for speed in speeds]
     return [
-        *(shorten(name, _LABEL), standing_text(entry), Field(f"{cell.ratio:.4g}×", cell.ratio)),
-        *(Field(f"{cell.params:,.0f}", cell.params), Field(f"{cell.bytes:,.0f}", cell.bytes)),
-        *(Field("" if time is None else f"{time:,.4g}", time) for time in times),
+        *(shorten(name, _LABEL), standing_text(entry), cell.ratio, cell.params, cell.bytes),
+        *(entry.speeds.get(speed) for speed in speeds),
         *(shorten(known[key], _TEXT) for key in varying),
     ]

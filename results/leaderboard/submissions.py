@@ -18,7 +18,7 @@ from ...foundation.plain import read_input
 from ...records.files import read_records
 from ...records.metrics import is_perplexity
 from ...records.schema import COLUMNS, KEY_COLUMNS, SCHEMA_VERSION, TIMING_COLUMNS, Record
-from ..tables.writers import clean
+from ..tables.escape import clean
 
 if TYPE_CHECKING:
     import pandas as pd

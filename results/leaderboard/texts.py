@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..pages.shell import shorten
+from ..tables import writers
+from ..tables.escape import latex_text, markdown_text
 from ..tables.pivot import direction, format_cell
-from ..tables.writers import clean, inert, latex_table, latex_text, markdown_table, markdown_text
+from ..tables.table import Cell, Column, Field, Table, number_columns, text_columns
+from ..tables.terminal import render
 from .bands import band_name
 from .boards import Board, Entry
 from .ranking import LEVEL
@@ -42,39 +43,22 @@ def to_csv(boards: Sequence[Board]) -> str:
 
     Texts that a spreadsheet would run as a formula get a leading apostrophe.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    rows: list[list[Cell]] = []
     for board in boards:
-        for entry in (*board.references, *board.entries):
-            writer.writerow([inert(clean(x)) if isinstance(x, str) else x for x in _line(board, entry)])
-        for _, entry in board.elsewhere:
-            writer.writerow([inert(clean(x)) if isinstance(x, str) else x for x in _line(board, entry, elsewhere=True)])
-    return text.getvalue()
+        rows += [_line(board, entry) for entry in (*board.references, *board.entries)]
+        rows += [_line(board, entry, elsewhere=True) for _, entry in board.elsewhere]
+    return writers.to_csv([Table("leaderboard", text_columns(*COLUMNS), rows)])
 
 
 def to_markdown(boards: Sequence[Board]) -> str:
     """Return a table for each board as GitHub-flavoured Markdown."""
-    parts = [markdown_text(LEGEND)]
-    for board in boards:
-        parts.append(f"### {markdown_text(board.title)}")
-        parts.append(markdown_text(f"{board.conditions}; {_direction(board)}."))
-        if board.entries:
-            parts.append(markdown_table(_header(board), _grid(board)))
-        if references := _references(board):
-            parts.append(markdown_text(references))
-    return "\n\n".join(parts) + "\n"
+    return f"{markdown_text(LEGEND)}\n\n{writers.to_markdown([_table(board) for board in boards])}"
 
 
 def to_latex(boards: Sequence[Board]) -> str:
     """Return a table for each board in LaTeX for the package booktabs; the legend is a comment of the first lines."""
-    parts = ["% Needs \\usepackage{booktabs}.", f"% {latex_text(LEGEND)}"]
-    for board in boards:
-        if board.entries:
-            references = f" {_references(board)}" if board.references or board.elsewhere else ""
-            caption = f"{board.title}: {board.conditions}; {_direction(board)}.{references}"
-            parts.append(latex_table(caption, _header(board), _grid(board), 0))
-    return "\n\n".join(parts) + "\n"
+    tables = writers.to_latex([_table(board) for board in boards])
+    return f"% Needs \\usepackage{{booktabs}}.\n\n% {latex_text(LEGEND)}\n\n{tables}"
 
 
 def render_terminal(boards: Sequence[Board], console: Console, most: int = 12) -> None:
@@ -85,25 +69,9 @@ def render_terminal(boards: Sequence[Board], console: Console, most: int = 12) -
         console: at least 60 columns wide.
         most: how many to print; a line says how many are left.
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
     from rich.text import Text
 
-    for board in boards[:most]:
-        console.print()
-        console.print(Text(clean(board.title), style="bold"))
-        console.print(Text(clean(f"{board.conditions}; {_direction(board)}"), style="dim"))
-        if board.entries:
-            grid = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-            grid.add_column("", overflow="fold", max_width=30)
-            for band in board.bands:
-                grid.add_column(band_name(band), justify="right")
-            for label, row in board.rows():
-                cells = [_short(board, row.get(band)) for band in board.bands]
-                grid.add_row(Text(clean(shorten(label, _LABEL))), *map(Text, cells))
-            console.print(grid)
-        if references := _references(board):
-            console.print(Text(clean(references), style="dim"))
+    render([_table(board) for board in boards[:most]], console, details=False)
     console.print()
     if len(boards) > most:
         console.print(f"{len(boards) - most} more boards are in the files.")
@@ -128,7 +96,7 @@ def p_text(p: float, bound: bool = False) -> str:
     return "p < 0.0001" if p < 1e-4 else f"p {'≤' if bound else '='} {p:.2g}"
 
 
-def _line(board: Board, entry: Entry, elsewhere: bool = False) -> list[object]:
+def _line(board: Board, entry: Entry, elsewhere: bool = False) -> list[Cell]:
     table, cell, source = board.table, entry.cell, entry.provenance
     standing = entry.standing
     remark = "measured under another variant" if elsewhere else standing.reason if standing else ""
@@ -147,7 +115,7 @@ def _line(board: Board, entry: Entry, elsewhere: bool = False) -> list[object]:
     ]
 
 
-def _number(value: float) -> object:
+def _number(value: float) -> Cell:
     return "" if math.isnan(value) else value
 
 
@@ -155,27 +123,20 @@ def _direction(board: Board) -> str:
     return direction(board.table.metric, board.table.higher_is_better)
 
 
-def _header(board: Board) -> list[str]:
-    return ["", *map(band_name, board.bands)]
-
-
-def _grid(board: Board) -> list[list[str]]:
-    return [
-        [shorten(label, _LABEL), *(_text(board, row.get(band)) for band in board.bands)] for label, row in board.rows()
+def _table(board: Board) -> Table:
+    columns = [Column(""), *number_columns(*map(band_name, board.bands))]
+    rows: list[list[Cell]] = [
+        [shorten(label, _LABEL), *(_field(board, row.get(band)) for band in board.bands)] for label, row in board.rows()
     ]
+    lead = f"{board.conditions}; {_direction(board)}"
+    return Table(board.title, columns, rows, lead=lead, notes=list(filter(None, [_references(board)])))
 
 
-def _text(board: Board, entry: Entry | None) -> str:
+def _field(board: Board, entry: Entry | None) -> Field:
     if entry is None or entry.standing is None:
-        return ""
+        return Field("")
     value, interval = format_cell(board.table.metric, entry.cell)
-    return f"({entry.standing.mark}) {value} {interval}"
-
-
-def _short(board: Board, entry: Entry | None) -> str:
-    if entry is None or entry.standing is None:
-        return ""
-    return f"{format_cell(board.table.metric, entry.cell)[0]} {entry.standing.mark:>3}"
+    return Field(value, entry.cell.value, interval, f"({entry.standing.mark})")
 
 
 def _references(board: Board) -> str:

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from ..plots.curves import style
 from ..plots.looks import COLOURS
-from ..tables.writers import clean
+from ..tables.escape import clean
 
 INK, SOFT, FAINT, PAPER = "#010101", "#505051", "#dcdcd9", "#fefefe"
 """Colours that stand for those of the page: of text and levels, of ticks, of the grid, of what is behind."""

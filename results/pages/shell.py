@@ -11,7 +11,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ..tables.writers import clean
+from ..tables.escape import harmless
+from ..tables.html import to_html
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -49,27 +50,23 @@ def render_page(folder: Path, template: str, *, style: str = "", script: str = "
 
 @lru_cache(maxsize=8)
 def environment(folder: Path) -> jinja2.Environment:
-    """Return the Jinja environment of a folder of templates: escaping on, missing values are errors."""
-    return jinja2.Environment(
+    """Return the Jinja environment of a folder of templates: escaping on, missing values are errors, ``| table``."""
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, TEMPLATES]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=_harmless,
+        finalize=harmless,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    found.filters["table"] = to_html
+    return found
 
 
 def shorten(text: str, length: int = 80) -> str:
     """Return text of at most about ``length`` characters; the middle of a longer one is left out."""
     return text if len(text) <= length else f"{text[: length - 21]} … {text[-18:]}"
-
-
-def _harmless(value: Any) -> Any:
-    if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
-        return value
-    return "\n".join("\t".join(map(clean, line.split("\t"))) for line in value.split("\n"))
 
 
 @lru_cache(maxsize=8)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...foundation.files import digest, write_atomic
-from ..tables.pivot import Cell, Row, Table, direction, is_fraction, is_perplexity, pivot
-from ..tables.writers import clean
+from ..tables.escape import clean
+from ..tables.pivot import Cell, Pivot, Row, direction, is_fraction, is_perplexity, pivot
 from .axes import AXES, XAxis, set_x_axis
 from .looks import Look, looks, method_of
 
@@ -95,7 +95,7 @@ def save_figure(figure: Any, stem: Path) -> list[Path]:
     return paths
 
 
-def _stem(table: Table, tables: Sequence[Table]) -> str:
+def _stem(table: Pivot, tables: Sequence[Pivot]) -> str:
     scorer = f"-{table.scorer}" if table.scorer else ""
     names = [slug(f"{t.model}-{t.task}-{t.variant}-{t.metric}{scorer}") for t in tables]
     name = slug(f"{table.model}-{table.task}-{table.variant}-{table.metric}{scorer}")
@@ -109,7 +109,7 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.@]+", "-", text).strip("-.")[-150:] or "curve"
 
 
-def _references(table: Table, tables: Sequence[Table]) -> list[tuple[Row, str]]:
+def _references(table: Pivot, tables: Sequence[Pivot]) -> list[tuple[Row, str]]:
     """Return uncompressed rows of the table, then those of other variants of the benchmark, with their legend texts."""
     found = [(row, row.label) for row in table.rows if row.uncompressed]
     stages = {row.stage for row, _ in found}
@@ -121,7 +121,7 @@ def _references(table: Table, tables: Sequence[Table]) -> list[tuple[Row, str]]:
     return found
 
 
-def _figure(table: Table, references: Sequence[tuple[Row, str]], axis: XAxis, condition: str) -> Any:
+def _figure(table: Pivot, references: Sequence[tuple[Row, str]], axis: XAxis, condition: str) -> Any:
     drawn = "bands" if axis.name == "ratio" else "bars"
     lines = _lines(table, axis)
     if len(lines) > _CROWDED:
@@ -152,13 +152,13 @@ def _sheet(width: float, height: float) -> Any:
     return figure
 
 
-def _lines(table: Table, axis: XAxis) -> list[Row]:
+def _lines(table: Pivot, axis: XAxis) -> list[Row]:
     return [row for row in table.rows if not row.uncompressed and axis.cells(row)]
 
 
 def draw_rows(
     axes: Any,
-    table: Table,
+    table: Pivot,
     references: Sequence[tuple[Row, str]],
     axis: XAxis,
     coloured: Sequence[Row] | None = None,
@@ -214,7 +214,7 @@ def _groups(lines: Sequence[Row], higher_is_better: bool) -> list[list[Row]]:
 
 
 def _panels(
-    figure: Any, table: Table, references: Sequence[tuple[Row, str]], axis: XAxis, groups: Sequence[Sequence[Row]]
+    figure: Any, table: Pivot, references: Sequence[tuple[Row, str]], axis: XAxis, groups: Sequence[Sequence[Row]]
 ) -> None:
     """Draw each group in a panel of its own with its legend below, all other lines in grey behind it."""
     for axes, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
@@ -278,7 +278,7 @@ def _ends(cells: Sequence[Cell], scale: float) -> tuple[list[float], list[float]
     return low, high
 
 
-def _y_axis(axes: Any, table: Table, rows: Sequence[Row], scale: float) -> None:
+def _y_axis(axes: Any, table: Pivot, rows: Sequence[Row], scale: float) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     unit = "%" if is_fraction(table.metric) else "nats" if table.metric.startswith("nats") else ""
@@ -300,7 +300,7 @@ def _y_axis(axes: Any, table: Table, rows: Sequence[Row], scale: float) -> None:
         axes.set_ylim(max(bottom, low / 3), min(top, high * 3))
 
 
-def _title(figure: Any, table: Table, drawn: str, condition: str, panels: int = 1) -> None:
+def _title(figure: Any, table: Pivot, drawn: str, condition: str, panels: int = 1) -> None:
     width = 80 if panels < 3 else 130
     first = textwrap.fill(clean(f"{table.model} · {table.task} · {table.variant}"), width)
     second = measured_line(table, drawn)
@@ -310,7 +310,7 @@ def _title(figure: Any, table: Table, drawn: str, condition: str, panels: int = 
     figure.suptitle(plain(first, keep="\n") + "\n" + plain(second, keep="\n") + third, fontsize=10.5)
 
 
-def measured_line(table: Table, drawn: str = "bands") -> str:
+def measured_line(table: Pivot, drawn: str = "bands") -> str:
     """Return in one line what stands behind a figure: problems, seeds, intervals, data."""
     seeds = f"seed {table.seeds[0]}" if len(table.seeds) == 1 else f"{len(table.seeds)} seeds"
     spread = any(cell.across_seeds for row in table.rows for cell in row.cells.values())

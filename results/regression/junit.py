@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from ..tables.writers import clean
+from ..tables.escape import clean
 from .compare import Check, Comparison
 
 _SKIPPED = ("new", "undefined")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ..tables.writers import clean
+from ..tables.escape import clean
+from ..tables.table import Cell, Column, Field, Table, number_columns
+from ..tables.terminal import render
 from .compare import Check, Comparison
 from .recovery import CellName, Estimate
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-_LABEL_WIDTH = 26
 
 
 def print_check(check: Check, console: Console) -> None:
@@ -24,9 +24,8 @@ def print_check(check: Check, console: Console) -> None:
     for cell in check.cells:
         groups.setdefault(cell.name.measure, []).append(cell)
     for measure, cells in groups.items():
-        console.print()
-        console.print(Text(clean(f"{measure}, recovery in %"), style="bold"))
-        _print_table(("", "baseline", "now", "change", "errors", "alarm", ""), map(_row, cells), console)
+        columns = [Column(""), *number_columns("baseline", "now", "change", "errors", "alarm", "")]
+        render([Table(f"{measure}, recovery in %", columns, [_row(cell) for cell in cells])], console)
     faults, notes = check.sentences()
     _sentences("what failed", faults, "red", console)
     _sentences("to know", notes, "", console)
@@ -49,16 +48,12 @@ def summary(check: Check) -> str:
 
 def print_baseline(cells: Mapping[CellName, Estimate], console: Console) -> None:
     """Print the recoveries that a baseline holds."""
-    from rich.text import Text
-
     groups: dict[str, list[tuple[CellName, Estimate]]] = {}
     for name, one in cells.items():
         groups.setdefault(name.measure, []).append((name, one))
     for measure, members in groups.items():
-        console.print()
-        console.print(Text(clean(measure), style="bold"))
-        rows = [_baseline_row(name, one) for name, one in members]
-        _print_table(("", "value", "recovery %", "± problems", "± seeds", "ratio", "seeds"), rows, console)
+        columns = [Column(""), *number_columns("value", "recovery %", "± problems", "± seeds", "ratio", "seeds")]
+        render([Table(measure, columns, [_baseline_row(name, one) for name, one in members])], console)
 
 
 def _baseline_row(name: CellName, one: Estimate) -> tuple[str, ...]:
@@ -70,14 +65,15 @@ def _baseline_row(name: CellName, one: Estimate) -> tuple[str, ...]:
     )
 
 
-def _row(cell: Comparison) -> tuple[str, ...]:
+def _row(cell: Comparison) -> list[Cell]:
     word = cell.verdict if cell.verdict != "same" or not cell.faults else "other size"
     shown = word.upper() if cell.faults else "" if word == "same" else word
-    return (
+    return [
         *(cell.name.row, _percent(cell.before), _percent(cell.after)),
         *(f"{100 * cell.change:+.1f}" if math.isfinite(cell.change) else "", _signed(cell.sigmas)),
-        *(f"{cell.threshold:.1f}" if math.isfinite(cell.threshold) else "", shown),
-    )
+        f"{cell.threshold:.1f}" if math.isfinite(cell.threshold) else "",
+        Field(shown, kind="alarm" if cell.faults else ""),
+    ]
 
 
 def _percent(value: float) -> str:
@@ -86,22 +82,6 @@ def _percent(value: float) -> str:
 
 def _signed(value: float) -> str:
     return "" if math.isnan(value) else f"{value:+.1f}"
-
-
-def _print_table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]], console: Console) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    for place, name in enumerate(header):
-        if place == 0:
-            grid.add_column(name, overflow="fold", max_width=_LABEL_WIDTH)
-        else:
-            grid.add_column(name, justify="left" if place == len(header) - 1 else "right", no_wrap=True)
-    for row in rows:
-        grid.add_row(*(Text(clean(text), style="bold" if row[-1].isupper() else "") for text in row))
-    console.print(grid)
 
 
 def _sentences(title: str, sentences: list[str], style: str, console: Console) -> None:

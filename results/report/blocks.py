@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from ..pages.parts import TableView
+from ..tables.table import Table
 from .data import Example, Facts
 
 
@@ -26,7 +26,7 @@ class Picture:
     alt: str
     caption: str
     draw: Callable[[], Any]
-    data: TableView | None = None
+    data: Table | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Fold:
     long: bool = False
 
 
-Block: TypeAlias = str | Bullets | Listing | Code | TableView | Picture | Examples | Heading | Fold
+Block: TypeAlias = str | Bullets | Listing | Code | Table | Picture | Examples | Heading | Fold
 """A text is a paragraph."""
 
 

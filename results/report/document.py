@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
-from ..pages.parts import Column, Field, TableView
 from ..pages.shell import shorten
-from ..tables.pivot import Cell, Table, format_cell, pivot
+from ..tables.pivot import Cell, Pivot, format_cell, pivot
+from ..tables.table import Cell as TableCell
+from ..tables.table import Column, Field, Table, number_columns, text_columns
 from .blocks import Block, Bullets, Code, Examples, Fold, Heading, Listing, Picture, Section
 from .data import Report
 from .figures import MOST_LINES, curve, failure_figure, spending_figure
@@ -48,13 +49,13 @@ def sections(report: Report) -> list[Section]:
 
 def _question(report: Report) -> list[Block]:
     rows = [[label, method, _options(options)] for label, method, options in report.asked.methods]
-    columns = [Column("label"), Column("method"), Column("options", sortable=False)]
+    columns = [*text_columns("label", "method"), Column("options", sortable=False)]
     blocks: list[Block] = [
         "How well does the model still do its task after compression, by method and ratio? This is what was asked.",
         Listing(report.asked.facts),
     ]
     if rows:
-        table = TableView("methods", "Methods and all their options", columns, rows)
+        table = Table("Methods and all their options", columns, rows, "methods")
         blocks.append(Fold(f"The {len(rows)} methods with their options", [table], long=True))
     if report.asked.config:
         blocks.append(Fold("The configuration of the sweep (sweep.yaml, paths left out)", [Code(report.asked.config)]))
@@ -72,7 +73,7 @@ def _findings(report: Report) -> list[Block]:
     return blocks
 
 
-def _results(report: Report, tables: Sequence[Table]) -> list[Block]:
+def _results(report: Report, tables: Sequence[Pivot]) -> list[Block]:
     blocks: list[Block] = [_table(report, number, table) for number, table in enumerate(tables)]
     if report.paired:
         blocks.append(Fold(f"The {len(report.paired)} paired tests", [_paired(report, tables)], long=True))
@@ -80,18 +81,18 @@ def _results(report: Report, tables: Sequence[Table]) -> list[Block]:
     return blocks
 
 
-def _table(report: Report, number: int, table: Table) -> TableView:
+def _table(report: Report, number: int, table: Pivot) -> Table:
     tests = {(t.ratio, t.label): t for t in report.paired if t.table == number}
     leaders = {(t.ratio, t.leader) for t in report.paired if t.table == number}
-    columns = [Column("method"), *(Column(f"{ratio:g}×", "number") for ratio in table.ratios)]
-    rows = []
+    columns = [Column("method"), *number_columns(*(f"{ratio:g}×" for ratio in table.ratios))]
+    rows: list[list[TableCell]] = []
     for row in table.rows:
-        fields = [Field(row.label)]
+        fields: list[TableCell] = [row.label]
         for ratio in table.ratios:
             cell = row.cells.get(ratio)
             test = tests.get((ratio, row.label))
             mark = "best" if (ratio, row.label) in leaders else "≈" if test and not is_separated(test) else ""
-            fields.append(Field("") if cell is None else _field(table, cell, mark))
+            fields.append(None if cell is None else _field(table, cell, mark))
         rows.append(fields)
     spread = any(cell.across_seeds for row in table.rows for cell in row.cells.values())
     note = f"[low, high]: {100 * table.confidence:g} % interval" + (
@@ -104,69 +105,57 @@ def _table(report: Report, number: int, table: Table) -> TableView:
         )
         note = note.replace("highest", "highest" if table.higher_is_better else "lowest")
     pinned = sum(row.uncompressed for row in table.rows)
-    return TableView(f"results-{number}", table.title, columns, rows, pinned=pinned, note=note)
+    return Table(table.title, columns, rows, f"results-{number}", notes=[note], pinned=pinned)
 
 
-def _field(table: Table, cell: Cell, mark: str) -> Field:
+def _field(table: Pivot, cell: Cell, mark: str) -> Field:
     value, interval = format_cell(table.metric, cell)
     return Field(value, cell.value, interval, mark, kind="best" if mark == "best" else "")
 
 
-def _paired(report: Report, tables: Sequence[Table]) -> TableView:
-    measured = [Column("measured")] if len({test.table for test in report.paired}) > 1 else []
+def _paired(report: Report, tables: Sequence[Pivot]) -> Table:
+    measured = text_columns("measured") if len({test.table for test in report.paired}) > 1 else []
     columns = [
-        *(Column("behind"), Column("best"), Column("ratio", "number"), *measured, Column("lead", "number")),
-        *(Column("p", "number"), Column("p, corrected", "number", "Holm's correction over all rows at the ratio")),
-        *(
-            Column("n", "number"),
-            Column("seeds", "number"),
-            Column("each seed", help="whether the best row leads in each seed that both have"),
-            Column("test"),
-        ),
+        *(*text_columns("behind", "best"), *number_columns("ratio", format="{:g}×"), *measured),
+        *(*number_columns("lead"), *number_columns("p", format="{:.2g}")),
+        Column("p, corrected", "number", "Holm's correction over all rows at the ratio", "{:.2g}"),
+        *number_columns("n", "seeds", format="{:,}"),
+        Column("each seed", help="whether the best row leads in each seed that both have"),
+        Column("test"),
     ]
-    rows: list[list[Field | str]] = []
+    rows: list[list[TableCell]] = []
     for t in report.paired:
         scale, unit = (100, "points") if t.unit == "problems" else (1, "nats/token")
         low, high = f"{scale * t.low:+.3g}", f"{scale * t.high:+.3g}"
         lead = Field(f"{scale * t.difference:.3g} {unit}", t.difference, f"[{low}, {high}]")
-        start: list[Field | str] = [t.label, t.leader, Field(f"{t.ratio:g}×", t.ratio)]
-        start += [tables[t.table].variant for _ in measured]
-        values = [Field(f"{t.p_value:.2g}", t.p_value), Field(f"{t.p_corrected:.2g}", t.p_corrected)]
-        end = [str(t.seeds), "yes" if t.every_seed else "no", t.test]
-        rows.append([*start, lead, *values, Field(f"{t.units:,}", t.units), *end])
+        named = [tables[t.table].variant for _ in measured]
+        numbers = (t.p_value, t.p_corrected, t.units, t.seeds)
+        rows.append([t.label, t.leader, t.ratio, *named, lead, *numbers, "yes" if t.every_seed else "no", t.test])
     note = (
         "Lead: by how much the best estimate's row is better, with its 95 % interval. Units are problems or windows; "
         "seeds are averaged. Choosing the best row by the same numbers favours it a little. "
         "A row counts as behind where the corrected p is below 0.05 and the best row leads in each seed."
     )
-    return TableView("paired", "Paired tests against the best estimate", columns, rows, note=note)
+    return Table("Paired tests against the best estimate", columns, rows, "paired", notes=[note])
 
 
-def _sizes(tables: Sequence[Table]) -> TableView:
-    names = ("ratio", "achieved", "kept", "matrices", "parameters", "weights", "tokens after finetuning")
-    found: dict[tuple[str, float], list[Field | str]] = {}
+def _sizes(tables: Sequence[Pivot]) -> Table:
+    found: dict[tuple[str, float], list[TableCell]] = {}
     for table in tables:
         for row in table.rows:
-            for ratio, cell in row.cells.items():
-                found.setdefault((row.label, ratio), [row.label, *_size(ratio, cell)])
-    columns = [Column("method"), *(Column(name, "number") for name in names)]
+            for ratio, c in row.cells.items():
+                kept = Field(f"{100 * c.kept:.1f} %", c.kept)
+                weights = Field(f"{count(c.bytes)}B", c.bytes)
+                numbers = (ratio, c.ratio, kept, c.ratio_matrices, c.params, weights, c.tokens)
+                found.setdefault((row.label, ratio), [row.label, *numbers])
+    columns = [Column("method"), *number_columns("ratio", format="{:g}×")]
+    columns += number_columns("achieved", "kept", "matrices", format="{:.3f}×")
+    columns += number_columns("parameters", "weights", "tokens after finetuning", format="{:,.0f}")
     note = "Matrices: the ratio over the compressed matrices alone. Numbers are means over the seeds."
-    return TableView("sizes", "Sizes and training tokens", columns, list(found.values()), note=note)
+    return Table("Sizes and training tokens", columns, list(found.values()), "sizes", notes=[note])
 
 
-def _size(ratio: float, cell: Cell) -> list[Field]:
-    return [
-        Field(f"{ratio:g}×", ratio),
-        Field(f"{cell.ratio:.3f}×", cell.ratio),
-        Field(f"{100 * cell.kept:.1f} %", cell.kept),
-        Field(f"{cell.ratio_matrices:.3f}×", cell.ratio_matrices),
-        Field(f"{cell.params:,.0f}", cell.params),
-        Field(f"{count(cell.bytes)}B", cell.bytes),
-        Field(f"{cell.tokens:,.0f}", cell.tokens),
-    ]
-
-
-def _curves(tables: Sequence[Table]) -> list[Block]:
+def _curves(tables: Sequence[Pivot]) -> list[Block]:
     blocks: list[Block] = []
     for number, table in enumerate(tables):
         if not table.compressed:
@@ -210,29 +199,22 @@ def _moment(time: str) -> str:
     return time[:16].replace("T", " ")
 
 
-def _spent_table(name: str, caption: str, spent: Spending, rows: Sequence[Spent]) -> TableView:
+def _spent_table(name: str, caption: str, spent: Spending, rows: Sequence[Spent]) -> Table:
     by_row = rows is spent.rows
     seconds = spent.kinds if by_row else ("seconds",)
     columns = [
-        Column("method" if by_row else "kind of stage"),
-        Column("stages", "number"),
-        *(Column(f"{kind}, s" if by_row else kind, "number") for kind in seconds),
-        *([Column("all, s", "number")] if by_row else [Column("share", "number")]),
-        *(Column("steps", "number"), Column("training tokens", "number")),
+        *(Column("method" if by_row else "kind of stage"), *number_columns("stages")),
+        *number_columns(*(f"{kind}, s" if by_row else kind for kind in seconds), format="{:,.1f}"),
+        *number_columns("all, s" if by_row else "share", format="{:,.1f}"),
+        *number_columns("steps", "training tokens", format="{:,}"),
     ]
     total = sum(row.total for row in rows) or 1.0
-    lines = []
+    lines: list[list[TableCell]] = []
     for row in rows:
-        parts = [row.seconds.get(kind, 0.0) for kind in seconds] if by_row else [row.total]
-        last = Field(f"{row.total:,.1f}", row.total) if by_row else Field(f"{100 * row.total / total:.1f} %", row.total)
-        lines.append(
-            [
-                *(Field(row.name), Field(f"{row.stages}", row.stages)),
-                *(Field(f"{part:,.1f}" if part else "", part or None) for part in parts),
-                *(last, Field(f"{row.steps:,}", row.steps), Field(f"{row.tokens:,}", row.tokens)),
-            ]
-        )
-    return TableView(name, caption, columns, lines)
+        parts = [row.seconds.get(kind, 0.0) or None for kind in seconds] if by_row else [row.total or None]
+        last = row.total if by_row else Field(f"{100 * row.total / total:.1f} %", row.total)
+        lines.append([row.name, row.stages, *parts, last, row.steps, row.tokens])
+    return Table(caption, columns, lines, name)
 
 
 def _failures(report: Report) -> list[Block]:
@@ -246,14 +228,11 @@ def _failures(report: Report) -> list[Block]:
             continue
         said = "; ".join(f"{kind} {n:,}" for kind, n in wrong.items())
         blocks.append(f"Of {total:,} answers over all models, {sum(wrong.values()):,} are not right: {said}.")
-        columns = [Column("method"), Column("ratio", "number"), Column("answers", "number")]
-        columns += [Column(kind, "number") for kind in ("correct", *part.kinds)]
-        rows = [
-            [
-                *(Field(row.label), Field(f"{row.ratio:g}×", row.ratio), Field(f"{row.total:,}", row.total)),
-                *(Field(f"{(n := row.counts.get(kind, 0)):,}", n) for kind in ("correct", *part.kinds)),
-            ]
-            for row in part.counted
+        kinds = ("correct", *part.kinds)
+        columns = [Column("method"), *number_columns("ratio", format="{:g}×")]
+        columns += number_columns("answers", *kinds, format="{:,}")
+        rows: list[list[TableCell]] = [
+            [row.label, row.ratio, row.total, *(row.counts.get(kind, 0) for kind in kinds)] for row in part.counted
         ]
         ratios = sorted({row.ratio for row in part.counted if row.ratio != 1})
         for start in range(0, len(ratios), PANELS):
@@ -266,9 +245,8 @@ def _failures(report: Report) -> list[Block]:
             caption = f"{part.title}: answers by what is wrong with them, one panel a ratio."
             draw = partial(failure_figure, part, here)
             blocks.append(Picture(f"failures-{number}-{start}", shorten(alt, 1200), caption, draw))
-        table = TableView(
-            f"failures-{number}-table", f"{part.title}: answers by kind, all seeds together", columns, rows
-        )
+        caption = f"{part.title}: answers by kind, all seeds together"
+        table = Table(caption, columns, rows, f"failures-{number}-table")
         blocks.append(Fold("The counts of every model", [table]))
         if part.examples:
             blocks.append(Fold(f"{len(part.examples)} examples", [Examples(part.examples)], long=False))
@@ -278,9 +256,9 @@ def _failures(report: Report) -> list[Block]:
 def _failed(report: Report) -> list[Block]:
     if not report.failed:
         return []
-    columns = [Column("stage"), Column("ended"), Column("what became of it"), Column("error")]
+    columns = text_columns("stage", "ended", "what became of it", "error")
     rows = [[s.title, s.ended, "done later" if s.later else "not done", s.error] for s in report.failed]
     return [
         "These stages ended with an error. A stage that reads something of this run may have been another sweep's.",
-        TableView("failed-stages", "Stages that failed", columns, rows),
+        Table("Stages that failed", columns, rows, "failed-stages"),
     ]

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from ..pages.charts import Axis, Point, Series, chart
 from ..plots.curves import plain
 from ..plots.looks import MARKERS, Look, looks, method_of
-from ..tables.pivot import Cell, Table, direction, format_cell, is_fraction, is_perplexity
+from ..tables.pivot import Cell, Pivot, direction, format_cell, is_fraction, is_perplexity
 from .data import Energy, Failures, RankMap, Spectra
 from .spending import Spending
 
@@ -44,7 +44,7 @@ def labels_text(labels: Sequence[str], most: int = _LABELS) -> str:
     return plain(shown + (f" +{len(labels) - most}" if len(labels) > most else ""))
 
 
-def curve(table: Table, name: str) -> Markup:
+def curve(table: Pivot, name: str) -> Markup:
     """Draw a table's values over the achieved ratio, a line each row, the uncompressed models as levels."""
     scale = 100.0 if is_fraction(table.metric) else 1.0
     rows = [row for row in table.rows if not row.uncompressed]
@@ -68,7 +68,7 @@ def curve(table: Table, name: str) -> Markup:
     return chart(name, f"{table.variant}: {table.measure}", text, x, y, series, levels)
 
 
-def _point(table: Table, label: str, ratio: float, cell: Cell, scale: float) -> Point:
+def _point(table: Pivot, label: str, ratio: float, cell: Cell, scale: float) -> Point:
     value, interval = format_cell(table.metric, cell)
     text = f"{label} at {ratio:g}×: {value} {interval}"
     return Point(cell.ratio, scale * cell.value, scale * cell.low, scale * cell.high, text)

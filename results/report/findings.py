@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from ..tables.pivot import Cell, Row, Table, direction, format_value, is_fraction, pivot
+from ..tables.pivot import Cell, Pivot, Row, direction, format_value, is_fraction, pivot
 from .data import Paired, Report
 from .words import and_list, duration
 
@@ -28,7 +28,7 @@ def findings(report: Report) -> list[tuple[str, list[str]]]:
     return found
 
 
-def _table(table: Table, tests: Sequence[Paired]) -> list[str]:
+def _table(table: Pivot, tests: Sequence[Paired]) -> list[str]:
     rows = [row for row in table.rows if not row.uncompressed]
     base = [row for row in table.rows if row.uncompressed][-1:]
     sentences = [_baseline(table, base[0])] if base else []
@@ -52,19 +52,19 @@ def _table(table: Table, tests: Sequence[Paired]) -> list[str]:
     return sentences
 
 
-def _value(table: Table, cell: Cell) -> str:
+def _value(table: Pivot, cell: Cell) -> str:
     unit = " %" if is_fraction(table.metric) else ""
     low, high = format_value(table.metric, cell.low), format_value(table.metric, cell.high)
     return f"{format_value(table.metric, cell.value)}{unit} [{low}, {high}]"
 
 
-def _baseline(table: Table, base: Row) -> str:
+def _baseline(table: Pivot, base: Row) -> str:
     cell = next(iter(base.cells.values()))
     return f"The {base.label.replace('uncompressed', 'uncompressed model')} has {table.metric} {_value(table, cell)}."
 
 
 def _ratio(
-    table: Table, ratio: float, here: Sequence[tuple[str, Cell]], tests: Sequence[Paired], base: Sequence[Row]
+    table: Pivot, ratio: float, here: Sequence[tuple[str, Cell]], tests: Sequence[Paired], base: Sequence[Row]
 ) -> str:
     label, best = here[0]
     tied = [name for name, cell in here[1:] if cell.value == best.value]
@@ -81,7 +81,7 @@ def _ratio(
     return "; ".join(parts) + "."
 
 
-def _share(table: Table, best: Cell, base: Sequence[Row]) -> str:
+def _share(table: Pivot, best: Cell, base: Sequence[Row]) -> str:
     """Say what is left of the uncompressed model's value."""
     if not base:
         return ""
@@ -94,7 +94,7 @@ def _share(table: Table, best: Cell, base: Sequence[Row]) -> str:
 
 
 def _separated(
-    table: Table, label: str, best: Cell, others: Sequence[tuple[str, Cell]], tests: Sequence[Paired]
+    table: Pivot, label: str, best: Cell, others: Sequence[tuple[str, Cell]], tests: Sequence[Paired]
 ) -> list[str]:
     tested = {test.label: test for test in tests if test.leader == label}
     ahead = [name for name, _ in others if name in tested and is_separated(tested[name])]
@@ -127,7 +127,7 @@ def is_separated(test: Paired) -> bool:
     return test.p_corrected < SIGNIFICANCE and test.every_seed
 
 
-def _apart(table: Table, best: Cell, other: Cell) -> bool:
+def _apart(table: Pivot, best: Cell, other: Cell) -> bool:
     return best.low > other.high if table.higher_is_better else best.high < other.low
 
 
@@ -144,7 +144,7 @@ def _those(names: Sequence[str], total: int) -> str:
     return and_list(names)
 
 
-def _uncertainty(table: Table) -> str:
+def _uncertainty(table: Pivot) -> str:
     level = f"{100 * table.confidence:g} %"
     if any(cell.across_seeds for row in table.rows for cell in row.cells.values()):
         return f"Brackets are {level} intervals across {len(table.seeds)} seeds where these differ, else over problems."

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from statistics import fmean
 
-from ..pages.parts import Column, Field, TableView
 from ..pages.shell import shorten
+from ..tables.table import Cell, Column, Field, Table, number_columns
 from .blocks import Block, Fold, Picture
 from .data import Energy, Rank, RankMap, Report
 from .figures import MOST_BANDS, rank_figure, spectra_figure
@@ -73,17 +73,12 @@ def _said(one: RankMap) -> str:
     return f"{_labels(one)}: {', '.join(parts)}"
 
 
-def _means(name: str, ratio: float, maps: Sequence[RankMap]) -> TableView:
+def _means(name: str, ratio: float, maps: Sequence[RankMap]) -> Table:
     kinds = list(dict.fromkeys(kind for one in maps for kind in one.kinds))
-    rows: list[list[Field | str]] = []
-    for one in maps:
-        fields: list[Field | str] = [Field(_labels(one))]
-        for kind in kinds:
-            fields.append(_mean(_column(one, kind)))
-        rows.append(fields)
+    rows: list[list[Cell]] = [[_labels(one), *(_mean(_column(one, kind)) for kind in kinds)] for one in maps]
     note = "Mean rank, [least, most] over the layers and the mean share of the matrix's parameters that is stored."
-    columns = [Column("method"), *(Column(kind, "number") for kind in kinds)]
-    return TableView(f"{name}-means", f"Ranks at {ratio:g}× by kind of matrix", columns, rows, note=note)
+    columns = [Column("method"), *number_columns(*kinds)]
+    return Table(f"Ranks at {ratio:g}× by kind of matrix", columns, rows, f"{name}-means", notes=[note])
 
 
 def _mean(cells: Sequence[Rank]) -> Field:
@@ -98,12 +93,12 @@ def _mean(cells: Sequence[Rank]) -> Field:
     return Field(f"{fmean(ranks):.1f}", fmean(ranks), f"[{min(ranks)}, {max(ranks)}]{more}, {share}")
 
 
-def _single(name: str, one: RankMap) -> TableView:
-    rows = [
-        [Field(layer or "outside layers"), *map(_cell, row)] for layer, row in zip(one.layers, one.cells, strict=True)
+def _single(name: str, one: RankMap) -> Table:
+    rows: list[list[Cell]] = [
+        [layer or "outside layers", *map(_cell, row)] for layer, row in zip(one.layers, one.cells, strict=True)
     ]
     columns = [Column("layer", sortable=False), *(Column(kind, "number", sortable=False) for kind in one.kinds)]
-    return TableView(name, f"{_labels(one)} at {one.ratio:g}×, seed {one.seed}", columns, rows)
+    return Table(f"{_labels(one)} at {one.ratio:g}×, seed {one.seed}", columns, rows, name)
 
 
 def _cell(cell: Rank | None) -> Field:
@@ -120,13 +115,13 @@ def spectra_blocks(report: Report) -> list[Block]:
     if not report.spectra:
         return []
     kinds = list(dict.fromkeys(energy.kind for fit in report.spectra for energy in fit.kinds))
-    rows: list[list[Field | str]] = []
+    rows = []
     for fit in report.spectra:
         by_kind = {energy.kind: energy for energy in fit.kinds}
         rows.append([Field(fit.name or "fit", detail=", ".join(fit.labels)), *(_ninety(by_kind.get(k)) for k in kinds)])
-    columns = [Column("decomposition"), *(Column(kind, "number") for kind in kinds)]
+    columns = [Column("decomposition"), *number_columns(*kinds)]
     note = "Share of the full rank whose parts hold 90 % of the energy; median over the layers."
-    table = TableView("spectra-90", "Rank for 90 % of the energy", columns, rows, note=note)
+    table = Table("Rank for 90 % of the energy", columns, rows, "spectra-90", notes=[note])
     alt = "Curves of energy over rank. Share of the full rank for 90 % of the energy: " + "; ".join(
         f"{fit.name or 'fit'} " + ", ".join(f"{e.kind} {100 * e.rank90:.0f} %" for e in fit.kinds)
         for fit in report.spectra

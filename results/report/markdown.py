@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from ..pages.parts import Field, TableView
-from ..tables.writers import clean, markdown_table, markdown_text
+from ..tables.escape import clean, markdown_text
+from ..tables.table import Table, text_columns
+from ..tables.writers import markdown_grid
 from .blocks import Block, Bullets, Code, Examples, Fold, Heading, Listing, Picture
 from .data import Example, Report
 from .document import sections
@@ -29,10 +30,10 @@ def _block(block: Block) -> list[str]:
     if isinstance(block, Bullets):
         return ["\n".join(f"- {markdown_text(text)}" for text in block.items)]
     if isinstance(block, Listing):
-        return [markdown_table(["", "value"], block.facts).replace("---:", "---")]
+        return [markdown_grid(Table("", text_columns("", "value"), block.facts))]
     if isinstance(block, Code):
         return [fenced(block.text)]
-    if isinstance(block, TableView):
+    if isinstance(block, Table):
         return _table(block)
     if isinstance(block, Picture):
         return [markdown_text(f"Picture on the page: {block.caption}"), *(_table(block.data) if block.data else [])]
@@ -45,16 +46,8 @@ def _fold(block: Fold) -> list[str]:
     return [f"**{markdown_text(block.summary)}**", *(text for inner in block.blocks for text in _block(inner))]
 
 
-def _table(view: TableView) -> list[str]:
-    header = [column.title for column in view.columns]
-    rows = [[_cell(cell) for cell in row] for row in view.rows]
-    found = [f"**{markdown_text(view.caption)}**", markdown_table(header, rows)]
-    return [*found, markdown_text(view.note)] if view.note else found
-
-
-def _cell(cell: Field | str) -> str:
-    text = cell if isinstance(cell, str) else " ".join(filter(None, [cell.mark, cell.text, cell.detail]))
-    return text.replace("\n", " ")
+def _table(table: Table) -> list[str]:
+    return [f"**{markdown_text(table.title)}**", markdown_grid(table), *map(markdown_text, table.notes)]
 
 
 def _example(example: Example) -> list[str]:

@@ -7,15 +7,16 @@ from pathlib import Path
 from markupsafe import Markup
 
 from ..pages.inline import inline_svg, page_style
-from ..pages.parts import Figure, TableView
+from ..pages.parts import Figure
 from ..pages.shell import render_page
+from ..tables.table import Table
 from .blocks import Block, Bullets, Code, Examples, Fold, Heading, Listing, Picture
 from .data import Report
 from .document import sections
 
 TEMPLATES = Path(__file__).parent / "templates"
 _NAMES: dict[type, str] = {
-    **{str: "text", Bullets: "bullets", Listing: "listing", Code: "code", TableView: "table"},
+    **{str: "text", Bullets: "bullets", Listing: "listing", Code: "code", Table: "table"},
     **{Picture: "picture", Examples: "examples", Heading: "heading", Fold: "fold"},
 }
 

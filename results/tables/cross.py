@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +12,10 @@ from ...records.intervals import across_seeds
 from ...records.metrics import format_value, limits
 from ...records.schema import COLUMNS, KEY_COLUMNS, STAGES, Record
 from .pivot import mean
-from .writers import clean, inert, latex_table, markdown_table, markdown_text
+from .table import Column, Table, number_columns, text_columns
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import Console
 
 _SPLITS = ("model", "task", "benchmark", "variant", "metric", "scorer", "n", "engine", "dtype")
 """Conditions: what differs in one of them stands in another table."""
@@ -213,15 +210,6 @@ def _count(entry: Entry) -> str:
     return f" ({entry.seeds})" if entry.seeds > 1 else ""
 
 
-def _header(table: CrossTable) -> list[str]:
-    heads = [f"{_name(key)}×" if table.layout.columns == ("ratio_target",) else _name(key) for key in table.columns]
-    return [", ".join(table.layout.rows), *heads]
-
-
-def _grid(table: CrossTable) -> list[list[str]]:
-    return [[_name(row), *(_text(table, table.entries.get((row, c))) for c in table.columns)] for row in table.rows]
-
-
 def _title(table: CrossTable) -> str:
     return f"{table.title}: {table.layout.value} by {', '.join(table.layout.columns)}"
 
@@ -236,60 +224,32 @@ def note(layout: Layout) -> str:
     return "(k): mean of k seeds"
 
 
-def cross_markdown(tables: Sequence[CrossTable]) -> str:
-    """Return the tables as GitHub-flavoured Markdown."""
-    parts = []
-    for table in tables:
-        parts += [f"### {markdown_text(_title(table))}", markdown_table(_header(table), _grid(table))]
-    return "\n\n".join([*parts, markdown_text(note(tables[0].layout))]) + "\n"
+def cross_tables(tables: Sequence[CrossTable]) -> list[Table]:
+    """Return the tables as they are shown."""
+    return [_shown(table) for table in tables]
 
 
-def cross_latex(tables: Sequence[CrossTable]) -> str:
-    """Return the tables as LaTeX for the package booktabs."""
-    return "\n\n".join(latex_table(f"{_title(t)}. {note(t.layout)}", _header(t), _grid(t), 0) for t in tables) + "\n"
+def _shown(table: CrossTable) -> Table:
+    unit = "×" if table.layout.columns == ("ratio_target",) else ""
+    columns = [Column(", ".join(table.layout.rows)), *number_columns(*(f"{_name(key)}{unit}" for key in table.columns))]
+    rows = [[_name(row), *(_text(table, table.entries.get((row, c))) for c in table.columns)] for row in table.rows]
+    return Table(_title(table), columns, rows, legend=note(table.layout))
 
 
-def cross_csv(tables: Sequence[CrossTable]) -> str:
-    """Return one CSV for all tables: numbers in their own unit at full precision, with interval and seeds beside."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+def cross_data(tables: Sequence[CrossTable]) -> Table:
+    """Return one table of all: numbers in their own unit at full precision, with interval and seeds beside."""
     layout = tables[0].layout
     columns = list(dict.fromkeys(column for table in tables for column in table.columns))
     parts = ("", " low", " high", " seeds") if layout.value == "value" else ("", " seeds")
-    writer.writerow(["table", *layout.rows, *(inert(clean(_name(c) + part)) for c in columns for part in parts)])
+    names = ["table", *layout.rows, *(_name(column) + part for column in columns for part in parts)]
+    rows = []
     for table in tables:
         for row in table.rows:
-            cells: list[object] = [table.title, *row]
+            cells: list[Any] = [table.title, *row]
             for column in columns:
                 e = table.entries.get((row, column))
                 numbers = () if e is None else (e.value, e.low, e.high, e.seeds)
                 chosen = numbers if layout.value == "value" else numbers[:1] + numbers[3:]
-                cells += chosen or [""] * len(parts)
-            writer.writerow([inert(clean(cell)) if isinstance(cell, str) else cell for cell in cells])
-    return text.getvalue()
-
-
-def render_cross(tables: Sequence[CrossTable], console: Console) -> None:
-    """Print the tables."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    for table in tables:
-        grid = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-        for place, name in enumerate(_header(table)):
-            grid.add_column(Text(clean(name)), justify="left" if place == 0 else "right", overflow="fold")
-        for cells in _grid(table):
-            grid.add_row(*(Text(clean(cell)) for cell in cells))
-        console.print()
-        console.print(Text(clean(_title(table)), style="bold"))
-        console.print(grid)
-    console.print()
-    console.print(Text(note(tables[0].layout), style="dim"))
-
-
-WRITERS: Mapping[str, Callable[[Sequence[CrossTable]], str]] = {
-    "markdown": cross_markdown,
-    "csv": cross_csv,
-    "latex": cross_latex,
-}
+                cells += chosen or [None] * len(parts)
+            rows.append(cells)
+    return Table("results", text_columns(*names), rows)

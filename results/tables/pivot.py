@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cell",
+    "Pivot",
     "Row",
-    "Table",
     "direction",
     "format_cell",
     "format_value",
@@ -96,7 +96,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class Pivot:
     """All rows that were measured under the same conditions.
 
     Attributes:
@@ -144,7 +144,7 @@ class Table:
         return f"{self.model} · {self.task} · {self.variant}: {self.measure}, {conditions}"
 
 
-def pivot(frame: pd.DataFrame, headline: bool = True) -> list[Table]:
+def pivot(frame: pd.DataFrame, headline: bool = True) -> list[Pivot]:
     """Group records into tables.
 
     Records share a table only if model, task, benchmark variant, metric, scorer, number of problems, engine and number
@@ -216,7 +216,7 @@ def format_cell(metric: str, cell: Cell) -> tuple[str, str]:
     )
 
 
-def _table(group: Sequence[_Line], data: str) -> Table:
+def _table(group: Sequence[_Line], data: str) -> Pivot:
     first = group[0]
     parts: dict[tuple[str, str], dict[float, list[_Line]]] = {}
     methods: dict[str, str] = {}
@@ -230,7 +230,7 @@ def _table(group: Sequence[_Line], data: str) -> Table:
     ]
     rank = {"pretrained": 0, "finetuned": 1}
     rows.sort(key=lambda row: rank.get(row.stage, 2))
-    return Table(
+    return Pivot(
         **{c: str(first[c]) for c in ("model", "task", "benchmark", "variant", "metric", "scorer", "engine", "dtype")},
         n=int(first["n"]),
         data=data,

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from ...methods.base import Compressor, create_method
+from ...methods.estimates import fitter
 from ...methods.matrixwise import MatrixCompressor
 from ...models.dtypes import OWN
 from ...models.loading import DTYPES, own_dtype
-from ..plan import Plan
+from ..graph import Plan
 from ..store.folders import Stage
 from ..training.recipes import TrainSettings
 from .assumptions import FULL_BASES, SEARCH_TOKENS
@@ -73,7 +74,7 @@ class Arithmetic:
         if stage.kind == "compress":
             return self._compress(stage)
         share = 1.0
-        if stage.kind == "recover" and create_method(self.methods[key], {}).trains:
+        if stage.kind == "recover" and create_method(self.methods[key], {}).requirements.trains:
             share = 0.5  # of the common budget, the other half is spent while compressing
         return self._training(stage, size, share, 2.0 * self._width(stage) * size)
 
@@ -110,16 +111,16 @@ class Arithmetic:
         )
 
     def _fit(self, stage: Stage) -> Work:
-        method = create_method(stage.runtime["method"], stage.runtime["options"]).fitter()
+        method = fitter(create_method(stage.runtime["method"], stage.runtime["options"]))
         operations, entries = self._decompositions(method)
         own = DTYPES[own_dtype(cast(Any, self.plan.skeleton).config)].itemsize
         traffic = own * self.plan.parameters + 4.0 * entries
-        if not method.fit_needs_data:
+        if not method.requirements.data_in_fit:
             return Work(decomposition=operations, traffic=traffic)
         read = calibration(method, self.plan.skeleton, read_length(stage))
         lengths = self.lengths.training(stage.config["data"])
         samples = min(read.samples, lengths.examples)
-        per_token = 6.0 if getattr(method, "backward", False) else 2.0
+        per_token = 6.0 if method.requirements.gradients else 2.0
         tokens = samples * lengths.padded(read.batch_size)
         return Work(
             reading=per_token * self.plan.parameters * tokens,
@@ -140,9 +141,9 @@ class Arithmetic:
         method = create_method(stage.config["method"], stage.config["options"])
         sizes = [self.plan.parameters / ratio for ratio in stage.config["ratios"]]
         traffic = self._width(stage) * (self.plan.parameters + sum(sizes))
-        if method.trains:
+        if method.requirements.trains:
             # Half of the common budget, through frozen bases that fall from full rank to the ratio's.
             entries = (FULL_BASES * self.plan.parameters + sizes[-1]) / 2
             return self._training(stage, entries, 0.5, traffic, frozen=True)
-        search = 2.0 * self.plan.parameters * SEARCH_TOKENS if method.compress_needs_data else 0.0
+        search = 2.0 * self.plan.parameters * SEARCH_TOKENS if method.requirements.searches else 0.0
         return Work(reading=search, traffic=traffic)

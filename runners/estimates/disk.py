@@ -7,12 +7,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from ...methods.base import TRAINED_BYTES, create_method
+from ...methods.base import create_method
+from ...methods.estimates import TRAINED_BYTES, training_checkpoint_bytes
 from ...methods.ranks.budget import Budget
 from ...models.dtypes import OWN
 from ...models.loading import DTYPES, own_dtype
 from ..executors.local import crew_size
-from ..plan import Plan
+from ..graph import Plan
 from ..store.folders import Stage, ratio_folder, resume_folder
 from ..store.removal import by_fit, keeps_all, readers_of_inputs
 from ..training.recipes import SMALL_MODEL_PARAMETERS
@@ -115,4 +116,4 @@ def _one_checkpoint(plan: Plan, stage: Stage) -> int:
         return int(TRAINED_BYTES * plan.parameters / _ratio(stage))
     method = create_method(stage.config["method"], stage.config["options"])
     sharded = plan.setup is not None and plan.setup.strategy == "fsdp2"
-    return method.checkpoint_bytes(plan.skeleton, Budget(max(stage.config["ratios"]), method.guard), sharded)
+    return training_checkpoint_bytes(method, plan.skeleton, Budget(max(stage.config["ratios"]), method.guard), sharded)

@@ -17,7 +17,7 @@ from ...evals.tasks.base import get_task
 from ...evals.tasks.prompts import encode_prompt
 from ...models.footprint import context_length
 from ...models.loading import load_tokenizer
-from ..plan import Plan
+from ..graph import Plan
 from .assumptions import BENCHMARKS, TOKENS_PER_COMPLETION, TRAINING_SETS, UNKNOWN_BENCHMARK, UNKNOWN_SET
 from .at_hand import counts_by_size
 

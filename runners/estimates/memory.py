@@ -13,6 +13,7 @@ from ...evals.base import EvalSettings, benchmarks
 from ...foundation.errors import UserError, unknown
 from ...foundation.memory import BASE_BYTES, free_memory
 from ...methods.base import Compressor, create_method
+from ...methods.estimates import fitter
 from ...methods.matrixwise import MatrixCompressor
 from ...methods.memory import Calibration, Peak, compress_peak, fit_peak
 from ...models.blocks import find_blocks
@@ -20,7 +21,7 @@ from ...models.footprint import SMALL_PARAMETERS, Footprint, check_model, contex
 from ...models.loading import DTYPES, load_model, load_tokenizer
 from ...models.matrices import model_size
 from ...models.streamed import NotStreamable, open_streamed, why_not_streamed
-from ..plan import Plan
+from ..graph import Plan
 from ..store.folders import Stage
 from ..training.data import CALIBRATION_TOKENS, example_length
 from ..training.recipes import TrainSettings
@@ -101,18 +102,18 @@ def fit_way(
     Raises:
         UserError: the walk was asked for and is not possible.
     """
-    fitter = method.fitter()
-    reads = fitter.fit_needs_data
-    walk, why = _choose(fitter.fit_walks, "measure", reads, skeleton, location, revision, wanted)
-    if not isinstance(fitter, MatrixCompressor):
+    fitting = fitter(method)
+    reads = fitting.requirements.data_in_fit
+    walk, why = _choose(fitting.requirements.fit_layer_by_layer, "measure", reads, skeleton, location, revision, wanted)
+    if not isinstance(fitting, MatrixCompressor):
         return Way(walk, why, None)
-    read = calibration(fitter, skeleton, length) if reads else None
-    return Way(walk, why, fit_peak(fitter, skeleton, walk, device, read))
+    read = calibration(fitting, skeleton, length) if reads else None
+    return Way(walk, why, fit_peak(fitting, skeleton, walk, device, read))
 
 
 def compress_way(method: Compressor, skeleton: Any, location: str, revision: str, wanted: str, device: str) -> Way:
     """Choose for `Compressor.compress`; arguments as in `fit_way`."""
-    walk, why = _choose(method.compress_walks, "ask", False, skeleton, location, revision, wanted)
+    walk, why = _choose(method.requirements.compress_layer_by_layer, "ask", False, skeleton, location, revision, wanted)
     if not isinstance(method, MatrixCompressor):
         return Way(walk, why, None)
     return Way(walk, why, compress_peak(method, skeleton, walk, device))
@@ -121,7 +122,8 @@ def compress_way(method: Compressor, skeleton: Any, location: str, revision: str
 def calibration(method: Compressor, skeleton: Any, length: int | None) -> Calibration:
     """Return what a method reads while fitting, at most."""
     samples = getattr(method, "samples", None) or _ALL
-    longest = min(method.calibration_length or length or CALIBRATION_TOKENS, context_length(skeleton.config))
+    wanted = method.requirements.calibration_length or length or CALIBRATION_TOKENS
+    longest = min(wanted, context_length(skeleton.config))
     return Calibration(samples, getattr(method, "batch_size", 8), longest)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...foundation.files import read_json
 from ..executors.local import crew_size
-from ..plan import Plan
+from ..graph import Plan
 from ..store.folders import StageStore
 from .arithmetic import Arithmetic
 from .speeds import Speeds, card_speeds, cpu_speeds

@@ -13,7 +13,7 @@ import torch
 from ...models.footprint import context_length
 from ...models.loading import DTYPES
 from ...models.matrices import matrices
-from ..plan import Plan
+from ..graph import Plan
 from .arithmetic import Work
 from .assumptions import (
     DECOMPOSITION_SHARE,

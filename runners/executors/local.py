@@ -14,7 +14,7 @@ from typing import Any
 
 from ...evals.hosting.host import EngineCrashed, cause_of_death
 from ...foundation.errors import UserError
-from ...foundation.forked import Child, Nursery
+from ...foundation.fork_server import Child, ForkServer
 from ...foundation.memory import release_memory
 from ...foundation.process import die_with_parent, python_environment
 from ..store.folders import Stage, StageStore
@@ -97,7 +97,7 @@ class _Worker:
         context = mp.get_context("spawn")
         self.pipe, far = context.Pipe()
         if forks:
-            self.process = Nursery.here(threads).start(_forked_work, store, threads, files=[far.fileno()])
+            self.process = ForkServer.get_or_start(threads).start(_forked_work, store, threads, files=[far.fileno()])
             far.close()
             return
         self.process = context.Process(target=_start_work, args=(far, store, threads, os.getpid()), daemon=True)
@@ -145,7 +145,7 @@ def run_stages(
     done: set[str] = set()
     failed: dict[str, Event] = {}
     # What has touched a GPU cannot be forked, and whether importing does is not known for every machine with one.
-    forks = Nursery.available() and all(stage.runtime.get("device", "cpu") == "cpu" for stage in stages.values())
+    forks = ForkServer.available() and all(stage.runtime.get("device", "cpu") == "cpu" for stage in stages.values())
     crew = [_Worker(store, threads, forks) for _ in range(min(workers, len(waiting)))]
     try:
         while waiting or any(worker.stage for worker in crew):

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from ...foundation.files import read_json, sync, write_json
 from ..executors.local import Event
-from ..plan import Plan
+from ..graph import Plan
 from .files import KEPT, REMOVED, stage_around
 from .folders import MODEL_FOLDER, Stage, StageStore
 from .locks import lock_file

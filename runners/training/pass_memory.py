@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
+import sys
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from ...foundation.remembered import remembered
 from ...models.blocks import Blocks, find_blocks, hidden_in
 from ...models.matrices import model_size
 from ...models.streamed import NotStreamable
@@ -63,7 +67,8 @@ def pass_peak(skeleton: nn.Module, examples: int, tokens: int, checkpointing: bo
     key = _fingerprint(skeleton, examples, tokens, checkpointing, wide)
     if key not in _known:
         try:
-            _known[key] = _count(skeleton, examples, tokens, checkpointing, wide)
+            counted = remembered(key, lambda: astuple(_count(skeleton, examples, tokens, checkpointing, wide)))
+            _known[key] = PassPeak(*counted)
         except Exception:  # foreign code may ask for values, which fake tensors do not have
             _known[key] = _guess(skeleton, examples * tokens, checkpointing)
     return _known[key]
@@ -81,7 +86,7 @@ def forward_peak(skeleton: nn.Module, examples: int, tokens: int, dtype: torch.d
     key = _fingerprint(skeleton, examples, tokens, dtype, generates)
     if key not in _forwards:
         try:
-            _forwards[key] = _count_forward(skeleton, examples, tokens, dtype, generates)
+            _forwards[key] = remembered(key, lambda: _count_forward(skeleton, examples, tokens, dtype, generates))
         except Exception:  # foreign code may ask for values, which fake tensors do not have
             made = examples * (1 if generates else tokens) * int(skeleton.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
             _forwards[key] = dtype.itemsize * made
@@ -116,10 +121,23 @@ def _run_forward(
 
 
 def _fingerprint(skeleton: nn.Module, *more: Any) -> str:
+    """Return a hash of all that a count depends on: shapes, the files with the code that runs, versions."""
     config: Any = skeleton.config
     shapes = [(name, tuple(p.shape), p.requires_grad) for name, p in skeleton.named_parameters()]
     shapes += [(name, tuple(b.shape), False) for name, b in skeleton.named_buffers()]
-    return hashlib.sha256(repr((config.to_json_string(), shapes, more)).encode()).hexdigest()
+    types = {type(module) for module in skeleton.modules()} | {_Live, Blocks}
+    code = sorted((kind.__module__, kind.__qualname__, _file_state(kind.__module__)) for kind in types)
+    versions = torch.__version__, transformers.__version__
+    return hashlib.sha256(repr((config.to_json_string(), shapes, more, code, versions)).encode()).hexdigest()
+
+
+def _file_state(module: str) -> tuple[int, int]:
+    """Return size and time of the last change (nanoseconds) of a module's file, zeros where it has none."""
+    try:
+        state = os.stat(sys.modules[module].__file__ or "")
+    except (KeyError, AttributeError, OSError):
+        return 0, 0
+    return state.st_size, state.st_mtime_ns
 
 
 def _count(skeleton: nn.Module, examples: int, tokens: int, checkpointing: bool, wide: bool) -> PassPeak:

@@ -164,8 +164,9 @@ _SMALL_BASES = {"new_vectors": "top", "additional_share": 0.5}
 _FOUR_EXAMPLES = {"batch_size": 4, "micro_batch_size": 4}
 
 RECIPES: dict[str, Recipe] = {
-    # Authors' run scripts (methods.md §1.4): AdamW, 2e-5, batch 128, cosine, warm-up .03, 512 tokens, 3 epochs before
-    # and 1 + 2 + 3 after, which is what the other methods get as recovery.
+    # The Basis Selection authors' run scripts (their repository is named in docs/methods/bs.md): AdamW, 2e-5, batch
+    # 128, cosine, warm-up .03, 512 tokens, 3 epochs before and 1 + 2 + 3 after, which is what the other methods get as
+    # recovery.
     "paper": Recipe(
         "the Basis Selection authors' settings", _PAPER, _PAPER.model_copy(update={"epochs": 6.0}), "bfloat16"
     ),

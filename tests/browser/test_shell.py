@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowrank_bench.results.pages.parts import Column, Field, TableView
 from lowrank_bench.results.pages.shell import render_page
+from lowrank_bench.results.tables.table import Column, Field, Table
 
 TEMPLATE = """{% extends "base.html" %}{% import "parts.html" as parts %}
-{% block main %}<h2>Part</h2>{{ parts.table(view) }}
+{% block main %}<h2>Part</h2>{{ view | table }}
 {% call parts.details("More") %}<p id="inside" tabindex="-1">{{ text }}</p>{% endcall %}
 <p><a href="#inside">to the inside</a></p>{{ parts.json("data", [text]) }}{% endblock %}
 """
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 def render(folder, text=HOSTILE, **values):
     columns = [Column("name"), Column("value", "number"), Column("n", "number")]
-    view = TableView("table", "Some numbers", columns, ROWS, ["r1", "r2", "r3", "r4"])
+    view = Table("Some numbers", columns, ROWS, "table", ["r1", "r2", "r3", "r4"])
     return render_page(folder, "page.html", title="A page", view=view, text=text, **values)
 
 

@@ -10,7 +10,7 @@ from engine_contract import EngineContract
 from lowrank_bench.evals.engines.base import Sampling
 from lowrank_bench.evals.engines.transformers import TransformersEngine
 from lowrank_bench.evals.hosting.host import EngineCrashed, HostedEngine, end_idle
-from lowrank_bench.foundation.forked import Nursery
+from lowrank_bench.foundation.fork_server import ForkServer
 from lowrank_bench.models.presets import PRESETS
 
 
@@ -22,11 +22,11 @@ class TestTransformers(EngineContract):
 
 
 @contextmanager
-def hosted(checkpoint, nursery):
-    """An engine whose process is forked from a nursery, or started afresh where there is none."""
+def hosted(checkpoint, fork_server):
+    """An engine whose process is forked from a fork server, or started afresh where there is none."""
     end_idle()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Nursery, "known", lambda threads: nursery)
+        patch.setattr(ForkServer, "running", lambda threads: fork_server)
         engine = HostedEngine("transformers", checkpoint, "float32", threads=1)
     with engine:
         yield engine
@@ -43,13 +43,13 @@ class TestStartedTransformers(EngineContract):
 class TestForkedTransformers(EngineContract):
     @contextmanager
     def open(self, checkpoint):
-        with hosted(checkpoint, Nursery.here(1)) as engine:
+        with hosted(checkpoint, ForkServer.get_or_start(1)) as engine:
             yield engine
 
 
 @pytest.mark.parametrize("forked", [False, True])
 def test_a_killed_process_is_told(forked):
-    with hosted(PRESETS["tiny"].source, Nursery.here(1) if forked else None) as engine:
+    with hosted(PRESETS["tiny"].source, ForkServer.get_or_start(1) if forked else None) as engine:
         assert engine.generate([[0]], Sampling(2), 1)
         os.kill(engine.process_id, signal.SIGKILL)
         with pytest.raises(EngineCrashed, match=r"'transformers' died \(killed, most likely because memory ran out\)"):

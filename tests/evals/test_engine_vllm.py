@@ -5,6 +5,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from engine_contract import EngineContract
 
 from lowrank_bench.evals.engines import vllm as vllm_engine
 from lowrank_bench.evals.engines.base import Sampling
+from lowrank_bench.evals.engines.vllm import VllmEngine
 from lowrank_bench.evals.hosting.host import HostedEngine
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
@@ -20,7 +22,7 @@ from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.footprint import Footprint
 from lowrank_bench.models.loading import load_model, load_tokenizer
 from lowrank_bench.models.presets import PRESETS
-from lowrank_bench.runners.single import default_settings, evaluate_model
+from lowrank_bench.runners.evaluating import default_settings, evaluate
 
 TINY = PRESETS["tiny"].source
 
@@ -77,7 +79,7 @@ def test_perplexity_and_pass_at_k_agree_with_transformers(data_dir):
     settings = default_settings(data_dir=data_dir, limit=3, samples=5, temperature=0.8, max_new_tokens=24)
     found = {}
     for engine in ("transformers", "vllm"):
-        done = evaluate_model("tiny", ["toy-math", "tinystories"], settings, engine=engine, dtype="float32")
+        done = evaluate("tiny", ["toy-math", "tinystories"], settings, engine=engine, dtype="float32")
         outcomes = done.outcomes
         found[engine] = {metric.name: metric.value for metric in outcomes["tinystories"].metrics}
         names = {metric.name for metric in outcomes["toy-math"].metrics}
@@ -97,9 +99,37 @@ def test_the_cache_holds_a_full_sequence_or_is_refused(monkeypatch):
         monkeypatch.setattr(vllm_engine, "free_memory", lambda device: needs.weights + sequence // 2)
         with pytest.raises(UserError, match=r"one sequence of 1024 tokens.*--engine transformers"):
             vllm_engine.cache_bytes(needs, device)
-    monkeypatch.setattr(vllm_engine, "free_memory", lambda device: 1 << 40)
+    monkeypatch.setattr(vllm_engine, "free_memory", lambda device: 1 << 42)
     assert vllm_engine.cache_bytes(needs, "cpu") == 4 << 30
-    assert vllm_engine.cache_bytes(needs, "cuda") == 256 * sequence
+    assert vllm_engine.cache_bytes(needs, "cuda") == 1024 * sequence
+
+
+def test_the_scheduler_is_never_short_of_requests(monkeypatch):
+    """The call order alone: vLLM itself is asked by the tests above."""
+
+    class Scheduler:
+        def __init__(self):
+            self.held, self.most, self.aborted = [], 0, []
+
+        def add_request(self, name, prompt, params):
+            self.held.append(name)
+            self.most = max(self.most, len(self.held))
+
+        def step(self):
+            ended, self.held = self.held[:300], self.held[300:]
+            return [SimpleNamespace(request_id=name, finished=True) for name in ended]
+
+        def abort_request(self, names):
+            self.aborted += names
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(TokensPrompt=dict))  # importing it takes 10 s
+    scheduler = Scheduler()
+    engine = VllmEngine.__new__(VllmEngine)
+    engine._llm = SimpleNamespace(llm_engine=scheduler)
+    indices = [index for index, _, _ in engine._run([[1]] * 2500, lambda index: None)]
+    assert sorted(indices) == list(range(2500))
+    assert scheduler.most == 1024
+    assert scheduler.aborted == []
 
 
 def test_what_vllm_can_run_is_known_without_importing_it():

@@ -12,7 +12,7 @@ import pytest
 
 import lowrank_bench
 from lowrank_bench.evals.grading.sandbox.isolation import failed_checks, isolation_level
-from lowrank_bench.evals.grading.sandbox.shut import ISOLATING, bwrap_version
+from lowrank_bench.evals.grading.sandbox.sandboxed_process import ISOLATING, bwrap_version
 
 from .ordinary_user import UID, run_as_ordinary_user
 from .tricks import DAEMON, TRICKS

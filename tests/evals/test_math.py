@@ -1,7 +1,6 @@
 """MATH answers: hand-checked pairs, every reference answer against itself, and the projects that are reproduced."""
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -26,6 +25,8 @@ from lowrank_bench.evals.grading.math.latex import put_in_dollars
 from lowrank_bench.evals.grading.math.pool import Reply, Request, Worker, compare_all
 from lowrank_bench.evals.grading.math.rules import EXTRACTORS, SCORERS, compare_minerva, equivalent, score_texts
 from lowrank_bench.evals.grading.math.text import exact_number, normalize_minerva, normalize_original, same_original
+
+from . import harness
 
 PAIRS = [
     line.split("\t")
@@ -173,59 +174,26 @@ def test_a_point_where_a_difference_is_not_zero_tells_it_from_zero():
         assert math_worker.differs_somewhere(other)
 
 
-def harness(solution, text):
-    """lm-eval's two verdicts and hendrycks_math's, by their `process_results`."""
-    answer = minerva.normalize_final_answer(minerva.remove_boxed(minerva.last_boxed_only_string(solution)))
-    both = minerva.process_results({"solution": solution, "answer": answer}, [text])
-    original = hendrycks.process_results({"solution": solution}, [text])["exact_match"]
-    return {"minerva": both["exact_match"], "math-verify": both["math_verify"], "original": original}
-
-
-def generations(rows, indices):
-    """Realistic completions: right and wrong answers in every ending that models write, and none at all."""
-    texts = []
-    for index in indices:
-        solution = rows[index if index % 3 else (index * 7 + 1) % len(rows)]["solution"]
-        answer = last_boxed(solution)
-        endings = [
-            f"\nFinal Answer: The final answer is ${answer}$. I hope it is correct.",
-            f"\nThe answer is: {answer}",
-            "",
-            f"\nFinal Answer: The final answer is {answer}.",
-            f" So the answer is ${answer}$",
-            f"\nFinal Answer: The final answer is ${answer.replace('frac', 'dfrac')}$. I hope it is correct.\n\nQ",
-        ]
-        texts.append((solution if index % 4 else solution[: len(solution) // 2]) + endings[index % len(endings)])
-    return texts
-
-
-SEVERAL_BOXES = [
-    (2243, "math-verify", "correct"),
-    (2549, "math-verify", "correct"),
-    (2902, "math-verify", "wrong"),
-    (4732, "math-verify", "correct"),
-]
-"""Solutions with more than one box, all that differ among the 15,000 verdicts of such completions for all problems."""
-
-
 def test_verdicts_agree_with_the_harness(rows, golds):
     """lm-eval gives math-verify the whole reference solution, here it gets the last box; see docs/grading.md."""
-    indices = [*range(300), *(index for index, *_ in SEVERAL_BOXES)]
-    texts = generations(rows, indices)
-    logging.disable(logging.CRITICAL)
-    try:
-        theirs = [harness(rows[index]["solution"], text) for index, text in zip(indices, texts, strict=True)]
-    finally:
-        logging.disable(logging.NOTSET)
-    ours = score_texts(texts, [golds[index] for index in indices])
+    kept = harness.kept_verdicts()
+    assert list(kept) == harness.INDICES
+    texts = [harness.completion_for(rows, index) for index in kept]
+    ours = score_texts(texts, [golds[index] for index in kept])
     differences = [
         (index, name, one.verdicts[name])
-        for index, one, other in zip(indices, ours, theirs, strict=True)
-        for name in ("minerva", "original", "math-verify")
-        if (one.verdicts[name] == "correct") != bool(other[name])
+        for (index, verdicts), one in zip(kept.items(), ours, strict=True)
+        for name, verdict in zip(harness.SCORERS, verdicts, strict=True)
+        if (one.verdicts[name] == "correct") != verdict
     ]
-    assert differences == SEVERAL_BOXES
-    assert 30 < sum(one["minerva"] for one in theirs) < 270
+    assert differences == harness.SEVERAL_BOXES
+    assert 30 < sum(minerva_verdict for minerva_verdict, *_ in kept.values()) < 270
+
+
+def test_the_kept_verdicts_are_those_of_the_installed_harness(rows):
+    """A part of them, with every ending of `completion_for` and right and wrong answers."""
+    for index, verdicts in list(harness.kept_verdicts().items())[::11]:
+        assert harness.harness_verdicts(rows[index]["solution"], harness.completion_for(rows, index)) == verdicts, index
 
 
 def test_verdicts_do_not_depend_on_the_number_of_workers(golds):

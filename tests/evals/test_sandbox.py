@@ -17,8 +17,8 @@ import pytest
 
 from lowrank_bench.evals.grading.sandbox.limits import Limits
 from lowrank_bench.evals.grading.sandbox.programs import Job, _attempt, _run, run_one, run_programs
+from lowrank_bench.evals.grading.sandbox.sandboxed_process import ISOLATING
 from lowrank_bench.evals.grading.sandbox.servers import Pair
-from lowrank_bench.evals.grading.sandbox.shut import ISOLATING
 from lowrank_bench.evals.grading.sandbox.wire import decode
 
 from .tricks import DAEMON, MACHINE_TRICKS, TRICKS

@@ -5,8 +5,8 @@ from contextlib import closing
 import pytest
 
 from lowrank_bench.evals.grading.sandbox.programs import Job, _attempt, run_one
+from lowrank_bench.evals.grading.sandbox.sandboxed_process import ISOLATING
 from lowrank_bench.evals.grading.sandbox.servers import Pair
-from lowrank_bench.evals.grading.sandbox.shut import ISOLATING
 
 IDENTITY = "def f(x): return x"
 

@@ -9,7 +9,7 @@ from lowrank_bench.evals.base import EvalSettings
 from lowrank_bench.evals.benchmarks.toy_code import ToyCode
 from lowrank_bench.evals.grading.sandbox import packages
 from lowrank_bench.evals.grading.sandbox.programs import Job, run_one, run_programs
-from lowrank_bench.evals.grading.sandbox.shut import ISOLATING
+from lowrank_bench.evals.grading.sandbox.sandboxed_process import ISOLATING
 from lowrank_bench.evals.grading.sandbox.wire import WireError, decode, encode
 
 LEVELS = (*ISOLATING, "rlimits")

@@ -14,7 +14,7 @@ import lowrank_bench
 from lowrank_bench.evals.grading.math.pool import Request, Worker
 from lowrank_bench.evals.speed.process import measure_apart
 from lowrank_bench.evals.speed.spec import SpeedSpec
-from lowrank_bench.foundation import forked as nursery
+from lowrank_bench.foundation import fork_server
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.process import python_command, python_environment
 from lowrank_bench.models.presets import resolve_model
@@ -73,8 +73,8 @@ def test_speed(marks, tmp_path):
 @pytest.mark.parametrize("forks", [True, False])
 def test_a_function_apart(marks, monkeypatch, forks):
     if not forks:
-        monkeypatch.setattr(nursery.Nursery, "available", lambda: False)
-    assert nursery.run_apart(print, "apart") == (0, "apart\n")
+        monkeypatch.setattr(fork_server.ForkServer, "available", lambda: False)
+    assert fork_server.run_apart(print, "apart") == (0, "apart\n")
 
 
 @pytest.mark.parametrize("forks", [True, False])

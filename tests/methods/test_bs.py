@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from lowrank_bench.methods.base import CompressionReport, TrainingLog, create_method
-from lowrank_bench.methods.contract import PlainTrainer, RandomData, count, logits
+from lowrank_bench.methods.contract import count, logits
+from lowrank_bench.methods.contract_parts import PlainTrainer, RandomData
 from lowrank_bench.methods.library.bs import BasisSelection
 from lowrank_bench.methods.library.bs.layer import BasisLinear
 from lowrank_bench.methods.ranks.budget import Budget

@@ -10,7 +10,8 @@ from torch import Tensor
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method, methods
 from lowrank_bench.methods.calibration.statistics import example_losses
-from lowrank_bench.methods.contract import PlainTrainer, RandomData, count, logits
+from lowrank_bench.methods.contract import count, logits
+from lowrank_bench.methods.contract_parts import PlainTrainer, RandomData
 from lowrank_bench.methods.fitted import Factors
 from lowrank_bench.methods.library.bs import BasisSelection
 from lowrank_bench.methods.library.bs.final import BasisProbe
@@ -53,7 +54,7 @@ def test_every_final_policy_meets_the_budget(final: str, guard: bool) -> None:
     assert report.parameters == count(model)
     assert torch.isfinite(logits(model)).all()
     assert 0 <= report.details["final_level"] <= 1
-    assert bs.compress_needs_data == any(name in final for name in ("surgical", "normalise=loss", "sensitivity"))
+    assert bs.requirements.searches == any(name in final for name in ("surgical", "normalise=loss", "sensitivity"))
 
 
 def test_the_final_policy_decides_the_ranks() -> None:
@@ -172,9 +173,9 @@ def test_a_start_whose_own_policy_measures_does_not_measure_here() -> None:
 
     methods.register("test-measuring-start")(Measuring)
     try:
-        assert create_method("test-measuring-start").fit_needs_data
+        assert create_method("test-measuring-start").requirements.data_in_fit
         bs = method(start="test-measuring-start")
-        assert not bs.fit_needs_data
+        assert not bs.requirements.data_in_fit
         model = random_model("llama")
         assert not bs.fit(model, None).evidence()
         assert bs.compress(model, bs.fit(model, None), Budget(2.0), None).ratio >= 2

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from lowrank_bench.evals.tasks.prompts import Encoded
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.contract import PlainTrainer, RandomData
+from lowrank_bench.methods.contract_parts import PlainTrainer, RandomData
 from lowrank_bench.methods.fitted import Factors
 from lowrank_bench.methods.library.bs import run
 from lowrank_bench.methods.library.bs.curvature import Curvature

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.contract import PlainTrainer, RandomData, count
+from lowrank_bench.methods.contract import count
+from lowrank_bench.methods.contract_parts import PlainTrainer, RandomData
 from lowrank_bench.methods.fitted import Factors
 from lowrank_bench.methods.library.bs.curvature import Curvature
 from lowrank_bench.methods.library.bs.layer import BasisLinear
@@ -111,7 +112,7 @@ def test_scores_are_in_the_order_of_the_increase_and_never_negative() -> None:
 @pytest.mark.parametrize("trained", [True, False])
 def test_it_prunes_by_the_criterion_and_counts_its_passes(scope: str, trained: bool) -> None:
     bsi = create_method("bsi", {"prunings": 4, "additional_dimension": 2, "hessian_probes": 3, "scope": scope})
-    assert bsi.compress_needs_data
+    assert bsi.requirements.searches
     model, data = random_model("llama"), RandomData(20)
     before = count(model)
     fitted = bsi.fit(model, None)
@@ -154,5 +155,5 @@ def test_without_data_it_says_what_to_add() -> None:
     bsi, model = create_method("bsi", {"prunings": 1}), random_model("llama")
     with pytest.raises(UserError, match="add --task"):
         bsi.compress(model, bsi.fit(model, None), Budget(2.0), None)
-    assert not create_method("bs").compress_needs_data
+    assert not create_method("bs").requirements.searches
     assert isinstance(model, nn.Module)

@@ -7,7 +7,8 @@ import torch
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.contract import RandomData, count, logits
+from lowrank_bench.methods.contract import count, logits
+from lowrank_bench.methods.contract_parts import RandomData
 from lowrank_bench.methods.fitted import Fitted
 from lowrank_bench.methods.groups import singles
 from lowrank_bench.methods.matrixwise import MatrixCompressor
@@ -38,8 +39,8 @@ def test_any_method_with_any_policy(method: str, spec: str) -> None:
     fitted = found.fit(dense, data)
     policy = parse_policy(spec)
     assert bool(fitted.evidence()) == policy.measures
-    assert found.fit_needs_data == (policy.measures or method in ("fwsvd", "svd-llm", "afm"))
-    assert found.compress_needs_data == policy.needs_loss
+    assert found.requirements.data_in_fit == (policy.measures or method in ("fwsvd", "svd-llm", "afm"))
+    assert found.requirements.searches == policy.needs_loss
     for ratio in (1.3, 2.5, 4.0):
         model = copy.deepcopy(dense)
         report = found.compress(model, fitted, Budget(ratio), None, data)

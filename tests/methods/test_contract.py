@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lowrank_bench.cli.methods import COLUMNS
-from lowrank_bench.methods.base import create_method, methods
+from lowrank_bench.methods.base import methods
 from lowrank_bench.methods.calibration.driver import MomentCompressor
-from lowrank_bench.methods.contract import CompressorContract, RandomData
+from lowrank_bench.methods.contract import CompressorContract
+from lowrank_bench.methods.contract_parts import RandomData
 from lowrank_bench.methods.library.fwsvd import FWSVD, fisher_scale
 from lowrank_bench.methods.library.svd_llm import Whitened as WhitenedMethod
 from lowrank_bench.methods.library.svd_llm import shrunk
@@ -151,20 +151,3 @@ def test_every_built_in_method_is_under_contract() -> None:
         value.method for value in globals().values() if getattr(value, "__test__", True) and hasattr(value, "method")
     }
     assert {row.name for row in methods.listings() if row.origin == "built in"} <= tested
-
-
-def test_every_built_in_method_says_of_itself_what_its_class_says() -> None:
-    for row in methods.listings():
-        if row.origin != "built in":
-            continue
-        assert set(row.facts) == set(COLUMNS), row.name
-        method = create_method(row.name)
-        reads = {"training": method.trains, "calibration": method.needs_data, "search": method.compress_needs_data}
-        wanted = {word for word in row.facts["data"].split(", ") if word != "none"}
-        measures = row.name in ("laser", "asvd")  # their policy asks the model's loss while fitting
-        assert wanted - {"search"} <= {word for word, needed in reads.items() if needed}, row.name
-        assert (wanted != set()) == (method.fit_needs_data or method.compress_needs_data or method.trains), row.name
-        assert ("search" in wanted) <= (method.compress_needs_data or measures), row.name
-        assert (row.facts["training"] == "yes") == method.trains, row.name
-        assert (row.facts["shares"] != "no") == getattr(method, "shares", False), row.name
-        assert row.facts["storage"].endswith("+m") == method.affine, row.name

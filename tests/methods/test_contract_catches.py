@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_bench.foundation.errors import UserError
-from lowrank_bench.methods.base import CalibrationData, CompressionReport, Compressor, Trainer
+from lowrank_bench.methods.base import CalibrationData, CompressionReport, Compressor, Requirements, Trainer
 from lowrank_bench.methods.contract import CompressorContract
 from lowrank_bench.methods.fitted import Factors, Fitted
+from lowrank_bench.methods.library.fwsvd import FWSVD
+from lowrank_bench.methods.library.joint_rank_k import JointRankK
 from lowrank_bench.methods.library.svd import SVD
 from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.methods.ranks.units import ModelShape
@@ -55,13 +57,13 @@ class IgnoresEmbeddings(Flawed):
 
 
 class Random(SVD):
-    def decompose(self, weight: Tensor, statistic: Tensor | None = None) -> Factors:
+    def decompose(self, weight: Tensor, statistic: Tensor | None = None, rank: int | None = None) -> Factors:
         factors = super().decompose(weight)
         return Factors(factors.left + 1e-6 * torch.randn_like(factors.left), factors.right, factors.spectrum)
 
 
 class WrongOrder(SVD):
-    def decompose(self, weight: Tensor, statistic: Tensor | None = None) -> Factors:
+    def decompose(self, weight: Tensor, statistic: Tensor | None = None, rank: int | None = None) -> Factors:
         factors = super().decompose(weight)
         return Factors(factors.left.flip(1), factors.right.flip(0) * 1.001, factors.spectrum)
 
@@ -115,6 +117,26 @@ class CompressesTied(SVD):
         return [matrix for matrix in matrices(model) if matrix.name != "lm_head"] + [tied]
 
 
+class ReadsUndeclared(FWSVD):
+    requires = Requirements(gradients=True)
+
+
+class ReadsNothing(SVD):
+    requires = Requirements(statistics=True)
+
+
+class DifferentiatesUndeclared(FWSVD):
+    requires = Requirements(statistics=True)
+
+
+class SharesUndeclared(JointRankK):
+    requires = Requirements()
+
+
+class ForgetsItsPolicy(SVD):
+    policy: str = "laser"
+
+
 def contract(method: type[Compressor]) -> CompressorContract:
     class Checked(CompressorContract):
         def make(self, **changes: Any) -> Compressor:
@@ -139,6 +161,8 @@ FLAWS: Mapping[type[Compressor], Check] = {
     Freezes: lambda suite, _: suite.test_reports_its_training(),
 }
 
+UNDECLARED = (ReadsUndeclared, ReadsNothing, DifferentiatesUndeclared, SharesUndeclared, ForgetsItsPolicy)
+
 
 @pytest.mark.parametrize("flawed", FLAWS, ids=lambda flawed: flawed.__name__)
 def test_a_flaw_is_caught(flawed: type[Compressor], tmp_path: Path) -> None:
@@ -151,3 +175,14 @@ def test_hidden_nan_is_caught() -> None:
     contract(SVD).test_nan_weights_are_an_error()
     with pytest.raises(pytest.fail.Exception):
         contract(HidesNaN).test_nan_weights_are_an_error()
+
+
+@pytest.mark.parametrize("sound", [SVD, FWSVD, JointRankK])
+def test_a_true_declaration_passes(sound: type[Compressor]) -> None:
+    contract(sound).test_declares_what_it_needs()
+
+
+@pytest.mark.parametrize("flawed", UNDECLARED, ids=lambda flawed: flawed.__name__)
+def test_a_false_declaration_is_caught(flawed: type[Compressor]) -> None:
+    with pytest.raises((AssertionError, RuntimeError, ValueError)):
+        contract(flawed).test_declares_what_it_needs()

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.calibration.statistics import example_losses, input_fisher
-from lowrank_bench.methods.contract import RandomData
+from lowrank_bench.methods.calibration.collection import input_fisher
+from lowrank_bench.methods.calibration.statistics import example_losses
+from lowrank_bench.methods.contract_parts import RandomData
 from lowrank_bench.methods.library.fwsvd import FWSVD, fisher_scale
 from lowrank_bench.methods.library.svd import SVD
 from lowrank_bench.models.architectures import ARCHITECTURES, random_model

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from lowrank_bench.methods.calibration.moments import add_gram, input_moments, mirrored
-from lowrank_bench.methods.contract import RandomData, logits, same, weights
+from lowrank_bench.methods.calibration.collection import input_moments
+from lowrank_bench.methods.calibration.moments import add_gram, mirrored
+from lowrank_bench.methods.contract import logits, same, weights
+from lowrank_bench.methods.contract_parts import RandomData
 from lowrank_bench.methods.fitted import Factors, Fitted
 from lowrank_bench.methods.groups import Group, singles
 from lowrank_bench.methods.linalg import svd

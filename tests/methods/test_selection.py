@@ -5,7 +5,7 @@ import torch
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.contract import PlainTrainer, RandomData
+from lowrank_bench.methods.contract_parts import PlainTrainer, RandomData
 from lowrank_bench.methods.library.bs.run import STATES, PruningRun
 from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.methods.selection import trained_fates, truncated_fates

@@ -8,7 +8,8 @@ from torch import nn
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.contract import FixedRank, RandomData, logits
+from lowrank_bench.methods.contract import logits
+from lowrank_bench.methods.contract_parts import FixedRank, RandomData
 from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.models.matrices import get_linear, low_rank_layers

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods import fitted
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.contract import RandomData
+from lowrank_bench.methods.contract_parts import RandomData
 from lowrank_bench.methods.fitted import Fitted
 from lowrank_bench.methods.library.svd import SVD
 from lowrank_bench.methods.ranks.budget import Budget

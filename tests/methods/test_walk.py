@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.calibration import offload_cache as spill
+from lowrank_bench.methods.calibration import offload_cache
 from lowrank_bench.methods.calibration import sequential as walk
 from lowrank_bench.methods.calibration import sequential_statistics as walked
-from lowrank_bench.methods.calibration.moments import gradient_grams, input_moments
-from lowrank_bench.methods.calibration.offload_cache import Spill
-from lowrank_bench.methods.calibration.statistics import input_fisher
-from lowrank_bench.methods.contract import RandomData
+from lowrank_bench.methods.calibration.collection import gradient_grams, input_fisher, input_moments
+from lowrank_bench.methods.calibration.offload_cache import OffloadCache
+from lowrank_bench.methods.contract_parts import RandomData
 from lowrank_bench.models.architectures import ARCHITECTURES, random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import load_model
@@ -76,7 +75,7 @@ def test_does_not_depend_on_where_states_wait(
 ) -> None:
     """All on disk, and one batch at a time on the way back: the same bits, and no file is left."""
     whole, streamed, names = pair(tmp_path, "mistral")
-    monkeypatch.setattr(spill.Spill.__init__, "__defaults__", (None, 0))
+    monkeypatch.setattr(offload_cache.OffloadCache.__init__, "__defaults__", (None, 0))
     monkeypatch.setattr(walked, "INPUTS_BYTES", 1)
     assert_same(gather(whole, names, 2), gather(streamed, names, 2))
     assert (tmp_path / "scratch").is_dir(), "nothing waited on disk"
@@ -99,13 +98,13 @@ def test_only_one_block_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """While a block runs, no parameter of another one is loaded."""
     _, streamed, names = pair(tmp_path, "qwen2")
     seen: list[set[str]] = []
-    run = walk.Walk.run
+    run = walk.SequentialCalibration.run
 
-    def watched(self: walk.Walk, name: str, index: int, hidden: Tensor) -> Tensor:
+    def watched(self: walk.SequentialCalibration, name: str, index: int, hidden: Tensor) -> Tensor:
         seen.append({key.rpartition(".layers.")[2][:1] for key, p in self.model.named_parameters() if not p.is_meta})
         return run(self, name, index, hidden)
 
-    monkeypatch.setattr(walk.Walk, "run", watched)
+    monkeypatch.setattr(walk.SequentialCalibration, "run", watched)
     gradients(streamed, names, 4)
     assert seen
     assert all(len(blocks) == 1 for blocks in seen)
@@ -131,7 +130,7 @@ def test_spill_gives_back_what_it_got(limit: int, tmp_path: Path) -> None:
         "half": torch.randn(4).bfloat16(),
         "one": torch.tensor(3),
     }
-    with Spill(tmp_path / "new", limit) as waiting:
+    with OffloadCache(tmp_path / "new", limit) as waiting:
         for key, tensor in tensors.items():
             waiting.put(key, torch.zeros(1))
             waiting.put(key, tensor)
@@ -151,4 +150,4 @@ def test_a_streamed_model_is_told_apart(tmp_path: Path) -> None:
     whole, _, _ = pair(tmp_path, "llama")
     assert weights_of(whole) is None
     with pytest.raises(ValueError, match="streamed"):
-        walk.Walk(whole, [], Spill())
+        walk.SequentialCalibration(whole, [], OffloadCache())

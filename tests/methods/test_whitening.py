@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.calibration.moments import Moments, MomentSums, gradient_grams, input_moments
-from lowrank_bench.methods.contract import RandomData
+from lowrank_bench.methods.calibration.collection import gradient_grams, input_moments
+from lowrank_bench.methods.calibration.moments import Moments, MomentSums
+from lowrank_bench.methods.contract_parts import RandomData
 from lowrank_bench.methods.fitted import Factors
 from lowrank_bench.methods.library.afm import AFM
 from lowrank_bench.methods.library.asvd import ASVD
@@ -252,7 +253,7 @@ def test_one_root_for_all_readers_of_an_input(name: str, monkeypatch: pytest.Mon
     groups = method.groups(model)  # type: ignore[attr-defined]
     layers = len(groups) // 7
     assert len(made) == 4 * layers + len(groups) % 7  # q k v, o, gate up, down; and the head
-    monkeypatch.setattr("lowrank_bench.methods.calibration.moments.MomentSums.found", apart(MomentSums.found))
+    monkeypatch.setattr("lowrank_bench.methods.calibration.moments.MomentSums.result", apart(MomentSums.result))
     made.clear()
     separate = method.fit(model, RandomData(80))
     assert len(made) == len(groups)

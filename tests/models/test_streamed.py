@@ -10,7 +10,8 @@ from torch import nn
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.contract import RandomData, logits
+from lowrank_bench.methods.contract import logits
+from lowrank_bench.methods.contract_parts import RandomData
 from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.architectures import ARCHITECTURES, random_model
 from lowrank_bench.models.checkpoint import save_checkpoint

@@ -12,6 +12,8 @@ from lowrank_bench.results.inspection import bases, changes
 from lowrank_bench.results.inspection.bases import Token, TokenBasis, TokenView
 from lowrank_bench.results.inspection.change_figure import draw_changes
 from lowrank_bench.results.inspection.changes import ChangeView, count_changes, frame_of
+from lowrank_bench.results.tables.terminal import render
+from lowrank_bench.results.tables.writers import to_csv, to_latex, to_markdown
 
 HOSTILE = ("=cmd()", "|", "[red]", "\\frac{1}$_&%", "<b>", "\x1b[31m", "␣the")
 
@@ -39,20 +41,20 @@ def change_view(layers=2, trained=True, outside=True):
     return ChangeView("runs/x:bs@3: what became", "bs@3", ("Note.",), frame_of(lines), trained, tokens)
 
 
-def terminal(render, view, width=100):
+def terminal(tables, width=100):
     text = io.StringIO()
-    render(view, Console(file=text, width=width))
+    render(tables, Console(file=text, width=width))
     return text.getvalue()
 
 
 def test_terminal_shows_tokens_as_they_are_and_obeys_none():
-    for text in (terminal(bases.render_bases, VIEW), terminal(changes.render_changes, change_view())):
+    for text in (terminal([bases.bases_table(VIEW)]), terminal(changes.changes_tables(change_view()))):
         assert "\x1b" not in text
         assert all(part in text for part in ("=cmd()", "[red]", "␣the"))
 
 
 def test_csv_has_a_line_a_token_and_no_formula():
-    rows = list(csv.DictReader(io.StringIO(bases.bases_csv(VIEW))))
+    rows = list(csv.DictReader(io.StringIO(to_csv([bases.bases_data(VIEW)]))))
     assert len(rows) == 2 * (len(HOSTILE) + 1)
     assert [row["end"] for row in rows[:8]] == ["plus"] * 7 + ["minus"]
     assert rows[0]["token"] == "'=cmd()"
@@ -71,16 +73,17 @@ def test_json_keeps_everything():
 
 
 def test_markdown_and_latex_hold_every_cell():
-    text = bases.bases_markdown(VIEW)
+    text = to_markdown([bases.bases_table(VIEW)])
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 4
     assert {line.replace("\\|", "").count("|") for line in table} == {6}
-    text = bases.bases_latex(VIEW)
+    text = to_latex([bases.bases_table(VIEW)])
     assert r"\textbackslash{}frac\{1\}\$\_\&\%" in text
     assert r"\textvisiblespace{}the" in text
-    for render in (changes.changes_markdown, changes.changes_latex):
-        assert "grew to 5" in render(change_view())
-        assert "grew" not in render(change_view(trained=False)).replace("grew to 5", "").replace("s grew most", "")
+    for write in (to_markdown, to_latex):
+        assert "grew to 5" in write(changes.changes_tables(change_view()))
+        untrained = write(changes.changes_tables(change_view(trained=False)))
+        assert "grew" not in untrained.replace("grew to 5", "").replace("s grew most", "")
 
 
 def test_counts_add_up():
@@ -99,7 +102,7 @@ def test_counts_add_up():
 
 def test_csv_of_changes_has_a_line_a_basis():
     view = change_view()
-    rows = list(csv.DictReader(io.StringIO(changes.changes_csv(view))))
+    rows = list(csv.DictReader(io.StringIO(to_csv([changes.changes_data(view)]))))
     assert len(rows) == len(view.frame)
     assert rows[-1]["layer"] == ""
     assert rows[0] == {

@@ -10,8 +10,10 @@ from rich.console import Console
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.records.files import to_frame
 from lowrank_bench.records.intervals import across_seeds
-from lowrank_bench.results.tables.cross import Layout, cross, cross_csv, cross_latex, cross_markdown, render_cross
+from lowrank_bench.results.tables.cross import Layout, cross, cross_data, cross_tables
 from lowrank_bench.results.tables.pivot import pivot
+from lowrank_bench.results.tables.terminal import render
+from lowrank_bench.results.tables.writers import to_csv, to_latex, to_markdown
 
 
 def compressed(frame: pd.DataFrame) -> pd.DataFrame:
@@ -98,9 +100,9 @@ def test_a_layout_is_checked(arguments, told):
 
 def test_other_values_have_no_interval(sweep):
     (table,) = cross(compressed(to_frame(sweep(seeds=(1, 2)))), Layout(value="seconds_recover"))
-    assert "3,600 (2)" in cross_markdown([table]) or "3600 (2)" in cross_markdown([table])
+    assert "3,600 (2)" in to_markdown(cross_tables([table])) or "3600 (2)" in to_markdown(cross_tables([table]))
     (table,) = cross(compressed(to_frame(sweep())), Layout(value="device"))
-    assert "| cpu |" in cross_markdown([table])
+    assert "| cpu |" in to_markdown(cross_tables([table]))
 
 
 HOSTILE = "a|b<script>alert(1)</script>&_$x$%#{}~^\\ [red]*"
@@ -109,12 +111,14 @@ HOSTILE = "a|b<script>alert(1)</script>&_$x$%#{}~^\\ [red]*"
 def test_hostile_text_stays_text_in_every_form(record):
     frame = to_frame([record(label=HOSTILE)])
     tables = cross(frame, Layout())
-    assert next(csv.DictReader(io.StringIO(cross_csv(tables))))["label"] == HOSTILE
-    assert "<script>" not in cross_markdown(tables).replace("\\<", "")
-    assert r"\textless{}script\textgreater{}" in cross_latex(tables)
+    assert next(csv.DictReader(io.StringIO(to_csv([cross_data(tables)]))))["label"] == HOSTILE
+    assert "<script>" not in to_markdown(cross_tables(tables)).replace("\\<", "")
+    assert r"\textless{}script\textgreater{}" in to_latex(cross_tables(tables))
     console = Console(file=io.StringIO(), width=200)
-    render_cross(tables, console)
+    render(cross_tables(tables), console)
     assert "[red]*" in console.file.getvalue()
     tables = cross(frame.assign(label="=1+1\x1b[31m"), Layout())
-    assert next(csv.DictReader(io.StringIO(cross_csv(tables))))["label"].startswith("'=1+1")
-    assert "\x1b" not in cross_csv(tables) + cross_markdown(tables) + cross_latex(tables)
+    assert next(csv.DictReader(io.StringIO(to_csv([cross_data(tables)]))))["label"].startswith("'=1+1")
+    assert "\x1b" not in to_csv([cross_data(tables)]) + to_markdown(cross_tables(tables)) + to_latex(
+        cross_tables(tables)
+    )

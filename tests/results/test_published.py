@@ -17,7 +17,7 @@ from lowrank_bench.papers.published.document import document
 from lowrank_bench.papers.published.quoted import QUOTED_COLUMNS, all_quoted, quoted_files, quoted_for, read_quoted
 from lowrank_bench.papers.published.verdicts import judge, papers_model, square_and_add
 from lowrank_bench.records.intervals import wilson
-from lowrank_bench.results.tables.pivot import Cell, Row, Table
+from lowrank_bench.results.tables.pivot import Cell, Pivot, Row
 
 ROOT = Path(__file__).parents[2]
 
@@ -166,11 +166,11 @@ def cell(solved: int, n: int = 1319, ratio: float = 7.0, **changes) -> Cell:
     return Cell(**({"value": solved / n, "low": low, "high": high} | values | changes))
 
 
-def table(of: Cell, label: str = "svd", **changes) -> Table:
+def table(of: Cell, label: str = "svd", **changes) -> Pivot:
     values = {"model": "llama2-7b", "task": "math", "benchmark": "gsm8k", "variant": "gsm8k-0shot-alpaca"}
     values |= {"metric": "accuracy", "scorer": "answer-is", "n": 1319, "engine": "vllm", "dtype": "bfloat16"}
     values |= {"data": "", "higher_is_better": True, "confidence": 0.95, "ratios": (7.0,)}
-    return Table(**(values | changes), rows=(Row(label, "recovered", {7.0: of}),))
+    return Pivot(**(values | changes), rows=(Row(label, "recovered", {7.0: of}),))
 
 
 SAME = {"svd": "svd", "fwsvd": "fwsvd"}

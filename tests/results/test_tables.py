@@ -14,15 +14,30 @@ from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.text import fold_name
 from lowrank_bench.records.files import to_frame
 from lowrank_bench.records.intervals import across_seeds
-from lowrank_bench.results.tables.writers import pivot, render_terminal, to_csv, to_latex, to_markdown
+from lowrank_bench.results.tables import writers
+from lowrank_bench.results.tables.by_ratio import by_ratio, by_ratio_data
+from lowrank_bench.results.tables.pivot import pivot
+from lowrank_bench.results.tables.terminal import render
 
 RATIOS = (1.5, 2.0, 3.0, 5.0)
 
 
 def shown(frame, width=100):
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    render_terminal(frame, console)
+    render(by_ratio(frame, exact=width >= 100), console)
     return console.file.getvalue()
+
+
+def to_csv(frame):
+    return writers.to_csv([by_ratio_data(frame)])
+
+
+def to_markdown(frame):
+    return writers.to_markdown(by_ratio(frame))
+
+
+def to_latex(frame):
+    return writers.to_latex(by_ratio(frame))
 
 
 def test_pivot_puts_every_record_in_its_place(sweep):
@@ -191,9 +206,7 @@ def test_labels_are_broken_behind_their_punctuation(record):
     label = "svd-llm:length=512,samples=16"
     frame = to_frame([record(label="none", method="none", stage="finetuned", ratio_target=1.0), record(label=label)])
     for width in (80, 120):
-        screen = Console(width=width, record=True, file=io.StringIO())
-        render_terminal(frame, screen)
-        text = screen.export_text()
+        text = shown(frame, width)
         for word in ("svd", "length=", "512", "samples=", "16"):
             assert word in text
 

@@ -7,7 +7,8 @@ from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.records.files import read_records
 from lowrank_bench.results.sweep import run_sweep
 from lowrank_bench.results.tables import overview
-from lowrank_bench.results.tables.writers import pivot
+from lowrank_bench.results.tables.pivot import pivot
+from lowrank_bench.results.tables.writers import to_csv, to_markdown
 from lowrank_bench.runners.plan import make_plan
 
 
@@ -51,17 +52,17 @@ def test_contexts_never_share_a_table(swept):
 
 def test_the_overview_puts_all_beside_each_other(swept):
     (view,) = overview.overviews(swept)
-    assert len(view.header) == 4
-    assert len(view.lines) == 9
-    names = [line[0] for line in view.lines]
+    assert len(view.columns) == 4
+    assert len(view.rows) == 9
+    names = [row[0] for row in view.rows]
     assert any(name.startswith("hellaswag-1000of10042-local-0shot: acc_norm") for name in names)
     assert any("50 is no preference" in name for name in names)
     assert names[-1] == "mean of the 3 accuracies above, %"
     accuracies = swept[swept.headline & swept.metric.isin(["acc", "acc_norm"]) & (swept.label == "svd")]
-    column = next(place for place, name in enumerate(view.header) if name.startswith("svd"))
-    assert view.lines[-1][column] == f"{100 * accuracies.value.mean():.1f}"
-    assert "| mean of the 3 accuracies above, % |" in overview.overview_markdown(swept)
-    assert overview.overview_csv(swept).count("\n") == 10
+    column = next(place for place, column in enumerate(view.columns) if column.title.startswith("svd"))
+    assert view.rows[-1][column] == f"{100 * accuracies.value.mean():.1f}"
+    assert "| mean of the 3 accuracies above, % |" in to_markdown([view])
+    assert to_csv([view]).count("\n") == 10
     assert overview.overviews(swept[swept.benchmark == "piqa"]) == []
 
 

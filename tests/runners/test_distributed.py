@@ -12,6 +12,7 @@ import pytest
 import torch
 import trained_together
 import yaml
+from commands import FRESH, bench
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -19,6 +20,7 @@ from sweeps import small_sweep
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
+from lowrank_bench.methods.estimates import training_checkpoint_bytes
 from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.loading import load_model
 from lowrank_bench.runners.executors.local import prepare
@@ -160,11 +162,13 @@ def test_a_method_that_needs_the_whole_model_on_the_way_trains_by_ddp(method, op
 
 def test_a_killed_sweep_over_processes_ends_as_one_process_does(tmp_path):
     accelerate = config(tmp_path, "fsdp2")
-    given = ["--methods", "basis-sharing", "--model", "tiny", "--task", "toy-math", "--ratios", "2", "--limit", "2"]
-    given += ["--finetune-steps", "0", "--recover-steps", "8", "--max-new-tokens", "4", "--workers", "1"]
-    given += ["--accelerate", str(accelerate), "--checkpoint-minutes", "0", "--out", str(tmp_path / "two")]
-    bench = [sys.executable, "-m", "lowrank_bench.cli", "run", *given]
-    process = subprocess.Popen(bench, env=os.environ | CPU, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = ["run", "--methods", "basis-sharing", "--model", "tiny", "--task", "toy-math", "--ratios", "2"]
+    words += ["--limit", "2", "--workers", "1"]
+    words += ["--finetune-steps", "0", "--recover-steps", "8", "--max-new-tokens", "4"]
+    words += ["--accelerate", str(accelerate), "--checkpoint-minutes", "0", "--out", str(tmp_path / "two")]
+    process = subprocess.Popen(
+        [*FRESH, *words], env=os.environ | CPU, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while not list(tmp_path.glob("two/stages/.resume-*/run-0/checkpoint-*/seal.json")):
         assert process.poll() is None
         time.sleep(0.02)
@@ -179,7 +183,7 @@ def test_a_killed_sweep_over_processes_ends_as_one_process_does(tmp_path):
     assert not psutil.wait_procs(family, timeout=120)[1]
     assert not list(tmp_path.glob("two/stages/recover-*"))
 
-    done = subprocess.run(bench, env=os.environ | CPU, capture_output=True, text=True, timeout=1200)
+    done = bench(*words, timeout=1200, **CPU)
     assert done.returncode == 0, done.stderr
     changes = {"methods": ["basis-sharing"], "ratios": [2], "limit": 2, "max_new_tokens": 4}
     alone = make_plan(small_sweep(tmp_path / "two", finetune={"steps": 0}, recover={"steps": 8}, **changes))
@@ -232,7 +236,7 @@ def test_basis_selection_over_processes_cut_off_and_resumed_keeps_the_bases_of_o
     with pytest.raises(Cut):
         perform(spread.stages[key], tmp_path / "cut", cut)
     bs = create_method("bs", spread.stages[key].config["options"])
-    foreseen = bs.checkpoint_bytes(spread.skeleton, Budget(2.0), sharded=True)
+    foreseen = training_checkpoint_bytes(bs, spread.skeleton, Budget(2.0), sharded=True)
     sealed = [file.parent for file in tmp_path.glob(".resume-*/run-0/*/seal.json")]
     sizes = [sum(file.stat().st_size for file in each.rglob("*") if "made" not in file.parts) for each in sealed]
     assert 0.9 * foreseen < max(sizes) < 1.2 * foreseen  # places of parts count, with tensors as small as these

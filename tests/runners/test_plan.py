@@ -11,10 +11,11 @@ from lowrank_bench.cli.single import compress
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
 from lowrank_bench.models.presets import PRESETS
+from lowrank_bench.runners.choices import merge_settings, pick_device
 from lowrank_bench.runners.collect import _options
 from lowrank_bench.runners.config import parse_method
 from lowrank_bench.runners.estimates.machine import assume_machine
-from lowrank_bench.runners.plan import make_plan, merge_settings, pick_device
+from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.provenance import hardware
 from lowrank_bench.runners.sweep import plan_warnings
 from lowrank_bench.runners.training.recipes import RECIPES, TrainSettings
@@ -247,7 +248,7 @@ def test_quick_recipe_is_the_papers_on_fewer_examples(tmp_path, data_dir):
 )
 def test_the_key_names_the_optimizer_that_runs_on_the_device(tmp_path, monkeypatch, device, asked, optimizer):
     monkeypatch.setattr("lowrank_bench.runners.plan.pick_device", lambda wanted: device)
-    monkeypatch.setattr("lowrank_bench.runners.plan.measure_machine", lambda device: assume_machine("h100:1"))
+    monkeypatch.setattr("lowrank_bench.runners.graph.measure_machine", lambda device: assume_machine("h100:1"))
     changes = {"finetune": {"steps": 2} | asked, "recover": {"steps": 2} | asked, "methods": ["svd", "bs"]}
     plan = make_plan(small_sweep(tmp_path, engine="transformers", **changes))
     trained = [stage for stage in plan.stages.values() if "train" in stage.config]

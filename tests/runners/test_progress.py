@@ -10,10 +10,10 @@ from rich.console import Console
 
 from lowrank_bench.foundation.progress import reporting, track
 from lowrank_bench.runners import progress as module
+from lowrank_bench.runners.compressing import CompressRequest, compress
 from lowrank_bench.runners.config import parse_method
 from lowrank_bench.runners.executors.local import Event
 from lowrank_bench.runners.progress import StageProgress, show_progress
-from lowrank_bench.runners.single import CompressRequest, compress_model
 from lowrank_bench.runners.store.folders import Stage
 
 FIT, EVALUATE = Stage("fit", {}, title="fit svd"), Stage("evaluate", {}, title="evaluate svd 2x")
@@ -123,7 +123,7 @@ def test_a_fit_counts_its_batches_and_its_matrices(memory, tmp_path):
     request = CompressRequest(
         "tiny", parse_method("svd-llm:samples=32"), 2.0, tmp_path / "m", "toy-math", memory=memory
     )
-    compress_model(request, lambda done, total: seen.append((done, total)))
+    compress(request, lambda done, total: seen.append((done, total)))
     ended = {total for done, total in seen if done == total}
     matrices = 7 * 4
     assert matrices in ended, seen

@@ -14,9 +14,9 @@ from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import load_model, load_tokenizer
 from lowrank_bench.models.presets import PRESETS
 from lowrank_bench.runners import work
+from lowrank_bench.runners.compressing import CompressRequest, compress
 from lowrank_bench.runners.config import parse_method
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.single import CompressRequest, compress_model
 from lowrank_bench.runners.store.folders import MODEL_FOLDER, StageStore, ratio_folder
 
 TINY = Path(PRESETS["tiny"].source)
@@ -58,7 +58,7 @@ def test_evaluating_in_float32_does_not_widen_what_is_saved(memory: str, tmp_pat
 def test_bench_compress_saves_in_the_models_own_dtype(memory: str, tmp_path: Path) -> None:
     def made(source: Path, **more) -> Path:
         out = tmp_path / f"{source.name}-{more.get('save_dtype', 'default')}"
-        compress_model(CompressRequest(str(source), parse_method("svd"), 1.1, out, memory=memory, **more))
+        compress(CompressRequest(str(source), parse_method("svd"), 1.1, out, memory=memory, **more))
         return out
 
     assert size(made(TINY)) < size(TINY)

@@ -26,22 +26,22 @@ def put_in_dollars(text: str) -> str:
 
 
 def _line(line: str) -> str:
-    found = ANSWER_IS.search(line)
-    if found is None or _DELIMITED.search(line, found.end()):
+    phrase = ANSWER_IS.search(line)
+    if phrase is None or _DELIMITED.search(line, phrase.end()):
         return line
-    return line[: found.end()] + "".join(_wrapped(run) if "\\" in run else run for run in _runs(line[found.end() :]))
+    return line[: phrase.end()] + "".join(_wrapped(run) if "\\" in run else run for run in _runs(line[phrase.end() :]))
 
 
 def _runs(answer: str) -> list[str]:
     """Split an answer at the words and the ends of sentences that are outside of braces; nothing is left out."""
     runs, start, depth = [], 0, 0
-    for found in _PIECE.finditer(answer):
-        piece = found.group(0)
+    for match in _PIECE.finditer(answer):
+        piece = match.group(0)
         if piece in "{}":
             depth = depth + 1 if piece == "{" else max(0, depth - 1)
-        elif depth == 0 and (_is_word(piece) or _SENTENCE_END.match(answer, found.start())):
-            runs += [answer[start : found.start()], piece]
-            start = found.end()
+        elif depth == 0 and (_is_word(piece) or _SENTENCE_END.match(answer, match.start())):
+            runs += [answer[start : match.start()], piece]
+            start = match.end()
     return [*runs, answer[start:]]
 
 

@@ -89,7 +89,7 @@ class Worker:
             if left <= 0 or not waiting.poll(left * 1000):
                 return None
             data = os.read(fd, 65536)
-            if not data:
+            if not data:  # end of file: the process is gone (killed for memory, or a stack overflow in C)
                 return None
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
@@ -131,6 +131,7 @@ def compare_all(requests: Sequence[Request], workers: int | None = None, seconds
         with ThreadPoolExecutor(count) as pool:
             replies = dict(zip(distinct, pool.map(ask, distinct), strict=True))
         for request, reply in replies.items():
+            # Alone and with more time: on a busy machine a slow item is not to count as unsolvable.
             if reply.verdict == "timeout":
                 replies[request] = every[0].ask(request, seconds * AGAIN_FACTOR)
     finally:

@@ -59,7 +59,7 @@ _BRACKET = re.compile(r"[][{}()]")
 def library_versions() -> dict[str, str]:
     """Return the versions of the libraries that verdicts depend on; raise a `UserError` where they do not fit."""
     try:
-        found = {name: version(name) for name in ("sympy", "math-verify", "latex2sympy2_extended")}
+        versions = {name: version(name) for name in ("sympy", "math-verify", "latex2sympy2_extended")}
         antlr = version("antlr4-python3-runtime")
     except PackageNotFoundError as error:
         raise UserError(f"scoring MATH needs '{error.name}'; pip install 'math-verify[antlr4_11_0]'") from None
@@ -68,7 +68,7 @@ def library_versions() -> dict[str, str]:
             f"scoring MATH needs antlr4-python3-runtime 4.11, not {antlr}, whose grammar reads nothing; "
             "pip install 'math-verify[antlr4_11_0]'"
         )
-    return found
+    return versions
 
 
 def rules() -> dict[str, object]:
@@ -85,8 +85,9 @@ class Outcome(NamedTuple):
 
 
 def compare_minerva(answer: str, gold: str) -> Outcome:
-    """Compare two raw answers by Minerva's rule."""
+    """Compare two raw answers by Minerva's rule (Lewkowycz et al. 2022, appendix D; lm-eval ``minerva_math``)."""
     left, right = normalize_minerva(answer), normalize_minerva(gold)
+    # From cheap to dear: most pairs are settled before a worker process has to parse anything.
     if left == right and left:
         return Outcome("correct")
     numbers = exact_number(left), exact_number(right)
@@ -96,6 +97,7 @@ def compare_minerva(answer: str, gold: str) -> Outcome:
         return Outcome("wrong")
     if not parseable(left):
         return Outcome("timeout")
+    # sympy would raise on these, which the original counts as wrong; asking it would cost milliseconds.
     if unreadable(left) or unreadable(right):
         return Outcome("wrong")
     return Outcome(None, Request("minerva", right, left))
@@ -108,10 +110,10 @@ def compare_strings(answer: str, gold: str) -> Outcome:
 
 def read_by_library(text: str, gold: str) -> Outcome:
     """Ask math-verify, in a process that can be killed, with the end of the text; see `math_latex` for bare answers."""
-    read = text[-MAX_READ:]
-    if not read.strip():
+    tail = text[-MAX_READ:]
+    if not tail.strip():
         return Outcome("no-answer")
-    return Outcome(None, Request("math-verify", gold, read)) if nesting(read) <= MAX_READ_DEPTH else Outcome("timeout")
+    return Outcome(None, Request("math-verify", gold, tail)) if nesting(tail) <= MAX_READ_DEPTH else Outcome("timeout")
 
 
 def parseable(answer: str) -> bool:
@@ -132,24 +134,28 @@ def score_texts(
     texts: Sequence[str], golds: Sequence[str], workers: int | None = None, scorers: Sequence[str] = SCORERS
 ) -> list[Scored]:
     """Score completions against reference answers (contents of ``\\boxed{}``) by every rule, or by some."""
-    scored, places, requests = [], [], []
+    scored, open_comparisons, requests = [], [], []
     for index, (text, gold) in enumerate(zip(texts, golds, strict=True)):
-        answers: dict[str, str | None] = {name: read(text) for name, read in EXTRACTORS.items() if name in scorers}
+        answers: dict[str, str | None] = {
+            name: extract_answer(text) for name, extract_answer in EXTRACTORS.items() if name in scorers
+        }
         outcomes = {
-            name: (compare_minerva if name == "minerva" else compare_strings)(found, gold)
-            if found is not None
+            name: (compare_minerva if name == "minerva" else compare_strings)(answer, gold)
+            if answer is not None
             else Outcome("no-answer")
-            for name, found in answers.items()
+            for name, answer in answers.items()
         }
         if "math-verify" in scorers:
             outcomes["math-verify"] = read_by_library(text, gold)
             answers["math-verify"] = None
-        scored.append(Scored(answers, {name: one.verdict or "wrong" for name, one in outcomes.items()}, {"gold": gold}))
-        for name, one in outcomes.items():
-            if one.request is not None:
-                places.append((index, name))
-                requests.append(one.request)
-    for (index, name), reply in zip(places, compare_all(requests, workers), strict=True):
+        # "wrong" is only a placeholder for what the loop at the end replaces by the worker's reply.
+        verdicts = {name: outcome.verdict or "wrong" for name, outcome in outcomes.items()}
+        scored.append(Scored(answers, verdicts, {"gold": gold}))
+        for name, outcome in outcomes.items():
+            if outcome.request is not None:
+                open_comparisons.append((index, name))
+                requests.append(outcome.request)
+    for (index, name), reply in zip(open_comparisons, compare_all(requests, workers), strict=True):
         scored[index].verdicts[name] = reply.verdict
         if name == "math-verify":
             scored[index].answers[name] = reply.answer
@@ -159,13 +165,13 @@ def score_texts(
 def equivalent(answer: str, gold: str, scorer: str, workers: int | None = None) -> Verdict:
     """Compare two bare answers by one scorer; for many at once use `score_texts`."""
     if scorer == "minerva":
-        found = compare_minerva(answer, gold)
+        outcome = compare_minerva(answer, gold)
     elif scorer == "math-verify":
-        found = read_by_library(f"\\boxed{{{answer}}}", gold)
+        outcome = read_by_library(f"\\boxed{{{answer}}}", gold)
     else:
-        found = compare_strings(answer, gold)
-    if found.request is not None:
-        (reply,) = compare_all([found.request], workers)
+        outcome = compare_strings(answer, gold)
+    if outcome.request is not None:
+        (reply,) = compare_all([outcome.request], workers)
         return reply.verdict
-    assert found.verdict is not None
-    return found.verdict
+    assert outcome.verdict is not None
+    return outcome.verdict

@@ -1,7 +1,7 @@
 """MATH answers as strings: the two published normalisations, and exact numbers.
 
 `normalize_minerva` is appendix D of Lewkowycz et al. 2022 as lm-evaluation-harness 0.4.13 applies it (`minerva_math`
-version 3: unit words only where they stand alone, indexed roots kept, commas only between groups of three digits).
+version 3: unit words only as words of their own, indexed roots kept, commas only between groups of three digits).
 `normalize_original` is the rule of hendrycks/math, which `hendrycks_math` and MetaMath use too.
 """
 
@@ -69,7 +69,7 @@ def normalize_minerva(answer: str) -> str:
 
 
 def _without_word(text: str, word: str) -> str:
-    """Remove a unit wherever it stands, but not from inside a command's name."""
+    """Remove a unit everywhere but inside a command's name."""
     parts = _COMMAND.split(text)
     return "".join(part if index % 2 else part.replace(word, "") for index, part in enumerate(parts))
 
@@ -95,7 +95,7 @@ def normalize_original(answer: str) -> str | None:
     """Return an answer in the form in which hendrycks/math compares answers, or None where its rule breaks down.
 
     It breaks down on two units, on a root or fraction without content, and on a slash between other things than
-    integers; such answers are compared as they stand.
+    integers; such answers are compared unchanged.
     """
     text = answer
     for old, new in _PLAINER:
@@ -128,7 +128,7 @@ def _brace_roots(text: str) -> str | None:
 
 
 def _brace_fractions(text: str) -> str | None:
-    """Write ``\\frac12`` and ``\\frac1{2}`` with braces; as it stands if one is incomplete, None if one is empty."""
+    """Write ``\\frac12`` and ``\\frac1{2}`` with braces; unchanged if one is incomplete, None if one is empty."""
     result, *rest = text.split("\\frac")
     for part in rest:
         if not part:
@@ -148,8 +148,8 @@ def _slash(text: str) -> str | None:
     """Write a ratio of two integers as a fraction; None if there is one slash between other things."""
     if text.count("/") != 1:
         return text
-    if found := _INTEGER_RATIO.fullmatch(text):
-        return f"\\frac{{{found.group(1)}}}{{{found.group(2)}}}"
+    if ratio := _INTEGER_RATIO.fullmatch(text):
+        return f"\\frac{{{ratio.group(1)}}}{{{ratio.group(2)}}}"
     try:
         [int(side) for side in text.split("/")]
     except ValueError:
@@ -171,10 +171,10 @@ _NUMBER = re.compile(
 
 def exact_number(normalized: str) -> Fraction | None:
     """Return the value of an integer, a decimal or a simple fraction, or None for everything else."""
-    found = _NUMBER.fullmatch(normalized)
-    if found is None:
+    match = _NUMBER.fullmatch(normalized)
+    if match is None:
         return None
-    sign, decimal, above, below, left, right = found.groups()
+    sign, decimal, above, below, left, right = match.groups()
     if decimal is not None:
         value = Fraction(decimal)
     else:

@@ -19,7 +19,8 @@ _TOKEN = re.compile(
     r"\s*(?:((?:0|[1-9]\d{0,8})(?:\.\d{1,6})?)(?![\d.,])|([a-ci-np-z])(?![A-Za-z]|\s*[_'(])"
     r"|(\\pi)(?![A-Za-z]|\s*[_'(])|(\\(?!pi)[a-z]+)(?![A-Za-z])|([-+(){}\[\]^]))"
 )
-_LETTERS = {letter: 1 + math.sqrt(7 * place + 2) % 1 for place, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
+# Irrational, so that two different expressions of letters hardly ever agree by accident.
+_LETTERS = {letter: 1 + math.sqrt(7 * index + 2) % 1 for index, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
 _FRACTIONS = ("\\frac", "\\dfrac", "\\tfrac")
 _MAX_LENGTH = 100
 _MAX_DEPTH = 10
@@ -41,7 +42,7 @@ _ROWS = re.compile(r"\\begin\{[bpv]?matrix\}-?\d+(?:/\d+)?(?:\\?-\d+(?:/\d+)?)*(
 
 
 class Simple(NamedTuple):
-    """What a text stands for: one ``number``, a bare ``list``, ``brackets`` around one, a ``union`` or an ``equation``.
+    """What a text means: one ``number``, a bare ``list``, ``brackets`` around one, a ``union`` or an ``equation``.
 
     The numbers are the one, the list's, the ends of the intervals, or the right side of ``x =``.
     """
@@ -75,9 +76,9 @@ def answers_clearly_differ(answer: str, gold: str) -> bool:
     if "equation" in kinds and kinds != {"equation", "number"}:
         return False
     return any(
-        all(_apart(one, other) for other in others)
-        for mine, others in ((first.numbers, second.numbers), (second.numbers, first.numbers))
-        for one in mine
+        all(_apart(number, other) for other in others)
+        for numbers, others in ((first.numbers, second.numbers), (second.numbers, first.numbers))
+        for number in numbers
     )
 
 
@@ -85,12 +86,12 @@ def unreadable(latex: str) -> bool:
     """Tell that sympy does not read a text: a comma in brackets, ``&`` or a backslash and a digit within a matrix."""
     if _ROWS.match(latex):
         return True
-    found = _OPEN_LIST.match(latex)
-    return found is not None and value(found[1]) is not None
+    opening = _OPEN_LIST.match(latex)
+    return opening is not None and value(opening[1]) is not None
 
 
-def _apart(one: float, other: float) -> bool:
-    return abs(one - other) > _CLEAR * max(1.0, abs(one), abs(other))
+def _apart(left: float, right: float) -> bool:
+    return abs(left - right) > _CLEAR * max(1.0, abs(left), abs(right))
 
 
 @lru_cache(maxsize=8192)
@@ -100,11 +101,11 @@ def simple(latex: str) -> Simple | None:
         return None
     if _THOUSANDS.fullmatch(latex):
         return Simple("number", (float(latex.replace(",", "")),))
-    one = value(_DEGREES.sub("", latex))
-    if one is not None:
-        return Simple("number", (one,))
-    if found := _EQUATION.fullmatch(latex):
-        right = value(found[1])
+    number = value(_DEGREES.sub("", latex))
+    if number is not None:
+        return Simple("number", (number,))
+    if equation := _EQUATION.fullmatch(latex):
+        right = value(equation[1])
         return None if right is None else Simple("equation", (right,))
     if _GROUP.search(latex) or _LETTER.search(_COMMAND.sub("", latex)):
         return None
@@ -119,7 +120,10 @@ def simple(latex: str) -> Simple | None:
 
 
 def _brackets(intervals: Sequence[re.Match[str]]) -> Simple | None:
-    """Return the ends of one interval, or of several that lie apart, the numbers of one pair or of a longer list."""
+    """Return the ends of one interval, or of several that lie apart, the numbers of one pair or of a longer list.
+
+    None where sympy would simplify the union (intervals that touch, overlap or are not in order).
+    """
     ends: list[float] = []
     closing = ""
     for interval in intervals:
@@ -140,7 +144,7 @@ def _brackets(intervals: Sequence[re.Match[str]]) -> Simple | None:
 def _numbers(text: str) -> tuple[float, ...] | None:
     """Return the numbers of a text with commas between them, an infinite one as a very large one."""
     values = [_INFINITE.get(part.strip()) or value(part) for part in text.split(",")]
-    return None if None in values else tuple(one for one in values if one is not None)
+    return None if None in values else tuple(number for number in values if number is not None)
 
 
 @lru_cache(maxsize=8192)
@@ -160,13 +164,13 @@ class _Reader:
     def __init__(self, latex: str) -> None:
         self._tokens: list[str] = []
         self._at = self._depth = 0
-        latex, place = latex.strip(), 0
-        while place < len(latex):
-            found = _TOKEN.match(latex, place)
-            if found is None:
+        latex, position = latex.strip(), 0
+        while position < len(latex):
+            token = _TOKEN.match(latex, position)
+            if token is None:
                 raise _UnknownError
-            self._tokens.append(found[found.lastindex or 0])
-            place = found.end()
+            self._tokens.append(token[token.lastindex or 0])
+            position = token.end()
         self._tokens.append("")
 
     def read(self) -> float:

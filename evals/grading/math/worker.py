@@ -48,10 +48,10 @@ class _Later(sympy.Symbol):
 
 def plain_number(latex: str) -> Any:
     """Return an integer, decimal or simple fraction as the LaTeX readers do, or None for everything else."""
-    found = _NUMBER.fullmatch(latex)
-    if found is None:
+    match = _NUMBER.fullmatch(latex)
+    if match is None:
         return None
-    sign, integer, decimal, above, below = found.groups()
+    sign, integer, decimal, above, below = match.groups()
     if above is not None:
         value = sympy.Rational(int(above), int(below))
     else:
@@ -65,7 +65,7 @@ class _Stage:
     mode = PredictionMode.LL
 
 
-def _two_stages(read: Callable[[str], Any]) -> Callable[[str], Any]:
+def _two_stages(read_latex: Callable[[str], Any]) -> Callable[[str], Any]:
     """Let ANTLR predict with local context first, and with full context only where that finds a syntax error.
 
     Where the first stage finds none, both give the same tree (Parr, Harwell and Fisher 2014, section 3.2); it is much
@@ -75,23 +75,23 @@ def _two_stages(read: Callable[[str], Any]) -> Callable[[str], Any]:
     def staged(latex: str) -> Any:
         _Stage.mode = PredictionMode.SLL
         try:
-            return read(latex)
+            return read_latex(latex)
         except MemoryError:
             raise
         except Exception:
             _Stage.mode = PredictionMode.LL
-            return read(latex)
+            return read_latex(latex)
 
     return staged
 
 
-def _quick(read: Callable[[str], Any]) -> Callable[[str], Any]:
+def _quick(read_latex: Callable[[str], Any]) -> Callable[[str], Any]:
     """Keep what a LaTeX reader returns, and read plain numbers without it."""
-    kept = lru_cache(maxsize=8192)(_two_stages(read))
+    cached = lru_cache(maxsize=8192)(_two_stages(read_latex))
 
     def quick(latex: str) -> Any:
         number = plain_number(latex)
-        return kept(latex) if number is None else number
+        return cached(latex) if number is None else number
 
     return quick
 
@@ -102,6 +102,7 @@ _read_sympy = _quick(parse_latex)
 
 def minerva(gold: str, answer: str) -> Reply:
     """Tell whether the difference of two normalised answers simplifies to zero (minerva_math's ``is_equiv``)."""
+    # As in the original: what cannot be subtracted (a list, a relation) raises, and `answer` calls it wrong.
     difference = _read_sympy(answer) - _read_sympy(gold)
     if differs_somewhere(difference):
         return Reply("wrong")
@@ -117,6 +118,7 @@ def differs_somewhere(difference: Any) -> bool:
         value = complex(difference.evalf(subs=dict(zip(symbols, _TRIAL, strict=False))))
     except (TypeError, ValueError, AttributeError, OverflowError):
         return False
+    # Rounding of a true zero stays far below the lower bound; beyond the upper one cancellation hides the digits.
     return 1e-6 < abs(value) < 1e12
 
 
@@ -133,16 +135,17 @@ def _equal_symbolically(gold: Any, answer: Any) -> bool:
 def prepare() -> None:
     """Make the libraries of this process quick; only a worker does that to itself."""
     logging.disable(logging.CRITICAL)  # math-verify warns that it has no time limit of its own here
-    ParserATNSimulator.predictionMode = property(lambda parser: _Stage.mode, lambda parser, asked: None)
+    ParserATNSimulator.predictionMode = property(lambda parser: _Stage.mode, lambda parser, mode: None)
     grader.sympy_symbolic_eq = _equal_symbolically
 
 
 @lru_cache(maxsize=8192)
 def _gold_latex(answer: str) -> tuple[str, bool]:
     """Return the reference answer's LaTeX as the library normalises it, and whether that is all of the answer."""
+    # The library looks the reader up in its module at each call, so replacing it there shows what it would read.
     parser.parse_latex_cached = lambda latex: _SAME
-    found = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)
-    return str(found[-1]), found[0] is _SAME
+    parsed = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)
+    return str(parsed[-1]), parsed[0] is _SAME
 
 
 @lru_cache(maxsize=8192)
@@ -163,24 +166,25 @@ def math_verify(gold: str, text: str) -> Reply:
         return _read_library(latex) if simple(latex) is None else _Later(latex)
 
     parser.parse_latex_cached = read_later
-    found = parse(text, parsing_timeout=None)
-    if not found:
+    parsed = parse(text, parsing_timeout=None)
+    if not parsed:
         return Reply("no-answer")
-    answer = str(found[-1])[:MAX_ANSWER]
-    if found[0] is _SAME:
+    answer = str(parsed[-1])[:MAX_ANSWER]
+    if parsed[0] is _SAME:
         return Reply("correct", answer)
-    if whole and isinstance(found[0], _Later) and answers_clearly_differ(found[0].name, same):
+    if whole and isinstance(parsed[0], _Later) and answers_clearly_differ(parsed[0].name, same):
         return Reply("wrong", answer)
-    if isinstance(found[0], sympy.Basic) and any(
-        part is _SAME or isinstance(part, _Later) for part in found[0].free_symbols
+    if isinstance(parsed[0], sympy.Basic) and any(
+        part is _SAME or isinstance(part, _Later) for part in parsed[0].free_symbols
     ):
+        # A placeholder got into an expression (a union, a set, an equation): read it again, for good this time.
         parser.parse_latex_cached = _read_library
-        found = parse(text, parsing_timeout=None)
+        parsed = parse(text, parsing_timeout=None)
     expected = _gold(gold)
-    if all(side and isinstance(side[0], sympy.Integer) for side in (found, expected)):
-        return Reply("correct" if found[0] == expected[0] else "wrong", answer)
+    if all(side and isinstance(side[0], sympy.Integer) for side in (parsed, expected)):
+        return Reply("correct" if parsed[0] == expected[0] else "wrong", answer)
     try:
-        equal = verify(expected, found, timeout_seconds=None)
+        equal = verify(expected, parsed, timeout_seconds=None)
     except MemoryError:
         raise
     except Exception:
@@ -205,6 +209,7 @@ def main() -> None:
     """Serve standard input until it is closed; end with the process that the first argument names."""
     end_with(int(sys.argv[1]))
     prepare()
+    # `9^{9^{9}}` asks for more memory than any machine has; a MemoryError here is a verdict, the machine's end is not.
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     # The grammars are loaded when first used, which is not to be paid out of an answer's time.
     minerva("x+2", "2+x")

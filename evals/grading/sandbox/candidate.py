@@ -49,8 +49,9 @@ def load(channel: Channel, job: dict[str, Any]) -> None:
     if token is not None:
         channel.send(("done", token))
         return
-    found = [(name, callable(space[name])) for name in job["names"] if name in space]
-    channel.send(("loaded", [(name, is_function, None if is_function else space[name]) for name, is_function in found]))
+    named_values = [(name, callable(space[name])) for name in job["names"] if name in space]
+    loaded = [(name, is_function, None if is_function else space[name]) for name, is_function in named_values]
+    channel.send(("loaded", loaded))
     while True:
         name, args, kwargs = channel.receive()
         channel.send(answer(space[name], args, kwargs))

@@ -1,8 +1,8 @@
-"""Level ``namespaces``: shuts a server in where there is no bubblewrap, with nothing but the kernel's own calls.
+"""Level ``namespaces``: isolates a server where there is no bubblewrap, with nothing but the kernel's own calls.
 
 Two processes. This one stays outside, is killed with the grader and keeps one end of a pipe; its child becomes the
 first process of the new namespaces, builds a file system of read-only views, gives up what it does not need and starts
-Python anew in there, so that nothing of the old root is left in it, not even the running program's file. The kernel
+Python again in there, so that nothing of the old root is left in it, not even the running program's file. The kernel
 kills everything in the namespaces when that first process ends, and it is killed with this one.
 
 Covered: what a sandbox can reach of the machine, as by bubblewrap. Not covered: limits, the filter for system calls and
@@ -49,7 +49,7 @@ def main(
     info_fd: int,
     grader: int,
     own_users: bool,
-    kept: Sequence[int],
+    capabilities: Sequence[int],
     view: Sequence[tuple[str, str, str]],
     tmp_bytes: int,
     command: Sequence[str],
@@ -60,7 +60,7 @@ def main(
         info_fd: where to write the process id, as JSON.
         grader: the process that started this one; without it there is nothing to do.
         own_users: whether the machine's superuser runs this; otherwise a user namespace is needed.
-        kept: capabilities that the command keeps.
+        capabilities: numbers of those that the command keeps.
         view: what it sees: ``bind``, ``device`` or ``link``, path, source.
         tmp_bytes: size of its /tmp.
         command: program and arguments, as seen from inside.
@@ -68,15 +68,16 @@ def main(
     if not own_users:
         _own_user_namespace()
     unshare(NEW_OTHERS)
-    alive, ours = os.pipe()
+    # The child finds the pipe closed if this process ended before `die_with_parent` was in force there.
+    alive, alive_end = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(ours)
+        os.close(alive_end)
         os.close(info_fd)
         os.setsid()
         _build(view, tmp_bytes)
         no_new_privileges()
-        keep_capabilities(kept)
+        keep_capabilities(capabilities)
         die_with_parent()
         if select.select([alive], [], [], 0)[0]:  # the other process ended before this one was to be killed with it
             os._exit(1)
@@ -85,8 +86,8 @@ def main(
     if os.getppid() != grader:
         os._exit(1)
     os.write(info_fd, b'{"child-pid": %d}' % child)
-    os.closerange(3, ours)
-    os.closerange(ours + 1, 1024)
+    os.closerange(3, alive_end)
+    os.closerange(alive_end + 1, 1024)
     os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
 
 

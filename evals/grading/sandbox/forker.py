@@ -1,4 +1,4 @@
-"""A warm process inside a sandbox that forks one judge or one candidate a task, so that none starts Python anew.
+"""A warm process inside a sandbox that forks one judge or one candidate a task, so that none has to start Python.
 
 Covered: what isolates one task from the next and from this process. Not covered: what isolates this process from the
 machine, which is bubblewrap's or `enter`'s work.
@@ -74,6 +74,7 @@ def main(kind: str, socket_fd: int, tmp_bytes: int) -> None:
             except BaseException:
                 os._exit(FAILED)
             os._exit(0)
+        # Closed before waiting: a pipe's other end must see the end of the child that holds the only copy.
         for fd in fds:
             os.close(fd)
         handle = os.pidfd_open(child)
@@ -117,8 +118,8 @@ def become_judge(server: socket.socket, fds: list[int], uid: int, numbers: list[
     """Judge one job in this process."""
     os.setsid()
     server.close()
-    for place, fd in enumerate((fds[2], fds[3])):
-        os.dup2(fd, place)
+    for standard_fd, fd in enumerate((fds[2], fds[3])):
+        os.dup2(fd, standard_fd)
     judge.main(fds[0], fds[1], *numbers, uid)
 
 
@@ -156,8 +157,9 @@ def keep_candidate(
 def _first_process(fds: list[int], status: int, uid: int, numbers: list[int], tmp_bytes: int) -> None:
     os.setsid()
     null = os.open("/dev/null", os.O_RDWR)
-    for place in range(3):
-        os.dup2(null, place)
+    for standard_fd in range(3):
+        os.dup2(null, standard_fd)
+    # Closes the gaps between the descriptors that are needed: the server's socket must not reach the candidate.
     start = 3
     for fd in sorted((*fds, status)):
         os.closerange(start, fd)

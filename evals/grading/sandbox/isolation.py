@@ -22,7 +22,7 @@ Level ``rlimits``
     network, leave daemons and tamper with the judge. It is refused unless weak isolation is allowed, and the level is
     in every record.
 
-As superuser no user namespace is used; the processes inside become user ids that nobody has (`shut.own_users`).
+As superuser no user namespace is used; the processes inside become user ids that nobody has (`own_users`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pathlib import Path
 
 from ....foundation.errors import UserError
 from .programs import Job, run_one
-from .shut import ISOLATING, bwrap_version
+from .sandboxed_process import ISOLATING, bwrap_version
 from .view import ENVIRONMENT
 
 _OLDEST_BWRAP = (0, 8)
@@ -50,43 +50,43 @@ _ALLOW = (
 _PROBE = """
 import ctypes, mmap, os, resource, signal, socket
 def probe(port, marker, name, folders, variables):
-    held = {}
+    holds = {}
     with socket.socket() as s:
         s.settimeout(1)
-        held["network"] = s.connect_ex(("127.0.0.1", port)) != 0
+        holds["network"] = s.connect_ex(("127.0.0.1", port)) != 0
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        held["route"] = s.connect_ex(("192.0.2.1", 9)) != 0
+        holds["route"] = s.connect_ex(("192.0.2.1", 9)) != 0
     try:
         socket.socket(40, socket.SOCK_STREAM).close()
-        held["virtual sockets"] = False
+        holds["virtual sockets"] = False
     except OSError:
-        held["virtual sockets"] = True
+        holds["virtual sockets"] = True
     for folder in folders:
         try:
             open(os.path.join(folder, name), "w").close()
         except OSError:
             pass
-    held["files"] = not os.path.exists(marker)
-    held["processes"] = sum(name.isdigit() for name in os.listdir("/proc")) <= 3
-    held["environment"] = not set(os.environ) - {"LC_CTYPE", "PWD", *variables}
-    held["user"] = os.geteuid() != 0
+    holds["files"] = not os.path.exists(marker)
+    holds["processes"] = sum(name.isdigit() for name in os.listdir("/proc")) <= 3
+    holds["environment"] = not set(os.environ) - {"LC_CTYPE", "PWD", *variables}
+    holds["user"] = os.geteuid() != 0
     with open("/proc/self/status") as file:
         status = dict(line.split(":", 1) for line in file)
-    held["capabilities"] = not any(int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"))
-    held["new privileges"] = status["NoNewPrivs"].strip() == "1"
+    holds["capabilities"] = not any(int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"))
+    holds["new privileges"] = status["NoNewPrivs"].strip() == "1"
     libc = ctypes.CDLL(None)
-    held["new namespaces"] = libc.unshare(0x10000000) != 0
-    held["shared memory"] = libc.shmget(0, 1 << 20, 0o1600) < 0
-    held["file watches"] = libc.inotify_init1(0) < 0
-    held["host name"] = os.uname().nodename == "sandbox"
-    held["terminals"] = not os.path.exists("/dev/ptmx")
-    held["pending signals"] = 0 < resource.getrlimit(resource.RLIMIT_SIGPENDING)[1] <= 64
-    held["huge pages"] = errno_of(lambda: mmap.mmap(-1, 1 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)) == 1
-    held["memory limit"] = fails(lambda: bytearray(3 << 29), MemoryError)
-    held["file limit"] = all(fails(lambda: fill(path, 17), OSError) for path in ("/tmp/" + name, "/dev/shm/" + name))
-    held["processor limit"] = 0 < resource.getrlimit(resource.RLIMIT_CPU)[1] < 3600
-    held["process limit"] = fails(multiply, OSError)
-    return held
+    holds["new namespaces"] = libc.unshare(0x10000000) != 0
+    holds["shared memory"] = libc.shmget(0, 1 << 20, 0o1600) < 0
+    holds["file watches"] = libc.inotify_init1(0) < 0
+    holds["host name"] = os.uname().nodename == "sandbox"
+    holds["terminals"] = not os.path.exists("/dev/ptmx")
+    holds["pending signals"] = 0 < resource.getrlimit(resource.RLIMIT_SIGPENDING)[1] <= 64
+    holds["huge pages"] = errno_of(lambda: mmap.mmap(-1, 1 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)) == 1
+    holds["memory limit"] = fails(lambda: bytearray(3 << 29), MemoryError)
+    holds["file limit"] = all(fails(lambda: fill(path, 17), OSError) for path in ("/tmp/" + name, "/dev/shm/" + name))
+    holds["processor limit"] = 0 < resource.getrlimit(resource.RLIMIT_CPU)[1] < 3600
+    holds["process limit"] = fails(multiply, OSError)
+    return holds
 def errno_of(action):
     try:
         action()
@@ -124,9 +124,9 @@ def multiply():
 def failed_checks(level: str) -> tuple[str, ...]:
     """Run a probe in a sandbox of a level; return what does not hold, or why it does not start."""
     if level == "bwrap" and bwrap_version() < _OLDEST_BWRAP:
-        found = ".".join(map(str, bwrap_version()))
+        version = ".".join(map(str, bwrap_version()))
         missing = "says no version" if shutil.which("bwrap") else "is not installed"
-        return (f"bubblewrap {found} is too old" if found else f"bubblewrap {missing}",)
+        return (f"bubblewrap {version} is too old" if version else f"bubblewrap {missing}",)
     with tempfile.TemporaryDirectory() as folder, socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(1)
@@ -145,12 +145,13 @@ def failed_checks(level: str) -> tuple[str, ...]:
             "/dev/shm",
         ]
         arguments = f"{listener.getsockname()[1]}, {str(marker)!r}, {name!r}, {folders!r}, {[*ENVIRONMENT]!r}"
-        test = f"held = probe({arguments})\nassert all(held.values()), [k for k, v in held.items() if not v]"
+        test = f"holds = probe({arguments})\nassert all(holds.values()), [k for k, v in holds.items() if not v]"
         try:
+            # Through the same path as a model's program, so that what is shown to hold is what will be used.
             verdict = run_one(Job(_PROBE, test, ("probe",)), level, timeout=20)
         except UserError as error:
             return (str(error),)
-        escaped = [str(path) for path in (Path(place) / name for place in folders) if path.exists()]
+        escaped = [str(path) for path in (Path(writable) / name for writable in folders) if path.exists()]
     for path in escaped:
         Path(path).unlink(missing_ok=True)
     if escaped:
@@ -171,9 +172,9 @@ def isolation_level(allow_weak: bool = False) -> str:
             return level
     if allow_weak:
         return "rlimits"
-    found = "; ".join(failed_checks(level)[0] for level in ISOLATING)
+    reasons = "; ".join(failed_checks(level)[0] for level in ISOLATING)
     remedy = _ALLOW if bwrap_version() >= _OLDEST_BWRAP else _INSTALL
     raise UserError(
-        f"cannot run model-written code safely ({found}); {remedy}, or pass --allow-weak-isolation on a machine "
+        f"cannot run model-written code safely ({reasons}); {remedy}, or pass --allow-weak-isolation on a machine "
         "that you can afford to lose"
     )

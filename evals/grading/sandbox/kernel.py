@@ -109,15 +109,16 @@ def no_new_privileges() -> None:
     prctl(_NO_NEW_PRIVS, 1)
 
 
-def keep_capabilities(kept: Iterable[int] = ()) -> None:
+def keep_capabilities(capabilities: Iterable[int] = ()) -> None:
     """Give up all capabilities but these for good; those are kept by the next program too."""
-    kept = frozenset(kept)
-    _bound_capabilities(kept)
-    mask = sum(1 << capability for capability in kept)
+    capabilities = frozenset(capabilities)
+    _bound_capabilities(capabilities)
+    mask = sum(1 << capability for capability in capabilities)
+    # Version 3 has two blocks of effective, permitted and inheritable sets; all in use have numbers below 32.
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     if _libc.capset(header, (ctypes.c_uint32 * 6)(mask, mask, mask)):
         raise OSError(ctypes.get_errno(), "capset")
-    for capability in kept:
+    for capability in capabilities:
         prctl(_CAP_AMBIENT, _AMBIENT_RAISE, capability)
 
 
@@ -132,8 +133,8 @@ def give_up_privileges(uid: int) -> None:
     no_new_privileges()
 
 
-def _bound_capabilities(kept: frozenset[int]) -> None:
+def _bound_capabilities(capabilities: frozenset[int]) -> None:
     prctl(_CAP_AMBIENT, _AMBIENT_CLEAR)
     for capability in range(64):
-        if capability not in kept and _libc.prctl(_CAPBSET_DROP, capability, 0, 0, 0):
+        if capability not in capabilities and _libc.prctl(_CAPBSET_DROP, capability, 0, 0, 0):
             break  # the kernel knows no further one, or this process may not change the set

@@ -36,16 +36,16 @@ def _installed() -> Mapping[str, Distribution]:
     folders = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()}
     if site.ENABLE_USER_SITE:
         folders.add(site.getusersitepackages())
-    wanted = {*OFFERED, *(name for needs in OFFERED.values() for name in needs)}
-    found = {name: list(distributions(name=name, path=sorted(folders))) for name in sorted(wanted)}
-    return {name: first[0] for name, first in found.items() if first and first[0].read_text("RECORD")}
+    names = {*OFFERED, *(name for needs in OFFERED.values() for name in needs)}
+    candidates = {name: list(distributions(name=name, path=sorted(folders))) for name in sorted(names)}
+    return {name: first[0] for name, first in candidates.items() if first and first[0].read_text("RECORD")}
 
 
 @cache
 def offered_versions() -> Mapping[str, str]:
     """Return the versions of what a program can import: packages of the list that are installed with all they need."""
-    found = _installed()
-    return {name: found[name].version for name, needs in OFFERED.items() if {name, *needs} <= found.keys()}
+    installed = _installed()
+    return {name: installed[name].version for name, needs in OFFERED.items() if {name, *needs} <= installed.keys()}
 
 
 @cache

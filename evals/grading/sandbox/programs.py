@@ -3,7 +3,7 @@
 Three parties. The *parent* (this module) owns clock, kill and verdict. The *judge*, a process in a sandbox of its own,
 holds the tests and the expected values. The *candidate*, in another sandbox, holds only the model's program. Judge and
 candidate exchange plain data over two pipes; nothing else connects them. So an object that equals everything arrives as
-nothing, there is no frame to walk to an expected value, and no exit code or printed word is a verdict.
+nothing, there is no stack frame that leads to an expected value, and no exit code or printed word is a verdict.
 
 Where a test needs live objects (it builds instances of the program's classes, or passes a function), program and test
 have to share the candidate's process (`Job.together`). There a program can read its test and could forge the verdict;
@@ -28,8 +28,8 @@ from dataclasses import dataclass, replace
 from ....foundation.errors import UserError
 from .channel import Channel
 from .limits import Limits
+from .sandboxed_process import ISOLATING, Ending, SandboxedProcess, select_readable
 from .servers import Forked, Pair
-from .shut import ISOLATING, Ending, Shut, select_readable
 from .wire import WireError, encode
 
 RULES_VERSION = 5
@@ -167,12 +167,15 @@ def _run(job: Job, level: str, pair: Pair, timeout: float, wall_factor: int = 1)
         verdict = _attempt(job, level, pair if level in ISOLATING else None, cpu, timeout * wall_factor)
         if verdict is not None:
             return verdict
-    said = f": {pair.last_words}" if pair.last_words else ""
-    raise UserError(f"the code sandbox ({level}) does not start{said}")
+    last_output = f": {pair.last_output}" if pair.last_output else ""
+    raise UserError(f"the code sandbox ({level}) does not start{last_output}")
 
 
 def _message(job: Job) -> dict[str, object]:
-    """Return what a judge is told, with a new token where program and test share a process."""
+    """Return a judge's job, with a new token where program and test share a process.
+
+    The candidate has to send the token back after the test's last line, so a program cannot pass by ending early.
+    """
     token = secrets.token_hex(16) if job.together else None
     return {"program": job.program, "test": job.test, "names": job.names, "setup": job.setup, "token": token}
 
@@ -180,13 +183,13 @@ def _message(job: Job) -> dict[str, object]:
 def _attempt(job: Job, level: str, pair: Pair | None, cpu: float, wall: float) -> Verdict | None:
     """Run one job once; None if judge or candidate did not get as far as the program's first line.
 
-    Without a pair of servers, judge and candidate are started anew, under resource limits only.
+    Without a pair of servers, judge and candidate are new Python processes, under resource limits only.
     """
     limits = Limits(memory=_MEMORY_BYTES, cpu=math.ceil(cpu) + 1)
     to_candidate, to_judge, job_pipe, verdict_pipe = os.pipe(), os.pipe(), os.pipe(), os.pipe()
-    ours = {job_pipe[1], verdict_pipe[0]}
-    theirs = {*to_candidate, *to_judge, *job_pipe, *verdict_pipe} - ours
-    started: list[Shut | Forked | None] = []
+    parent_fds = {job_pipe[1], verdict_pipe[0]}
+    child_fds = {*to_candidate, *to_judge, *job_pipe, *verdict_pipe} - parent_fds
+    started: list[SandboxedProcess | Forked | None] = []
     try:
         inner, outer = (to_candidate[0], to_judge[1]), (to_judge[0], to_candidate[1])
         if pair is not None:
@@ -194,25 +197,32 @@ def _attempt(job: Job, level: str, pair: Pair | None, cpu: float, wall: float) -
             started.append(pair.judges.fork((*outer, job_pipe[0], verdict_pipe[1]), limits))
         else:
             arguments = limits.numbers(0)
-            started.append(Shut(level, "candidate", (*inner, *arguments), inner))
-            started.append(Shut(level, "judge", (*outer, *arguments), outer, job_pipe[0], verdict_pipe[1]))
-        for fd in theirs:
+            started.append(SandboxedProcess(level, "candidate", (*inner, *arguments), inner))
+            started.append(SandboxedProcess(level, "judge", (*outer, *arguments), outer, job_pipe[0], verdict_pipe[1]))
+        # Only the children may hold their ends now, or a pipe never closes when one of them dies.
+        for fd in child_fds:
             os.close(fd)
-        theirs = set()
+        child_fds = set()
         candidate, judge = started
-        if candidate is None or judge is None or not all(one.attach() for one in (candidate, judge)):
+        if candidate is None or judge is None or not all(process.attach() for process in (candidate, judge)):
             return None
         return _conversation(job, candidate, judge, job_pipe[1], verdict_pipe[0], wall, limits.cpu)
     finally:
-        for one in started:
-            if one is not None:
-                one.close()
-        for fd in ours | theirs:
+        for process in started:
+            if process is not None:
+                process.close()
+        for fd in parent_fds | child_fds:
             os.close(fd)
 
 
 def _conversation(
-    job: Job, candidate: Shut | Forked, judge: Shut | Forked, job_fd: int, verdict_fd: int, wall: float, cpu: int
+    job: Job,
+    candidate: SandboxedProcess | Forked,
+    judge: SandboxedProcess | Forked,
+    job_fd: int,
+    verdict_fd: int,
+    wall: float,
+    cpu: int,
 ) -> Verdict | None:
     try:
         Channel(-1, job_fd).send(_message(job))
@@ -223,6 +233,7 @@ def _conversation(
     start = time.monotonic()
     if not select_readable(verdict_fd, wall):
         seconds, ended = time.monotonic() - start, judge.status(0)
+        # A judge waits while the candidate computes; CPU time of its own means that the test was slow.
         by_test = ended is not None and ended.cpu is not None and ended.cpu > wall / 4
         detail = f"more than {wall:g} s{', spent by the test' if by_test else ''}"
         return Verdict(False, "timeout", seconds, detail, job.together)

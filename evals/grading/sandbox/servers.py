@@ -9,7 +9,7 @@ import socket
 from collections.abc import Sequence
 
 from .limits import Limits
-from .shut import TMP_BYTES, Ending, Shut, private_uid, select_readable
+from .sandboxed_process import TMP_BYTES, Ending, SandboxedProcess, private_uid, select_readable
 
 _ANSWER_SECONDS = 60.0
 
@@ -55,8 +55,8 @@ class Server:
 
     def __init__(self, kind: str, level: str) -> None:
         self._kind, self._level = kind, level
-        self.last_words = ""
-        self._shut: Shut | None = None
+        self.last_output = ""
+        self._process: SandboxedProcess | None = None
         self._socket: socket.socket | None = None
 
     def fork(self, fds: Sequence[int], limits: Limits) -> Forked | None:
@@ -82,13 +82,15 @@ class Server:
 
     def _running(self) -> socket.socket:
         if self._socket is None:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self._socket = ours
+            parent_end, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._socket = parent_end
             extra = ("CAP_SYS_ADMIN", "CAP_SETPCAP") if self._kind == "candidate" else ()
-            with theirs:
-                arguments = (self._kind, theirs.fileno(), TMP_BYTES)
-                self._shut = Shut(self._level, "forker", arguments, (theirs.fileno(),), capabilities=extra)
-            if not self._shut.attach():
+            with child_end:
+                arguments = (self._kind, child_end.fileno(), TMP_BYTES)
+                self._process = SandboxedProcess(
+                    self._level, "forker", arguments, (child_end.fileno(),), capabilities=extra
+                )
+            if not self._process.attach():
                 raise ConnectionError
         return self._socket
 
@@ -97,9 +99,9 @@ class Server:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-        if self._shut is not None:
-            self.last_words = self._shut.last_words()
-            self._shut = None
+        if self._process is not None:
+            self.last_output = self._process.last_output()
+            self._process = None
 
 
 class Pair:
@@ -109,9 +111,9 @@ class Pair:
         self.judges, self.candidates = Server("judge", level), Server("candidate", level)
 
     @property
-    def last_words(self) -> str:
+    def last_output(self) -> str:
         """What a server said that could not start, if it said anything."""
-        return self.candidates.last_words or self.judges.last_words
+        return self.candidates.last_output or self.judges.last_output
 
     def close(self) -> None:
         """End both."""

@@ -139,7 +139,7 @@ def _program(column: int, architecture: int) -> bytes:
     whole = [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 0, -1, architecture), *body]
     allow, deny = len(whole) - 2, len(whole) - 1
     out = b""
-    for place, (operation, yes, no, value) in enumerate(whole):
-        targets = {-1: deny - place - 1, -2: allow - place - 1}
+    for index, (operation, yes, no, value) in enumerate(whole):
+        targets = {-1: deny - index - 1, -2: allow - index - 1}
         out += struct.pack("HBBI", operation, targets.get(yes, yes), targets.get(no, no), value)
     return out

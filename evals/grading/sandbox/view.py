@@ -1,4 +1,4 @@
-"""What a sandbox can see of the machine, whatever shuts it in.
+"""What a sandbox can see of the machine, at either level that isolates.
 
 The system's libraries, this Python, the grader, and the packages on offer.
 """
@@ -41,7 +41,7 @@ def python() -> tuple[str, str]:
 @cache
 def read_only_view() -> tuple[tuple[str, str, str], ...]:
     """Return what is seen read-only: ``bind``, ``device`` or ``link``, the path inside, what it shows or points to."""
-    for module in _MODULES:  # else compiled anew in every server
+    for module in _MODULES:  # the sandbox cannot write, so each server would compile them again
         compileall.compile_file(str(INSIDE / f"{module}.py"), quiet=2)
     seen = [("bind", "/usr", "/usr")]
     for folder in _SYSTEM_FOLDERS:
@@ -51,7 +51,7 @@ def read_only_view() -> tuple[tuple[str, str, str], ...]:
             seen.append(("bind", folder, folder))
     executable, prefix = python()
     for path in (prefix, executable):
-        if not any(Path(path).is_relative_to(place) for _, place, _ in seen):
+        if not any(Path(path).is_relative_to(target) for _, target, _ in seen):
             seen.append(("bind", path, path))
     cache_of_libraries = "/etc/ld.so.cache"
     if os.path.isfile(cache_of_libraries):

@@ -45,7 +45,7 @@ class WireError(Exception):
 
 
 class Opaque:
-    """Stands for an object that is no plain data: equal to nothing, not iterable, of no value."""
+    """Takes the place of an object that is no plain data: equal to nothing, not iterable, of no value."""
 
     def __init__(self, type_name: str) -> None:
         self.type_name = type_name
@@ -97,6 +97,7 @@ class _Writer:
         """Write values; the list may be changed."""
         if depth > MAX_DEPTH:
             raise WireError(f"value nested more than {MAX_DEPTH} deep")
+        # The set of types costs one pass in C; only a column of several kinds is looked at value by value.
         tags = {_TAGS.get(kind, "") for kind in set(map(type, values))} or {"c"}
         if len(tags) == 1 and "" not in tags:
             self._alike(tags.pop(), values, depth)
@@ -149,7 +150,7 @@ class _Writer:
                 self._column(list(parts), depth + 1)
 
     def _integers(self, values: list[int], depth: int) -> None:
-        for code in "bhiq":
+        for code in "bhiq":  # the smallest type that holds all of them, found by trying
             try:
                 packed = array(code, values)
             except OverflowError:
@@ -215,10 +216,10 @@ class _Writer:
         if name.startswith("sympy.core.numbers.") and isinstance(value, sys.modules["sympy"].Integer):
             return "i", int(value.p)
         if hasattr(kind, "__next__") and hasattr(kind, "__iter__"):
-            taken = list(islice(value, MAX_ITEMS + 1))
-            if len(taken) > MAX_ITEMS:
+            items = list(islice(value, MAX_ITEMS + 1))
+            if len(items) > MAX_ITEMS:
                 raise WireError(f"iterator of more than {MAX_ITEMS:,} items")
-            return "I", taken
+            return "I", items
         if not self._opaque:
             raise WireError(f"an object of type {name[:200]}")
         return "x", name[:200]
@@ -264,6 +265,7 @@ class _Reader:
         return list(map(next, map(parts.__getitem__, numbers)))
 
     def _alike(self, tag: str, count: int, depth: int) -> list[Any]:
+        # A value takes a byte at least: a count beyond the rest is a lie, found before memory is asked for.
         if count > len(self.data) - self.at:
             raise WireError("malformed data (count)")
         if tag == "c":

@@ -1,1 +1,1 @@
-"""Generated stand-ins for GSM8K and HumanEval that the built-in model can solve."""
+"""Generated problems in the form of GSM8K and HumanEval that the built-in model can solve."""

@@ -1,4 +1,4 @@
-"""Toy stand-in for HumanEval: generated one-line functions with a docstring and asserts, in HumanEval's own fields."""
+"""A toy HumanEval: generated one-line functions with a docstring and asserts, in HumanEval's own fields."""
 
 from __future__ import annotations
 

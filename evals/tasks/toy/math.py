@@ -1,4 +1,4 @@
-"""Toy stand-in for GSM8K: generated two-step word problems with worked solutions, in GSM8K's own fields and style."""
+"""A toy GSM8K: generated two-step word problems with worked solutions, in GSM8K's own fields and style."""
 
 from __future__ import annotations
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ....foundation.errors import UserError
+from ...base import CalibrationData
 from ...calibration.statistics import example_losses
 from ...ranks.probe import Examples
 from .layer import BasisLinear
-
-if TYPE_CHECKING:
-    from ...base import CalibrationData
-    from .compressor import BasisSelection
+from .options import BasisSelectionOptions
 
 
 class Curvature:
@@ -136,7 +134,7 @@ class CurvatureProbes:
 
     def __init__(
         self,
-        method: BasisSelection,
+        method: BasisSelectionOptions,
         model: nn.Module,
         layers: Mapping[str, BasisLinear],
         data: CalibrationData | None,

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from ....foundation.errors import UserError
+from ...base import CalibrationData
+from ...ranks.policies.base import Metric
 from ...ranks.probe import Examples
 from .layer import BasisLinear
-
-if TYPE_CHECKING:
-    from ...base import CalibrationData
-    from ...ranks.policies.base import Metric
 
 MaskAt = Callable[[str, int], Tensor]
 """Which bases of a named layer survive at a rank (new vectors included), shape (kept,), bool."""

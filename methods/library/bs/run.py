@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ....models.layers import LowRankLinear
 from ....models.matrices import get_linear, replace_module
+from ...base import CalibrationData
 from ...fitted import Fitted
 from ...linalg import merge
 from ...ranks.budget import Allocation, Budget
@@ -21,11 +22,8 @@ from ...shrinking import shrink_parameter
 from .curvature import CurvatureProbes
 from .final import BasisProbe
 from .layer import BasisLinear, Shrink, whole
+from .options import BasisSelectionOptions
 from .pruning import compensated_threshold, keep_largest, target_share
-
-if TYPE_CHECKING:
-    from ...base import CalibrationData
-    from .compressor import BasisSelection
 
 STATES = ("died", "kept", "freed")
 """What becomes of a basis: pruned, trained on, or turned into a new vector at the start."""
@@ -57,7 +55,7 @@ class PruningRun:
 
     def __init__(
         self,
-        method: BasisSelection,
+        method: BasisSelectionOptions,
         model: nn.Module,
         fitted: Fitted,
         budgets: Sequence[Budget],

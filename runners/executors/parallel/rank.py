@@ -44,9 +44,10 @@ def strategy_for(stage: Mapping[str, Any], wanted: Strategy) -> Strategy:
     from ....methods.base import create_method
 
     config = stage["config"]
-    if stage["kind"] == "compress" and not create_method(config["method"], config["options"]).trains_sharded:
-        return "ddp"
-    return wanted
+    if stage["kind"] != "compress":
+        return wanted
+    needs = create_method(config["method"], config["options"]).requirements
+    return wanted if needs.trains_sharded else "ddp"
 
 
 def _train(desk: Path) -> None:

@@ -22,7 +22,7 @@ from served_models import (
 )
 
 from lowrank_bench.methods.base import create_method, methods
-from lowrank_bench.methods.contract import PlainTrainer, RandomData
+from lowrank_bench.methods.contract_parts import PlainTrainer, RandomData
 from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
@@ -128,7 +128,7 @@ def test_what_every_method_leaves_behind_is_served(tmp_path: Path) -> None:
     names = [row.name for row in methods.listings() if row.origin == "built in"]
     for name in names:
         method, model = create_method(name), random_model("llama", width=WIDTH)
-        trainer = PlainTrainer(4) if method.trains else None
+        trainer = PlainTrainer(4) if method.requirements.trains else None
         method.compress(model, method.fit(model, RandomData()), Budget(2.0), trainer, RandomData())
         save_checkpoint(model, None, tmp_path / name)
     answers = serve(tmp_path / "cache", *({"model": str(tmp_path / name)} for name in names))

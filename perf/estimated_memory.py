@@ -1,8 +1,8 @@
-"""Foreseen against measured peak memory of every kind of stage, each in a process of its own, on the CPU.
+"""Estimated against measured peak memory of every kind of stage, each in a process of its own, on the CPU.
 
-    python perf/foreseen_memory.py                                   # three sizes: an hour or more
-    python perf/foreseen_memory.py --sizes 50 --optimizers sgd       # a quick look
-    python perf/foreseen_memory.py --model FOLDER --methods svd      # another model
+    python perf/estimated_memory.py                                   # three sizes: an hour or more
+    python perf/estimated_memory.py --sizes 50 --optimizers sgd       # a quick look
+    python perf/estimated_memory.py --model FOLDER --methods svd      # another model
 
 Models are Llamas with random weights and the built-in tokenizer; a stage is done as `bench run` does it, with two
 updates. The measured peak is VmHWM, libraries included, of the stage's record; for evaluations of the engine's process.
@@ -24,7 +24,8 @@ from lowrank_bench.models.loading import load_tokenizer
 from lowrank_bench.models.presets import resolve_model
 from lowrank_bench.models.shards import Promise, write_shards
 from lowrank_bench.runners.config import make_config
-from lowrank_bench.runners.plan import Plan, make_plan
+from lowrank_bench.runners.graph import Plan
+from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.store.folders import Stage
 
 LEAST, MOST = 0.8, 1.25
@@ -104,7 +105,7 @@ def plan_for(
 
 
 def measure(plan: Plan, kinds: Sequence[str]) -> Iterator[tuple[Stage, int, int]]:
-    """Do the stages of some kinds; yield each with its foreseen and measured bytes."""
+    """Do the stages of some kinds; yield each with its estimated and measured bytes."""
     for key, stage in plan.stages.items():
         if stage.kind not in kinds:
             continue
@@ -131,19 +132,21 @@ def measure_model(model: Path, out: Path, optimizers: Sequence[str], methods: Se
             folder = out / f"{optimizer}-{checkpointing}"
             plan = plan_for(model, folder, optimizer, checkpointing, methods)
             kinds = ["finetune"] if checkpointing or optimizer != optimizers[0] else list(KINDS)
-            for stage, foreseen, measured in measure(plan, kinds):
-                ratio = foreseen / measured
+            for stage, estimated, measured in measure(plan, kinds):
+                ratio = estimated / measured
                 good &= LEAST <= ratio <= MOST
-                how = f", {optimizer}{', checkpointing' if checkpointing else ''}" if "train" in stage.config else ""
-                sizes = f"{ratio:6.2f}{foreseen / 1e6:10,.0f}{measured / 1e6:10,.0f}"
-                print(f"{sizes}  {(stage.title or stage.kind).partition(',')[0]}{how}", flush=True)
+                settings = (
+                    f", {optimizer}{', checkpointing' if checkpointing else ''}" if "train" in stage.config else ""
+                )
+                sizes = f"{ratio:6.2f}{estimated / 1e6:10,.0f}{measured / 1e6:10,.0f}"
+                print(f"{sizes}  {(stage.title or stage.kind).partition(',')[0]}{settings}", flush=True)
             shutil.rmtree(folder)
     return good
 
 
 def main() -> int:
     """Print the table; exit 1 if a ratio is out of its range."""
-    parser = argparse.ArgumentParser(description="Foreseen against measured peak memory.")
+    parser = argparse.ArgumentParser(description="Estimated against measured peak memory.")
     parser.add_argument("--sizes", default=",".join(SIZES), help="millions of parameters, with commas")
     parser.add_argument("--model", type=Path, help="a folder instead of random models")
     parser.add_argument("--optimizers", default=",".join(OPTIMIZERS), help="with commas")
@@ -151,7 +154,7 @@ def main() -> int:
     options = parser.parse_args()
     optimizers, methods = options.optimizers.split(","), options.methods.split(",")
     good = True
-    print(f"{'ratio':>6}{'foreseen':>10}{'measured':>10}  MB, stage", flush=True)
+    print(f"{'ratio':>6}{'estimated':>10}{'measured':>10}  MB, stage", flush=True)
     for size in ["given"] if options.model else options.sizes.split(","):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)

@@ -1,13 +1,11 @@
-"""Fast decompositions against torch's own in float64, on spectra that are made to break them."""
+"""Decompositions by every algorithm against torch's own in float64, on spectra that are made to break them."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from lowrank_bench.methods.linalg import choose, svd, working_bytes
-from lowrank_bench.methods.linalg.certificate import Bound, best_bound, certified
 from lowrank_bench.methods.linalg.exact import eigen
-from lowrank_bench.methods.linalg.subspace import leading
 
 TOLERANCE = 1e-3
 SIDE = 96
@@ -56,15 +54,6 @@ def check(weight: Tensor, triplets: tuple[Tensor, Tensor, Tensor], rank: int) ->
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("name", SPECTRA)
-def test_wanted_ranks_keep_the_promise(name: str, shape: tuple[int, int]) -> None:
-    for scale in SCALES:
-        weight = matrix(SPECTRA[name], *shape, scale)
-        for rank in (1, 12, 40):
-            check(weight, svd(weight, rank, driver="subspace"), rank)
-
-
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("name", SPECTRA)
 def test_the_eigen_form_is_as_good_as_lapack(name: str, shape: tuple[int, int]) -> None:
     for scale in SCALES:
         weight = matrix(SPECTRA[name], *shape, scale)
@@ -74,56 +63,18 @@ def test_the_eigen_form_is_as_good_as_lapack(name: str, shape: tuple[int, int]) 
 
 
 @pytest.mark.parametrize("name", [name for name in SPECTRA if "deficient" not in name and name != "zero"])
-def test_the_fast_way_is_really_taken(name: str) -> None:
+def test_the_eigen_form_is_really_taken(name: str) -> None:
     weight = matrix(SPECTRA[name], SIDE, 2 * SIDE)
-    assert leading(weight, 12, TOLERANCE) is not None
     assert eigen(weight) is not None
-
-
-def test_a_bound_that_lies_is_found_out() -> None:
-    """A subspace that misses a leading direction cannot be certified, whatever bound is tried."""
-    weight = matrix(SPECTRA["step at the rank"], SIDE, SIDE).double()
-    gram = weight @ weight.T
-    values, vectors = (part.flip(-1) for part in torch.linalg.eigh(gram))
-    rank, allowed = 12, 2e-3 * float(values[12:].sum())
-    bound = best_bound(values[:24], torch.zeros(24, dtype=values.dtype), rank, allowed)
-    assert bound.excess < 1
-    assert certified(gram, vectors[:, :24], values[:24], torch.zeros(SIDE, 24, dtype=values.dtype), bound)
-    blind = [index for index in range(25) if index != 3]
-    bound = best_bound(values[blind], torch.zeros(24, dtype=values.dtype), rank, allowed)
-    assert bound.excess < 1
-    assert not certified(gram, vectors[:, blind], values[blind], torch.zeros(SIDE, 24, dtype=values.dtype), bound)
-
-
-def test_a_true_bound_is_an_upper_bound() -> None:
-    """Whenever the factorisation says yes, the best rank holds no more energy than the bound says."""
-    generator = torch.Generator().manual_seed(1)
-    accepted = 0
-    for trial in range(60):
-        spectrum = torch.rand(40, generator=generator, dtype=torch.float64).sort(descending=True).values ** (trial % 5)
-        weight = matrix(spectrum, 40, 40, seed=trial).double()
-        gram, rank = weight @ weight.T, 1 + trial % 8
-        start = torch.randn(40, rank + 6, generator=generator, dtype=torch.float64)
-        q = torch.linalg.qr(gram @ (gram @ start)).Q
-        values, rotation = torch.linalg.eigh(q.T @ gram @ q)
-        q, values = q @ rotation.flip(1), values.flip(0)
-        residual = gram @ q - q * values
-        bound = best_bound(values, residual.norm(dim=0), rank, 1.0)
-        assert isinstance(bound, Bound)
-        if certified(gram, q, values, residual, bound):
-            accepted += 1
-            missing = float(torch.linalg.eigvalsh(gram).flip(0)[:rank].sum() - values[:rank].sum())
-            assert missing <= bound.excess * (1 + 1e-9)
-    assert accepted >= 20
 
 
 def test_equal_inputs_give_equal_results() -> None:
     weight = matrix(SPECTRA["slow power law"], SIDE, 2 * SIDE)
-    first, second = (svd(weight, 12, driver="subspace") for _ in range(2))
+    first, second = (svd(weight, 12, driver="eigen") for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("driver", ["lapack", "eigen", "subspace"])
+@pytest.mark.parametrize("driver", ["lapack", "eigen"])
 def test_stacks_are_decomposed_matrix_by_matrix(driver: str) -> None:
     stack = torch.stack(
         [matrix(SPECTRA[name], SIDE, SIDE + 8, seed=9) for name in ("flat", "power law", "rank one", "zero")]
@@ -143,7 +94,7 @@ def test_without_a_rank_the_cpu_gives_what_torch_gives() -> None:
 
 
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (1, 7), (7, 1), (2, 3)])
-@pytest.mark.parametrize("driver", [None, "eigen", "subspace"])
+@pytest.mark.parametrize("driver", [None, "eigen"])
 def test_tiny_matrices(m: int, n: int, driver: str | None) -> None:
     weight = torch.randn(m, n, generator=torch.Generator().manual_seed(0))
     check(weight, svd(weight, 1, driver=driver), 1)  # type: ignore[arg-type]
@@ -155,19 +106,12 @@ def test_an_impossible_rank_is_refused(rank: int) -> None:
         svd(torch.ones(5, 9), rank)
 
 
-def test_choice_is_by_side_rank_device_and_dtype() -> None:
-    for shape in ((4096, 11008), (11008, 4096), (8, 4096, 11008)):
-        assert choose(shape, 300, "cpu", torch.float32) == "subspace"
-        assert choose(shape, 300, "cuda:1", torch.float32) == "subspace"
-        assert choose(shape, None, "cpu", torch.float32) == "lapack"
-        assert choose(shape, None, "cuda", torch.float32) == "eigen"
-        assert choose(shape, 4000, "cuda", torch.float32) == "eigen"
-        assert choose(shape, 300, "cuda", torch.float64) == "lapack"
-    assert choose((512, 4096), 10, "cpu", torch.float32) == "lapack"
-    assert choose((16, 4096), None, "cuda", torch.float32) == "lapack"
-    for side in range(1, 6000, 37):  # deeper or larger never takes the choice of few triplets back
-        ranks = [choose((side, 2 * side), rank, "cpu", torch.float32) == "subspace" for rank in range(1, side + 1, 19)]
-        assert ranks == sorted(ranks, reverse=True)
+def test_choice_is_by_side_device_and_dtype() -> None:
+    for shape in ((4096, 11008), (11008, 4096), (8, 4096, 11008), (64, 64)):
+        assert choose(shape, "cpu", torch.float32) == "lapack"
+        assert choose(shape, "cuda:1", torch.float32) == "eigen"
+        assert choose(shape, "cuda", torch.float64) == "lapack"
+    assert choose((16, 4096), "cuda", torch.float32) == "lapack"
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lowrank_bench.foundation import forked as nursery
-from lowrank_bench.foundation.forked import MODULES, Nursery, run_apart
+from lowrank_bench.foundation import fork_server
+from lowrank_bench.foundation.fork_server import MODULES, ForkServer, run_apart
 
 
 def surroundings(word):
@@ -40,7 +40,7 @@ def answer(pipe, number):
 
 
 def grandchild(pipe):
-    Nursery.here(1).start(answer, 7, files=[pipe]).join()
+    ForkServer.get_or_start(1).start(answer, 7, files=[pipe]).join()
 
 
 def tell_and_sleep(pipe):
@@ -69,12 +69,12 @@ def wait_until_gone(*processes):
 
 
 def test_a_child_finds_the_surroundings_of_who_asked(tmp_path, monkeypatch):
-    monkeypatch.setenv("MARK", "set after the nursery had begun")
+    monkeypatch.setenv("MARK", "set after the fork server had begun")
     monkeypatch.syspath_prepend("/somewhere")
     monkeypatch.chdir(tmp_path)
     code, printed = run_apart(surroundings, "word")
     assert code == 0
-    assert printed == f"word set after the nursery had begun {tmp_path} True\nto the other stream\n"
+    assert printed == f"word set after the fork server had begun {tmp_path} True\nto the other stream\n"
 
 
 def test_a_child_has_the_imports_and_nothing_else():
@@ -94,7 +94,7 @@ def test_an_error_is_printed():
 
 def test_children_have_children():
     near, far = os.pipe()
-    assert Nursery.here(1).start(grandchild, files=[far]).join() == 0
+    assert ForkServer.get_or_start(1).start(grandchild, files=[far]).join() == 0
     os.close(far)
     with open(near) as pipe:
         assert pipe.read() == "7"
@@ -102,7 +102,7 @@ def test_children_have_children():
 
 def test_waiting_has_a_limit_and_killing_none(tmp_path):
     near, far = os.pipe()
-    child = Nursery.here(1).start(tell_and_sleep, files=[far])
+    child = ForkServer.get_or_start(1).start(tell_and_sleep, files=[far])
     with open(near) as pipe:
         assert int(pipe.readline()) == child.pid
     assert child.join(0.05) is None
@@ -116,7 +116,7 @@ def test_waiting_has_a_limit_and_killing_none(tmp_path):
 
 def test_a_session_is_killed_as_a_whole():
     near, far = os.pipe()
-    child = Nursery.here(1).start(family, files=[far], session=True)
+    child = ForkServer.get_or_start(1).start(family, files=[far], session=True)
     os.close(far)
     with open(near) as pipe:
         assert pipe.readline() == "there\n"
@@ -128,10 +128,11 @@ def test_a_session_is_killed_as_a_whole():
 
 
 @pytest.mark.parametrize("session", [False, True])
-def test_children_die_with_who_asked_and_so_does_the_nursery(session):
+def test_children_die_with_who_asked_and_so_does_the_fork_server(session):
     script = (
-        "import sys, time; sys.path[:0] = sys.argv[1:2]; import test_nursery as here\n"
-        f"child = here.Nursery.here(1).start(here.tell_and_sleep, files=[1], session={session}); time.sleep(1000)"
+        "import sys, time; sys.path[:0] = sys.argv[1:2]; import test_fork_server as here\n"
+        f"child = here.ForkServer.get_or_start(1).start(here.tell_and_sleep, files=[1], session={session})\n"
+        "time.sleep(1000)"
     )
     command = [sys.executable, "-c", script, str(Path(__file__).parent)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -142,28 +143,28 @@ def test_children_die_with_who_asked_and_so_does_the_nursery(session):
     wait_until_gone(child, parent)
 
 
-def test_who_is_killed_before_birth_is_never_born(tmp_path):
+def test_a_child_killed_before_its_fork_never_runs(tmp_path):
     mark = tmp_path / "mark"
     script = (
-        "import sys, pathlib; sys.path[:0] = sys.argv[1:2]; import test_nursery as here\n"
-        "nursery = here.Nursery.here(1)\n"
-        "child = nursery.start(pathlib.Path.touch, pathlib.Path(sys.argv[2]))\n"
+        "import sys, pathlib; sys.path[:0] = sys.argv[1:2]; import test_fork_server as here\n"
+        "fork_server = here.ForkServer.get_or_start(1)\n"
+        "child = fork_server.start(pathlib.Path.touch, pathlib.Path(sys.argv[2]))\n"
         "child.kill(); assert child.join() == -9\n"
-        "assert nursery.start(here.leave, 0).join() == 0"  # by now the first would have been there
+        "assert fork_server.start(here.leave, 0).join() == 0"  # by now the first would have been there
     )
     done = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent), str(mark)], capture_output=True)
     assert done.returncode == 0, done.stderr
     assert not mark.exists()
 
 
-def test_a_nursery_that_died_is_told_and_replaced():
+def test_a_dead_fork_server_is_an_error_and_replaced():
     script = (
-        "import os, signal, sys; sys.path[:0] = sys.argv[1:2]; import test_nursery as here\n"
-        "child = here.Nursery.here(1).start(here.leave, 0); child.join()\n"
+        "import os, signal, sys; sys.path[:0] = sys.argv[1:2]; import test_fork_server as here\n"
+        "child = here.ForkServer.get_or_start(1).start(here.leave, 0); child.join()\n"
         "os.kill(here.psutil.Process().children()[0].pid, signal.SIGKILL)\n"
         "here.psutil.Process().children()[0].wait()\n"
-        "try: here.Nursery.here(1).start(here.leave, 0)\n"
-        "except ChildProcessError: assert here.Nursery.here(1).start(here.leave, 5).join() == 5\n"
+        "try: here.ForkServer.get_or_start(1).start(here.leave, 0)\n"
+        "except ChildProcessError: assert here.ForkServer.get_or_start(1).start(here.leave, 5).join() == 5\n"
         "else: raise SystemExit('nobody was there to take the order')"
     )
     done = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent)], capture_output=True, text=True)
@@ -173,14 +174,14 @@ def test_a_nursery_that_died_is_told_and_replaced():
 def test_what_imports_read_from_the_environment_has_not_changed_since(monkeypatch):
     near, far = socket.socketpair()
     with near, far:
-        made = Nursery(near, 99)
-        monkeypatch.setitem(nursery._nurseries, 99, made)
+        made = ForkServer(near, 99)
+        monkeypatch.setitem(fork_server._servers, 99, made)
         monkeypatch.setenv("ANYTHING", "else")
-        assert Nursery.known(99) is made
+        assert ForkServer.running(99) is made
         monkeypatch.setenv("HF_HOME", "/another")
-        assert Nursery.known(99) is None
+        assert ForkServer.running(99) is None
 
 
 def test_where_there_can_be_none_a_process_is_started_afresh(monkeypatch):
-    monkeypatch.setattr(Nursery, "available", staticmethod(lambda: False))
+    monkeypatch.setattr(ForkServer, "available", staticmethod(lambda: False))
     assert run_apart(leave, 4) == (4, "")

@@ -1,4 +1,4 @@
-"""One process of this package, shut in at a level: how it is started, watched and killed.
+"""One process of this package in a sandbox of some level: how it is started, watched and killed.
 
 Covered: a handle on the sandbox's first process, whose end is the end of all others in it; the end of everything with
 the grader, by three ways that do not rely on each other (a signal at the parent's death for the process outside, one
@@ -70,11 +70,11 @@ def private_uid(level: str) -> int:
 @cache
 def bwrap_version() -> tuple[int, ...]:
     """Return the version of the bubblewrap on the PATH, empty where there is none that says its version."""
-    found = shutil.which("bwrap")
-    if found is None:
+    executable = shutil.which("bwrap")
+    if executable is None:
         return ()
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=10, errors="replace")
+        done = subprocess.run([executable, "--version"], capture_output=True, text=True, timeout=10, errors="replace")
         return tuple(map(int, re.findall(r"\d+", done.stdout)[:3]))
     return ()
 
@@ -107,8 +107,8 @@ def _python(module: str, home: str, packages: str, arguments: Sequence[object]) 
     return [python()[0], "-s", "-S", "-P", "-B", "-c", code]
 
 
-class Shut:
-    """One process of this package, shut in at a level. It runs ``MODULE.main(*arguments)``.
+class SandboxedProcess:
+    """One process of this package in a sandbox. It runs ``MODULE.main(*arguments)``.
 
     Args:
         level: ``bwrap``, ``namespaces`` or ``rlimits``.
@@ -130,32 +130,32 @@ class Shut:
         capabilities: Sequence[str] = (),
     ) -> None:
         self.level = level
-        self._info_read = self._first_process = self._words = -1
-        self._said = ""
-        theirs: list[int] = []
+        self._info_read = self._first_process = self._stderr = -1
+        self._last_output = ""
+        child_fds: list[int] = []
         stderr = subprocess.DEVNULL
-        seen = (GRADER, PACKAGES) if level in ISOLATING else (str(INSIDE), linked_packages())
-        command = _python(module, *seen, arguments)
+        visible_paths = (GRADER, PACKAGES) if level in ISOLATING else (str(INSIDE), linked_packages())
+        command = _python(module, *visible_paths, arguments)
         try:
             if level in ISOLATING:
                 self._info_read, info = os.pipe()
-                theirs.append(info)
-                self._words, stderr = os.pipe()
-                theirs.append(stderr)
+                child_fds.append(info)
+                self._stderr, stderr = os.pipe()
+                child_fds.append(stderr)
                 names = [*capabilities, *(("CAP_SETUID", "CAP_SETGID") if own_users() else ())]
                 if level == "bwrap":
-                    more = [word for name in names for word in ("--cap-add", name)]
-                    command = [*_bwrap_prefix(), *more, "--info-fd", str(info), *command]
+                    capability_options = [word for name in names for word in ("--cap-add", name)]
+                    command = [*_bwrap_prefix(), *capability_options, "--info-fd", str(info), *command]
                 else:
-                    kept = tuple(_CAPABILITIES[name] for name in names)
-                    entry = (info, os.getpid(), own_users(), kept, read_only_view(), TMP_BYTES, command)
+                    capability_numbers = tuple(_CAPABILITIES[name] for name in names)
+                    entry = (info, os.getpid(), own_users(), capability_numbers, read_only_view(), TMP_BYTES, command)
                     command = _python("enter", str(INSIDE), PACKAGES, entry)
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL if stdin is None else stdin,
                 stdout=subprocess.DEVNULL if stdout is None else stdout,
                 stderr=stderr,
-                pass_fds=[*fds, *theirs[:1]],
+                pass_fds=[*fds, *child_fds[:1]],
                 start_new_session=True,
                 env=ENVIRONMENT,
             )
@@ -163,7 +163,7 @@ class Shut:
             self._close_fds()
             raise
         finally:
-            for fd in theirs:
+            for fd in child_fds:
                 os.close(fd)
 
     def attach(self) -> bool:
@@ -187,10 +187,10 @@ class Shut:
         self._first_process = handle
         return True
 
-    def last_words(self) -> str:
+    def last_output(self) -> str:
         """Return the last line that a sandbox wrote before it ended without having started; ends it."""
         self.end()
-        return self._said
+        return self._last_output
 
     def status(self, seconds: float) -> Ending | None:
         """Return how it ended, waiting for that up to so long before killing."""
@@ -213,9 +213,9 @@ class Shut:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        if self._words >= 0 and select_readable(self._words, 1):
-            lines = os.read(self._words, 1 << 16).decode(errors="replace").splitlines()
-            self._said = next((line.strip() for line in reversed(lines) if line.strip()), "")[:200]
+        if self._stderr >= 0 and select_readable(self._stderr, 1):
+            lines = os.read(self._stderr, 1 << 16).decode(errors="replace").splitlines()
+            self._last_output = next((line.strip() for line in reversed(lines) if line.strip()), "")[:200]
         self._close_fds()
 
     def close(self) -> None:
@@ -223,10 +223,10 @@ class Shut:
         self.end()
 
     def _close_fds(self) -> None:
-        for fd in (self._info_read, self._words):
+        for fd in (self._info_read, self._stderr):
             if fd >= 0:
                 os.close(fd)
-        self._info_read = self._words = -1
+        self._info_read = self._stderr = -1
 
 
 def select_readable(fd: int, seconds: float | None = None) -> bool:

@@ -1,0 +1,45 @@
+"""Small results that take long, remembered in the user's cache folder from one process to the next."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+from .checksums import cache_folder
+
+_MOST_RESULTS = 20_000
+_PATIENCE_SECONDS = 1.0
+
+
+def remembered(key: str, compute: Callable[[], Any]) -> Any:
+    """Return a result from the cache, or compute and keep it.
+
+    A cache that cannot be read or written only costs time.
+
+    Args:
+        key: all that the result depends on, versions of code included; a hash of it.
+        compute: returns the result, which JSON can hold. What it raises is passed on, and nothing is kept.
+    """
+    with contextlib.suppress(sqlite3.Error, OSError, ValueError), contextlib.closing(_open()) as cache:
+        if row := cache.execute("SELECT result FROM results WHERE key = ?", (key,)).fetchone():
+            return json.loads(row[0])
+    result = compute()
+    with contextlib.suppress(sqlite3.Error, OSError), contextlib.closing(_open()) as cache, cache:
+        cache.execute("INSERT OR REPLACE INTO results VALUES (?, ?)", (key, json.dumps(result)))
+        cache.execute("DELETE FROM results WHERE rowid <= (SELECT max(rowid) FROM results) - ?", (_MOST_RESULTS,))
+    return result
+
+
+def _open() -> sqlite3.Connection:
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    cache = sqlite3.connect(folder / "results.sqlite", timeout=_PATIENCE_SECONDS)
+    try:
+        cache.execute("CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, result TEXT)")
+    except sqlite3.DatabaseError:
+        cache.close()
+        raise
+    return cache

@@ -1,0 +1,125 @@
+"""Tables of methods by ratio, one for each task and benchmark variant, with sizes and training tokens behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from .pivot import Cell, Pivot, Row, format_cell, pivot
+from .table import Cell as TableCell
+from .table import Column, Field, Table, by_label, number_columns, text_columns
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_DETAILS = ("target", "achieved", "kept", "matrices", "params", "size", "tokens after finetune")
+_CONDITIONS = ("model", "task", "benchmark", "variant", "metric", "scorer", "n", "engine", "dtype", "data")
+
+
+EXACT_WIDTH = 100
+"""Columns of a terminal from which every digit of parameters and tokens fits."""
+
+
+def by_ratio(frame: pd.DataFrame, headline: bool = True, exact: bool = True) -> list[Table]:
+    """Return the tables of all records; those of one model and task are followed by one of its sizes.
+
+    Args:
+        frame: records.
+        headline: take headline metrics only.
+        exact: show every digit of parameters and tokens.
+    """
+    tables = []
+    for (model, task), group in _by_model(pivot(frame, headline)):
+        tables += [_by_ratio(one) for one in group]
+        tables.append(_sizes(f"{model} · {task}: sizes and training tokens", group, exact))
+    return tables
+
+
+def by_ratio_data(frame: pd.DataFrame, headline: bool = True) -> Table:
+    """Return one table of all records: a row for each of a table, and per ratio value, interval, seeds, achieved ratio.
+
+    Values are in the metric's own unit at full precision.
+    """
+    pivots = pivot(frame, headline)
+    ratios = sorted({ratio for one in pivots for ratio in one.ratios})
+    parts = ("", " low", " high", " seeds", " achieved ratio")
+    names = [*_CONDITIONS, "label", *(f"{ratio:g}x{part}" for ratio in ratios for part in parts)]
+    rows: list[list[TableCell]] = []
+    for one in pivots:
+        for row in one.rows:
+            cells: list[TableCell] = [*(getattr(one, name) for name in _CONDITIONS), row.label]
+            for ratio in ratios:
+                c = row.cells.get(ratio)
+                cells += [None] * len(parts) if c is None else [c.value, c.low, c.high, len(c.seeds), c.ratio]
+            rows.append(cells)
+    return Table("results", text_columns(*names), rows)
+
+
+def _by_ratio(one: Pivot) -> Table:
+    columns = [Column(""), *number_columns(*(f"{ratio:g}×" for ratio in one.ratios))]
+    rows: list[list[TableCell]] = [[row.label, *(_field(one, row, ratio) for ratio in one.ratios)] for row in one.rows]
+    pinned = sum(row.uncompressed for row in one.rows)
+    return Table(one.title, columns, rows, legend=_interval_note(one) + _too_long_note(one), pinned=pinned)
+
+
+def _field(one: Pivot, row: Row, ratio: float) -> Field:
+    cell = row.cells.get(ratio)
+    if cell is None:
+        return Field("")
+    text, interval = format_cell(one.metric, cell)
+    return Field(text, cell.value, interval)
+
+
+def _by_model(pivots: Sequence[Pivot]) -> Iterable[tuple[tuple[str, str], list[Pivot]]]:
+    groups: dict[tuple[str, str], list[Pivot]] = {}
+    for one in pivots:
+        groups.setdefault((one.model, one.task), []).append(one)
+    return groups.items()
+
+
+def _too_long_note(one: Pivot) -> str:
+    """Say how many prompts did not fit the model, or nothing where all did."""
+    shares = [
+        f"{one.variant}, {row.label}{'' if row.uncompressed else f' {ratio:g}×'}: {100 * cell.too_long:.1f} %"
+        for row in one.rows
+        for ratio, cell in row.cells.items()
+        if 0 < cell.too_long < 1
+    ]
+    if not shares:
+        return ""
+    return f"; †: prompts that did not fit the model's context count as not solved ({'; '.join(shares)})"
+
+
+def _interval_note(one: Pivot) -> str:
+    level = f"{100 * one.confidence:g} %"
+    if any(cell.across_seeds for row in one.rows for cell in row.cells.values()):
+        return f"[low, high]: {level} interval; (k): mean of k seeds, with the t interval across them"
+    return f"[low, high]: {level} interval over the n problems or windows; seed {', '.join(map(str, one.seeds))}"
+
+
+def _sizes(title: str, pivots: Sequence[Pivot], exact: bool) -> Table:
+    found: dict[tuple[str, float], list[TableCell]] = {}
+    uncompressed = set()
+    for one in pivots:
+        for row in one.rows:
+            for ratio, cell in row.cells.items():
+                found.setdefault((row.label, ratio), [row.label, *_size(ratio, cell, exact)])
+                uncompressed |= {(row.label, ratio)} if row.uncompressed else set()
+    rows = [found[place] for place in sorted(found, key=lambda place: place not in uncompressed)]
+    return by_label(Table(title, [Column(""), *number_columns(*_DETAILS)], rows))
+
+
+def _size(ratio: float, cell: Cell, exact: bool) -> list[str]:
+    counts = [f"{count:,.0f}" if exact else _scaled(count, ("", "k", "M", "B")) for count in (cell.params, cell.tokens)]
+    return [
+        *(f"{ratio:g}×", f"{cell.ratio:.3f}×", f"{100 * cell.kept:.1f} %", f"{cell.ratio_matrices:.3f}×"),
+        *(counts[0], _scaled(cell.bytes, ("B", "kB", "MB", "GB")), counts[1]),
+    ]
+
+
+def _scaled(count: float, units: Sequence[str]) -> str:
+    for unit in units[:-1]:
+        if count < 1000:
+            return f"{count:.4g} {unit}".strip()
+        count /= 1000
+    return f"{count:,.4g} {units[-1]}"

@@ -1,0 +1,60 @@
+"""What a plan takes where the user leaves the choice: the device, the recipe, a method's options, training settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..foundation.errors import UserError, unknown
+from ..methods.base import Compressor, create_method
+from ..models.presets import ModelSource
+from .config import MethodSpec
+from .training.recipes import RECIPES, SMALL_MODEL_PARAMETERS, Recipe, TrainSettings
+
+
+def pick_device(wanted: str) -> str:
+    """Return the torch device for ``auto`` or the one that was named.
+
+    Raises:
+        UserError: a device that is not there.
+    """
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    there += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if wanted not in there:
+        raise UserError(
+            f"the device '{wanted}' is not there (there is {', '.join(there)}); use --device cpu, or auto to take a "
+            "GPU where one is"
+        )
+    return wanted
+
+
+def pick_recipe(wanted: str, source: ModelSource, parameters: int) -> str:
+    """Return the name of the recipe: the one named, the preset's, or by model size."""
+    if wanted == "auto":
+        return source.recipe or ("small" if parameters < SMALL_MODEL_PARAMETERS else "paper")
+    if wanted not in RECIPES:
+        raise unknown("recipe", wanted, [*RECIPES, "auto"])
+    return wanted
+
+
+def build_method(spec: MethodSpec, recipe: Recipe, seed: int) -> Compressor:
+    """Build a method with the recipe's defaults for it, the user's options over them, and the sweep's seed."""
+    options = {**recipe.method_options.get(spec.name, {}), **spec.options}
+    method = create_method(spec.name, options)
+    if "seed" in type(method).model_fields and "seed" not in spec.options:
+        method = create_method(spec.name, options | {"seed": seed})
+    return method
+
+
+def merge_settings(base: TrainSettings, *changes: Mapping[str, Any]) -> TrainSettings:
+    """Return the settings with changes, later ones last; epochs given without steps unset the recipe's steps."""
+    given = {key: value for change in changes for key, value in change.items() if value is not None}
+    if "batch_size" in given and "micro_batch_size" not in given:
+        given["micro_batch_size"] = min(given["batch_size"], base.micro_batch_size)
+    if "epochs" in given and "steps" not in given:
+        given["steps"] = None
+    return TrainSettings(**(base.model_dump() | given))

@@ -1,0 +1,128 @@
+"""What a sweep consists of: the graph of its stages, and the cells that become rows of results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from torch import nn
+
+from ..evals.hosting.choice import Choice as EngineChoice
+from ..foundation.environment import number_formats
+from ..methods.ranks.budget import Allocation
+from ..models.matrices import model_size
+from ..models.presets import ModelSource
+from .config import MethodSpec, SweepConfig
+from .estimates.at_hand import AtHand
+from .estimates.machine import Machine, measure_machine
+from .process_setup import ProcessSetup
+from .store.folders import Stage, StageStore
+from .training.data import TrainSetSurvey
+from .training.memory import TrainingPeak
+from .training.placement import Choice
+from .training.recipes import Recipe
+
+BASELINE = MethodSpec(name="none", label="uncompressed")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of results before its benchmarks: a model at one point of the sweep, and the stages behind it.
+
+    Attributes:
+        method: the method, or `BASELINE` for the uncompressed model.
+        ratio: target; 1 for the uncompressed model.
+        state: ``pretrained``, ``finetuned``, ``compressed`` or ``recovered``.
+        stages: keys of the stages on the way, by kind; evaluate keys are in ``evaluations``.
+        evaluations: evaluate key by benchmark name, with ``@CONTEXT`` behind it where a context was asked for.
+    """
+
+    method: MethodSpec
+    ratio: float
+    seed: int
+    state: str
+    stages: Mapping[str, str]
+    evaluations: Mapping[str, str]
+
+
+@dataclass
+class Plan:
+    """All stages of a sweep, each after those it needs, and its cells.
+
+    Attributes:
+        stages: by key, in an order in which they can run.
+        needs: keys of the stages that must stand before a stage can run.
+        setup: the processes that train together, or None for one.
+        bos_note: what a reader of perplexities should know, or empty.
+        assumed: the machine that the user named for a dry run, or None for this one.
+        at_hand: which inputs could be read.
+        training_sets: what was read for training and statistics, by task.
+        dry: whether nothing is going to run; then a training that fits nowhere is noted instead of refused.
+        trainings: where each training is placed and what it takes, by the stage's title.
+        refusals: why trainings fit nowhere, by the stage's title.
+    """
+
+    config: SweepConfig
+    source: ModelSource
+    recipe: Recipe
+    recipe_name: str
+    device: str
+    engine: EngineChoice
+    dtype: str
+    store: StageStore
+    skeleton: nn.Module
+    stages: dict[str, Stage] = field(default_factory=dict)
+    needs: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    cells: list[Cell] = field(default_factory=list)
+    allocations: dict[tuple[str, float], Allocation] = field(default_factory=dict)
+    setup: ProcessSetup | None = None
+    bos_note: str = ""
+    assumed: Machine | None = None
+    at_hand: AtHand = field(default_factory=AtHand)
+    training_sets: dict[str, TrainSetSurvey] = field(default_factory=dict)
+    dry: bool = False
+    trainings: dict[str, tuple[Choice, TrainingPeak]] = field(default_factory=dict)
+    refusals: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Name of the sweep and of its folder."""
+        return self.config.name or f"{self.source.short_name}-{self.config.task}".lower()
+
+    @cached_property
+    def parameters(self) -> int:
+        """Parameters of the uncompressed model."""
+        return model_size(self.skeleton).parameters
+
+    @cached_property
+    def machine(self) -> Machine:
+        """The machine that the stages run on: the assumed one, or what is free of this one."""
+        return self.assumed or measure_machine(self.device)
+
+    def saves(self, trains: bool) -> str:
+        """Return the dtype that a stage saves weights in, trained ones or others; see `Recipe.saves`."""
+        return self.recipe.saves(self.config.training.save_dtype, trains)
+
+    def add(self, stage: Stage, *needs: str | None) -> str:
+        """Add a stage (once) and return its key, which the environment's number formats are part of."""
+        if formats := number_formats():
+            stage = replace(stage, config=dict(stage.config) | {"environment": formats})
+        self.stages.setdefault(stage.key, stage)
+        self.needs.setdefault(stage.key, tuple(key for key in needs if key))
+        return stage.key
+
+    def pending(self) -> list[str]:
+        """Return the keys of the stages that have yet to run, in order.
+
+        What made weights that were removed (`removal`) has to run again where one of them reads those, or where the
+        user asks for ``all``.
+        """
+        missing = set(self.store.missing(self.stages))
+        weightless = self.store.without_weights(key for key in self.stages if key not in missing)
+        if self.config.execution.keep == "all":
+            missing |= weightless
+        for key in reversed(self.stages):  # each comes after those it needs
+            if key in missing:
+                missing |= weightless.intersection(self.needs[key])
+        return [key for key in self.stages if key in missing]

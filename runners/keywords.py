@@ -1,0 +1,41 @@
+"""A sweep's configuration from Python keywords, in the words of the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .config import SweepConfig, make_config, merge, nest, read_yaml
+from .config.options import ConfigOption, config_options, put
+
+
+def config_of(config: SweepConfig | Path | str | None, options: dict[str, Any]) -> SweepConfig:
+    """Return a validated configuration.
+
+    Args:
+        config: where options that are not given come from: a configuration, or a YAML file as ``bench run --config``
+            takes it.
+        options: fields of `SweepConfig`, or options of ``bench run`` with ``_`` for ``-``. Lists may be texts with
+            commas, as on the command line. None leaves an option out.
+
+    Raises:
+        UserError: one sentence about the first thing that is wrong.
+    """
+    values: dict[str, Any] = {}
+    if isinstance(config, SweepConfig):
+        values = config.model_dump(exclude_unset=True)
+    elif config is not None:
+        values = read_yaml(Path(config))
+    given = {name: value for name, value in options.items() if value is not None}
+    known = {option.name: option for option in config_options(SweepConfig) if option.name in given}
+    flat = put(list(known.values()), {name: _read(option, given.pop(name)) for name, option in known.items()})
+    return make_config(merge(merge(values, nest(given)), flat))
+
+
+def _read(option: ConfigOption, value: Any) -> Any:
+    """Return a value as the configuration takes it: texts as on the command line, one value of several as a list."""
+    if isinstance(value, str) and option.declared.parse is not None:
+        return option.declared.parse(value)
+    if not option.several or isinstance(value, (list, tuple)):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else [value]

@@ -1,0 +1,307 @@
+"""Laying out the stages and cells of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..evals.base import Benchmark, EvalSettings, benchmarks
+from ..evals.base import Stage as EvalStage
+from ..evals.kinds.generative import check_sampling
+from ..evals.tasks.base import get_task
+from ..methods.base import Compressor
+from .checks import begins_with_bos, check_model
+from .choices import build_method, merge_settings
+from .config import MethodSpec
+from .estimates.at_hand import counts_by_size
+from .graph import BASELINE, Cell, Plan
+from .process_setup import ProcessSetup
+from .store.folders import MODEL_FOLDER, Stage, ratio_folder
+from .training.data import DATA_SEED, survey_train_set
+from .training.placement import Choice, placed
+from .training.plan_placement import TrainingPlacements
+from .training.recipes import TrainSettings
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model that a stage reads: its identity and where it lies."""
+
+    identity: str
+    location: str
+    revision: str = ""
+    stage: str | None = None
+
+    @property
+    def runtime(self) -> dict[str, str]:
+        return {"location": self.location, "revision": self.revision}
+
+
+def evaluate_stage(
+    benchmark: Benchmark,
+    settings: EvalSettings,
+    engine: str,
+    dtype: str,
+    model: str,
+    runtime: Mapping[str, Any],
+    title: str,
+    by_size: bool = False,
+) -> Stage:
+    """Return the stage that evaluates one model on one benchmark.
+
+    Args:
+        benchmark, settings: what is measured.
+        engine, dtype: by what.
+        model: identity of the model.
+        runtime: where model and data lie, and the device.
+        title: for people.
+        by_size: the data are not at hand in a dry run.
+    """
+    config = {
+        "benchmark": benchmark.name,
+        "variant": benchmark.variant(settings),
+        "identity": {"limit": settings.limit} if by_size else dict(benchmark.identity(settings)),
+        "engine": engine,
+        "dtype": dtype,
+    }
+    how = {**runtime, "settings": asdict(settings) | {"data_dir": None}}
+    return Stage("evaluate", config, {"model": model}, how, title)
+
+
+class Layout:
+    """Builds the stages of one plan."""
+
+    def __init__(self, plan: Plan, names: tuple[str, ...], pretrained: bool, compress_only: bool = False) -> None:
+        self.plan, self.config, self.names, self.pretrained = plan, plan.config, names, pretrained
+        self.compress_only = compress_only
+        kind = get_task(plan.config.task).kind if plan.config.task else ""
+        finetune, recover = plan.recipe.for_kind(kind, plan.device)
+        training, data = plan.config.training, plan.config.execution.data
+        self.finetune = merge_settings(finetune, training.finetune.model_dump())
+        self.recover = merge_settings(recover, training.recover.model_dump())
+        if training.training_free:
+            self.finetune, self.recover = (run.model_copy(update={"steps": 0}) for run in (self.finetune, self.recover))
+        for run in (self.finetune, self.recover):
+            if plan.setup and run.steps != 0:
+                run.split(plan.setup.processes)
+        self.data_dir = data.expanduser().resolve() if data else None
+        self.train_set = plan.recipe.train_set(plan.config.task, training.train_set)
+        self.placements = TrainingPlacements(plan)
+        self.calibration: dict[str, dict[str, Any]] = {}
+        if not compress_only:
+            self._train_set(plan.config.task)
+        self.source = _Model(plan.source.sha256, plan.source.location, plan.source.revision)
+        made = [benchmarks.get(name)() for name in names]
+        if plan.at_hand.tokenizer:
+            self.bos, plan.bos_note = begins_with_bos(self.config.evaluation.bos, plan.source, made)
+        else:
+            self.bos = self.config.evaluation.bos == "always"
+        read = [benchmark for benchmark in made if not counts_by_size(benchmark.name, plan.at_hand)]
+        for benchmark in made:
+            for context in self._contexts(benchmark.name):
+                settings = self._settings(self._stage("finetuned"), context)
+                if benchmark.generates:
+                    check_sampling(settings)
+                if benchmark in read:
+                    benchmark.check(settings)
+        stages = sorted({self._stage("finetuned"), self._stage("pretrained" if pretrained else "finetuned")})
+        if plan.at_hand.tokenizer:
+            check_model(plan.source, plan.skeleton.config, [(b, self._settings(s)) for s in stages for b in read])
+
+    def _train_set(self, task: str) -> dict[str, Any]:
+        if task not in self.calibration:
+            source = self.train_set if task == self.config.task else None
+            survey = survey_train_set(task, source, self.data_dir, self.plan.at_hand.data)
+            self.plan.training_sets[task] = survey
+            self.calibration[task] = survey.identity
+        return self.calibration[task]
+
+    def lay_out(self) -> None:
+        """Add every stage and cell of the sweep."""
+        for seed in self.config.seeds:
+            if self.compress_only:
+                for spec in self.config.methods:
+                    self._method(spec, seed, self.source, {})
+                continue
+            shown = self.pretrained or self.config.training.training_free
+            if shown:
+                self._cell(BASELINE, 1.0, seed, "pretrained", {}, self.source)
+            tuned, keys = self._finetuned(seed)
+            if keys or not shown:
+                self._cell(BASELINE, 1.0, seed, "finetuned", keys, tuned)
+            for spec in self.config.methods:
+                self._method(spec, seed, tuned, keys)
+
+    def _runtime(self, model: _Model, **more: Any) -> dict[str, Any]:
+        return {
+            "model": model.runtime,
+            "device": self.plan.device,
+            "data": str(self.data_dir) if self.data_dir else None,
+            "train_set": self.train_set,
+            "task": self.config.task,
+            **more,
+        }
+
+    def _training_runtime(self, model: _Model, choice: Choice) -> dict[str, Any]:
+        setup = self.plan.setup or (
+            ProcessSetup(None, choice.processes, "fsdp2") if choice.placement == "fsdp2" else None
+        )
+        more: dict[str, Any] = {"accelerate": setup.runtime} if setup else {}
+        if choice.why:
+            more["placement"] = {"placement": choice.placement, "why": choice.why}
+        return self._runtime(model, checkpoint_minutes=self.config.execution.checkpoint_minutes, **more)
+
+    def _training(self, settings: TrainSettings, seed: int) -> dict[str, Any]:
+        return {"train": settings.hashed(), **self._sampled(settings, seed)}
+
+    def _sampled(self, settings: TrainSettings, seed: int, method: Compressor | None = None) -> dict[str, Any]:
+        name = (method.requirements.calibration_task if method else "") or self.config.task
+        length = (method.requirements.calibration_length if method else None) or settings.max_length
+        return {"data": self._train_set(name) | {"max_length": length}, "seed": seed}
+
+    def _finetuned(self, seed: int) -> tuple[_Model, dict[str, str]]:
+        if self.finetune.steps == 0:
+            return self.source, {}
+        title = f"finetune {self.plan.source.name} on {self.config.task}, seed {seed}"
+        choice = self.placements.choose(self.finetune, title)
+        stage = Stage(
+            "finetune",
+            self._training(placed(self.finetune, choice), seed) | {"save_dtype": self.plan.saves(trains=True)},
+            {"model": self.source.identity},
+            self._training_runtime(self.source, choice),
+            title,
+        )
+        key = self.plan.add(stage)
+        return self._made(key, MODEL_FOLDER), {"finetune": key}
+
+    def _made(self, key: str, folder: str) -> _Model:
+        return _Model(f"{key}/{folder}", str(self.plan.store.path(key) / folder), stage=key)
+
+    def _method(self, spec: MethodSpec, seed: int, tuned: _Model, keys: dict[str, str]) -> None:
+        method = build_method(spec, self.plan.recipe, seed)
+        options = method.model_dump(mode="json")
+        config: dict[str, Any] = {"fit": method.fit_key()}
+        if method.requirements.data_in_fit:
+            config |= self._sampled(self.finetune, seed, method)
+        if self.compress_only and len(self.config.ratios) == 1:
+            config["budget"] = {"ratio": self.config.ratios[0], "rank_multiple": self.config.rank_multiple}
+        fit_title = f"fit {config['fit'].get('factors', spec.name)}, seed {seed}"
+        # Options of a method that its fit does not depend on must not be in the fit's identity: they travel beside it.
+        maker = {"method": spec.name, "options": options}
+        runtime = self._runtime(tuned, memory=self.config.execution.memory, **maker)
+        fit = Stage("fit", config, {"model": tuned.identity}, runtime, fit_title)
+        fit_key = self.plan.add(fit, tuned.stage)
+        together = bool(options.get("trajectory"))
+        ratios = sorted(self.config.ratios)
+        for group in [ratios] if together else [[ratio] for ratio in ratios]:
+            self._compressed(spec, method, seed, tuned, keys | {"fit": fit_key}, group)
+
+    def _compressed(
+        self, spec: MethodSpec, method: Compressor, seed: int, tuned: _Model, keys: dict[str, str], ratios: list[float]
+    ) -> None:
+        config: dict[str, Any] = {
+            "method": spec.name,
+            "options": method.model_dump(mode="json"),
+            "ratios": ratios,
+            "save_dtype": self.plan.saves(method.requirements.trains),
+            "seed": seed,
+        }
+        shown = " and ".join(f"{ratio:g}x" for ratio in ratios)
+        title = f"compress {spec.shown} {shown}, seed {seed}"
+        runtime = self._runtime(tuned)
+        if self.config.rank_multiple > 1:
+            config["rank_multiple"] = self.config.rank_multiple
+        if method.requirements.trains:
+            choice = self.placements.choose(self.recover, title, method)
+            runtime = self._training_runtime(tuned, choice)
+            config |= self._training(placed(self.recover, choice), seed)
+            config["extra_pruning_steps"] = self.config.training.extra_pruning_steps
+        elif method.requirements.searches:
+            config |= self._sampled(self.finetune, seed, method)
+        stage = Stage(
+            "compress",
+            config,
+            {"model": tuned.identity, "fit": keys["fit"]},
+            runtime | {"memory": self.config.execution.memory, "fit": str(self.plan.store.path(keys["fit"]))},
+            title,
+        )
+        key = self.plan.add(stage, tuned.stage, keys["fit"])
+        if self.compress_only:
+            return
+        for ratio in ratios:
+            small = self._made(key, f"{ratio_folder(ratio)}/{MODEL_FOLDER}")
+            path = keys | {"compress": key}
+            last = self.recover.steps == 0
+            if last or self.config.evaluation.before_recovery:
+                self._cell(spec, ratio, seed, "compressed", path, small)
+            if not last:
+                self._recovered(spec, method, ratio, seed, path, small)
+
+    def _recovered(
+        self, spec: MethodSpec, method: Compressor, ratio: float, seed: int, keys: dict[str, str], small: _Model
+    ) -> None:
+        extra = self.config.training.extra_pruning_steps if method.requirements.trains else 0
+        title = f"recover {spec.shown} {ratio:g}x, seed {seed}"
+        choice = self.placements.choose(self.recover, title, ratio=ratio)
+        stage = Stage(
+            "recover",
+            self._training(placed(self.recover, choice), seed)
+            | {"save_dtype": self.plan.saves(trains=True), "extra_pruning_steps": extra},
+            {"model": small.identity},
+            self._training_runtime(small, choice),
+            title,
+        )
+        key = self.plan.add(stage, small.stage)
+        self._cell(spec, ratio, seed, "recovered", keys | {"recover": key}, self._made(key, MODEL_FOLDER))
+
+    def _stage(self, state: str) -> EvalStage:
+        """Return whether a model counts as finetuned: its prompts follow from that."""
+        return "pretrained" if state == "pretrained" or self.config.training.training_free else "finetuned"
+
+    def _contexts(self, name: str) -> tuple[int | None, ...]:
+        return self.config.evaluation.context or (None,) if benchmarks.get(name).has_context else (None,)
+
+    def _settings(self, state: EvalStage, context: int | None = None) -> EvalSettings:
+        asked = self.config.evaluation
+        return EvalSettings(
+            data_dir=self.data_dir,
+            limit=asked.limit,
+            stage=state,
+            batch_size=self.config.execution.eval_batch_size,
+            max_new_tokens=asked.max_new_tokens,
+            samples=asked.samples,
+            temperature=asked.temperature,
+            top_p=asked.top_p,
+            seed=DATA_SEED,
+            allow_weak_isolation=self.config.execution.allow_weak_isolation,
+            context=context,
+            bos=self.bos,
+        )
+
+    def _cell(self, spec: MethodSpec, ratio: float, seed: int, state: str, keys: dict[str, str], model: _Model) -> None:
+        evaluations = {}
+        for name in self.names:
+            for context in self._contexts(name):
+                settings = self._settings(self._stage(state), context)
+                place = f"{name}@{context}" if context else name
+                evaluations[place] = self._evaluation(name, spec, ratio, seed, state, model, settings)
+        self.plan.cells.append(Cell(spec, ratio, seed, state, keys, evaluations))
+
+    def _evaluation(
+        self, name: str, spec: MethodSpec, ratio: float, seed: int, state: str, model: _Model, settings: EvalSettings
+    ) -> str:
+        benchmark = benchmarks.get(name)()
+        by_size = counts_by_size(name, self.plan.at_hand)
+        shown = f"{name} at {settings.context}" if settings.context else name
+        stage = evaluate_stage(
+            benchmark,
+            settings,
+            self.plan.engine.engine,
+            self.plan.dtype,
+            model.identity,
+            self._runtime(model),
+            f"evaluate {shown} on {spec.shown} {ratio:g}x ({state}), seed {seed}",
+            by_size,
+        )
+        return self.plan.add(stage, model.stage)
