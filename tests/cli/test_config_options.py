@@ -1,11 +1,13 @@
 """Options of a command are the fields of a configuration, and their help fits a narrow terminal."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_type_hints
 
 import pytest
 import typer
+from command_lines import COMMANDS
 from pydantic import BaseModel, Field
+from rich.text import Text
 from typer.testing import CliRunner
 
 from lowrank_bench.cli import app
@@ -68,6 +70,22 @@ class Cake(BaseModel):
     oven: Oven = Oven()
 
 
+@pytest.mark.parametrize("command", ["compress", "eval", "reproduce", "doctor"])
+def test_other_commands_have_the_same_declarations(command, monkeypatch):
+    text = help_at(80, monkeypatch, command)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    shown = " ".join(re.sub(r"│ .{2} (?=--)|[│╭╮╰╯─]", " ", text).split())
+    names = set(re.findall(r"--([a-z-]+)", shown))
+    shared = [OPTIONS[name.replace("-", "_")] for name in names if name.replace("-", "_") in OPTIONS]
+    words = set(shown.split())
+    own = {"out", "dtype", "benchmarks", "ratios", "model", "task", "batch_size"}  # which mean something else there
+    assert len(shared) >= 2
+    for option in shared:
+        if option.name not in own:
+            assert not set(option.help.split()) - words, option.name
+
+
 @pytest.mark.parametrize(
     ("line", "asked"),
     [
@@ -109,3 +127,17 @@ def test_a_group_that_is_no_mapping_is_answered_by_the_configuration(broken):
     merged = merge({"model": "tiny"} | broken, {"training": {"recipe": "quick"}, "execution": {"workers": 1}})
     (name, value), *_ = broken.items()
     assert merged[name] == (value if value is not None else {"recipe": "quick"})
+
+
+def test_no_help_text_is_dropped_as_markup():
+    """Rich takes ``[default: …]`` for a style and drops it, where the bracket is not escaped."""
+    helps = {
+        (*words, name): item.help
+        for words, command in COMMANDS.items()
+        for name, hint in get_type_hints(command, include_extras=True).items()
+        for item in getattr(hint, "__metadata__", ())
+    }
+    assert len(helps) > 100
+    for where, text in helps.items():
+        assert text, where
+        assert Text.from_markup(text).plain == text.replace("\\[", "["), where
