@@ -39,7 +39,7 @@ from .environment import READ_ONCE
 from .process import die_with_parent, python_command, python_environment
 
 MODULES = (
-    "lowrank_bench.runners.work",
+    "lowrank_bench.runners.stages.perform",
     "lowrank_bench.evals.hosting.child",
     "lowrank_bench.evals.engines.transformers",
 )

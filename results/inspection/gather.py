@@ -20,8 +20,8 @@ from ...models.loading import load_model, load_tokenizer
 from ...models.presets import PRESETS, resolve_model
 from ...models.residual import NamedMatrix, find_matrix, matrix_of, named_matrices
 from ...models.token_text import token_texts
+from ...runners.stages.compress import BASES_FILE
 from ...runners.store.folders import REPORT, verify_around
-from ...runners.work import BASES_FILE
 from ..cells import FoundCell, find_cell, is_cell
 from .bases import Token, TokenBasis, TokenView
 from .changes import ChangeView, frame_of

@@ -14,7 +14,7 @@ from ...models.footprint import loading_bytes
 from ...models.matrices import model_size
 from ...models.streamed import NotStreamable
 from .pass_memory import PassPeak, pass_peak
-from .recipes import Placement, TrainSettings
+from .settings import Placement, TrainSettings
 
 STATE_BYTES: dict[str, float] = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused"), 8),

@@ -84,5 +84,5 @@ def test_a_plan_of_basis_selection_alone_foresees_less(tmp_path, monkeypatch):
     changes = {"methods": ["bs:trajectory=true"], "finetune": {"steps": 0}, "recover": {"steps": 0}}
     plan = make_plan(small_sweep(tmp_path, **changes, extra_pruning_steps=4, workers=1))
     (stage,) = (stage for stage in plan.stages.values() if stage.kind == "compress")
-    bs = create_method("bs", stage.config["options"])
+    bs = create_method("bs", stage.spec.options)
     assert checkpoint_bytes(plan) == 2 * training_checkpoint_bytes(bs, plan.skeleton, Budget(4.0)) > 0
