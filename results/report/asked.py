@@ -60,9 +60,9 @@ def _training(frame: pd.DataFrame, trail: Trail, kind: str) -> str:
         if kind in path and (record := trail.stage(path[kind])) and "train" in record.get("config", {})
     ]
     names = {"batch_size": "batch", "learning_rate": "learning rate", "optimizer": "", "schedule": ""}
-    for name, shown in names.items():
+    for name, title in names.items():
         if values := _list(f"{s[name]:g}" if isinstance(s[name], float) else s[name] for s in settings if name in s):
-            text += f", {shown} {values}".replace("  ", " ")
+            text += f", {title} {values}".replace("  ", " ")
     return text
 
 

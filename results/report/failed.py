@@ -18,7 +18,7 @@ def failed_stages(trail: Trail) -> tuple[FailedStage, ...]:
 
     A stage that failed does not say which sweep wanted it.
     """
-    found = []
+    stages = []
     for path in sorted((trail.root / "failed").glob("*.json")):
         try:
             record: dict[str, Any] = read_json(path)
@@ -29,5 +29,5 @@ def failed_stages(trail: Trail) -> tuple[FailedStage, ...]:
         if key in trail.keys or inputs & trail.keys:
             stamp = re.search(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)$", path.stem)
             ended = "{}-{}-{} {}:{}:{}".format(*stamp.groups()) if stamp else ""
-            found.append(FailedStage(title or key, error[:LONGEST], ended, key in trail.keys))
-    return tuple(sorted(found, key=lambda stage: (stage.ended, stage.title)))
+            stages.append(FailedStage(title or key, error[:LONGEST], ended, key in trail.keys))
+    return tuple(sorted(stages, key=lambda stage: (stage.ended, stage.title)))

@@ -34,7 +34,7 @@ def gather(run: Path, data: Path | None = None) -> Report:
     """
     frame = read_records(run)
     trail = Trail(run, (str(key) for key in frame.stage_key))
-    rows = _shown(frame)
+    rows = _shown_rows(frame)
     answers = _answers(rows, trail)
     parts = {
         "ranks": rank_maps(rows, trail),
@@ -55,7 +55,7 @@ def gather(run: Path, data: Path | None = None) -> Report:
     )
 
 
-def _shown(frame: pd.DataFrame) -> Rows:
+def _shown_rows(frame: pd.DataFrame) -> Rows:
     """Return the headline records as the tables show them."""
     records: list[dict[Any, Any]] = frame.to_dict("records")
     return [
@@ -68,37 +68,37 @@ def _shown(frame: pd.DataFrame) -> Rows:
 
 
 def _answers(rows: Rows, trail: Trail) -> dict[str, Answers]:
-    found = {}
+    answers_of = {}
     for key in dict.fromkeys(row["stage_key"] for row in rows):
         if (folder := trail.folder(key)) and (answers := read_answers(folder / "samples.jsonl")):
-            found[key] = answers
-    return found
+            answers_of[key] = answers
+    return answers_of
 
 
 def _missing(rows: Rows, trail: Trail, parts: dict[str, tuple[object, ...]]) -> dict[str, tuple[str, ...]]:
-    found: dict[str, tuple[str, ...]] = {}
+    missing: dict[str, tuple[str, ...]] = {}
     compressed = any(row["method"] != "none" for row in rows)
     gone, total = len(trail.lost), len(trail.evaluations)
     if gone == total:
-        found["stages"] = (
+        missing["stages"] = (
             "The stages of this run are not beside its records, so ranks, spectra, failures and paired tests are "
             "missing here.",
         )
     elif gone:
-        found["stages"] = (f"The stages of {gone} of {total} evaluations are missing or damaged; they are left out.",)
+        missing["stages"] = (f"The stages of {gone} of {total} evaluations are missing or damaged; they are left out.",)
     if trail.damaged:
-        found["stages"] = found.get("stages", ()) + tuple(
+        missing["stages"] = missing.get("stages", ()) + tuple(
             f"The stage {key} is damaged ({reason}) and left out; bench doctor --repair moves it aside, then bench run "
             "makes it again."
             for key, reason in sorted(trail.damaged.items())
         )
     if not compressed:
-        found["compressed"] = ("No compressed model was evaluated.",)
-        return found
+        missing["compressed"] = ("No compressed model was evaluated.",)
+        return missing
     texts = {
         "ranks": "No compress stage of this run can be read, so the ranks are not known here.",
         "spectra": "None of the fits of this run can be read or holds a spectrum.",
         "failures": "No samples with verdicts are there: this run measured none, or their stages are gone.",
         "paired": "No paired test was possible: the samples are not there, or only one method was measured.",
     }
-    return found | {name: (text,) for name, text in texts.items() if not parts[name]}
+    return missing | {name: (text,) for name, text in texts.items() if not parts[name]}
