@@ -49,7 +49,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where an entry is in its column.
+    """The rank of an entry in its column.
 
     Attributes:
         rank: 1 for the best and for all tied with it, else one more than the number of better values; None where the

@@ -13,7 +13,7 @@ from ...evals.tasks.prompts import prompt_sha256
 from ...foundation.errors import UserError
 from .answers import CORRECT, Answers
 from .data import Counted, Example, Failures
-from .lineage import Rows, Trail
+from .lineage import Lineage, Rows
 
 EXAMPLES = 2
 """Examples of each kind of failure on the page."""
@@ -33,7 +33,7 @@ class _Source:
     line: Mapping[str, Any]
 
 
-def failures(rows: Rows, answers: Mapping[str, Answers], trail: Trail, data: Path | None) -> tuple[Failures, ...]:
+def failures(rows: Rows, answers: Mapping[str, Answers], lineage: Lineage, data: Path | None) -> tuple[Failures, ...]:
     """Count failures of every row and ratio, and choose examples.
 
     Examples of a kind come from the rows where it is most frequent, each from another row where there are several.
@@ -49,10 +49,10 @@ def failures(rows: Rows, answers: Mapping[str, Answers], trail: Trail, data: Pat
         if row["stage_key"] in answers and answers[row["stage_key"]].counts and answers[row["stage_key"]].graded:
             title = f"{row['variant']} ({row['scorer']})" if row["scorer"] else row["variant"]
             groups.setdefault(title, []).append(row)
-    return tuple(_counted(title, part, answers, trail, data) for title, part in groups.items())
+    return tuple(_counted(title, part, answers, lineage, data) for title, part in groups.items())
 
 
-def _counted(title: str, rows: Rows, answers: Mapping[str, Answers], trail: Trail, data: Path | None) -> Failures:
+def _counted(title: str, rows: Rows, answers: Mapping[str, Answers], lineage: Lineage, data: Path | None) -> Failures:
     counts: dict[tuple[str, float], Counter[str]] = {}
     sources: dict[str, list[_Source]] = {}
     for row in rows:
@@ -65,7 +65,7 @@ def _counted(title: str, rows: Rows, answers: Mapping[str, Answers], trail: Trai
     counted = tuple(Counted(*column, part.total(), dict(sorted(part.items()))) for column, part in counts.items())
     some = kinds[:KINDS_WITH_EXAMPLES]
     chosen = [(kind, source) for kind in some for source in _choose(sources[kind], kind, counts)]
-    return Failures(title, kinds, counted, tuple(_examples(chosen, trail, data)))
+    return Failures(title, kinds, counted, tuple(_examples(chosen, lineage, data)))
 
 
 def _choose(sources: Sequence[_Source], kind: str, counts: Mapping[tuple[str, float], Counter[str]]) -> list[_Source]:
@@ -84,8 +84,8 @@ def _choose(sources: Sequence[_Source], kind: str, counts: Mapping[tuple[str, fl
     return chosen
 
 
-def _examples(chosen: Sequence[tuple[str, _Source]], trail: Trail, data: Path | None) -> list[Example]:
-    prompts = _prompts([source for _, source in chosen], trail, data)
+def _examples(chosen: Sequence[tuple[str, _Source]], lineage: Lineage, data: Path | None) -> list[Example]:
+    prompts = _prompts([source for _, source in chosen], lineage, data)
     examples = []
     for (kind, source), prompt in zip(chosen, prompts, strict=True):
         line = source.line
@@ -108,13 +108,13 @@ def _shortened(text: str) -> str:
     return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"
 
 
-def _prompts(sources: Sequence[_Source], trail: Trail, data: Path | None) -> list[str]:
+def _prompts(sources: Sequence[_Source], lineage: Lineage, data: Path | None) -> list[str]:
     """Return the prompt of each line, or an empty text where today's data do not give the very prompt."""
     prompts_of: dict[tuple[str, str, str], dict[str, str]] = {}
     texts = []
     for source in sources:
         line = source.line
-        folder = str(data or _data_folder(trail, source.key))
+        folder = str(data or _data_folder(lineage, source.key))
         group = str(line["benchmark"]), str(line["stage"]), folder
         if group not in prompts_of:
             problems = {str(s.line["problem"]) for s in sources if s.line["benchmark"] == line["benchmark"]}
@@ -129,8 +129,8 @@ def _same(text: str, line: Mapping[str, Any]) -> bool:
     return "loglikelihoods" in line or prompt_sha256([text]) == line["prompt_sha256"]
 
 
-def _data_folder(trail: Trail, key: str) -> str:
-    record = trail.stage(key) or {}
+def _data_folder(lineage: Lineage, key: str) -> str:
+    record = lineage.stage(key) or {}
     return str(record.get("runtime", {}).get("data") or "")
 
 

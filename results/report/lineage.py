@@ -19,7 +19,7 @@ Rows = Sequence[Mapping[str, Any]]
 _KEY = re.compile(r"(finetune|fit|compress|recover|evaluate)-[0-9a-f]{16}")
 
 
-class Trail:
+class Lineage:
     """The stages of a run.
 
     Args:

@@ -12,21 +12,21 @@ from typing import Any
 from ...foundation.files import open_regular, read_json
 from ...runners.store.folders import MODEL_FOLDER, ratio_folder
 from .data import Rank, RankMap
-from .lineage import Rows, Trail
+from .lineage import Lineage, Rows
 
 _LAYER = re.compile(r"\.(\d+)\.")
 Shape = tuple[int, int]
 """(m, n): rows and columns of a matrix."""
 
 
-def rank_maps(rows: Rows, trail: Trail) -> tuple[RankMap, ...]:
+def rank_maps(rows: Rows, lineage: Lineage) -> tuple[RankMap, ...]:
     """Return one map for each set of rows that have the same ranks at a ratio; the smallest seed is given for all."""
     ranks_of: dict[tuple[str, float], dict[int, dict[str, Rank]]] = {}
     for row in rows:
         seeds = ranks_of.setdefault((row["shown"], row["ratio_target"]), {})
-        key = trail.paths[row["stage_key"]].get("compress")
+        key = lineage.paths[row["stage_key"]].get("compress")
         if key and row["seed"] not in seeds:
-            seeds[row["seed"]] = _ranks(trail, key, row["ratio_target"])
+            seeds[row["seed"]] = _ranks(lineage, key, row["ratio_target"])
     maps: list[RankMap] = []
     for (label, ratio), every in ranks_of.items():
         seeds = {seed: ranks for seed, ranks in every.items() if ranks}
@@ -62,8 +62,8 @@ def layer_order(layer: str) -> tuple[bool, int]:
     return layer == "", int(layer or 0)
 
 
-def _ranks(trail: Trail, key: str, ratio: float) -> dict[str, Rank]:
-    record = trail.stage(key)
+def _ranks(lineage: Lineage, key: str, ratio: float) -> dict[str, Rank]:
+    record = lineage.stage(key)
     try:
         report = record["result"]["reports"][f"{ratio:g}"] if record else {}
         ranks, dense = {str(k): int(v) for k, v in report["ranks"].items()}, [str(name) for name in report["dense"]]
@@ -71,7 +71,7 @@ def _ranks(trail: Trail, key: str, ratio: float) -> dict[str, Rank]:
         return {}
     shapes: dict[str, Shape] = {}
     shared: set[str] = set()
-    if stage := trail.folder(key):
+    if stage := lineage.folder(key):
         folder = stage / ratio_folder(ratio) / MODEL_FOLDER
         shapes, shared = _shapes(folder), _shared(folder)
     rank_of = {}

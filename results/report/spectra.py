@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from ...foundation.files import read_json
 from ...runners.store.files import KEPT
 from .data import Energy, Spectra
-from .lineage import Rows, Trail
+from .lineage import Lineage, Rows
 from .ranks import kind_order, layer_and_kind, short
 
 POINTS = 41
@@ -22,12 +22,12 @@ _ENDING = ".spectrum"
 Array = Any
 
 
-def spectra(rows: Rows, trail: Trail) -> tuple[Spectra, ...]:
+def spectra(rows: Rows, lineage: Lineage) -> tuple[Spectra, ...]:
     """Return the spectra of each kind of fit, of the smallest seed that has one."""
     users: dict[str, dict[str, None]] = {}
     seeds: dict[str, int] = {}
     for row in sorted(rows, key=lambda row: row["seed"]):
-        key = trail.paths[row["stage_key"]].get("fit")
+        key = lineage.paths[row["stage_key"]].get("fit")
         if key:
             users.setdefault(key, {})[row["shown"]] = None
             seeds.setdefault(key, row["seed"])
@@ -35,7 +35,7 @@ def spectra(rows: Rows, trail: Trail) -> tuple[Spectra, ...]:
     for key, labels in users.items():
         if any(set(labels) <= set(other.labels) for other in results):
             continue  # another seed of the same fit
-        folder = trail.folder(key)
+        folder = lineage.folder(key)
         if folder is None:
             continue
         kinds = _kinds(folder)
