@@ -22,10 +22,9 @@ if TYPE_CHECKING:
     from lowrank_bench.records.files import read_records
     from lowrank_bench.records.schema import Record
     from lowrank_bench.results.sweep import SweepResult, run_sweep
+    from lowrank_bench.runners.compressing import Compressed, CompressRequest, compress
     from lowrank_bench.runners.config import MethodSpec, SweepConfig
-    from lowrank_bench.runners.single import Compressed, CompressRequest, Evaluated
-    from lowrank_bench.runners.single import compress_model as compress
-    from lowrank_bench.runners.single import evaluate_model as evaluate
+    from lowrank_bench.runners.evaluating import Evaluated, evaluate
 
 __all__ = [
     "Benchmark",
@@ -51,11 +50,11 @@ __all__ = [
 _SOURCES = {
     "Benchmark": "evals.base:Benchmark",
     "Budget": "methods.ranks.budget:Budget",
-    "CompressRequest": "runners.single:CompressRequest",
-    "Compressed": "runners.single:Compressed",
+    "CompressRequest": "runners.compressing:CompressRequest",
+    "Compressed": "runners.compressing:Compressed",
     "Compressor": "methods.base:Compressor",
     "EvalSettings": "evals.base:EvalSettings",
-    "Evaluated": "runners.single:Evaluated",
+    "Evaluated": "runners.evaluating:Evaluated",
     "MatrixCompressor": "methods.matrixwise:MatrixCompressor",
     "MethodSpec": "runners.config:MethodSpec",
     "Record": "records.schema:Record",
@@ -63,8 +62,8 @@ _SOURCES = {
     "SweepResult": "results.sweep:SweepResult",
     "Task": "evals.tasks.base:Task",
     "UserError": "foundation.errors:UserError",
-    "compress": "runners.single:compress_model",
-    "evaluate": "runners.single:evaluate_model",
+    "compress": "runners.compressing:compress",
+    "evaluate": "runners.evaluating:evaluate",
     "read_records": "records.files:read_records",
     "run_sweep": "results.sweep:run_sweep",
 }

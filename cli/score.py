@@ -36,7 +36,7 @@ def score(
         raise unknown("stage", stage, ["pretrained", "finetuned"])
     from ..evals.base import benchmarks
     from ..evals.one_completion import score_completion
-    from ..runners.single import default_settings
+    from ..runners.evaluating import default_settings
 
     text = _read_standard_input() if completion == "-" else completion
     settings = default_settings(data_dir=data, stage=stage, allow_weak_isolation=allow_weak_isolation)

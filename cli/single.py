@@ -9,7 +9,26 @@ from typing import Annotated
 import typer
 
 from ..foundation.errors import UserError, unknown
-from .options import Bos, Data, Device, Engine, Revision, Weak
+from .options import (
+    Bos,
+    Context,
+    Data,
+    Device,
+    Engine,
+    Limit,
+    MaxNewTokens,
+    Memory,
+    Placement,
+    RankMultiple,
+    Revision,
+    Samples,
+    SaveDtype,
+    Temperature,
+    TopP,
+    TrainingRecipe,
+    TrainSet,
+    Weak,
+)
 from .output import console, escape, numbers, print_name_note, print_rows, split_list
 
 
@@ -20,7 +39,7 @@ def compress(
     out: Annotated[Path, typer.Option(help="New folder for the factorised checkpoint.")],
     task: Annotated[str | None, typer.Option(help="Where methods that need data take them from.")] = None,
     data: Data = None,
-    train_set: Annotated[str | None, typer.Option(help="Training set of the task.")] = None,
+    train_set: TrainSet = None,
     steps: Annotated[
         int | None, typer.Option(help="Common step budget that a training method takes its share of.")
     ] = None,
@@ -28,27 +47,19 @@ def compress(
     dtype: Annotated[
         str, typer.Option(help="Of the arithmetic; only float32. For the saved weights see --save-dtype.")
     ] = "float32",
-    save_dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Of the saved weights: own, float32, bfloat16, float16.  [default: own; trained: the recipe's]"
-        ),
-    ] = None,
+    save_dtype: SaveDtype = None,
     device: Device = "auto",
-    recipe: Annotated[str, typer.Option(help="Training defaults: paper, quick, small or auto.")] = "auto",
+    recipe: TrainingRecipe = "auto",
     revision: Revision = None,
-    memory: Annotated[
-        str, typer.Option(help="Read the model layer by layer (walk), load it whole, or by size (auto).")
-    ] = "auto",
-    rank_multiple: Annotated[
-        int, typer.Option(help="Ranks are multiples of this; 16 aligns bfloat16 rows on GPUs.")
-    ] = 1,
+    memory: Memory = "auto",
+    rank_multiple: RankMultiple = 1,
+    placement: Placement = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the memory that it will take, and stop.")] = False,
 ) -> None:
     """Compress one model as it is and write a factorised checkpoint."""
-    from ..runners.config import check_seed, parse_method
+    from ..runners import compressing
+    from ..runners.config import parse_method
     from ..runners.progress import show_progress
-    from ..runners.single import CompressRequest, compress_model, foresee
 
     print_name_note(model, revision)
     wanted = numbers("ratio", ratio, float, "4") or []
@@ -59,11 +70,7 @@ def compress(
             f"bench compress computes in float32, so --dtype {dtype} cannot be; to write the weights in another dtype "
             "use --save-dtype, such as --save-dtype bfloat16"
         )
-    try:
-        check_seed(seed)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    request = CompressRequest(
+    request = compressing.CompressRequest(
         model,
         parse_method(method),
         wanted[0],
@@ -79,18 +86,19 @@ def compress(
         recipe,
         memory,
         rank_multiple,
+        placement,
     )
     if dry_run:
         from ..runners.estimates.memory import COLUMNS, TITLE
 
-        text, rows, notes = foresee(request)
+        text, rows, notes = compressing.foresee(request)
         console().print(text, highlight=False, soft_wrap=True)
         print_rows(TITLE, COLUMNS, rows)
         for note in notes:
             console().print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
         return
     with show_progress(console(stderr=True), f"compress {model} by {method}") as progress:
-        done = compress_model(request, progress)
+        done = compressing.compress(request, progress)
     report = done.report
     dense = f", {len(report.dense)} kept dense" if report.dense else ""
     console().print(
@@ -111,7 +119,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Preset, folder (dense or factorised) or hub id.")],
     benchmarks: Annotated[str, typer.Option(help="Benchmarks with commas; a task stands for its benchmarks.")],
     data: Data = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first problems.")] = None,
+    limit: Limit = None,
     stage: Annotated[
         str, typer.Option(help="pretrained takes the few-shot prompt, finetuned the finetuning prompt.")
     ] = "finetuned",
@@ -120,25 +128,23 @@ def evaluate(
     dtype: Annotated[str, typer.Option(help="Weights are loaded as; auto is the checkpoint's own.")] = "auto",
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(help="Prompts per batch.")] = 64,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest completion.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Completions per problem, for pass@k.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of sampling; 0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus share.")] = 1.0,
+    max_new_tokens: MaxNewTokens = None,
+    samples: Samples = 1,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
     allow_weak_isolation: Weak = False,
     revision: Revision = None,
-    context: Annotated[
-        str | None, typer.Option(help="Windows of perplexities in tokens: 128,2048.  [default: the benchmark's]")
-    ] = None,
+    context: Context = None,
     bos: Bos = None,
 ) -> None:
     """Evaluate one model or checkpoint."""
     if stage not in ("pretrained", "finetuned"):
         raise unknown("stage", stage, ["pretrained", "finetuned"])
+    from ..runners import evaluating
     from ..runners.progress import show_progress
-    from ..runners.single import default_settings, evaluate_model
 
     print_name_note(model, revision)
-    settings = default_settings(
+    settings = evaluating.default_settings(
         data_dir=data,
         limit=limit,
         stage=stage,
@@ -152,7 +158,7 @@ def evaluate(
     names = split_list(benchmarks) or []
     contexts = numbers("context", context, int, "128,2048")
     with show_progress(console(stderr=True), f"evaluate {model}") as progress:
-        found = evaluate_model(
+        found = evaluating.evaluate(
             model, names, settings, revision, engine, dtype, device, out, progress, contexts, bos=bos or "never"
         )
     rows = [

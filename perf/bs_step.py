@@ -200,12 +200,12 @@ class Training:
         """Keep that share of every layer's bases, the strongest, and the optimizer's state of those."""
         for layer in self.model.modules():
             if isinstance(layer, BasisLinear):
-                kept = max(1, round(share * layer.bases))
-                layer.prune(torch.arange(len(layer.kept), device=layer.kept.device) < kept)
+                remaining = max(1, round(share * layer.bases))
+                layer.prune(torch.arange(len(layer.kept), device=layer.kept.device) < remaining)
                 layer.shrink(lambda parameter, index: shrink_parameter(parameter, index, self.optimizer))
 
 
-def held(device: str) -> int:
+def memory_in_use(device: str) -> int:
     """Return the bytes held at the most since the last reset."""
     return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else peak_resident_bytes()
 
@@ -216,7 +216,7 @@ def reset(device: str) -> int:
     if device == "cpu" and sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)  # else the peak is that of all earlier steps
     reset_peak_memory()
-    return held(device)
+    return memory_in_use(device)
 
 
 def warm_up(setup: Setup, variant: str) -> None:
@@ -245,7 +245,7 @@ def measure(setup: Setup, variant: str) -> Measured:
         times.append(clock() - begin)
     trained = sum(parameter.numel() for parameter in training.trained)
     tokens = setup.batch * setup.length
-    return Measured(variant, min(times), tokens / min(times), held(setup.device) - before, trained)
+    return Measured(variant, min(times), tokens / min(times), memory_in_use(setup.device) - before, trained)
 
 
 def measure_apart(setup: Setup, variant: str) -> Measured:
@@ -257,14 +257,16 @@ def measure_apart(setup: Setup, variant: str) -> Measured:
     return Measured(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def table(found: list[Measured]) -> str:
+def table(measured: list[Measured]) -> str:
     """Return the table: what each took, and as multiples of our step with all bases and with the fewest."""
-    ours = [entry for entry in found if entry.variant.startswith("bs")] or found[:1]
+    ours = [entry for entry in measured if entry.variant.startswith("bs")] or measured[:1]
     first, last = ours[0], ours[-1]
     heads = ["step", "seconds", "tokens/s", "memory MB", "trained M"]
-    heads += [f"{what} / {entry.variant}" for entry in dict.fromkeys((first, last)) for what in ("time", "memory")]
+    heads += [
+        f"{quantity} / {entry.variant}" for entry in dict.fromkeys((first, last)) for quantity in ("time", "memory")
+    ]
     lines = [heads]
-    for entry in found:
+    for entry in measured:
         line = [entry.variant, f"{entry.seconds:.3f}", f"{entry.tokens:,.0f}", f"{entry.bytes / 1e6:,.0f}"]
         line.append(f"{entry.trained / 1e6:.2f}")
         for base in dict.fromkeys((first, last)):
@@ -292,11 +294,11 @@ def main() -> int:
     options.inner = options.inner or options.width * 11 // 4
     setup = Setup(**{field.name: getattr(options, field.name) for field in fields(Setup)})
     print(", ".join(f"{name} {value}" for name, value in asdict(setup).items()), f"threads {torch.get_num_threads()}")
-    found = []
+    measured = []
     for variant in options.variants.split(","):
-        found.append(measure_apart(setup, variant))
-        print(f"{variant}: {found[-1].seconds:.3f} s", flush=True)
-    print(table(found))
+        measured.append(measure_apart(setup, variant))
+        print(f"{variant}: {measured[-1].seconds:.3f} s", flush=True)
+    print(table(measured))
     return 0
 
 

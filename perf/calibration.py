@@ -49,9 +49,9 @@ class RandomTexts:
 def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
     """Return the CPU time of a call, of all threads of this process, and its result."""
     before = resource.getrusage(resource.RUSAGE_SELF)
-    found = work()
+    result = work()
     after = resource.getrusage(resource.RUSAGE_SELF)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, found
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, result
 
 
 def forward(model: Any, data: RandomTexts, batch_size: int) -> None:
@@ -71,24 +71,24 @@ def measure(folder: str, layers: int | None, examples: int, length: int, batch_s
     groups = whitened.groups(model)  # type: ignore[attr-defined]
     names = [group.name for group in groups]
     forward(model, RandomTexts(model.config.vocab_size, 1, 8), 1)
-    found = {"forward": cpu_seconds(lambda: forward(model, data, batch_size))[0]}
+    seconds_of = {"forward": cpu_seconds(lambda: forward(model, data, batch_size))[0]}
     seconds, moments = cpu_seconds(lambda: dict(input_moments(model, names, data, None, batch_size)))
-    found |= {"calibration": seconds, "Gram matrices": seconds - found["forward"]}
+    seconds_of |= {"calibration": seconds, "Gram matrices": seconds - seconds_of["forward"]}
     weights = [weight_of(model, name).float() for name in names]
 
     def fit() -> None:
-        with tempfile.TemporaryDirectory() as place:
-            svd.fit(model, None, Path(place)).save(Path(place))
+        with tempfile.TemporaryDirectory() as folder_name:
+            svd.fit(model, None, Path(folder_name)).save(Path(folder_name))
 
-    found["fit svd"], _ = cpu_seconds(fit)
-    found["LAPACK"], _ = cpu_seconds(lambda: [len(torch.linalg.svd(w, full_matrices=False)) for w in weights])
+    seconds_of["fit svd"], _ = cpu_seconds(fit)
+    seconds_of["LAPACK"], _ = cpu_seconds(lambda: [len(torch.linalg.svd(w, full_matrices=False)) for w in weights])
     pairs = list(zip(weights, (moments[name] for name in names), strict=True))
     decompose = whitened.decompose  # type: ignore[attr-defined]
-    found["whitened"], _ = cpu_seconds(lambda: [len(decompose(w, (m, None)).spectrum) for w, m in pairs])
-    found["float64 SVDs"], _ = cpu_seconds(
+    seconds_of["whitened"], _ = cpu_seconds(lambda: [len(decompose(w, (m, None)).spectrum) for w, m in pairs])
+    seconds_of["float64 SVDs"], _ = cpu_seconds(
         lambda: [len(torch.linalg.svd(w.double() @ root(m.gram).lower, full_matrices=False)) for w, m in pairs]
     )
-    return found
+    return seconds_of
 
 
 def main() -> int:
@@ -99,19 +99,19 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=4)
     parser.add_argument("--length", type=int, default=512, help="tokens of an example")
     parser.add_argument("--batch-size", type=int, default=2)
-    asked = parser.parse_args()
-    found = measure(asked.folder, asked.layers, asked.examples, asked.length, asked.batch_size)
+    options = parser.parse_args()
+    seconds_of = measure(options.folder, options.layers, options.examples, options.length, options.batch_size)
     against = {
         "calibration": "forward",
         "Gram matrices": "forward",
         "fit svd": "LAPACK",
         "whitened": "float64 SVDs",
     }
-    print(f"{asked.examples} x {asked.length} tokens, {torch.get_num_threads()} thread(s)")
+    print(f"{options.examples} x {options.length} tokens, {torch.get_num_threads()} thread(s)")
     print(f"{'':<16}{'CPU s':>9}  ratio")
-    for row, seconds in found.items():
+    for row, seconds in seconds_of.items():
         other = against.get(row)
-        print(f"{row:<16}{seconds:9.2f}  " + (f"{seconds / found[other]:.2f} of {other}" if other else ""))
+        print(f"{row:<16}{seconds:9.2f}  " + (f"{seconds / seconds_of[other]:.2f} of {other}" if other else ""))
     return 0
 
 

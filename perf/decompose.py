@@ -52,11 +52,11 @@ def per_ratio(weights: list[Tensor], ratios: tuple[float, ...]) -> list[Tensor]:
 
 
 def one_fit(weights: list[Tensor]) -> list[list[Pair]]:
-    found = []
+    pairs = []
     for weight in weights:
         triplets = svd(weight)
-        found.append([cut(*triplets, rank_at(weight.shape, ratio)) for ratio in RATIOS])
-    return found
+        pairs.append([cut(*triplets, rank_at(weight.shape, ratio)) for ratio in RATIOS])
+    return pairs
 
 
 def measure(width: int, passes: int, repeats: int, clock: Callable[[], float]) -> list[tuple[str, ...]]:
@@ -64,16 +64,16 @@ def measure(width: int, passes: int, repeats: int, clock: Callable[[], float]) -
 
     def timed(work: Callable[[], Any]) -> tuple[float, Any]:
         begin = clock()
-        found = work()
-        return clock() - begin, found
+        result = work()
+        return clock() - begin, result
 
     papers, truth = timed(lambda: per_ratio(weights, RATIOS[:passes]))
     papers *= len(RATIOS) / passes
 
-    def worst(found: list[list[Pair]], ratios: tuple[float, ...]) -> float:
+    def worst(fits: list[list[Pair]], ratios: tuple[float, ...]) -> float:
         return max(
             excess(weight, b @ a, values, rank_at(weight.shape, ratio))
-            for weight, values, pairs in zip(weights, truth, found, strict=True)
+            for weight, values, pairs in zip(weights, truth, fits, strict=True)
             for (b, a), ratio in zip(pairs, ratios, strict=True)
         )
 
@@ -84,8 +84,8 @@ def measure(width: int, passes: int, repeats: int, clock: Callable[[], float]) -
         ("one fit, 8 ratios", fit, papers, worst(fitted, RATIOS), "LAPACK"),
     ]
     return [
-        (f"{width}", what, f"{took:.2f}", f"{against / took:.2f}", f"{error:.1e}" if error else "-", note)
-        for what, took, against, error, note in rows
+        (f"{width}", title, f"{seconds:.2f}", f"{against / seconds:.2f}", f"{error:.1e}" if error else "-", note)
+        for title, seconds, against, error, note in rows
     ]
 
 

@@ -133,15 +133,15 @@ def mathematics(data: Path, count: int) -> bool:
     )
     print(
         f"math       {len(rows):5} answers, lm-eval, two scorers: {len(rows) / other:7.1f}/s, "
-        f"{other_processor:.1f} s of processor time; right {sum(one['exact_match'] for one in theirs)} (minerva), "
-        f"{sum(one['math_verify'] for one in theirs)} (math-verify)"
+        f"{other_processor:.1f} s of processor time; right {sum(reply['exact_match'] for reply in theirs)} (minerva), "
+        f"{sum(reply['math_verify'] for reply in theirs)} (math-verify)"
     )
     ratios = []
     for scorers, workers in ((("minerva", "math-verify"), 1), (SCORERS, 1), (SCORERS, None)):
-        for kept in (normalize_minerva, normalize_original, value, simple):
-            kept.cache_clear()  # every row from nothing; the workers are new ones anyway
+        for cached in (normalize_minerva, normalize_original, value, simple):
+            cached.cache_clear()  # every row from nothing; the workers are new ones anyway
         ours, mine, processor = timed(lambda chosen=scorers, count=workers: score_texts(texts, golds, count, chosen))
-        right = {name: sum(one.verdicts[name] == "correct" for one in ours) for name in ("minerva", "math-verify")}
+        right = {name: sum(reply.verdicts[name] == "correct" for reply in ours) for name in ("minerva", "math-verify")}
         processes = f"{workers} worker" if workers else "a worker a CPU"
         print(
             f"math       {len(rows):5} answers, {len(scorers)} scorers, {processes}: "
@@ -162,15 +162,15 @@ def main() -> None:
     parser.add_argument("--math", type=int, default=1000, help="how many MATH answers; 0 leaves them out")
     parser.add_argument("--no-code", action="store_true")
     args = parser.parse_args()
-    met = []
+    targets_met = []
     if not args.no_code:
-        met.append(code("humaneval", args.data, args.workers, args.rounds))
+        targets_met.append(code("humaneval", args.data, args.workers, args.rounds))
         code("mbpp", args.data, args.workers, args.rounds)
-        met.append(code("mbpp", args.data, args.workers, args.rounds, leave_out=SLOW_TASKS))
+        targets_met.append(code("mbpp", args.data, args.workers, args.rounds, leave_out=SLOW_TASKS))
     if args.math:
-        met.append(mathematics(args.data, args.math))
-    print("targets met" if all(met) else "targets NOT met")
-    sys.exit(0 if all(met) else 1)
+        targets_met.append(mathematics(args.data, args.math))
+    print("targets met" if all(targets_met) else "targets NOT met")
+    sys.exit(0 if all(targets_met) else 1)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ The stages are real ones: a sweep of the built-in model without any training, on
 executor with one worker. The overhead of a stage is all time between the first stage's start and the last one's end
 that is not the work recorded in its `stage.json`, divided by their number: planning, passing on, provenance, checksums,
 flushing to disk, renaming. The largest part of that time is not the tool's but the disk's; it is measured as well.
-Beside it stands what a script for every step would pay, as the papers' code does: a new process that imports torch and
-transformers; and what a sweep pays for each of its own processes on CPUs, forked from one that has imported them.
+Printed beside it: what a script for every step would pay, as the papers' code does (a new process that imports torch
+and transformers), and what a sweep pays for each of its own processes on CPUs, forked from one that has imported them.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from lowrank_bench.runners.config import make_config
 from lowrank_bench.runners.executors.local import Event, run_stages
 from lowrank_bench.runners.graph import Plan
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.store.folders import Stage
+from lowrank_bench.runners.specs import Stage
 
 TARGET = 0.1
 """Seconds of overhead per stage."""
@@ -36,23 +36,23 @@ TARGET = 0.1
 
 def start_seconds(words: Sequence[str], times: int) -> float:
     """Return the median wall seconds of starting a Python process."""
-    found = []
+    seconds = []
     for _ in range(times):
         begin = time.perf_counter()
         subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
-        found.append(time.perf_counter() - begin)
-    return statistics.median(found)
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
 
 
 def fork_seconds(times: int) -> float:
     """Return the median wall seconds of a worker process that a sweep forks, from asking for it to its end."""
     run_apart(gc.collect)  # the fork server itself starts once a sweep
-    found = []
+    seconds = []
     for _ in range(times):
         begin = time.perf_counter()
         run_apart(gc.collect)
-        found.append(time.perf_counter() - begin)
-    return statistics.median(found)
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
 
 
 def sweep_overhead(stages: int, folder: Path) -> tuple[int, float, float, float]:
@@ -115,14 +115,14 @@ def main() -> int:
     print(f"{'start of a process':44}{'seconds':>10}{'ratio':>8}")
     imports = "import torch, transformers; transformers.AutoModelForCausalLM"
     afresh = start_seconds(["-c", imports], options.starts)
-    for title, found in (
+    for title, seconds in (
         ("python -c pass", bare),
         ("bench --help", start_seconds(["-m", "lowrank_bench.cli", "--help"], options.starts)),
         ("import torch, transformers", afresh),
         ("a worker with all imports, afresh", start_seconds(["-c", f"import {', '.join(MODULES)}"], options.starts)),
         ("a worker with all imports, forked", fork_seconds(options.starts)),
     ):
-        print(f"{title:44}{found:10.2f}{found / bare:8.1f}")
+        print(f"{title:44}{seconds:10.2f}{seconds / bare:8.1f}")
     with tempfile.TemporaryDirectory() as folder:
         number, work, overhead, flush = sweep_overhead(options.stages, Path(folder))
     print(f"\n{number} stages, {work / number:.2f} s of work each")

@@ -1,4 +1,4 @@
-"""Peak memory of compressing a sharded model: walked layer by layer, and loaded whole, next to the formula.
+"""Peak memory of compressing a sharded model: streamed layer by layer, and loaded whole, next to the formula.
 
     python perf/peak_memory.py                              # 1 GB in float32, svd: some minutes on one core
     python perf/peak_memory.py --methods magnitude,svd-llm  # other methods
@@ -7,7 +7,7 @@
 The model is a Llama with random weights in shards of 200 MB. Every line is a process of its own that runs what
 `bench compress` runs; its peak is VmHWM, libraries included. The largest layer's working set is the memory of
 decomposing the largest matrix, weight and statistics included, for methods that read data that of a block with its
-statistics. The target: the walk's peak stays below 1.5 times that plus what does not depend on the model (libraries,
+statistics. The target: the streamed peak stays below 1.5 times that plus what does not depend on the model (libraries,
 factors that wait to be written).
 """
 
@@ -38,9 +38,9 @@ import json, sys
 from pathlib import Path
 from lowrank_bench.foundation.memory import peak_resident_bytes
 from lowrank_bench.runners.config import parse_method
-from lowrank_bench.runners.single import CompressRequest, compress_model
+from lowrank_bench.runners.compressing import CompressRequest, compress
 model, method, task, out, memory = sys.argv[1:]
-compress_model(CompressRequest(model, parse_method(method), 2.0, Path(out), task or None, device="cpu", memory=memory))
+compress(CompressRequest(model, parse_method(method), 2.0, Path(out), task or None, device="cpu", memory=memory))
 print(json.dumps(peak_resident_bytes()))
 """
 
@@ -91,8 +91,8 @@ def constants(method: MatrixCompressor, skeleton: Any) -> int:
 
 
 def main() -> int:
-    """Print the table; exit 1 if the walk's peak misses the target."""
-    parser = argparse.ArgumentParser(description="Peak memory of the walk against loading whole.")
+    """Print the table; exit 1 if the streamed peak misses the target."""
+    parser = argparse.ArgumentParser(description="Peak memory of streaming against loading whole.")
     parser.add_argument("--gb", type=float, default=1.0, help="size of the model in float32")
     parser.add_argument("--width", type=int, default=1024, help="hidden size, a multiple of 32")
     parser.add_argument("--methods", default="svd", help="with commas")
@@ -110,27 +110,30 @@ def main() -> int:
         for name in options.methods.split(","):
             method = create_method(name)
             assert isinstance(method, MatrixCompressor)
-            read = Calibration(method.samples, method.batch_size, 96) if method.requirements.data_in_fit else None  # type: ignore[attr-defined]
-            for way in ("walk", "whole"):
-                walk = way == "walk"
+            calibration = (
+                Calibration(method.samples, method.batch_size, 96) if method.requirements.data_in_fit else None
+            )  # type: ignore[attr-defined]
+            for memory in ("walk", "whole"):
+                streamed = memory == "walk"
                 fit, compress = (
-                    fit_peak(method, skeleton, walk, "cpu", read),
-                    compress_peak(method, skeleton, walk, "cpu"),
+                    fit_peak(method, skeleton, streamed, "cpu", calibration),
+                    compress_peak(method, skeleton, streamed, "cpu"),
                 )
                 constant = constants(method, skeleton)
-                layer = fit_peak(method, skeleton, True, "cpu", read).host - constant
+                layer = fit_peak(method, skeleton, True, "cpu", calibration).host - constant
                 target = TARGET * layer + constant
                 clock = time.perf_counter()
-                measured = measure(model, name, way)
+                measured = measure(model, name, memory)
                 seconds = time.perf_counter() - clock
                 formula = max(fit.host, compress.host)
-                numbers = (layer, formula, measured, target if walk else float("nan"))
-                shown = [f"{number / 1e6:,.0f}" if number == number else "" for number in numbers]
+                numbers = (layer, formula, measured, target if streamed else float("nan"))
+                cells = [f"{number / 1e6:,.0f}" if number == number else "" for number in numbers]
                 print(
-                    f"{name:12}{way:7}{shown[0]:>8}{shown[1]:>9}{shown[2]:>10}{shown[3]:>8}{seconds:9.0f}", flush=True
+                    f"{name:12}{memory:7}{cells[0]:>8}{cells[1]:>9}{cells[2]:>10}{cells[3]:>8}{seconds:9.0f}",
+                    flush=True,
                 )
-                good &= not walk or measured <= target
-    print(f"the walk's peak {'stays below' if good else 'MISSES'} {TARGET} times the largest layer plus the constant")
+                good &= not streamed or measured <= target
+    print(f"the streamed peak {'stays below' if good else 'MISSES'} {TARGET} times the largest layer plus the constant")
     return 0 if good else 1
 
 

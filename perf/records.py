@@ -57,16 +57,16 @@ VERSIONS = canonical_json({"lowrank_bench": "0.1.0", "python": "3.11.9", "torch"
 def make_records() -> list[Record]:
     """Return ten thousand or more valid records whose scores fall with the ratio; always the same."""
     random.seed(0)
-    found = []
+    records = []
     for model, parameters in MODELS.items():
         for task, benchmarks in TASKS.items():
             for seed in SEEDS:
-                found += cell(model, parameters, task, benchmarks, seed, "none", 1.0, 0.6)
-                for place, method in enumerate(METHODS):
+                records += cell(model, parameters, task, benchmarks, seed, "none", 1.0, 0.6)
+                for index, method in enumerate(METHODS):
                     for ratio in RATIOS:
-                        score = 0.6 / (1 + (0.1 + 0.03 * place) * math.log2(ratio) ** 2) + random.uniform(-0.01, 0.01)
-                        found += cell(model, parameters, task, benchmarks, seed, method, ratio, score)
-    return found
+                        score = 0.6 / (1 + (0.1 + 0.03 * index) * math.log2(ratio) ** 2) + random.uniform(-0.01, 0.01)
+                        records += cell(model, parameters, task, benchmarks, seed, method, ratio, score)
+    return records
 
 
 def cell(
@@ -121,11 +121,11 @@ def pages(frame: pd.DataFrame, folder: Path) -> dict[str, Callable[[], Any]]:
         boards = importlib.import_module("lowrank_bench.results.leaderboard.boards")
         texts = importlib.import_module("lowrank_bench.results.leaderboard.texts")
         page = importlib.import_module("lowrank_bench.results.leaderboard.page")
-        found: list[Any] = []
-        calls["leaderboard, ranking"] = lambda: found.extend(boards.boards(frame.assign(**{boards.ORIGIN: "run"})))
+        results: list[Any] = []
+        calls["leaderboard, ranking"] = lambda: results.extend(boards.boards(frame.assign(**{boards.ORIGIN: "run"})))
         for name in ("to_csv", "to_markdown", "to_latex"):
-            calls[f"leaderboard {name}"] = lambda name=name: getattr(texts, name)(found)
-        calls["leaderboard page"] = lambda: page.to_html(found)
+            calls[f"leaderboard {name}"] = lambda name=name: getattr(texts, name)(results)
+        calls["leaderboard page"] = lambda: page.to_html(results)
     if importlib.util.find_spec("lowrank_bench.results.report"):
         write = importlib.import_module("lowrank_bench.results.report.write")
         calls["report, both pages"] = lambda: write.write_report(folder, folder / "report", None)
@@ -139,9 +139,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         rows = measure(arguments.out or Path(temporary))
     print(f"{'what':<44} {'wall s':>7} {'cpu s':>7} {'pandas s':>9} {'times':>6}")
-    for what, wall, cpu, plain in rows:
+    for title, wall, cpu, plain in rows:
         beside = f"{plain:9.3f} {cpu / plain:6.1f}" if plain else ""
-        print(f"{what:<44} {wall:7.2f} {cpu:7.2f} {beside}{'  OVER' if cpu > TARGET_SECONDS else ''}")
+        print(f"{title:<44} {wall:7.2f} {cpu:7.2f} {beside}{'  OVER' if cpu > TARGET_SECONDS else ''}")
     sys.exit(any(cpu > TARGET_SECONDS for _, _, cpu, _ in rows))
 
 
@@ -149,9 +149,9 @@ def measure(folder: Path) -> list[tuple[str, float, float, float | None]]:
     """Return what was done, its wall and processor seconds, and pandas' processor seconds where it has an equal."""
     rows: list[tuple[str, float, float, float | None]] = []
 
-    def line(what: str, work: Callable[[], Any], plain: Callable[[], Any] | None = None) -> Any:
+    def line(title: str, work: Callable[[], Any], plain: Callable[[], Any] | None = None) -> Any:
         result, wall, cpu = timed(work)
-        rows.append((what, wall, cpu, max(timed(plain)[2], 1e-4) if plain else None))
+        rows.append((title, wall, cpu, max(timed(plain)[2], 1e-4) if plain else None))
         return result
 
     records = make_records()
@@ -178,14 +178,14 @@ def measure(folder: Path) -> list[tuple[str, float, float, float | None]]:
     line("bench baseline update", lambda: update_baseline(frame, folder / "baseline.csv"))
     check = line("bench check", lambda: check_run(frame, frame, Tolerance()))
     line("bench check as JUnit XML", lambda: junit_xml(check, "run"))
-    for what, work in pages(frame, folder).items():
-        line(what, work)
-    one = frame[(frame["model"] == "llama2-7b") & (frame["benchmark"] == "gsm8k")]
-    curves.draw_curves(one[one["label"].isin(["svd", "finetuned"])], folder / "warm")
-    line("one figure, PNG and SVG, 17 methods", lambda: curves.draw_curves(one, folder / "one"))
+    for page_title, work in pages(frame, folder).items():
+        line(page_title, work)
+    selected = frame[(frame["model"] == "llama2-7b") & (frame["benchmark"] == "gsm8k")]
+    curves.draw_curves(selected[selected["label"].isin(["svd", "finetuned"])], folder / "warm")
+    line("one figure, PNG and SVG, 17 methods", lambda: curves.draw_curves(selected, folder / "one"))
     paths = line("every figure", lambda: curves.draw_curves(frame, folder / "figures"))
-    what, wall, cpu, _ = rows.pop()
-    rows.append((f"{what}: {len(paths) // 2} figures, each", wall / len(paths) * 2, cpu / len(paths) * 2, None))
+    page_title, wall, cpu, _ = rows.pop()
+    rows.append((f"{page_title}: {len(paths) // 2} figures, each", wall / len(paths) * 2, cpu / len(paths) * 2, None))
     return rows
 
 

@@ -50,7 +50,7 @@ def write_llama(shape: dict[str, int], ratio: float, dtype: str, device: str, fo
 class Line:
     """One line of the table: two things that were measured in the same rounds, and their metric."""
 
-    what: str
+    title: str
     unit: str
     first: Sequence[float]
     second: Sequence[float]
@@ -59,7 +59,7 @@ class Line:
         values = [f"{statistics.median(v):.4g} [{min(v):.4g}, {max(v):.4g}]" for v in (self.first, self.second)]
         ratios = [b / a for a, b in zip(self.first, self.second, strict=True)]
         return [
-            self.what,
+            self.title,
             self.unit,
             *values,
             f"{median_ratio(self.second, self.first):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]",
@@ -99,20 +99,20 @@ def check_bytes(dense: Path, small: Path) -> bool:
 
 
 def compare_dense(
-    dense: Sequence[Measured], small: Sequence[Measured], what: str, batches: Sequence[int]
+    dense: Sequence[Measured], small: Sequence[Measured], title: str, batches: Sequence[int]
 ) -> list[Line]:
-    lines = [Line(f"{what}, batch {b}: decode", "tokens/s", decode(dense, b), decode(small, b)) for b in batches]
+    lines = [Line(f"{title}, batch {b}: decode", "tokens/s", decode(dense, b), decode(small, b)) for b in batches]
     lines += [
-        Line(f"{what}, batch {b}: first token", "ms", first_token(dense, b), first_token(small, b)) for b in batches
+        Line(f"{title}, batch {b}: first token", "ms", first_token(dense, b), first_token(small, b)) for b in batches
     ]
     for name, field, unit in (("peak memory", "peak_memory_bytes", 1e6), ("load", "load_seconds", 1.0)):
         values = [[getattr(measured, field) / unit for measured in rounds] for rounds in (dense, small)]
-        lines.append(Line(f"{what}: {name}", "MB" if unit > 1 else "s", *values))
+        lines.append(Line(f"{title}: {name}", "MB" if unit > 1 else "s", *values))
     return lines
 
 
-def tell(done: int, total: int, what: str) -> None:
-    print(f"  {done}/{total} {what}", file=sys.stderr)
+def tell(done: int, total: int, title: str) -> None:
+    print(f"  {done}/{total} {title}", file=sys.stderr)
 
 
 def on_cpu(options: argparse.Namespace, folder: Path) -> bool:
@@ -132,9 +132,9 @@ def on_cpu(options: argparse.Namespace, folder: Path) -> bool:
         if engine == "vllm":
             specs.append(SpeedSpec(str(folder / f"{small}-{dtype}"), "transformers", *common, (last,), *lengths))
     rounds = alternate(specs, options.rounds, tell)
-    each = len(specs) // len(dtypes)
-    for place, dtype in enumerate(dtypes):
-        dense, factorised, *other = rounds[place * each : (place + 1) * each]
+    per_dtype = len(specs) // len(dtypes)
+    for index, dtype in enumerate(dtypes):
+        dense, factorised, *other = rounds[index * per_dtype : (index + 1) * per_dtype]
         title = f"{dtype}, {options.threads} thread(s), {lengths[0]} + {lengths[1]} tokens"
         print_table(title, ("dense", small), compare_dense(dense, factorised, engine, sizes))
         if other:
@@ -155,17 +155,17 @@ def on_gpu(options: argparse.Namespace, folder: Path) -> bool:
         write_llama(LLAMA2_7B, ratio, "bfloat16", "cuda", folder / name)
     torch.cuda.empty_cache()
     checks = [check_bytes(folder / "dense", folder / name) for name in list(names.values())[1:]]
-    found = ["transformers", "vllm"] if find_spec("vllm") else ["transformers"]
+    engines = ["transformers", "vllm"] if find_spec("vllm") else ["transformers"]
     conditions = ("bfloat16", "cuda", options.threads, options.batch_sizes, options.prompt_tokens, options.new_tokens)
-    specs = [SpeedSpec(str(folder / name), engine, *conditions) for engine in found for name in names.values()]
+    specs = [SpeedSpec(str(folder / name), engine, *conditions) for engine in engines for name in names.values()]
     rounds = alternate(
-        specs, options.rounds, lambda done, total, what: print(f"  {done}/{total} {what}", file=sys.stderr)
+        specs, options.rounds, lambda done, total, title: print(f"  {done}/{total} {title}", file=sys.stderr)
     )
-    for start, engine in zip(range(0, len(specs), len(names)), found, strict=True):
-        for place, name in enumerate(list(names.values())[1:], start + 1):
-            lines = compare_dense(rounds[start], rounds[place], engine, options.batch_sizes)
+    for start, engine in zip(range(0, len(specs), len(names)), engines, strict=True):
+        for index, name in enumerate(list(names.values())[1:], start + 1):
+            lines = compare_dense(rounds[start], rounds[index], engine, options.batch_sizes)
             print_table(f"{rounds[0][0].device}, {engine}, bfloat16", ("dense", name), lines)
-    if "vllm" not in found:
+    if "vllm" not in engines:
         print("vLLM is not installed here: it was not measured")
     return all(checks)
 

@@ -25,22 +25,26 @@ from .store.shared import SharedStore
 from .training.recipes import RECIPES
 
 
-def make_plan(config: SweepConfig, assumed: Machine | None = None, dry: bool = False) -> Plan:
+def make_plan(
+    config: SweepConfig, assumed: Machine | None = None, dry: bool = False, compress_only: bool = False
+) -> Plan:
     """Check everything that can be checked without work, and lay out the stages.
 
     Args:
         config: what to run.
         assumed: the machine to plan for in a dry run, instead of this one.
         dry: nothing is going to run: where hub and cache have neither model nor data, what is known of them counts.
+        compress_only: only fit and compress stages, of the model as it is; then the task may be empty, and no training
+            data are read where no method needs them.
 
     Raises:
         UserError: anything unusable, before a single file is written.
     """
-    task = get_task(config.task)
+    task = get_task(config.task) if config.task or not compress_only else None
     for spec in config.methods:
         if create_method(spec.name, spec.options).requirements.trains and config.training.training_free:
             raise UserError(f"method '{spec.name}' trains while it compresses; leave it out, or --training-free")
-    names = benchmark_names(config.benchmarks or task.benchmarks)
+    names = () if compress_only or task is None else benchmark_names(config.benchmarks or task.benchmarks)
     context = config.evaluation.context
     if context and not any(benchmarks.get(name).has_context for name in names):
         raise UserError(f"--context is for perplexities and none of {', '.join(names)} is one; leave it out")
@@ -71,7 +75,8 @@ def make_plan(config: SweepConfig, assumed: Machine | None = None, dry: bool = F
         plan.setup = read_setup(execution.accelerate, device, assumed.count if assumed else None)
     _check_ratios(plan)
     asked = config.evaluation.pretrained
-    Layout(plan, names, task.pretrained_row if asked is None else asked).lay_out()
+    pretrained = task is not None and task.pretrained_row if asked is None else asked
+    Layout(plan, names, pretrained, compress_only).lay_out()
     return plan
 
 

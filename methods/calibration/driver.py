@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from ..base import CalibrationData
+from ..estimates import statistic_bytes
 from ..fitted import Factors, Fitted
 from ..groups import Group
 from ..linalg.rows import factor_rows
@@ -85,10 +86,6 @@ class MomentCompressor(CalibratedCompressor):
     grams: ClassVar[bool] = True
     """Whether second moments are needed; without them all layers are gathered in one pass."""
 
-    def statistic_bytes(self, group: Group) -> int:
-        """Return the bytes of a Gram matrix."""
-        return 8 * group.in_features**2 if self.grams else 0
-
     def collect(
         self, model: nn.Module, data: CalibrationData | None, groups: Sequence[Group]
     ) -> Iterator[tuple[Group, Any]]:
@@ -106,13 +103,15 @@ class MomentCompressor(CalibratedCompressor):
                 yield group, moments
         self._last = None
 
-    def decompose_embedding(self, weight: Tensor, statistic: RowStatistic | None = None) -> Factors:
+    def decompose_embedding(
+        self, weight: Tensor, statistic: RowStatistic | None = None, rank: int | None = None
+    ) -> Factors:
         """Weight each row by its token's frequency and, where a head is tied, the errors by what enters the head."""
         if statistic is None:
             raise ValueError(f"{self.name} needs the frequencies of tokens")
         moments = statistic.inputs
         inputs = None if moments is None else self.rooted(moments, lambda: moments.gram, weight)
-        return factor_rows(weight, statistic.weights, inputs)
+        return factor_rows(weight, statistic.weights, inputs, rank)
 
     def rooted(self, moments: Moments, gram: Callable[[], Tensor], weight: Tensor, jitter: float = 0.0) -> Root:
         """Return `whitening.root` of a Gram matrix on the weight's device, made once for all readers of an input.
@@ -130,6 +129,12 @@ class MomentCompressor(CalibratedCompressor):
                 return made
             self._last = moments, made
         return self._last[1]
+
+
+@statistic_bytes.register
+def _(method: MomentCompressor, group: Group) -> int:
+    """Return the bytes of a Gram matrix."""
+    return 8 * group.in_features**2 if method.grams else 0
 
 
 def pooled(moments: Sequence[Moments]) -> Moments:

@@ -19,7 +19,9 @@ from .whitening import Root
 _ROWS = 8192  # that are in float64 at a time
 
 
-def factor_rows(weight: Tensor, row_weights: Tensor | None = None, inputs: Root | None = None) -> Factors:
+def factor_rows(
+    weight: Tensor, row_weights: Tensor | None = None, inputs: Root | None = None, rank: int | None = None
+) -> Factors:
     """Decompose E so that each truncation minimises Σ_t w_t ‖(e_t - b_t A) L‖².
 
     Args:
@@ -27,6 +29,7 @@ def factor_rows(weight: Tensor, row_weights: Tensor | None = None, inputs: Root 
         row_weights: w (V,), not negative, in shares of their mean; None counts all rows alike.
         inputs: L Lᵀ are the second moments of what the matrix is multiplied with (`whitening.root`); None is the
             identity.
+        rank: how many parts; None for all. A vocabulary is large: B takes 4·V bytes a part.
 
     Returns:
         Factors in float32 with √s in both. The squares of the spectrum are the losses of dropping a component.
@@ -44,10 +47,10 @@ def factor_rows(weight: Tensor, row_weights: Tensor | None = None, inputs: Root 
     if not bool(torch.isfinite(gram).all()):
         raise ValueError("an embedding or the weights of its rows hold NaN or infinite entries")
     values, vectors = torch.linalg.eigh(gram)
-    s, vectors = values.flip(0).clamp(min=0).sqrt(), vectors.flip(1)
+    s, vectors = values.flip(0).clamp(min=0).sqrt()[:rank], vectors.flip(1)[:, :rank]
     # √s in both factors conditions the training that follows; a component without weight stays as it is.
     root = torch.where(s > s[0] * 1e-7, s, torch.ones_like(s)).sqrt()
-    left = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+    left = torch.empty(len(weight), len(s), dtype=torch.float32, device=weight.device)
     for start in range(0, len(weight), _ROWS):
         left[start : start + _ROWS] = (_seen(weight, start, lower) @ vectors / root).float()
     right = vectors.mT if lower is None else torch.linalg.solve_triangular(lower, vectors.mT, upper=False, left=False)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import transformers
 from gpu_sections.fitting import share_row, size
-from gpu_sections.table import Row, Where, failed
+from gpu_sections.table import Context, Row, failed
 from random_models import LLAMA2_7B, TINY, random_llama
 from torch import Tensor
 
@@ -40,7 +40,7 @@ class FixedDecoder:
         self.model, self.room = model, prompt + tokens
         self.cache = transformers.StaticCache(config=model.config, max_cache_len=self.room)
         self.position = torch.zeros(1, dtype=torch.long, device=ids.device)
-        self.places = torch.arange(self.room, device=ids.device)
+        self.columns = torch.arange(self.room, device=ids.device)
         self.last = torch.zeros(batch, 1, dtype=torch.long, device=ids.device)
         self.last.copy_(self._pass(ids, torch.arange(prompt, device=ids.device)))
         self.position.fill_(prompt)
@@ -48,7 +48,7 @@ class FixedDecoder:
 
     def _pass(self, ids: Tensor, positions: Tensor) -> Tensor:
         # A mask of four dimensions is taken as it is; the model would otherwise build one that a graph cannot hold.
-        seen = (self.places <= positions[:, None])[None, None].expand(len(ids), 1, -1, -1)
+        seen = (self.columns <= positions[:, None])[None, None].expand(len(ids), 1, -1, -1)
         output = self.model(
             input_ids=ids,
             position_ids=positions[None].expand(len(ids), -1),
@@ -78,7 +78,7 @@ class FixedDecoder:
             self.step()
 
     def rewind(self, prompt: int) -> None:
-        """Go back to the end of a prompt; the keys and values behind it are written anew."""
+        """Go back to the end of a prompt; the keys and values behind it are written again."""
         self.position.fill_(prompt)
         for layer in self.cache.layers:
             layer.cumulative_length.fill_(prompt)
@@ -89,97 +89,102 @@ class FixedDecoder:
             self.graph.replay() if self.graph else self.step()
 
 
-def run(where: Where) -> Iterator[Row]:
+def run(context: Context) -> Iterator[Row]:
     """Yield the rows: medians over rounds in which all models take their turn."""
-    shape, ratios = (TINY, SMALL_RATIOS) if where.small else (LLAMA2_7B, RATIOS)
-    models = {ratio: random_llama(shape, ratio, torch.bfloat16, where.device) for ratio in (1.0, *ratios)}
+    shape, ratios = (TINY, SMALL_RATIOS) if context.small else (LLAMA2_7B, RATIOS)
+    models = {ratio: random_llama(shape, ratio, torch.bfloat16, context.device) for ratio in (1.0, *ratios)}
     for model in models.values():
-        growing(where, model, BATCHES[0])()  # loads the libraries; not measured
-    turns = [(batch, way) for batch in BATCHES for way in WAYS]
-    for turn, (batch, way) in enumerate(turns):
-        share = where.left / (len(turns) - turn)
-        prepare = growing if way == WAYS[0] else fixed
-        if where.device == "cpu" and way == WAYS[1]:
-            way = "cache of fixed size"
+        growing(context, model, BATCHES[0])()  # loads the libraries; not measured
+    turns = [(batch, variant) for batch in BATCHES for variant in WAYS]
+    for turn, (batch, variant) in enumerate(turns):
+        share = context.left / (len(turns) - turn)
+        prepare = growing if variant == WAYS[0] else fixed
+        if context.device == "cpu" and variant == WAYS[1]:
+            variant = "cache of fixed size"
         try:
-            yield from _measured(where, models, batch, way, prepare, where.left - share)
+            yield from _measured(context, models, batch, variant, prepare, context.left - share)
         except Exception as error:
-            yield failed(f"batch {batch}, {way}", error)
+            yield failed(f"batch {batch}, {variant}", error)
         gc.collect()
 
 
 def _measured(
-    where: Where,
+    context: Context,
     models: dict[float, Any],
     batch: int,
-    way: str,
-    prepare: Callable[[Where, Any, int], Callable[[], float]],
+    variant: str,
+    prepare: Callable[[Context, Any, int], Callable[[], float]],
     keep: float,
 ) -> Iterator[Row]:
     """Yield the rows of one batch and way; ``keep`` is the time that is left to the others at the end."""
-    wanted = SMALL_ROUNDS if where.small else ROUNDS
+    most_rounds = SMALL_ROUNDS if context.small else ROUNDS
     rounds: list[dict[float, float]] = []
     longest = 0.0
-    if where.left > keep:
-        ready = {ratio: prepare(where, model, batch) for ratio, model in models.items()}
-        while len(rounds) < wanted and where.left - keep > longest:
-            before = where.left
+    if context.left > keep:
+        ready = {ratio: prepare(context, model, batch) for ratio, model in models.items()}
+        while len(rounds) < most_rounds and context.left - keep > longest:
+            before = context.left
             rounds.append({ratio: work() for ratio, work in ready.items()})
-            longest = before - where.left
-    yield from _rows(where, models, batch, way, rounds, wanted)
+            longest = before - context.left
+    yield from _rows(context, models, batch, variant, rounds, most_rounds)
 
 
-def _prompts(where: Where, model: Any, batch: int) -> Tensor:
+def _prompts(context: Context, model: Any, batch: int) -> Tensor:
     generator = torch.Generator().manual_seed(1)
-    length = SMALL_PROMPT if where.small else PROMPT
-    return torch.randint(3, model.config.vocab_size, (batch, length), generator=generator).to(where.device)
+    length = SMALL_PROMPT if context.small else PROMPT
+    return torch.randint(3, model.config.vocab_size, (batch, length), generator=generator).to(context.device)
 
 
-def growing(where: Where, model: Any, batch: int) -> Callable[[], float]:
+def growing(context: Context, model: Any, batch: int) -> Callable[[], float]:
     """Return what measures the seconds of decoding after the first token, kernel by kernel."""
-    ids, tokens = _prompts(where, model, batch), SMALL_TOKENS if where.small else TOKENS
+    ids, tokens = _prompts(context, model, batch), SMALL_TOKENS if context.small else TOKENS
 
     @torch.inference_mode()
     def work() -> float:
         first = model(input_ids=ids, use_cache=True, logits_to_keep=1)
-        return where.timed(lambda: greedy(model, first, tokens))
+        return context.timed(lambda: greedy(model, first, tokens))
 
     return work
 
 
-def fixed(where: Where, model: Any, batch: int) -> Callable[[], float]:
+def fixed(context: Context, model: Any, batch: int) -> Callable[[], float]:
     """Return what measures the same as `growing`, with a recorded step."""
-    ids, tokens = _prompts(where, model, batch), SMALL_TOKENS if where.small else TOKENS
+    ids, tokens = _prompts(context, model, batch), SMALL_TOKENS if context.small else TOKENS
     with torch.no_grad():
         decoder = FixedDecoder(model, ids, tokens + 3)
-        if where.device == "cuda":
+        if context.device == "cuda":
             decoder.record()
 
     @torch.no_grad()
     def work() -> float:
         decoder.rewind(ids.shape[1])
-        return where.timed(lambda: decoder.decode(tokens))
+        return context.timed(lambda: decoder.decode(tokens))
 
     return work
 
 
 def greedy(model: Any, last: Any, tokens: int) -> Tensor:
     """Return so many tokens (b, tokens) that follow an output, the likeliest each time; its cache grows."""
-    found = [last.logits[:, -1:].argmax(-1)]
+    tokens_so_far = [last.logits[:, -1:].argmax(-1)]
     for _ in range(tokens):
-        last = model(input_ids=found[-1], past_key_values=last.past_key_values, use_cache=True)
-        found.append(last.logits[:, -1:].argmax(-1))
-    return torch.cat(found[:-1], 1)
+        last = model(input_ids=tokens_so_far[-1], past_key_values=last.past_key_values, use_cache=True)
+        tokens_so_far.append(last.logits[:, -1:].argmax(-1))
+    return torch.cat(tokens_so_far[:-1], 1)
 
 
 def _rows(
-    where: Where, models: dict[float, Any], batch: int, way: str, rounds: list[dict[float, float]], wanted: int
+    context: Context,
+    models: dict[float, Any],
+    batch: int,
+    variant: str,
+    rounds: list[dict[float, float]],
+    most_rounds: int,
 ) -> Iterator[Row]:
-    prompt, tokens = (SMALL_PROMPT, SMALL_TOKENS) if where.small else (PROMPT, TOKENS)
+    prompt, tokens = (SMALL_PROMPT, SMALL_TOKENS) if context.small else (PROMPT, TOKENS)
     if not rounds:
-        yield Row(f"batch {batch}, {way}", "not measured", note="the part's time was up")
+        yield Row(f"batch {batch}, {variant}", "not measured", note="the part's time was up")
         return
-    medians = {ratio: statistics.median(found[ratio] for found in rounds) for ratio in models}
+    medians = {ratio: statistics.median(seconds[ratio] for seconds in rounds) for ratio in models}
     dense = next(iter(models.values()))
     layers = dense.config.num_hidden_layers
     for ratio, model in models.items():
@@ -187,14 +192,14 @@ def _rows(
         figure = f"{batch * tokens / medians[ratio]:,.1f} tokens/s, weights {size(_bytes(model))}"
         against = ""
         if ratio > 1:
-            gain = statistics.median(found[1.0] / found[ratio] for found in rounds)
+            gain = statistics.median(seconds[1.0] / seconds[ratio] for seconds in rounds)
             against = f"{gain:.2f} x dense, weights {_bytes(model) / _bytes(dense):.2f} x"
-        what = f"{name}, {layers} layers, batch {batch}, {prompt} + {tokens} tokens, {way}"
-        note = "" if len(rounds) == wanted else f"from {len(rounds)} of {wanted} rounds"
-        yield Row(what, figure, against, note=note)
+        title = f"{name}, {layers} layers, batch {batch}, {prompt} + {tokens} tokens, {variant}"
+        note = "" if len(rounds) == most_rounds else f"from {len(rounds)} of {most_rounds} rounds"
+        yield Row(title, figure, against, note=note)
     if batch == max(BATCHES):
         operations = 2 * sum(parameter.numel() for parameter in dense.parameters()) * batch * tokens
-        yield share_row("GENERATION_SHARE", operations, medians[1.0], f"dense decoding, batch {batch}, {way}")
+        yield share_row("GENERATION_SHARE", operations, medians[1.0], f"dense decoding, batch {batch}, {variant}")
 
 
 def _bytes(model: Any) -> int:

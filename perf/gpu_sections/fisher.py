@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 from gpu_sections.fitting import largest_that_fits
-from gpu_sections.table import Row, Where
+from gpu_sections.table import Context, Row
 from random_models import LLAMA2_7B, TINY, random_llama
 from torch import Tensor
 
@@ -38,29 +38,29 @@ class RandomTokens:
             left -= batch_size
 
 
-def run(where: Where) -> list[Row]:
+def run(context: Context) -> list[Row]:
     """Return the rows of the section."""
-    shape, length = (TINY, SMALL_LENGTH) if where.small else (LLAMA2_7B, LENGTH)
+    shape, length = (TINY, SMALL_LENGTH) if context.small else (LLAMA2_7B, LENGTH)
     method = create_method("fwsvd", {})
-    wanted, batch = (SMALL_SAMPLES, SMALL_BATCH) if where.small else (method.samples, method.batch_size)
-    model = random_llama(shape, 1.0, torch.bfloat16, where.device)
+    count, batch = (SMALL_SAMPLES, SMALL_BATCH) if context.small else (method.samples, method.batch_size)
+    model = random_llama(shape, 1.0, torch.bfloat16, context.device)
     names = [matrix.name for matrix in matrices(model, head=method.head)]
     data = RandomTokens(shape["vocab_size"], length)
 
     def passes(examples: int, size: int) -> float:
-        return where.timed(lambda: input_fisher(model, names, data, examples, size))
+        return context.timed(lambda: input_fisher(model, names, data, examples, size))
 
     batch, _ = largest_that_fits(batch, lambda size: passes(size, size))
     once = passes(batch, batch)
-    samples = min(wanted, max(1, int(0.8 * where.left / once)) * batch)
+    samples = min(count, max(1, int(0.8 * context.left / once)) * batch)
     seconds = passes(samples, batch)
-    whole = seconds * wanted / samples
+    whole = seconds * count / samples
     note = "every token a target; batch and examples are the method's, the paper names none"
-    if samples < wanted:
-        note += f"; from {samples} of {wanted} examples, in proportion"
-    what = f"Fisher pass, batch {batch} x {length} tokens, bfloat16, {len(names)} matrices"
+    if samples < count:
+        note += f"; from {samples} of {count} examples, in proportion"
+    title = f"Fisher pass, batch {batch} x {length} tokens, bfloat16, {len(names)} matrices"
     rows = [
-        Row(what, f"{samples * length / seconds:,.0f} tokens/s", note=note),
-        Row(f"Fisher pass over {wanted} examples", f"{whole / 3600:.2g} h"),
+        Row(title, f"{samples * length / seconds:,.0f} tokens/s", note=note),
+        Row(f"Fisher pass over {count} examples", f"{whole / 3600:.2g} h"),
     ]
-    return [*rows, Row("peak memory of tensors", where.peak())] if where.peak() else rows
+    return [*rows, Row("peak memory of tensors", context.peak())] if context.peak() else rows

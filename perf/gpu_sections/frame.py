@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_sections.package import ROOT, importable
-from gpu_sections.table import Result, Row, Where, failed
+from gpu_sections.table import Context, Result, Row, failed
 
 LIMIT = 535.0
 """Seconds after which a part is killed, whatever it does: nine minutes with its start and end."""
@@ -30,9 +30,9 @@ class Part:
     """One table.
 
     Attributes:
-        module: in `gpu_sections`; its ``run(where)`` returns or yields rows.
+        module: in `gpu_sections`; its ``run(context)`` returns or yields rows.
         seconds: by which the part's own clock ends its work, below `LIMIT`.
-        cases: where not empty, ``run(where, case)`` is called for each, in a process of its own: what one of them
+        cases: where not empty, ``run(context, case)`` is called for each, in a process of its own: what one of them
             takes, or fails to get, leaves nothing behind for the next.
     """
 
@@ -55,7 +55,7 @@ def main(
         description: for ``--help``.
         parts: by name, in the order in which they run.
         out: default of ``--out``, from the root.
-        more: options of this script, by name: default and help; parts find their values in `Where.given`.
+        more: options of this script, by name: default and help; parts find their values in `Context.options`.
 
     Returns:
         Exit code: 1 where a row failed or missed its target, 2 for a wrong command line.
@@ -71,7 +71,7 @@ def main(
     for name, (default, text) in (more or {}).items():
         parser.add_argument(f"--{name}", default=default, help=f"{text} ({default or 'none'} by default)")
     options = parser.parse_args()
-    given = {name: str(getattr(options, name)) for name in more or {}}
+    own_options = {name: str(getattr(options, name)) for name in more or {}}
     folder = options.out or ROOT / (out + "-small" * options.small)
     if options.table:
         return print_all(folder, parts)
@@ -90,13 +90,13 @@ def main(
         parser.error("there is no GPU here; use --device cpu --small")
     if device == "cpu" and not options.small:
         parser.error("full sizes take hours on a CPU; add --small")
-    own = ["--small"] * options.small + [word for name, value in given.items() for word in (f"--{name}", value)]
+    own = ["--small"] * options.small + [word for name, value in own_options.items() for word in (f"--{name}", value)]
     if options.jobs:
         command = shlex.join(["python", f"perf/{script.name}", "--parts", "PART", *own])
         jobs = [Job(*job) for job in json.loads(options.jobs)]
         for job in jobs:
-            where = Where(device, options.small, job.seconds, folder=folder.resolve(), given=given)
-            run_here(parts[job.part], job, where, command)
+            context = Context(device, options.small, job.seconds, folder=folder.resolve(), options=own_options)
+            run_here(parts[job.part], job, context, command)
         return 0
     missed = False
     with importable() as environment:
@@ -111,12 +111,12 @@ def main(
 
 def print_all(folder: Path, parts: Mapping[str, Part]) -> int:
     """Print the tables of all parts that have run, in order; returns 1 where a target is missed or nothing ran."""
-    found = [Result.load(file) for name in parts if (file := folder / f"{name}.json").exists()]
-    for result in found:
+    results = [Result.load(file) for name in parts if (file := folder / f"{name}.json").exists()]
+    for result in results:
         print(result.printed())
-    if missing := [name for name in parts if name not in {result.part for result in found}]:
+    if missing := [name for name in parts if name not in {result.part for result in results}]:
         print(f"not run yet: {', '.join(missing)} (no file in {folder})")
-    return int(not found or any(row.met is False for result in found for row in result.rows))
+    return int(not results or any(row.met is False for result in results for row in result.rows))
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Job:
     file: str
 
 
-def run_here(part: Part, job: Job, where: Where, command: str) -> None:
+def run_here(part: Part, job: Job, context: Context, command: str) -> None:
     """Do a job in this process; each row goes into the file as soon as it is known, a failure as the last one."""
     with open(job.file, "a") as file:
 
@@ -137,10 +137,10 @@ def run_here(part: Part, job: Job, where: Where, command: str) -> None:
             file.write(json.dumps(line) + "\n")
             file.flush()
 
-        write({"facts": facts(where, command.replace("PART", job.part))})
+        write({"facts": facts(context, command.replace("PART", job.part))})
         try:
             module = import_module(f"gpu_sections.{part.module}")
-            for row in module.run(where, job.case) if job.case else module.run(where):
+            for row in module.run(context, job.case) if job.case else module.run(context):
                 write({"row": asdict(row)})
         except Exception as error:
             traceback.print_exc()
@@ -204,11 +204,11 @@ def ended(command: list[str], environment: dict[str, str], seconds: float) -> st
     return "" if code == 0 else f"the process ended with {code}; its messages are above"
 
 
-def facts(where: Where, command: str) -> dict[str, str]:
+def facts(context: Context, command: str) -> dict[str, str]:
     """Return what a reader of the rows has to know."""
     import torch
 
-    gpu = where.device == "cuda"
+    gpu = context.device == "cuda"
     return {
         "device": f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}" if gpu else platform.machine(),
         **{name: installed(name) for name in ("torch", "transformers")},

@@ -1,8 +1,8 @@
 """Whether full finetuning of Llama-2-7B's shape fits: two updates of the sweep's own trainer, for each placement.
 
 The recipe is `paper`'s: 128 examples of 512 tokens an update, 8 a pass, gradient checkpointing, bfloat16 over float32
-weights, AdamW. Weights and tokens are random. What `runners.training.memory` foresees stands beside the measured peak;
-where it foresees more than the GPU has free, running out of memory is what it promised.
+weights, AdamW. Weights and tokens are random. The estimate of `runners.training.memory` is printed beside the measured
+peak; where it is more than the GPU has free, running out of memory is what it said.
 """
 
 import importlib.util
@@ -13,14 +13,15 @@ from typing import Any
 import torch
 import transformers
 from gpu_sections.fitting import size
-from gpu_sections.table import Row, Where
+from gpu_sections.table import Context, Row
 from random_models import LLAMA2_7B, TINY, random_llama
 
 from lowrank_bench.evals.tasks.prompts import Encoded
 from lowrank_bench.foundation.memory import peak_resident_bytes, reset_peak_memory
 from lowrank_bench.runners.training.data import TaskData
 from lowrank_bench.runners.training.memory import TrainingPeak, training_peak
-from lowrank_bench.runners.training.recipes import RECIPES, TrainSettings
+from lowrank_bench.runners.training.recipes import RECIPES
+from lowrank_bench.runners.training.settings import TrainSettings
 from lowrank_bench.runners.training.trainer import TaskTrainer
 
 UPDATES, LENGTH, SMALL_LENGTH = 2, 512, 8
@@ -46,17 +47,19 @@ def settings_for(placement: str, small: bool) -> TrainSettings | None:
     return RECIPES["paper"].finetune.model_copy(update=more)
 
 
-def foreseen(placement: Any, settings: TrainSettings, shape: dict[str, int], length: int, device: str) -> TrainingPeak:
+def estimated_peak(
+    placement: Any, settings: TrainSettings, shape: dict[str, int], length: int, device: str
+) -> TrainingPeak:
     """Return the peak by formula."""
     with torch.device("meta"):
         skeleton = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, tie_word_embeddings=False))
     return training_peak(skeleton, settings, length, device, placement)
 
 
-def run(where: Where, placement: str) -> Iterator[Row]:
+def run(context: Context, placement: str) -> Iterator[Row]:
     """Yield the row of one placement; its process does nothing else."""
-    shape, length = (TINY, SMALL_LENGTH) if where.small else (LLAMA2_7B, LENGTH)
-    settings = settings_for(placement, where.small)
+    shape, length = (TINY, SMALL_LENGTH) if context.small else (LLAMA2_7B, LENGTH)
+    settings = settings_for(placement, context.small)
     name = f"two updates, {placement}"
     if settings is None:
         yield Row(name, "not measured", note="trainings of this checkout have one placement, device")
@@ -64,42 +67,42 @@ def run(where: Where, placement: str) -> Iterator[Row]:
     if placement == "8-bit" and importlib.util.find_spec("torchao") is None:
         yield Row(name, "not measured", note="torchao is not installed")
         return
-    plan = foreseen(placement, settings, shape, length, where.device)
-    promise = f"{size(plan.device)} on the device, {size(plan.host)} on the host foreseen"
+    plan = estimated_peak(placement, settings, shape, length, context.device)
+    estimate = f"{size(plan.device)} on the device, {size(plan.host)} on the host estimated"
     data = random_examples(UPDATES * settings.batch_size, length, shape["vocab_size"])
     ends: list[float] = []
-    free = torch.cuda.mem_get_info()[0] if where.device == "cuda" else 0
+    free = torch.cuda.mem_get_info()[0] if context.device == "cuda" else 0
     reset_peak_memory()
     try:
-        model = random_llama(shape, 1.0, torch.float32, where.device)
+        model = random_llama(shape, 1.0, torch.float32, context.device)
         trainer = TaskTrainer(
-            data, settings, device=where.device, progress=lambda done, total: ends.append(time.perf_counter())
+            data, settings, device=context.device, progress=lambda done, total: ends.append(time.perf_counter())
         )
         trainer.train(model, UPDATES)
     except torch.cuda.OutOfMemoryError as error:
         note = f"{size(free)} were free; {str(error).splitlines()[0][:100]}"
-        yield Row(name, "does not fit", promise, "as foreseen", plan.device > free, note)
+        yield Row(name, "does not fit", estimate, "as estimated", plan.device > free, note)
         return
     tokens = settings.batch_size * length
     speed = f"{tokens / (ends[1] - ends[0]):,.0f} tokens/s in the second"
     host = peak_resident_bytes()
-    if where.device == "cpu":
-        yield judged(name, f"{size(host)}, {speed}", promise, host, plan.device, not where.small)
+    if context.device == "cpu":
+        yield judged(name, f"{size(host)}, {speed}", estimate, host, plan.device, not context.small)
         return
     device, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
     figure = f"{size(device)} on the GPU, {size(host)} on the host, {speed}"
     note = f"{size(reserved)} reserved, {size(free)} were free"
-    yield judged(name, figure, promise, device, plan.device, not where.small, note)
+    yield judged(name, figure, estimate, device, plan.device, not context.small, note)
 
 
-def judged(name: str, figure: str, promise: str, measured: int, planned: int, counts: bool, note: str = "") -> Row:
-    """Return the row of a training that fitted; the target is that what was foreseen is near what was measured.
+def judged(name: str, figure: str, estimate: str, measured: int, planned: int, counts: bool, note: str = "") -> Row:
+    """Return the row of a training that fitted; the target is that what was estimated is near what was measured.
 
     Args:
         name, figure, promise, note: texts of the row.
         measured, planned: bytes.
         counts: whether the target does; small models are mostly libraries.
     """
-    away = planned / measured - 1
-    met = abs(away) <= TOLERANCE if counts else None
-    return Row(name, figure, f"{promise}, {away:+.0%}", f"within {TOLERANCE:.0%}", met, note)
+    deviation = planned / measured - 1
+    met = abs(deviation) <= TOLERANCE if counts else None
+    return Row(name, figure, f"{estimate}, {deviation:+.0%}", f"within {TOLERANCE:.0%}", met, note)

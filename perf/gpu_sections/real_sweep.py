@@ -5,33 +5,33 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gpu_sections.sweeps import OutOfTime, bench, stages
-from gpu_sections.table import Row, Where
+from gpu_sections.table import Context, Row
 
 NAME, METHODS, RATIOS = "real", ("svd", "fwsvd", "bs", "svd-llm"), ("1.5", "2", "3")
 SMALL_METHODS, SMALL_RATIOS = ("svd", "bs:prunings=2"), ("3",)
 
 
-def words(where: Where) -> list[str]:
+def words(context: Context) -> list[str]:
     """Return the words of the sweep's command line."""
-    given = where.given
-    methods, ratios = (SMALL_METHODS, SMALL_RATIOS) if where.small else (METHODS, RATIOS)
-    of_task = ["--train-set", "gsm8k", "--benchmarks", "gsm8k"] if given["task"] == "math" else []
-    data = ["--data", given["data"]] if given["data"] else []
-    few = ["--max-new-tokens", "4"] if where.small else []
+    options = context.options
+    methods, ratios = (SMALL_METHODS, SMALL_RATIOS) if context.small else (METHODS, RATIOS)
+    of_task = ["--train-set", "gsm8k", "--benchmarks", "gsm8k"] if options["task"] == "math" else []
+    data = ["--data", options["data"]] if options["data"] else []
+    few = ["--max-new-tokens", "4"] if context.small else []
     return [
-        *("run", "--name", NAME, "--out", str(where.folder / "sweep"), "--device", where.device),
-        *("--model", given["model"], "--task", given["task"], *of_task, *data, "--engine", "transformers"),
-        *("--methods", ",".join(methods), "--ratios", ",".join(ratios), "--limit", given["limit"], *few),
-        *("--finetune-steps", given["steps"], "--recover-steps", given["steps"], "--eval-batch-size", "64"),
+        *("run", "--name", NAME, "--out", str(context.folder / "sweep"), "--device", context.device),
+        *("--model", options["model"], "--task", options["task"], *of_task, *data, "--engine", "transformers"),
+        *("--methods", ",".join(methods), "--ratios", ",".join(ratios), "--limit", options["limit"], *few),
+        *("--finetune-steps", options["steps"], "--recover-steps", options["steps"], "--eval-batch-size", "64"),
         *("--checkpoint-minutes", "2"),
     ]
 
 
-def run(where: Where) -> Iterator[Row]:
+def run(context: Context) -> Iterator[Row]:
     """Yield one row that says how far it got, or the rows of all results."""
-    folder = where.folder / "sweep"
+    folder = context.folder / "sweep"
     try:
-        bench(words(where), where.left)
+        bench(words(context), context.left)
     except OutOfTime:
         done = len(stages(folder))
         yield Row(

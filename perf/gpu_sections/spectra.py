@@ -10,17 +10,17 @@ def realistic(m: int, n: int, seed: int, device: str = "cpu") -> Tensor:
     """Return W (m, n), float32: a power law over a bulk of noise.
 
     The noise is Gaussian, so its singular values fill the Marchenko-Pastur range up to an edge. Added are k/4
-    directions, k = min(m, n), of size 12 i^-0.7 in units of that edge: some thirty stand out by up to a factor 12, the
+    directions, k = min(m, n), of size 12 i^-0.7 in units of that edge: some thirty exceed it by up to a factor 12, the
     rest sinks into the bulk and widens it. This is a model of what is described for trained transformers (few outliers,
     a heavy shoulder, a slowly falling tail); no trained 7B weights were at hand to fit it to.
     """
     generator = torch.Generator(device).manual_seed(seed)
-    kept = max(min(m, n) // SHARE, 1)
+    directions = max(min(m, n) // SHARE, 1)
     left, right, noise = (
-        torch.randn(shape, generator=generator, device=device) for shape in ((m, kept), (kept, n), (m, n))
+        torch.randn(shape, generator=generator, device=device) for shape in ((m, directions), (directions, n), (m, n))
     )
     edge = m**0.5 + n**0.5
-    sizes = HEAD * edge * torch.arange(1, kept + 1, device=device) ** -EXPONENT / (m * n) ** 0.5
+    sizes = HEAD * edge * torch.arange(1, directions + 1, device=device) ** -EXPONENT / (m * n) ** 0.5
     return (noise + (left * sizes) @ right) * (0.02 / edge)
 
 

@@ -64,8 +64,8 @@ def bench(words: Sequence[str], seconds: float, kill_after: int = 0) -> int:
         for line in process.stdout:
             print(f"    {line}", end="", flush=True)
             last = line.strip() or last
-            if found := _DONE.match(line):
-                done = int(found[1])
+            if match := _DONE.match(line):
+                done = int(match[1])
             if kill_after and done >= kill_after:
                 return done
         code = process.wait()

@@ -16,7 +16,7 @@ class Row:
     """One line of the table.
 
     Attributes:
-        what: what was measured, with sizes.
+        title: what was measured, with sizes.
         figure: the value with its unit.
         against: the same for what a user would otherwise run, or empty.
         target: what the figure has to be, or empty.
@@ -24,7 +24,7 @@ class Row:
         note: what the figure does not say by itself, such as a part that was measured for the whole.
     """
 
-    what: str
+    title: str
     figure: str
     against: str = ""
     target: str = ""
@@ -32,12 +32,12 @@ class Row:
     note: str = ""
 
 
-def failed(what: str, reason: BaseException | str) -> Row:
+def failed(title: str, reason: BaseException | str) -> Row:
     """Return the row of something that failed; its exit code is 1."""
     if isinstance(reason, BaseException):
         lines = str(reason).strip().splitlines() or [""]
         reason = f"{type(reason).__name__}: {lines[0]}"
-    return Row(what, "failed", met=False, note=reason[:160])
+    return Row(title, "failed", met=False, note=reason[:160])
 
 
 def attempts(work: Sequence[tuple[str, Callable[[], Sequence[Row]]]]) -> Iterator[Row]:
@@ -51,7 +51,7 @@ def attempts(work: Sequence[tuple[str, Callable[[], Sequence[Row]]]]) -> Iterato
 
 
 @dataclass
-class Where:
+class Context:
     """What a part runs on, and how long it may.
 
     Attributes:
@@ -59,7 +59,7 @@ class Where:
         small: sizes that a CPU does in seconds; targets then do not count.
         seconds: the part's share of the time; `left` says what is left of it.
         folder: where results of parts are kept.
-        given: values of the script's own options.
+        options: values of the script's own options.
     """
 
     device: str
@@ -67,7 +67,7 @@ class Where:
     seconds: float
     begin: float = field(default_factory=time.perf_counter)
     folder: Path = Path()
-    given: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def left(self) -> float:
@@ -129,9 +129,9 @@ class Result:
 
 def printed(rows: Sequence[tuple[str, Row]]) -> str:
     """Return the table as text."""
-    heads = ("part", "what", "figure", "against", "target", "met", "note")
+    heads = ("part", "title", "figure", "against", "target", "met", "note")
     answer = {True: "yes", False: "NO", None: ""}
-    cells = [(part, row.what, row.figure, row.against, row.target, answer[row.met], row.note) for part, row in rows]
+    cells = [(part, row.title, row.figure, row.against, row.target, answer[row.met], row.note) for part, row in rows]
     sizes = [max(len(line[index]) for line in [heads, *cells]) for index in range(len(heads))]
     lines = ["  ".join(cell.ljust(size) for cell, size in zip(line, sizes, strict=True)).rstrip() for line in cells]
     head = "  ".join(cell.ljust(size) for cell, size in zip(heads, sizes, strict=True)).rstrip()

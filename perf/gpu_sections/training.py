@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 from bs_step import Measured, Setup, measure
 from gpu_sections.fitting import Stack, largest_that_fits, share_row, size
-from gpu_sections.table import Row, Where, attempts
+from gpu_sections.table import Context, Row, attempts
 from random_models import LLAMA2_7B
 
 LAYERS = LLAMA2_7B["num_hidden_layers"]
@@ -37,22 +37,22 @@ FULL = Setup(
 SMALL = replace(FULL, width=64, inner=176, heads=2, vocabulary=128, batch=2, length=8, rounds=1)
 
 
-def run(where: Where) -> Iterator[Row]:
+def run(context: Context) -> Iterator[Row]:
     """Yield the rows of the part."""
-    base, stacks = (SMALL, SMALL_STACKS) if where.small else (FULL, STACKS)
-    base = replace(base, device=where.device)
+    base, stacks = (SMALL, SMALL_STACKS) if context.small else (FULL, STACKS)
+    base = replace(base, device=context.device)
     speeds: dict[str, float] = {}
     longest = 0.0
     for variant in ORDER:
-        if where.left <= longest:
+        if context.left <= longest:
             yield Row(_name(variant), "not measured", note="the part's time was up")
             continue
         if variant == "lora" and not find_spec("peft"):
             yield Row(_name(variant), "not measured", note="peft is not installed")
             continue
-        before = where.left
+        before = context.left
         yield from attempts([(_name(variant), partial(_measured, base, stacks, variant, speeds))])
-        longest = max(longest, before - where.left)
+        longest = max(longest, before - context.left)
 
 
 def _measured(base: Setup, stacks: tuple[int, int], variant: str, speeds: dict[str, float]) -> list[Row]:
@@ -70,12 +70,12 @@ def _rows(
 ) -> list[Row]:
     """Return a variant's rows, and add its tokens/s to those of the variants before it."""
     seconds, memory, parameters = (
-        Stack(*((layers, float(getattr(found, field))) for layers, found in (less, more))).at(LAYERS)
+        Stack(*((layers, float(getattr(peak, field))) for layers, peak in (less, more))).at(LAYERS)
         for field in ("seconds", "bytes", "trained")
     )
     tokens = setup.batch * setup.length
     note = f"line through {less[0]} and {more[0]} layers: " + ", ".join(
-        f"{found.seconds:.3g} s {size(found.bytes)}" for _, found in (less, more)
+        f"{peak.seconds:.3g} s {size(peak.bytes)}" for _, peak in (less, more)
     )
     if seconds is None or memory is None:
         note += "; where more layers took no more there is no line"
@@ -87,8 +87,8 @@ def _rows(
         for other in ("full", "lora")
         if other != variant and {other, variant} <= set(speeds)
     ]
-    what = f"{_name(variant)}, {LAYERS} layers, batch {setup.batch} x {setup.length}"
-    rows = [Row(what, ", ".join(figure), ", ".join(against), note=note)]
+    title = f"{_name(variant)}, {LAYERS} layers, batch {setup.batch} x {setup.length}"
+    rows = [Row(title, ", ".join(figure), ", ".join(against), note=note)]
     if variant == "full" and seconds and parameters:
         rows.append(share_row("TRAINING_SHARE", OPERATIONS * parameters * tokens, seconds, "full finetuning"))
     return rows

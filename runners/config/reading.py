@@ -15,14 +15,14 @@ from .sentences import group_of, sentence
 from .sweep import SweepConfig
 
 
-def make_config(values: Mapping[str, Any]) -> SweepConfig:
+def make_config(values: Mapping[str, Any], kind: type[SweepConfig] = SweepConfig) -> SweepConfig:
     """Validate plain data with the nesting of `SweepConfig`.
 
     Raises:
         UserError: one sentence about the first thing that is wrong.
     """
     try:
-        return SweepConfig(**values)
+        return kind(**values)
     except ValidationError as error:
         raise UserError(sentence(error, SweepConfig)) from error
 

@@ -22,7 +22,7 @@ from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.footprint import Footprint
 from lowrank_bench.models.loading import load_model, load_tokenizer
 from lowrank_bench.models.presets import PRESETS
-from lowrank_bench.runners.single import default_settings, evaluate_model
+from lowrank_bench.runners.evaluating import default_settings, evaluate
 
 TINY = PRESETS["tiny"].source
 
@@ -79,7 +79,7 @@ def test_perplexity_and_pass_at_k_agree_with_transformers(data_dir):
     settings = default_settings(data_dir=data_dir, limit=3, samples=5, temperature=0.8, max_new_tokens=24)
     found = {}
     for engine in ("transformers", "vllm"):
-        done = evaluate_model("tiny", ["toy-math", "tinystories"], settings, engine=engine, dtype="float32")
+        done = evaluate("tiny", ["toy-math", "tinystories"], settings, engine=engine, dtype="float32")
         outcomes = done.outcomes
         found[engine] = {metric.name: metric.value for metric in outcomes["tinystories"].metrics}
         names = {metric.name for metric in outcomes["toy-math"].metrics}

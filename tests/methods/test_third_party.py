@@ -9,7 +9,7 @@ import pytest
 from code_blocks import code_blocks
 from commands import FRESH, bench
 
-from lowrank_bench.foundation.forked import run_apart
+from lowrank_bench.foundation.fork_server import run_apart
 
 GUIDE = "docs/adding-a-method.md"
 

@@ -13,8 +13,8 @@ from lowrank_bench.models import tiny
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import load_model, load_tokenizer
 from lowrank_bench.models.matrices import get_linear
+from lowrank_bench.runners.compressing import CompressRequest, compress
 from lowrank_bench.runners.config import MethodSpec
-from lowrank_bench.runners.single import CompressRequest, compress_model
 
 BUILT_IN = [row.name for row in methods.listings() if row.origin == "built in"]
 TOKENS = 8
@@ -49,7 +49,7 @@ def test_the_result_is_sound(name: str, ratio: float, damaged: Path, tmp_path: P
     request = CompressRequest(
         str(damaged), MethodSpec(name=name, options=options), ratio, tmp_path / "out", "toy-math", steps=2, seed=1
     )
-    done = compress_model(request)
+    done = compress(request)
     dense, model = load_model(damaged), load_model(tmp_path / "out")
     assert done.report.ratio >= ratio
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
@@ -79,7 +79,7 @@ def test_the_command_line_says_what_was_poor(damaged: Path, tmp_path: Path) -> N
 
 def test_no_calibration_token_at_all_is_refused(damaged: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError):
-        compress_model(
+        compress(
             CompressRequest(
                 str(damaged),
                 MethodSpec(name="svd-llm", options={"samples": 0}),

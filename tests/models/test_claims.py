@@ -22,8 +22,8 @@ from lowrank_bench.models.matrices import model_size
 from lowrank_bench.models.notes import notes_of
 from lowrank_bench.models.presets import PRESETS
 from lowrank_bench.models.streamed import open_streamed, why_not_streamed
+from lowrank_bench.runners.compressing import CompressRequest, compress
 from lowrank_bench.runners.config import MethodSpec
-from lowrank_bench.runners.single import CompressRequest, compress_model
 
 ROTARY = "model.layers.0.self_attn.rotary_emb.inv_freq"
 LAYER = {f"model.layers.9.{name}.weight": torch.ones(4, 4) for name in ("a", "b", "c", "d")}
@@ -76,7 +76,7 @@ def test_compression_does_not_count_them(plain: Path, tmp_path: Path, memory: st
     records = []
     for name, folder in {"plain": plain, "more": with_tensors(tmp_path / "model", MULTI_TOKEN)}.items():
         request = CompressRequest(str(folder), MethodSpec(name="svd"), 1.5, tmp_path / name, memory=memory)
-        done = compress_model(request)
+        done = compress(request)
         records.append(json.loads((tmp_path / name / "compression.json").read_text()))
         assert [w for w in done.warnings if "mtp.fc.weight" in w] == done.warnings
         assert records[-1]["warnings"] == done.warnings

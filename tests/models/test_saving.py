@@ -24,11 +24,11 @@ from lowrank_bench.models.presets import PRESETS
 from lowrank_bench.models.saved import verify_saved
 from lowrank_bench.models.shards import save_streamed
 from lowrank_bench.models.streamed import open_streamed
+from lowrank_bench.runners.compressing import CompressRequest, compress
 from lowrank_bench.runners.config import MethodSpec
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.single import CompressRequest, compress_model
+from lowrank_bench.runners.stages.perform import perform
 from lowrank_bench.runners.sweep import fit_warnings
-from lowrank_bench.runners.work import perform
 
 LLAMA2 = {"do_sample": False, "temperature": 0.9, "top_p": 0.6}
 """As Meta ships it: https://huggingface.co/meta-llama/Llama-2-7b-hf/blob/main/generation_config.json."""
@@ -80,7 +80,7 @@ def test_settings_that_go_together_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("memory", ["whole", "walk"])
 def test_compress_and_export_with_the_settings_of_llama_2(tmp_path: Path, memory: str) -> None:
     folder = with_settings(tmp_path / "model", LLAMA2)
-    done = compress_model(CompressRequest(str(folder), MethodSpec(name="svd"), 1.5, tmp_path / "small", memory=memory))
+    done = compress(CompressRequest(str(folder), MethodSpec(name="svd"), 1.5, tmp_path / "small", memory=memory))
     assert any("temperature=0.9, top_p=0.6" in warning for warning in done.warnings)
     recorded = json.loads((tmp_path / "small" / "compression.json").read_text())["warnings"]
     assert recorded == done.warnings

@@ -41,7 +41,7 @@ def ran(bare: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> di
     tables = again.stdout.split("\npart ")[1:]
     assert len(tables) == len(found) == 8
     for result in found.values():
-        assert all(row["what"] in done.stdout and row["what"] in again.stdout for row in result["rows"])
+        assert all(row["title"] in done.stdout and row["title"] in again.stdout for row in result["rows"])
         assert f"--parts {result['part']} --small" in result["facts"]["command"]
     return {name: result["rows"] for name, result in found.items()}
 
@@ -57,14 +57,14 @@ def test_the_environment_has_nothing_but_what_is_listed(bare: tuple[Path, Path])
 def test_no_row_of_the_small_form_fails_or_is_left_out(ran: dict[str, list[dict[str, str]]]) -> None:
     absent = {"two updates, 8-bit"}  # torchao is not among what the machine needs
     for name, all_rows in ran.items():
-        rows = [row for row in all_rows if row["what"] not in absent]
+        rows = [row for row in all_rows if row["title"] not in absent]
         bad = [row for row in rows if row["met"] is False or row["figure"] in ("failed", "not measured")]
         assert rows
         assert not bad, (name, bad)
 
 
 def test_each_part_has_the_rows_that_its_name_promises(ran: dict[str, list[dict[str, str]]]) -> None:
-    texts = {name: [f"{row['what']}: {row['figure']} {row['against']}" for row in rows] for name, rows in ran.items()}
+    texts = {name: [f"{row['title']}: {row['figure']} {row['against']}" for row in rows] for name, rows in ran.items()}
 
     def count(part: str, *words: str) -> int:
         return sum(all(word in text for word in words) for text in texts[part])
@@ -112,7 +112,7 @@ def test_a_part_that_fails_or_takes_too_long_is_a_row(slow_script: Path, tmp_pat
     assert done.returncode == 1
     assert "ModuleNotFoundError" in done.stdout
     slow = json.loads((tmp_path / "out" / "slow.json").read_text())["rows"]
-    assert [row["what"] for row in slow] == ["first", "slow"]
+    assert [row["title"] for row in slow] == ["first", "slow"]
     assert "killed after" in slow[1]["note"]
     assert not slow[1]["met"]
 
@@ -218,10 +218,10 @@ def test_a_batch_is_halved_until_it_fits() -> None:
 @pytest.mark.usefixtures("sections")
 def test_where_the_time_is_up_rows_say_so() -> None:
     from gpu_sections import decode, ranks, training
-    from gpu_sections.table import Where
+    from gpu_sections.table import Context
 
     for part in (decode, ranks, training):
-        assert {row.figure for row in part.run(Where("cpu", True, 0.0))} == {"not measured"}
+        assert {row.figure for row in part.run(Context("cpu", True, 0.0))} == {"not measured"}
 
 
 def test_words_that_cannot_be_meant_are_refused() -> None:
@@ -239,12 +239,12 @@ def test_the_real_sweep_says_that_it_goes_on_and_gives_headline_values_at_the_en
     finished: Any, tmp_path: Path
 ) -> None:
     from gpu_sections.real_sweep import results, run
-    from gpu_sections.table import Where
+    from gpu_sections.table import Context
 
     given = {"model": "tiny", "task": "toy-math", "data": "", "steps": "2", "limit": "4"}
-    (row,) = run(Where("cpu", True, 1.0, folder=tmp_path, given=given))
+    (row,) = run(Context("cpu", True, 1.0, folder=tmp_path, options=given))
     assert (row.figure, row.met) == ("0 stages are done", False)
     (file,) = finished.execution.out.glob("*/results.csv")
     rows = list(results(file))
     assert all(row.figure.startswith("pass@1 ") and row.figure.endswith("n = 4") for row in rows)
-    assert sum(" at 4.0" in row.what and "recovered" in row.what for row in rows) == 3
+    assert sum(" at 4.0" in row.title and "recovered" in row.title for row in rows) == 3

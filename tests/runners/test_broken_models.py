@@ -18,8 +18,8 @@ from lowrank_bench.models.loading import load_model, load_tokenizer
 from lowrank_bench.models.presets import resolve_model
 from lowrank_bench.records.files import read_records
 from lowrank_bench.results.sweep import run_sweep
+from lowrank_bench.runners.evaluating import default_settings, evaluate
 from lowrank_bench.runners.progress import LOG_FILE
-from lowrank_bench.runners.single import default_settings, evaluate_model
 
 SENTENCE = "the model's probabilities are not finite numbers"
 
@@ -94,7 +94,7 @@ def test_each_result_is_written_as_soon_as_it_is_known(partly_broken, tmp_path, 
     def look(done, total):
         seen.append(sorted(read_json(out / "metrics.json")["benchmarks"]) if out.exists() else [])
 
-    found = evaluate_model(
+    found = evaluate(
         str(partly_broken),
         ["toy-math", "tinystories"],
         default_settings(data_dir=data_dir, limit=2, max_new_tokens=4),
@@ -116,7 +116,7 @@ def test_eval_looks_at_the_output_before_the_model(kind, tmp_path):
     out.mkdir() if kind == "folder" else out.write_text("mine")
     place = out / "below" if kind == "under a file" else out
     with pytest.raises(UserError, match="out"):
-        evaluate_model("no-such-model", ["toy-math"], default_settings(), out=place)
+        evaluate("no-such-model", ["toy-math"], default_settings(), out=place)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["out"]
 
 

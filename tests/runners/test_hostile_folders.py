@@ -30,9 +30,10 @@ from lowrank_bench.models.presets import PRESETS
 from lowrank_bench.models.streamed import open_streamed
 from lowrank_bench.results.inspection.gather import inspect_bases
 from lowrank_bench.results.speed.subject import find_subject
+from lowrank_bench.runners.compressing import CompressRequest, compress, foresee
 from lowrank_bench.runners.config import MethodSpec, SweepConfig
+from lowrank_bench.runners.evaluating import default_settings, evaluate
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.single import CompressRequest, compress_model, default_settings, evaluate_model, foresee
 
 QUERY, KEY = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"
 Edit = Callable[[Path], Any]
@@ -259,12 +260,12 @@ def request(folder: Path, out: Path) -> CompressRequest:
 
 
 COMMANDS: dict[str, Callable[[Path, Path], Any]] = {
-    "compress": lambda folder, out: compress_model(request(folder, out)),
+    "compress": lambda folder, out: compress(request(folder, out)),
     "compress --dry-run": lambda folder, out: foresee(request(folder, out)),
     "run": lambda folder, out: make_plan(
         SweepConfig(model=str(folder), task="toy-math", methods=[MethodSpec(name="svd")], ratios=[1.5], out=out)
     ),
-    "eval": lambda folder, out: evaluate_model(
+    "eval": lambda folder, out: evaluate(
         str(folder), ["toy-math"], default_settings(limit=1), engine="transformers", out=out
     ),
     "export": export_dense,

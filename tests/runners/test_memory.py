@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from sweeps import changed, small_sweep
+from sweeps import small_sweep
 from torch import nn
 from transformers import LlamaConfig
+from typed_stages import DATA, fit_stage
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
@@ -20,12 +21,12 @@ from lowrank_bench.models.architectures import random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import load_skeleton
 from lowrank_bench.models.presets import resolve_model
-from lowrank_bench.runners import work
+from lowrank_bench.runners.compressing import CompressRequest, compress, foresee
 from lowrank_bench.runners.config import MethodSpec, parse_method
 from lowrank_bench.runners.estimates.memory import Way, calibration, compress_way, fit_way, read_length
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.single import CompressRequest, compress_model, foresee
-from lowrank_bench.runners.store.folders import Stage, StageStore
+from lowrank_bench.runners.stages.perform import perform
+from lowrank_bench.runners.store.folders import StageStore
 from lowrank_bench.runners.training.data import example_length
 
 TINY = resolve_model("tiny")
@@ -91,13 +92,13 @@ def test_too_much_is_refused_and_a_rough_excess_told() -> None:
 def test_compress_rounds_ranks_to_multiples(tmp_path: Path) -> None:
     """bench compress --rank-multiple: all ranks, the whole model not above its target, and the record says it."""
     request = CompressRequest(str(TINY.location), parse_method("svd"), 2.0, tmp_path / "out", rank_multiple=16)
-    report = compress_model(request).report
+    report = compress(request).report
     assert set(report.ranks.values()) <= set(range(16, 1024, 16))
     assert report.ratio >= 2
     record = json.loads((tmp_path / "out" / "compression.json").read_text())
     assert record["rank_multiple"] == 16
     with pytest.raises(UserError, match="the rank multiple 0 is not usable"):
-        compress_model(CompressRequest(str(TINY.location), parse_method("svd"), 2.0, tmp_path / "no", rank_multiple=0))
+        compress(CompressRequest(str(TINY.location), parse_method("svd"), 2.0, tmp_path / "no", rank_multiple=0))
     assert not (tmp_path / "no").exists()
 
 
@@ -119,7 +120,7 @@ def test_compress_gives_the_same_either_way(tmp_path: Path) -> None:
         assert [row[0] for row in rows] == ["fit", "compress"]
         assert {row[1] for row in rows} == {"layer by layer" if memory == "walk" else "whole"}
         assert not out.exists()
-        compress_model(request)
+        compress(request)
         record = json.loads((out / "compression.json").read_text())
         used = record.pop("memory")
         assert used["fit"]["way"] == memory
@@ -136,12 +137,12 @@ def test_stages_give_the_same_either_way(tmp_path: Path) -> None:
     """The same keys, the same files; the record says which way, what was foreseen and what it took."""
     records = {}
     for memory in ("walk", "whole"):
-        config = small_sweep(tmp_path / memory, methods=["svd-llm:samples=8"], ratios=[2], memory=memory)
-        config = changed(config, training_free=True)
+        untrained = {"training_free": True, "finetune": {}, "recover": {}}
+        config = small_sweep(tmp_path / memory, methods=["svd-llm:samples=8"], ratios=[2], memory=memory, **untrained)
         plan = make_plan(config)
         store = StageStore(tmp_path / memory / "stages")
         records[memory] = {
-            key: store.run(stage, lambda folder, stage=stage: work.perform(stage, folder))
+            key: store.run(stage, lambda folder, stage=stage: perform(stage, folder))
             for key, stage in plan.stages.items()
             if stage.kind in ("fit", "compress")
         }
@@ -186,9 +187,10 @@ def test_calibration_is_foreseen_at_the_length_that_is_read(
     spec = parse_method(method)
     made = create_method(spec.name, spec.options)
     name = made.requirements.calibration_task or task
-    stage = Stage("fit", {"data": {"task": name, "max_length": made.requirements.calibration_length or max_length}})
+    length = made.requirements.calibration_length or max_length
+    stage = fit_stage(data=DATA.model_copy(update={"task": name, "max_length": length}))
     assert calibration(made, skeleton, read_length(stage)).length == expected
-    assert read_length(Stage("fit", {})) is None
+    assert read_length(fit_stage()) is None
 
 
 def test_where_nobody_says_a_length_it_is_2048_or_the_context() -> None:
@@ -201,5 +203,5 @@ def test_where_nobody_says_a_length_it_is_2048_or_the_context() -> None:
 
 def test_the_length_is_in_the_record(tmp_path: Path) -> None:
     request = CompressRequest(str(TINY.location), parse_method("svd-llm:samples=8"), 2.0, tmp_path / "out", "toy-math")
-    compress_model(request)
+    compress(request)
     assert json.loads((tmp_path / "out" / "compression.json").read_text())["calibration_length"] == 256

@@ -7,16 +7,16 @@ import time
 import pytest
 from commands import bench
 from rich.console import Console
+from typed_stages import evaluate_stage, fit_stage
 
 from lowrank_bench.foundation.progress import reporting, track
 from lowrank_bench.runners import progress as module
+from lowrank_bench.runners.compressing import CompressRequest, compress
 from lowrank_bench.runners.config import parse_method
 from lowrank_bench.runners.executors.local import Event
 from lowrank_bench.runners.progress import StageProgress, show_progress
-from lowrank_bench.runners.single import CompressRequest, compress_model
-from lowrank_bench.runners.store.folders import Stage
 
-FIT, EVALUATE = Stage("fit", {}, title="fit svd"), Stage("evaluate", {}, title="evaluate svd 2x")
+FIT, EVALUATE = fit_stage("fit svd"), evaluate_stage("evaluate svd 2x")
 STAGES = {stage.key: stage for stage in (FIT, EVALUATE)}
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d  \S")
 
@@ -123,7 +123,7 @@ def test_a_fit_counts_its_batches_and_its_matrices(memory, tmp_path):
     request = CompressRequest(
         "tiny", parse_method("svd-llm:samples=32"), 2.0, tmp_path / "m", "toy-math", memory=memory
     )
-    compress_model(request, lambda done, total: seen.append((done, total)))
+    compress(request, lambda done, total: seen.append((done, total)))
     ended = {total for done, total in seen if done == total}
     matrices = 7 * 4
     assert matrices in ended, seen

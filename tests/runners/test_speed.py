@@ -16,8 +16,8 @@ from lowrank_bench.records.files import read_records
 from lowrank_bench.results.speed.measure import SpeedRequest, measure_speed, median_ratio
 from lowrank_bench.results.speed.records import save_speed, speed_records, stored_records
 from lowrank_bench.results.speed.subject import find_subject
+from lowrank_bench.runners.compressing import CompressRequest, compress
 from lowrank_bench.runners.config import parse_method
-from lowrank_bench.runners.single import CompressRequest, compress_model
 
 SHORT = {"engines": ("transformers",), "batch_sizes": (1, 2), "prompt_tokens": 4, "new_tokens": 3, "threads": 1}
 
@@ -26,7 +26,7 @@ SHORT = {"engines": ("transformers",), "batch_sizes": (1, 2), "prompt_tokens": 4
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in model, factorised."""
     folder = tmp_path_factory.mktemp("speed") / "small"
-    compress_model(CompressRequest("tiny", parse_method("svd"), 3.0, folder))
+    compress(CompressRequest("tiny", parse_method("svd"), 3.0, folder))
     return folder
 
 

@@ -22,8 +22,8 @@ from lowrank_bench.results.speed.subject import find_subject
 from lowrank_bench.results.sweep import run_sweep
 from lowrank_bench.runners import doctor
 from lowrank_bench.runners.collect import collect
+from lowrank_bench.runners.evaluating import evaluate
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.single import evaluate_model
 from lowrank_bench.runners.store.files import DamagedStage, stage_around
 from lowrank_bench.runners.store.folders import StageStore
 
@@ -106,7 +106,7 @@ OF_WEIGHTS = {
     "inspect by folder": lambda run: inspect_bases(str(weights_of(run).parent), "o", 1),
     "speed": lambda run: find_subject(f"{run}:svd@2"),
     "speed by folder": lambda run: find_subject(str(weights_of(run).parent)),
-    "eval": lambda run: evaluate_model(str(weights_of(run).parent), ["toy-math"], EvalSettings()),
+    "eval": lambda run: evaluate(str(weights_of(run).parent), ["toy-math"], EvalSettings()),
 }
 
 

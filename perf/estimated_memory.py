@@ -1,8 +1,8 @@
-"""Foreseen against measured peak memory of every kind of stage, each in a process of its own, on the CPU.
+"""Estimated against measured peak memory of every kind of stage, each in a process of its own, on the CPU.
 
-    python perf/foreseen_memory.py                                   # three sizes: an hour or more
-    python perf/foreseen_memory.py --sizes 50 --optimizers sgd       # a quick look
-    python perf/foreseen_memory.py --model FOLDER --methods svd      # another model
+    python perf/estimated_memory.py                                   # three sizes: an hour or more
+    python perf/estimated_memory.py --sizes 50 --optimizers sgd       # a quick look
+    python perf/estimated_memory.py --model FOLDER --methods svd      # another model
 
 Models are Llamas with random weights and the built-in tokenizer; a stage is done as `bench run` does it, with two
 updates. The measured peak is VmHWM, libraries included, of the stage's record; for evaluations of the engine's process.
@@ -10,14 +10,12 @@ The target: every ratio lies between 0.8 and 1.25.
 """
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from lowrank_bench.models.loading import load_tokenizer
@@ -26,7 +24,7 @@ from lowrank_bench.models.shards import Promise, write_shards
 from lowrank_bench.runners.config import make_config
 from lowrank_bench.runners.graph import Plan
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.store.folders import Stage
+from lowrank_bench.runners.specs import Stage
 
 LEAST, MOST = 0.8, 1.25
 SIZES = {"50": (512, 13, 4096), "120": (768, 14, 8192), "270": (1024, 15, 32768)}
@@ -36,12 +34,13 @@ OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "adagrad",
 # glibc keeps freed memory in one arena for each thread, and raises the size from which it asks the system for pages.
 _QUIET = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 _CHILD = """
-import json, sys
+import sys
 from pathlib import Path
 from lowrank_bench.foundation.memory import reset_peak_memory
-from lowrank_bench.runners.store.folders import Stage, StageStore
-from lowrank_bench.runners.work import perform
-stage = Stage(**json.load(sys.stdin))
+from lowrank_bench.runners.specs import parse_stage
+from lowrank_bench.runners.stages.perform import perform
+from lowrank_bench.runners.store.folders import StageStore
+stage = parse_stage(sys.stdin.read())
 StageStore(Path(sys.argv[1])).run(stage, lambda folder: perform(stage, folder))
 """
 
@@ -105,13 +104,13 @@ def plan_for(
 
 
 def measure(plan: Plan, kinds: Sequence[str]) -> Iterator[tuple[Stage, int, int]]:
-    """Do the stages of some kinds; yield each with its foreseen and measured bytes."""
+    """Do the stages of some kinds; yield each with its estimated and measured bytes."""
     for key, stage in plan.stages.items():
         if stage.kind not in kinds:
             continue
         done = subprocess.run(
             [sys.executable, "-c", _CHILD, str(plan.store.root)],
-            input=json.dumps(asdict(plan.store.ready(stage))),
+            input=plan.store.ready(stage).model_dump_json(),
             env=os.environ | _QUIET,
             capture_output=True,
             text=True,
@@ -132,19 +131,19 @@ def measure_model(model: Path, out: Path, optimizers: Sequence[str], methods: Se
             folder = out / f"{optimizer}-{checkpointing}"
             plan = plan_for(model, folder, optimizer, checkpointing, methods)
             kinds = ["finetune"] if checkpointing or optimizer != optimizers[0] else list(KINDS)
-            for stage, foreseen, measured in measure(plan, kinds):
-                ratio = foreseen / measured
+            for stage, estimated, measured in measure(plan, kinds):
+                ratio = estimated / measured
                 good &= LEAST <= ratio <= MOST
-                how = f", {optimizer}{', checkpointing' if checkpointing else ''}" if "train" in stage.config else ""
-                sizes = f"{ratio:6.2f}{foreseen / 1e6:10,.0f}{measured / 1e6:10,.0f}"
-                print(f"{sizes}  {(stage.title or stage.kind).partition(',')[0]}{how}", flush=True)
+                settings = f", {optimizer}{', checkpointing' if checkpointing else ''}" if stage.train else ""
+                sizes = f"{ratio:6.2f}{estimated / 1e6:10,.0f}{measured / 1e6:10,.0f}"
+                print(f"{sizes}  {(stage.title or stage.kind).partition(',')[0]}{settings}", flush=True)
             shutil.rmtree(folder)
     return good
 
 
 def main() -> int:
     """Print the table; exit 1 if a ratio is out of its range."""
-    parser = argparse.ArgumentParser(description="Foreseen against measured peak memory.")
+    parser = argparse.ArgumentParser(description="Estimated against measured peak memory.")
     parser.add_argument("--sizes", default=",".join(SIZES), help="millions of parameters, with commas")
     parser.add_argument("--model", type=Path, help="a folder instead of random models")
     parser.add_argument("--optimizers", default=",".join(OPTIMIZERS), help="with commas")
@@ -152,7 +151,7 @@ def main() -> int:
     options = parser.parse_args()
     optimizers, methods = options.optimizers.split(","), options.methods.split(",")
     good = True
-    print(f"{'ratio':>6}{'foreseen':>10}{'measured':>10}  MB, stage", flush=True)
+    print(f"{'ratio':>6}{'estimated':>10}{'measured':>10}  MB, stage", flush=True)
     for size in ["given"] if options.model else options.sizes.split(","):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)

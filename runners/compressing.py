@@ -1,0 +1,266 @@
+"""One model, compressed into a folder: the fit and the compress stage of one cell of a sweep, without the sweep."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from pydantic import ValidationInfo, field_validator
+from safetensors.torch import load_file
+
+from ..foundation.errors import UserError, unknown
+from ..foundation.files import new_folder, read_json, write_json
+from ..foundation.memory import release_memory
+from ..foundation.progress import Progress
+from ..methods.base import CompressionReport, create_method
+from ..methods.ranks.budget import Budget
+from ..models.dtypes import SAVE_DTYPES
+from ..models.loading import load_skeleton
+from ..models.untouched import Untouched, untouched
+from .config import MethodSpec, SweepConfig, make_config, nest, parse_method
+from .config.methods import check_recordable
+from .estimates.memory import check_plan, memory_rows, plan_ways
+from .executors.local import crew_size
+from .plan import Plan, make_plan
+from .process_setup import refuse_launchers
+from .provenance import provenance
+from .specs import Stage
+from .stages.compress import BASES_FILE
+from .stages.perform import perform
+from .store.folders import MODEL_FOLDER, REPORT, StageStore, ratio_folder
+
+RECORD_FILE = "compression.json"
+"""Beside the weights of a compressed model, what was done, what stays dense and why."""
+
+_STAGES_FOLDER = ".stages"
+"""Where the two stages lie inside the output folder until it is complete."""
+
+
+@dataclass(frozen=True)
+class CompressRequest:
+    """What `compress` needs to know.
+
+    Attributes:
+        model: preset, folder or hub id.
+        method: as in ``--method``, such as ``"svd-llm:samples=64"``.
+        ratio: original / compressed parameters of the whole model.
+        out: new folder for the checkpoint.
+        task: where methods that need data take them from; the others need none.
+        steps: of the budget that a method that trains shares with its recovery in a sweep; None takes the recipe's.
+
+    The other fields are those of `SweepConfig`.
+    """
+
+    model: str
+    method: MethodSpec | str
+    ratio: float
+    out: Path
+    task: str | None = None
+    revision: str | None = None
+    data: Path | None = None
+    train_set: str | None = None
+    steps: int | None = None
+    seed: int = 42
+    save_dtype: str | None = None
+    device: str = "auto"
+    recipe: str = "auto"
+    memory: str = "auto"
+    rank_multiple: int = 1
+    placement: str = "auto"
+
+    @property
+    def spec(self) -> MethodSpec:
+        """The method with its options."""
+        return parse_method(self.method) if isinstance(self.method, str) else self.method
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What `compress` did.
+
+    Attributes:
+        report: the method's own.
+        dense: all that stays dense, the largest first.
+        warnings: what a reader of the result should know.
+    """
+
+    report: CompressionReport
+    dense: list[Untouched]
+    warnings: list[str]
+
+
+class _CellConfig(SweepConfig):
+    """A sweep of one cell, whose task may be empty."""
+
+    @field_validator("model", "task")
+    @classmethod
+    def _check_recordable(cls, value: str, info: ValidationInfo) -> str:
+        return check_recordable(str(info.field_name), value) if value or info.field_name != "task" else value
+
+
+def plan_compression(request: CompressRequest) -> Plan:
+    """Check everything that can be checked without work, and return the plan: one fit and one compress stage.
+
+    Raises:
+        UserError: anything unusable, a missing task among it.
+    """
+    refuse_launchers()
+    Budget(request.ratio, multiple=request.rank_multiple)  # what is unusable is refused before anything is loaded
+    if request.save_dtype not in (None, *SAVE_DTYPES):
+        raise unknown("dtype", str(request.save_dtype), SAVE_DTYPES)
+    if request.steps is not None and request.steps < 0:
+        raise UserError(f"{request.steps} steps are not possible; use 0 or more, or leave --steps out")
+    values: dict[str, Any] = {
+        "model": request.model,
+        "revision": request.revision,
+        "task": request.task or "",
+        "train_set": request.train_set,
+        "data": request.data,
+        "methods": (request.spec,),
+        "ratios": (request.ratio,),
+        "rank_multiple": request.rank_multiple,
+        "seeds": (request.seed,),
+        "recipe": request.recipe,
+        "finetune": {"steps": 0},
+        "recover": {"steps": request.steps},
+        "save_dtype": request.save_dtype,
+        "device": request.device,
+        "memory": request.memory,
+        "placement": request.placement,
+        "checkpoint_minutes": float("inf"),  # nothing goes on from a folder that is removed
+        "engine": "transformers",
+        "out": request.out,
+    }
+    config = make_config(nest(values), _CellConfig)
+    method = create_method(request.spec.name, request.spec.options)
+    if not config.task and method.requirements.data:
+        raise UserError(f"method '{request.spec.name}' needs task data; add --task, such as --task math")
+    transformers.utils.logging.disable_progress_bar()
+    return make_plan(config, compress_only=True)
+
+
+def foresee(request: CompressRequest) -> tuple[str, list[tuple[str, ...]], list[str]]:
+    """Return what `compress` would do, without doing it: a sentence, `memory_rows`, and warnings.
+
+    Raises:
+        UserError: whatever `compress` would refuse before it loads anything.
+    """
+    plan = plan_compression(request)
+    text = (
+        f"{plan.source.name} ({plan.parameters:,} parameters) by {request.spec.shown} on {plan.device}: at most "
+        f"{plan.parameters / request.ratio:,.0f} parameters"
+    )
+    try:
+        notes = [note for found in _memory_notes(plan, request).values() for note in found]
+    except UserError as refusal:
+        notes = [str(refusal)]
+    ways = {name.partition(" ")[0]: way for name, way in plan_ways(plan).items()}
+    return text, memory_rows(ways), notes
+
+
+def compress(request: CompressRequest, progress: Progress | None = None) -> Compressed:
+    """Compress one model as it is, without finetuning it, and write a factorised checkpoint.
+
+    The stages are those of a sweep without finetuning, and give its bytes. Beside the weights, ``compression.json``
+    says what was done, what stays dense and why. An error or an interruption leaves nothing behind.
+
+    Args:
+        request: what to do.
+        progress: called with (done, total) while a stage works.
+
+    Raises:
+        UserError: anything unusable, an existing output folder, or a missing task.
+    """
+    plan = plan_compression(request)
+    notes = _memory_notes(plan, request)
+    with new_folder(request.out) as folder:
+        store = StageStore(folder / _STAGES_FOLDER)
+        with _threads(crew_size(None, plan.device, plan.parameters, 1)[1]):
+            records: dict[str, dict[str, Any]] = {
+                stage.kind: _run(stage, store, progress) for stage in plan.stages.values()
+            }
+        fit, done = records["fit"]["result"], records["compress"]["result"]
+        made = store.path(records["compress"]["key"]) / ratio_folder(request.ratio)
+        report = _read_report(made)
+        for file in (made / MODEL_FOLDER).iterdir():
+            file.rename(folder / file.name)
+        shutil.rmtree(folder / _STAGES_FOLDER)
+        kept = untouched(load_skeleton(str(folder)), report.dense)
+        training = done["memory"].get("warning")
+        warnings = [*fit["warnings"], *notes["placement"], *notes["compress"], *([training] if training else [])]
+        write_json(folder / RECORD_FILE, report.summary() | _origin(plan, request, records, kept, warnings))
+    return Compressed(report, kept, warnings)
+
+
+def _run(stage: Stage, store: StageStore, progress: Progress | None) -> dict[str, Any]:
+    here = store.ready(stage)
+    try:
+        return store.run(here, partial(perform, here, progress=progress))
+    finally:
+        release_memory()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with as many CPU threads as a sweep's worker does: the number can change last digits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _memory_notes(plan: Plan, request: CompressRequest) -> dict[str, list[str]]:
+    """Return warnings that the memory may not be enough, by stage, after one of where a training keeps its weights.
+
+    Raises:
+        UserError: it certainly is not.
+    """
+    check_plan(plan, plan.stages)
+    notes = {"placement": [f"the training keeps {choice.why}" for choice, _ in plan.trainings.values() if choice.why]}
+    for name, way in plan_ways(plan).items():
+        kind = name.partition(" ")[0]
+        notes[kind] = way.check(f"{kind} of {request.spec.shown}", plan.device)
+    return notes
+
+
+def _read_report(folder: Path) -> CompressionReport:
+    plain, tensors = read_json(folder / REPORT), folder / BASES_FILE
+    known = {field.name for field in fields(CompressionReport)}
+    return CompressionReport(
+        **{name: value for name, value in plain.items() if name in known},
+        tensors=load_file(tensors) if tensors.exists() else {},
+    )
+
+
+def _origin(
+    plan: Plan, request: CompressRequest, records: dict[str, dict[str, Any]], kept: list[Untouched], warnings: list[str]
+) -> dict[str, Any]:
+    fit, stage = records["fit"]["result"], records["compress"]["config"]
+    return {
+        "model": plan.source.name,
+        "model_sha256": plan.source.sha256,
+        "method_name": request.spec.name,
+        "method": stage["options"],
+        "label": request.spec.shown,
+        "task": request.task or "",
+        "ratio_target": request.ratio,
+        "rank_multiple": request.rank_multiple,
+        "seed": request.seed,
+        "save_dtype": stage["save_dtype"],
+        "stays_dense": [asdict(part) for part in kept],
+        "calibration_length": fit["calibration"].get("length"),
+        "added_jitter": fit["added_jitter"],
+        "warnings": warnings,
+        "memory": {kind: record["result"]["memory"] for kind, record in records.items()}
+        | {"peak_bytes": max(record["peak_memory_bytes"] for record in records.values())},
+        "provenance": provenance(),
+    }

@@ -1,0 +1,180 @@
+"""One model on benchmarks: the evaluate stages of one cell, with one engine for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from ..evals.base import Benchmark, EvalSettings, Outcome, benchmarks
+from ..evals.engines.base import Engine
+from ..evals.hosting.choice import choose_engine, engine_version
+from ..evals.hosting.host import EngineCrashed
+from ..evals.tasks.base import benchmark_names
+from ..foundation.errors import UserError
+from ..foundation.files import check_new_folder, write_atomic, write_json
+from ..foundation.progress import Progress
+from ..models.loading import load_skeleton
+from ..models.matrices import model_size
+from ..models.presets import ModelSource, resolve_model
+from .checks import begins_with_bos, check_model
+from .choices import pick_device
+from .executors.local import crew_size
+from .layout import evaluate_stage
+from .provenance import provenance
+from .specs import EvaluateStage, ModelLocation
+from .stages.evaluate import evaluate_with, open_engine, outcome_record, sample_lines
+from .store.folders import verify_around
+from .training.data import DATA_SEED
+
+
+def default_settings(**changes: Any) -> EvalSettings:
+    """Return evaluation settings with the project's data seed."""
+    return EvalSettings(**({"seed": DATA_SEED} | changes))
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What `evaluate` measured.
+
+    Attributes:
+        outcomes: by benchmark, with ``@CONTEXT`` behind the name where a context was asked for.
+        failures: why the others have none: `UserError`, or `EngineCrashed` where the engine's process ended.
+        note: what a reader of the numbers should know; may be empty.
+    """
+
+    outcomes: dict[str, Outcome]
+    failures: dict[str, Exception]
+    note: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """What failed and why, in one sentence; empty if nothing did."""
+        reasons = [str(error) for error in self.failures.values()]
+        if not reasons or len(self.failures) + len(self.outcomes) == 1:
+            return "".join(reasons)
+        kept = f"; {', '.join(self.outcomes)} is complete" if self.outcomes else ""
+        if len(set(reasons)) == 1:
+            return f"{', '.join(self.failures)} failed: {reasons[0]}{kept}"
+        return "; ".join(f"{name} failed: {error}" for name, error in self.failures.items()) + kept
+
+
+def evaluate(
+    model: str,
+    names: Sequence[str],
+    settings: EvalSettings = EvalSettings(),
+    revision: str | None = None,
+    engine: str = "auto",
+    dtype: str = "auto",
+    device: str = "auto",
+    out: Path | None = None,
+    progress: Progress | None = None,
+    contexts: Sequence[int] | None = None,
+    bos: str = "never",
+) -> Evaluated:
+    """Evaluate one model or checkpoint on benchmarks, everything checked before the model is loaded.
+
+    A benchmark that fails is among the failures; the others are measured, and written as soon as each is known.
+
+    Args:
+        model: preset, folder (dense or factorised) or hub id.
+        names: benchmarks; a task's name stands for its benchmarks.
+        settings: data, limit, stage, and so on.
+        revision: of a hub model.
+        engine, dtype, device: how it runs; the engine may be ``auto``.
+        out: new folder for ``metrics.json`` and one ``samples-BENCHMARK.jsonl`` each, made with the first result.
+        progress: called with (problems done, problems in all).
+        contexts: windows of perplexities in tokens, or None for each benchmark's own.
+        bos: whether windows of joined texts begin with a BOS: ``never``, ``always`` or ``auto``, see `begins_with_bos`.
+
+    Raises:
+        UserError: bad input, an existing ``out``, or a model that no engine loads.
+    """
+    if out is not None:
+        out = out.expanduser().resolve()
+        check_new_folder(out)
+    transformers.utils.logging.disable_progress_bar()
+    chosen = _choose(names, settings, contexts)
+    verify_around(Path(model))
+    source = resolve_model(model, revision)
+    each_bos, note = begins_with_bos(bos, source, list({b.name: b for b, _ in chosen.values()}.values()))
+    chosen = {name: (benchmark, replace(each, bos=each_bos)) for name, (benchmark, each) in chosen.items()}
+    for benchmark, each in chosen.values():
+        benchmark.check(each)
+    device = pick_device(device)
+    skeleton = load_skeleton(source.location, source.revision)
+    parameters = model_size(skeleton).parameters
+    engine = choose_engine(engine, skeleton.config, parameters, device).engine
+    check_model(source, skeleton.config, chosen.values())
+    common = {
+        "model": ModelLocation(location=source.location, revision=source.revision),
+        "device": device,
+        "data": settings.data_dir,
+    }
+    stages = {
+        name: evaluate_stage(benchmark, each, engine, dtype, source.sha256, common, f"evaluate {name}")
+        for name, (benchmark, each) in chosen.items()
+    }
+    threads = crew_size(None, device, parameters, 1)[1]
+
+    def longest(tokenizer: Any, context: int) -> int:
+        return max(benchmark.longest_sequence(tokenizer, each, context) for benchmark, each in chosen.values())
+
+    results = _Results(source, engine, stages, out)
+    with ExitStack() as stack:
+
+        def opened(stage: EvaluateStage) -> Engine:
+            return stack.enter_context(open_engine(stage, longest, threads))
+
+        running: Engine | None = opened(next(iter(stages.values())))
+        for name, stage in stages.items():
+            try:
+                running = running or opened(stage)
+                results.add(name, evaluate_with(running, stage, progress))
+            except UserError as error:
+                results.failures[name] = error
+            except EngineCrashed as error:
+                results.failures[name] = error
+                running = None  # its process is gone; the next benchmark gets another one
+    return Evaluated(results.outcomes, results.failures, note)
+
+
+def _choose(
+    names: Sequence[str], settings: EvalSettings, contexts: Sequence[int] | None
+) -> dict[str, tuple[Benchmark, EvalSettings]]:
+    """Return the benchmarks, once for each context, and how each is evaluated."""
+    chosen: dict[str, tuple[Benchmark, EvalSettings]] = {}
+    for name in benchmark_names(names):
+        benchmark = benchmarks.get(name)()
+        for context in contexts or (None,) if benchmark.has_context else (None,):
+            shown = f"{name}@{context}" if context else name
+            chosen[shown] = benchmark, replace(settings, context=context)
+    if contexts and not any(each.context for _, each in chosen.values()):
+        raise UserError(f"--context is for perplexities and none of {', '.join(chosen)} is one; leave it out")
+    return chosen
+
+
+class _Results:
+    """Keeps what came out, each benchmark written as soon as it is known."""
+
+    def __init__(self, source: ModelSource, engine: str, stages: dict[str, EvaluateStage], out: Path | None) -> None:
+        self.stages, self.out = stages, out
+        self.about = {
+            "model": source.name,
+            "model_sha256": source.sha256,
+            "engine": {"name": engine, "version": engine_version(engine)},
+        }
+        self.outcomes: dict[str, Outcome] = {}
+        self.failures: dict[str, Exception] = {}
+
+    def add(self, name: str, outcome: Outcome) -> None:
+        self.outcomes[name] = outcome
+        if self.out is None:
+            return
+        write_atomic(self.out / f"samples-{name}.jsonl", "".join(sample_lines(outcome)))
+        found = {name: outcome_record(self.stages[name], outcome) for name, outcome in self.outcomes.items()}
+        write_json(self.out / "metrics.json", self.about | {"benchmarks": found, "provenance": provenance()})
