@@ -30,7 +30,7 @@ from lowrank_bench.runners.store.folders import Stage
 from lowrank_bench.runners.training.recipes import TrainSettings
 from lowrank_bench.runners.work import perform
 
-EXAMPLES = Path(__file__).parents[2] / "docs" / "accelerate"
+EXAMPLES = Path(__file__).parents[3] / "docs" / "accelerate"
 CPU = {"OMP_NUM_THREADS": "1"}
 
 
