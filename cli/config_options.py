@@ -53,7 +53,7 @@ def takes_config(model: type[BaseModel]) -> Callable[[Callable[..., None]], Call
         parameters = [*generated, *own]
         run.__signature__ = inspect.Signature(parameters, return_annotation=None)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters} | {"return": None}
-        del run.__wrapped__  # type: ignore[attr-defined]
+        del run.__wrapped__
         return run
 
     return decorate

@@ -31,7 +31,7 @@ _ATTENTION = ("q", "k", "v", "o")
 
 
 @dataclass(frozen=True)
-class Place:
+class NamedMatrix:
     """One matrix of a model: its dotted module name, its layer, and the field's short name for it (or empty)."""
 
     module: str
@@ -44,28 +44,28 @@ class Place:
         return self.role or self.module.rpartition(".")[2]
 
 
-def places(model: nn.Module) -> list[Place]:
+def named_matrices(model: nn.Module) -> list[NamedMatrix]:
     """Return every linear layer, dense or factorised, in the model's order."""
     return [
-        place_of(name)
+        matrix_of(name)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | LowRankLinear) and not name.endswith(("lr_a", "lr_b"))
     ]
 
 
-def place_of(module: str) -> Place:
+def matrix_of(module: str) -> NamedMatrix:
     """Return where a module belongs, from its dotted name alone."""
     number = re.search(r"\.(\d+)\.", f".{module}.")
     layer = int(number[1]) if number else None
     role = next((r for r, ends in _NAMES.items() if layer is not None and f".{module}".endswith(_dotted(ends))), "")
-    return Place(module, layer, role)
+    return NamedMatrix(module, layer, role)
 
 
 def _dotted(ends: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f".{end}" for end in ends)
 
 
-def find_place(model: nn.Module, matrix: str, layer: int | None) -> Place:
+def find_matrix(model: nn.Module, matrix: str, layer: int | None) -> NamedMatrix:
     """Find a matrix by its short name (q, k, v, o, gate, up, down), its module's name, or part of that from its end.
 
     Args:
@@ -76,7 +76,7 @@ def find_place(model: nn.Module, matrix: str, layer: int | None) -> Place:
     Raises:
         UserError: no such layer or matrix; says which there are.
     """
-    every = places(model)
+    every = named_matrices(model)
     if layer is None:
         outside = [candidate for candidate in every if candidate.layer is None]
         matches = [candidate for candidate in outside if candidate.module.endswith(matrix)]
@@ -103,13 +103,13 @@ def find_place(model: nn.Module, matrix: str, layer: int | None) -> Place:
     return matches[0]
 
 
-def weight(model: nn.Module, place: Place) -> tuple[Tensor, Tensor]:
+def weight(model: nn.Module, matrix: NamedMatrix) -> tuple[Tensor, Tensor]:
     """Return a matrix as B (m, r) and A (r, n) in float64 with W = B A; a dense one has A = 1 or B = 1."""
-    module = model.get_submodule(place.module)
+    module = model.get_submodule(matrix.module)
     if isinstance(module, LowRankLinear):
         return module.lr_b.detach().double(), module.lr_a.detach().double()
     if not isinstance(module, nn.Linear):
-        raise TypeError(f"{place.module} is a {type(module).__name__}")
+        raise TypeError(f"{matrix.module} is a {type(module).__name__}")
     dense = module.weight.detach().double()
     m, n = dense.shape
     # The smaller of the two identities, so that r is min(m, n).
@@ -162,12 +162,12 @@ class Heads:
         return range(key_value_head * group, (key_value_head + 1) * group)
 
 
-def input_norm(model: nn.Module, place: Place) -> nn.Module | None:
+def input_norm(model: nn.Module, matrix: NamedMatrix) -> nn.Module | None:
     """Return the norm between the residual stream and a matrix that reads it, or None where it is not known."""
-    if place.layer is None:
-        return final_norm(model) if place.module == head_name(model) else None
-    block = model.get_submodule(f"{place.module.partition(f'.{place.layer}.')[0]}.{place.layer}")
-    if place.role in ("q", "k", "v") or "query_key_value" in place.module:
+    if matrix.layer is None:
+        return final_norm(model) if matrix.module == head_name(model) else None
+    block = model.get_submodule(f"{matrix.module.partition(f'.{matrix.layer}.')[0]}.{matrix.layer}")
+    if matrix.role in ("q", "k", "v") or "query_key_value" in matrix.module:
         names = ["input_layernorm", "self_attn_layer_norm"]
     else:  # Gemma 2 and later have norms on both sides of the MLP
         names = ["pre_feedforward_layernorm", "post_attention_layernorm", "final_layer_norm"]

@@ -163,13 +163,11 @@ def plan_warnings(plan: Plan) -> list[str]:
         if part.what in ("experts", "vision and audio layers"):
             share = f"{100 * part.share:.0f} % of the model"
             notes.append(f"{part.parameters:,} parameters ({share}) stay dense: {part.what}, {part.why}")
-    placements = [stage.runtime["placement"]["why"] for stage in plan.stages.values() if "placement" in stage.runtime]
+    placements = [stage.placement.why for stage in plan.stages.values() if stage.placement]
     notes += [f"trainings keep {why}" for why in dict.fromkeys(placements)]
     if plan.setup:
         notes.append(f"trainings run in {plan.setup.processes} processes by {plan.setup.strategy.upper()}")
-        wholly = [
-            key for key in plan.pending() if plan.stages[key].kind == "compress" and "train" in plan.stages[key].config
-        ]
+        wholly = [key for key in plan.pending() if plan.stages[key].kind == "compress" and plan.stages[key].train]
         if wholly and plan.setup.strategy == "fsdp2":
             notes.append("methods that train while they compress do that by DDP: each process holds the whole model")
     return notes

@@ -129,7 +129,7 @@ def _story(d: _Draw) -> str:
     return f"{'. '.join(words)}. So {every}. {name} has {value} {item}."
 
 
-def _told(d: _Draw) -> tuple[str, str, int]:
+def _short_problem(d: _Draw) -> tuple[str, str, int]:
     """Return a two-step situation in note form, its two calculations, and the result."""
     name, other = d.some(NAMES, 2)
     item, a, b, c, t = d.pick(ITEMS), d.whole(2, 9), d.whole(2, 9), d.whole(2, 9), d.whole(2, 20)
@@ -169,7 +169,7 @@ def _told(d: _Draw) -> tuple[str, str, int]:
 
 
 def _target_like(d: _Draw) -> str:
-    text, steps, result = _told(d)
+    text, steps, result = _short_problem(d)
     return f"{text}: {steps}. So {result}." if d.rng.random() < 0.6 else f"Question: {text}\nAnswer: {steps}: {result}"
 
 

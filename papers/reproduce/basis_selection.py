@@ -39,7 +39,7 @@ def _compared(task: str, benchmarks: tuple[str, ...], ratios: tuple[float, ...],
 
 
 def _small(sweep: str, task: str, lines: tuple[Line, ...], ratios: tuple[float, ...], *more: str) -> Form:
-    stands_for = {"toy-math": "GSM8K and MATH alike", "toy-code": "HumanEval and MBPP alike"}[task]
+    replaced = {"toy-math": "GSM8K and MATH alike", "toy-code": "HumanEval and MBPP alike"}[task]
     scaled = f"ratios {', '.join(f'{ratio:g}x' for ratio in ratios)}"
     return Form(
         sweep=f"{NAME}-{sweep}-{task}",
@@ -49,7 +49,7 @@ def _small(sweep: str, task: str, lines: tuple[Line, ...], ratios: tuple[float, 
         panels=(Panel(task, (task,)),),
         recipe="small",
         recover_steps=_SMALL_STEPS,
-        caption=(f"{_LESS_TRAINING} {task} stands for {stands_for}; {scaled} for the paper's.", *more, _TOP),
+        caption=(f"{_LESS_TRAINING} {task} replaces {replaced}; {scaled} for the paper's.", *more, _TOP),
     )
 
 

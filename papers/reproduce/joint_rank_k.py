@@ -44,7 +44,7 @@ PAPER = Paper(
                 recipe="small",
                 recover_steps=0,
                 caption=(
-                    "Small form: toy-math stands for OpenCompass's tasks; 300 steps of finetuning come first, none "
+                    "Small form: toy-math replaces OpenCompass's tasks; 300 steps of finetuning come first, none "
                     "after compression.",
                 ),
             ),

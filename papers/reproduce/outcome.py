@@ -92,9 +92,11 @@ def _finding(claim: Claim, form: Form, table: Pivot, small: bool) -> str:
     elif claim.relation == "similar":
         summary = "Ours do not differ beyond their intervals" if "agrees" in counts else "Ours do differ"
     else:
-        summary = {"agrees": "Seen here", "contrary": "The contrary is seen here", "open": "Not told apart here"}[
-            seen[0]
-        ]
+        summary = {
+            "agrees": "Seen here",
+            "contrary": "The contrary is seen here",
+            "open": "Open here",
+        }[seen[0]]
     names = " / ".join(row.label for row in lines)
     seeds = "" if len(table.seeds) > 1 else " One seed: the intervals cover the problems, not the training."
     return f"The paper: {claim.text}. {summary}; {names}: {'; '.join(readings)}.{seeds}"

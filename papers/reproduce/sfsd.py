@@ -13,7 +13,7 @@ _MODEL, _REVISION = "huggyllama/llama-7b", "4782ad278652c7c71b72204d462d6d01eaaf
 _PUBLISHED = {"samples": 512, "length": 128}
 _MEAN = Panel("commonsense-6", SIX, "mean", "mean")
 _SMALL_NOTE = (
-    "Small form: toy-math stands for the six commonsense tasks; 300 steps of finetuning come first, none after "
+    "Small form: toy-math replaces the six commonsense tasks; 300 steps of finetuning come first, none after "
     "compression."
 )
 

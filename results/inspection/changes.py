@@ -67,8 +67,8 @@ class Counts:
 def count_changes(view: ChangeView) -> list[Counts]:
     """Return the counts of every matrix in the model's order, then of all together."""
     groups = [(int(layer), str(matrix), rows) for (layer, matrix, _), rows in _groups(view.frame)]
-    found = [_counts(None if layer < 0 else layer, matrix, rows, view.trained) for layer, matrix, rows in groups]
-    return [*found, _counts(None, "all", view.frame, view.trained)]
+    counts = [_counts(None if layer < 0 else layer, matrix, rows, view.trained) for layer, matrix, rows in groups]
+    return [*counts, _counts(None, "all", view.frame, view.trained)]
 
 
 def _groups(frame: pd.DataFrame) -> Any:
@@ -77,13 +77,13 @@ def _groups(frame: pd.DataFrame) -> Any:
 
 def _counts(layer: int | None, matrix: str, rows: pd.DataFrame, trained: bool) -> Counts:
     number = {state: int((rows.state == state).sum()) for state in STATES}
-    kept = rows.state.isin(["kept", "grew"])
+    remaining = rows.state.isin(["kept", "grew"])
     total = float(rows.before.sum())
-    share = float(rows.before[kept].sum()) / total if total else math.nan
+    share = float(rows.before[remaining].sum()) / total if total else math.nan
     after = float(rows.after.sum()) / total if total and trained else math.nan
     bases = len(rows) - number["new"]
     kinds = (number["grew"], number["died"], number["freed"], number["new"])
-    return Counts(layer, matrix, bases, int(kept.sum()), *kinds, share, after)
+    return Counts(layer, matrix, bases, int(remaining.sum()), *kinds, share, after)
 
 
 def changes_tables(view: ChangeView) -> list[Table]:

@@ -18,10 +18,10 @@ from ...methods.library.bs import BasisSelection
 from ...methods.selection import GROWTH, Fate, trained_fates, truncated_fates
 from ...models.loading import load_model, load_tokenizer
 from ...models.presets import PRESETS, resolve_model
-from ...models.residual import Place, find_place, place_of, places
+from ...models.residual import NamedMatrix, find_matrix, matrix_of, named_matrices
 from ...models.token_text import token_texts
+from ...runners.stages.compress import BASES_FILE
 from ...runners.store.folders import REPORT, verify_around
-from ...runners.work import BASES_FILE
 from ..cells import FoundCell, find_cell, is_cell
 from .bases import Token, TokenBasis, TokenView
 from .changes import ChangeView, frame_of
@@ -66,18 +66,18 @@ def inspect_bases(
     transformers.utils.logging.disable_progress_bar()
     location, revision = _locate(name, revision, seed, storage)
     model, tokenizer = load_model(location, revision, "auto"), load_tokenizer(location, revision)
-    found = find_bases(model, matrix, layer, head, side)
-    vectors, size = found.vectors[:count], len(tokenizer)
-    ends = read_tokens(model, found.place, found.side, vectors, reading.top, size, reading.lens, reading.fold_norm)
-    total = float(found.values.sum())
+    bases = find_bases(model, matrix, layer, head, side)
+    vectors, size = bases.vectors[:count], len(tokenizer)
+    ends = read_tokens(model, bases.linear, bases.side, vectors, reading.top, size, reading.lens, reading.fold_norm)
+    total = float(bases.values.sum())
     rows = [
-        _row(tokenizer, found.place, found.matrix, found.head, found.side, i, s, s / total, end)
-        for i, (s, end) in enumerate(zip(found.values.tolist(), ends, strict=False))
+        _row(tokenizer, bases.linear, bases.matrix, bases.head, bases.side, i, s, s / total, end)
+        for i, (s, end) in enumerate(zip(bases.values.tolist(), ends, strict=False))
     ]
-    where = [] if layer is None else [f"layer {layer}"]
-    where += [found.matrix] + ([] if head is None else [f"head {head}"])
-    title = f"{name} · {', '.join(where)}: the strongest {len(rows)} of {len(found.values)} bases"
-    return TokenView(title, (_capital(found.note), _lens_note(found.side, reading), _SIGN), tuple(rows))
+    position = [] if layer is None else [f"layer {layer}"]
+    position += [bases.matrix] + ([] if head is None else [f"head {head}"])
+    title = f"{name} · {', '.join(position)}: the strongest {len(rows)} of {len(bases.values)} bases"
+    return TokenView(title, (_capital(bases.note), _lens_note(bases.side, reading), _SIGN), tuple(rows))
 
 
 _SIGN = (
@@ -108,7 +108,7 @@ def _locate(name: str, revision: str | None, seed: int | None, storage: str | No
 
 def _row(
     tokenizer: Any,
-    place: Place,
+    linear: NamedMatrix,
     matrix: str,
     head: int | None,
     side: str,
@@ -123,7 +123,7 @@ def _row(
         return tuple(Token(i, text, score) for (i, score), text in zip(end, texts, strict=True))
 
     plus, minus = tokens(ends.positive), tokens(ends.negative)
-    return TokenBasis(place.module, place.layer, matrix, head, side, basis, value, share, plus, minus, state)
+    return TokenBasis(linear.module, linear.layer, matrix, head, side, basis, value, share, plus, minus, state)
 
 
 def inspect_changes(
@@ -154,8 +154,8 @@ def inspect_changes(
     fates = _fates(stage)
     model = load_model(stage.base, stage.revision, "auto")
     chosen = _chosen(model, fates, layer, matrix)
-    trained = any(fates[place.module].after is not None for place in chosen)
-    frame = frame_of([line for place in chosen for line in _lines(place, fates[place.module])])
+    trained = any(fates[entry.module].after is not None for entry in chosen)
+    frame = frame_of([line for entry in chosen for line in _lines(entry, fates[entry.module])])
     tokens = _tokens(model, load_tokenizer(stage.base, stage.revision), stage, frame, count, reading) if count else ()
     parts = ([] if layer is None else [f"layer {layer}"]) + ([matrix] if matrix else [])
     title = ", ".join([f"{name}: what became of the bases", *parts])
@@ -171,11 +171,11 @@ def _change_notes(trained: bool, tokens: bool, reading: Reading) -> tuple[str, .
         )
     else:
         first = "This method truncates and trains no bases: the first r by its own spectrum are kept, the others died."
-    read = (
+    readable = (
         "Tokens: left vectors of o and down by the output head, right vectors of the others by the input embedding"
         f"{'' if reading.lens is None else f' (here all by the {reading.lens} lens)'}; the sign is arbitrary."
     )
-    return (first, read) if tokens else (first,)
+    return (first, readable) if tokens else (first,)
 
 
 @dataclass(frozen=True)
@@ -210,11 +210,11 @@ def _compress_stage(cell: FoundCell) -> _CompressStage:
             store.whole(needed)
             store.verify(needed)
     fit, base = stages / str(inputs["fit"]), stages / str(inputs["model"])
-    where = {"location": str(base), "revision": ""} if base.is_dir() else runtime["model"]
+    source = {"location": str(base), "revision": ""} if base.is_dir() else runtime["model"]
     if not fit.is_dir():
         raise UserError(f"the fit {fit} of {key} is gone; run the sweep again to make it")
     folder = stages / key / Path(inside).parts[0]
-    return _CompressStage(record, folder, fit, where["location"], where["revision"])
+    return _CompressStage(record, folder, fit, source["location"], source["revision"])
 
 
 def _fates(stage: _CompressStage) -> dict[str, Fate]:
@@ -236,26 +236,26 @@ def _fates(stage: _CompressStage) -> dict[str, Fate]:
     return truncated_fates(Fitted.load(stage.fit), report["ranks"], report["dense"])
 
 
-def _chosen(model: Any, fates: dict[str, Fate], layer: int | None, matrix: str | None) -> list[Place]:
+def _chosen(model: Any, fates: dict[str, Fate], layer: int | None, matrix: str | None) -> list[NamedMatrix]:
     """Return the matrices with an account that are asked for, in the model's order."""
-    every = [place for place in places(model) if place.module in fates]
+    every = [entry for entry in named_matrices(model) if entry.module in fates]
     if layer is not None and matrix is not None:
-        find_place(model, matrix, layer)  # refuses what is not there
-    layers = sorted({place.layer for place in every if place.layer is not None})
+        find_matrix(model, matrix, layer)  # refuses what is not there
+    layers = sorted({entry.layer for entry in every if entry.layer is not None})
     if layer is not None and layer not in layers:
         raise UserError(f"there is no layer {layer}; layers are counted from 0, so --layer takes 0 to {layers[-1]}")
-    found = [
-        place
-        for place in every
-        if layer in (None, place.layer) and (matrix in (None, place.role) or f".{place.module}".endswith(f".{matrix}"))
+    chosen = [
+        entry
+        for entry in every
+        if layer in (None, entry.layer) and (matrix in (None, entry.role) or f".{entry.module}".endswith(f".{matrix}"))
     ]
-    if not found:
-        raise unknown("matrix", str(matrix), {place.shown for place in every}, " of those that were compressed")
-    return found
+    if not chosen:
+        raise unknown("matrix", str(matrix), {entry.shown for entry in every}, " of those that were compressed")
+    return chosen
 
 
-def _lines(place: Place, fate: Fate) -> list[tuple[Any, ...]]:
-    base = (place.module, -1 if place.layer is None else place.layer, place.shown)
+def _lines(entry: NamedMatrix, fate: Fate) -> list[tuple[Any, ...]]:
+    base = (entry.module, -1 if entry.layer is None else entry.layer, entry.shown)
     after = [math.nan] * len(fate.before) if fate.after is None else fate.after.tolist()
     old = zip(fate.before.tolist(), after, fate.states, strict=True)
     lines = [(*base, i, before, now, state) for i, (before, now, state) in enumerate(old)]
@@ -268,23 +268,23 @@ def _tokens(
     """Read the bases whose s grew most, then the largest that died; of equal ones those that come first."""
     fitted, sides = Fitted.load(stage.fit), {}
     for module in dict.fromkeys(frame.module):
-        sides[module] = readable_side(model, place_of(module))
+        sides[module] = readable_side(model, matrix_of(module))
     readable = frame[frame.module.map(sides).notna()]
     grown = readable[readable.state == "grew"].assign(by=lambda rows: rows.after - rows.before)
     died = readable[readable.state == "died"].assign(by=lambda rows: rows.before)
     totals = frame.groupby("module").before.sum()
-    found = []
+    token_rows = []
     for rows in (grown, died):
         for row in rows.sort_values("by", ascending=False, kind="stable").head(count).to_dict("records"):
-            place, basis, before = place_of(row["module"]), int(row["basis"]), float(row["before"])
-            side = sides[place.module]
+            entry, basis, before = matrix_of(row["module"]), int(row["basis"]), float(row["before"])
+            side = sides[entry.module]
             assert side is not None
-            factors = fitted.factors(place.module)
+            factors = fitted.factors(entry.module)
             vector = (factors.left[:, basis] if side == "left" else factors.right[basis]).double()
             unit = (vector / vector.norm().clamp_min(1e-300))[None]
             size = len(tokenizer)
-            ends = read_tokens(model, place, side, unit, reading.top, size, reading.lens, reading.fold_norm)[0]
-            share = before / float(totals[place.module])
+            ends = read_tokens(model, entry, side, unit, reading.top, size, reading.lens, reading.fold_norm)[0]
+            share = before / float(totals[entry.module])
             state = f"grew to {row['after']:.4g}" if row["state"] == "grew" else "died"
-            found.append(_row(tokenizer, place, place.shown, None, side, basis, before, share, ends, state))
-    return tuple(found)
+            token_rows.append(_row(tokenizer, entry, entry.shown, None, side, basis, before, share, ends, state))
+    return tuple(token_rows)

@@ -21,11 +21,11 @@ from ...models.residual import (
     READS,
     WRITES,
     Heads,
-    Place,
+    NamedMatrix,
     final_norm,
-    find_place,
+    find_matrix,
     input_norm,
-    place_of,
+    matrix_of,
     through_norm,
     weight,
 )
@@ -41,7 +41,7 @@ class Bases:
     """The singular vectors of one matrix on the side that lies in the residual stream.
 
     Attributes:
-        place: the matrix.
+        linear: the matrix.
         matrix: its short name as asked for: ``ov`` is o·v of one head.
         head: counted from 0, or None for the whole matrix.
         side: ``left`` (written) or ``right`` (read).
@@ -51,7 +51,7 @@ class Bases:
         note: one sentence: what these vectors are.
     """
 
-    place: Place
+    linear: NamedMatrix
     matrix: str
     head: int | None
     side: Side
@@ -65,7 +65,7 @@ def find_bases(model: Any, matrix: str, layer: int | None, head: int | None = No
 
     Args:
         model: a transformers model, dense or factorised.
-        matrix: q, k, v, o, gate, up, down, ``ov``, or a module's name (see `models.residual.find_place`).
+        matrix: q, k, v, o, gate, up, down, ``ov``, or a module's name (see `models.residual.find_matrix`).
         layer: counted from 0; None for a matrix outside the layers, such as ``lm_head``.
         head: rows of one head in q, k, v; its columns in o; k and v count key/value heads.
         side: None takes left where it lies in the residual stream, else right.
@@ -74,53 +74,53 @@ def find_bases(model: Any, matrix: str, layer: int | None, head: int | None = No
         UserError: no such matrix, layer or head, or a side that is not in the residual stream.
     """
     circuit = matrix == "ov"
-    place = find_place(model, "v" if circuit else matrix, layer)
-    role = "ov" if circuit else place.role
+    linear = find_matrix(model, "v" if circuit else matrix, layer)
+    role = "ov" if circuit else linear.role
     if circuit and head is None:
         raise UserError("ov is o times v of one head; add --head, such as --head 0")
     if role == "v" and head is not None and side != "right":
-        return _through_o(model, place, head)
-    side = _side(model, place, role, side)
+        return _through_o(model, linear, head)
+    side = _side(model, linear, role, side)
     if circuit:
         assert head is not None
-        return _circuit(model, place, head, side, "ov")
-    b, a = weight(model, place)
+        return _circuit(model, linear, head, side, "ov")
+    b, a = weight(model, linear)
     if head is not None:
         part = Heads.of(model).rows(role, head)
         b, a = (b, a[:, part]) if role == "o" else (b[part], a)
-    return _bases(place, place.shown, head, side, b, a, _note(model, place, role, side))
+    return _bases(linear, linear.shown, head, side, b, a, _note(model, linear, role, side))
 
 
-def readable_side(model: Any, place: Place) -> Side | None:
+def readable_side(model: Any, linear: NamedMatrix) -> Side | None:
     """Return the side on which a whole matrix can be read as tokens, or None."""
     try:
-        return _side(model, place, place.role, None)
+        return _side(model, linear, linear.role, None)
     except UserError:
         return None
 
 
-def _side(model: Any, place: Place, role: str, side: Side | None) -> Side:
+def _side(model: Any, linear: NamedMatrix, role: str, side: Side | None) -> Side:
     """Return the side that is asked for or the default, after checking that it lies in the residual stream."""
-    if role == "ov" or place.module == head_name(model):
+    if role == "ov" or linear.module == head_name(model):
         return side or ("left" if role == "ov" else "right")
-    reads, writes = role in READS or "query_key_value" in place.module, role in WRITES
+    reads, writes = role in READS or "query_key_value" in linear.module, role in WRITES
     if not reads and not writes:
         raise UserError(
-            f"it is not known whether '{place.module}' reads or writes the residual stream; inspect q, k, v, o, ov, "
+            f"it is not known whether '{linear.module}' reads or writes the residual stream; inspect q, k, v, o, ov, "
             "gate, up or down of a layer, or the output head"
         )
     allowed: Side = "right" if reads else "left"
     if side not in (None, allowed):
-        where = "the space of its outputs" if reads else "the space of its inputs"
+        space = "the space of its outputs" if reads else "the space of its inputs"
         hint = "; name one head of v with --head to see what it writes" if role == "v" else ""
         raise UserError(
-            f"the {side} singular vectors of {place.shown} lie in {where}, not in the residual stream, so they are no "
+            f"the {side} singular vectors of {linear.shown} lie in {space}, not in the residual stream, so they are no "
             f"tokens; use --side {allowed}{hint}"
         )
     return allowed
 
 
-def _through_o(model: Any, place: Place, head: int) -> Bases:
+def _through_o(model: Any, linear: NamedMatrix, head: int) -> Bases:
     heads = Heads.of(model)
     heads.rows("v", head)
     served = heads.serves(head)
@@ -130,34 +130,38 @@ def _through_o(model: Any, place: Place, head: int) -> Bases:
             f"{served[-1]} use key/value head {head}, each with its own columns of o; add --side right, or name one of "
             f"them as --matrix ov --head {served[0]}"
         )
-    return _circuit(model, place, served[0], "left", "v")
+    return _circuit(model, linear, served[0], "left", "v")
 
 
-def _circuit(model: Any, place: Place, head: int, side: Side, name: str) -> Bases:
+def _circuit(model: Any, linear: NamedMatrix, head: int, side: Side, name: str) -> Bases:
     """Decompose W_O[:, head] W_V[head's key/value head, :], (d, d) of rank at most the head's width."""
-    assert place.layer is not None
-    heads, layer = Heads.of(model), place.layer
+    assert linear.layer is not None
+    heads, layer = Heads.of(model), linear.layer
     columns = heads.rows("o", head)
     rows = heads.rows("v", head * heads.key_value // heads.query)
-    b_o, a_o = weight(model, find_place(model, "o", layer))
-    b_v, a_v = weight(model, place)
+    b_o, a_o = weight(model, find_matrix(model, "o", layer))
+    b_v, a_v = weight(model, linear)
     verb = "writes to" if side == "left" else "reads from"
     note = f"{side} singular vectors of o·v of head {head}: what the head {verb} the residual stream"
-    return _bases(place, name, head, side, b_o @ a_o[:, columns], b_v[rows] @ a_v, note)
+    return _bases(linear, name, head, side, b_o @ a_o[:, columns], b_v[rows] @ a_v, note)
 
 
-def _note(model: Any, place: Place, role: str, side: Side) -> str:
-    if place.module == head_name(model):
-        what = "groups of tokens that are scored together" if side == "left" else "what the head reads"
+def _note(model: Any, linear: NamedMatrix, role: str, side: Side) -> str:
+    if linear.module == head_name(model):
+        meaning = "groups of tokens that are scored together" if side == "left" else "what the head reads"
     else:
-        what = "what it reads from the residual stream" if side == "right" else "what it writes to the residual stream"
-    return f"{side} singular vectors of {role or place.module}: {what}"
+        meaning = (
+            "what it reads from the residual stream" if side == "right" else "what it writes to the residual stream"
+        )
+    return f"{side} singular vectors of {role or linear.module}: {meaning}"
 
 
-def _bases(place: Place, name: str, head: int | None, side: Side, left: Tensor, right: Tensor, note: str) -> Bases:
+def _bases(
+    linear: NamedMatrix, name: str, head: int | None, side: Side, left: Tensor, right: Tensor, note: str
+) -> Bases:
     u, s, vt = merge(left, right, min(left.shape[0], right.shape[1], left.shape[1]))
     real = s > _SMALLEST * s[:1].clamp_min(1e-300)
-    return Bases(place, name, head, side, s[real], (u.T if side == "left" else vt)[real], note)
+    return Bases(linear, name, head, side, s[real], (u.T if side == "left" else vt)[real], note)
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,7 @@ class Ends:
 
 def read_tokens(
     model: Any,
-    place: Place,
+    linear: NamedMatrix,
     side: Side,
     vectors: Tensor,
     top: int,
@@ -196,7 +200,7 @@ def read_tokens(
         fold_norm: take the weights of the norms on the way into account: the final norm's behind written vectors, the
             layer's own before read ones.
     """
-    scores = _scores(model, place, side, vectors, lens, fold_norm)[:, :vocabulary]
+    scores = _scores(model, linear, side, vectors, lens, fold_norm)[:, :vocabulary]
     largest = scores.abs().argmax(1, keepdim=True)
     scores = scores * scores.gather(1, largest).sign()
     return [Ends(_strongest(row, top), tuple((i, -s) for i, s in _strongest(-row, top))) for row in scores]
@@ -207,16 +211,16 @@ def _strongest(scores: Tensor, top: int) -> tuple[tuple[int, float], ...]:
     return tuple((i, float(scores[i])) for i in order)
 
 
-def _scores(model: Any, place: Place, side: Side, vectors: Tensor, lens: Lens | None, fold_norm: bool) -> Tensor:
+def _scores(model: Any, linear: NamedMatrix, side: Side, vectors: Tensor, lens: Lens | None, fold_norm: bool) -> Tensor:
     """Return (k, vocabulary rows) in float64."""
     name = head_name(model)
-    if side == "left" and place.module == name:
+    if side == "left" and linear.module == name:
         return vectors
     if lens not in (None, "output", "input"):
         raise unknown("lens", str(lens), ["output", "input"])
     output = (lens or ("output" if side == "left" else "input")) == "output"
     if fold_norm:
-        own, last = input_norm(model, place), final_norm(model)
+        own, last = input_norm(model, linear), final_norm(model)
         if side == "right" and own is not None:
             vectors = through_norm(own, vectors, reading=True)
         if output and last is not None:
@@ -224,7 +228,7 @@ def _scores(model: Any, place: Place, side: Side, vectors: Tensor, lens: Lens | 
     if output:
         if name is None:
             raise UserError("the model has no output head to read tokens with; use --lens input")
-        b, a = weight(model, place_of(name))
+        b, a = weight(model, matrix_of(name))
     else:
         b = model.get_input_embeddings().weight.detach().double()
         a = torch.eye(b.shape[1], dtype=b.dtype)

@@ -139,7 +139,7 @@ def _bootstrap(differences: np.ndarray[Any, Any], seed: int) -> tuple[float, flo
 
 
 def _by_problem(lines: Lines, which: str) -> dict[str, list[Mapping[str, Any]]]:
-    found: dict[str, list[Mapping[str, Any]]] = {}
+    lines_of: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
         if "verdicts" not in line or "problem" not in line:
             raise UserError(
@@ -147,10 +147,10 @@ def _by_problem(lines: Lines, which: str) -> dict[str, list[Mapping[str, Any]]]:
                 "benchmarks with right and wrong answers (add --benchmark NAME where the run has one), and bench "
                 "leaderboard RUN compares perplexities by the log-likelihood of each window"
             )
-        found.setdefault(line["problem"], []).append(line)
-    if not found:
+        lines_of.setdefault(line["problem"], []).append(line)
+    if not lines_of:
         raise UserError(f"the {which} run has no samples; name a run whose samples.jsonl is not empty")
-    return found
+    return lines_of
 
 
 def _check_same(

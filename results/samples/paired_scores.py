@@ -22,7 +22,7 @@ _DAMAGED = "samples cannot be read"
 _CHANGED = "the stage with the samples is damaged"
 
 
-def stage_scores(stage: Path, wanted: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], Scores | str]:
+def stage_scores(stage: Path, values: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], Scores | str]:
     """Return the scores of one evaluation's problems, or why there are none.
 
     Scores are used only if they sum up to the value of the record: a test is about the very number in the table.
@@ -33,14 +33,14 @@ def stage_scores(stage: Path, wanted: Mapping[tuple[str, str], float]) -> dict[t
     """
     lines = _lines(stage)
     if isinstance(lines, str):
-        return dict.fromkeys(wanted, lines)
-    found: dict[tuple[str, str], Scores | str] = {}
-    for (metric, scorer), value in wanted.items():
+        return dict.fromkeys(values, lines)
+    scores: dict[tuple[str, str], Scores | str] = {}
+    for (metric, scorer), value in values.items():
         try:
-            found[metric, scorer] = _scores(lines, metric, scorer, value)
+            scores[metric, scorer] = _scores(lines, metric, scorer, value)
         except (KeyError, TypeError, ValueError, AttributeError):  # samples of another version or kind
-            found[metric, scorer] = _DAMAGED
-    return found
+            scores[metric, scorer] = _DAMAGED
+    return scores
 
 
 def _lines(stage: Path) -> list[dict[str, Any]] | str:
@@ -84,8 +84,8 @@ def _likelihoods(lines: Sequence[Mapping[str, Any]], metric: str, value: float) 
     """Return negative log-likelihoods of windows: their sum decides the perplexity, tokens being equal."""
     sums, counts = [float(line["nll"]) for line in lines], [int(line["tokens"]) for line in lines]
     mean = math.fsum(sums) / sum(counts)
-    shown = mean if metric == "nats_per_token" else math.exp(mean) if mean < 700 else math.inf
-    if not math.isclose(shown, value, rel_tol=1e-9):
+    printed = mean if metric == "nats_per_token" else math.exp(mean) if mean < 700 else math.inf
+    if not math.isclose(printed, value, rel_tol=1e-9):
         return _NOT_PER_PROBLEM
     return Scores(tuple(f"{line['index']} {line['tokens']}" for line in lines), np.array(sums), False)
 
@@ -98,18 +98,18 @@ def scores_of(
     Args:
         rows: folder with the stages, stage key, metric, scorer, value of the record.
     """
-    wanted: dict[tuple[Path, str], dict[tuple[str, str], float]] = {}
+    values: dict[tuple[Path, str], dict[tuple[str, str], float]] = {}
     for stages, key, metric, scorer, value in rows:
-        wanted.setdefault((stages, key), {})[metric, scorer] = value
-    found: dict[tuple[str, str, str], Scores | str] = {}
+        values.setdefault((stages, key), {})[metric, scorer] = value
+    results: dict[tuple[str, str, str], Scores | str] = {}
     names: dict[str, tuple[str, ...]] = {}
-    for (stages, key), metrics in wanted.items():
+    for (stages, key), metrics in values.items():
         known = Path(key).name == key  # a key is a folder's name; a path would lead out of the stages
         scores = stage_scores(stages / key, metrics) if known else dict.fromkeys(metrics, NO_SAMPLES)
-        for (metric, scorer), one in scores.items():
-            if isinstance(one, Scores):
-                problems = names.setdefault(digest(one.problems), one.problems)
-                one = Scores(problems, one.values, one.greedy)
-            if isinstance(one, Scores) or not isinstance(found.get((key, metric, scorer)), Scores):
-                found[key, metric, scorer] = one
-    return found
+        for (metric, scorer), entry in scores.items():
+            if isinstance(entry, Scores):
+                problems = names.setdefault(digest(entry.problems), entry.problems)
+                entry = Scores(problems, entry.values, entry.greedy)
+            if isinstance(entry, Scores) or not isinstance(results.get((key, metric, scorer)), Scores):
+                results[key, metric, scorer] = entry
+    return results

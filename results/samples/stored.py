@@ -42,8 +42,8 @@ def sample_file(name: str, benchmark: str | None = None, seed: int | None = None
         if len(files) == 1:
             verify_around(path)
             return files[0]
-        found = ", ".join(file.name for file in files) or "none"
-        raise UserError(f"{path} must hold one samples file (found: {found}); name the file, or add --benchmark")
+        names = ", ".join(file.name for file in files) or "none"
+        raise UserError(f"{path} must hold one samples file (found: {names}); name the file, or add --benchmark")
     if not is_cell(name):
         raise UserError(
             f"'{name}' names no samples; write a samples.jsonl file, its folder, or RUN:LABEL@RATIO such as "

@@ -146,15 +146,15 @@ def measure_speed(
 def _series(
     subjects: Sequence[Subject], specs: Sequence[SpeedSpec], rounds: Sequence[Sequence[Measured]]
 ) -> list[Series]:
-    dense = {s.shape: place for place, s in reversed(list(enumerate(subjects))) if not s.factorised}
-    found = []
-    for place, spec in enumerate(specs):
-        subject = subjects[place % len(subjects)]
-        first = place - place % len(subjects)  # of this engine
+    dense = {s.shape: index for index, s in reversed(list(enumerate(subjects))) if not s.factorised}
+    series = []
+    for index, spec in enumerate(specs):
+        subject = subjects[index % len(subjects)]
+        first = index - index % len(subjects)  # of this engine
         twin = dense.get(subject.shape) if subject.factorised else None
         reference = None if twin is None else first + twin
-        found.append(Series(subject, spec, tuple(rounds[place]), weights_size(subject.folder), reference))
-    return found
+        series.append(Series(subject, spec, tuple(rounds[index]), weights_size(subject.folder), reference))
+    return series
 
 
 def installed_engines() -> tuple[str, ...]:
@@ -164,8 +164,8 @@ def installed_engines() -> tuple[str, ...]:
 
 def default_threads() -> int:
     """Return OMP_NUM_THREADS where it is set, else the number of cores this process may use."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() and int(given) > 0 else len(os.sched_getaffinity(0))
+    setting = os.environ.get("OMP_NUM_THREADS", "")
+    return int(setting) if setting.isdigit() and int(setting) > 0 else len(os.sched_getaffinity(0))
 
 
 def _check(request: SpeedRequest) -> None:
@@ -200,15 +200,15 @@ def _check_context(subject: Subject, request: SpeedRequest) -> None:
 def _with_dense(subjects: Sequence[Subject], scratch: Path, dtype: str) -> list[Subject]:
     """Put a dense export before the first factorised checkpoint of each model that has no dense one among them."""
     present = {subject.shape for subject in subjects if not subject.factorised}
-    found: list[Subject] = []
+    chosen: list[Subject] = []
     for number, subject in enumerate(subjects):
         if subject.factorised and subject.shape not in present:
             folder = scratch / f"dense-{number}"
             export_dense(subject.folder, folder, dtype)
-            found.append(dense_twin(subject, folder))
+            chosen.append(dense_twin(subject, folder))
             present.add(subject.shape)
-        found.append(subject)
-    return found
+        chosen.append(subject)
+    return chosen
 
 
 def alternate(
@@ -230,15 +230,15 @@ def alternate(
     Returns:
         The rounds of each spec.
     """
-    found: list[list[Measured]] = [[] for _ in specs]
-    shown = names or [Path(spec.folder).name for spec in specs]
+    measured: list[list[Measured]] = [[] for _ in specs]
+    labels = names or [Path(spec.folder).name for spec in specs]
     done = 0
     for number in range(repeats):
         order = range(len(specs)) if number % 2 == 0 else range(len(specs) - 1, -1, -1)
-        for place in order:
+        for index in order:
             if progress:
-                what = f"round {number + 1} of {repeats}: {shown[place]}, {specs[place].engine}"
-                progress(done, repeats * len(specs), what)
-            found[place].append(measure(specs[place]))
+                title = f"round {number + 1} of {repeats}: {labels[index]}, {specs[index].engine}"
+                progress(done, repeats * len(specs), title)
+            measured[index].append(measure(specs[index]))
             done += 1
-    return found
+    return measured

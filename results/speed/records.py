@@ -28,23 +28,23 @@ def speed_records(series: Sequence[Series]) -> list[Record]:
     median that holds with probability 1 - 0.5^(n-1) (its `confidence`); one round alone bounds nothing.
     """
     rows = []
-    for one in series:
-        sizes, rounds = one.spec.batch_sizes, len(one.rounds)
+    for entry in series:
+        sizes, rounds = entry.spec.batch_sizes, len(entry.rounds)
         for batch in sizes:
-            common = _common(one) | {"variant": variant_name(one, (batch,))}
+            common = _common(entry) | {"variant": variant_name(entry, (batch,))}
             for field, name in _PER_BATCH.items():
-                rows.append(Record(**common, **_metric(name, one.values(field, batch), rounds)))
-        common = _common(one) | {"variant": variant_name(one, sizes) + ("-process" if len(sizes) > 1 else "")}
-        rows += [Record(**common, **_metric(name, one.values(name), rounds)) for name in _PER_PROCESS]
+                rows.append(Record(**common, **_metric(name, entry.values(field, batch), rounds)))
+        common = _common(entry) | {"variant": variant_name(entry, sizes) + ("-process" if len(sizes) > 1 else "")}
+        rows += [Record(**common, **_metric(name, entry.values(name), rounds)) for name in _PER_PROCESS]
     return rows
 
 
-def variant_name(one: Series, batches: Sequence[int]) -> str:
+def variant_name(entry: Series, batches: Sequence[int]) -> str:
     """Return the name of the conditions: engine, batch sizes, lengths, number format, device and threads."""
-    spec = one.spec
-    where = f"{spec.device.partition(':')[0]}-{spec.threads}thread{'s' if spec.threads > 1 else ''}"
+    spec = entry.spec
+    machine = f"{spec.device.partition(':')[0]}-{spec.threads}thread{'s' if spec.threads > 1 else ''}"
     sizes = "+".join(map(str, batches))
-    return f"speed-{spec.engine}-batch{sizes}-prompt{spec.prompt_tokens}-new{spec.new_tokens}-{spec.dtype}-{where}"
+    return f"speed-{spec.engine}-batch{sizes}-prompt{spec.prompt_tokens}-new{spec.new_tokens}-{spec.dtype}-{machine}"
 
 
 def save_speed(folder: Path, series: Sequence[Series]) -> Path:
@@ -60,12 +60,12 @@ def save_speed(folder: Path, series: Sequence[Series]) -> Path:
     """
     new = speed_records(series)
     names = {_key(record.model_dump()) for record in new}
-    kept = [record for record in stored_records(folder) if _key(record.model_dump()) not in names]
+    others = [record for record in stored_records(folder) if _key(record.model_dump()) not in names]
     rounds = [
         {"name": s.subject.name, "records": _stage_key(s), "rounds": [r.to_dict() for r in s.rounds]} for s in series
     ]
     write_json(folder / f"rounds-{digest(rounds)[:12]}.json", rounds)
-    return write_records(folder, [*kept, *new])[0]
+    return write_records(folder, [*others, *new])[0]
 
 
 def stored_records(folder: Path) -> list[Record]:
@@ -80,18 +80,18 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row[column] for column in KEY_COLUMNS)
 
 
-def _stage_key(one: Series) -> str:
-    return f"{BENCHMARK}-{digest([one.subject.origin, variant_name(one, one.spec.batch_sizes)])[:16]}"
+def _stage_key(entry: Series) -> str:
+    return f"{BENCHMARK}-{digest([entry.subject.origin, variant_name(entry, entry.spec.batch_sizes)])[:16]}"
 
 
-def _common(one: Series) -> dict[str, Any]:
-    spec, last = one.spec, one.rounds[-1]
+def _common(entry: Series) -> dict[str, Any]:
+    spec, last = entry.spec, entry.rounds[-1]
     problems = [spec.prompt_tokens, spec.new_tokens, [spec.prompts(1, 1 << 20)]]
-    return one.subject.origin | {
-        "bytes": one.size.bytes,
+    return entry.subject.origin | {
+        "bytes": entry.size.bytes,
         "benchmark": BENCHMARK,
-        "seconds_evaluate": sum(one.values("seconds")),
-        "peak_memory_bytes": int(max(one.values("peak_memory_bytes"))),
+        "seconds_evaluate": sum(entry.values("seconds")),
+        "peak_memory_bytes": int(max(entry.values("peak_memory_bytes"))),
         "engine": spec.engine,
         "dtype": spec.dtype,
         "device": last.device or processor(),
@@ -102,7 +102,7 @@ def _common(one: Series) -> dict[str, Any]:
         "versions": canonical_json(versions() | {spec.engine: last.engine_version}),
         "git_commit": git_commit(),
         "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "stage_key": _stage_key(one),
+        "stage_key": _stage_key(entry),
     }
 
 

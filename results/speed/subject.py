@@ -48,8 +48,8 @@ class Subject:
     def stored_dtype(self) -> str:
         """The number format that ``config.json`` names."""
         config = read_json(self.folder / "config.json")
-        found = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-        return found if found in DTYPES else "float32"
+        dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+        return dtype if dtype in DTYPES else "float32"
 
 
 def find_subject(name: str, seed: int | None = None, storage: str | None = None) -> Subject:
@@ -58,7 +58,7 @@ def find_subject(name: str, seed: int | None = None, storage: str | None = None)
     Raises:
         UserError: nothing of that name, or a damaged folder.
     """
-    shown = name
+    label = name
     model: str | None = None
     if not Path(name).is_dir() and is_cell(name):
         cell = find_cell(name, seed=seed, any_benchmark=True, storage=storage)
@@ -72,12 +72,12 @@ def find_subject(name: str, seed: int | None = None, storage: str | None = None)
         folder, model = Path(source.location), name
     else:
         folder = checkpoint_folder(name)
-        shown = folder.resolve().name
+        label = folder.resolve().name
     check_no_adapter(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"the folder {folder} holds no model (config.json is missing); name a checkpoint's folder")
     verify_folder(folder)
-    return _subject(shown, folder, _origin(shown, folder, model))
+    return _subject(label, folder, _origin(label, folder, model))
 
 
 def dense_twin(subject: Subject, folder: Path) -> Subject:
@@ -131,35 +131,35 @@ def _origin(name: str, folder: Path, model: str | None) -> dict[str, Any]:
         # A dense folder stands for itself, whatever it came from.
         state = {"method": "none", "label": "pretrained", "stage": "pretrained", "params_original": size.parameters}
         return origin | state | {"ratio_target": 1.0, "ratio": 1.0, "kept": 1.0}
-    origin |= {"method": "lowrank", "label": name, "stage": "compressed"} | _told(folder)
+    origin |= {"method": "lowrank", "label": name, "stage": "compressed"} | _compression_report(folder)
     ratio = origin["params_original"] / origin["params"]
     return {"ratio_target": ratio} | origin | {"ratio": ratio, "kept": 1 / ratio}
 
 
-def _told(folder: Path) -> dict[str, Any]:
+def _compression_report(folder: Path) -> dict[str, Any]:
     """Return what ``compression.json``, or the stage that the folder lies in, says about a factorised checkpoint."""
     try:
         if (folder / "compression.json").is_file():
-            told = read_json(folder / "compression.json")
+            values = read_json(folder / "compression.json")
             return {
-                "model": told["model"],
-                "model_sha256": told["model_sha256"],
-                "method": told["method_name"],
-                "label": told["label"],
-                "options": canonical_json(told["method"]),
-                "task": told["task"] or "none",
-                "seed": told["seed"],
-                "ratio_target": float(told["ratio_target"]),
-                "ratio_matrices": told["ratio_matrices"],
-                "params_original": told["parameters_before"],
-                "params": told["parameters"],
+                "model": values["model"],
+                "model_sha256": values["model_sha256"],
+                "method": values["method_name"],
+                "label": values["label"],
+                "options": canonical_json(values["method"]),
+                "task": values["task"] or "none",
+                "seed": values["seed"],
+                "ratio_target": float(values["ratio_target"]),
+                "ratio_matrices": values["ratio_matrices"],
+                "params_original": values["parameters_before"],
+                "params": values["parameters"],
             }
-        return _told_by_stage(folder.resolve())
+        return _stage_report(folder.resolve())
     except (OSError, KeyError, TypeError, AttributeError, ValueError):
         return {}
 
 
-def _told_by_stage(folder: Path) -> dict[str, Any]:
+def _stage_report(folder: Path) -> dict[str, Any]:
     recovered = (folder.parent / "stage.json").is_file()
     if recovered:  # stages/recover-…/model was made from stages/compress-…/ratio-R/model
         stages = folder.parent.parent

@@ -24,18 +24,18 @@ _PROCESS = {
 
 def print_speed(series: Sequence[Series], console: Console) -> None:
     """Print medians with the least and largest round, and their ratio to the dense model's in the same rounds."""
-    for engine in dict.fromkeys(one.spec.engine for one in series):
-        chosen = [one for one in series if one.spec.engine == engine]
+    for engine in dict.fromkeys(entry.spec.engine for entry in series):
+        chosen = [entry for entry in series if entry.spec.engine == engine]
         parts = ((_title(chosen[0]), _BATCH, chosen[0].spec.batch_sizes), ("", _PROCESS, (None,)))
         render([_table(title, columns, chosen, series, batches) for title, columns, batches in parts], console)
 
 
-def _title(one: Series) -> str:
-    spec, measured = one.spec, one.rounds[0]
+def _title(entry: Series) -> str:
+    spec, measured = entry.spec, entry.rounds[0]
     threads = f"{spec.threads} thread{'s' if spec.threads > 1 else ''}"
     return (
         f"{spec.engine} {measured.engine_version}, {spec.dtype}, {measured.device or spec.device}, {threads}, "
-        f"{spec.prompt_tokens} + {spec.new_tokens} tokens; medians of {len(one.rounds)} rounds [least, largest], "
+        f"{spec.prompt_tokens} + {spec.new_tokens} tokens; medians of {len(entry.rounds)} rounds [least, largest], "
         "× dense"
     )
 
@@ -51,18 +51,18 @@ def _table(
     headings = [*(["batch"] if several else []), *(heading for heading, _ in columns.values())]
     rows: list[list[Cell]] = []
     for batch in batches:
-        for one in chosen:
-            cells = [_cell(one, series, metric, unit, batch) for metric, (_, unit) in columns.items()]
-            rows.append([one.subject.name, *([batch] if several else []), *cells])
+        for entry in chosen:
+            cells = [_cell(entry, series, metric, unit, batch) for metric, (_, unit) in columns.items()]
+            rows.append([entry.subject.name, *([batch] if several else []), *cells])
     return Table(title, [Column(""), *number_columns(*headings)], rows)
 
 
-def _cell(one: Series, series: Sequence[Series], metric: str, unit: float, batch: int | None) -> Field:
-    values = one.values(metric, batch)
+def _cell(entry: Series, series: Sequence[Series], metric: str, unit: float, batch: int | None) -> Field:
+    values = entry.values(metric, batch)
     middle = statistics.median(values) / unit
     spread = f"[{_number(min(values) / unit)}, {_number(max(values) / unit)}]" if len(values) > 1 else ""
-    if one.reference is not None:
-        spread += f"  {median_ratio(values, series[one.reference].values(metric, batch)):.2f}×"
+    if entry.reference is not None:
+        spread += f"  {median_ratio(values, series[entry.reference].values(metric, batch)):.2f}×"
     return Field(_number(middle), middle, spread.strip())
 
 

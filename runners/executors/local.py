@@ -17,7 +17,8 @@ from ...foundation.errors import UserError
 from ...foundation.fork_server import Child, ForkServer
 from ...foundation.memory import release_memory
 from ...foundation.process import die_with_parent, python_environment
-from ..store.folders import Stage, StageStore
+from ..specs import Stage
+from ..store.folders import StageStore
 from ..training.recipes import SMALL_MODEL_PARAMETERS
 from .parallel.launch import ProcessesCrashed
 
@@ -73,7 +74,7 @@ def prepare(threads: int) -> None:
 
 def do_stage(stage: Stage, store: StageStore, progress: Callable[[int, int], None]) -> Event:
     """Do a stage in this process; returns ``done`` or ``failed`` and raises nothing."""
-    from ..work import perform
+    from ..stages.perform import perform
 
     try:
         here = store.ready(stage)
@@ -145,7 +146,7 @@ def run_stages(
     done: set[str] = set()
     failed: dict[str, Event] = {}
     # What has touched a GPU cannot be forked, and whether importing does is not known for every machine with one.
-    forks = ForkServer.available() and all(stage.runtime.get("device", "cpu") == "cpu" for stage in stages.values())
+    forks = ForkServer.available() and all(stage.execution.device == "cpu" for stage in stages.values())
     crew = [_Worker(store, threads, forks) for _ in range(min(workers, len(waiting)))]
     try:
         while waiting or any(worker.stage for worker in crew):

@@ -18,8 +18,8 @@ class Damaged(SVD):
     def fit_key(self):
         return super().fit_key() | {"factors": "damaged"}
 
-    def decompose(self, weight, statistic=None):
-        factors = super().decompose(weight, statistic)
+    def decompose(self, weight, statistic=None, rank=None):
+        factors = super().decompose(weight, statistic, rank)
         return Factors(factors.left.flip(1), factors.right.flip(0), factors.spectrum)
 '''
 # What pip leaves of a package beside its modules; methods/test_third_party.py has pip install one.

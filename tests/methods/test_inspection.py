@@ -10,7 +10,7 @@ from lowrank_bench.models.architectures import ARCHITECTURES, random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.export import export_dense
 from lowrank_bench.models.loading import load_model
-from lowrank_bench.models.residual import final_norm, find_place, input_norm, through_norm
+from lowrank_bench.models.residual import final_norm, find_matrix, input_norm, through_norm
 from lowrank_bench.results.inspection.meaning import find_bases, read_tokens, readable_side
 
 SIZE = 96
@@ -31,7 +31,7 @@ def plant(model, name, left, right, s=50.0):
 
 
 def tokens(model, bases, top=3, **how):
-    return read_tokens(model, bases.place, bases.side, bases.vectors[:1], top, SIZE, **how)[0]
+    return read_tokens(model, bases.linear, bases.side, bases.vectors[:1], top, SIZE, **how)[0]
 
 
 def unit_rows(model):
@@ -51,7 +51,7 @@ def gain(norm):
 @pytest.mark.parametrize(("token", "sign"), [(5, 1), (77, -1)])
 def test_a_planted_output_is_read_by_the_head(name, matrix, token, sign):
     model = unit_rows(random_model(name))
-    place = find_place(model, matrix, 1)
+    place = find_matrix(model, matrix, 1)
     written = model.get_output_embeddings().weight.detach().double()[token]
     plant(model, place.module, sign * written, torch.randn(weights(model, place.module).shape[1], dtype=torch.float64))
     found = find_bases(model, matrix, 1)
@@ -67,13 +67,13 @@ def test_a_planted_output_is_read_by_the_head(name, matrix, token, sign):
 def test_norms_are_folded_in_on_the_way_out_and_in(name):
     model = unit_rows(random_model(name))
     with torch.no_grad():  # strong enough that leaving them out changes the answer
-        for norm in (final_norm(model), input_norm(model, find_place(model, "up", 0))):
+        for norm in (final_norm(model), input_norm(model, find_matrix(model, "up", 0))):
             norm.weight.copy_(torch.linspace(0.05, 4, 32)[torch.randperm(32)])
     row = model.get_output_embeddings().weight.detach().double()[11]
     plant(model, "model.layers.0.mlp.down_proj", row / gain(final_norm(model)), torch.ones(96, dtype=torch.float64))
     assert tokens(model, find_bases(model, "down", 0)).positive[0][0] == 11
     row = model.get_input_embeddings().weight.detach().double()[42]
-    own = gain(input_norm(model, find_place(model, "up", 0)))
+    own = gain(input_norm(model, find_matrix(model, "up", 0)))
     plant(model, "model.layers.0.mlp.up_proj", torch.ones(96, dtype=torch.float64), row / own)
     found = find_bases(model, "up", 0)
     assert found.side == "right"
@@ -143,7 +143,7 @@ def test_the_output_heads_left_vectors_are_tokens_themselves():
     model = random_model("llama")
     u, s, _ = torch.linalg.svd(weights(model, "lm_head"), full_matrices=False)
     found = find_bases(model, "lm_head", None, side="left")
-    ends = read_tokens(model, found.place, found.side, found.vectors, 1, SIZE)
+    ends = read_tokens(model, found.linear, found.side, found.vectors, 1, SIZE)
     assert torch.allclose(found.values, s)
     assert [end.positive[0][0] for end in ends] == u.abs().argmax(0).tolist()
 
@@ -153,12 +153,12 @@ def test_signs_mean_nothing_and_padding_is_no_token(name):
     model = random_model(name)
     for matrix in ("o", "up"):
         found = find_bases(model, matrix, 0)
-        there, back = (read_tokens(model, found.place, found.side, v, 4, 90) for v in (found.vectors, -found.vectors))
+        there, back = (read_tokens(model, found.linear, found.side, v, 4, 90) for v in (found.vectors, -found.vectors))
         assert there == back
         for end in there:
             assert abs(end.positive[0][1]) >= abs(end.negative[0][1])
             assert all(i < 90 for i, _ in end.positive + end.negative)
-        again = read_tokens(model, found.place, found.side, find_bases(model, matrix, 0).vectors, 4, 90)
+        again = read_tokens(model, found.linear, found.side, find_bases(model, matrix, 0).vectors, 4, 90)
         assert again == there
 
 
@@ -168,8 +168,8 @@ def test_tied_embeddings_read_as_an_untied_copy():
     untied.load_state_dict(tied.state_dict())
     for matrix in ("o", "gate"):
         a, b = (find_bases(model, matrix, 1) for model in (tied, untied))
-        assert read_tokens(tied, a.place, a.side, a.vectors, 3, SIZE) == read_tokens(
-            untied, b.place, b.side, b.vectors, 3, SIZE
+        assert read_tokens(tied, a.linear, a.side, a.vectors, 3, SIZE) == read_tokens(
+            untied, b.linear, b.side, b.vectors, 3, SIZE
         )
 
 
@@ -187,7 +187,7 @@ def test_a_factorised_checkpoint_is_its_dense_export(tmp_path):
         count = min(len(a.values), 4)
         assert torch.allclose(a.values[:count], b.values[:count], rtol=1e-4)
         read = [
-            read_tokens(each, x.place, x.side, x.vectors[:count], 2, SIZE) for each, x in ((factors, a), (dense, b))
+            read_tokens(each, x.linear, x.side, x.vectors[:count], 2, SIZE) for each, x in ((factors, a), (dense, b))
         ]
         assert [[i for i, _ in e.positive] for e in read[0]] == [[i for i, _ in e.positive] for e in read[1]]
     assert len(find_bases(factors, "o", 1).values) == rank
@@ -195,6 +195,6 @@ def test_a_factorised_checkpoint_is_its_dense_export(tmp_path):
 
 def test_whole_matrices_have_one_readable_side():
     model = random_model("llama")
-    sides = {name: readable_side(model, find_place(model, name, 0)) for name in ("q", "v", "o", "up", "down")}
+    sides = {name: readable_side(model, find_matrix(model, name, 0)) for name in ("q", "v", "o", "up", "down")}
     assert sides == {"q": "right", "v": "right", "o": "left", "up": "right", "down": "left"}
-    assert readable_side(model, find_place(model, "lm_head", None)) == "right"
+    assert readable_side(model, find_matrix(model, "lm_head", None)) == "right"

@@ -10,10 +10,10 @@ from lowrank_bench.models.matrices import replace_module
 from lowrank_bench.models.residual import (
     Heads,
     final_norm,
-    find_place,
+    find_matrix,
     input_norm,
-    place_of,
-    places,
+    matrix_of,
+    named_matrices,
     through_norm,
     weight,
 )
@@ -25,14 +25,14 @@ def test_every_layer_has_its_matrices_and_norms(name):
     roles = {"gpt-neox": {"o", "up", "down"}, "opt": {"q", "k", "v", "o", "up", "down"}}
     expected = roles.get(name, {"q", "k", "v", "o", "gate", "up", "down"})
     for layer in (0, 1):
-        found = [place for place in places(model) if place.layer == layer]
+        found = [place for place in named_matrices(model) if place.layer == layer]
         assert {place.role for place in found} - {""} == expected
         for place in found:
-            assert find_place(model, place.module, layer) == place == place_of(place.module)
-            assert find_place(model, place.module.rpartition(".")[2], layer) == place
+            assert find_matrix(model, place.module, layer) == place == matrix_of(place.module)
+            assert find_matrix(model, place.module.rpartition(".")[2], layer) == place
             assert place.role in ("o", "down") or input_norm(model, place) is not None
     assert final_norm(model) is not None
-    assert input_norm(model, find_place(model, "up", 0)) is not input_norm(model, find_place(model, "up", 1))
+    assert input_norm(model, find_matrix(model, "up", 0)) is not input_norm(model, find_matrix(model, "up", 1))
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma", "opt", "gpt-neox"])
@@ -40,7 +40,7 @@ def test_every_layer_has_its_matrices_and_norms(name):
 def test_a_norm_is_its_linear_part_times_a_number_a_vector(name, last):
     """norm(x) - bias is through_norm(x) up to one positive factor, and reading is its transpose."""
     model = random_model(name)
-    norm = final_norm(model) if last else input_norm(model, find_place(model, "up", 1))
+    norm = final_norm(model) if last else input_norm(model, find_matrix(model, "up", 1))
     x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.no_grad():
         y = norm(x.float()).double()
@@ -58,10 +58,10 @@ def test_a_factorised_weight_is_its_product():
     model = random_model("llama")
     a, b = torch.randn(3, 32), torch.randn(32, 3)
     replace_module(model, "model.layers.1.self_attn.o_proj", LowRankLinear.from_factors(a, b))
-    left, right = weight(model, find_place(model, "o", 1))
+    left, right = weight(model, find_matrix(model, "o", 1))
     assert torch.allclose(left @ right, b.double() @ a.double())
     for name in ("up", "down"):  # wide and tall
-        place = find_place(model, name, 0)
+        place = find_matrix(model, name, 0)
         left, right = weight(model, place)
         assert torch.equal(left @ right, model.get_submodule(place.module).weight.detach().double())
 
@@ -76,15 +76,15 @@ def test_a_factorised_weight_is_its_product():
 )
 def test_what_is_not_there_is_refused_with_what_is(matrix, layer, words):
     with pytest.raises(UserError) as error:
-        find_place(random_model("llama"), matrix, layer)
+        find_matrix(random_model("llama"), matrix, layer)
     assert all(word in str(error.value) for word in words)
 
 
 def test_a_fused_matrix_is_refused_by_parts_and_found_by_name():
     model = random_model("gpt-neox")
     with pytest.raises(UserError, match="query_key_value"):
-        find_place(model, "v", 0)
-    assert find_place(model, "query_key_value", 0).role == ""
+        find_matrix(model, "v", 0)
+    assert find_matrix(model, "query_key_value", 0).role == ""
 
 
 def test_heads_count_as_the_matrix_has_them():

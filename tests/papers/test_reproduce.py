@@ -237,7 +237,11 @@ def test_other_conditions_make_every_number_not_comparable(tmp_path):
 
 @pytest.mark.parametrize(
     ("with_32", "with_0", "said"),
-    [(0.5, 0.3, "Seen here"), (0.3, 0.5, "The contrary is seen here"), (0.40, 0.41, "Not told apart here")],
+    [
+        (0.5, 0.3, "Seen here"),
+        (0.3, 0.5, "The contrary is seen here"),
+        (0.40, 0.41, "Open here"),
+    ],
 )
 def test_findings_say_what_was_seen(with_32, with_0, said):
     item = find_item("basis-selection", "7", None)

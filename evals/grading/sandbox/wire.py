@@ -45,7 +45,7 @@ class WireError(Exception):
 
 
 class Opaque:
-    """Stands for an object that is no plain data: equal to nothing, not iterable, of no value."""
+    """Takes the place of an object that is no plain data: equal to nothing, not iterable, of no value."""
 
     def __init__(self, type_name: str) -> None:
         self.type_name = type_name
