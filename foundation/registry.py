@@ -158,10 +158,10 @@ def _declared(name: str, path: Path, tree: ast.Module) -> Mapping[str, Any] | No
 
 
 def _registered_name(decorator: ast.expr) -> str:
-    called = isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Attribute)
-    if called and decorator.func.attr == "register" and len(decorator.args) == 1:
-        return str(ast.literal_eval(decorator.args[0]))
-    return ""
+    if not isinstance(decorator, ast.Call) or not isinstance(decorator.func, ast.Attribute):
+        return ""
+    registers = decorator.func.attr == "register" and len(decorator.args) == 1
+    return str(ast.literal_eval(decorator.args[0])) if registers else ""
 
 
 def _is_declaration(node: ast.stmt) -> TypeGuard[ast.Assign]:

@@ -72,10 +72,6 @@ class TrainingLog:
         )
 
 
-TRAINED_BYTES = 3 * 4
-"""On disk of a parameter in training: float32, with two moments of the optimizer."""
-
-
 class Stateful(Protocol):
     """What a training run changes beside the model, for its checkpoints; named as in `torch.distributed.checkpoint`."""
 
@@ -204,10 +200,6 @@ class Compressor(BaseModel, ABC):
         """Return what the method needs under these options; the one place where an option changes it."""
         return self.requires
 
-    def fitter(self) -> Compressor:
-        """Return the method whose `fit` this one uses: itself, unless it starts from another's factors."""
-        return self
-
     def targets(self, model: nn.Module) -> list[Matrix]:
         """Return the matrices that the method may replace."""
         return matrices(model, head=self.head)
@@ -224,28 +216,6 @@ class Compressor(BaseModel, ABC):
             for m in self.targets(model)
         )
         return ModelShape(model_size(model).parameters, units)
-
-    def checkpoint_bytes(self, model: nn.Module, budget: Budget, sharded: bool = False) -> int:
-        """Return the most bytes that one checkpoint of the training in `compress_path` takes on disk.
-
-        By default float32 weights and the optimizer's two moments of all of them.
-
-        Args:
-            model: the dense model; one on the meta device is enough.
-            budget: the deepest one.
-            sharded: whether a trainer is given that shards.
-        """
-        return TRAINED_BYTES * model_size(model).parameters
-
-    def trained_skeleton(self, model: nn.Module) -> nn.Module:
-        """Return the model that is trained in `compress_path`, as it is at the start, on the meta device.
-
-        By default the dense model itself.
-
-        Args:
-            model: the dense model on the meta device; is not changed.
-        """
-        return model
 
     @abstractmethod
     def fit_key(self) -> dict[str, Any]:

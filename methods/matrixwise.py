@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +27,6 @@ from .ranks.policies.base import Loss, Policy, parse_policy
 from .ranks.probe import Probe
 from .ranks.units import ModelShape
 from .requirements import Requirements
-from .working import svd_bytes
 
 Statistic = Any
 """What a method gathers for one group: a tensor, or a small dataclass of tensors."""
@@ -48,7 +46,7 @@ class MatrixCompressor(Compressor):
 
     policy: str = "uniform"
     probe_samples: int = Field(default=64, ge=1)
-    _wanted: Mapping[str, int] | None = PrivateAttr(default=None)
+    _ranks: Mapping[str, int] | None = PrivateAttr(default=None)  # in `fit_for`, of the groups that are factorised
 
     @field_validator("policy")
     @classmethod
@@ -61,14 +59,6 @@ class MatrixCompressor(Compressor):
         """Return what the method needs, and its rank policy: measurements while fitting, the loss while compressing."""
         policy = parse_policy(self.policy)
         return replace(self.requires, policy=self.policy, measures=policy.measures, searches=policy.needs_loss)
-
-    def working_bytes(self, m: int, n: int) -> int:
-        """Return at most how much memory `decompose` takes for an (m, n) matrix beside it and its statistic."""
-        return svd_bytes(m, n)
-
-    def statistic_bytes(self, group: Group) -> int:
-        """Return the bytes of a group's statistic; vectors count as nothing."""
-        return 0
 
     def groups(self, model: nn.Module) -> list[Group]:
         """Return what is decomposed together; by default every matrix alone."""
@@ -85,15 +75,13 @@ class MatrixCompressor(Compressor):
         return ModelShape(model_size(model).parameters, units)
 
     @abstractmethod
-    def decompose(self, weight: torch.Tensor, statistic: Statistic = None) -> Factors:
+    def decompose(self, weight: torch.Tensor, statistic: Statistic = None, rank: int | None = None) -> Factors:
         """Decompose one weight matrix.
-
-        A method may take a third argument ``rank: int | None = None`` and then give only so many parts, as `linalg.svd`
-        does for large matrices; it is passed where one rank alone will be asked for.
 
         Args:
             weight: (m, n), the weight of an ``nn.Linear`` as (out, in), or of a group one above the other, float32.
             statistic: what `collect` gave for this group.
+            rank: how many parts will be asked for, None for any number; so many are enough, more do no harm.
         """
 
     def collect(
@@ -129,12 +117,11 @@ class MatrixCompressor(Compressor):
                     "is damaged or its training diverged, so use another or a lower learning rate"
                 )
         groups, fitted = self.groups(model), Fitted(self.fit_key(), folder)
-        cuts = "rank" in inspect.signature(self.decompose).parameters
         for group, statistic in track(self.collect(model, data, groups), len(groups)):
-            if self._wanted is not None and group.name not in self._wanted:
+            if self._ranks is not None and group.name not in self._ranks:
                 continue
-            wanted = {"rank": self._wanted[group.name]} if cuts and self._wanted is not None else {}
-            part = self.decompose(group.weight(model), statistic, **wanted)
+            rank = None if self._ranks is None else self._ranks[group.name]
+            part = self.decompose(group.weight(model), statistic, rank)
             for key, value in part.tensors().items():
                 if not torch.isfinite(value).all():
                     raise ValueError(f"{self.name} gave NaN or infinite factors for {group.name} ({key})")
@@ -155,9 +142,9 @@ class MatrixCompressor(Compressor):
         policy = parse_policy(self.policy)
         if policy.needs_spectrum or policy.needs_loss or policy.measures:
             return self.fit(model, data, folder)
-        knowing = self.model_copy()
-        knowing._wanted = budget.allocate(self.shape(model, budget.ratio), policy).ranks
-        return knowing.fit(model, data, folder)
+        method = self.model_copy()
+        method._ranks = budget.allocate(self.shape(model, budget.ratio), policy).ranks
+        return method.fit(model, data, folder)
 
     def _loss(self, model: nn.Module, fitted: Fitted, groups: Sequence[Group], data: CalibrationData | None) -> Loss:
         if data is None:
@@ -219,22 +206,22 @@ def install(model: nn.Module, group: Group, factors: Factors, rank: int) -> None
 def install_on_disk(weights: DiskWeights, group: Group, fitted: Fitted, rank: int) -> None:
     """Let the tensors of a group's factorised layers in a streamed model come from the fit, each when it is read."""
 
-    def make(place: int, key: str) -> Tensor:
+    def make(member: int, key: str) -> Tensor:
         names = [f"{matrix.name}.bias" if matrix.bias else "" for matrix in group.members]
         biases = [
             weights.stored(name, replaced=False).float() if name else None for name in names
         ]  # on the CPU, as factors
-        value = cut(group, fitted.factors(group.name), rank, biases)[place][key]
+        value = cut(group, fitted.factors(group.name), rank, biases)[member][key]
         assert value is not None
         return value
 
-    for place, matrix in enumerate(group.members):
+    for member, matrix in enumerate(group.members):
         for name, key in {"lr_a": "a", "lr_b": "b", "bias": "bias", "lr_bias": "added_bias"}.items():
-            weights.replace(f"{matrix.name}.{name}", partial(make, place, key))
+            weights.replace(f"{matrix.name}.{name}", partial(make, member, key))
 
 
 def report(model: nn.Module, shape: ModelShape, groups: Sequence[Group], **details: Any) -> CompressionReport:
-    """Count what stands in the module tree after compression.
+    """Count what is in the module tree after compression.
 
     Args:
         model: the compressed model.

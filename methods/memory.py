@@ -16,6 +16,7 @@ from ..models.streamed import NotStreamable
 from .calibration.in_memory import GRAM_BYTES
 from .calibration.offload_cache import LIMIT_BYTES
 from .calibration.sequential_statistics import INPUTS_BYTES
+from .estimates import decompose_bytes, statistic_bytes
 from .fitted import BUFFER_BYTES
 from .groups import Group
 from .matrixwise import MatrixCompressor
@@ -56,12 +57,12 @@ class Peak:
 
 
 def fit_peak(
-    method: MatrixCompressor, skeleton: Any, walk: bool, device: str, calibration: Calibration | None = None
+    method: MatrixCompressor, skeleton: Any, layer_by_layer: bool, device: str, calibration: Calibration | None = None
 ) -> Peak:
     """Return the peak of `MatrixCompressor.fit`, on the CPU
 
-        walk    base + buffer + max(block + activations, working set) + statistics of a block + waiting states
-        whole   base + model + max(buffer + max(activations, working set) + statistics, checkpoint)
+        layer by layer  base + buffer + max(block + activations, working set) + statistics of a block + waiting states
+        whole           base + model + max(buffer + max(activations, working set) + statistics, checkpoint)
 
     with the model and a block (or all that is outside the blocks) in float32, the working set that of the largest
     matrix including its weight, and the buffer `BUFFER_BYTES` and one matrix's factors. On a GPU the model or block,
@@ -70,58 +71,58 @@ def fit_peak(
     Args:
         method: says the working set and the statistics of a matrix.
         skeleton: on the meta device.
-        walk: whether the model is walked.
+        layer_by_layer: whether weights stay on disk and are read layer by layer.
         device: torch device.
         calibration: None for methods that read no data.
     """
     groups = method.groups(skeleton)
     shapes = {(g.out_features, g.in_features) for g in groups}
     # On a GPU the eigen form may take more than the LAPACK that a method's own bound is made of.
-    working = max(8 * m * n + max(method.working_bytes(m, n), svd_bytes(m, n, device=device)) for m, n in shapes)
+    working = max(8 * m * n + max(decompose_bytes(method, m, n), svd_bytes(m, n, device=device)) for m, n in shapes)
     buffer = BUFFER_BYTES + max(_factors(group) for group in groups)
     filled = min(buffer, sum(_factors(group) for group in groups))
-    held = 0 if walk else 4 * model_size(skeleton).parameters
+    held = 0 if layer_by_layer else 4 * model_size(skeleton).parameters
     statistics = activations = waiting = disk = 0
     if calibration is not None:
         parts = _Parts.of(skeleton)
-        statistics = _statistics(method, groups, parts, walk)
-        activations = _activations(skeleton, method, groups, parts, calibration, walk)
-        if walk:
+        statistics = _statistics(method, groups, parts, layer_by_layer)
+        activations = _activations(skeleton, method, groups, parts, calibration, layer_by_layer)
+        if layer_by_layer:
             held = 4 * max(parts.block, parts.outside)
             width = int(skeleton.get_input_embeddings().embedding_dim)
             states = 4 * calibration.samples * calibration.length * width
             states *= len(parts.names) + 1 if method.requirements.gradients else 1
             waiting, disk = min(states, LIMIT_BYTES), max(min(states, INPUTS_BYTES) - LIMIT_BYTES, 0)
             if method.requirements.gradients:  # Gram matrices of gradients wait too, as they come last block first
-                disk += sum(method.statistic_bytes(group) for group in groups)
-    busy = max(held + activations, working) if walk else held + max(activations, working)
-    least = max(held, working) if walk else held + working
+                disk += sum(statistic_bytes(method, group) for group in groups)
+    busy = max(held + activations, working) if layer_by_layer else held + max(activations, working)
+    least = max(held, working) if layer_by_layer else held + working
     resident = busy if device == "cpu" else held
 
     def host(base: int, factors: int, pages: int) -> int:
-        return base + max(factors + resident + statistics + waiting, 0 if walk else held + pages)
+        return base + max(factors + resident + statistics + waiting, 0 if layer_by_layer else held + pages)
 
     bound, usual = host(BASE_BYTES, buffer, _stored(skeleton)), host(USUAL_BYTES, filled, _pages(skeleton))
     return Peak(bound, 0 if device == "cpu" else busy + statistics, least, disk, usual)
 
 
-def compress_peak(method: MatrixCompressor, skeleton: Any, walk: bool, device: str) -> Peak:
+def compress_peak(method: MatrixCompressor, skeleton: Any, layer_by_layer: bool, device: str) -> Peak:
     """Return the peak of `MatrixCompressor.compress` and of writing its result, on the CPU
 
-        walk    base + largest tensor as stored, in float32 and as written, or largest factors twice
-        whole   base + model + max(largest factors twice, checkpoint)
+        layer by layer  base + largest tensor as stored, in float32 and as written, or largest factors twice
+        whole           base + model + max(largest factors twice, checkpoint)
 
     Args:
-        method, skeleton, walk, device: as in `fit_peak`.
+        method, skeleton, layer_by_layer, device: as in `fit_peak`.
     """
     factors = 2 * max(_factors(group) for group in method.groups(skeleton))
     largest = 3 * 4 * max(parameter.numel() for parameter in skeleton.parameters())
-    model = 0 if walk else 4 * model_size(skeleton).parameters
-    work = max(factors, largest) if walk else model + max(factors, _stored(skeleton))
+    model = 0 if layer_by_layer else 4 * model_size(skeleton).parameters
+    work = max(factors, largest) if layer_by_layer else model + max(factors, _stored(skeleton))
     bound = BASE_BYTES + work
-    usual = USUAL_BYTES + (work if walk else model + max(factors, _pages(skeleton)))
-    if walk or device == "cpu":  # nothing is computed: tensors go from file to file
-        return Peak(bound, 0, work if walk else model, usual=usual)
+    usual = USUAL_BYTES + (work if layer_by_layer else model + max(factors, _pages(skeleton)))
+    if layer_by_layer or device == "cpu":  # nothing is computed: tensors go from file to file
+        return Peak(bound, 0, work if layer_by_layer else model, usual=usual)
     return Peak(bound, model + factors, model, usual=usual)
 
 
@@ -165,16 +166,16 @@ class _Parts:
         return list(found.values())
 
 
-def _statistics(method: MatrixCompressor, groups: list[Group], parts: _Parts, walk: bool) -> int:
-    sizes = [method.statistic_bytes(group) for group in groups]
-    if walk:
-        largest = max(sum(method.statistic_bytes(group) for group in part) for part in parts.inside(groups))
+def _statistics(method: MatrixCompressor, groups: list[Group], parts: _Parts, layer_by_layer: bool) -> int:
+    sizes = [statistic_bytes(method, group) for group in groups]
+    if layer_by_layer:
+        largest = max(sum(statistic_bytes(method, group) for group in part) for part in parts.inside(groups))
         return largest + 2 * max(sizes)  # a batch's share, and the sum with it
     return min(sum(sizes), max(GRAM_BYTES, max(sizes))) + 2 * max(sizes)
 
 
 def _activations(
-    skeleton: Any, method: MatrixCompressor, groups: list[Group], parts: _Parts, read: Calibration, walk: bool
+    skeleton: Any, method: MatrixCompressor, groups: list[Group], parts: _Parts, read: Calibration, layer_by_layer: bool
 ) -> int:
     """Estimate what a batch leaves in memory: every linear layer's input and output, attention scores, logits."""
     tokens, config = read.batch_size * read.length, skeleton.config.get_text_config()
@@ -186,7 +187,7 @@ def _activations(
     )  # an input as float32 without padding, and float64
     logits = 4 * tokens * int(config.vocab_size)
     if not method.requirements.gradients:
-        return max(layers + widest, 0 if walk else logits)
+        return max(layers + widest, 0 if layer_by_layer else logits)
     squares = max(min(m.out_features * m.in_features, read.length**2) for g in groups for m in g.members)
-    layers = 2 * layers * (1 if walk else max(len(parts.names), 1)) + 8 * read.batch_size * squares
-    return max(layers, 4 * logits) if walk else layers + 4 * logits
+    layers = 2 * layers * (1 if layer_by_layer else max(len(parts.names), 1)) + 8 * read.batch_size * squares
+    return max(layers, 4 * logits) if layer_by_layer else layers + 4 * logits

@@ -10,14 +10,12 @@ The target: every ratio lies between 0.8 and 1.25.
 """
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from lowrank_bench.models.loading import load_tokenizer
@@ -26,7 +24,7 @@ from lowrank_bench.models.shards import Promise, write_shards
 from lowrank_bench.runners.config import make_config
 from lowrank_bench.runners.graph import Plan
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.store.folders import Stage
+from lowrank_bench.runners.specs import Stage
 
 LEAST, MOST = 0.8, 1.25
 SIZES = {"50": (512, 13, 4096), "120": (768, 14, 8192), "270": (1024, 15, 32768)}
@@ -36,12 +34,13 @@ OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "adagrad",
 # glibc keeps freed memory in one arena for each thread, and raises the size from which it asks the system for pages.
 _QUIET = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 _CHILD = """
-import json, sys
+import sys
 from pathlib import Path
 from lowrank_bench.foundation.memory import reset_peak_memory
-from lowrank_bench.runners.store.folders import Stage, StageStore
-from lowrank_bench.runners.work import perform
-stage = Stage(**json.load(sys.stdin))
+from lowrank_bench.runners.specs import parse_stage
+from lowrank_bench.runners.stages.perform import perform
+from lowrank_bench.runners.store.folders import StageStore
+stage = parse_stage(sys.stdin.read())
 StageStore(Path(sys.argv[1])).run(stage, lambda folder: perform(stage, folder))
 """
 
@@ -111,7 +110,7 @@ def measure(plan: Plan, kinds: Sequence[str]) -> Iterator[tuple[Stage, int, int]
             continue
         done = subprocess.run(
             [sys.executable, "-c", _CHILD, str(plan.store.root)],
-            input=json.dumps(asdict(plan.store.ready(stage))),
+            input=plan.store.ready(stage).model_dump_json(),
             env=os.environ | _QUIET,
             capture_output=True,
             text=True,
@@ -135,9 +134,7 @@ def measure_model(model: Path, out: Path, optimizers: Sequence[str], methods: Se
             for stage, estimated, measured in measure(plan, kinds):
                 ratio = estimated / measured
                 good &= LEAST <= ratio <= MOST
-                settings = (
-                    f", {optimizer}{', checkpointing' if checkpointing else ''}" if "train" in stage.config else ""
-                )
+                settings = f", {optimizer}{', checkpointing' if checkpointing else ''}" if stage.train else ""
                 sizes = f"{ratio:6.2f}{estimated / 1e6:10,.0f}{measured / 1e6:10,.0f}"
                 print(f"{sizes}  {(stage.title or stage.kind).partition(',')[0]}{settings}", flush=True)
             shutil.rmtree(folder)

@@ -28,7 +28,7 @@ from lowrank_bench.runners.config import make_config
 from lowrank_bench.runners.executors.local import Event, run_stages
 from lowrank_bench.runners.graph import Plan
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.store.folders import Stage
+from lowrank_bench.runners.specs import Stage
 
 TARGET = 0.1
 """Seconds of overhead per stage."""

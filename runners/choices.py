@@ -9,7 +9,8 @@ from ..foundation.errors import UserError, unknown
 from ..methods.base import Compressor, create_method
 from ..models.presets import ModelSource
 from .config import MethodSpec
-from .training.recipes import RECIPES, SMALL_MODEL_PARAMETERS, Recipe, TrainSettings
+from .training.recipes import RECIPES, SMALL_MODEL_PARAMETERS, Recipe
+from .training.settings import TrainSettings
 
 
 def pick_device(wanted: str) -> str:

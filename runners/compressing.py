@@ -24,15 +24,17 @@ from ..methods.ranks.budget import Budget
 from ..models.dtypes import SAVE_DTYPES
 from ..models.loading import load_skeleton
 from ..models.untouched import Untouched, untouched
-from ..records.schema import recordable
 from .config import MethodSpec, SweepConfig, make_config, nest, parse_method
+from .config.methods import check_recordable
 from .estimates.memory import check_plan, memory_rows, plan_ways
 from .executors.local import crew_size
 from .plan import Plan, make_plan
 from .process_setup import refuse_launchers
 from .provenance import provenance
-from .store.folders import MODEL_FOLDER, REPORT, Stage, StageStore, ratio_folder
-from .work import BASES_FILE, perform
+from .specs import Stage
+from .stages.compress import BASES_FILE
+from .stages.perform import perform
+from .store.folders import MODEL_FOLDER, REPORT, StageStore, ratio_folder
 
 RECORD_FILE = "compression.json"
 """Beside the weights of a compressed model, what was done, what stays dense and why."""
@@ -99,8 +101,8 @@ class _CellConfig(SweepConfig):
 
     @field_validator("model", "task")
     @classmethod
-    def _recordable(cls, value: str, info: ValidationInfo) -> str:
-        return recordable(str(info.field_name), value) if value or info.field_name != "task" else value
+    def _check_recordable(cls, value: str, info: ValidationInfo) -> str:
+        return check_recordable(str(info.field_name), value) if value or info.field_name != "task" else value
 
 
 def plan_compression(request: CompressRequest) -> Plan:
@@ -181,7 +183,9 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> Comp
     with new_folder(request.out) as folder:
         store = StageStore(folder / _STAGES_FOLDER)
         with _threads(crew_size(None, plan.device, plan.parameters, 1)[1]):
-            records = {stage.kind: _run(stage, store, progress) for stage in plan.stages.values()}
+            records: dict[str, dict[str, Any]] = {
+                stage.kind: _run(stage, store, progress) for stage in plan.stages.values()
+            }
         fit, done = records["fit"]["result"], records["compress"]["result"]
         made = store.path(records["compress"]["key"]) / ratio_folder(request.ratio)
         report = _read_report(made)

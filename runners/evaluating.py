@@ -26,9 +26,10 @@ from .choices import pick_device
 from .executors.local import crew_size
 from .layout import evaluate_stage
 from .provenance import provenance
-from .store.folders import Stage, verify_around
+from .specs import EvaluateStage, ModelLocation
+from .stages.evaluate import evaluate_with, open_engine, outcome_record, sample_lines
+from .store.folders import verify_around
 from .training.data import DATA_SEED
-from .work import evaluate_with, open_engine, outcome_record, sample_lines
 
 
 def default_settings(**changes: Any) -> EvalSettings:
@@ -65,7 +66,7 @@ class Evaluated:
 def evaluate(
     model: str,
     names: Sequence[str],
-    settings: EvalSettings,
+    settings: EvalSettings = EvalSettings(),
     revision: str | None = None,
     engine: str = "auto",
     dtype: str = "auto",
@@ -109,13 +110,13 @@ def evaluate(
     parameters = model_size(skeleton).parameters
     engine = choose_engine(engine, skeleton.config, parameters, device).engine
     check_model(source, skeleton.config, chosen.values())
-    runtime = {
-        "model": {"location": source.location, "revision": source.revision},
+    common = {
+        "model": ModelLocation(location=source.location, revision=source.revision),
         "device": device,
-        "data": str(settings.data_dir) if settings.data_dir else None,
+        "data": settings.data_dir,
     }
     stages = {
-        name: evaluate_stage(benchmark, each, engine, dtype, source.sha256, runtime, f"evaluate {name}")
+        name: evaluate_stage(benchmark, each, engine, dtype, source.sha256, common, f"evaluate {name}")
         for name, (benchmark, each) in chosen.items()
     }
     threads = crew_size(None, device, parameters, 1)[1]
@@ -126,7 +127,7 @@ def evaluate(
     results = _Results(source, engine, stages, out)
     with ExitStack() as stack:
 
-        def opened(stage: Stage) -> Engine:
+        def opened(stage: EvaluateStage) -> Engine:
             return stack.enter_context(open_engine(stage, longest, threads))
 
         running: Engine | None = opened(next(iter(stages.values())))
@@ -160,7 +161,7 @@ def _choose(
 class _Results:
     """Keeps what came out, each benchmark written as soon as it is known."""
 
-    def __init__(self, source: ModelSource, engine: str, stages: dict[str, Stage], out: Path | None) -> None:
+    def __init__(self, source: ModelSource, engine: str, stages: dict[str, EvaluateStage], out: Path | None) -> None:
         self.stages, self.out = stages, out
         self.about = {
             "model": source.name,

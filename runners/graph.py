@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import nn
@@ -17,7 +17,8 @@ from .config import MethodSpec, SweepConfig
 from .estimates.at_hand import AtHand
 from .estimates.machine import Machine, measure_machine
 from .process_setup import ProcessSetup
-from .store.folders import Stage, StageStore
+from .specs import Stage
+from .store.folders import StageStore
 from .training.data import TrainSetSurvey
 from .training.memory import TrainingPeak
 from .training.placement import Choice
@@ -107,7 +108,7 @@ class Plan:
     def add(self, stage: Stage, *needs: str | None) -> str:
         """Add a stage (once) and return its key, which the environment's number formats are part of."""
         if formats := number_formats():
-            stage = replace(stage, config=dict(stage.config) | {"environment": formats})
+            stage = stage.model_copy(update={"spec": stage.spec.model_copy(update={"environment": formats})})
         self.stages.setdefault(stage.key, stage)
         self.needs.setdefault(stage.key, tuple(key for key in needs if key))
         return stage.key

@@ -5,11 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .config import SweepConfig, make_config, merge, nest, read_yaml, split_methods
-
-_LISTS = ("ratios", "seeds", "benchmarks", "context")
-_STEPS = {"finetune_steps": "finetune", "recover_steps": "recover"}
-_BOTH_TRAININGS = {"lr": "learning_rate", "batch_size": "batch_size", "max_length": "max_length"}
+from .config import SweepConfig, make_config, merge, nest, read_yaml
+from .config.options import ConfigOption, config_options, put
 
 
 def config_of(config: SweepConfig | Path | str | None, options: dict[str, Any]) -> SweepConfig:
@@ -30,18 +27,15 @@ def config_of(config: SweepConfig | Path | str | None, options: dict[str, Any]) 
     elif config is not None:
         values = read_yaml(Path(config))
     given = {name: value for name, value in options.items() if value is not None}
-    both = {field: given.pop(name) for name, field in _BOTH_TRAININGS.items() if name in given}
-    for name, training in _STEPS.items():
-        changes = both | ({"steps": given.pop(name)} if name in given else {})
-        if changes:
-            given[training] = changes
-    return make_config(merge(values, nest({name: _listed(name, value) for name, value in given.items()})))
+    known = {option.name: option for option in config_options(SweepConfig) if option.name in given}
+    flat = put(list(known.values()), {name: _read(option, given.pop(name)) for name, option in known.items()})
+    return make_config(merge(merge(values, nest(given)), flat))
 
 
-def _listed(name: str, value: Any) -> Any:
-    """Return what a list's option holds as a list, any other value as it is."""
-    if name == "methods":
-        return split_methods(value) if isinstance(value, str) else value
-    if name not in _LISTS or isinstance(value, (list, tuple)):
+def _read(option: ConfigOption, value: Any) -> Any:
+    """Return a value as the configuration takes it: texts as on the command line, one value of several as a list."""
+    if isinstance(value, str) and option.declared.parse is not None:
+        return option.declared.parse(value)
+    if not option.several or isinstance(value, (list, tuple)):
         return value
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else [value]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..evals.base import Benchmark, EvalSettings, benchmarks
@@ -17,11 +17,33 @@ from .config import MethodSpec
 from .estimates.at_hand import counts_by_size
 from .graph import BASELINE, Cell, Plan
 from .process_setup import ProcessSetup
-from .store.folders import MODEL_FOLDER, Stage, ratio_folder
+from .specs import (
+    ChosenPlacement,
+    CompressExecution,
+    CompressInputs,
+    CompressSpec,
+    CompressStage,
+    DataSpec,
+    EvaluateExecution,
+    EvaluateSpec,
+    EvaluateStage,
+    FinetuneSpec,
+    FinetuneStage,
+    FitBudget,
+    FitExecution,
+    FitSpec,
+    FitStage,
+    ModelInput,
+    ModelLocation,
+    RecoverSpec,
+    RecoverStage,
+    TrainingExecution,
+)
+from .store.folders import MODEL_FOLDER, ratio_folder
 from .training.data import DATA_SEED, survey_train_set
 from .training.placement import Choice, placed
 from .training.plan_placement import TrainingPlacements
-from .training.recipes import TrainSettings
+from .training.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -33,10 +55,6 @@ class _Model:
     revision: str = ""
     stage: str | None = None
 
-    @property
-    def runtime(self) -> dict[str, str]:
-        return {"location": self.location, "revision": self.revision}
-
 
 def evaluate_stage(
     benchmark: Benchmark,
@@ -44,29 +62,30 @@ def evaluate_stage(
     engine: str,
     dtype: str,
     model: str,
-    runtime: Mapping[str, Any],
+    common: Mapping[str, Any],
     title: str,
     by_size: bool = False,
-) -> Stage:
+) -> EvaluateStage:
     """Return the stage that evaluates one model on one benchmark.
 
     Args:
         benchmark, settings: what is measured.
         engine, dtype: by what.
         model: identity of the model.
-        runtime: where model and data lie, and the device.
+        common: fields of `Execution`: where model and data lie, and the device.
         title: for people.
         by_size: the data are not at hand in a dry run.
     """
-    config = {
-        "benchmark": benchmark.name,
-        "variant": benchmark.variant(settings),
-        "identity": {"limit": settings.limit} if by_size else dict(benchmark.identity(settings)),
-        "engine": engine,
-        "dtype": dtype,
-    }
-    how = {**runtime, "settings": asdict(settings) | {"data_dir": None}}
-    return Stage("evaluate", config, {"model": model}, how, title)
+    spec = EvaluateSpec(
+        inputs=ModelInput(model=model),
+        benchmark=benchmark.name,
+        variant=benchmark.variant(settings),
+        identity={"limit": settings.limit} if by_size else dict(benchmark.identity(settings)),
+        engine=engine,
+        dtype=dtype,
+    )
+    execution = EvaluateExecution(**common, settings=replace(settings, data_dir=None))
+    return EvaluateStage(spec=spec, execution=execution, title=title)
 
 
 class Layout:
@@ -88,7 +107,7 @@ class Layout:
         self.data_dir = data.expanduser().resolve() if data else None
         self.train_set = plan.recipe.train_set(plan.config.task, training.train_set)
         self.placements = TrainingPlacements(plan)
-        self.calibration: dict[str, dict[str, Any]] = {}
+        self.calibration: dict[str, DataSpec] = {}
         if not compress_only:
             self._train_set(plan.config.task)
         self.source = _Model(plan.source.sha256, plan.source.location, plan.source.revision)
@@ -109,7 +128,7 @@ class Layout:
         if plan.at_hand.tokenizer:
             check_model(plan.source, plan.skeleton.config, [(b, self._settings(s)) for s in stages for b in read])
 
-    def _train_set(self, task: str) -> dict[str, Any]:
+    def _train_set(self, task: str) -> DataSpec:
         if task not in self.calibration:
             source = self.train_set if task == self.config.task else None
             survey = survey_train_set(task, source, self.data_dir, self.plan.at_hand.data)
@@ -133,46 +152,47 @@ class Layout:
             for spec in self.config.methods:
                 self._method(spec, seed, tuned, keys)
 
-    def _runtime(self, model: _Model, **more: Any) -> dict[str, Any]:
+    def _common(self, model: _Model) -> dict[str, Any]:
+        """Return the fields that all kinds of `Execution` share."""
         return {
-            "model": model.runtime,
+            "model": ModelLocation(location=model.location, revision=model.revision),
             "device": self.plan.device,
-            "data": str(self.data_dir) if self.data_dir else None,
+            "data": self.data_dir,
             "train_set": self.train_set,
             "task": self.config.task,
-            **more,
         }
 
-    def _training_runtime(self, model: _Model, choice: Choice) -> dict[str, Any]:
+    def _training_fields(self, choice: Choice) -> dict[str, Any]:
+        """Return the fields that all kinds of `TrainingExecution` share."""
         setup = self.plan.setup or (
             ProcessSetup(None, choice.processes, "fsdp2") if choice.placement == "fsdp2" else None
         )
-        more: dict[str, Any] = {"accelerate": setup.runtime} if setup else {}
-        if choice.why:
-            more["placement"] = {"placement": choice.placement, "why": choice.why}
-        return self._runtime(model, checkpoint_minutes=self.config.execution.checkpoint_minutes, **more)
+        placement = ChosenPlacement(placement=choice.placement, why=choice.why) if choice.why else None
+        return {
+            "checkpoint_minutes": self.config.execution.checkpoint_minutes,
+            "accelerate": setup,
+            "placement": placement,
+        }
 
-    def _training(self, settings: TrainSettings, seed: int) -> dict[str, Any]:
-        return {"train": settings.hashed(), **self._sampled(settings, seed)}
-
-    def _sampled(self, settings: TrainSettings, seed: int, method: Compressor | None = None) -> dict[str, Any]:
-        name = (method.requirements.calibration_task if method else "") or self.config.task
+    def _data_spec(self, settings: TrainSettings, method: Compressor | None = None) -> DataSpec:
+        task = (method.requirements.calibration_task if method else "") or self.config.task
         length = (method.requirements.calibration_length if method else None) or settings.max_length
-        return {"data": self._train_set(name) | {"max_length": length}, "seed": seed}
+        return self._train_set(task).model_copy(update={"max_length": length})
 
     def _finetuned(self, seed: int) -> tuple[_Model, dict[str, str]]:
         if self.finetune.steps == 0:
             return self.source, {}
         title = f"finetune {self.plan.source.name} on {self.config.task}, seed {seed}"
         choice = self.placements.choose(self.finetune, title)
-        stage = Stage(
-            "finetune",
-            self._training(placed(self.finetune, choice), seed) | {"save_dtype": self.plan.saves(trains=True)},
-            {"model": self.source.identity},
-            self._training_runtime(self.source, choice),
-            title,
+        spec = FinetuneSpec(
+            inputs=ModelInput(model=self.source.identity),
+            train=placed(self.finetune, choice),
+            data=self._data_spec(self.finetune),
+            seed=seed,
+            save_dtype=self.plan.saves(trains=True),
         )
-        key = self.plan.add(stage)
+        execution = TrainingExecution(**self._common(self.source), **self._training_fields(choice))
+        key = self.plan.add(FinetuneStage(spec=spec, execution=execution, title=title))
         return self._made(key, MODEL_FOLDER), {"finetune": key}
 
     def _made(self, key: str, folder: str) -> _Model:
@@ -181,17 +201,20 @@ class Layout:
     def _method(self, spec: MethodSpec, seed: int, tuned: _Model, keys: dict[str, str]) -> None:
         method = build_method(spec, self.plan.recipe, seed)
         options = method.model_dump(mode="json")
-        config: dict[str, Any] = {"fit": method.fit_key()}
-        if method.requirements.data_in_fit:
-            config |= self._sampled(self.finetune, seed, method)
-        if self.compress_only and len(self.config.ratios) == 1:
-            config["budget"] = {"ratio": self.config.ratios[0], "rank_multiple": self.config.rank_multiple}
-        fit_title = f"fit {config['fit'].get('factors', spec.name)}, seed {seed}"
-        # Options of a method that its fit does not depend on must not be in the fit's identity: they travel beside it.
-        maker = {"method": spec.name, "options": options}
-        runtime = self._runtime(tuned, memory=self.config.execution.memory, **maker)
-        fit = Stage("fit", config, {"model": tuned.identity}, runtime, fit_title)
-        fit_key = self.plan.add(fit, tuned.stage)
+        reads = method.requirements.data_in_fit
+        alone = self.compress_only and len(self.config.ratios) == 1
+        fit = FitSpec(
+            inputs=ModelInput(model=tuned.identity),
+            fit=method.fit_key(),
+            data=self._data_spec(self.finetune, method) if reads else None,
+            seed=seed if reads else None,
+            budget=FitBudget(ratio=self.config.ratios[0], rank_multiple=self.config.rank_multiple) if alone else None,
+        )
+        execution = FitExecution(
+            **self._common(tuned), memory=self.config.execution.memory, method=spec.name, options=options
+        )
+        title = f"fit {fit.fit.get('factors', spec.name)}, seed {seed}"
+        fit_key = self.plan.add(FitStage(spec=fit, execution=execution, title=title), tuned.stage)
         together = bool(options.get("trajectory"))
         ratios = sorted(self.config.ratios)
         for group in [ratios] if together else [[ratio] for ratio in ratios]:
@@ -200,32 +223,37 @@ class Layout:
     def _compressed(
         self, spec: MethodSpec, method: Compressor, seed: int, tuned: _Model, keys: dict[str, str], ratios: list[float]
     ) -> None:
-        config: dict[str, Any] = {
-            "method": spec.name,
-            "options": method.model_dump(mode="json"),
-            "ratios": ratios,
-            "save_dtype": self.plan.saves(method.requirements.trains),
-            "seed": seed,
-        }
+        needs = method.requirements
         shown = " and ".join(f"{ratio:g}x" for ratio in ratios)
         title = f"compress {spec.shown} {shown}, seed {seed}"
-        runtime = self._runtime(tuned)
-        if self.config.rank_multiple > 1:
-            config["rank_multiple"] = self.config.rank_multiple
-        if method.requirements.trains:
-            choice = self.placements.choose(self.recover, title, method)
-            runtime = self._training_runtime(tuned, choice)
-            config |= self._training(placed(self.recover, choice), seed)
-            config["extra_pruning_steps"] = self.config.training.extra_pruning_steps
-        elif method.requirements.searches:
-            config |= self._sampled(self.finetune, seed, method)
-        stage = Stage(
-            "compress",
-            config,
-            {"model": tuned.identity, "fit": keys["fit"]},
-            runtime | {"memory": self.config.execution.memory, "fit": str(self.plan.store.path(keys["fit"]))},
-            title,
+        compression = CompressSpec(
+            inputs=CompressInputs(model=tuned.identity, fit=keys["fit"]),
+            method=spec.name,
+            options=method.model_dump(mode="json"),
+            ratios=tuple(ratios),
+            save_dtype=self.plan.saves(needs.trains),
+            seed=seed,
+            rank_multiple=self.config.rank_multiple,
         )
+        training: dict[str, Any] = {}
+        if needs.trains:
+            choice = self.placements.choose(self.recover, title, method)
+            training = self._training_fields(choice)
+            trained = {
+                "train": placed(self.recover, choice).unplaced(),
+                "data": self._data_spec(self.recover),
+                "extra_pruning_steps": self.config.training.extra_pruning_steps,
+            }
+            compression = compression.model_copy(update=trained)
+        elif needs.searches:
+            compression = compression.model_copy(update={"data": self._data_spec(self.finetune, method)})
+        execution = CompressExecution(
+            **self._common(tuned),
+            **training,
+            memory=self.config.execution.memory,
+            fit=self.plan.store.path(keys["fit"]),
+        )
+        stage = CompressStage(spec=compression, execution=execution, title=title)
         key = self.plan.add(stage, tuned.stage, keys["fit"])
         if self.compress_only:
             return
@@ -244,15 +272,16 @@ class Layout:
         extra = self.config.training.extra_pruning_steps if method.requirements.trains else 0
         title = f"recover {spec.shown} {ratio:g}x, seed {seed}"
         choice = self.placements.choose(self.recover, title, ratio=ratio)
-        stage = Stage(
-            "recover",
-            self._training(placed(self.recover, choice), seed)
-            | {"save_dtype": self.plan.saves(trains=True), "extra_pruning_steps": extra},
-            {"model": small.identity},
-            self._training_runtime(small, choice),
-            title,
+        recovery = RecoverSpec(
+            inputs=ModelInput(model=small.identity),
+            train=placed(self.recover, choice),
+            data=self._data_spec(self.recover),
+            seed=seed,
+            save_dtype=self.plan.saves(trains=True),
+            extra_pruning_steps=extra,
         )
-        key = self.plan.add(stage, small.stage)
+        execution = TrainingExecution(**self._common(small), **self._training_fields(choice))
+        key = self.plan.add(RecoverStage(spec=recovery, execution=execution, title=title), small.stage)
         self._cell(spec, ratio, seed, "recovered", keys | {"recover": key}, self._made(key, MODEL_FOLDER))
 
     def _stage(self, state: str) -> EvalStage:
@@ -300,7 +329,7 @@ class Layout:
             self.plan.engine.engine,
             self.plan.dtype,
             model.identity,
-            self._runtime(model),
+            self._common(model),
             f"evaluate {shown} on {spec.shown} {ratio:g}x ({state}), seed {seed}",
             by_size,
         )

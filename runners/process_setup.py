@@ -49,15 +49,6 @@ class ProcessSetup:
     processes: int
     strategy: Strategy
 
-    @property
-    def runtime(self) -> dict[str, Any]:
-        """Plain data for a stage's runtime."""
-        return {
-            "file": None if self.file is None else str(self.file),
-            "processes": self.processes,
-            "strategy": self.strategy,
-        }
-
 
 def refuse_launchers() -> None:
     """Raise a UserError in a process that a launcher started beside others to train together.

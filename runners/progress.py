@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -23,7 +24,6 @@ from rich.progress import (
 )
 
 from .executors.local import Event
-from .store.folders import Stage
 
 LOG_FILE = "run.log"
 """In the folder of a run: one line with the local time for every start, minute and end of a stage."""
@@ -31,6 +31,24 @@ QUIET_SECONDS = 10.0
 """A stage that takes no longer has one line where output is no terminal: that it is done."""
 LINE_SECONDS = 60.0
 """A longer one has a line at least this often."""
+
+
+class Titled(Protocol):
+    """What can be shown: a stage, or another piece of work."""
+
+    @property
+    def key(self) -> str:
+        """Its name among others."""
+
+    @property
+    def title(self) -> str:
+        """Its name for people."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    key: str
+    title: str
 
 
 @dataclass
@@ -94,7 +112,7 @@ class StageProgress:
     def __init__(
         self,
         console: Console,
-        stages: Mapping[str, Stage],
+        stages: Mapping[str, Titled],
         seconds: Mapping[str, float],
         workers: int,
         log: Path | None = None,
@@ -131,7 +149,7 @@ class StageProgress:
             reason = "interrupted" if issubclass(kind, KeyboardInterrupt) else f"ended by an error: {error}"
             self._write_log(f"{reason}; {len(self.done)} of {len(self.stages)} stages are done and kept")
 
-    def start(self, stage: Stage) -> None:
+    def start(self, stage: Titled) -> None:
         """A stage begins."""
         expected = self.expected.get(stage.key, 0.0) * self._slowness()
         with self._lock:
@@ -141,7 +159,7 @@ class StageProgress:
         if self.live:
             self.rows[stage.key] = self.display.add_task(stage.title, total=None)
 
-    def event(self, event: Event, stage: Stage) -> None:
+    def event(self, event: Event, stage: Titled) -> None:
         """A worker reports."""
         if event.kind == "progress":
             with self._lock:
@@ -218,10 +236,10 @@ def _due(running: _Running, now: float) -> bool:
 @contextmanager
 def show_progress(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
     """Show how far one piece of work is, as a `StageProgress` of one stage does; give what takes (done, total)."""
-    stage = Stage(kind="work", config={}, title=title)
-    with StageProgress(console, {stage.key: stage}, {}, 1) as shown:
-        shown.start(stage)
-        yield lambda done, total: shown.event(Event(stage.key, "progress", done, total), stage)
+    work = _Work("work", title)
+    with StageProgress(console, {work.key: work}, {}, 1) as shown:
+        shown.start(work)
+        yield lambda done, total: shown.event(Event(work.key, "progress", done, total), work)
 
 
 def duration(seconds: float) -> str:

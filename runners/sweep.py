@@ -27,6 +27,7 @@ from .graph import Plan
 from .plan import make_plan
 from .process_setup import refuse_launchers
 from .progress import LOG_FILE, StageProgress
+from .stage_records import FinetuneRecord, FitRecord
 from .store.removal import Removal, by_fit, keeps_all
 from .store.shared import SharedStore
 from .store.storage import Storage
@@ -163,13 +164,11 @@ def plan_warnings(plan: Plan) -> list[str]:
         if part.what in ("experts", "vision and audio layers"):
             share = f"{100 * part.share:.0f} % of the model"
             notes.append(f"{part.parameters:,} parameters ({share}) stay dense: {part.what}, {part.why}")
-    placements = [stage.runtime["placement"]["why"] for stage in plan.stages.values() if "placement" in stage.runtime]
+    placements = [stage.placement.why for stage in plan.stages.values() if stage.placement]
     notes += [f"trainings keep {why}" for why in dict.fromkeys(placements)]
     if plan.setup:
         notes.append(f"trainings run in {plan.setup.processes} processes by {plan.setup.strategy.upper()}")
-        wholly = [
-            key for key in plan.pending() if plan.stages[key].kind == "compress" and "train" in plan.stages[key].config
-        ]
+        wholly = [key for key in plan.pending() if plan.stages[key].kind == "compress" and plan.stages[key].train]
         if wholly and plan.setup.strategy == "fsdp2":
             notes.append("methods that train while they compress do that by DDP: each process holds the whole model")
     return notes
@@ -180,7 +179,9 @@ def fit_warnings(plan: Plan) -> list[str]:
     found: dict[str, None] = {}
     for key, stage in plan.stages.items():
         if stage.kind in ("finetune", "fit"):
-            found |= dict.fromkeys(plan.store.read(key)["result"].get("warnings", []))
+            record = plan.store.record(key)
+            if isinstance(record, FinetuneRecord | FitRecord):
+                found |= dict.fromkeys(record.result.warnings)
     return list(found)
 
 

@@ -10,19 +10,24 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from lowrank_bench.foundation.fork_server import ForkServer
 
 FRESH = [sys.executable, "-c", "from lowrank_bench.cli import main; main()"]
 
 
-def _main(out: int, err: int, words: list[str], folder: str, environment: dict[str, str]) -> None:
+def _main(
+    out: int, err: int, words: list[str], folder: str, environment: dict[str, str], prepare: Callable[[], None]
+) -> None:
     os.dup2(out, 1)
     os.dup2(err, 2)
     os.environ.clear()
     os.environ.update(environment)
     time.tzset()
+    tempfile.tempdir = None  # imports may have asked for it
     os.chdir(folder)
     sys.argv = ["bench", *words]
     import transformers
@@ -31,11 +36,21 @@ def _main(out: int, err: int, words: list[str], folder: str, environment: dict[s
 
     transformers.utils.logging.set_verbosity_error()  # read from what `main` sets where transformers is imported later
 
+    prepare()
     main()
 
 
+def nothing() -> None:
+    """Prepare nothing."""
+
+
 def bench(
-    *words: object, cwd: Path | None = None, without: str = "", timeout: float | None = None, **environment: str
+    *words: object,
+    cwd: Path | None = None,
+    without: str = "",
+    timeout: float | None = None,
+    prepare: Callable[[], None] = nothing,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command; returns its exit code and what it printed.
 
@@ -44,13 +59,14 @@ def bench(
         cwd: working folder.
         without: a variable to take out of the environment.
         timeout: seconds after which it is killed; its exit code is -9 then.
+        prepare: a function of a test module's top level, called in the process before the command.
         environment: variables to put into it.
     """
     line = [str(word) for word in words]
     surroundings = {k: v for k, v in os.environ.items() if k != without} | {"COLUMNS": "200"} | environment
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = ForkServer.get_or_start(1).start(
-            _main, line, str(cwd or Path.cwd()), surroundings, files=[out.fileno(), err.fileno()]
+            _main, line, str(cwd or Path.cwd()), surroundings, prepare, files=[out.fileno(), err.fileno()]
         )
         child.pid  # noqa: B018 - waits for the imports of a fork server that is new
         if (code := child.join(timeout)) is None:
@@ -61,3 +77,71 @@ def bench(
             file.seek(0)
             printed.append(file.read().decode())
     return subprocess.CompletedProcess(["bench", *line], code, *printed)
+
+
+class Running:
+    """`bench` that is still running: killed when the test process ends.
+
+    Attributes:
+        pid: process id.
+    """
+
+    def __init__(self, words: list[str], folder: Path | None, environment: dict[str, str]) -> None:
+        self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 - closed with this object
+        surroundings = os.environ | environment
+        self._child = ForkServer.get_or_start(1).start(
+            _main,
+            words,
+            str(folder or Path.cwd()),
+            surroundings,
+            nothing,
+            files=[self._out.fileno(), self._err.fileno()],
+        )
+        self.pid = self._child.pid
+
+    def poll(self) -> int | None:
+        """Return the exit code, negative for a signal, or None while it runs."""
+        return self._child.exitcode
+
+    returncode = property(poll)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to this process alone."""
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Kill this process alone."""
+        self._child.kill()
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end and return the exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: it runs longer.
+        """
+        if (code := self._child.join(timeout)) is None:
+            raise subprocess.TimeoutExpired("bench", timeout or 0)
+        return code
+
+    def output(self) -> str:
+        """Return what it has printed on standard output."""
+        return self._printed(self._out)
+
+    def errors(self) -> str:
+        """Return what it has printed on standard error."""
+        return self._printed(self._err)
+
+    @staticmethod
+    def _printed(file: IO[bytes]) -> str:
+        return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode()
+
+
+def start(*words: object, cwd: Path | None = None, **environment: str) -> Running:
+    """Start a command without waiting for its end.
+
+    Args:
+        words: of the command line.
+        cwd: working folder.
+        environment: variables to put into it.
+    """
+    return Running([str(word) for word in words], cwd, environment)

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lowrank_bench.runners.config import SweepConfig, make_config, merge, nest
 
 
@@ -25,3 +27,9 @@ def small_sweep(out: Path, **changes: Any) -> SweepConfig:
 def changed(config: SweepConfig, **changes: Any) -> SweepConfig:
     """Return a sweep with other values of some options."""
     return make_config(merge(config.model_dump(), nest(changes)))
+
+
+def write_config(config: SweepConfig, file: Path) -> Path:
+    """Write what differs from the defaults as a configuration for ``bench run --config``; returns the file."""
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True, exclude_defaults=True)))
+    return file

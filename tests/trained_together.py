@@ -16,7 +16,7 @@ from lowrank_bench.models.layers import LowRankLinear
 from lowrank_bench.models.matrices import get_linear, low_rank_layers, matrices, replace_module
 from lowrank_bench.runners.training import trainer as training
 from lowrank_bench.runners.training.data import IGNORED, TaskData
-from lowrank_bench.runners.training.recipes import TrainSettings
+from lowrank_bench.runners.training.settings import TrainSettings
 from lowrank_bench.runners.training.trainer import TaskTrainer
 
 STEPS = 7

@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from ..base import CalibrationData
+from ..estimates import statistic_bytes
 from ..fitted import Fitted
 from ..groups import Group
 from ..linalg.whitening import Root, root
@@ -70,10 +71,6 @@ class MomentCompressor(CalibratedCompressor):
     grams: ClassVar[bool] = True
     """Whether second moments are needed; without them all layers are gathered in one pass."""
 
-    def statistic_bytes(self, group: Group) -> int:
-        """Return the bytes of a Gram matrix."""
-        return 8 * group.in_features**2 if self.grams else 0
-
     def collect(
         self, model: nn.Module, data: CalibrationData | None, groups: Sequence[Group]
     ) -> Iterator[tuple[Group, Any]]:
@@ -101,6 +98,12 @@ class MomentCompressor(CalibratedCompressor):
                 return made
             self._last = moments, made
         return self._last[1]
+
+
+@statistic_bytes.register
+def _(method: MomentCompressor, group: Group) -> int:
+    """Return the bytes of a Gram matrix."""
+    return 8 * group.in_features**2 if method.grams else 0
 
 
 def pooled(moments: Sequence[Moments]) -> Moments:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..base import methods
 from ..calibration.driver import MomentCompressor
 from ..calibration.moments import Moments
+from ..estimates import decompose_bytes
 from ..fitted import Factors
 from ..linalg.whitening import VERSION, whiten
 from ..requirements import Requirements
@@ -31,17 +32,19 @@ class FeatureSpace(MomentCompressor):
         """Return one name for the factors, whatever the method that asks for them is called."""
         return super().fit_key() | {"factors": "feature-space", "version": VERSION}
 
-    def working_bytes(self, m: int, n: int) -> int:
-        """Return the memory of the weighted problem, and of the centred Gram matrix."""
-        return whiten_bytes(m, n, m < n) + 16 * n * n
-
-    def decompose(self, weight: Tensor, statistic: Moments | None = None) -> Factors:
+    def decompose(self, weight: Tensor, statistic: Moments | None = None, rank: int | None = None) -> Factors:
         """Return the factors with the means that each rank's bias follows from."""
         if statistic is None:
             raise ValueError(f"{self.name} needs the moments of the matrix's input")
         mean = statistic.total / max(statistic.tokens, 1)
         inputs = self.rooted(statistic, lambda: statistic.gram - statistic.tokens * torch.outer(mean, mean), weight)
         return whiten(weight, inputs, mean=mean)
+
+
+@decompose_bytes.register
+def _(method: FeatureSpace, m: int, n: int) -> int:
+    """Return the memory of the weighted problem, and of the centred Gram matrix."""
+    return whiten_bytes(m, n, m < n) + 16 * n * n
 
 
 @methods.register("afm")

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..base import methods
 from ..calibration.driver import MomentCompressor
 from ..calibration.moments import Moments
+from ..estimates import decompose_bytes
 from ..fitted import Factors
 from ..linalg import left_vectors
 from ..linalg.whitening import balance
@@ -46,11 +47,7 @@ class ASVD(MomentCompressor):
     alpha: float = Field(default=0.5, ge=0)
     policy: str = "sensitivity"
 
-    def working_bytes(self, m: int, n: int) -> int:
-        """Return the memory of a float64 decomposition of the scaled matrix, and of the factors on the way."""
-        return 16 * m * n + svd_bytes(m, n, 8) + 12 * min(m, n) * (m + n)
-
-    def decompose(self, weight: Tensor, statistic: Moments | None = None) -> Factors:
+    def decompose(self, weight: Tensor, statistic: Moments | None = None, rank: int | None = None) -> Factors:
         """Return the factors; α = 0 gives the plain SVD."""
         if statistic is None:
             raise ValueError("asvd needs the moments of the matrix's input")
@@ -59,3 +56,9 @@ class ASVD(MomentCompressor):
         left, s = left_vectors(wide * scale)
         left, right = balance(left, left.T @ wide)
         return Factors(left.float(), right.float(), s.float())
+
+
+@decompose_bytes.register
+def _(method: ASVD, m: int, n: int) -> int:
+    """Return the memory of a float64 decomposition of the scaled matrix, and of the factors on the way."""
+    return 16 * m * n + svd_bytes(m, n, 8) + 12 * min(m, n) * (m + n)

@@ -20,6 +20,7 @@ from ..base import CalibrationData, methods
 from ..calibration.collection import input_moments
 from ..calibration.driver import MomentCompressor, pooled
 from ..calibration.moments import Moments
+from ..estimates import decompose_bytes
 from ..fitted import Factors
 from ..groups import Group
 from ..linalg.whitening import VERSION, whiten
@@ -81,12 +82,14 @@ class BasisSharing(MomentCompressor):
         for group in groups:
             yield group, pooled([next(found)[1] for _ in group.members])
 
-    def working_bytes(self, m: int, n: int) -> int:
-        """Return the memory of the weighted problem."""
-        return whiten_bytes(m, n, m < n)
-
-    def decompose(self, weight: Tensor, statistic: Moments | None = None) -> Factors:
+    def decompose(self, weight: Tensor, statistic: Moments | None = None, rank: int | None = None) -> Factors:
         """Return the whitened factors of the stack."""
         if statistic is None:
             raise ValueError("basis-sharing needs the moments of the group's inputs")
         return whiten(weight, statistic.gram, jitter=self.jitter)
+
+
+@decompose_bytes.register
+def _(method: BasisSharing, m: int, n: int) -> int:
+    """Return the memory of the weighted problem."""
+    return whiten_bytes(m, n, m < n)

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from ..base import CalibrationData, methods
 from ..calibration.collection import input_fisher
 from ..calibration.driver import CalibratedCompressor
+from ..estimates import decompose_bytes
 from ..fitted import Factors
 from ..groups import Group
 from ..linalg import svd
 from ..matrixwise import by_name
 from ..requirements import Requirements
+from ..working import svd_bytes
 
 _FLOOR = 1e-6  # of the mean: keeps inputs without any gradient finite, after normalising f by its mean
 
@@ -46,10 +48,6 @@ class FWSVD(CalibratedCompressor):
     axis: Literal["in", "out"] = "in"
     samples: int | None = Field(default=1024, ge=1)
 
-    def working_bytes(self, m: int, n: int) -> int:
-        """Return the memory of the scaled matrix (float64 on the way) and its decomposition."""
-        return 4 * m * n + super().working_bytes(m, n)
-
     def collect(
         self, model: nn.Module, data: CalibrationData | None, groups: Sequence[Group]
     ) -> Iterator[tuple[Group, Tensor]]:
@@ -71,6 +69,12 @@ class FWSVD(CalibratedCompressor):
         u, s, vt = svd(weight * scale[:, None], rank)
         root = s.sqrt()
         return Factors(u * root / scale[:, None], root[:, None] * vt, s)
+
+
+@decompose_bytes.register
+def _(method: FWSVD, m: int, n: int) -> int:
+    """Return the memory of the scaled matrix (float64 on the way) and its decomposition."""
+    return 4 * m * n + svd_bytes(m, n)
 
 
 def fisher_scale(fisher: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..base import methods
+from ..estimates import decompose_bytes
 from ..fitted import Factors
 from ..matrixwise import MatrixCompressor
 from ..requirements import Requirements
@@ -19,11 +20,7 @@ class Magnitude(MatrixCompressor):
         status="control",
     )
 
-    def working_bytes(self, m: int, n: int) -> int:
-        """Return the memory of the chosen columns, and of the selection twice."""
-        return 4 * (m * n + 2 * min(m, n) ** 2)
-
-    def decompose(self, weight: Tensor, statistic: object = None) -> Factors:
+    def decompose(self, weight: Tensor, statistic: object = None, rank: int | None = None) -> Factors:
         """Return the selection; the spectrum holds the norms."""
         m, n = weight.shape
         wide = weight if m >= n else weight.T
@@ -31,3 +28,9 @@ class Magnitude(MatrixCompressor):
         kept = wide[:, order]
         one_hot = torch.eye(len(order), device=weight.device)[order]
         return Factors(kept, one_hot, norms) if m >= n else Factors(one_hot.T, kept.T, norms)
+
+
+@decompose_bytes.register
+def _(method: Magnitude, m: int, n: int) -> int:
+    """Return the memory of the chosen columns, and of the selection twice."""
+    return 4 * (m * n + 2 * min(m, n) ** 2)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..base import methods
+from ..estimates import decompose_bytes
 from ..fitted import Factors
 from ..matrixwise import MatrixCompressor
 from ..requirements import Requirements
@@ -25,12 +26,7 @@ class RandomProjection(MatrixCompressor):
 
     seed: int = 42
 
-    def working_bytes(self, m: int, n: int) -> int:
-        """Return the memory of the noise, its QR decomposition and the projection, float64, and of the result."""
-        side = min(m, n)
-        return 8 * (2 * m * n + 4 * side * side) + 4 * (m * n + side * side)
-
-    def decompose(self, weight: Tensor, statistic: object = None) -> Factors:
+    def decompose(self, weight: Tensor, statistic: object = None, rank: int | None = None) -> Factors:
         """Return the projections, one more random direction with each rank; the spectrum is flat."""
         m, n = weight.shape
         side = min(m, n)
@@ -40,3 +36,10 @@ class RandomProjection(MatrixCompressor):
         left, right = (q, q.T @ wide) if m <= n else (wide @ q, q.T)
         flat = torch.full((side,), float(wide.norm()) / side**0.5)
         return Factors(left.float(), right.float(), flat)
+
+
+@decompose_bytes.register
+def _(method: RandomProjection, m: int, n: int) -> int:
+    """Return the memory of the noise, its QR decomposition and the projection, float64, and of the result."""
+    side = min(m, n)
+    return 8 * (2 * m * n + 4 * side * side) + 4 * (m * n + side * side)

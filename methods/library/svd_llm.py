@@ -19,6 +19,7 @@ from ..base import CalibrationData, methods
 from ..calibration.collection import gradient_grams
 from ..calibration.driver import MomentCompressor
 from ..calibration.moments import Moments
+from ..estimates import decompose_bytes, statistic_bytes
 from ..fitted import Factors
 from ..groups import Group
 from ..linalg.whitening import VERSION, Side, whiten
@@ -65,16 +66,9 @@ class Whitened(MomentCompressor):
         """Return what the method needs; gradients where they weigh too."""
         return replace(super().requirements, gradients=self.two_sided)
 
-    def working_bytes(self, m: int, n: int) -> int:
-        """Return the memory of the weighted problem."""
-        output_side = self.side == "output" or (self.side == "auto" and m < n)
-        return whiten_bytes(m, n, output_side, self.two_sided) + (16 * (m * m + n * n) if self.two_sided else 0)
-
-    def statistic_bytes(self, group: Group) -> int:
-        """Return the bytes of both Gram matrices."""
-        return super().statistic_bytes(group) + (8 * group.out_features**2 if self.two_sided else 0)
-
-    def decompose(self, weight: Tensor, statistic: tuple[Moments, Tensor | None] | None = None) -> Factors:
+    def decompose(
+        self, weight: Tensor, statistic: tuple[Moments, Tensor | None] | None = None, rank: int | None = None
+    ) -> Factors:
         """Return the factors of the weighted problem; equal weights give the plain SVD."""
         if statistic is None:
             raise ValueError(f"{self.name} needs the moments of the matrix's input")
@@ -83,6 +77,19 @@ class Whitened(MomentCompressor):
             return whiten(weight, self.rooted(moments, lambda: moments.gram, weight, self.jitter), side=self.side)
         inputs = self.rooted(moments, lambda: shrunk(moments.gram, self.shrink_input), weight, self.jitter)
         return whiten(weight, inputs, shrunk(gradients, self.shrink_output), jitter=self.jitter)
+
+
+@decompose_bytes.register
+def _(method: Whitened, m: int, n: int) -> int:
+    """Return the memory of the weighted problem."""
+    output_side = method.side == "output" or (method.side == "auto" and m < n)
+    return whiten_bytes(m, n, output_side, method.two_sided) + (16 * (m * m + n * n) if method.two_sided else 0)
+
+
+@statistic_bytes.register
+def _(method: Whitened, group: Group) -> int:
+    """Return the bytes of both Gram matrices."""
+    return 8 * group.in_features**2 + (8 * group.out_features**2 if method.two_sided else 0)
 
 
 def shrunk(gram: Tensor, share: float) -> Tensor:

@@ -20,7 +20,8 @@ from lowrank_bench.evals.tasks.prompts import Encoded
 from lowrank_bench.foundation.memory import peak_resident_bytes, reset_peak_memory
 from lowrank_bench.runners.training.data import TaskData
 from lowrank_bench.runners.training.memory import TrainingPeak, training_peak
-from lowrank_bench.runners.training.recipes import RECIPES, TrainSettings
+from lowrank_bench.runners.training.recipes import RECIPES
+from lowrank_bench.runners.training.settings import TrainSettings
 from lowrank_bench.runners.training.trainer import TaskTrainer
 
 UPDATES, LENGTH, SMALL_LENGTH = 2, 512, 8

@@ -46,13 +46,13 @@ class TrainOverrides(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     steps: Annotated[Count | None, Option(name="{parent}_steps")] = Field(
-        None, description="Optimizer steps {description}"
+        default=None, description="Optimizer steps {description}"
     )
     epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     learning_rate: Annotated[float | None, Option(name="lr")] = Field(
-        None, gt=0, allow_inf_nan=False, description="Learning rate of both finetunings."
+        default=None, gt=0, allow_inf_nan=False, description="Learning rate of both finetunings."
     )
-    batch_size: Annotated[Positive | None, Option()] = Field(None, description="Examples per optimizer step.")
+    batch_size: Annotated[Positive | None, Option()] = Field(default=None, description="Examples per optimizer step.")
     micro_batch_size: Positive | None = None
     schedule: str | None = None
     warmup: float | None = Field(default=None, ge=0, lt=1)
@@ -60,7 +60,7 @@ class TrainOverrides(BaseModel):
     weight_decay: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     max_grad_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_length: Annotated[int | None, Option()] = Field(
-        None, ge=8, le=MAX_COUNT, description="Longest training example in tokens."
+        default=None, ge=8, le=MAX_COUNT, description="Longest training example in tokens."
     )
     gradient_checkpointing: bool | None = None
     precision: Literal["auto", "float32", "bfloat16"] | None = None
@@ -73,27 +73,27 @@ class Training(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     recipe: str = Field(
-        "auto", description="Training defaults: paper, quick, small or auto (the preset's, else by size)."
+        default="auto", description="Training defaults: paper, quick, small or auto (the preset's, else by size)."
     )
     train_set: Annotated[str | None, Option(default="the recipe's, else the task's")] = Field(
-        None, description="Training set of the task (see bench tasks)."
+        default=None, description="Training set of the task (see bench tasks)."
     )
-    finetune: TrainOverrides = Field(default_factory=TrainOverrides, description="of the first finetuning.")
+    finetune: TrainOverrides = Field(default=TrainOverrides(), description="of the first finetuning.")
     recover: TrainOverrides = Field(
-        default_factory=TrainOverrides, description="after it, pruning included; the same for every method."
+        default=TrainOverrides(), description="after it, pruning included; the same for every method."
     )
-    extra_pruning_steps: Count = Field(0, description="Pruning steps on top of the common budget.")
+    extra_pruning_steps: Count = Field(default=0, description="Pruning steps on top of the common budget.")
     training_free: bool = Field(
-        False,
+        default=False,
         description="Compress the model as it is; no finetuning before or after. It is prompted as a pretrained one.",
     )
     save_dtype: Annotated[
         Literal["own", "float32", "bfloat16", "float16"] | None, Option(default="own; of trained, the recipe's")
-    ] = Field(None, description="Of saved weights: own (the model's), float32, bfloat16, float16.")
+    ] = Field(default=None, description="Of saved weights: own (the model's), float32, bfloat16, float16.")
     # Its last choice, moments in 8 bits, changes numbers and so the keys of trainings: it is not part of `Execution`.
     placement: Annotated[
         Literal["auto", "device", "fsdp2", "host-moments", "8-bit"], Option(default="auto, what fits")
-    ] = Field("auto", description="Of trained weights and moments: device, fsdp2, host-moments, 8-bit.")
+    ] = Field(default="auto", description="Of trained weights and moments: device, fsdp2, host-moments, 8-bit.")
 
     @model_validator(mode="after")
     def _no_training(self) -> Training:
@@ -109,28 +109,28 @@ class Evaluation(BaseModel):
     panel: ClassVar[str] = "Evaluation"
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
-    limit: Positive | None = Field(None, description="Only the first problems of each benchmark.")
+    limit: Positive | None = Field(default=None, description="Only the first problems of each benchmark.")
     pretrained: Annotated[bool | None, Option(default="as the task says")] = Field(
-        None, description="Also evaluate before the first finetuning."
+        default=None, description="Also evaluate before the first finetuning."
     )
-    before_recovery: bool = Field(False, description="Also evaluate before the second finetuning.")
+    before_recovery: bool = Field(default=False, description="Also evaluate before the second finetuning.")
     context: Annotated[tuple[int, ...] | None, Option(default="the benchmark's", example="128,2048")] = Field(
-        None, min_length=1, description="Windows of perplexities in tokens: 128,2048."
+        default=None, min_length=1, description="Windows of perplexities in tokens: 128,2048."
     )
     bos: Literal["auto", "always", "never"] = Field(
-        "never",
+        default="never",
         description="BOS at the start of each window of wikitext2 and c4: never (the GPTQ recipe), always, or auto: as "
         "the model's tokenizer does.",
     )
     max_new_tokens: Annotated[Positive | None, Option(default="the benchmark's")] = Field(
-        None, description="Longest completion."
+        default=None, description="Longest completion."
     )
-    samples: Positive = Field(1, description="Completions per problem, for pass@k; several need a temperature.")
-    temperature: float = Field(0.0, ge=0, allow_inf_nan=False, description="Of sampling; 0 is greedy.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus share.")
-    engine: str = Field("auto", description="What generates and scores: vllm, transformers or auto.")
+    samples: Positive = Field(default=1, description="Completions per problem, for pass@k; several need a temperature.")
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="Of sampling; 0 is greedy.")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus share.")
+    engine: str = Field(default="auto", description="What generates and scores: vllm, transformers or auto.")
     dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, Option(default="the recipe's")] = Field(
-        None, description="Of the evaluation's arithmetic: float32, bfloat16, float16."
+        default=None, description="Of the evaluation's arithmetic: float32, bfloat16, float16."
     )
 
     @field_validator("context")
@@ -155,34 +155,40 @@ class Execution(BaseModel):
     panel: ClassVar[str] = "Execution: where and how fast, with the same results"
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
-    device: str = Field("auto", description="torch device; auto takes a GPU where there is one.")
+    device: str = Field(default="auto", description="torch device; auto takes a GPU where there is one.")
     workers: Annotated[int | None, Option(default="by cores and device")] = Field(
-        None, ge=1, le=MAX_WORKERS, description="Stages side by side."
+        default=None, ge=1, le=MAX_WORKERS, description="Stages side by side."
     )
     memory: Literal["auto", "walk", "whole"] = Field(
-        "auto", description="Fit and compress layer by layer (walk), whole, or by size."
+        default="auto", description="Fit and compress layer by layer (walk), whole, or by size."
     )
-    eval_batch_size: Positive = Field(64, description="Prompts per batch.")
+    eval_batch_size: Positive = Field(default=64, description="Prompts per batch.")
     accelerate: Path | None = Field(
-        None, description="accelerate's config file: train in several processes, such as one per GPU."
+        default=None, description="accelerate's config file: train in several processes, such as one per GPU."
     )
-    executor: Literal["local", "ray"] = Field("local", description="local, or ray: stages as tasks of a Ray cluster.")
+    executor: Literal["local", "ray"] = Field(
+        default="local", description="local, or ray: stages as tasks of a Ray cluster."
+    )
     address: Annotated[str | None, Option(default="start Ray on this machine")] = Field(
-        None, description="Running Ray cluster: HOST:PORT or auto."
+        default=None, description="Running Ray cluster: HOST:PORT or auto."
     )
-    allow_weak_isolation: bool = Field(False, description="Run generated code even where only resource limits hold it.")
+    allow_weak_isolation: bool = Field(
+        default=False, description="Run generated code even where only resource limits hold it."
+    )
     data: Annotated[Path | None, Option(environment="LOWRANK_BENCH_DATA", panel=_FILES)] = Field(
-        None, description="Folder with local datasets; without it the hub is used."
+        default=None, description="Folder with local datasets; without it the hub is used."
     )
-    out: Annotated[Path, Option(panel=_FILES)] = Field(Path("runs"), description="Folder for stages and results.")
+    out: Annotated[Path, Option(panel=_FILES)] = Field(
+        default=Path("runs"), description="Folder for stages and results."
+    )
     storage: Annotated[str | None, Option(panel=_FILES)] = Field(
-        None, description="URL of shared or object storage for stages and results: s3://BUCKET/FOLDER."
+        default=None, description="URL of shared or object storage for stages and results: s3://BUCKET/FOLDER."
     )
     keep: Annotated[Literal["auto", "all", "needed"], Option(default="needed from 1 B parameters on", panel=_FILES)] = (
-        Field("auto", description="all weights, or needed: remove what no later stage reads.")
+        Field(default="auto", description="all weights, or needed: remove what no later stage reads.")
     )
     checkpoint_minutes: Annotated[float, Option(panel=_FILES)] = Field(
-        30.0, ge=0, description="How often a training keeps what it can be resumed from; inf: never."
+        default=30.0, ge=0, description="How often a training keeps what it can be resumed from; inf: never."
     )
 
     @property
@@ -224,31 +230,31 @@ class SweepConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     model: str = Field(description="Preset, folder or hub id (see bench models).")
-    revision: str | None = Field(None, description="40-digit commit of a hub model.")
+    revision: str | None = Field(default=None, description="40-digit commit of a hub model.")
     task: str = Field(description="Target application (see bench tasks).")
     methods: Annotated[tuple[MethodSpec, ...], Option(parse=split_methods)] = Field(
         min_length=1,
         description="Methods with commas; options after a colon: svd,bs:prunings=10,new_vectors=top.",
     )
     ratios: Annotated[tuple[float, ...], Option(example="2,4,7")] = Field(
-        (2.0, 4.0), min_length=1, description="Original / compressed parameters of the whole model: 2,4,7."
+        default=(2.0, 4.0), min_length=1, description="Original / compressed parameters of the whole model: 2,4,7."
     )
     # The same on every device, so that a sweep does not depend on where it runs; in a key only where it is not 1.
     rank_multiple: int = Field(
-        1, ge=1, le=4096, description="Ranks are multiples of this; 16 aligns bfloat16 rows on GPUs."
+        default=1, ge=1, le=4096, description="Ranks are multiples of this; 16 aligns bfloat16 rows on GPUs."
     )
     seeds: Annotated[tuple[int, ...], Option(example="1,2,3")] = Field(
-        (42,), min_length=1, description="Seeds with commas: of training order, new vectors and sampling."
+        default=(42,), min_length=1, description="Seeds with commas: of training order, new vectors and sampling."
     )
     benchmarks: tuple[str, ...] | None = Field(
-        None, description="Instead of the task's own (see bench benchmarks); a task stands for its benchmarks."
+        default=None, description="Instead of the task's own (see bench benchmarks); a task stands for its benchmarks."
     )
     name: Annotated[str | None, Option(default="MODEL-TASK")] = Field(
-        None, description="Of this sweep: its folder of results, and the sweep in their rows."
+        default=None, description="Of this sweep: its folder of results, and the sweep in their rows."
     )
-    training: Training = Field(default_factory=Training)
-    evaluation: Evaluation = Field(default_factory=Evaluation)
-    execution: Execution = Field(default_factory=Execution)
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    execution: Execution = Execution()
 
     @field_validator("model", "task")
     @classmethod

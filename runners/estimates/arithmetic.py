@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from ...methods.base import Compressor, create_method
+from ...methods.estimates import fitter
 from ...methods.matrixwise import MatrixCompressor
 from ...models.dtypes import OWN
 from ...models.loading import DTYPES, own_dtype
 from ..graph import Plan
-from ..store.folders import Stage
-from ..training.recipes import TrainSettings
+from ..specs import CompressStage, EvaluateStage, FitStage, Stage
 from .assumptions import FULL_BASES, SEARCH_TOKENS
 from .lengths import Lengths
 from .memory import calibration, read_length
@@ -66,11 +66,11 @@ class Arithmetic:
         """Return what a stage computes."""
         stage = self.plan.stages[key]
         size = self.plan.parameters / self.ratios.get(key, 1.0)
-        if stage.kind == "evaluate":
+        if isinstance(stage, EvaluateStage):
             return self._evaluate(stage, size)
-        if stage.kind == "fit":
+        if isinstance(stage, FitStage):
             return self._fit(stage)
-        if stage.kind == "compress":
+        if isinstance(stage, CompressStage):
             return self._compress(stage)
         share = 1.0
         if stage.kind == "recover" and create_method(self.methods[key], {}).requirements.trains:
@@ -78,14 +78,16 @@ class Arithmetic:
         return self._training(stage, size, share, 2.0 * self._width(stage) * size)
 
     def _width(self, stage: Stage) -> int:
-        name = str(stage.config.get("save_dtype", OWN))
+        name = str(getattr(stage.spec, "save_dtype", OWN))
         own = own_dtype(cast(Any, self.plan.skeleton).config)
         return DTYPES[own if name == OWN else name].itemsize
 
     def _training(self, stage: Stage, entries: float, share: float, traffic: float, frozen: bool = False) -> Work:
-        settings = TrainSettings(**stage.config["train"])
-        lengths = self.lengths.training(stage.config["data"])
-        extra = stage.config.get("extra_pruning_steps", 0) if stage.kind == "compress" else 0
+        settings, data = stage.train, stage.data
+        assert settings is not None
+        assert data is not None
+        lengths = self.lengths.training(data)
+        extra = (stage.spec.extra_pruning_steps or 0) if isinstance(stage, CompressStage) else 0
         steps = settings.total_steps(lengths.examples) * share + extra
         micro = min(settings.micro_batch_size, settings.batch_size)
         examples = steps * settings.batch_size
@@ -94,9 +96,9 @@ class Arithmetic:
         logits = 3.0 * examples * lengths.padded(micro) * self.vocabulary
         return Work(training=operations, logits=logits, passes=3.0 * examples / micro, traffic=traffic)
 
-    def _evaluate(self, stage: Stage, size: float) -> Work:
-        lengths = self.lengths.evaluation(stage.config, stage.runtime)
-        batch = stage.runtime["settings"]["batch_size"]
+    def _evaluate(self, stage: EvaluateStage, size: float) -> Work:
+        lengths = self.lengths.evaluation(stage.spec.benchmark, stage.settings)
+        batch = stage.settings.batch_size
         steps = -(-lengths.requests // batch) * (lengths.written + 1)
         traffic = size * DTYPES[self.plan.dtype].itemsize
         written = lengths.requests * lengths.written
@@ -109,15 +111,15 @@ class Arithmetic:
             traffic=traffic,
         )
 
-    def _fit(self, stage: Stage) -> Work:
-        method = create_method(stage.runtime["method"], stage.runtime["options"]).fitter()
+    def _fit(self, stage: FitStage) -> Work:
+        method = fitter(create_method(stage.execution.method, stage.execution.options))
         operations, entries = self._decompositions(method)
         own = DTYPES[own_dtype(cast(Any, self.plan.skeleton).config)].itemsize
         traffic = own * self.plan.parameters + 4.0 * entries
-        if not method.requirements.data_in_fit:
+        if stage.spec.data is None:
             return Work(decomposition=operations, traffic=traffic)
         read = calibration(method, self.plan.skeleton, read_length(stage))
-        lengths = self.lengths.training(stage.config["data"])
+        lengths = self.lengths.training(stage.spec.data)
         samples = min(read.samples, lengths.examples)
         per_token = 6.0 if method.requirements.gradients else 2.0
         tokens = samples * lengths.padded(read.batch_size)
@@ -136,9 +138,9 @@ class Arithmetic:
             shapes = [(matrix.out_features, matrix.in_features) for matrix in method.targets(self.plan.skeleton)]
         return sum(20.0 * m * n * min(m, n) for m, n in shapes), sum(float(min(m, n) * (m + n)) for m, n in shapes)
 
-    def _compress(self, stage: Stage) -> Work:
-        method = create_method(stage.config["method"], stage.config["options"])
-        sizes = [self.plan.parameters / ratio for ratio in stage.config["ratios"]]
+    def _compress(self, stage: CompressStage) -> Work:
+        method = create_method(stage.spec.method, stage.spec.options)
+        sizes = [self.plan.parameters / ratio for ratio in stage.spec.ratios]
         traffic = self._width(stage) * (self.plan.parameters + sum(sizes))
         if method.requirements.trains:
             # Half of the common budget, through frozen bases that fall from full rank to the ratio's.

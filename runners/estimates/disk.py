@@ -7,13 +7,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from ...methods.base import TRAINED_BYTES, create_method
+from ...methods.base import create_method
+from ...methods.estimates import TRAINED_BYTES, training_checkpoint_bytes
 from ...methods.ranks.budget import Budget
 from ...models.dtypes import OWN
 from ...models.loading import DTYPES, own_dtype
 from ..executors.local import crew_size
 from ..graph import Plan
-from ..store.folders import Stage, ratio_folder, resume_folder
+from ..specs import CompressStage, Stage
+from ..store.folders import ratio_folder, resume_folder
 from ..store.removal import by_fit, keeps_all, readers_of_inputs
 from ..training.recipes import SMALL_MODEL_PARAMETERS
 
@@ -77,14 +79,14 @@ def _stage_bytes(plan: Plan, stage: Stage) -> int:
         return 4 * 2 * plan.parameters
     if stage.kind in ("finetune", "recover"):
         return int(width * plan.parameters / _ratio(stage))
-    if stage.kind == "compress":
-        return sum(int(width * plan.parameters / ratio) for ratio in stage.config["ratios"])
+    if isinstance(stage, CompressStage):
+        return sum(int(width * plan.parameters / ratio) for ratio in stage.spec.ratios)
     return 0
 
 
 def _ratio(stage: Stage) -> float:
     """Return by how much the model that a stage trains is smaller than the uncompressed one."""
-    found = re.search(rf"/{ratio_folder(1).removesuffix('1')}([0-9.e+]+)/", stage.inputs["model"])
+    found = re.search(rf"/{ratio_folder(1).removesuffix('1')}([0-9.e+]+)/", stage.spec.inputs.model)
     return float(found[1]) if found else 1.0
 
 
@@ -104,15 +106,15 @@ def _resume_bytes(plan: Plan, pending: Sequence[str]) -> dict[str, int]:
         return {}
     more = {}
     for key in pending:
-        if "train" in plan.stages[key].config:
+        if plan.stages[key].train is not None:
             held = sum(file.stat().st_size for file in resume_folder(plan.store.root, key).rglob("*") if file.is_file())
             more[key] = max(0, 2 * _one_checkpoint(plan, plan.stages[key]) - held)
     return more
 
 
 def _one_checkpoint(plan: Plan, stage: Stage) -> int:
-    if stage.kind != "compress":
+    if not isinstance(stage, CompressStage):
         return int(TRAINED_BYTES * plan.parameters / _ratio(stage))
-    method = create_method(stage.config["method"], stage.config["options"])
+    method = create_method(stage.spec.method, stage.spec.options)
     sharded = plan.setup is not None and plan.setup.strategy == "fsdp2"
-    return method.checkpoint_bytes(plan.skeleton, Budget(max(stage.config["ratios"]), method.guard), sharded)
+    return training_checkpoint_bytes(method, plan.skeleton, Budget(max(stage.spec.ratios), method.guard), sharded)

@@ -10,10 +10,10 @@ from ...foundation.memory import USUAL_BYTES, free_memory
 from ...models.footprint import loading_bytes, token_bytes
 from ...models.loading import DTYPES, own_dtype
 from ...models.matrices import model_size
-from ..store.folders import Stage
-from ..training.memory import Placement, TrainingPeak
+from ..specs import Stage
+from ..training.memory import TrainingPeak
 from ..training.pass_memory import forward_peak
-from ..training.recipes import TrainSettings
+from ..training.settings import Placement, TrainSettings
 
 _GIB = 2**30
 
@@ -54,9 +54,8 @@ def evaluation_peak(
 
 def placement_of(stage: Stage, sharded: bool) -> Placement:
     """Return where a training stage keeps what belongs to its weights; shares where several processes share them."""
-    if "placement" in stage.runtime:
-        named: Placement = stage.runtime["placement"]["placement"]
-        return named
+    if stage.placement:
+        return stage.placement.placement
     return "fsdp2" if sharded else "device"
 
 

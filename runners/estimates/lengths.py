@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from ...evals.base import Benchmark, EvalSettings, benchmarks
@@ -18,6 +17,7 @@ from ...evals.tasks.prompts import encode_prompt
 from ...models.footprint import context_length
 from ...models.loading import load_tokenizer
 from ..graph import Plan
+from ..specs import DataSpec
 from .assumptions import BENCHMARKS, TOKENS_PER_COMPLETION, TRAINING_SETS, UNKNOWN_BENCHMARK, UNKNOWN_SET
 from .at_hand import counts_by_size
 
@@ -75,10 +75,10 @@ class Lengths:
     def _tokenizer(self) -> Any:
         return load_tokenizer(self.plan.source.location, self.plan.source.revision)
 
-    def training(self, data: Mapping[str, Any]) -> TrainingLengths:
-        """Return the lengths of the training set that a stage's ``data`` name."""
-        task = get_task(data["task"])
-        limit = min(data["max_length"] or task.max_length, self.context)
+    def training(self, data: DataSpec) -> TrainingLengths:
+        """Return the lengths of the training set that a stage reads."""
+        task = get_task(data.task)
+        limit = min(data.max_length or task.max_length, self.context)
         if (task.name, limit) not in self._training:
             self._training[task.name, limit] = self._measure_training(task.name, limit)
         return self._training[task.name, limit]
@@ -95,14 +95,16 @@ class Lengths:
             return TrainingLengths(max(1, survey.examples * tokens // limit), (limit,))
         return TrainingLengths(survey.examples, (min(tokens, limit),))
 
-    def evaluation(self, stage_config: Mapping[str, Any], runtime: Mapping[str, Any]) -> EvaluationLengths:
-        """Return the lengths of an evaluate stage."""
-        settings = EvalSettings(
-            **(runtime["settings"] | {"data_dir": Path(runtime["data"]) if runtime["data"] else None})
-        )
-        key = f"{stage_config['benchmark']} {settings}"
+    def evaluation(self, name: str, settings: EvalSettings) -> EvaluationLengths:
+        """Return the lengths of an evaluation.
+
+        Args:
+            name: of the benchmark.
+            settings: how it is evaluated.
+        """
+        key = f"{name} {settings}"
         if key not in self._evaluations:
-            benchmark = benchmarks.get(stage_config["benchmark"])()
+            benchmark = benchmarks.get(name)()
             known = counts_by_size(benchmark.name, self.plan.at_hand) or not self.plan.at_hand.tokenizer
             measure = self._known if known else self._measure
             self._evaluations[key] = measure(benchmark, settings)

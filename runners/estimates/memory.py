@@ -9,10 +9,11 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from ...evals.base import EvalSettings, benchmarks
+from ...evals.base import benchmarks
 from ...foundation.errors import UserError, unknown
 from ...foundation.memory import BASE_BYTES, free_memory
 from ...methods.base import Compressor, create_method
+from ...methods.estimates import fitter
 from ...methods.matrixwise import MatrixCompressor
 from ...methods.memory import Calibration, Peak, compress_peak, fit_peak
 from ...models.blocks import find_blocks
@@ -21,9 +22,8 @@ from ...models.loading import DTYPES, load_model, load_tokenizer
 from ...models.matrices import model_size
 from ...models.streamed import NotStreamable, open_streamed, why_not_streamed
 from ..graph import Plan
-from ..store.folders import Stage
+from ..specs import CompressStage, EvaluateStage, FitStage, Stage
 from ..training.data import CALIBRATION_TOKENS, example_length
-from ..training.recipes import TrainSettings
 from .at_hand import assumed_longest, counts_by_size
 from .foreseen import check_training
 
@@ -101,13 +101,13 @@ def fit_way(
     Raises:
         UserError: the walk was asked for and is not possible.
     """
-    fitter = method.fitter()
-    reads = fitter.requirements.data_in_fit
-    walk, why = _choose(fitter.requirements.fit_layer_by_layer, "measure", reads, skeleton, location, revision, wanted)
-    if not isinstance(fitter, MatrixCompressor):
+    fitting = fitter(method)
+    reads = fitting.requirements.data_in_fit
+    walk, why = _choose(fitting.requirements.fit_layer_by_layer, "measure", reads, skeleton, location, revision, wanted)
+    if not isinstance(fitting, MatrixCompressor):
         return Way(walk, why, None)
-    read = calibration(fitter, skeleton, length) if reads else None
-    return Way(walk, why, fit_peak(fitter, skeleton, walk, device, read))
+    read = calibration(fitting, skeleton, length) if reads else None
+    return Way(walk, why, fit_peak(fitting, skeleton, walk, device, read))
 
 
 def compress_way(method: Compressor, skeleton: Any, location: str, revision: str, wanted: str, device: str) -> Way:
@@ -128,8 +128,7 @@ def calibration(method: Compressor, skeleton: Any, length: int | None) -> Calibr
 
 def read_length(stage: Stage) -> int | None:
     """Return the longest example in tokens that a stage reads but for the model's context, None where it reads none."""
-    data = stage.config.get("data")
-    return None if data is None else example_length(data["task"], data["max_length"])
+    return None if stage.data is None else example_length(stage.data.task, stage.data.max_length)
 
 
 def _choose(
@@ -184,14 +183,14 @@ def plan_ways(plan: Plan) -> dict[str, Way]:
     location = plan.source.location if plan.at_hand.config else ""
     place = (location, plan.source.revision, plan.config.execution.memory, plan.device)
     for stage in plan.stages.values():
-        name = f"{stage.kind} {stage.config['fit'].get('factors', '') if stage.kind == 'fit' else ''}".strip()
-        if stage.kind == "fit":
-            method = create_method(stage.runtime["method"], stage.runtime["options"])
+        if isinstance(stage, FitStage):
+            name = f"fit {stage.spec.fit.get('factors', '')}".strip()
+            method = create_method(stage.execution.method, stage.execution.options)
             length = read_length(stage)
             found.setdefault(name, fit_way(method, plan.skeleton, *place, length))
-        elif stage.kind == "compress":
-            method = create_method(stage.config["method"], stage.config["options"])
-            name = f"compress {stage.config['method']}"
+        elif isinstance(stage, CompressStage):
+            method = create_method(stage.spec.method, stage.spec.options)
+            name = f"compress {stage.spec.method}"
             found.setdefault(name, compress_way(method, plan.skeleton, *place))
     return found
 
@@ -206,19 +205,18 @@ def check_plan(plan: Plan, pending: Collection[str]) -> None:
         stage = plan.stages[key]
         if stage.title in plan.refusals:
             raise UserError(plan.refusals[stage.title])
-        if stage.title in plan.trainings:
-            settings = TrainSettings(**stage.config["train"])
+        if stage.title in plan.trainings and stage.train is not None:
             _, peak = plan.trainings[stage.title]
-            check_training(peak, stage.title, settings, plan.device, plan.machine.device_bytes)
-    dense = [key for key in pending if plan.stages[key].kind == "evaluate" and _is_dense(plan, plan.stages[key])]
-    variants = {plan.stages[key].config["variant"] for key in dense}
+            check_training(peak, stage.title, stage.train, plan.device, plan.machine.device_bytes)
+    evaluations = [stage for key in pending if isinstance(stage := plan.stages[key], EvaluateStage)]
+    variants = {stage.spec.variant for stage in evaluations if _is_dense(plan, stage)}
     for variant, need in (evaluation_needs(plan) if variants else {}).items():
         if variant in variants:
             check_model(need, plan.source.name, plan.device)
 
 
 def _is_dense(plan: Plan, evaluation: Stage) -> bool:
-    made_by = plan.stages.get(evaluation.inputs["model"].partition("/")[0])
+    made_by = plan.stages.get(evaluation.spec.inputs.model.partition("/")[0])
     return made_by is None or made_by.kind == "finetune"
 
 
@@ -229,16 +227,14 @@ def evaluation_needs(plan: Plan) -> dict[str, Footprint]:
     context = context_length(config)
     tokenizer = load_tokenizer(plan.source.location, plan.source.revision) if plan.at_hand.tokenizer else None
     for stage in plan.stages.values():
-        if stage.kind == "evaluate" and stage.config["variant"] not in found:
-            data = stage.runtime["data"]
-            settings = EvalSettings(**(stage.runtime["settings"] | {"data_dir": Path(data) if data else None}))
-            benchmark = benchmarks.get(stage.config["benchmark"])()
+        if isinstance(stage, EvaluateStage) and stage.spec.variant not in found:
+            settings, benchmark = stage.settings, benchmarks.get(stage.spec.benchmark)()
             if tokenizer is None or counts_by_size(benchmark.name, plan.at_hand):
                 longest = assumed_longest(benchmark, settings, context)
             else:
                 longest = benchmark.longest_sequence(tokenizer, settings, context)
             weights, token = plan.parameters * itemsize, token_bytes(config, itemsize)
-            found[stage.config["variant"]] = Footprint(weights, token, context, plan.dtype, longest)
+            found[stage.spec.variant] = Footprint(weights, token, context, plan.dtype, longest)
     return found
 
 

@@ -102,13 +102,13 @@ def estimate(plan: Plan, speeds: Speeds | None = None) -> Estimate:
     seconds, measured = {}, set()
     for key in pending:
         stage = plan.stages[key]
-        alike = past.get((stage.kind, likeness(stage.kind, stage.config)))
+        alike = past.get((stage.kind, likeness(stage.kind, stage.spec.hashed())))
         if alike is not None:
             seconds[key] = alike
             measured.add(key)
             continue
         speeds = speeds or plan_speeds(plan)
-        together = (stage.runtime.get("accelerate") or {}).get("processes", 1) if plan.device != "cpu" else 1
+        together = stage.accelerate.processes if stage.accelerate and plan.device != "cpu" else 1
         seconds[key] = speeds.seconds(arithmetic.work(key)) / together + speeds.start
     return Estimate(seconds, frozenset(measured))
 

@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
-from typing import Any
 
 from ...evals.hosting.host import EngineCrashed, cause_of_death
 from ...foundation.errors import UserError
 from ...foundation.fork_server import Child, ForkServer
 from ...foundation.memory import release_memory
 from ...foundation.process import die_with_parent, python_environment
-from ..store.folders import Stage, StageStore
+from ..specs import Stage
+from ..store.folders import StageStore
 from ..training.recipes import SMALL_MODEL_PARAMETERS
 from .parallel.launch import ProcessesCrashed
 
@@ -73,7 +73,7 @@ def prepare(threads: int) -> None:
 
 def do_stage(stage: Stage, store: StageStore, progress: Callable[[int, int], None]) -> Event:
     """Do a stage in this process; returns ``done`` or ``failed`` and raises nothing."""
-    from ..work import perform
+    from ..stages.perform import perform
 
     try:
         here = store.ready(stage)
@@ -145,7 +145,7 @@ def run_stages(
     done: set[str] = set()
     failed: dict[str, Event] = {}
     # What has touched a GPU cannot be forked, and whether importing does is not known for every machine with one.
-    forks = ForkServer.available() and all(stage.runtime.get("device", "cpu") == "cpu" for stage in stages.values())
+    forks = ForkServer.available() and all(stage.execution.device == "cpu" for stage in stages.values())
     crew = [_Worker(store, threads, forks) for _ in range(min(workers, len(waiting)))]
     try:
         while waiting or any(worker.stage for worker in crew):
@@ -239,8 +239,3 @@ def crew_size(config_workers: int | None, device: str, parameters: int, stages: 
     # models gain nothing from a second thread and lose tenfold where another process wants the core.
     threads = 1 if small else max(1, cores // wanted)
     return max(1, min(wanted, stages)), threads
-
-
-def stage_records(keys: Mapping[str, str], store: StageStore) -> dict[str, dict[str, Any]]:
-    """Return the records of finished stages by kind."""
-    return {kind: store.read(key) for kind, key in keys.items()}

@@ -26,7 +26,8 @@ from typing import Any
 from ...foundation.errors import UserError
 from ...foundation.process import python_command, python_environment
 from ..config import SweepConfig
-from ..store.folders import Stage, StageStore
+from ..specs import Stage
+from ..store.folders import StageStore
 from ..store.shared import SharedStore
 from ..training.recipes import SMALL_MODEL_PARAMETERS
 from .local import Event, StageCrashed, do_stage, failed_evaluation, prepare

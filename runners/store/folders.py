@@ -8,7 +8,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from filelock import FileLock, Timeout
 from ...foundation.errors import UserError
 from ...foundation.files import apply_umask, digest, finite, read_json, sha256_file, sync, write_json
 from ...foundation.memory import peak_memory_bytes, reset_peak_memory
+from ..specs import ModelLocation, Stage
+from ..stage_records import VERSION, StageRecord, parse_record
 from .files import (
     KEY,
     MARKER,
@@ -32,9 +33,6 @@ from .files import (
     stage_around,
 )
 from .locks import hold_lock, lock_file
-
-FORMAT = 1
-"""Raised whenever a stage's content changes its meaning, so that old folders are not taken for new ones."""
 
 MODEL_FOLDER = "model"
 """Where a stage puts the checkpoint that it made, inside its folder or a ratio's."""
@@ -53,31 +51,6 @@ def ratio_folder(ratio: float) -> str:
 def resume_folder(root: Path, key: str) -> Path:
     """Return where a stage keeps what it can go on from when it is cut off."""
     return root / f".resume-{key}"
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of the protocol before it runs.
-
-    Attributes:
-        kind: ``finetune``, ``fit``, ``compress``, ``recover`` or ``evaluate``.
-        config: plain data that decides the result; part of the key.
-        inputs: keys of the stages (or hashes of the models) it reads, by role; part of the key.
-        runtime: plain data that decides only how it runs (paths, batch sizes of evaluation, device).
-        title: for people.
-    """
-
-    kind: str
-    config: Mapping[str, Any]
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    runtime: Mapping[str, Any] = field(default_factory=dict)
-    title: str = ""
-
-    @property
-    def key(self) -> str:
-        """Name of the stage's folder."""
-        identity = {"format": FORMAT, "kind": self.kind, "config": dict(self.config), "inputs": dict(self.inputs)}
-        return f"{self.kind}-{digest(identity)[:16]}"
 
 
 class StageStore:
@@ -115,6 +88,14 @@ class StageStore:
         record = read_record(self.path(key))
         check_sizes(self.path(key), record["files"], {*self.lacking(key), *self.removed(key)})
         return record
+
+    def record(self, key: str) -> StageRecord:
+        """Return the typed record of a finished stage, after the checks of `read`.
+
+        Raises:
+            UserError: the folder is damaged, its record holds no results of such a stage, or a later version wrote it.
+        """
+        return parse_record(self.read(key), self.path(key))
 
     def verify(self, key: str) -> dict[str, Any]:
         """Return ``stage.json`` of a finished stage after comparing its files with their checksums.
@@ -170,10 +151,11 @@ class StageStore:
         places = {role: place for role, place in stage.inputs.items() if KEY.fullmatch(place.partition("/")[0])}
         for place in places.values():
             self.whole(place.partition("/")[0])
-        here: dict[str, Any] = {role: str(self.root / place) for role, place in places.items()}
-        if "model" in here:
-            here["model"] = {"location": here["model"], "revision": ""}
-        return replace(stage, runtime={**stage.runtime, **here})
+        model, fit = places.get("model"), places.get("fit")
+        return stage.located(
+            model=ModelLocation(location=str(self.root / model)) if model else None,
+            fit=self.root / fit if fit else None,
+        )
 
     def keys(self) -> list[str]:
         """Return the names of all stage folders, damaged ones included, sorted."""
@@ -244,12 +226,13 @@ class StageStore:
             reset_peak_memory()
             started, clock = datetime.now(UTC), time.perf_counter()
             record: dict[str, Any] = {
+                "version": VERSION,
                 "key": key,
                 "kind": stage.kind,
                 "title": stage.title,
-                "config": dict(stage.config),
-                "inputs": dict(stage.inputs),
-                "runtime": dict(stage.runtime),
+                "config": stage.spec.hashed(),
+                "inputs": stage.inputs,
+                "runtime": stage.execution.stored(),
                 "started_at": started.isoformat(timespec="seconds"),
                 "provenance": provenance(),
             }
@@ -316,7 +299,7 @@ def input_digests(stage: Stage) -> dict[str, str]:
     for role, place in stage.inputs.items():
         key = place.partition("/")[0]
         if KEY.fullmatch(key):
-            here = Path(stage.runtime["model"]["location"] if role == "model" else stage.runtime[role])
+            here = stage.location_of(role)
             folder = next(path for path in (here, *here.parents) if path.name == key)
             record = read_json(folder / RECORD)
             found[role] = digest(record.get("sha256", record["files"]))

@@ -23,8 +23,9 @@ from safetensors.torch import save_file
 from ...foundation.files import read_json, sync, write_json
 from ..executors.local import Event
 from ..graph import Plan
+from ..specs import Stage
 from .files import KEPT, REMOVED, stage_around
-from .folders import MODEL_FOLDER, Stage, StageStore
+from .folders import MODEL_FOLDER, StageStore
 from .locks import lock_file
 
 LARGE_PARAMETERS = 1_000_000_000

@@ -18,8 +18,9 @@ from typing import Any
 
 from ...foundation.errors import UserError
 from ...foundation.files import sha256_file, sync, write_json
+from ..specs import Stage
 from .files import removed_weights
-from .folders import MARKER, RECORD, Stage, StageStore, checksum
+from .folders import MARKER, RECORD, StageStore, checksum
 from .locks import hold_lock
 from .storage import Storage
 

@@ -16,6 +16,7 @@ from ...evals.tasks.prompts import IGNORED, PROMPT_VERSION, Encoded
 from ...foundation.errors import UserError
 from ...foundation.progress import track
 from ..estimates.assumptions import TRAINING_SETS
+from ..specs import DataSpec
 
 CALIBRATION_TOKENS = 2048
 """Longest example where neither method nor task says one; a model's context may be far longer than anything needs."""
@@ -75,13 +76,13 @@ class TrainSetSurvey:
 
     Attributes:
         name: of the source, as `Task.sources` has it.
-        identity: the plain data that names it: its source, its hash and the prompt rules.
+        identity: its source, its hash and the prompt rules.
         examples: how many there are.
         sample: `SAMPLE` of them at equal distances; empty where the data are not at hand.
     """
 
     name: str
-    identity: dict[str, Any]
+    identity: DataSpec
     examples: int
     sample: tuple[Example, ...] = ()
 
@@ -96,10 +97,10 @@ def survey_train_set(task: str, source: str | None, data_dir: Path | None, at_ha
     found = get_task(task)
     name = source or found.default_source(data_dir)
     if not at_hand and name in TRAINING_SETS and name in found.sources:
-        named = {"task": task, "source": f"{name} (not read)", "sha256": "", "prompt_version": PROMPT_VERSION}
+        named = DataSpec(task=task, source=f"{name} (not read)", sha256="", prompt_version=PROMPT_VERSION)
         return TrainSetSurvey(name, named, TRAINING_SETS[name].examples)
     read = found.train_examples(source, data_dir, DATA_SEED)
-    identity = {"task": task, "source": read.source, "sha256": read.sha256, "prompt_version": PROMPT_VERSION}
+    identity = DataSpec(task=task, source=read.source, sha256=read.sha256, prompt_version=PROMPT_VERSION)
     count = len(read.examples)
     sample = tuple(read.examples[index * count // SAMPLE] for index in range(SAMPLE))
     return TrainSetSurvey(name, identity, count, sample if count > SAMPLE else tuple(read.examples))

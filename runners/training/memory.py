@@ -8,12 +8,13 @@ from torch import nn
 
 from ...foundation.memory import USUAL_BYTES
 from ...methods.base import Compressor
+from ...methods.estimates import trained_skeleton
 from ...models.blocks import find_blocks
 from ...models.footprint import loading_bytes
 from ...models.matrices import model_size
 from ...models.streamed import NotStreamable
 from .pass_memory import PassPeak, pass_peak
-from .recipes import Placement, TrainSettings
+from .settings import Placement, TrainSettings
 
 STATE_BYTES: dict[str, float] = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused"), 8),
@@ -95,7 +96,7 @@ def training_peak(
         processes: that train together.
         method: one that trains while it compresses, None for finetuning and recovery.
     """
-    trained = skeleton if method is None else method.trained_skeleton(skeleton)
+    trained = skeleton if method is None else trained_skeleton(method, skeleton)
     kinds = _Parameters.of(trained)
     micro, accumulated = settings.split(processes)
     kind = device.partition(":")[0]

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from ...foundation.errors import UserError, unknown
 from ..estimates.machine import Machine
 from .memory import TrainingPeak
-from .recipes import Placement, TrainSettings
+from .settings import Placement, TrainSettings
 
 Wanted = Literal["auto", "device", "fsdp2", "host-moments", "8-bit"]
 _GIB = 2**30

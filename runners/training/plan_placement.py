@@ -11,7 +11,7 @@ from ..graph import Plan
 from .data import example_length
 from .memory import TrainingPeak, training_peak
 from .placement import Choice, NothingFits, choose_placement, optimizer_name, placed
-from .recipes import Placement, TrainSettings
+from .settings import Placement, TrainSettings
 
 
 class TrainingPlacements:

@@ -31,8 +31,8 @@ from .data import TaskData, collate
 from .host_moments import HostMomentsAdamW
 from .one_device import OneDeviceArguments
 from .placement import optimizer_name
-from .recipes import TrainSettings
 from .resuming import Resumable
+from .settings import TrainSettings
 from .sharding import collect, fit_settings, is_sharded, process_count, shards, skeleton, use_fsdp2_on_cpus
 
 _STATE = "method.pt"

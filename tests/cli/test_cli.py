@@ -1,8 +1,10 @@
 """The command line as a user meets it: real processes."""
 
 import json
+import shutil
 import subprocess
 import sys
+from collections import namedtuple
 from pathlib import Path
 
 import commands
@@ -106,8 +108,6 @@ def test_model_without_linear_layers_is_refused(tmp_path):
 
 
 def test_corrupt_checkpoint_is_refused(tmp_path):
-    import shutil
-
     from lowrank_bench.models.presets import PRESETS
 
     shutil.copytree(PRESETS["tiny"].source, tmp_path / "cut", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
@@ -118,16 +118,12 @@ def test_corrupt_checkpoint_is_refused(tmp_path):
     assert not (tmp_path / "small").exists()
 
 
+def fill_the_disk():
+    shutil.disk_usage = lambda path: namedtuple("usage", "total used free")(10**6, 10**6, 10**3)
+
+
 def test_no_disk_space_is_said_before_work_starts(tmp_path):
-    code = (
-        "import shutil, sys\n"
-        "from collections import namedtuple\n"
-        "shutil.disk_usage = lambda path: namedtuple('usage', 'total used free')(10**6, 10**6, 10**3)\n"
-        "from lowrank_bench.cli import main\n"
-        f"sys.argv = ['bench', *{list(RUN)!r}, '--out', 'runs']\n"
-        "main()\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    done = bench(*RUN, "--out", "runs", cwd=tmp_path, prepare=fill_the_disk)
     assert refused(done, "free some", "--out")
     assert not list(tmp_path.iterdir())
 

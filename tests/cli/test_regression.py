@@ -1,7 +1,5 @@
 """bench check and bench baseline as a CI job meets them; with a method that is damaged for real."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import commands
@@ -20,22 +18,15 @@ class Damaged(SVD):
     def fit_key(self):
         return super().fit_key() | {"factors": "damaged"}
 
-    def decompose(self, weight, statistic=None):
-        factors = super().decompose(weight, statistic)
+    def decompose(self, weight, statistic=None, rank=None):
+        factors = super().decompose(weight, statistic, rank)
         return Factors(factors.left.flip(1), factors.right.flip(0), factors.spectrum)
 '''
-PROJECT = """
-[build-system]
-requires = ["setuptools"]
-build-backend = "setuptools.build_meta"
-[project]
-name = "acme-damaged"
-version = "1.0"
-[project.entry-points."lowrank_bench.methods"]
-damaged-svd = "acme_damaged:Damaged"
-[tool.setuptools]
-py-modules = ["acme_damaged"]
-"""
+# What pip leaves of a package beside its modules; methods/test_third_party.py has pip install one.
+INSTALLED = {
+    "METADATA": "Metadata-Version: 2.1\nName: acme-damaged\nVersion: 1.0\n",
+    "entry_points.txt": "[lowrank_bench.methods]\ndamaged-svd = acme_damaged:Damaged\n",
+}
 # The protocol of the committed baseline (Makefile: SMALL_SWEEP), at one ratio and a seed that the baseline has not.
 SWEEP = """
 model: tiny
@@ -55,12 +46,12 @@ ONLY = ("--where", "label=svd,finetuned", "--where", "ratio_target<2")
 
 @pytest.fixture
 def damaged(tmp_path_factory, monkeypatch):
-    """Install the damaged method where bench finds it."""
-    source, site = tmp_path_factory.mktemp("acme"), tmp_path_factory.mktemp("site")
-    (source / "acme_damaged.py").write_text(DAMAGED)
-    (source / "pyproject.toml").write_text(PROJECT)
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*pip, "--target", str(site), str(source)], check=True, capture_output=True)
+    """Put the damaged method where bench finds it, as an installed package."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "acme_damaged.py").write_text(DAMAGED)
+    (site / "acme_damaged-1.0.dist-info").mkdir()
+    for name, text in INSTALLED.items():
+        (site / "acme_damaged-1.0.dist-info" / name).write_text(text)
     monkeypatch.syspath_prepend(str(site))
 
 

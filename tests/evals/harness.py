@@ -1,4 +1,4 @@
-"""lm-eval's verdicts on completions for MATH, kept in harness_verdicts.tsv because they take a minute and a half.
+"""lm-eval's verdicts on completions for MATH, kept in harness_verdicts.tsv because they take twenty seconds.
 
 python tests/evals/harness.py makes the file anew, with the installed versions of lm-eval and of what it compares with.
 """

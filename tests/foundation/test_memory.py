@@ -4,10 +4,11 @@ import weakref
 
 import pytest
 import torch
+from typed_stages import fit_stage
 
 from lowrank_bench.foundation import memory
 from lowrank_bench.runners.executors.local import do_stage
-from lowrank_bench.runners.store.folders import Stage, StageStore
+from lowrank_bench.runners.store.folders import StageStore
 
 
 class Cycle:
@@ -72,7 +73,7 @@ def test_a_worker_frees_the_model_of_a_stage_before_the_next_one(fails, tmp_path
             raise ValueError("no")
         return {}
 
-    monkeypatch.setattr("lowrank_bench.runners.work.perform", perform)
-    event = do_stage(Stage("fit", {}), StageStore(tmp_path), lambda done, total: None)
+    monkeypatch.setattr("lowrank_bench.runners.stages.perform.perform", perform)
+    event = do_stage(fit_stage(), StageStore(tmp_path), lambda done, total: None)
     assert event.kind == ("failed" if fails else "done"), event.text
     assert left[0]() is None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typed_stages import fit_stage, recover_stage
 
 import lowrank_bench
 from lowrank_bench.evals.grading.math.pool import Request, Worker
@@ -21,7 +22,8 @@ from lowrank_bench.models.presets import resolve_model
 from lowrank_bench.runners.executors import local
 from lowrank_bench.runners.executors import ray as ray_executor
 from lowrank_bench.runners.executors.parallel.launch import ProcessesCrashed, train_together
-from lowrank_bench.runners.store.folders import Stage, StageStore
+from lowrank_bench.runners.process_setup import ProcessSetup
+from lowrank_bench.runners.store.folders import StageStore
 
 PACKAGE = Path(lowrank_bench.__file__).parent
 HOSTILE = ("torch", "sympy", "json", "ray", "multiprocessing", "transformers", "accelerate", "lowrank_bench")
@@ -81,7 +83,7 @@ def test_a_function_apart(marks, monkeypatch, forks):
 def test_worker(marks, tmp_path, forks):
     worker = local._Worker(StageStore(tmp_path / "stages"), 1, forks)
     try:
-        worker.pipe.send(Stage("fit", {}, title="a stage that cannot be done"))
+        worker.pipe.send(fit_stage("a stage that cannot be done"))
         event = worker.pipe.recv()
         assert event.kind == "failed"
         assert "hostile" not in event.text
@@ -102,12 +104,10 @@ def test_processes_that_train_together(marks, tmp_path):
     setup.write_text(
         "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n"
     )
-    runtime = {"accelerate": {"file": str(setup), "processes": 2}, "device": "cpu"}
+    execution = {"accelerate": ProcessSetup(setup, 2, "ddp"), "device": "cpu"}
     (tmp_path / "part").mkdir()
     with pytest.raises(ProcessesCrashed) as crash:
-        train_together(
-            Stage("recover", {}, runtime=runtime, title="a stage that cannot be done"), tmp_path / "part", None
-        )
+        train_together(recover_stage("a stage that cannot be done", **execution), tmp_path / "part", None)
     assert "hostile" not in str(crash.value)
     assert "rank.py" in str(crash.value)
 

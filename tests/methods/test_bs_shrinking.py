@@ -26,7 +26,7 @@ from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.methods.shrinking import shrink_parameter
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.runners.training.data import TaskData
-from lowrank_bench.runners.training.recipes import TrainSettings
+from lowrank_bench.runners.training.settings import TrainSettings
 from lowrank_bench.runners.training.trainer import TaskTrainer
 
 M, N, K, EXTRA, TOKENS = 24, 20, 17, 3, 7

@@ -57,13 +57,13 @@ class IgnoresEmbeddings(Flawed):
 
 
 class Random(SVD):
-    def decompose(self, weight: Tensor, statistic: Tensor | None = None) -> Factors:
+    def decompose(self, weight: Tensor, statistic: Tensor | None = None, rank: int | None = None) -> Factors:
         factors = super().decompose(weight)
         return Factors(factors.left + 1e-6 * torch.randn_like(factors.left), factors.right, factors.spectrum)
 
 
 class WrongOrder(SVD):
-    def decompose(self, weight: Tensor, statistic: Tensor | None = None) -> Factors:
+    def decompose(self, weight: Tensor, statistic: Tensor | None = None, rank: int | None = None) -> Factors:
         factors = super().decompose(weight)
         return Factors(factors.left.flip(1), factors.right.flip(0) * 1.001, factors.spectrum)
 

@@ -1,6 +1,7 @@
 """A fit for one budget: the same model, and only the parts that it keeps are computed."""
 
 import copy
+from typing import ClassVar
 
 import pytest
 import torch
@@ -44,16 +45,23 @@ def test_a_policy_that_looks_at_spectra_gets_all_of_them() -> None:
     assert len(fitted.spectrum(name)) == min(model.get_submodule(name).weight.shape)
 
 
-class TwoArguments(MatrixCompressor):
-    """What a third party wrote before there were ranks to pass."""
+class IgnoresTheRank(MatrixCompressor):
+    """Always gives all parts."""
 
-    def decompose(self, weight: torch.Tensor, statistic: object = None) -> Factors:
+    ranks: ClassVar[list[int | None]] = []
+
+    def decompose(self, weight: torch.Tensor, statistic: object = None, rank: int | None = None) -> Factors:
+        self.ranks.append(rank)
         u, s, vt = torch.linalg.svd(weight, full_matrices=False)
         return Factors(u * s, vt, s)
 
 
-def test_a_method_that_takes_no_rank_goes_on_working() -> None:
-    TwoArguments.name = "two-arguments"
-    method, model = TwoArguments(), random_model("llama")
-    report = method.compress(model, method.fit_for(Budget(2.0), model, None), Budget(2.0))
+def test_the_rank_is_always_passed_and_may_be_ignored() -> None:
+    IgnoresTheRank.name = "ignores-the-rank"
+    method, model = IgnoresTheRank(), random_model("llama")
+    report = method.compress(copy.deepcopy(model), method.fit_for(Budget(2.0), model, None), Budget(2.0))
     assert report.ratio == pytest.approx(2.0, rel=0.05)
+    assert sorted(method.ranks) == sorted(report.ranks.values())
+    method.ranks.clear()
+    method.fit(model, None)
+    assert set(method.ranks) == {None}

@@ -42,6 +42,7 @@ import json, torch
 from lowrank_bench.foundation.memory import peak_resident_bytes, reset_peak_memory
 from lowrank_bench.methods.base import create_method
 from lowrank_bench.methods.calibration.moments import Moments
+from lowrank_bench.methods.estimates import decompose_bytes
 
 def statistic(name, n):
     if name == "fwsvd":
@@ -64,7 +65,7 @@ for name in ("svd", "fwsvd", "svd-llm", "afm", "asvd", "magnitude", "random"):
         reset_peak_memory()
         before = peak_resident_bytes()
         factors = method.decompose(weight, given)
-        found[f"{name} {shape} {regular}"] = peak_resident_bytes() - before, method.working_bytes(*shape), regular
+        found[f"{name} {shape} {regular}"] = peak_resident_bytes() - before, decompose_bytes(method, *shape), regular
         del factors, weight, given
 print(json.dumps(found))
 """

@@ -27,8 +27,8 @@ from lowrank_bench.models.streamed import open_streamed
 from lowrank_bench.runners.compressing import CompressRequest, compress
 from lowrank_bench.runners.config import MethodSpec
 from lowrank_bench.runners.plan import make_plan
+from lowrank_bench.runners.stages.perform import perform
 from lowrank_bench.runners.sweep import fit_warnings
-from lowrank_bench.runners.work import perform
 
 LLAMA2 = {"do_sample": False, "temperature": 0.9, "top_p": 0.6}
 """As Meta ships it: https://huggingface.co/meta-llama/Llama-2-7b-hf/blob/main/generation_config.json."""

@@ -12,22 +12,24 @@ import pytest
 import torch
 import trained_together
 import yaml
+from commands import FRESH, bench
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from sweeps import small_sweep
+from typed_stages import compress_stage, finetune_stage, recover_stage
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
+from lowrank_bench.methods.estimates import training_checkpoint_bytes
 from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.loading import load_model
 from lowrank_bench.runners.executors.local import prepare
 from lowrank_bench.runners.executors.parallel.rank import strategy_for
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.process_setup import read_setup
-from lowrank_bench.runners.store.folders import Stage
-from lowrank_bench.runners.training.recipes import TrainSettings
-from lowrank_bench.runners.work import perform
+from lowrank_bench.runners.process_setup import ProcessSetup, read_setup
+from lowrank_bench.runners.stages.perform import perform
+from lowrank_bench.runners.training.settings import TrainSettings
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "accelerate"
 CPU = {"OMP_NUM_THREADS": "1"}
@@ -70,7 +72,7 @@ def test_the_file_alone_configures_the_processes(tmp_path, monkeypatch):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("HOME_OF_A_USER", "kept")
     monkeypatch.setattr(subprocess, "Popen", start)
-    stage = Stage("finetune", {}, runtime={"accelerate": {"processes": 2, "file": "fsdp2.yaml"}})
+    stage = finetune_stage(accelerate=ProcessSetup(Path("fsdp2.yaml"), 2, "fsdp2"))
     with pytest.raises(Started):
         perform(stage, tmp_path)
 
@@ -152,19 +154,21 @@ def test_under_fsdp2_a_process_holds_a_share_of_the_frozen_bases_whatever_is_pru
     ],
 )
 def test_a_method_that_needs_the_whole_model_on_the_way_trains_by_ddp(method, options, strategy):
-    stage = {"kind": "compress", "config": {"method": method, "options": options}}
+    stage = compress_stage(method=method, options=options)
     assert strategy_for(stage, "fsdp2") == strategy
     assert strategy_for(stage, "ddp") == "ddp"
-    assert strategy_for({"kind": "recover", "config": {}}, "fsdp2") == "fsdp2"
+    assert strategy_for(recover_stage(), "fsdp2") == "fsdp2"
 
 
 def test_a_killed_sweep_over_processes_ends_as_one_process_does(tmp_path):
     accelerate = config(tmp_path, "fsdp2")
-    given = ["--methods", "basis-sharing", "--model", "tiny", "--task", "toy-math", "--ratios", "2", "--limit", "2"]
-    given += ["--finetune-steps", "0", "--recover-steps", "8", "--max-new-tokens", "4", "--workers", "1"]
-    given += ["--accelerate", str(accelerate), "--checkpoint-minutes", "0", "--out", str(tmp_path / "two")]
-    bench = [sys.executable, "-m", "lowrank_bench.cli", "run", *given]
-    process = subprocess.Popen(bench, env=os.environ | CPU, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = ["run", "--methods", "basis-sharing", "--model", "tiny", "--task", "toy-math", "--ratios", "2"]
+    words += ["--limit", "2", "--workers", "1"]
+    words += ["--finetune-steps", "0", "--recover-steps", "8", "--max-new-tokens", "4"]
+    words += ["--accelerate", str(accelerate), "--checkpoint-minutes", "0", "--out", str(tmp_path / "two")]
+    process = subprocess.Popen(
+        [*FRESH, *words], env=os.environ | CPU, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while not list(tmp_path.glob("two/stages/.resume-*/run-0/checkpoint-*/seal.json")):
         assert process.poll() is None
         time.sleep(0.02)
@@ -179,7 +183,7 @@ def test_a_killed_sweep_over_processes_ends_as_one_process_does(tmp_path):
     assert not psutil.wait_procs(family, timeout=120)[1]
     assert not list(tmp_path.glob("two/stages/recover-*"))
 
-    done = subprocess.run(bench, env=os.environ | CPU, capture_output=True, text=True, timeout=1200)
+    done = bench(*words, timeout=1200, **CPU)
     assert done.returncode == 0, done.stderr
     changes = {"methods": ["basis-sharing"], "ratios": [2], "limit": 2, "max_new_tokens": 4}
     alone = make_plan(small_sweep(tmp_path / "two", finetune={"steps": 0}, recover={"steps": 8}, **changes))
@@ -231,8 +235,8 @@ def test_basis_selection_over_processes_cut_off_and_resumed_keeps_the_bases_of_o
     (tmp_path / "cut").mkdir()
     with pytest.raises(Cut):
         perform(spread.stages[key], tmp_path / "cut", cut)
-    bs = create_method("bs", spread.stages[key].config["options"])
-    foreseen = bs.checkpoint_bytes(spread.skeleton, Budget(2.0), sharded=True)
+    bs = create_method("bs", spread.stages[key].spec.options)
+    foreseen = training_checkpoint_bytes(bs, spread.skeleton, Budget(2.0), sharded=True)
     sealed = [file.parent for file in tmp_path.glob(".resume-*/run-0/*/seal.json")]
     sizes = [sum(file.stat().st_size for file in each.rglob("*") if "made" not in file.parts) for each in sealed]
     assert 0.9 * foreseen < max(sizes) < 1.2 * foreseen  # places of parts count, with tensors as small as these
@@ -324,6 +328,6 @@ def test_where_training_runs_is_no_part_of_a_key(tmp_path):
     alone = make_plan(small_sweep(tmp_path))
     spread = make_plan(small_sweep(tmp_path, accelerate=config(tmp_path, "ddp"), checkpoint_minutes=1))
     assert list(alone.stages) == list(spread.stages)
-    trainings = {key for key, stage in spread.stages.items() if "train" in stage.config}
+    trainings = {key for key, stage in spread.stages.items() if stage.train}
     assert {spread.stages[key].kind for key in trainings} == {"finetune", "compress", "recover"}
-    assert {key for key, stage in spread.stages.items() if "accelerate" in stage.runtime} == trainings
+    assert {key for key, stage in spread.stages.items() if stage.accelerate} == trainings

@@ -4,7 +4,8 @@ import pytest
 import trained_together
 from sweeps import small_sweep
 
-from lowrank_bench.methods.base import TRAINED_BYTES, create_method
+from lowrank_bench.methods.base import create_method
+from lowrank_bench.methods.estimates import TRAINED_BYTES, training_checkpoint_bytes
 from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.models.matrices import model_size
@@ -44,7 +45,7 @@ def trainer(tmp_path):
 )
 def test_checkpoints_of_basis_selection_take_what_was_foreseen(trainer, options):
     bs, model, budget = create_method("bs", {"prunings": 3, **options}), random_model("llama", width=256), Budget(3.0)
-    foreseen = bs.checkpoint_bytes(model, budget)
+    foreseen = training_checkpoint_bytes(bs, model, budget)
     assert foreseen < TRAINED_BYTES * model_size(model).parameters / 3
     data = TaskData(trained_together.ITEMS, 0, 0, 42)
     bs.compress(model, bs.fit(model, data), budget, trainer[0], data)
@@ -54,7 +55,7 @@ def test_checkpoints_of_basis_selection_take_what_was_foreseen(trainer, options)
 
 def test_checkpoints_of_a_whole_model_take_what_was_foreseen(trainer):
     model = random_model("llama", width=256)
-    foreseen = create_method("svd").checkpoint_bytes(model, Budget(2.0))
+    foreseen = training_checkpoint_bytes(create_method("svd"), model, Budget(2.0))
     trainer[0].train(model, 2)
     assert 0.95 * foreseen < max(trainer[1]) < foreseen + BESIDE_BYTES
 
@@ -83,5 +84,5 @@ def test_a_plan_of_basis_selection_alone_foresees_less(tmp_path, monkeypatch):
     changes = {"methods": ["bs:trajectory=true"], "finetune": {"steps": 0}, "recover": {"steps": 0}}
     plan = make_plan(small_sweep(tmp_path, **changes, extra_pruning_steps=4, workers=1))
     (stage,) = (stage for stage in plan.stages.values() if stage.kind == "compress")
-    bs = create_method("bs", stage.config["options"])
-    assert checkpoint_bytes(plan) == 2 * bs.checkpoint_bytes(plan.skeleton, Budget(4.0)) > 0
+    bs = create_method("bs", stage.spec.options)
+    assert checkpoint_bytes(plan) == 2 * training_checkpoint_bytes(bs, plan.skeleton, Budget(4.0)) > 0

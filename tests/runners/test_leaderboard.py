@@ -9,6 +9,7 @@ import shutil
 import pytest
 from made_records import make_record
 from sealing import seal
+from typed_stages import evaluate_stage
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.records.files import read_records, to_records, write_records
@@ -19,12 +20,12 @@ from lowrank_bench.results.leaderboard.texts import to_csv
 from lowrank_bench.results.samples.paired_scores import scores_of, stage_scores
 from lowrank_bench.results.samples.stored import compare_samples
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.store.folders import Stage, StageStore
+from lowrank_bench.runners.store.folders import StageStore
 
 
 def stage_of(lines, folder):
     """A finished stage with these samples."""
-    store, stage = StageStore(folder), Stage("evaluate", {})
+    store, stage = StageStore(folder), evaluate_stage()
 
     def write(part):
         (part / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from typed_stages import finetune_stage
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.memory import free_memory
-from lowrank_bench.runners import work
 from lowrank_bench.runners.executors.local import do_stage
-from lowrank_bench.runners.store.folders import Stage, StageStore
+from lowrank_bench.runners.specs import FinetuneStage
+from lowrank_bench.runners.stages import perform as module
+from lowrank_bench.runners.store.folders import StageStore
 
 
 class Trained:
@@ -28,17 +30,17 @@ def test_no_stage_leaves_its_model_in_memory(
 ) -> None:
     left: list[weakref.ref[Trained]] = []
 
-    def perform(stage: Stage, folder: Path, progress: Any) -> dict[str, Any]:
+    def perform(stage: FinetuneStage, folder: Path, progress: Any) -> dict[str, Any]:
         trained = Trained()
         left.append(weakref.ref(trained))
         if ending is not None:
             raise ending("out of memory")
         return {}
 
-    monkeypatch.setattr(work, "perform", perform)
+    monkeypatch.setattr(module, "perform", perform)
     gc.disable()  # a collection by chance would hide one that is missing
     try:
-        event = do_stage(Stage("finetune", {}, {}), StageStore(tmp_path), lambda done, total: None)
+        event = do_stage(finetune_stage(), StageStore(tmp_path), lambda done, total: None)
         assert event.kind == kind
         assert left[0]() is None
     finally:

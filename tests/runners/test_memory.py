@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from sweeps import small_sweep
 from torch import nn
 from transformers import LlamaConfig
+from typed_stages import DATA, fit_stage
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
@@ -20,12 +21,12 @@ from lowrank_bench.models.architectures import random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import load_skeleton
 from lowrank_bench.models.presets import resolve_model
-from lowrank_bench.runners import work
 from lowrank_bench.runners.compressing import CompressRequest, compress, foresee
 from lowrank_bench.runners.config import MethodSpec, parse_method
 from lowrank_bench.runners.estimates.memory import Way, calibration, compress_way, fit_way, read_length
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.store.folders import Stage, StageStore
+from lowrank_bench.runners.stages.perform import perform
+from lowrank_bench.runners.store.folders import StageStore
 from lowrank_bench.runners.training.data import example_length
 
 TINY = resolve_model("tiny")
@@ -141,7 +142,7 @@ def test_stages_give_the_same_either_way(tmp_path: Path) -> None:
         plan = make_plan(config)
         store = StageStore(tmp_path / memory / "stages")
         records[memory] = {
-            key: store.run(stage, lambda folder, stage=stage: work.perform(stage, folder))
+            key: store.run(stage, lambda folder, stage=stage: perform(stage, folder))
             for key, stage in plan.stages.items()
             if stage.kind in ("fit", "compress")
         }
@@ -186,9 +187,10 @@ def test_calibration_is_foreseen_at_the_length_that_is_read(
     spec = parse_method(method)
     made = create_method(spec.name, spec.options)
     name = made.requirements.calibration_task or task
-    stage = Stage("fit", {"data": {"task": name, "max_length": made.requirements.calibration_length or max_length}})
+    length = made.requirements.calibration_length or max_length
+    stage = fit_stage(data=DATA.model_copy(update={"task": name, "max_length": length}))
     assert calibration(made, skeleton, read_length(stage)).length == expected
-    assert read_length(Stage("fit", {})) is None
+    assert read_length(fit_stage()) is None
 
 
 def test_where_nobody_says_a_length_it_is_2048_or_the_context() -> None:

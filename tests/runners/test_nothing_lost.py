@@ -8,9 +8,8 @@ import subprocess
 import sys
 
 import pytest
-import yaml
-from commands import bench
-from sweeps import small_sweep
+from commands import FRESH, bench, start
+from sweeps import small_sweep, write_config
 
 from lowrank_bench.records.files import read_records, same_results
 from lowrank_bench.results.sweep import run_sweep
@@ -30,9 +29,8 @@ def expected(finished, tmp_path_factory):
 
 
 def command(config, file):
-    """Write a configuration to a file and return the bench command that runs it."""
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True, exclude_defaults=True)))
-    return [sys.executable, "-m", "lowrank_bench.cli", "run", "--config", str(file)]
+    """Write a configuration to a file and return the words for bench that run it."""
+    return ["run", "--config", str(write_config(config, file))]
 
 
 def found(config):
@@ -43,9 +41,8 @@ def test_two_runs_share_one_folder(expected, tmp_path):
     """The same command twice at once: each stage is done by one while the other waits, and both end well."""
     config = small_sweep(tmp_path / "out", **PART)
     words = command(config, tmp_path / "sweep.yaml")
-    runs = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
-    outputs = [run.communicate(timeout=1200)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], outputs
+    runs = [start(*words) for _ in range(2)]
+    assert [run.wait(timeout=1200) for run in runs] == [0, 0], [run.output() + run.errors() for run in runs]
     assert same_results(expected, found(config)) == []
     assert not list((config.execution.out / "stages").glob(".part-*"))
     assert not (config.execution.out / "stages" / "failed").exists()
@@ -61,7 +58,7 @@ def test_another_clock_and_time_zone_change_nothing(finished, tmp_path):
     before = table.read_bytes()
     table.unlink()
     words = command(config, tmp_path / "sweep.yaml")
-    done = bench(*words[words.index("run") :], TZ="Pacific/Kiritimati")
+    done = bench(*words, TZ="Pacific/Kiritimati")
     assert done.returncode == 0, done.stderr
     assert "stages stand already; nothing to do" in done.stdout
     assert table.read_bytes() == before
@@ -109,7 +106,7 @@ def on_a_small_disk(tmp_path, megabytes):
     (disk := tmp_path / "disk").mkdir()
     words = command(small_sweep(disk / "out", **PART), tmp_path / "sweep.yaml")
     done = subprocess.run(
-        [*spaces, sys.executable, "-c", SMALL_DISK, str(disk), str(tmp_path / "kept"), str(megabytes), *words],
+        [*spaces, sys.executable, "-c", SMALL_DISK, str(disk), str(tmp_path / "kept"), str(megabytes), *FRESH, *words],
         capture_output=True,
         text=True,
         timeout=1200,

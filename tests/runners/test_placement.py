@@ -8,7 +8,7 @@ from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.runners.estimates.machine import Machine, assume_machine
 from lowrank_bench.runners.training.memory import TrainingPeak
 from lowrank_bench.runners.training.placement import choose_placement, optimizer_name
-from lowrank_bench.runners.training.recipes import TrainSettings
+from lowrank_bench.runners.training.settings import TrainSettings
 
 GIB = 2**30
 ORDER = ("device", "fsdp2", "host-moments", "8-bit")

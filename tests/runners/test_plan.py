@@ -17,9 +17,10 @@ from lowrank_bench.runners.config import parse_method
 from lowrank_bench.runners.estimates.machine import assume_machine
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.provenance import hardware
+from lowrank_bench.runners.stages.perform import perform
 from lowrank_bench.runners.sweep import plan_warnings
-from lowrank_bench.runners.training.recipes import RECIPES, TrainSettings
-from lowrank_bench.runners.work import perform
+from lowrank_bench.runners.training.recipes import RECIPES
+from lowrank_bench.runners.training.settings import TrainSettings
 
 
 def kinds(plan):
@@ -59,11 +60,11 @@ def test_multiples_of_ranks_change_compressions_only(tmp_path):
     plain, one = make_plan(small_sweep(tmp_path)), make_plan(small_sweep(tmp_path, rank_multiple=1))
     aligned = make_plan(small_sweep(tmp_path, rank_multiple=8))
     assert list(plain.stages) == list(one.stages)
-    assert not any("rank_multiple" in stage.config for stage in plain.stages.values())
+    assert not any("rank_multiple" in stage.spec.hashed() for stage in plain.stages.values())
     shared = Counter(plain.stages[key].kind for key in set(plain.stages) & set(aligned.stages))
     assert shared == {"finetune": 1, "fit": 2, "evaluate": 1}
     changed = [stage for key, stage in aligned.stages.items() if key not in plain.stages and stage.kind == "compress"]
-    assert [stage.config["rank_multiple"] for stage in changed] == [8] * 6
+    assert [stage.spec.rank_multiple for stage in changed] == [8] * 6
     assert [_options(plan, plan.cells[-1]).get("rank_multiple") for plan in (plain, aligned)] == [None, 8]
     assert all(rank % 8 == 0 for found in aligned.allocations.values() for rank in found.ranks.values())
 
@@ -150,7 +151,7 @@ def test_training_free_trains_nothing_and_asks_as_of_a_pretrained_model(tmp_path
     assert [cell.state for cell in plan.cells] == ["pretrained", *["compressed"] * 4]
     model = data_dir / "models" / "stories260K"
     plan = make_plan(small_sweep(tmp_path, model=str(model), benchmarks=["humaneval"], data=data_dir, **free))
-    stages = {stage.runtime["settings"]["stage"] for stage in plan.stages.values() if stage.kind == "evaluate"}
+    stages = {stage.settings.stage for stage in plan.stages.values() if stage.kind == "evaluate"}
     assert stages == {"pretrained"}
 
 
@@ -160,7 +161,7 @@ def test_each_context_is_a_stage_of_its_own(tmp_path, data_dir):
     plan = make_plan(small_sweep(tmp_path, context=[64, 128], **changes))
     assert kinds(plan) == {"fit": 1, "compress": 1, "evaluate": 6}
     assert set(plan.cells[0].evaluations) == {"wikitext2@64", "wikitext2@128", "piqa"}
-    variants = {plan.stages[key].config["variant"] for key in plan.cells[0].evaluations.values()}
+    variants = {plan.stages[key].spec.variant for key in plan.cells[0].evaluations.values()}
     assert variants == {"wikitext2-test-64", "wikitext2-test-128", "piqa-0shot"}
 
 
@@ -226,13 +227,13 @@ def test_quick_recipe_is_the_papers_on_fewer_examples(tmp_path, data_dir):
     assert quick.train_set("code", None) is None
     changes = {"task": "math", "data": data_dir, "pretrained": False, "finetune": {}, "recover": {}}
     plan = make_plan(small_sweep(tmp_path, recipe="quick", methods=["svd", "fwsvd", "bs"], **changes))
-    trained = [stage for stage in plan.stages.values() if "train" in stage.config]
-    assert all(stage.runtime["train_set"] == "gsm8k+math" for stage in trained)
+    trained = [stage for stage in plan.stages.values() if stage.train]
+    assert all(stage.execution.train_set == "gsm8k+math" for stage in trained)
     # One budget for all: whoever trains while compressing is told the same as the others' recovery.
-    after = [stage.config["train"] for stage in trained if stage.kind != "finetune"]
+    after = [stage.train for stage in trained if stage.kind != "finetune"]
     assert len(after) > 3
-    assert all(settings == quick.recover.hashed() for settings in after)
-    assert {stage.config.get("extra_pruning_steps", 0) for stage in trained} == {0}
+    assert all(settings == quick.recover for settings in after)
+    assert {getattr(stage.spec, "extra_pruning_steps", 0) for stage in trained} == {0}
 
 
 @pytest.mark.parametrize(
@@ -251,9 +252,9 @@ def test_the_key_names_the_optimizer_that_runs_on_the_device(tmp_path, monkeypat
     monkeypatch.setattr("lowrank_bench.runners.graph.measure_machine", lambda device: assume_machine("h100:1"))
     changes = {"finetune": {"steps": 2} | asked, "recover": {"steps": 2} | asked, "methods": ["svd", "bs"]}
     plan = make_plan(small_sweep(tmp_path, engine="transformers", **changes))
-    trained = [stage for stage in plan.stages.values() if "train" in stage.config]
+    trained = [stage for stage in plan.stages.values() if stage.train]
     assert {stage.kind for stage in trained} == {"finetune", "compress", "recover"}
-    assert {stage.config["train"]["optimizer"] for stage in trained} == {optimizer}
+    assert {stage.train.optimizer for stage in trained} == {optimizer}
 
 
 @pytest.mark.parametrize("kind", ["instruction", "language"])
@@ -292,7 +293,7 @@ def test_windows_with_bos_are_stages_of_their_own(tmp_path, data_dir):
     plain, with_bos = (make_plan(small_sweep(tmp_path, **changes, bos=bos)) for bos in ("never", "auto"))
     assert "add --bos auto" in " ".join(plan_warnings(plain))
     assert "--bos" not in " ".join(plan_warnings(with_bos))
-    variants = [{s.config["variant"] for s in p.stages.values() if s.kind == "evaluate"} for p in (plain, with_bos)]
+    variants = [{s.spec.variant for s in p.stages.values() if s.kind == "evaluate"} for p in (plain, with_bos)]
     assert variants[1] - variants[0] == {"wikitext2-test-2048-bos"}
     only = [stage for key, stage in with_bos.stages.items() if key not in plain.stages]
-    assert {(stage.kind, stage.config["benchmark"]) for stage in only} == {("evaluate", "wikitext2")}
+    assert {(stage.kind, stage.spec.benchmark) for stage in only} == {("evaluate", "wikitext2")}

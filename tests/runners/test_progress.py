@@ -7,6 +7,7 @@ import time
 import pytest
 from commands import bench
 from rich.console import Console
+from typed_stages import evaluate_stage, fit_stage
 
 from lowrank_bench.foundation.progress import reporting, track
 from lowrank_bench.runners import progress as module
@@ -14,9 +15,8 @@ from lowrank_bench.runners.compressing import CompressRequest, compress
 from lowrank_bench.runners.config import parse_method
 from lowrank_bench.runners.executors.local import Event
 from lowrank_bench.runners.progress import StageProgress, show_progress
-from lowrank_bench.runners.store.folders import Stage
 
-FIT, EVALUATE = Stage("fit", {}, title="fit svd"), Stage("evaluate", {}, title="evaluate svd 2x")
+FIT, EVALUATE = fit_stage("fit svd"), evaluate_stage("evaluate svd 2x")
 STAGES = {stage.key: stage for stage in (FIT, EVALUATE)}
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d  \S")
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
+from commands import start
 from hypothesis import given
 from hypothesis import strategies as st
-from sweeps import small_sweep
+from sweeps import small_sweep, write_config
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.process import python_command
@@ -84,28 +84,22 @@ def cluster(short_folder):
 
 def begin(config, folder, **environment):
     """Start bench run on a configuration, Ray's part included."""
-    file = config.execution.out.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True, exclude_defaults=True)))
-    return subprocess.Popen(
-        [sys.executable, "-m", "lowrank_bench.cli", "run", "--config", str(file)],
-        env=os.environ | {"TMPDIR": folder} | environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
+    return start(
+        "run", "--config", write_config(config, config.execution.out.with_suffix(".yaml")), TMPDIR=folder, **environment
     )
 
 
 def end(process):
-    _, errors = process.communicate(timeout=SECONDS)
-    assert "Traceback" not in errors
-    return process.returncode, " ".join(errors.split())
+    code = process.wait(timeout=SECONDS)
+    assert "Traceback" not in process.errors()
+    return code, " ".join(process.errors().split())
 
 
 def when(found, process):
     """Wait until something is found while the process runs, and return it."""
     deadline = time.monotonic() + SECONDS
     while not (result := found()):
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.errors()
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return result

@@ -47,7 +47,7 @@ def fill(stage, folder, value=1.0):
     elif stage.kind == "evaluate":
         (folder / "samples.jsonl").write_text("{}\n")
     else:
-        inside = [f"ratio-{ratio:g}/model" for ratio in stage.config.get("ratios", [])] or ["model"]
+        inside = [f"ratio-{ratio:g}/model" for ratio in getattr(stage.spec, "ratios", ())] or ["model"]
         for name in inside:
             (folder / name).mkdir(parents=True)
             (folder / name / "config.json").write_text("{}")

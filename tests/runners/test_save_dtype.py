@@ -13,10 +13,10 @@ from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import load_model, load_tokenizer
 from lowrank_bench.models.presets import PRESETS
-from lowrank_bench.runners import work
 from lowrank_bench.runners.compressing import CompressRequest, compress
 from lowrank_bench.runners.config import parse_method
 from lowrank_bench.runners.plan import make_plan
+from lowrank_bench.runners.stages.perform import perform
 from lowrank_bench.runners.store.folders import MODEL_FOLDER, StageStore, ratio_folder
 
 TINY = Path(PRESETS["tiny"].source)
@@ -36,7 +36,7 @@ def ran(plan, *kinds: str) -> StageStore:
     """Run the plan's stages of these kinds in this process."""
     for stage in plan.stages.values():
         if stage.kind in kinds:
-            plan.store.run(stage, lambda folder, stage=stage: work.perform(stage, folder))
+            plan.store.run(stage, lambda folder, stage=stage: perform(stage, folder))
     return plan.store
 
 
@@ -50,7 +50,7 @@ def test_evaluating_in_float32_does_not_widen_what_is_saved(memory: str, tmp_pat
     folder = store.path(compress) / ratio_folder(1.1) / MODEL_FOLDER
     assert dtypes(folder) == {torch.bfloat16}
     assert size(folder) < size(TINY)
-    evaluated = [s.runtime["model"]["location"] for s in plan.stages.values() if s.kind == "evaluate"]
+    evaluated = [s.execution.model.location for s in plan.stages.values() if s.kind == "evaluate"]
     assert evaluated == [str(TINY), str(folder)]
 
 

@@ -2,6 +2,7 @@ import errno
 import json
 import logging
 import multiprocessing as mp
+import pickle
 import socket
 import tempfile
 import time
@@ -10,13 +11,23 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typed_stages import compress_stage, evaluate_stage, finetune_stage, fit_stage, recover_stage
 
 from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.runners.specs import parse_stage
 from lowrank_bench.runners.store import locks
-from lowrank_bench.runners.store.folders import Stage, StageStore, input_digests
+from lowrank_bench.runners.store.folders import StageStore, input_digests
 from lowrank_bench.runners.store.locks import hold_lock
+from lowrank_bench.runners.training.settings import TrainSettings
 
-STAGE = Stage("fit", {"a": 1}, {"model": "m"}, {"device": "cpu"}, "a fit")
+STAGE = fit_stage("a fit", fit={"a": 1})
+KINDS = {
+    "finetune": finetune_stage,
+    "fit": fit_stage,
+    "compress": compress_stage,
+    "recover": recover_stage,
+    "evaluate": evaluate_stage,
+}
 
 
 def fill(folder: Path) -> dict:
@@ -25,10 +36,25 @@ def fill(folder: Path) -> dict:
 
 
 def test_key_depends_on_config_and_inputs_only():
-    assert Stage("fit", {"a": 1}, {"model": "m"}, {"device": "cuda"}, "other").key == STAGE.key
-    assert Stage("fit", {"a": 2}, {"model": "m"}).key != STAGE.key
-    assert Stage("fit", {"a": 1}, {"model": "n"}).key != STAGE.key
-    assert Stage("compress", {"a": 1}, {"model": "m"}).key != STAGE.key
+    assert fit_stage("other", fit={"a": 1}, device="cuda", location="elsewhere").key == STAGE.key
+    assert fit_stage(fit={"a": 2}).key != STAGE.key
+    assert fit_stage(fit={"a": 1}, model="n").key != STAGE.key
+    assert len({stage().key for stage in KINDS.values()}) == len(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stage_travels_as_text_and_by_pickle(kind):
+    stage = KINDS[kind]("a title")
+    for other in (parse_stage(stage.model_dump_json()), pickle.loads(pickle.dumps(stage))):
+        assert (type(other), other, other.key) == (type(stage), stage, stage.key)
+    assert stage.kind == kind
+
+
+def test_options_at_their_default_and_where_a_training_keeps_its_moments_are_no_part_of_the_key():
+    assert compress_stage(rank_multiple=1).key == compress_stage().key != compress_stage(rank_multiple=8).key
+    host, here = (finetune_stage(train=TrainSettings(placement=place)) for place in ("host-moments", "device"))
+    assert host.key == here.key != finetune_stage(train=TrainSettings(placement="8-bit")).key
+    assert host.spec == here.spec
 
 
 def test_a_stage_is_done_once_and_says_what_ran(tmp_path):
@@ -43,7 +69,7 @@ def test_a_stage_is_done_once_and_says_what_ran(tmp_path):
     assert first["result"] == second["result"] == {"value": 7}
     record = json.loads((store.path(STAGE.key) / "stage.json").read_text())
     assert record["status"] == "done"
-    assert record["config"] == {"a": 1}
+    assert record["config"] == {"fit": {"a": 1}}
     assert record["files"] == {"out.txt": 6}
     assert record["seconds"] >= 0
     assert record["peak_memory_bytes"] > 1 << 20
@@ -52,7 +78,7 @@ def test_a_stage_is_done_once_and_says_what_ran(tmp_path):
 
 
 def test_what_a_stage_reads_is_known_by_its_content(tmp_path):
-    after = Stage("compress", {"b": 1}, {"model": f"{STAGE.key}/ratio-2/model", "fit": STAGE.key, "source": "f00"})
+    after = compress_stage(model=f"{STAGE.key}/ratio-2/model", fit=STAGE.key)
     found = []
     for name, text in (("one", "result"), ("again", "result"), ("other", "another result")):
         store = StageStore(tmp_path / name)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from sweeps import small_sweep
+from typed_stages import fit_stage, recover_stage
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.files import write_json
@@ -24,12 +25,12 @@ from lowrank_bench.results.sweep import run_sweep
 from lowrank_bench.runners.doctor import repair
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.store import storage as storages
-from lowrank_bench.runners.store.folders import MARKER, Stage, StageStore
+from lowrank_bench.runners.store.folders import MARKER, StageStore
 from lowrank_bench.runners.store.shared import LIGHT_BYTES, SharedStore
 from lowrank_bench.runners.store.storage import Storage, check_url
 
-STAGE = Stage("fit", {"a": 1}, {"model": "m"}, {"model": {"location": "m", "revision": ""}})
-NEXT = Stage("compress", {"b": 1}, {"model": f"{STAGE.key}/model"}, {"model": {"location": "?", "revision": ""}})
+STAGE = fit_stage()
+NEXT = recover_stage(model=f"{STAGE.key}/model", location="?")
 
 
 def fill(folder):
@@ -100,7 +101,7 @@ def test_what_stands_on_one_machine_stands_on_the_other(url, tmp_path):
     assert not (there.path(STAGE.key) / "model").exists()
     assert there.run(STAGE, lambda folder: pytest.fail("done twice")) == made
     ready = there.ready(NEXT)
-    assert Path(ready.runtime["model"]["location"]) == there.path(STAGE.key) / "model"
+    assert Path(ready.execution.model.location) == there.path(STAGE.key) / "model"
     assert there.lacking(STAGE.key) == []
     assert content(there.path(STAGE.key)) == content(here.path(STAGE.key))
     assert here.ready(NEXT).key == NEXT.key

@@ -6,15 +6,14 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import torch
-from commands import bench
-from sweeps import small_sweep
+from commands import FRESH, bench, start
+from sweeps import small_sweep, write_config
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.files import read_json
@@ -147,16 +146,14 @@ def test_flipped_bits_are_found_and_only_their_stages_done_again(finished, tmp_p
 
 def test_a_polite_end_is_an_interruption(tmp_path):
     """SIGTERM to the process alone: exit code 143, one sentence, no half stage, no process left."""
-    words = ("run", "--methods", "svd", "--model", "tiny", "--task", "toy-math", "--out", str(tmp_path / "out"))
-    process = subprocess.Popen([sys.executable, "-m", "lowrank_bench.cli", *words], stderr=subprocess.PIPE, text=True)
+    process = start("run", "--methods", "svd", "--model", "tiny", "--task", "toy-math", "--out", tmp_path / "out")
     while not list((tmp_path / "out").glob("stages/.part-*")):
         time.sleep(0.1)
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 143
-    assert "run the same command again" in " ".join(errors.split())
-    assert "Traceback" not in errors
+    assert process.wait(timeout=600) == 143
+    assert "run the same command again" in " ".join(process.errors().split())
+    assert "Traceback" not in process.errors()
     assert not [key for key in (tmp_path / "out" / "stages").iterdir() if key.name.startswith("finetune")]
 
 
@@ -180,39 +177,37 @@ def test_workers_that_are_started_afresh_do_the_same(finished, tmp_path, monkeyp
     assert same_results(results(forked), results(afresh)) == []
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from sweeps import small_sweep
-from lowrank_bench.results.sweep import run_sweep
-if __name__ == "__main__":
-    run_sweep(small_sweep(Path(sys.argv[1])))
-"""
-
-
 KILLS = int(os.environ.get("LOWRANK_BENCH_KILLS", "3"))
 """More than a few take minutes: LOWRANK_BENCH_KILLS=50 pytest tests/runners/test_sweep.py -k killed."""
 
 
 def test_a_killed_run_ends_with_the_same_results(finished, tmp_path):
-    """SIGKILL to the whole run at random moments; no process survives, the end result is the same."""
-    script, config = tmp_path / "go.py", small_sweep(tmp_path / "out")
-    script.write_text(SCRIPT)
-    command = [sys.executable, str(script), str(config.execution.out), str(Path(__file__).parent.parent)]
-    moments, kills = random.Random(os.getpid()), 0
+    """SIGKILL to the whole run at random moments: first to a command that started afresh, then to forked ones."""
+    config = small_sweep(tmp_path / "out")
+    words = ("run", "--config", str(write_config(config, tmp_path / "sweep.yaml")))
+    process = subprocess.Popen([*FRESH, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list((config.execution.out / "stages").glob(".part-*")):
+        time.sleep(0.1)
+        assert process.poll() is None
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    assert family
+    assert not psutil.wait_procs(family, timeout=120)[1]
+    moments, kills = random.Random(os.getpid()), 1
     while kills < KILLS:
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        run = start(*words)
         try:
-            assert process.wait(timeout=moments.uniform(4, 16)) == 0
+            assert run.wait(timeout=moments.uniform(0.1, 8)) == 0, run.errors()
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            run.kill()
+            run.wait()
             kills += 1
         else:
             assert same_results(results(finished), results(config)) == []
             shutil.rmtree(config.execution.out)
-    subprocess.run(command, check=True)
+    done = bench(*words)
+    assert done.returncode == 0, done.stderr
     assert same_results(results(finished), results(config)) == []
     assert not list((config.execution.out / "stages").glob(".part-*"))
 

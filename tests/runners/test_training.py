@@ -12,7 +12,7 @@ from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.runners.training.data import IGNORED, TaskData, collate
 from lowrank_bench.runners.training.one_device import OneDeviceArguments
-from lowrank_bench.runners.training.recipes import TrainSettings
+from lowrank_bench.runners.training.settings import TrainSettings
 from lowrank_bench.runners.training.trainer import TaskTrainer
 
 ITEMS = [Encoded([1, 5, 6 + i, 7, 2], [IGNORED, IGNORED, 6 + i, 7, 2]) for i in range(8)]

@@ -20,8 +20,8 @@ from lowrank_bench.models.architectures import random_model
 from lowrank_bench.runners.training import trainer as training
 from lowrank_bench.runners.training.batches import Examples, StepSampler
 from lowrank_bench.runners.training.data import IGNORED, TaskData, collate
-from lowrank_bench.runners.training.recipes import TrainSettings
 from lowrank_bench.runners.training.resuming import Resumable
+from lowrank_bench.runners.training.settings import TrainSettings
 from lowrank_bench.runners.training.trainer import TaskTrainer
 
 STEP = 8

@@ -17,7 +17,7 @@ from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.training import pass_memory
 from lowrank_bench.runners.training.memory import STATE_BYTES, training_peak
 from lowrank_bench.runners.training.pass_memory import pass_peak
-from lowrank_bench.runners.training.recipes import TrainSettings
+from lowrank_bench.runners.training.settings import TrainSettings
 
 TRAIN = TrainSettings(batch_size=16, micro_batch_size=4, gradient_checkpointing=False, precision="float32")
 

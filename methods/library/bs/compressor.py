@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -10,13 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ....foundation.errors import UserError
-from ....models.matrices import get_linear, replace_module
 from ...base import (
-    TRAINED_BYTES,
     CalibrationData,
     CompressionReport,
     Compressor,
@@ -25,7 +21,7 @@ from ...base import (
     create_method,
     methods,
 )
-from ...fitted import Factors, Fitted
+from ...fitted import Fitted
 from ...groups import singles
 from ...matrixwise import report
 from ...ranks.budget import Budget
@@ -33,14 +29,9 @@ from ...ranks.policies.base import parse_policy
 from ...requirements import Requirements
 from ...shrinking import shrink_parameter
 from .fusing import fused
-from .layer import BasisLinear
 from .options import BasisSelectionOptions
 from .pruning import lr_factor, pruning_steps
 from .run import PruningRun
-
-_USUAL_RATIO = 2.0
-_INDEX_BYTES = 64
-"""In a checkpoint of a basis: its number, its slot, running means of a criterion."""
 
 
 @methods.register("bs")
@@ -64,8 +55,9 @@ class BasisSelection(BasisSelectionOptions):
         note="authors' rules and defaults; figures of the paper not reproduced yet",
     )
 
-    def _bases(self) -> Compressor:
-        # The start's own policy never chooses a rank here, so it shall not measure either.
+    def bases(self) -> Compressor:
+        """Return the method that gives the bases."""
+        # The start's own policy never chooses a rank here, so it must not measure either.
         return create_method(self.start, {"head": self.head, "policy": "uniform"})
 
     @property
@@ -74,7 +66,7 @@ class BasisSelection(BasisSelectionOptions):
 
         A run shards where it only trains and prunes: no look at the model on the way, one dtype, nothing compiled.
         """
-        start, policy = self._bases().requirements, parse_policy(self.final_policy or "uniform")
+        start, policy = self.bases().requirements, parse_policy(self.final_policy or "uniform")
         searches = self.criterion == "hessian" or policy.needs_loss or policy.measures
         return replace(
             self.requires,
@@ -85,50 +77,13 @@ class BasisSelection(BasisSelectionOptions):
             trains_sharded=not (self.trajectory or searches or self.compile or self.bases_dtype != "model"),
         )
 
-    def fitter(self) -> Compressor:
-        """Return the method that gives the bases."""
-        return self._bases()
-
     def fit_key(self) -> dict[str, Any]:
         """Share the fit of the method that gives the bases."""
-        return self._bases().fit_key()
+        return self.bases().fit_key()
 
     def fit(self, model: nn.Module, data: CalibrationData | None, folder: Path | None = None) -> Fitted:
         """Decompose every matrix once, at full rank."""
-        return self._bases().fit(model, data, folder)
-
-    def checkpoint_bytes(self, model: nn.Module, budget: Budget, sharded: bool = False) -> int:
-        """Return the most bytes of a checkpoint: the bases are the fit's, but shards of them lie there too."""
-        shape = super().shape(model)
-        extra = self.extra_vectors(shape, budget)
-        total = (TRAINED_BYTES if self.train_others else 4) * shape.untouched
-        for unit in shape.units:
-            trained = unit.max_rank + extra[unit.name] * (unit.cost + 1)
-            frozen = unit.max_rank * unit.cost if sharded and self.requirements.trains_sharded else 0
-            total += TRAINED_BYTES * trained + 4 * frozen + _INDEX_BYTES * unit.max_rank
-        return total
-
-    def trained_skeleton(self, model: nn.Module) -> nn.Module:
-        """Return a copy with basis layers of full rank, with the new vectors of matrices at half their size."""
-        shape = super().shape(model)
-        found = copy.deepcopy(model)
-        for parameter in found.parameters():
-            parameter.requires_grad_(self.train_others)
-        narrow = torch.bfloat16 if self.bases_dtype == "bfloat16" else None
-        for unit in shape.units:
-            dense = get_linear(model, unit.name)
-            size: Any = {"device": "meta", "dtype": torch.float32}
-            left, right = (
-                torch.empty(dense.out_features, unit.max_rank, **size),
-                torch.empty(unit.max_rank, dense.in_features, **size),
-            )
-            factors = Factors(left, right, torch.empty(unit.max_rank, **size))
-            extra = min(
-                self.additional_dimension, int(self.additional_share * unit.parameters / (_USUAL_RATIO * unit.cost))
-            )
-            layer = BasisLinear(factors, dense.bias, extra, self.new_vectors, self.seed, torch.float32, narrow)
-            replace_module(found, unit.name, layer.to("meta"))
-        return found
+        return self.bases().fit(model, data, folder)
 
     def pruning_run_steps(self, trainer: Trainer) -> int:
         """Return the optimizer steps before the merge: a share of the common budget, or the extra ones if given."""

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ....foundation.files import write_atomic
 from ....foundation.memory import release_memory
 from ....foundation.process import python_command, python_environment
 from ...process_setup import FSDP2
-from ...store.folders import Stage
+from ...specs import Stage
 
 DESK = ".launch"
 """Folder inside the stage's own, by which the processes and the worker exchange files; gone when the stage is done."""
@@ -32,7 +31,7 @@ class ProcessesCrashed(Exception):
 
 
 def train_together(stage: Stage, folder: Path, progress: Callable[[int, int], None] | None) -> Mapping[str, Any]:
-    """Do a training stage in the processes that its runtime's ``accelerate`` names; return its result.
+    """Do a training stage in the processes that its ``accelerate`` names; return its result.
 
     Raises:
         UserError: one of them met a reason that the user can mend.
@@ -40,15 +39,15 @@ def train_together(stage: Stage, folder: Path, progress: Callable[[int, int], No
     """
     import torch
 
-    setup, desk = stage.runtime["accelerate"], folder / DESK
+    setup, desk = stage.accelerate, folder / DESK
+    assert setup is not None
     desk.mkdir()
-    threads = max(1, torch.get_num_threads() // setup["processes"])
-    asked = asdict(stage) | {"folder": str(folder), "threads": threads}
-    write_atomic(desk / STAGE, json.dumps(asked))  # with --checkpoint-minutes inf, which readable JSON has no word for
+    threads = max(1, torch.get_num_threads() // setup.processes)
+    write_atomic(desk / STAGE, stage.model_dump_json())
     release_memory()  # an earlier stage's; the first GPU is about to need it
     command = python_command("-m", f"{__package__}.launcher", str(os.getpid()))
-    command += ["--config_file", setup["file"] or _own_file(desk, setup["processes"]), "--main_process_port", "0"]
-    command += ["--module", f"{__package__}.rank", str(desk)]
+    command += ["--config_file", str(setup.file or _own_file(desk, setup.processes)), "--main_process_port", "0"]
+    command += ["--module", f"{__package__}.rank", str(desk), str(folder), str(threads)]
     quiet = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
     with open(desk / _LOG, "wb") as log:
         process = subprocess.Popen(
@@ -100,8 +99,8 @@ def _failure(desk: Path, stage: Stage, code: int) -> Exception:
         return UserError(error["text"]) if error["expected"] else ProcessesCrashed(error["text"])
     lines = (desk / _LOG).read_bytes()[-20_000:].decode("utf-8", "replace").replace("\r", "\n").splitlines()
     words = "\n".join([line for line in lines if line.strip()][-_LAST_WORDS:]) or "(none)"
-    setup = stage.runtime["accelerate"]
+    processes = stage.accelerate.processes if stage.accelerate else 1
     return ProcessesCrashed(
-        f"the {setup['processes']} processes of '{stage.title or stage.key}' died ({cause_of_death(code)}); their last "
+        f"the {processes} processes of '{stage.shown}' died ({cause_of_death(code)}); their last "
         f"words:\n{words}\nThe same command goes on where it was."
     )

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from ....foundation.errors import UserError
-from ....foundation.files import read_json, write_atomic, write_json
+from ....foundation.files import write_atomic, write_json
 from ....foundation.process import die_with_parent
 from ...process_setup import Strategy
+from ...specs import CompressSpec, Stage, parse_stage
 from .launch import ERROR, PROGRESS, RESULT, STAGE
 from .launcher import LAUNCHER
 
@@ -21,10 +21,10 @@ from .launcher import LAUNCHER
 _PATIENCE = timedelta(hours=6)
 
 
-def main(desk: Path) -> int:
+def main(desk: Path, folder: Path, threads: int) -> int:
     """Do this process's share of the stage; returns the exit code."""
     try:
-        _train(desk)
+        _train(desk, folder, threads)
         return 0
     except UserError as error:
         text, expected = str(error), True
@@ -34,47 +34,47 @@ def main(desk: Path) -> int:
     return 1
 
 
-def strategy_for(stage: Mapping[str, Any], wanted: Strategy) -> Strategy:
+def strategy_for(stage: Stage, wanted: Strategy) -> Strategy:
     """Return how a stage is spread: as wanted, but by DDP where a method needs all of its parameters on the way.
 
     Args:
-        stage: ``kind`` and ``config`` of a `stages.Stage`.
+        stage: a training.
         wanted: what the configuration file asks for.
     """
     from ....methods.base import create_method
 
-    config = stage["config"]
-    if stage["kind"] != "compress":
-        return wanted
-    needs = create_method(config["method"], config["options"]).requirements
-    return wanted if needs.trains_sharded else "ddp"
+    spec = stage.spec
+    if isinstance(spec, CompressSpec) and not create_method(spec.method, spec.options).requirements.trains_sharded:
+        return "ddp"
+    return wanted
 
 
-def _train(desk: Path) -> None:
+def _train(desk: Path, folder: Path, threads: int) -> None:
     import accelerate
     import torch
     from accelerate.utils import gather_object
 
     from ....foundation.memory import peak_memory_bytes
-    from ...store.folders import Stage
-    from ...work import perform
+    from ...stages.perform import perform
     from ..local import prepare
 
-    asked = read_json(desk / STAGE)
-    setup = asked["runtime"].pop("accelerate")
-    folder, threads = Path(asked.pop("folder")), asked.pop("threads")
+    stage = parse_stage((desk / STAGE).read_text(encoding="utf-8"))
+    setup = stage.accelerate
+    assert setup is not None
     prepare(threads)
-    strategy = strategy_for(asked, setup["strategy"])
+    strategy = strategy_for(stage, setup.strategy)
+    alone: dict[str, Any] = {"accelerate": None}
     if strategy == "ddp":
         os.environ["ACCELERATE_USE_FSDP"] = "false"
     else:
-        asked["runtime"]["place"] = "cpu"  # accelerate moves each process's share to its device
-    state = accelerate.PartialState(cpu=asked["runtime"]["device"] == "cpu", timeout=_PATIENCE)
+        alone["load_device"] = "cpu"  # accelerate moves each process's share to its device
+    state = accelerate.PartialState(cpu=stage.execution.device == "cpu", timeout=_PATIENCE)
 
     def progress(done: int, total: int) -> None:
         write_atomic(desk / PROGRESS, f"{done} {total}")
 
-    result = dict(perform(Stage(**asked), folder, progress if state.is_main_process else None))
+    stage = stage.model_copy(update={"execution": stage.execution.model_copy(update=alone)})
+    result = dict(perform(stage, folder, progress if state.is_main_process else None))
     before = result.get("training", {}).get("resumed_peak_memory_bytes", 0)
     result["processes"] = {
         "count": state.num_processes,
@@ -90,7 +90,7 @@ def _train(desk: Path) -> None:
 
 if __name__ == "__main__":
     die_with_parent(int(os.environ[LAUNCHER]))
-    code = main(Path(sys.argv[1]))
+    code = main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # others may be waiting for this process in a collective; leaving in good order would wait for them

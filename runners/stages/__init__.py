@@ -1,0 +1,1 @@
+"""What each kind of stage does with its folder: one module a kind."""

@@ -1,0 +1,65 @@
+"""From a model and a fit to a factorised checkpoint for each ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from ...foundation.files import read_json, write_json
+from ...foundation.progress import Progress
+from ...methods.base import CompressionReport, create_method
+from ...methods.fitted import Fitted
+from ...methods.ranks.budget import Budget
+from ...models.shards import save_model
+from ..estimates.memory import compress_way
+from ..specs import CompressStage
+from ..store.folders import MODEL_FOLDER, REPORT, ratio_folder
+from ..training.sharding import is_main
+from .shared import (
+    choose_way,
+    dtypes_of,
+    estimate_training,
+    open_for,
+    read_data,
+    skeleton_of,
+    trainer_for,
+    training_data,
+)
+
+BASES_FILE = "bases.safetensors"
+"""Beside a compressed checkpoint, where a method says which bases survived."""
+
+
+def compress(stage: CompressStage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
+    """Compress a model to the stage's ratios and write the checkpoints; returns plain data for the record."""
+    spec, method = stage.spec, create_method(stage.spec.method, stage.spec.options)
+    way, _ = choose_way(stage, compress_way, method)
+    memory, data = way.record(), None
+    if spec.train is not None:
+        skeleton, skeleton_tokenizer = skeleton_of(stage)
+        data = training_data(stage, skeleton, skeleton_tokenizer)
+        memory |= estimate_training(stage, data, skeleton, method) | {"why": way.why}
+    model, tokenizer = open_for(stage, way, folder)
+    fitted = Fitted.load(stage.execution.fit)
+    data = data or read_data(stage, model, tokenizer)
+    trainer = trainer_for(stage, data, folder, progress, method) if data and spec.train else None
+    budgets = [Budget(ratio, method.guard, spec.rank_multiple) for ratio in spec.ratios]
+
+    def emit(budget: Budget, compressed: Any, report: CompressionReport) -> None:
+        if not is_main():
+            return
+        target = folder / ratio_folder(budget.ratio)
+        save_model(compressed, tokenizer, target / MODEL_FOLDER, dtypes_of(stage))
+        write_json(target / REPORT, report.summary())
+        if report.tensors:
+            save_file(report.tensors, target / BASES_FILE)
+
+    method.compress_path(model, fitted, budgets, trainer, emit, data)
+    # From the files, for some may be older than this process.
+    reports = {f"{b.ratio:g}": read_json(folder / ratio_folder(b.ratio) / REPORT) for b in budgets if is_main()}
+    trained = {"training": asdict(trainer.log)} if trainer and trainer.log else {}
+    return {"reports": reports, "memory": memory} | trained

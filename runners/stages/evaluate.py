@@ -1,0 +1,81 @@
+"""The evaluation of one checkpoint on one benchmark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...evals.base import Outcome, benchmarks, metric_to_plain
+from ...evals.engines.base import Engine
+from ...evals.hosting.choice import engine_version
+from ...evals.hosting.host import HostedEngine
+from ...foundation.progress import Progress
+from ...models.footprint import context_length
+from ...models.loading import weights_size
+from ..estimates.foreseen import evaluation_peak, plain
+from ..specs import EvaluateStage
+from .shared import skeleton_of
+
+
+def open_engine(stage: EvaluateStage, longest: Callable[[Any, int], int], threads: int) -> HostedEngine:
+    """Load the model of an evaluate stage into its engine; see `HostedEngine` for ``longest`` and errors."""
+    spec, execution = stage.spec, stage.execution
+    model = execution.model
+    revision = model.revision or None
+    return HostedEngine(spec.engine, model.location, spec.dtype, execution.device, revision, threads, longest=longest)
+
+
+def evaluate_with(engine: Engine, stage: EvaluateStage, progress: Progress | None) -> Outcome:
+    """Evaluate the benchmark of a stage by an engine that holds its model."""
+    return benchmarks.get(stage.spec.benchmark)().evaluate(engine, stage.settings, progress)
+
+
+def outcome_record(stage: EvaluateStage, outcome: Outcome) -> dict[str, Any]:
+    """Return what came out of an evaluate stage as plain data, without the samples."""
+    return {
+        "metrics": [metric_to_plain(metric) for metric in outcome.metrics],
+        "dataset_sha256": outcome.dataset_sha256,
+        "prompt_sha256": outcome.prompt_sha256,
+        "details": outcome.details,
+        "variant": outcome.variant or stage.spec.variant,
+    }
+
+
+def sample_lines(outcome: Outcome) -> Iterator[str]:
+    """Yield the lines of a file of samples."""
+    return (json.dumps(sample, ensure_ascii=False, sort_keys=True) + "\n" for sample in outcome.samples)
+
+
+def evaluate(stage: EvaluateStage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
+    """Measure a model and write its samples; returns plain data for the record."""
+    spec, settings = stage.spec, stage.settings
+    device, model = stage.execution.device, stage.execution.model
+    benchmark = benchmarks.get(spec.benchmark)()
+    benchmark.check(settings)
+    skeleton, tokenizer = skeleton_of(stage)
+    longest = benchmark.longest_sequence(tokenizer, settings, context_length(skeleton.config))
+    memory = {}
+    if spec.engine == "transformers":  # vLLM takes what it is given
+        peak = evaluation_peak(skeleton, benchmark, settings, longest, spec.dtype, device)
+        memory = {"memory": plain(peak)}
+    engine = open_engine(stage, lambda *_: longest, torch.get_num_threads())
+    with engine:
+        outcome = evaluate_with(engine, stage, progress)
+    with open(folder / "samples.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(sample_lines(outcome))
+    size = weights_size(model.location, model.revision)
+    return {
+        **outcome_record(stage, outcome),
+        "engine": {
+            "name": engine.engine,
+            "version": engine_version(engine.engine),
+            "peak_memory_bytes": engine.peak_memory_bytes,
+        },
+        "parameters": size.parameters,
+        "bytes": size.bytes,
+        **memory,
+    }

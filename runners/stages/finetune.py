@@ -1,0 +1,31 @@
+"""The finetuning before compression."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ...foundation.progress import Progress
+from ...models.notes import notes_of
+from ..specs import FinetuneStage
+from .shared import estimate_training, model_of, save_trained, skeleton_of, trainer_for, training_data
+
+
+def finetune(stage: FinetuneStage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
+    """Train a model on the task and write it; returns plain data for the record."""
+    skeleton, tokenizer = skeleton_of(stage)
+    data = training_data(stage, skeleton, tokenizer)
+    memory = estimate_training(stage, data, skeleton)
+    model = model_of(stage)
+    trainer = trainer_for(stage, data, folder, progress)
+    log = trainer.train(model, trainer.total_steps)
+    save_trained(stage, trainer, model, tokenizer, folder)
+    return {
+        "training": asdict(log),
+        "examples": len(data.items),
+        "dropped": data.dropped,
+        "warnings": [*notes_of(model), *([memory["warning"]] if "warning" in memory else [])],
+        "memory": memory,
+    }

@@ -1,0 +1,35 @@
+"""What a method computes once for all ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...methods.base import create_method
+from ...methods.ranks.budget import Budget
+from ...models.notes import notes_of
+from ..estimates.memory import fit_way, read_length
+from ..specs import FitStage
+from .shared import choose_way, open_for, read_data
+
+
+def fit(stage: FitStage, folder: Path) -> Mapping[str, Any]:
+    """Fit a method and write its factors; returns plain data for the record."""
+    method = create_method(stage.execution.method, stage.execution.options)
+    way, notes = choose_way(stage, fit_way, method, length=read_length(stage))
+    model, tokenizer = open_for(stage, way, folder)
+    data = read_data(stage, model, tokenizer)
+    if only := stage.spec.budget:
+        fitted = method.fit_for(Budget(only.ratio, method.guard, only.rank_multiple), model, data, folder)
+    else:
+        fitted = method.fit(model, data, folder)
+    fitted.save(folder)
+    return {
+        "matrices": len(method.targets(model)),
+        "dropped": data.dropped if data else 0,
+        "calibration": fitted.meta.get("calibration", {}) | ({"length": data.length} if data else {}),
+        "added_jitter": fitted.meta.get("added_jitter", {}),
+        "warnings": [*fitted.meta.get("warnings", []), *notes_of(model), *notes],
+        "memory": way.record(),
+    }

@@ -1,0 +1,57 @@
+"""Doing one stage, whatever its kind."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...foundation.environment import number_formats
+from ...foundation.errors import UserError
+from ...foundation.progress import Progress, reporting
+from ..executors.parallel.launch import train_together
+from ..specs import CompressStage, EvaluateStage, FinetuneStage, FitStage, RecoverStage, Stage
+from .compress import compress
+from .evaluate import evaluate
+from .finetune import finetune
+from .fit import fit
+from .recover import recover
+
+
+def perform(stage: Stage, folder: Path, progress: Progress | None = None) -> Mapping[str, Any]:
+    """Do one stage inside ``folder``; returns plain data for its record.
+
+    Raises:
+        UserError: among others, an environment that asks for other number formats than the one that planned the stage.
+    """
+    planned, here = stage.spec.environment, number_formats()
+    if planned != here:
+        raise UserError(
+            f"the sweep was planned with {_listed(planned)} in the environment and this worker on "
+            f"{platform.node()} has {_listed(here)}; these variables change numbers, so set the same on all machines"
+        )
+    torch.manual_seed(getattr(stage.spec, "seed", None) or 0)
+    if stage.accelerate:
+        return train_together(stage, folder, progress)
+    with reporting(progress):
+        return _by_kind(stage, folder, progress)
+
+
+def _by_kind(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
+    if isinstance(stage, FinetuneStage):
+        return finetune(stage, folder, progress)
+    if isinstance(stage, FitStage):
+        return fit(stage, folder)
+    if isinstance(stage, CompressStage):
+        return compress(stage, folder, progress)
+    if isinstance(stage, RecoverStage):
+        return recover(stage, folder, progress)
+    assert isinstance(stage, EvaluateStage)
+    return evaluate(stage, folder, progress)
+
+
+def _listed(variables: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={value}" for name, value in variables.items()) or "no variable for number formats"

@@ -1,0 +1,156 @@
+"""What several kinds of stage have in common: opening models, reading data, training, saving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ...foundation.progress import Progress
+from ...methods.base import Compressor
+from ...models.dtypes import SaveDtypes, save_dtypes
+from ...models.footprint import context_length
+from ...models.loading import load_model, load_skeleton, load_tokenizer
+from ...models.shards import save_model
+from ...models.skeletons import load_exact_skeleton
+from ..estimates.foreseen import check_training, placement_of, plain
+from ..estimates.memory import Way, open_model
+from ..provenance import code_digest
+from ..specs import CompressStage, FitStage, Stage, TrainingStage
+from ..store.folders import MODEL_FOLDER, input_digests, resume_folder
+from ..training.data import TaskData, load_task_data
+from ..training.memory import training_peak
+from ..training.resuming import Resumable
+from ..training.settings import TrainSettings
+from ..training.sharding import is_main, process_count, shards
+from ..training.trainer import TaskTrainer, compress_order
+
+_WIDE = "float32"  # training works on float32 weights whatever is saved
+
+
+def open_for(stage: FitStage | CompressStage, way: Way, folder: Path) -> tuple[Any, Any]:
+    """Return the model, opened as was chosen, and its tokenizer."""
+    model = stage.execution.model
+    opened = open_model(way, model.location, model.revision, load_device(stage), folder)
+    return opened, load_tokenizer(model.location, model.revision)
+
+
+def choose_way(
+    stage: FitStage | CompressStage, choose: Callable[..., Way], method: Compressor, **more: Any
+) -> tuple[Way, list[str]]:
+    """Return how a stage gets at its model, and notes on memory.
+
+    Args:
+        stage: whose model it is.
+        choose: `fit_way` or `compress_way`, and ``more`` its other arguments.
+        method: what reads the model.
+    """
+    execution, model = stage.execution, stage.execution.model
+    skeleton = load_skeleton(model.location, model.revision)
+    way = choose(method, skeleton, model.location, model.revision, execution.memory, execution.device, **more)
+    return way, way.check(stage.shown, execution.device)
+
+
+def load_device(stage: Stage) -> str:
+    """Return the torch device that a stage's weights are loaded to."""
+    elsewhere: str | None = getattr(stage.execution, "load_device", None)
+    return elsewhere or stage.execution.device
+
+
+def estimate_training(
+    stage: TrainingStage, data: TaskData, skeleton: Any, method: Compressor | None = None
+) -> dict[str, Any]:
+    """Return what the training will take, for the record, with a note where it may not fit.
+
+    Raises:
+        UserError: it certainly does not.
+    """
+    settings, device, processes = training_settings(stage), stage.execution.device, process_count()
+    longest = max(len(item.input_ids) for item in data.items)
+    placement = placement_of(stage, sharded=shards())
+    peak = training_peak(skeleton, settings, longest, device, placement, processes, method)
+    note = check_training(peak, stage.shown, settings, device)
+    return plain(peak, processes) | ({"warning": note} if note else {})
+
+
+def skeleton_of(stage: Stage) -> tuple[Any, Any]:
+    """Return the model on the meta device, and its tokenizer."""
+    model = stage.execution.model
+    return load_exact_skeleton(model.location, model.revision), load_tokenizer(model.location, model.revision)
+
+
+def model_of(stage: Stage) -> Any:
+    """Return the model in float32."""
+    model = stage.execution.model
+    return load_model(model.location, model.revision, _WIDE, load_device(stage))
+
+
+def read_data(stage: FitStage | TrainingStage, model: Any, tokenizer: Any) -> TaskData | None:
+    """Return the stage's task data as token ids, None where it reads none."""
+    wanted, execution = stage.spec.data, stage.execution
+    if wanted is None:
+        return None
+    return load_task_data(
+        wanted.task,
+        execution.train_set if wanted.task == (execution.task or wanted.task) else None,
+        execution.data,
+        tokenizer,
+        wanted.max_length,
+        context_length(model.config),
+        stage.spec.seed or 0,
+        cut=stage.train is None,
+    )
+
+
+def training_data(stage: TrainingStage, skeleton: Any, tokenizer: Any) -> TaskData:
+    """Return what a training reads, as token ids."""
+    data = read_data(stage, skeleton, tokenizer)
+    assert data is not None
+    return data
+
+
+def training_settings(stage: TrainingStage) -> TrainSettings:
+    """Return the settings of a training stage, with the placement that the plan chose."""
+    assert stage.train is not None
+    return stage.train.model_copy(update={"placement": placement_of(stage, sharded=False)})
+
+
+def trainer_for(
+    stage: TrainingStage, data: TaskData, folder: Path, progress: Progress | None, method: Compressor | None = None
+) -> TaskTrainer:
+    """Return the trainer of a stage, which goes on from the checkpoints of an earlier attempt.
+
+    Args:
+        stage: whose settings and seed count.
+        data: what is trained on.
+        folder: of the stage.
+        progress: called with (updates done, updates in all).
+        method: one that trains while it compresses.
+    """
+    minutes = stage.execution.checkpoint_minutes
+    assert minutes is not None
+    origin = {"code": code_digest(*([type(method)] if method else [])), "inputs": input_digests(stage)}
+    seed = stage.spec.seed
+    return TaskTrainer(
+        data,
+        training_settings(stage),
+        getattr(stage.spec, "extra_pruning_steps", None) or 0,
+        stage.execution.device,
+        compress_order(seed) if stage.kind == "compress" else seed,
+        stage.shown,
+        progress,
+        Resumable(resume_folder(folder.parent, stage.key), minutes, folder, origin),
+    )
+
+
+def save_trained(stage: TrainingStage, trainer: TaskTrainer, model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write what one or several processes trained."""
+    whole = trainer.whole(model)
+    if is_main():
+        save_model(whole, tokenizer, folder / MODEL_FOLDER, dtypes_of(stage))
+
+
+def dtypes_of(stage: TrainingStage) -> SaveDtypes:
+    """Return the dtypes that a stage saves its weights in."""
+    model = stage.execution.model
+    return save_dtypes(stage.spec.save_dtype, model.location, model.revision)
