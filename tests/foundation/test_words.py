@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CLEAN = ("evals", "foundation", "models", "papers", "perf", "records")
+CLEAN = (
+    *("evals", "foundation", "models", "papers", "perf", "records"),
+    *("results/inspection", "results/leaderboard", "results/report", "results/samples", "results/speed"),
+)
 
 NAMES = {
     *(
@@ -48,6 +51,7 @@ ALLOWED = {
     ("models/untouched.py", "what"),  # a field that the command line reads
     ("papers/published/quoted.py", "place"),  # a column of the files of quoted numbers
     ("records/schema.py", "kept"),  # the field's word for 1 / ratio, a column of every results.csv
+    ("results/inspection/changes.py", "kept"),  # bases that were kept, beside those that grew or went
     ("perf/peak_memory.py", "walk"),  # a value of --memory
 }
 
