@@ -18,14 +18,13 @@ OPTIONS = {option.name: option for option in config_options(SweepConfig)}
 """The options of a sweep by name."""
 
 
-def declared(name: str, panel: str | None = None) -> Any:
-    """Return the typer option of a field of `SweepConfig`, for a command that has a few of them.
+def declared(name: str) -> Any:
+    """Return the typer option of a field of `SweepConfig`, for a command that has a few of them and no panels.
 
     Args:
         name: of the option, with underscores.
-        panel: heading of the help instead of the field's; the empty string for none.
     """
-    return _typer_option(OPTIONS[name], panel)
+    return _typer_option(OPTIONS[name], panel=None)
 
 
 def takes_config(model: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -61,11 +60,11 @@ def takes_config(model: type[BaseModel]) -> Callable[[Callable[..., None]], Call
 
 def _parameter(option: ConfigOption) -> inspect.Parameter:
     kind: Any = str if option.several else option.type
-    annotation = Annotated[kind | None, _typer_option(option)]
+    annotation = Annotated[kind | None, _typer_option(option, option.declared.panel)]
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _typer_option(option: ConfigOption, panel: str | None = None) -> Any:
+def _typer_option(option: ConfigOption, panel: str | None) -> Any:
     flag = "--" + option.name.replace("_", "-")
     names = (f"{flag}/--no-{flag[2:]}",) if option.type is bool and not option.switch else (flag,)
     default = f" [default: {option.default}]" if option.default else ""
@@ -74,7 +73,7 @@ def _typer_option(option: ConfigOption, panel: str | None = None) -> Any:
         help=(option.help + default).replace("[", r"\["),  # or rich would take it for markup and drop it
         envvar=option.declared.environment or None,
         show_default=False,
-        rich_help_panel=(option.declared.panel if panel is None else panel) or None,
+        rich_help_panel=panel,
     )
 
 

@@ -27,19 +27,19 @@ def inspect(
     ] = None,
     head: Annotated[
         int | None,
-        typer.Option(min=0, help="Counted from 0; for k and v of the key/value heads.  [default: all heads]"),
+        typer.Option(min=0, help="Counted from 0; for k and v of the key/value heads. \\[default: all heads]"),
     ] = None,
     bases: Annotated[
-        int | None, typer.Option(min=1, help="How many, the strongest first.  [default: 10; with --changes 5 of each]")
+        int | None, typer.Option(min=1, help="How many, the strongest first. \\[default: 10; with --changes 5 of each]")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Tokens at each end of a basis.")] = 10,
     side: Annotated[
         str | None,
-        typer.Option(help="Singular vectors: left (written), right (read).  [default: left where tokens can be read]"),
+        typer.Option(help="Singular vectors: left (written), right (read). \\[default: left where tokens can be read]"),
     ] = None,
     lens: Annotated[
         str | None,
-        typer.Option(help="Tokens by the output head or the input embedding.  [default: output for left, else input]"),
+        typer.Option(help="Tokens by the output head or the input embedding. \\[default: output for left, else input]"),
     ] = None,
     fold_norm: Annotated[bool, typer.Option(help="Take the norms' weights into account.")] = True,
     changes: Annotated[
@@ -47,7 +47,7 @@ def inspect(
     ] = False,
     format: Annotated[str, typer.Option(help="terminal, markdown, csv, json or latex.")] = "terminal",
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the figure of --changes.  [default: the run's, on a terminal only]")
+        Path | None, typer.Option(help="Folder for the figure of --changes. \\[default: the run's, on a terminal only]")
     ] = None,
     revision: Revision = None,
     seed: Annotated[int | None, typer.Option(help="Which seed of a cell, where there are several.")] = None,

@@ -44,7 +44,7 @@ def show(
     out: Annotated[Path, typer.Option(help="Folder for CSV, Markdown, LaTeX and the page.")] = Path("runs/leaderboard"),
     submissions: Submissions = _SUBMISSIONS,
     speed: Annotated[
-        Path | None, typer.Option(help="Where bench speed put its records.  [default: speed/ beside each run]")
+        Path | None, typer.Option(help="Where bench speed put its records. \\[default: speed/ beside each run]")
     ] = None,
     all_metrics: Annotated[bool, typer.Option("--all-metrics", help="Not only each benchmark's headline.")] = False,
 ) -> None:

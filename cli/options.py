@@ -1,25 +1,28 @@
-"""Options that several commands have."""
+"""Options that several commands share with `bench run`: fields of the configuration, declared there."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from .config_options import declared
 
-Data = Annotated[
-    Path | None,
-    typer.Option(envvar="LOWRANK_BENCH_DATA", help="Folder with local datasets; without it the hub is used."),
-]
-Out = Annotated[Path, typer.Option(help="Folder for stages and results.")]
-Weak = Annotated[bool, typer.Option(help="Run generated code even where only resource limits hold it.")]
-Revision = Annotated[str | None, typer.Option(help="40-digit commit of a hub model.")]
-Device = Annotated[str, typer.Option(help="torch device; auto takes a GPU where there is one.")]
-Engine = Annotated[str, typer.Option(help="What generates and scores: vllm, transformers, or auto.")]
-Bos = Annotated[
-    str | None,
-    typer.Option(
-        help="BOS at the start of each window of wikitext2 and c4: never (the GPTQ recipe), always, or auto: as the "
-        "model's tokenizer does.  [default: never]"
-    ),
-]
+Data = Annotated[Path | None, declared("data")]
+Out = Annotated[Path, declared("out")]
+Weak = Annotated[bool, declared("allow_weak_isolation")]
+Revision = Annotated[str | None, declared("revision")]
+Device = Annotated[str, declared("device")]
+Engine = Annotated[str, declared("engine")]
+Bos = Annotated[str | None, declared("bos")]
+TrainSet = Annotated[str | None, declared("train_set")]
+SaveDtype = Annotated[str | None, declared("save_dtype")]
+TrainingRecipe = Annotated[str, declared("recipe")]
+Memory = Annotated[str, declared("memory")]
+RankMultiple = Annotated[int, declared("rank_multiple")]
+Placement = Annotated[str, declared("placement")]
+Limit = Annotated[int | None, declared("limit")]
+MaxNewTokens = Annotated[int | None, declared("max_new_tokens")]
+Samples = Annotated[int, declared("samples")]
+Temperature = Annotated[float, declared("temperature")]
+TopP = Annotated[float, declared("top_p")]
+Context = Annotated[str | None, declared("context")]

@@ -14,7 +14,7 @@ from .output import console
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run, or its results.csv or .parquet.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for report.html and report.md.  [default: the run's]")
+        Path | None, typer.Option(help="Folder for report.html and report.md. \\[default: the run's]")
     ] = None,
     data: Data = None,
 ) -> None:

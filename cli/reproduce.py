@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from ..foundation.errors import UserError
-from .options import Data, Revision, Weak
+from .config_options import declared
+from .options import Data, Limit, Revision, TrainSet, Weak
 from .output import console, escape, numbers, print_rows
 
 
@@ -23,23 +24,21 @@ def reproduce(
     revision: Revision = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the estimate, and stop.")] = False,
     ratios: Annotated[str | None, typer.Option(help="Instead of the item's: 2,4,7.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds with commas.  [default: 42]")] = None,
-    finetune_steps: Annotated[int | None, typer.Option(help="Optimizer steps of the first finetuning.")] = None,
-    recover_steps: Annotated[int | None, typer.Option(help="Optimizer steps after it, pruning included.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first problems of each benchmark.")] = None,
-    train_set: Annotated[str | None, typer.Option(help="Training set of the task (see bench tasks).")] = None,
+    seeds: Annotated[str | None, declared("seeds")] = None,
+    finetune_steps: Annotated[int | None, declared("finetune_steps")] = None,
+    recover_steps: Annotated[int | None, declared("recover_steps")] = None,
+    limit: Limit = None,
+    train_set: TrainSet = None,
     data: Data = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for stages and results.  [default: runs]")] = None,
-    workers: Annotated[int | None, typer.Option(help="Stages side by side.  [default: by cores and device]")] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="What generates and scores: vllm, transformers or auto.  [default: auto]")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="torch device.  [default: auto]")] = None,
-    eval_batch_size: Annotated[int | None, typer.Option(help="Prompts per batch.  [default: 64]")] = None,
+    out: Annotated[Path | None, declared("out")] = None,
+    workers: Annotated[int | None, declared("workers")] = None,
+    engine: Annotated[str | None, declared("engine")] = None,
+    device: Annotated[str | None, declared("device")] = None,
+    eval_batch_size: Annotated[int | None, declared("eval_batch_size")] = None,
     quoted: Annotated[
         bool | None,
         typer.Option(
-            "--quoted/--no-quoted", help="Draw the paper's numbers.  [default: where the model is the paper's]"
+            "--quoted/--no-quoted", help=r"Draw the paper's numbers. \[default: where the model is the paper's]"
         ),
     ] = None,
     allow_weak_isolation: Weak = False,

@@ -26,7 +26,7 @@ def table(
     runs: Annotated[
         list[Path] | None, typer.Argument(help="Folders of runs, or their results.csv or .parquet.", metavar="RUN...")
     ] = None,
-    format: Annotated[str | None, typer.Option(help="terminal, markdown, csv or latex.  [default: terminal]")] = None,
+    format: Annotated[str | None, typer.Option(help="terminal, markdown, csv or latex. \\[default: terminal]")] = None,
     all_metrics: Annotated[bool, typer.Option("--all-metrics", help="Not only each benchmark's headline.")] = False,
     overview: Annotated[
         bool, typer.Option("--overview", help="One table over all benchmarks, with the change against uncompressed.")
@@ -36,12 +36,12 @@ def table(
         typer.Option(help="Only these records: method=svd,bs or 'ratio_target>=2'; may be given again."),
     ] = None,
     rows: Annotated[
-        str | None, typer.Option(help="Columns of the records that make the lines.  [default: label]")
+        str | None, typer.Option(help="Columns of the records that make the lines. \\[default: label]")
     ] = None,
     columns: Annotated[
-        str | None, typer.Option(help="Columns of the records that stand side by side.  [default: ratio_target]")
+        str | None, typer.Option(help="Columns of the records that stand side by side. \\[default: ratio_target]")
     ] = None,
-    value: Annotated[str | None, typer.Option(help="Column of the records that is shown.  [default: value]")] = None,
+    value: Annotated[str | None, typer.Option(help="Column of the records that is shown. \\[default: value]")] = None,
     out: Annotated[Path | None, typer.Option(help="Write to this file: .md, .csv or .tex.")] = None,
     dictionary: Annotated[
         bool, typer.Option("--dictionary", help="Print what every column of the records means, and stop.")
@@ -121,10 +121,10 @@ def _overview(frame: Any) -> Sequence[Table]:
 
 def plot(
     run: Results,
-    out: Annotated[Path | None, typer.Option(help="Folder for the pictures.  [default: the run's]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures. \\[default: the run's]")] = None,
     x: Annotated[str, typer.Option(help="ratio, bytes or tokens_per_second.")] = "ratio",
     speed: Annotated[
-        Path | None, typer.Option(help="Where bench speed put its records.  [default: speed/ beside the run]")
+        Path | None, typer.Option(help="Where bench speed put its records. \\[default: speed/ beside the run]")
     ] = None,
 ) -> None:
     """Draw each benchmark's metric over the ratio, the weights' bytes or measured tokens per second."""

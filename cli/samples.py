@@ -9,12 +9,9 @@ from typing import Annotated
 import typer
 
 from ..foundation.text import visible
+from .options import Data
 from .output import console, escape, print_rows, print_text
 
-Data = Annotated[
-    Path | None,
-    typer.Option(envvar="LOWRANK_BENCH_DATA", help="Folder with local datasets; without it the hub is used."),
-]
 Benchmark = Annotated[str | None, typer.Option(help="Which benchmark, where there are several.")]
 Seed = Annotated[int | None, typer.Option(help="Which seed, where there are several.")]
 NAMES = "A samples.jsonl file, its folder, or RUN:LABEL@RATIO such as runs/tiny-toy-math:svd@3."
@@ -25,7 +22,7 @@ def compare(
     b: Annotated[str, typer.Argument(help=NAMES)],
     benchmark: Benchmark = None,
     seed: Seed = None,
-    scorer: Annotated[str | None, typer.Option(help="Whose verdicts count.  [default: the headline's]")] = None,
+    scorer: Annotated[str | None, typer.Option(help="Whose verdicts count. \\[default: the headline's]")] = None,
 ) -> None:
     """Say whether two evaluations of the same problems really differ (paired test)."""
     from ..results.samples.stored import compare_samples
@@ -37,7 +34,7 @@ def compare(
 def rescore(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     data: Data = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the new results.  [default: RUN/rescored]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the new results. \\[default: RUN/rescored]")] = None,
     allow_weak_isolation: Annotated[bool, typer.Option(help="Run generated code under resource limits alone.")] = False,
 ) -> None:
     """Apply today's scorers to the stored completions of a run, without a model."""

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..foundation.errors import UserError
+from .options import Device
 from .output import console, numbers, print_name_note
 
 CHECKPOINT = "Folder of a checkpoint, or RUN:LABEL@RATIO such as runs/tiny-toy-math:svd@3."
@@ -45,7 +46,7 @@ def export(
 def speed(
     checkpoints: Annotated[list[str], typer.Argument(help=CHECKPOINT)],
     engine: Annotated[
-        str | None, typer.Option(help="vllm, transformers or both.  [default: both, where vLLM is installed]")
+        str | None, typer.Option(help="vllm, transformers or both. \\[default: both, where vLLM is installed]")
     ] = None,
     batch_sizes: Annotated[str, typer.Option(help="Prompts side by side, with commas.")] = "1,16,64",
     prompt_tokens: Annotated[int, typer.Option(help="Length of every prompt.")] = 32,
@@ -53,8 +54,10 @@ def speed(
     dtype: Annotated[
         str, typer.Option(help="Of the weights as they run; auto is the first checkpoint's own.")
     ] = "auto",
-    device: Annotated[str, typer.Option(help="torch device; auto takes a GPU where there is one.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads.  [default: OMP_NUM_THREADS, or every core]")] = None,
+    device: Device = "auto",
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads. \\[default: OMP_NUM_THREADS, or every core]")
+    ] = None,
     repeats: Annotated[int, typer.Option(help="Rounds; each measures every checkpoint once.")] = 3,
     against_dense: Annotated[
         bool, typer.Option("--against-dense/--no-dense", help="Measure the dense export of factorised checkpoints too.")

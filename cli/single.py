@@ -9,7 +9,26 @@ from typing import Annotated
 import typer
 
 from ..foundation.errors import UserError, unknown
-from .options import Bos, Data, Device, Engine, Revision, Weak
+from .options import (
+    Bos,
+    Context,
+    Data,
+    Device,
+    Engine,
+    Limit,
+    MaxNewTokens,
+    Memory,
+    Placement,
+    RankMultiple,
+    Revision,
+    Samples,
+    SaveDtype,
+    Temperature,
+    TopP,
+    TrainingRecipe,
+    TrainSet,
+    Weak,
+)
 from .output import console, escape, numbers, print_name_note, print_rows, split_list
 
 
@@ -20,7 +39,7 @@ def compress(
     out: Annotated[Path, typer.Option(help="New folder for the factorised checkpoint.")],
     task: Annotated[str | None, typer.Option(help="Where methods that need data take them from.")] = None,
     data: Data = None,
-    train_set: Annotated[str | None, typer.Option(help="Training set of the task.")] = None,
+    train_set: TrainSet = None,
     steps: Annotated[
         int | None, typer.Option(help="Common step budget that a training method takes its share of.")
     ] = None,
@@ -28,27 +47,13 @@ def compress(
     dtype: Annotated[
         str, typer.Option(help="Of the arithmetic; only float32. For the saved weights see --save-dtype.")
     ] = "float32",
-    save_dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Of the saved weights: own, float32, bfloat16, float16.  [default: own; trained: the recipe's]"
-        ),
-    ] = None,
+    save_dtype: SaveDtype = None,
     device: Device = "auto",
-    recipe: Annotated[str, typer.Option(help="Training defaults: paper, quick, small or auto.")] = "auto",
+    recipe: TrainingRecipe = "auto",
     revision: Revision = None,
-    memory: Annotated[
-        str, typer.Option(help="Read the model layer by layer (walk), load it whole, or by size (auto).")
-    ] = "auto",
-    rank_multiple: Annotated[
-        int, typer.Option(help="Ranks are multiples of this; 16 aligns bfloat16 rows on GPUs.")
-    ] = 1,
-    placement: Annotated[
-        str,
-        typer.Option(
-            help="Of weights and moments of a method that trains: auto (what fits), device, fsdp2, host-moments, 8-bit."
-        ),
-    ] = "auto",
+    memory: Memory = "auto",
+    rank_multiple: RankMultiple = 1,
+    placement: Placement = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the memory that it will take, and stop.")] = False,
 ) -> None:
     """Compress one model as it is and write a factorised checkpoint."""
@@ -114,7 +119,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Preset, folder (dense or factorised) or hub id.")],
     benchmarks: Annotated[str, typer.Option(help="Benchmarks with commas; a task stands for its benchmarks.")],
     data: Data = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first problems.")] = None,
+    limit: Limit = None,
     stage: Annotated[
         str, typer.Option(help="pretrained takes the few-shot prompt, finetuned the finetuning prompt.")
     ] = "finetuned",
@@ -123,15 +128,13 @@ def evaluate(
     dtype: Annotated[str, typer.Option(help="Weights are loaded as; auto is the checkpoint's own.")] = "auto",
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(help="Prompts per batch.")] = 64,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest completion.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Completions per problem, for pass@k.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of sampling; 0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus share.")] = 1.0,
+    max_new_tokens: MaxNewTokens = None,
+    samples: Samples = 1,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
     allow_weak_isolation: Weak = False,
     revision: Revision = None,
-    context: Annotated[
-        str | None, typer.Option(help="Windows of perplexities in tokens: 128,2048.  [default: the benchmark's]")
-    ] = None,
+    context: Context = None,
     bos: Bos = None,
 ) -> None:
     """Evaluate one model or checkpoint."""

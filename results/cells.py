@@ -46,13 +46,13 @@ class FoundCell:
         """
         stages = self.stage.parent
         store = self.store()
-        entry = store.read(self.stage.name)
-        inside = stages / str(entry["inputs"]["model"])  # stands where the whole runs folder was moved or copied
-        key = str(entry["inputs"]["model"]).partition("/")[0]
+        record = store.record(self.stage.name)
+        inside = stages / record.spec.inputs.model  # there where the whole runs folder was moved or copied
+        key = record.spec.inputs.model.partition("/")[0]
         if store.path(key).is_dir():
             store.whole(key)
             store.verify(key)
-        folder = inside if inside.is_dir() else Path(entry["runtime"]["model"]["location"])
+        folder = inside if inside.is_dir() else Path(record.execution.model.location)
         if not (folder / "config.json").is_file():
             raise UserError(f"the checkpoint {folder} of {self.stage.name} is gone; run the sweep again to make it")
         return folder

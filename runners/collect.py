@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from ..evals.base import metric_from_plain
 from ..foundation.files import canonical_json
 from ..records.files import Record
 from .choices import build_method
-from .executors.local import stage_records
 from .graph import BASELINE, Cell, Plan
+from .stage_records import CompressRecord, EvaluateRecord, FinetuneRecord, RecoverRecord, StageRecord
 from .store.files import RECORD, damaged
 
 
@@ -22,29 +21,31 @@ def collect(plan: Plan, failed: Collection[str] = ()) -> list[Record]:
 
 
 def _cell_records(plan: Plan, cell: Cell, failed: Collection[str]) -> list[Record]:
-    made = stage_records(cell.stages, plan.store)
+    stages = {kind: plan.store.record(key) for kind, key in cell.stages.items()}
     rows = []
     for place, key in cell.evaluations.items():
         if key in failed:
             continue
         name = place.partition("@")[0]
-        evaluation = plan.store.read(key)
+        evaluation = plan.store.record(key)
+        assert isinstance(evaluation, EvaluateRecord)
         try:
-            common = _common(plan, cell, made, evaluation) | {"benchmark": name, "stage_key": key}
-            for fields in evaluation["result"]["metrics"]:
-                metric = asdict(metric_from_plain(fields))
-                rows.append(Record(**common, metric=metric.pop("name"), **metric))
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:  # pydantic's is a ValueError
+            common = _common(plan, cell, stages, evaluation) | {"benchmark": name, "stage_key": key}
+            for metric in evaluation.result.metrics:
+                fields = asdict(metric)
+                rows.append(Record(**common, metric=fields.pop("name"), **fields))
+        except (ValueError, KeyError, TypeError, IndexError) as error:  # pydantic's is a ValueError
             raise damaged(plan.store.path(key), f"{RECORD} holds no results of an evaluation") from error
     return rows
 
 
-def _common(plan: Plan, cell: Cell, made: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:
-    result, hardware = evaluation["result"], evaluation["provenance"]["hardware"]
-    report = made["compress"]["result"]["reports"][f"{cell.ratio:g}"] if "compress" in made else None
-    params = report["parameters"] if report else plan.parameters
+def _common(plan: Plan, cell: Cell, stages: Mapping[str, StageRecord], evaluation: EvaluateRecord) -> dict[str, Any]:
+    result, hardware = evaluation.result, evaluation.provenance.hardware
+    compression = stages.get("compress")
+    report = compression.result.report(cell.ratio) if isinstance(compression, CompressRecord) else None
+    params = report.parameters if report else plan.parameters
     ratio = plan.parameters / params
-    kind, _, index = evaluation["runtime"]["device"].partition(":")
+    kind, _, index = evaluation.execution.device.partition(":")
     values: dict[str, Any] = {
         "schema_version": 1,
         "sweep": plan.name,
@@ -58,33 +59,35 @@ def _common(plan: Plan, cell: Cell, made: dict[str, Any], evaluation: dict[str, 
         "ratio_target": cell.ratio,
         "ratio": ratio,
         "kept": 1 / ratio,
-        "ratio_matrices": report["ratio_matrices"] if report else 1.0,
+        "ratio_matrices": report.ratio_matrices if report else 1.0,
         "params_original": plan.parameters,
         "params": params,
-        "bytes": result["bytes"],
+        "bytes": result.bytes,
         "seed": cell.seed,
-        "variant": result.get("variant") or evaluation["config"]["variant"],
+        "variant": result.variant or evaluation.spec.variant,
         "confidence": 0.95,
-        "engine": evaluation["config"]["engine"],
-        "dtype": evaluation["config"]["dtype"],
-        "device": hardware["gpus"][int(index or 0)] if kind == "cuda" else hardware["cpu"],
-        "threads": hardware["threads"],
-        "isolation": str(result["details"].get("isolation", "")),
-        "dataset_sha256": result["dataset_sha256"],
-        "prompt_sha256": result["prompt_sha256"],
-        "versions": canonical_json(evaluation["provenance"]["versions"]),
-        "git_commit": evaluation["provenance"]["git_commit"],
-        "evaluated_at": evaluation["ended_at"],
-        "peak_memory_bytes": max(record["peak_memory_bytes"] for record in [*made.values(), evaluation]),
-        "seconds_evaluate": evaluation["seconds"],
+        "engine": evaluation.spec.engine,
+        "dtype": evaluation.spec.dtype,
+        "device": hardware.gpus[int(index or 0)] if kind == "cuda" else hardware.cpu,
+        "threads": hardware.threads,
+        "isolation": str(result.details.get("isolation", "")),
+        "dataset_sha256": result.dataset_sha256,
+        "prompt_sha256": result.prompt_sha256,
+        "versions": canonical_json(evaluation.provenance.versions),
+        "git_commit": evaluation.provenance.git_commit,
+        "evaluated_at": evaluation.ended_at,
+        "peak_memory_bytes": max(record.peak_memory_bytes for record in [*stages.values(), evaluation]),
+        "seconds_evaluate": evaluation.seconds,
     }
     for kind in ("finetune", "fit", "compress", "recover"):
-        values[f"seconds_{kind}"] = made[kind]["seconds"] if kind in made else 0.0
+        values[f"seconds_{kind}"] = stages[kind].seconds if kind in stages else 0.0
     for kind in ("finetune", "recover"):
-        training = made[kind]["result"]["training"] if kind in made else {"steps": 0, "tokens": 0}
-        values[f"steps_{kind}"], values[f"tokens_{kind}"] = training["steps"], training["tokens"]
-    values["steps_compress"] = report["steps"] if report else 0
-    values["tokens_compress"] = report["tokens"] if report else 0
+        record = stages.get(kind)
+        training = record.result.training if isinstance(record, FinetuneRecord | RecoverRecord) else None
+        values[f"steps_{kind}"] = training.steps if training else 0
+        values[f"tokens_{kind}"] = training.tokens if training else 0
+    values["steps_compress"] = report.steps if report else 0
+    values["tokens_compress"] = report.tokens if report else 0
     return values
 
 

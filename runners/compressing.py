@@ -24,8 +24,8 @@ from ..methods.ranks.budget import Budget
 from ..models.dtypes import SAVE_DTYPES
 from ..models.loading import load_skeleton
 from ..models.untouched import Untouched, untouched
-from ..records.schema import recordable
 from .config import MethodSpec, SweepConfig, make_config, nest, parse_method
+from .config.methods import check_recordable
 from .estimates.memory import check_plan, memory_rows, plan_ways
 from .executors.local import crew_size
 from .plan import Plan, make_plan
@@ -101,8 +101,8 @@ class _CellConfig(SweepConfig):
 
     @field_validator("model", "task")
     @classmethod
-    def _recordable(cls, value: str, info: ValidationInfo) -> str:
-        return recordable(str(info.field_name), value) if value or info.field_name != "task" else value
+    def _check_recordable(cls, value: str, info: ValidationInfo) -> str:
+        return check_recordable(str(info.field_name), value) if value or info.field_name != "task" else value
 
 
 def plan_compression(request: CompressRequest) -> Plan:

@@ -27,6 +27,7 @@ from .graph import Plan
 from .plan import make_plan
 from .process_setup import refuse_launchers
 from .progress import LOG_FILE, StageProgress
+from .stage_records import FinetuneRecord, FitRecord
 from .store.removal import Removal, by_fit, keeps_all
 from .store.shared import SharedStore
 from .store.storage import Storage
@@ -178,7 +179,9 @@ def fit_warnings(plan: Plan) -> list[str]:
     found: dict[str, None] = {}
     for key, stage in plan.stages.items():
         if stage.kind in ("finetune", "fit"):
-            found |= dict.fromkeys(plan.store.read(key)["result"].get("warnings", []))
+            record = plan.store.record(key)
+            if isinstance(record, FinetuneRecord | FitRecord):
+                found |= dict.fromkeys(record.result.warnings)
     return list(found)
 
 

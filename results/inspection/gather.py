@@ -20,6 +20,8 @@ from ...models.loading import load_model, load_tokenizer
 from ...models.presets import PRESETS, resolve_model
 from ...models.residual import NamedMatrix, find_matrix, matrix_of, named_matrices
 from ...models.token_text import token_texts
+from ...runners.specs import ModelLocation
+from ...runners.stage_records import CompressRecord
 from ...runners.stages.compress import BASES_FILE
 from ...runners.store.folders import REPORT, verify_around
 from ..cells import FoundCell, find_cell, is_cell
@@ -182,7 +184,7 @@ def _change_notes(trained: bool, tokens: bool, reading: Reading) -> tuple[str, .
 class _CompressStage:
     """A compress stage at one ratio: its record, folders of ratio and fit, and the model that it compressed."""
 
-    record: dict[str, Any]
+    record: CompressRecord
     ratio: Path
     fit: Path
     base: str
@@ -194,8 +196,7 @@ def _compress_stage(cell: FoundCell) -> _CompressStage:
     stages = cell.stage.parent
     store, key = cell.store(), cell.stage.name
     while True:
-        entry = store.read(key)
-        key, _, inside = str(entry["inputs"].get("model", "")).partition("/")
+        key, _, inside = store.record(key).spec.inputs.model.partition("/")
         if key.startswith("compress-"):
             break
         if not key.startswith("recover-"):
@@ -203,25 +204,26 @@ def _compress_stage(cell: FoundCell) -> _CompressStage:
                 f"'{cell.record['label']}@{cell.record['ratio_target']:g}' is not compressed, so no basis changed; "
                 "name a compressed cell, such as runs/tiny-toy-math:bs@3"
             )
-    record = store.read(key)
-    runtime, inputs = record["runtime"], record["inputs"]
-    for needed in (key, str(inputs["fit"]), str(inputs["model"]).partition("/")[0]):
+    record = store.record(key)
+    assert isinstance(record, CompressRecord)
+    inputs = record.spec.inputs
+    for needed in (key, inputs.fit, inputs.model.partition("/")[0]):
         if store.path(needed).is_dir():
             store.whole(needed)
             store.verify(needed)
-    fit, base = stages / str(inputs["fit"]), stages / str(inputs["model"])
-    source = {"location": str(base), "revision": ""} if base.is_dir() else runtime["model"]
+    fit, base = stages / inputs.fit, stages / inputs.model
+    model = ModelLocation(location=str(base)) if base.is_dir() else record.execution.model
     if not fit.is_dir():
         raise UserError(f"the fit {fit} of {key} is gone; run the sweep again to make it")
     folder = stages / key / Path(inside).parts[0]
-    return _CompressStage(record, folder, fit, source["location"], source["revision"])
+    return _CompressStage(record, folder, fit, model.location, model.revision)
 
 
 def _fates(stage: _CompressStage) -> dict[str, Fate]:
-    file, config = stage.ratio / BASES_FILE, stage.record["config"]
+    file, spec = stage.ratio / BASES_FILE, stage.record.spec
     if file.is_file():
         return trained_fates(load_file(file))
-    method = create_method(config["method"], config["options"])
+    method = create_method(spec.method, spec.options)
     if isinstance(method, BasisSelection):
         raise UserError(
             f"{stage.ratio.parent} was made before compress stages kept what became of each basis; delete that folder "
@@ -229,7 +231,7 @@ def _fates(stage: _CompressStage) -> dict[str, Fate]:
         )
     if method.requirements.trains:
         raise UserError(
-            f"the method '{config['method']}' trains while it compresses and keeps no account of its bases; inspect "
+            f"the method '{spec.method}' trains while it compresses and keeps no account of its bases; inspect "
             "bs, bsi or a method that truncates, such as svd"
         )
     report = read_json(stage.ratio / REPORT)

@@ -31,12 +31,12 @@ def bands(targets: Mapping[str, Iterable[float]]) -> dict[float, float]:
     Args:
         targets: target ratios by row.
     """
-    found = {ratio: band_of(ratio) for ratios in targets.values() for ratio in ratios}
+    band_of_ratio = {ratio: band_of(ratio) for ratios in targets.values() for ratio in ratios}
     crowded = set()
     for ratios in targets.values():
-        row = [found[ratio] for ratio in set(ratios)]
+        row = [band_of_ratio[ratio] for ratio in set(ratios)]
         crowded |= {band for band in row if row.count(band) > 1}
-    return {ratio: ratio if band in crowded else band for ratio, band in found.items()}
+    return {ratio: ratio if band in crowded else band for ratio, band in band_of_ratio.items()}
 
 
 def band_name(band: float) -> str:

@@ -41,7 +41,7 @@ class Entry:
         label: the row's name.
         origin: empty if measured here, else the submission's name.
         stage: of the evaluated model.
-        target: the ratio asked for; ``band`` is the column it stands in, NaN if uncompressed.
+        target: the ratio asked for; ``band`` is the column it is in, NaN if uncompressed.
         cell: value, interval, sizes; see `pivot.Cell`.
         speeds: decoding speed in tokens per second by the conditions under which it was timed.
         standing: rank and test; None for uncompressed models.
@@ -101,8 +101,8 @@ class Board:
         table = self.table
         data = f", data {self.data}" if self.data else ""
         level = "" if table.confidence == 0.95 else f", {100 * table.confidence:g} % intervals"
-        how = f"{shorten(table.engine, 40)}, {shorten(table.dtype, 40)}{level}{data}"
-        return f"{self.measure}, n = {table.n} ({how})"
+        engine = f"{shorten(table.engine, 40)}, {shorten(table.dtype, 40)}{level}{data}"
+        return f"{self.measure}, n = {table.n} ({engine})"
 
     @property
     def measure(self) -> str:
@@ -111,13 +111,15 @@ class Board:
 
     def rows(self) -> list[tuple[str, dict[float, Entry]]]:
         """Return labels with their entries by band; best first in the first of the fullest bands, the others after."""
-        found: dict[str, dict[float, Entry]] = {}
+        entries: dict[str, dict[float, Entry]] = {}
         for entry in self.entries:
-            found.setdefault(entry.label, {})[entry.band] = entry
+            entries.setdefault(entry.label, {})[entry.band] = entry
         if self.bands:
             lead = self.lead
-            return sorted(found.items(), key=lambda row: (lead not in row[1], -self.goodness(row[1].get(lead)), row[0]))
-        return sorted(found.items())
+            return sorted(
+                entries.items(), key=lambda row: (lead not in row[1], -self.goodness(row[1].get(lead)), row[0])
+            )
+        return sorted(entries.items())
 
     @property
     def lead(self) -> float:
@@ -157,12 +159,12 @@ def boards(
     columns = {str(name): frame[name].tolist() for name in frame.columns}
     positions = {index: i for i, index in enumerate(frame.index)}
     timed = {name: [values[index] for index in frame.index] for name, values in (speeds or {}).items()}
-    found = []
+    results = []
     for _, part in frame.groupby(_STRICT, sort=True):
         for table in pivot(part, headline=False):
-            found.append(_board(table, columns, positions, samples or {}, timed))
-    found.sort(key=lambda board: _order(board))
-    return _told_apart(_with_references(found))
+            results.append(_board(table, columns, positions, samples or {}, timed))
+    results.sort(key=lambda board: _order(board))
+    return _distinguished(_with_references(results))
 
 
 def _one_of_each(frame: pd.DataFrame) -> pd.DataFrame:
@@ -189,7 +191,7 @@ def _board(
     speeds: Mapping[str, list[float]],
 ) -> Board:
     compressed = [row for row in table.rows if not row.uncompressed]
-    places = bands({f"{row.label}/{row.stage}": row.cells for row in compressed})
+    bands_of = bands({f"{row.label}/{row.stage}": row.cells for row in compressed})
     entries: list[Entry] = []
     references: list[Entry] = []
     first = next(positions[cell.records[0]] for row in table.rows for cell in row.cells.values())
@@ -203,7 +205,7 @@ def _board(
             times = {name: _mean([values[i] for i in rows]) for name, values in speeds.items()}
             times = {name: value for name, value in times.items() if math.isfinite(value)}
             source = provenances(columns, rows)
-            band = math.nan if row.uncompressed else places[target]
+            band = math.nan if row.uncompressed else bands_of[target]
             entry = Entry(f"e{key}", row.label, origin, row.stage, target, band, cell, times, None, source)
             (references if row.uncompressed else entries).append(entry)
     ranked = _ranked(entries, table, columns, positions, samples)
@@ -229,7 +231,7 @@ def _ranked(
     by_band: dict[float, list[Entry]] = {}
     for entry in entries:
         by_band.setdefault(entry.band, []).append(entry)
-    found = []
+    ranked = []
     for band, column in by_band.items():
         left_out = {entry.id: reason for entry in column if (reason := _not_ranked(entry.cell, band))}
         fit = [entry for entry in column if entry.id not in left_out]
@@ -238,8 +240,8 @@ def _ranked(
         standings = {entry.id: standing for entry, standing in zip(fit, rank(contenders), strict=True)}
         for entry in column:
             standing = standings.get(entry.id) or Standing(None, reason=left_out[entry.id])
-            found.append(replace(entry, standing=standing))
-    return found
+            ranked.append(replace(entry, standing=standing))
+    return ranked
 
 
 def _not_ranked(cell: Cell, band: float) -> str:
@@ -265,11 +267,11 @@ def _contender(
     missing = ""
     for index in entry.cell.records:
         i = positions[index]
-        one = samples.get((columns["stage_key"][i], table.metric, table.scorer), NO_SAMPLES)
-        if isinstance(one, str):
-            missing = missing or one
+        sample_scores = samples.get((columns["stage_key"][i], table.metric, table.scorer), NO_SAMPLES)
+        if isinstance(sample_scores, str):
+            missing = missing or sample_scores
         else:
-            scores[columns["seed"][i]] = one
+            scores[columns["seed"][i]] = sample_scores
     return Contender(better, scores, missing)
 
 
@@ -277,40 +279,40 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _with_references(found: Sequence[Board]) -> list[Board]:
+def _with_references(boards: Sequence[Board]) -> list[Board]:
     """Move uncompressed models that stand alone (pretrained, few-shot) to the boards of their benchmark."""
 
-    def place(board: Board) -> tuple[str, ...]:
+    def sort_key(board: Board) -> tuple[str, ...]:
         t = board.table
         return (t.model, board.model_sha256, t.task, t.benchmark, t.metric, t.scorer, t.engine, t.dtype, str(t.n))
 
     alone: dict[tuple[str, ...], list[Board]] = {}
-    for board in found:
+    for board in boards:
         if not board.entries:
-            alone.setdefault(place(board), []).append(board)
-    homes = {place(board) for board in found if board.entries}
-    kept = []
-    for board in found:
+            alone.setdefault(sort_key(board), []).append(board)
+    homes = {sort_key(board) for board in boards if board.entries}
+    shown_boards = []
+    for board in boards:
         if board.entries:
             stages = {(entry.stage, entry.origin) for entry in board.references}
             others = [
                 (other.table.variant, entry)
-                for other in alone.get(place(board), [])
+                for other in alone.get(sort_key(board), [])
                 for entry in other.references
                 if (entry.stage, entry.origin) not in stages
             ]
-            kept.append(replace(board, elsewhere=tuple(others)))
-        elif place(board) not in homes:
-            kept.append(board)
-    return kept
+            shown_boards.append(replace(board, elsewhere=tuple(others)))
+        elif sort_key(board) not in homes:
+            shown_boards.append(board)
+    return shown_boards
 
 
-def _told_apart(found: list[Board]) -> list[Board]:
+def _distinguished(boards: list[Board]) -> list[Board]:
     """Name data, prompts and model by their hashes where titles alone would stand for several boards."""
-    titles = [(board.title, board.conditions) for board in found]
+    titles = [(board.title, board.conditions) for board in boards]
     return [
         replace(board, data=_hashes(board)) if titles.count((board.title, board.conditions)) > 1 else board
-        for board in found
+        for board in boards
     ]
 
 

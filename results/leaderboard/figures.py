@@ -14,7 +14,7 @@ from .bands import band_name
 from .boards import Board, Entry
 
 MOST_SERIES = 18
-"""More rows than there are marker shapes would not be told apart; the best ones are drawn."""
+"""More rows than there are marker shapes would not be distinguished; the best ones are drawn."""
 
 _SIZES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1.0))
 
@@ -26,20 +26,20 @@ def figures(board: Board) -> list[Figure]:
     if not any(math.isfinite(entry.cell.value) for _, row in drawn for entry in row.values()):
         return []
     left_out = f" The first {MOST_SERIES} of {len(rows)} rows are drawn." if len(rows) > MOST_SERIES else ""
-    found = [_curve(board, drawn, left_out)]
+    drawings = [_curve(board, drawn, left_out)]
     size = max(entry.cell.bytes for _, row in drawn for entry in row.values())
     unit, scale = next((unit, scale) for unit, scale in _SIZES if size >= scale or scale == 1)
-    found += _front(
+    drawings += _front(
         board, drawn, "bytes", Axis(f"weights on disk [{unit}]", scale), lambda entry: entry.cell.bytes or math.nan,
         True, left_out,
     )  # fmt: skip
     for number, condition in enumerate(sorted({name for entry in board.entries for name in entry.speeds})):
-        found += _front(
+        drawings += _front(
             board, drawn, f"speed{number}", Axis("decoding speed [tokens/s]"),
             partial(_speed, condition=condition),
             False, f" Timed as {condition}.{left_out}",
         )  # fmt: skip
-    return found
+    return drawings
 
 
 def _curve(board: Board, rows: Sequence[tuple[str, Mapping[float, Entry]]], left_out: str) -> Figure:
@@ -69,16 +69,16 @@ def _front(
 ) -> list[Figure]:
     named = [(label, row[band]) for label, row in rows for band in sorted(row)]
     named += [(f"uncompressed ({entry.stage})", entry) for entry in board.references]
-    found = [(label, e, x(e)) for label, e in named if math.isfinite(x(e)) and math.isfinite(e.cell.value)]
-    if len(found) < 2:
+    costs = [(label, e, x(e)) for label, e in named if math.isfinite(x(e)) and math.isfinite(e.cell.value)]
+    if len(costs) < 2:
         return []
-    best = pareto([(place, -board.goodness(e)) for _, e, place in found], less_x, less_y=True)
+    best = pareto([(cost, -board.goodness(e)) for _, e, cost in costs], less_x, less_y=True)
     groups: dict[str, list[Point]] = {}
-    for (label, e, place), on in zip(found, best, strict=True):
+    for (label, e, cost), on in zip(costs, best, strict=True):
         ratio = band_name(e.target) if on and not e.uncompressed else ""
-        groups.setdefault(label, []).append(_point(board, e, place, not on, ratio))
-    corners = [(place, _scaled(board, e.cell.value)) for (_, e, place), on in zip(found, best, strict=True) if on]
-    members = [f"{e.label} {band_name(e.target)}" for (_, e, _), on in zip(found, best, strict=True) if on]
+        groups.setdefault(label, []).append(_point(board, e, cost, not on, ratio))
+    corners = [(cost, _scaled(board, e.cell.value)) for (_, e, cost), on in zip(costs, best, strict=True) if on]
+    members = [f"{e.label} {band_name(e.target)}" for (_, e, _), on in zip(costs, best, strict=True) if on]
     caption = (
         f"{board.title}: {board.measure} against {axis.label.partition(' [')[0]}. Filled points and the dashed "
         "line are the Pareto front of the estimates: no other point is as good in both and better in one. Outlines are "

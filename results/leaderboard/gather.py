@@ -61,14 +61,14 @@ def gather(
         raise UserError(
             f"there is nothing to rank: name a run such as runs/tiny-toy-math, or add records to {submitted}"
         )
-    parts, wanted, timed = [], [], []
+    parts, requests, timed = [], [], []
     for run in dict.fromkeys(path.resolve() for path in runs):
         frame = read_records(run)
         parts.append(frame.assign(**{ORIGIN: ""}))
         stages = stage_folder(run, "x").parent
         rows = frame[frame["headline"]] if headline else frame
         keys = ("stage_key", "metric", "scorer", "value")
-        wanted += [(stages, *row) for row in zip(*(rows[key].tolist() for key in keys), strict=True)]
+        requests += [(stages, *row) for row in zip(*(rows[key].tolist() for key in keys), strict=True)]
         beside = (run if run.is_dir() else run.parent).parent / "speed"
         if speed is None and (beside / "results.csv").is_file():
             timed.append(beside)
@@ -76,7 +76,7 @@ def gather(
     frame = pd.concat(parts, ignore_index=True)
     timed = [speed] if speed is not None else list(dict.fromkeys(timed))
     speeds = _speeds(frame, [read_records(folder) for folder in timed])
-    scores: Mapping[tuple[str, str, str], Scores | str] = scores_of(wanted)
+    scores: Mapping[tuple[str, str, str], Scores | str] = scores_of(requests)
     return Leaderboard(boards(frame, scores, speeds, headline), list(foreign))
 
 
@@ -97,11 +97,11 @@ def _speeds(frame: pd.DataFrame, timed: Sequence[pd.DataFrame]) -> dict[str, lis
     """Return speeds by condition, one for each record; a submission's speeds are its own, never ours."""
     import pandas as pd
 
-    found: dict[str, pd.Series[float]] = {}
+    speed_of: dict[str, pd.Series[float]] = {}
     for origin, part in frame.groupby(ORIGIN):
         own = [part[part["benchmark"] == BENCHMARK], *(timed if origin == "" else [])]
         speeds = pd.concat(own, ignore_index=True)
         for variant in speed_variants(speeds):
             column = with_speed(part, speeds, variant)[COLUMN].reindex(frame.index)
-            found[variant] = found[variant].combine_first(column) if variant in found else column
-    return {variant: column.tolist() for variant, column in found.items()}
+            speed_of[variant] = speed_of[variant].combine_first(column) if variant in speed_of else column
+    return {variant: column.tolist() for variant, column in speed_of.items()}

@@ -67,7 +67,7 @@ def to_html(boards: Sequence[Board], title: str = "Leaderboard", submissions: Se
         script=script,
         title=title,
         legend=LEGEND,
-        boards=[_shown(board) for board in boards],
+        boards=[_board_view(board) for board in boards],
         choices=choices,
         entries=len(entries),
         submitted=sum(bool(entry.origin) for entry in entries),
@@ -80,7 +80,7 @@ def _band_id(band: float) -> str:
     return f"{band:.6g}"
 
 
-def _shown(board: Board) -> _Shown:
+def _board_view(board: Board) -> _Shown:
     entries = [entry for _, row in board.rows() for entry in row.values()]
     rows = [*board.references, *(entry for _, entry in board.elsewhere), *entries]
     options = _options(rows)
@@ -134,30 +134,32 @@ def _rank_field(board: Board, entry: Entry | None) -> Field:
 
 
 def _references(board: Board) -> list[Field]:
-    found = [(entry.label, entry) for entry in board.references]
-    found += [(f"{entry.label}, {variant}", entry) for variant, entry in board.elsewhere]
+    references = [(entry.label, entry) for entry in board.references]
+    references += [(f"{entry.label}, {variant}", entry) for variant, entry in board.elsewhere]
     return [
         Field(value, detail=interval, mark=shorten(name, _LABEL), to=entry.id)
-        for name, entry in found
+        for name, entry in references
         for value, interval in [format_cell(board.table.metric, entry.cell)]
     ]
 
 
 def _options(rows: Sequence[Entry]) -> list[tuple[str, str]]:
     """Return the options by row, or nothing where they differ within one."""
-    found: dict[str, set[str]] = {}
+    options_of: dict[str, set[str]] = {}
     for entry in rows:
-        found.setdefault(entry.label, set()).add(entry.provenance.options)
-    if any(len(texts) > 1 for texts in found.values()):
+        options_of.setdefault(entry.label, set()).add(entry.provenance.options)
+    if any(len(texts) > 1 for texts in options_of.values()):
         return []
-    return [(shorten(label, _LABEL), next(iter(texts))) for label, texts in found.items() if texts != {"defaults"}]
+    return [(shorten(label, _LABEL), next(iter(texts))) for label, texts in options_of.items() if texts != {"defaults"}]
 
 
 def _details(board: Board, rows: Sequence[Entry], apart: set[str]) -> tuple[list[tuple[str, str]], Table]:
     """Return what is the same for all entries, and a table of what differs; columns ``apart`` are shown elsewhere."""
     known = [asdict(entry.provenance) for entry in rows]
     names = [name for name in _NAMES if name not in apart]
-    same = {name for name in names if len({one[name] for one in known}) == 1} - ({"stage_keys"} if rows[1:] else set())
+    same = {name for name in names if len({values[name] for values in known}) == 1} - (
+        {"stage_keys"} if rows[1:] else set()
+    )
     common = [(_NAMES[name], shorten(known[0][name], _TEXT)) for name in names if name in same and known[0][name]]
     common.append(("problems, sha256", board.dataset_sha256))
     common += [("prompts, sha256", board.prompt_sha256)] if board.prompt_sha256 else []
@@ -170,7 +172,7 @@ def _details(board: Board, rows: Sequence[Entry], apart: set[str]) -> tuple[list
         *number_columns(*(f"tokens/s, {name}" for name in speeds), format="{:,.4g}"),
         *text_columns(*(_NAMES[name] for name in varying)),
     ]
-    lines = [_detail(entry, one, speeds, varying) for entry, one in zip(rows, known, strict=True)]
+    lines = [_detail(entry, values, speeds, varying) for entry, values in zip(rows, known, strict=True)]
     caption = f"{board.title}: all entries with sizes and provenance"
     return common, Table(caption, columns, lines, f"{board.id}-details", [entry.id for entry in rows])
 

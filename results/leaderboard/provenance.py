@@ -48,26 +48,26 @@ def provenances(columns: Mapping[str, Sequence[Any]], rows: Sequence[int]) -> Pr
         rows: positions of the entry's records.
     """
 
-    def each(name: str) -> list[str]:
+    def column(name: str) -> list[str]:
         return [str(columns[name][i]) for i in rows]
 
     hardware = [
         f"{columns['device'][i]}" + (f", {t} threads" if (t := columns["threads"][i]) > 1 else ", 1 thread" * (t == 1))
         for i in rows
     ]
-    days = sorted(each("evaluated_at"))
+    days = sorted(column("evaluated_at"))
     return Provenance(
         seeds=_joined(str(seed) for seed in sorted(columns["seed"][i] for i in rows)),
-        options=_joined(_pairs(text) for text in each("options")),
+        options=_joined(_pairs(text) for text in column("options")),
         tokens=" + ".join(_count(columns[f"tokens_{stage}"], rows) for stage in _TRAINED),
         steps=" + ".join(_count(columns[f"steps_{stage}"], rows) for stage in _TRAINED),
         hardware=_joined(hardware),
-        versions=_joined(_pairs(text, " ") for text in each("versions")),
-        commit=_joined(text[:12] or "not in a repository" for text in each("git_commit")),
-        isolation=_joined(filter(None, each("isolation"))),
+        versions=_joined(_pairs(text, " ") for text in column("versions")),
+        commit=_joined(text[:12] or "not in a repository" for text in column("git_commit")),
+        isolation=_joined(filter(None, column("isolation"))),
         evaluated_at=days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}",
-        stage_keys=_joined(each("stage_key")),
-        run=_joined(each("sweep")),
+        stage_keys=_joined(column("stage_key")),
+        run=_joined(column("sweep")),
     )
 
 

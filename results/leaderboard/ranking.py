@@ -49,7 +49,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where an entry stands in its column.
+    """The rank of an entry in its column.
 
     Attributes:
         rank: 1 for the best and for all tied with it, else one more than the number of better values; None where the
@@ -93,23 +93,23 @@ def rank(column: Sequence[Contender]) -> list[Standing]:
     if not column:
         return []
     best = max(range(len(column)), key=lambda i: (column[i].goodness, -i))
-    values = sorted(one.goodness for one in column)
+    values = sorted(contender.goodness for contender in column)
     tests = _test(column)
-    made = [pair for pair, found in tests.items() if isinstance(found, Test)]
-    adjusted = dict(zip(made, holm([tests[pair].p_value for pair in made]), strict=True))  # type: ignore[union-attr]
+    tested = [pair for pair, result in tests.items() if isinstance(result, Test)]
+    adjusted = dict(zip(tested, holm([tests[pair].p_value for pair in tested]), strict=True))  # type: ignore[union-attr]
     standings = []
-    for i, one in enumerate(column):
-        place = 1 + len(values) - bisect_right(values, one.goodness)
+    for i, contender in enumerate(column):
+        position = 1 + len(values) - bisect_right(values, contender.goodness)
         if i == best:
             standings.append(Standing(1, best=True, reason="the only entry" if len(column) == 1 else ""))
             continue
         pair = (min(i, best), max(i, best))
-        found = tests.get(pair) or one.missing or column[best].missing or NO_SAMPLES
-        if isinstance(found, str):
-            standings.append(Standing(place, reason=found))
+        result = tests.get(pair) or contender.missing or column[best].missing or NO_SAMPLES
+        if isinstance(result, str):
+            standings.append(Standing(position, reason=result))
             continue
         tied = adjusted[pair] >= LEVEL
-        standings.append(Standing(1 if tied else place, False, tied, found.p_value, adjusted[pair], *found[1:]))
+        standings.append(Standing(1 if tied else position, False, tied, result.p_value, adjusted[pair], *result[1:]))
     return standings
 
 
@@ -123,9 +123,9 @@ class Test(NamedTuple):
 
 def _test(column: Sequence[Contender]) -> dict[tuple[int, int], Test | str]:
     """Return the test of each pair of entries with samples, or why there is none."""
-    found: dict[tuple[int, int], Test | str] = {}
+    results: dict[tuple[int, int], Test | str] = {}
     index: dict[str, int] = {}
-    tested = [i for i, one in enumerate(column) if one.scores]
+    tested = [i for i, contender in enumerate(column) if contender.scores]
     for i in tested:
         for scores in column[i].scores.values():
             for problem in scores.problems:
@@ -136,19 +136,19 @@ def _test(column: Sequence[Contender]) -> dict[tuple[int, int], Test | str]:
         a, b = (column[i] for i in pair)
         seeds = sorted(set(a.scores) & set(b.scores))
         if not seeds:
-            found[pair] = "no seed in common"
+            results[pair] = "no seed in common"
             continue
         apart = np.stack([placed[pair[0]][seed] - placed[pair[1]][seed] for seed in seeds])
-        there = ~np.isnan(apart)
-        problems = int(there.any(axis=0).sum())
+        compared = ~np.isnan(apart)
+        problems = int(compared.any(axis=0).sum())
         if problems == 0:
-            found[pair] = "no problem in common"
+            results[pair] = "no problem in common"
             continue
-        difference = np.where(there, apart, 0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
+        difference = np.where(compared, apart, 0).sum(axis=0) / np.maximum(compared.sum(axis=0), 1)
         size = f"{problems} problems or windows, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
         if len(seeds) == 1 and a.scores[seeds[0]].greedy and b.scores[seeds[0]].greedy:
             p = mcnemar(int((difference > 0).sum()), int((difference < 0).sum()))
-            found[pair] = Test(p, f"{MCNEMAR} ({size})")
+            results[pair] = Test(p, f"{MCNEMAR} ({size})")
         else:
             flipped.append(pair)
             differences.append(difference)
@@ -157,8 +157,8 @@ def _test(column: Sequence[Contender]) -> dict[tuple[int, int], Test | str]:
         flips = enough_flips(len(tested) * (len(tested) - 1) // 2)
         p_values = sign_flips(np.stack(differences, axis=1), flips)
         for pair, p, name in zip(flipped, p_values, names, strict=True):
-            found[pair] = Test(float(p), name, bool(p < 1.5 / (flips + 1)))
-    return found
+            results[pair] = Test(float(p), name, bool(p < 1.5 / (flips + 1)))
+    return results
 
 
 def _placed(scores: Scores, index: Mapping[str, int]) -> Floats:

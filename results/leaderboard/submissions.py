@@ -36,17 +36,17 @@ class Fault:
     Attributes:
         line: number of the line in the file, the header being 1; 0 for the whole file.
         column: where in it; empty for the whole line.
-        told: what is wrong and what is allowed.
+        message: what is wrong and what is allowed.
     """
 
     line: int
     column: str
-    told: str
+    message: str
 
     def __str__(self) -> str:
         """Return ``line 7, value: …``."""
-        where = f"line {self.line}" if self.line else "the file"
-        return clean(f"{where}{f', {self.column}' if self.column else ''}: {self.told}")
+        position = f"line {self.line}" if self.line else "the file"
+        return clean(f"{position}{f', {self.column}' if self.column else ''}: {self.message}")
 
 
 class FaultyFile(UserError):
@@ -110,12 +110,12 @@ def stored(folder: Path) -> dict[str, pd.DataFrame]:
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is no folder of submissions; name the folder that bench leaderboard add wrote to")
-    found = {}
+    records = {}
     for path in sorted(folder.glob("submitted-*.csv")):
         if path.stem != _name(read_input(path, "submission", MOST_BYTES).decode("utf-8", "replace")):
             raise UserError(f"{path} was changed after it was added; delete it, and add what is right with its check")
-        found[path.stem.replace("-", " ")] = read_records(path)
-    return found
+        records[path.stem.replace("-", " ")] = read_records(path)
+    return records
 
 
 def check(path: Path) -> list[Record]:
@@ -135,16 +135,16 @@ def check(path: Path) -> list[Record]:
             faults.append(Fault(number, "", f"{len(cells)} cells where the header has {len(header)}"))
             continue
         row = dict(zip(header, cells, strict=True))
-        found = _text_faults(number, row)
+        row_faults = _text_faults(number, row)
         try:
             record = Record.model_validate(row)
         except ValidationError as error:
-            columns = {fault.column for fault in found}
-            found += [fault for fault in _schema_faults(number, error) if fault.column not in columns]
+            columns = {fault.column for fault in row_faults}
+            row_faults += [fault for fault in _schema_faults(number, error) if fault.column not in columns]
         else:
-            found += _sense_faults(number, record)
+            row_faults += _sense_faults(number, record)
             good.append((number, record))
-        faults += found
+        faults += row_faults
     faults += _contradictions(good)
     if not lines[1:]:
         faults.append(Fault(0, "", "it has a header and no records"))
@@ -190,25 +190,25 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
     if (longest := max(map(len, text.split("\n")))) > MOST_IN_A_LINE:
         raise UserError(f"{path} has a line of {longest:,} characters; at most {MOST_IN_A_LINE:,} are allowed")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    found, before = [], 0
+    lines, before = [], 0
     try:
         for cells in reader:
             if cells:
-                found.append((before + 1, cells))
+                lines.append((before + 1, cells))
             before = reader.line_num
     except csv.Error as error:
         raise FaultyFile(
             path, [Fault(before + 1, "", f"this is not CSV ({error}); quotes must come in pairs")]
         ) from None
-    return found
+    return lines
 
 
 def _version_faults(lines: Sequence[tuple[int, list[str]]]) -> list[Fault]:
     """Look at the version before the columns: another version may have others."""
     if not lines or "schema_version" not in lines[0][1]:
         return []
-    place = lines[0][1].index("schema_version")
-    versions = {cells[place].strip(): number for number, cells in reversed(lines[1:]) if len(cells) > place}
+    index = lines[0][1].index("schema_version")
+    versions = {cells[index].strip(): number for number, cells in reversed(lines[1:]) if len(cells) > index}
     return [
         Fault(
             number, "schema_version", f"it is {version[:20]}, this version reads {SCHEMA_VERSION}; update lowrank-bench"
@@ -237,23 +237,23 @@ def _text_faults(number: int, row: dict[str, str]) -> list[Fault]:
     for column, text in row.items():
         if not text.isprintable():
             bad = next(c for c in text if not c.isprintable())
-            told = f"'{_short(text)}' has the invisible character U+{ord(bad):04X}; only printable text is allowed"
-            faults.append(Fault(number, column, told))
+            message = f"'{_short(text)}' has the invisible character U+{ord(bad):04X}; only printable text is allowed"
+            faults.append(Fault(number, column, message))
         elif len(text) > LONGEST_TEXT and column not in ("options", "versions"):
-            told = f"'{_short(text)}' has {len(text)} characters; at most {LONGEST_TEXT} are allowed"
-            faults.append(Fault(number, column, told))
+            message = f"'{_short(text)}' has {len(text)} characters; at most {LONGEST_TEXT} are allowed"
+            faults.append(Fault(number, column, message))
     return faults
 
 
 def _schema_faults(number: int, error: ValidationError) -> list[Fault]:
     faults = []
-    for one in error.errors(include_url=False):
-        column = ".".join(map(str, one["loc"]))
-        told = one["msg"].removeprefix("Value error, ")
-        value = one.get("input")
-        if column and isinstance(value, str) and f"'{value[:30]}'" not in told:
-            told = f"'{_short(value)}': {told}"
-        faults.append(Fault(number, column, told))
+    for detail in error.errors(include_url=False):
+        column = ".".join(map(str, detail["loc"]))
+        message = detail["msg"].removeprefix("Value error, ")
+        value = detail.get("input")
+        if column and isinstance(value, str) and f"'{value[:30]}'" not in message:
+            message = f"'{_short(value)}': {message}"
+        faults.append(Fault(number, column, message))
     return faults
 
 
@@ -261,16 +261,16 @@ def _sense_faults(number: int, record: Record) -> list[Fault]:
     """Return what no schema of single columns can say."""
     faults = []
 
-    def fault(column: str, told: str) -> None:
-        faults.append(Fault(number, column, told))
+    def fault(column: str, message: str) -> None:
+        faults.append(Fault(number, column, message))
 
     if is_perplexity(record.metric) and record.value < 1:
         fault("value", f"{record.value:g} is no perplexity; the least is 1")
-    wanted = _direction(record.metric)
-    if wanted is not None and record.higher_is_better is not wanted:
+    expected = _direction(record.metric)
+    if expected is not None and record.higher_is_better is not expected:
         fault(
             "higher_is_better",
-            f"it is {str(not wanted).lower()}, and for {record.metric} it must be {str(wanted).lower()}",
+            f"it is {str(not expected).lower()}, and for {record.metric} it must be {str(expected).lower()}",
         )
     if record.method == "none" and record.params != record.params_original:
         fault("params", f"{record.params} of an uncompressed model must be params_original, {record.params_original}")
@@ -291,8 +291,8 @@ def _contradictions(good: Iterable[tuple[int, Record]]) -> list[Fault]:
     for number, record in good:
         line, size = sizes.setdefault(record.model_sha256, (number, record.params_original))
         if size != record.params_original:
-            told = f"{record.params_original} contradicts line {line}, where the same model has {size}"
-            faults.append(Fault(number, "params_original", told))
+            message = f"{record.params_original} contradicts line {line}, where the same model has {size}"
+            faults.append(Fault(number, "params_original", message))
         key = tuple(getattr(record, column) for column in KEY_COLUMNS)
         if key not in seen:
             seen[key] = (number, record)
@@ -302,12 +302,13 @@ def _contradictions(good: Iterable[tuple[int, Record]]) -> list[Fault]:
         if not changed:
             faults.append(Fault(number, "", f"this repeats line {first}; leave one of them out"))
         else:
-            told = f"{_shown(record, changed[0])} contradicts line {first}, where it is {_shown(other, changed[0])}"
-            faults.append(Fault(number, changed[0], f"{told}; both describe the same measurement"))
+            values = _printable(record, changed[0]), _printable(other, changed[0])
+            message = f"{values[0]} contradicts line {first}, where it is {values[1]}"
+            faults.append(Fault(number, changed[0], f"{message}; both describe the same measurement"))
     return faults
 
 
-def _shown(record: Record, column: str) -> str:
+def _printable(record: Record, column: str) -> str:
     return _short(str(getattr(record, column)))
 
 

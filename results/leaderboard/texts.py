@@ -141,8 +141,8 @@ def _field(board: Board, entry: Entry | None) -> Field:
 
 def _references(board: Board) -> str:
     texts = [
-        f"{shorten(entry.label, _LABEL)}{where} {' '.join(format_cell(board.table.metric, entry.cell))}"
-        for where, entry in (
+        f"{shorten(entry.label, _LABEL)}{position} {' '.join(format_cell(board.table.metric, entry.cell))}"
+        for position, entry in (
             *(("", entry) for entry in board.references),
             *((f", {variant}", entry) for variant, entry in board.elsewhere),
         )

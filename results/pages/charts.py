@@ -178,8 +178,9 @@ def _write_labels(axes: Any, points: Sequence[Point]) -> None:
 
 
 def _legend(figure: Any, handles: Sequence[Any], names: Sequence[str]) -> None:
-    columns = 2 if max(map(len, names)) > 28 else min(4, len(names))
-    place = {"loc": "outside lower center", "ncols": columns, "frameon": False, "handlelength": 3.4}
+    columns = 2 if max(map(len, names)) > 28 else min(3, len(names))
+    # To the left: on a phone, pictures are cut off on the right until they are scrolled.
+    place = {"loc": "outside lower left", "ncols": columns, "frameon": False, "handlelength": 3.4}
     figure.legend(handles, names, fontsize=9, **place)
 
 

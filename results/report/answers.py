@@ -75,9 +75,9 @@ def _take(answers: Answers, solved: dict[str, tuple[str, list[bool]]], line: dic
     answers.greedy &= line["temperature"] == 0
     kind = failure(line)
     answers.counts[kind] += 1
-    kept = answers.examples.setdefault(kind, [])
-    if kind != CORRECT and len(kept) < EXAMPLES:
-        kept.append(line)
+    examples = answers.examples.setdefault(kind, [])
+    if kind != CORRECT and len(examples) < EXAMPLES:
+        examples.append(line)
 
 
 CORRECT = "correct"

@@ -11,7 +11,7 @@ import yaml
 from ...foundation.files import read_limited
 from ...foundation.plain import MAX_BYTES
 from .data import Asked, Facts
-from .lineage import Trail
+from .lineage import Lineage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +20,7 @@ _PATHS = ("data", "out")
 """Keys of a configuration that say where things lie on one machine."""
 
 
-def asked(run: Path, frame: pd.DataFrame, trail: Trail) -> Asked:
+def asked(run: Path, frame: pd.DataFrame, lineage: Lineage) -> Asked:
     """Return what was asked."""
     facts: list[tuple[str, str]] = [
         ("model", _list(frame.model)),
@@ -30,8 +30,8 @@ def asked(run: Path, frame: pd.DataFrame, trail: Trail) -> Asked:
         ("seeds", _list(str(s) for s in sorted(frame.seed.unique()))),
         ("benchmarks", _list(f"{r.variant}, n = {r.n}" for r in frame[frame.headline].itertuples())),
         ("states measured", _list(frame.stage)),
-        ("first finetuning", _training(frame, trail, "finetune")),
-        ("after it, for every method", _training(frame, trail, "recover")),
+        ("first finetuning", _training(frame, lineage, "finetune")),
+        ("after it, for every method", _training(frame, lineage, "recover")),
     ]
     methods: dict[tuple[str, str, str], None] = {}
     for row in frame[frame.method != "none"].itertuples():
@@ -43,7 +43,7 @@ def _list(values: Iterable[Any]) -> str:
     return ", ".join(dict.fromkeys(str(value) for value in values))
 
 
-def _training(frame: pd.DataFrame, trail: Trail, kind: str) -> str:
+def _training(frame: pd.DataFrame, lineage: Lineage, kind: str) -> str:
     """Say how a training was done; the settings are in its stage, steps and tokens in the records too."""
     both = kind == "recover"
     used = frame[frame.method != "none"] if both else frame
@@ -56,13 +56,13 @@ def _training(frame: pd.DataFrame, trail: Trail, kind: str) -> str:
         text += ", those that a method takes while compressing included"
     settings = [
         record["config"]["train"]
-        for path in trail.paths.values()
-        if kind in path and (record := trail.stage(path[kind])) and "train" in record.get("config", {})
+        for path in lineage.paths.values()
+        if kind in path and (record := lineage.stage(path[kind])) and "train" in record.get("config", {})
     ]
     names = {"batch_size": "batch", "learning_rate": "learning rate", "optimizer": "", "schedule": ""}
-    for name, shown in names.items():
+    for name, title in names.items():
         if values := _list(f"{s[name]:g}" if isinstance(s[name], float) else s[name] for s in settings if name in s):
-            text += f", {shown} {values}".replace("  ", " ")
+            text += f", {title} {values}".replace("  ", " ")
     return text
 
 
@@ -77,13 +77,13 @@ def _config(run: Path) -> str:
     return yaml.safe_dump({k: v for k, v in values.items() if k not in _PATHS}, sort_keys=True, allow_unicode=True)
 
 
-def origin(frame: pd.DataFrame, trail: Trail) -> Facts:
+def origin(frame: pd.DataFrame, lineage: Lineage) -> Facts:
     """Say what was run on what: a name and its values, with the number of evaluations where they differ."""
     ends = frame.drop_duplicates("stage_key")
     hardware = [
         record.get("provenance", {}).get("hardware", {})
-        for key in trail.evaluations
-        if (record := trail.stage(key)) is not None
+        for key in lineage.evaluations
+        if (record := lineage.stage(key)) is not None
     ]
     facts = [
         ("device", _counted(ends.device)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .data import Cost
-from .lineage import Rows, Trail
+from .lineage import Lineage, Rows
 
 KINDS = ("finetune", "fit", "compress", "recover", "evaluate")
 
@@ -19,14 +19,14 @@ class _Stage:
     """Rows, and whether they are uncompressed."""
 
 
-def costs(rows: Rows, trail: Trail) -> tuple[Cost, ...]:
+def costs(rows: Rows, lineage: Lineage) -> tuple[Cost, ...]:
     """Attribute stages to rows.
 
     A stage is known by its key; without the stages, by its exact seconds, which two stages never share by chance.
     """
     stages: dict[tuple[str, object], _Stage] = {}
     for row in rows:
-        path = trail.paths[row["stage_key"]]
+        path = lineage.paths[row["stage_key"]]
         for kind in KINDS:
             seconds = float(row[f"seconds_{kind}"])
             name: object = path.get(kind) or ((seconds, row["seed"]) if kind != "evaluate" else row["stage_key"])
@@ -49,9 +49,9 @@ def _needed_by(labels: dict[str, bool]) -> tuple[str, ...]:
     return tuple(compressed or labels)
 
 
-def span(trail: Trail) -> tuple[str, ...]:
+def span(lineage: Lineage) -> tuple[str, ...]:
     """Return when the first stage began and the last one ended; empty without stages."""
-    records = [record for key in trail.keys if (record := trail.stage(key)) is not None]
+    records = [record for key in lineage.keys if (record := lineage.stage(key)) is not None]
     if not records:
         return ()
     return min(str(r.get("started_at", "")) for r in records), max(str(r.get("ended_at", "")) for r in records)

@@ -140,19 +140,19 @@ def _paired(report: Report, tables: Sequence[Pivot]) -> Table:
 
 
 def _sizes(tables: Sequence[Pivot]) -> Table:
-    found: dict[tuple[str, float], list[TableCell]] = {}
+    groups: dict[tuple[str, float], list[TableCell]] = {}
     for table in tables:
         for row in table.rows:
             for ratio, c in row.cells.items():
-                kept = Field(f"{100 * c.kept:.1f} %", c.kept)
+                share_left = Field(f"{100 * c.kept:.1f} %", c.kept)
                 weights = Field(f"{count(c.bytes)}B", c.bytes)
-                numbers = (ratio, c.ratio, kept, c.ratio_matrices, c.params, weights, c.tokens)
-                found.setdefault((row.label, ratio), [row.label, *numbers])
+                numbers = (ratio, c.ratio, share_left, c.ratio_matrices, c.params, weights, c.tokens)
+                groups.setdefault((row.label, ratio), [row.label, *numbers])
     columns = [Column("method"), *number_columns("ratio", format="{:g}×")]
     columns += number_columns("achieved", "kept", "matrices", format="{:.3f}×")
     columns += number_columns("parameters", "weights", "tokens after finetuning", format="{:,.0f}")
     note = "Matrices: the ratio over the compressed matrices alone. Numbers are means over the seeds."
-    return Table("Sizes and training tokens", columns, list(found.values()), "sizes", notes=[note])
+    return Table("Sizes and training tokens", columns, list(groups.values()), "sizes", notes=[note])
 
 
 def _curves(tables: Sequence[Pivot]) -> list[Block]:
@@ -226,8 +226,8 @@ def _failures(report: Report) -> list[Block]:
         if not wrong:
             blocks.append(f"All {total:,} answers are right.")
             continue
-        said = "; ".join(f"{kind} {n:,}" for kind, n in wrong.items())
-        blocks.append(f"Of {total:,} answers over all models, {sum(wrong.values()):,} are not right: {said}.")
+        counts = "; ".join(f"{kind} {n:,}" for kind, n in wrong.items())
+        blocks.append(f"Of {total:,} answers over all models, {sum(wrong.values()):,} are not right: {counts}.")
         kinds = ("correct", *part.kinds)
         columns = [Column("method"), *number_columns("ratio", format="{:g}×")]
         columns += number_columns("answers", *kinds, format="{:,}")
@@ -236,14 +236,14 @@ def _failures(report: Report) -> list[Block]:
         ]
         ratios = sorted({row.ratio for row in part.counted if row.ratio != 1})
         for start in range(0, len(ratios), PANELS):
-            here = ratios[start : start + PANELS]
+            panel_ratios = ratios[start : start + PANELS]
             alt = "Bars of answers. " + "; ".join(
                 f"{row.label} at {row.ratio:g}×: {100 * row.counts.get('correct', 0) / row.total:.0f} % correct"
                 for row in part.counted
-                if row.ratio in here
+                if row.ratio in panel_ratios
             )
             caption = f"{part.title}: answers by what is wrong with them, one panel a ratio."
-            draw = partial(failure_figure, part, here)
+            draw = partial(failure_figure, part, panel_ratios)
             blocks.append(Picture(f"failures-{number}-{start}", shorten(alt, 1200), caption, draw))
         caption = f"{part.title}: answers by kind, all seeds together"
         table = Table(caption, columns, rows, f"failures-{number}-table")

@@ -1,4 +1,4 @@
-"""Failures of generated answers by kind, with a few examples whose prompts are made anew from the data."""
+"""Failures of generated answers by kind, with a few examples whose prompts are made again from the data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...evals.tasks.prompts import prompt_sha256
 from ...foundation.errors import UserError
 from .answers import CORRECT, Answers
 from .data import Counted, Example, Failures
-from .lineage import Rows, Trail
+from .lineage import Lineage, Rows
 
 EXAMPLES = 2
 """Examples of each kind of failure on the page."""
@@ -33,7 +33,7 @@ class _Source:
     line: Mapping[str, Any]
 
 
-def failures(rows: Rows, answers: Mapping[str, Answers], trail: Trail, data: Path | None) -> tuple[Failures, ...]:
+def failures(rows: Rows, answers: Mapping[str, Answers], lineage: Lineage, data: Path | None) -> tuple[Failures, ...]:
     """Count failures of every row and ratio, and choose examples.
 
     Examples of a kind come from the rows where it is most frequent, each from another row where there are several.
@@ -41,7 +41,7 @@ def failures(rows: Rows, answers: Mapping[str, Answers], trail: Trail, data: Pat
     Args:
         rows: headline records.
         answers: by evaluate key.
-        trail: the stages, for the folder of the data.
+        lineage: the stages, for the folder of the data.
         data: folder with local datasets; None takes the run's own.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
@@ -49,23 +49,23 @@ def failures(rows: Rows, answers: Mapping[str, Answers], trail: Trail, data: Pat
         if row["stage_key"] in answers and answers[row["stage_key"]].counts and answers[row["stage_key"]].graded:
             title = f"{row['variant']} ({row['scorer']})" if row["scorer"] else row["variant"]
             groups.setdefault(title, []).append(row)
-    return tuple(_counted(title, part, answers, trail, data) for title, part in groups.items())
+    return tuple(_counted(title, part, answers, lineage, data) for title, part in groups.items())
 
 
-def _counted(title: str, rows: Rows, answers: Mapping[str, Answers], trail: Trail, data: Path | None) -> Failures:
+def _counted(title: str, rows: Rows, answers: Mapping[str, Answers], lineage: Lineage, data: Path | None) -> Failures:
     counts: dict[tuple[str, float], Counter[str]] = {}
     sources: dict[str, list[_Source]] = {}
     for row in rows:
-        part, where = answers[row["stage_key"]], (row["shown"], row["ratio_target"])
-        counts.setdefault(where, Counter()).update(part.counts)
+        part, column = answers[row["stage_key"]], (row["shown"], row["ratio_target"])
+        counts.setdefault(column, Counter()).update(part.counts)
         for kind, lines in part.examples.items():
-            sources.setdefault(kind, []).extend(_Source(*where, row["seed"], row["stage_key"], line) for line in lines)
+            sources.setdefault(kind, []).extend(_Source(*column, row["seed"], row["stage_key"], line) for line in lines)
     total: Counter[str] = sum(counts.values(), Counter())
     kinds = tuple(kind for kind, _ in sorted(total.items(), key=lambda item: (-item[1], item[0])) if kind != CORRECT)
-    counted = tuple(Counted(*where, part.total(), dict(sorted(part.items()))) for where, part in counts.items())
+    counted = tuple(Counted(*column, part.total(), dict(sorted(part.items()))) for column, part in counts.items())
     some = kinds[:KINDS_WITH_EXAMPLES]
     chosen = [(kind, source) for kind in some for source in _choose(sources[kind], kind, counts)]
-    return Failures(title, kinds, counted, tuple(_examples(chosen, trail, data)))
+    return Failures(title, kinds, counted, tuple(_examples(chosen, lineage, data)))
 
 
 def _choose(sources: Sequence[_Source], kind: str, counts: Mapping[tuple[str, float], Counter[str]]) -> list[_Source]:
@@ -84,9 +84,9 @@ def _choose(sources: Sequence[_Source], kind: str, counts: Mapping[tuple[str, fl
     return chosen
 
 
-def _examples(chosen: Sequence[tuple[str, _Source]], trail: Trail, data: Path | None) -> list[Example]:
-    prompts = _prompts([source for _, source in chosen], trail, data)
-    found = []
+def _examples(chosen: Sequence[tuple[str, _Source]], lineage: Lineage, data: Path | None) -> list[Example]:
+    prompts = _prompts([source for _, source in chosen], lineage, data)
+    examples = []
     for (kind, source), prompt in zip(chosen, prompts, strict=True):
         line = source.line
         completion = str(line.get("completion", ""))
@@ -95,10 +95,10 @@ def _examples(chosen: Sequence[tuple[str, _Source]], trail: Trail, data: Path | 
         texts = (prompt, completion, str(line.get("gold", "")), str(answer or ""), verdict)
         prompt, completion, gold, answer, verdict = (_shortened(text) for text in texts)
         problem = str(line["problem"])[:100]
-        found.append(
+        examples.append(
             Example(kind, source.label, source.ratio, source.seed, problem, prompt, completion, gold, answer, verdict)
         )
-    return found
+    return examples
 
 
 def _shortened(text: str) -> str:
@@ -108,18 +108,18 @@ def _shortened(text: str) -> str:
     return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"
 
 
-def _prompts(sources: Sequence[_Source], trail: Trail, data: Path | None) -> list[str]:
+def _prompts(sources: Sequence[_Source], lineage: Lineage, data: Path | None) -> list[str]:
     """Return the prompt of each line, or an empty text where today's data do not give the very prompt."""
-    made: dict[tuple[str, str, str], dict[str, str]] = {}
+    prompts_of: dict[tuple[str, str, str], dict[str, str]] = {}
     texts = []
     for source in sources:
         line = source.line
-        folder = str(data or _data_folder(trail, source.key))
+        folder = str(data or _data_folder(lineage, source.key))
         group = str(line["benchmark"]), str(line["stage"]), folder
-        if group not in made:
-            wanted = {str(s.line["problem"]) for s in sources if s.line["benchmark"] == line["benchmark"]}
-            made[group] = _made(*group, wanted)
-        text = made[group].get(str(line["problem"]), "")
+        if group not in prompts_of:
+            problems = {str(s.line["problem"]) for s in sources if s.line["benchmark"] == line["benchmark"]}
+            prompts_of[group] = _prompts_of_stage(*group, problems)
+        text = prompts_of[group].get(str(line["problem"]), "")
         texts.append(text if text and _same(text, line) else "")
     return texts
 
@@ -129,12 +129,12 @@ def _same(text: str, line: Mapping[str, Any]) -> bool:
     return "loglikelihoods" in line or prompt_sha256([text]) == line["prompt_sha256"]
 
 
-def _data_folder(trail: Trail, key: str) -> str:
-    record = trail.stage(key) or {}
+def _data_folder(lineage: Lineage, key: str) -> str:
+    record = lineage.stage(key) or {}
     return str(record.get("runtime", {}).get("data") or "")
 
 
-def _made(name: str, stage: str, folder: str, wanted: set[str]) -> dict[str, str]:
+def _prompts_of_stage(name: str, stage: str, folder: str, problems: set[str]) -> dict[str, str]:
     from ...runners.training.data import DATA_SEED
 
     try:
@@ -147,6 +147,6 @@ def _made(name: str, stage: str, folder: str, wanted: set[str]) -> dict[str, str
         )
         rows = benchmark.data(settings).rows
         chosen = {benchmark.problem_id(row, index): row for index, row in enumerate(rows)}
-        return {key: str(benchmark.prompts([chosen[key]], settings)[0]) for key in sorted(wanted & chosen.keys())}
+        return {key: str(benchmark.prompts([chosen[key]], settings)[0]) for key in sorted(problems & chosen.keys())}
     except (UserError, AttributeError):
         return {}

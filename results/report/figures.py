@@ -40,8 +40,8 @@ def _new(height: float, width: float = _WIDTH) -> Any:
 
 def labels_text(labels: Sequence[str], most: int = _LABELS) -> str:
     """Return names for a title: the first few, and how many more."""
-    shown = ", ".join(labels[:most])
-    return plain(shown + (f" +{len(labels) - most}" if len(labels) > most else ""))
+    text = ", ".join(labels[:most])
+    return plain(text + (f" +{len(labels) - most}" if len(labels) > most else ""))
 
 
 def curve(table: Pivot, name: str) -> Markup:
@@ -80,56 +80,56 @@ def rank_figure(maps: Sequence[RankMap]) -> Any:
     The shade is the share of the matrix's parameters that is stored, darker is more; numbers are ranks, ``D`` a matrix
     that stayed dense, ``s`` behind a rank one that uses another's first factor.
     """
-    cells = sum(len(one.layers) * len(one.kinds) for one in maps)
+    cells = sum(len(rank_map.layers) * len(rank_map.kinds) for rank_map in maps)
     numbers = cells <= NUMBERED_CELLS
     columns = min((4 if numbers else 6) if len(maps[0].kinds) <= 8 else 2, len(maps))
     lines = -(-len(maps) // columns)
-    depth = max(len(one.layers) for one in maps)
+    depth = max(len(rank_map.layers) for rank_map in maps)
     height = 0.75 + depth * (0.24 if depth <= 12 else 0.13)
     figure = _new(max(2.4, lines * height + 1.1), _WIDTH if columns > 1 else 5.0)
     panels = figure.subplots(lines, columns, squeeze=False)
-    shares = [cell.share for one in maps for row in one.cells for cell in row if cell is not None]
+    shares = [cell.share for rank_map in maps for row in rank_map.cells for cell in row if cell is not None]
     most = min(1.0, math.ceil(10 * max(shares)) / 10) or 1.0
-    for place, axes in enumerate(panels.flat):
-        if place >= len(maps):
+    for index, axes in enumerate(panels.flat):
+        if index >= len(maps):
             axes.set_axis_off()
             continue
-        picture = _rank_panel(axes, maps[place], most, numbers)
+        picture = _rank_panel(axes, maps[index], most, numbers)
     bar = figure.colorbar(picture, ax=panels, location="top", aspect=45, pad=0.01, shrink=0.5)
     bar.set_label("share of the matrix's parameters that is stored", fontsize=7.5)
     bar.ax.tick_params(labelsize=7)
     return figure
 
 
-def _rank_panel(axes: Any, one: RankMap, most: float, numbers: bool) -> Any:
+def _rank_panel(axes: Any, rank_map: RankMap, most: float, numbers: bool) -> Any:
     import numpy as np
 
-    shares = np.array([[np.nan if c is None else min(c.share, 1.0) for c in row] for row in one.cells])
-    count, width = len(one.layers), len(one.kinds)
+    shares = np.array([[np.nan if c is None else min(c.share, 1.0) for c in row] for row in rank_map.cells])
+    count, width = len(rank_map.layers), len(rank_map.kinds)
     colours: dict[str, Any] = {"cmap": "cividis_r", "vmin": 0, "vmax": most}
     if numbers:
         picture = axes.pcolormesh(shares[::-1], edgecolors="white", linewidth=0.4, **colours)
     else:  # a path for each of many cells would fill megabytes
         edges = (0, width, 0, count)
         picture = axes.imshow(shares, aspect="auto", interpolation="nearest", extent=edges, **colours)
-    for y, row in enumerate(one.cells):
+    for y, row in enumerate(rank_map.cells):
         for x, cell in enumerate(row):
             text = "" if cell is None else "D" if cell.rank is None else f"{cell.rank}{'s' if cell.shared else ''}"
             if text and (numbers or text == "D"):
                 colour = "white" if cell is not None and cell.share > 0.55 * most else "black"
                 size = 6.5 if len(text) < 4 else 5.5
-                shown = axes.text(x + 0.5, count - y - 0.5, text, ha="center", va="center", fontsize=size, color=colour)
-                shown.set_in_layout(False)  # inside of its cell: the layout need not measure it
-    names = [kind.removesuffix("_proj") for kind in one.kinds]
+                label = axes.text(x + 0.5, count - y - 0.5, text, ha="center", va="center", fontsize=size, color=colour)
+                label.set_in_layout(False)  # inside of its cell: the layout need not measure it
+    names = [kind.removesuffix("_proj") for kind in rank_map.kinds]
     axes.set_xticks([i + 0.5 for i in range(len(names))], [plain(n) for n in names], fontsize=6.5, rotation=60)
     step = 1 if count <= 16 else -(-count // 8)
     ticks = range(0, count, step)
-    shown = [one.layers[i] or "–" for i in ticks]
-    axes.set_yticks([count - i - 0.5 for i in ticks], shown, fontsize=6.5)
+    label = [rank_map.layers[i] or "–" for i in ticks]
+    axes.set_yticks([count - i - 0.5 for i in ticks], label, fontsize=6.5)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.set_title(labels_text(one.labels, 2 if len(one.labels) > 3 else 3), fontsize=7.5)
+    axes.set_title(labels_text(rank_map.labels, 2 if len(rank_map.labels) > 3 else 3), fontsize=7.5)
     return picture
 
 
@@ -142,23 +142,23 @@ def spectra_figure(fits: Sequence[Spectra]) -> Any:
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     handles: dict[int, Any] = {}
     chosen = looks([method_of(fit.labels[0] if fit.labels else fit.name) for fit in fits])
-    for place, axes in enumerate(panels.flat):
-        if place >= len(kinds):
+    for number, axes in enumerate(panels.flat):
+        if number >= len(kinds):
             axes.set_axis_off()
             continue
         for index, fit in enumerate(fits):
             for energy in fit.kinds:
-                if energy.kind == kinds[place]:
+                if energy.kind == kinds[number]:
                     handles[index] = _energy_line(axes, energy, chosen[index], index, band=len(fits) <= MOST_BANDS)
-        axes.set_title(plain(kinds[place]), fontsize=8.5)
+        axes.set_title(plain(kinds[number]), fontsize=8.5)
         axes.axhline(90, color="#777777", linewidth=0.7)
         axes.set_xlim(0, 100)
         axes.set_ylim(0, 102)
         axes.grid(True, linewidth=0.6)
         axes.tick_params(labelsize=7)
-        axes.set_xlabel("parts kept [%]" if place + columns >= len(kinds) else "", fontsize=7.5)
-        axes.xaxis.set_tick_params(labelbottom=place + columns >= len(kinds))
-        axes.set_ylabel("energy [%]" if place % columns == 0 else "", fontsize=7.5)
+        axes.set_xlabel("parts kept [%]" if number + columns >= len(kinds) else "", fontsize=7.5)
+        axes.xaxis.set_tick_params(labelbottom=number + columns >= len(kinds))
+        axes.set_ylabel("energy [%]" if number % columns == 0 else "", fontsize=7.5)
     texts = [plain(f"{fit.name or 'fit'}: {labels_text(fit.labels)}") for fit in fits]
     used = sorted(handles)
     figure.legend(
@@ -217,7 +217,7 @@ def _bars(
 ) -> Any:
     """Draw stacked bars: a panel for each title with values by name and kind; all panels have the same names."""
     figure = _new(1.0 + 0.27 * len(names) + 0.25 * -(-len(kinds) // 4), 7.6 if len(panels) == 1 else _WIDTH)
-    places = [len(names) - i for i in range(len(names))]
+    heights = [len(names) - i for i in range(len(names))]
     most = max(sum(row) for _, values in panels for row in values) or 1.0
     handles: list[Any] = []
     for axes, (title, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -226,10 +226,10 @@ def _bars(
             widths = [row[index] for row in values]
             hatch, colour = _HATCHES[index % len(_HATCHES)], _BAR_COLOURS[index % len(_BAR_COLOURS)]
             style = {"color": colour, "hatch": hatch, "edgecolor": "#333333", "linewidth": 0.5, "height": 0.72}
-            handles.append(axes.barh(places, widths, left=left, label=plain(kind), **style))
+            handles.append(axes.barh(heights, widths, left=left, label=plain(kind), **style))
             left = [a + b for a, b in zip(left, widths, strict=True)]
         first = title == panels[0][0]
-        axes.set_yticks(places, [plain(_shortened(name)) for name in names] if first else [], fontsize=8)
+        axes.set_yticks(heights, [plain(_shortened(name)) for name in names] if first else [], fontsize=8)
         axes.set_ylim(0.4, len(names) + 0.6)
         axes.set_xlim(0, most * 1.01)
         axes.set_title(title, fontsize=9)

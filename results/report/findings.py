@@ -18,14 +18,14 @@ _NAMED = 6
 def findings(report: Report) -> list[tuple[str, list[str]]]:
     """Return sentences by heading: one heading a table, and one about what the run cost."""
     tables = pivot(report.records)
-    found = []
+    texts = []
     for number, table in enumerate(tables):
         if table.compressed:
             tests = [test for test in report.paired if test.table == number]
-            found.append((table.title, _table(table, tests)))
+            texts.append((table.title, _table(table, tests)))
     if sentences := _fairness(report) + _costs(report):
-        found.append(("Training and time", sentences))
-    return found
+        texts.append(("Training and time", sentences))
+    return texts
 
 
 def _table(table: Pivot, tests: Sequence[Paired]) -> list[str]:
@@ -37,10 +37,10 @@ def _table(table: Pivot, tests: Sequence[Paired]) -> list[str]:
         ideal = direction(table.metric, table.higher_is_better)
         return [*sentences, f"Of {table.metric}, {ideal}: no method is called best here.", _uncertainty(table)]
     for ratio in [r for r in table.ratios if any(r in row.cells for row in rows)]:
-        here = [(row.label, row.cells[ratio]) for row in rows if ratio in row.cells]
-        here.sort(key=lambda item: -item[1].value if table.higher_is_better else item[1].value)
-        leaders.append(here[0][0])
-        sentences.append(_ratio(table, ratio, here, [t for t in tests if t.ratio == ratio], base[:1]))
+        cells = [(row.label, row.cells[ratio]) for row in rows if ratio in row.cells]
+        cells.sort(key=lambda item: -item[1].value if table.higher_is_better else item[1].value)
+        leaders.append(cells[0][0])
+        sentences.append(_ratio(table, ratio, cells, [t for t in tests if t.ratio == ratio], base[:1]))
     if len(leaders) > 1 and len(rows) > 1:
         most = Counter(leaders).most_common()
         if most[0][1] == len(leaders):
@@ -64,12 +64,12 @@ def _baseline(table: Pivot, base: Row) -> str:
 
 
 def _ratio(
-    table: Pivot, ratio: float, here: Sequence[tuple[str, Cell]], tests: Sequence[Paired], base: Sequence[Row]
+    table: Pivot, ratio: float, cells: Sequence[tuple[str, Cell]], tests: Sequence[Paired], base: Sequence[Row]
 ) -> str:
-    label, best = here[0]
-    tied = [name for name, cell in here[1:] if cell.value == best.value]
+    label, best = cells[0]
+    tied = [name for name, cell in cells[1:] if cell.value == best.value]
     share = _share(table, best, base)
-    if len(here) == 1:
+    if len(cells) == 1:
         return f"At {ratio:g}×, {label} has {_value(table, best)}{share}; no other method was measured there."
     if tied:
         return (
@@ -77,7 +77,7 @@ def _ratio(
             "separates them."
         )
     start = f"At {ratio:g}×, {label} has the best estimate, {_value(table, best)}{share}"
-    parts = [start, *_separated(table, label, best, here[1:], tests)]
+    parts = [start, *_separated(table, label, best, cells[1:], tests)]
     return "; ".join(parts) + "."
 
 
@@ -105,12 +105,12 @@ def _separated(
     if tested:
         test = next(iter(tested.values()))
         seeds = f", and in each of {test.seeds} seeds" if test.seeds > 1 else ""
-        how = f"paired test over {test.units:,} {test.unit} (Holm-corrected p < {SIGNIFICANCE:g}{seeds})"
+        basis = f"paired test over {test.units:,} {test.unit} (Holm-corrected p < {SIGNIFICANCE:g}{seeds})"
         if ahead:
-            parts.append(f"the {how} separates it from {_those(ahead, len(tested))}")
+            parts.append(f"the {basis} separates it from {_those(ahead, len(tested))}")
         if close:
             parts.append(
-                f"{'it does not separate it from' if ahead else f'the {how} does not separate it from'} "
+                f"{'it does not separate it from' if ahead else f'the {basis} does not separate it from'} "
                 f"{_those(close, len(tested))}"
             )
     if apart:

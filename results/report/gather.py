@@ -13,7 +13,7 @@ from .costs import costs, span
 from .data import Report
 from .failed import failed_stages
 from .failures import failures
-from .lineage import Rows, Trail
+from .lineage import Lineage, Rows
 from .paired import paired_tests
 from .ranks import rank_maps
 from .spectra import spectra
@@ -33,29 +33,29 @@ def gather(run: Path, data: Path | None = None) -> Report:
         UserError: there are no valid records. Missing stages are no error: the report says what it lacks.
     """
     frame = read_records(run)
-    trail = Trail(run, (str(key) for key in frame.stage_key))
-    rows = _shown(frame)
-    answers = _answers(rows, trail)
+    lineage = Lineage(run, (str(key) for key in frame.stage_key))
+    rows = _shown_rows(frame)
+    answers = _answers(rows, lineage)
     parts = {
-        "ranks": rank_maps(rows, trail),
-        "spectra": spectra(rows, trail),
-        "failures": failures(rows, answers, trail, data),
+        "ranks": rank_maps(rows, lineage),
+        "spectra": spectra(rows, lineage),
+        "failures": failures(rows, answers, lineage, data),
         "paired": paired_tests(rows, answers),
     }
     return Report(
         title=" and ".join(dict.fromkeys(str(name) for name in frame.sweep)),
         records=frame,
-        asked=asked(run, frame, trail),
-        costs=costs(rows, trail),
-        span=span(trail),
-        failed=failed_stages(trail),
-        origin=origin(frame, trail),
-        missing=_missing(rows, trail, parts),
+        asked=asked(run, frame, lineage),
+        costs=costs(rows, lineage),
+        span=span(lineage),
+        failed=failed_stages(lineage),
+        origin=origin(frame, lineage),
+        missing=_missing(rows, lineage, parts),
         **parts,  # type: ignore[arg-type]
     )
 
 
-def _shown(frame: pd.DataFrame) -> Rows:
+def _shown_rows(frame: pd.DataFrame) -> Rows:
     """Return the headline records as the tables show them."""
     records: list[dict[Any, Any]] = frame.to_dict("records")
     return [
@@ -67,38 +67,38 @@ def _shown(frame: pd.DataFrame) -> Rows:
     ]
 
 
-def _answers(rows: Rows, trail: Trail) -> dict[str, Answers]:
-    found = {}
+def _answers(rows: Rows, lineage: Lineage) -> dict[str, Answers]:
+    answers_of = {}
     for key in dict.fromkeys(row["stage_key"] for row in rows):
-        if (folder := trail.folder(key)) and (answers := read_answers(folder / "samples.jsonl")):
-            found[key] = answers
-    return found
+        if (folder := lineage.folder(key)) and (answers := read_answers(folder / "samples.jsonl")):
+            answers_of[key] = answers
+    return answers_of
 
 
-def _missing(rows: Rows, trail: Trail, parts: dict[str, tuple[object, ...]]) -> dict[str, tuple[str, ...]]:
-    found: dict[str, tuple[str, ...]] = {}
+def _missing(rows: Rows, lineage: Lineage, parts: dict[str, tuple[object, ...]]) -> dict[str, tuple[str, ...]]:
+    missing: dict[str, tuple[str, ...]] = {}
     compressed = any(row["method"] != "none" for row in rows)
-    gone, total = len(trail.lost), len(trail.evaluations)
+    gone, total = len(lineage.lost), len(lineage.evaluations)
     if gone == total:
-        found["stages"] = (
+        missing["stages"] = (
             "The stages of this run are not beside its records, so ranks, spectra, failures and paired tests are "
             "missing here.",
         )
     elif gone:
-        found["stages"] = (f"The stages of {gone} of {total} evaluations are missing or damaged; they are left out.",)
-    if trail.damaged:
-        found["stages"] = found.get("stages", ()) + tuple(
+        missing["stages"] = (f"The stages of {gone} of {total} evaluations are missing or damaged; they are left out.",)
+    if lineage.damaged:
+        missing["stages"] = missing.get("stages", ()) + tuple(
             f"The stage {key} is damaged ({reason}) and left out; bench doctor --repair moves it aside, then bench run "
             "makes it again."
-            for key, reason in sorted(trail.damaged.items())
+            for key, reason in sorted(lineage.damaged.items())
         )
     if not compressed:
-        found["compressed"] = ("No compressed model was evaluated.",)
-        return found
+        missing["compressed"] = ("No compressed model was evaluated.",)
+        return missing
     texts = {
         "ranks": "No compress stage of this run can be read, so the ranks are not known here.",
         "spectra": "None of the fits of this run can be read or holds a spectrum.",
         "failures": "No samples with verdicts are there: this run measured none, or their stages are gone.",
         "paired": "No paired test was possible: the samples are not there, or only one method was measured.",
     }
-    return found | {name: (text,) for name, text in texts.items() if not parts[name]}
+    return missing | {name: (text,) for name, text in texts.items() if not parts[name]}

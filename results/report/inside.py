@@ -25,57 +25,61 @@ def rank_blocks(report: Report) -> list[Block]:
         "The rank of every factorised matrix, as the compressed model has it. Methods with the very same ranks share a "
         "panel."
     ]
-    if not all(one.same for one in report.ranks):
-        differ = list(dict.fromkeys(label for one in report.ranks if not one.same for label in one.labels))
+    if not all(rank_map.same for rank_map in report.ranks):
+        differ = list(
+            dict.fromkeys(label for rank_map in report.ranks if not rank_map.same for label in rank_map.labels)
+        )
         blocks.append(f"Ranks differ between seeds for {and_list(differ)}; shown are those of the smallest seed.")
-    shown = 0
-    for ratio in sorted({one.ratio for one in report.ranks}):
-        maps = sorted((one for one in report.ranks if one.ratio == ratio), key=_uniform_first)
+    count = 0
+    for ratio in sorted({rank_map.ratio for rank_map in report.ranks}):
+        maps = sorted((rank_map for rank_map in report.ranks if rank_map.ratio == ratio), key=_uniform_first)
         name = f"ranks-{ratio:g}".replace(".", "-")
         caption = (
             f"Ranks at {ratio:g}×: layers down, kinds of matrices across. Darker: more of the matrix's parameters are "
             "stored. D: stayed dense. s: uses the first factor of another matrix."
         )
-        alt = f"Heat maps of ranks at {ratio:g}×; mean ranks by kind of matrix: " + "; ".join(map(_said, maps))
+        alt = f"Heat maps of ranks at {ratio:g}×; mean ranks by kind of matrix: " + "; ".join(map(_summary, maps))
         table = _means(name, ratio, maps)
         blocks.append(Picture(name, shorten(alt, 1200), caption, partial(rank_figure, maps), table))
         single: list[Block] = []
-        for i, one in enumerate(maps):
-            shown += len(one.layers) * len(one.kinds)
-            if shown <= MOST_RANKS:
-                single.append(_single(f"{name}-{i}", one))
+        for i, rank_map in enumerate(maps):
+            count += len(rank_map.layers) * len(rank_map.kinds)
+            if count <= MOST_RANKS:
+                single.append(_single(f"{name}-{i}", rank_map))
         if len(single) < len(maps):
             single.append(f"{len(maps) - len(single)} tables are left out to keep the page small.")
         blocks.append(Fold(f"Every rank at {ratio:g}×", single, long=True))
     return blocks
 
 
-def _uniform_first(one: RankMap) -> tuple[int, tuple[str, ...]]:
-    return -len(one.labels), one.labels
+def _uniform_first(rank_map: RankMap) -> tuple[int, tuple[str, ...]]:
+    return -len(rank_map.labels), rank_map.labels
 
 
-def _labels(one: RankMap) -> str:
-    return ", ".join(one.labels)
+def _labels(rank_map: RankMap) -> str:
+    return ", ".join(rank_map.labels)
 
 
-def _column(one: RankMap, kind: str) -> list[Rank]:
-    if kind not in one.kinds:
+def _column(rank_map: RankMap, kind: str) -> list[Rank]:
+    if kind not in rank_map.kinds:
         return []
-    place = one.kinds.index(kind)
-    return [row[place] for row in one.cells if row[place] is not None]  # type: ignore[misc]
+    index = rank_map.kinds.index(kind)
+    return [row[index] for row in rank_map.cells if row[index] is not None]  # type: ignore[misc]
 
 
-def _said(one: RankMap) -> str:
+def _summary(rank_map: RankMap) -> str:
     parts = []
-    for kind in one.kinds:
-        ranks = [cell.rank for cell in _column(one, kind) if cell.rank is not None]
+    for kind in rank_map.kinds:
+        ranks = [cell.rank for cell in _column(rank_map, kind) if cell.rank is not None]
         parts.append(f"{kind} {fmean(ranks):.0f}" if ranks else f"{kind} dense")
-    return f"{_labels(one)}: {', '.join(parts)}"
+    return f"{_labels(rank_map)}: {', '.join(parts)}"
 
 
 def _means(name: str, ratio: float, maps: Sequence[RankMap]) -> Table:
-    kinds = list(dict.fromkeys(kind for one in maps for kind in one.kinds))
-    rows: list[list[Cell]] = [[_labels(one), *(_mean(_column(one, kind)) for kind in kinds)] for one in maps]
+    kinds = list(dict.fromkeys(kind for rank_map in maps for kind in rank_map.kinds))
+    rows: list[list[Cell]] = [
+        [_labels(rank_map), *(_mean(_column(rank_map, kind)) for kind in kinds)] for rank_map in maps
+    ]
     note = "Mean rank, [least, most] over the layers and the mean share of the matrix's parameters that is stored."
     columns = [Column("method"), *number_columns(*kinds)]
     return Table(f"Ranks at {ratio:g}× by kind of matrix", columns, rows, f"{name}-means", notes=[note])
@@ -93,12 +97,13 @@ def _mean(cells: Sequence[Rank]) -> Field:
     return Field(f"{fmean(ranks):.1f}", fmean(ranks), f"[{min(ranks)}, {max(ranks)}]{more}, {share}")
 
 
-def _single(name: str, one: RankMap) -> Table:
+def _single(name: str, rank_map: RankMap) -> Table:
     rows: list[list[Cell]] = [
-        [layer or "outside layers", *map(_cell, row)] for layer, row in zip(one.layers, one.cells, strict=True)
+        [layer or "outside layers", *map(_cell, row)]
+        for layer, row in zip(rank_map.layers, rank_map.cells, strict=True)
     ]
-    columns = [Column("layer", sortable=False), *(Column(kind, "number", sortable=False) for kind in one.kinds)]
-    return Table(f"{_labels(one)} at {one.ratio:g}×, seed {one.seed}", columns, rows, name)
+    columns = [Column("layer", sortable=False), *(Column(kind, "number", sortable=False) for kind in rank_map.kinds)]
+    return Table(f"{_labels(rank_map)} at {rank_map.ratio:g}×, seed {rank_map.seed}", columns, rows, name)
 
 
 def _cell(cell: Rank | None) -> Field:

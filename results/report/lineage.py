@@ -19,7 +19,7 @@ Rows = Sequence[Mapping[str, Any]]
 _KEY = re.compile(r"(finetune|fit|compress|recover|evaluate)-[0-9a-f]{16}")
 
 
-class Trail:
+class Lineage:
     """The stages of a run.
 
     Args:
@@ -33,14 +33,14 @@ class Trail:
     def __init__(self, run: Path, evaluations: Iterable[str]) -> None:
         self.root = stage_folder(run, "")
         self.evaluations = list(dict.fromkeys(evaluations))
-        self._read: dict[str, dict[str, Any] | None] = {}
+        self._records: dict[str, dict[str, Any] | None] = {}
         self.damaged: dict[str, str] = {}
 
     def stage(self, key: str) -> dict[str, Any] | None:
         """Return what ``stage.json`` says; None where it is not there or not as written."""
-        if key not in self._read:
-            self._read[key] = self._load(key) if _KEY.fullmatch(key) else None
-        return self._read[key]
+        if key not in self._records:
+            self._records[key] = self._load(key) if _KEY.fullmatch(key) else None
+        return self._records[key]
 
     def _load(self, key: str) -> dict[str, Any] | None:
         folder = self.root / key
@@ -60,16 +60,16 @@ class Trail:
         return {key: self._path(key) for key in self.evaluations}
 
     def _path(self, key: str) -> dict[str, str]:
-        found: dict[str, str] = {}
+        paths: dict[str, str] = {}
         todo = [key]
         while todo:
             key = todo.pop()
             record = self.stage(key)
-            if record is None or record.get("kind") in found:
+            if record is None or record.get("kind") in paths:
                 continue
-            found[str(record["kind"])] = key
+            paths[str(record["kind"])] = key
             todo += [str(value).partition("/")[0] for _, value in sorted(record.get("inputs", {}).items())]
-        return found
+        return paths
 
     @cached_property
     def keys(self) -> set[str]:

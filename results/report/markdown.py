@@ -51,15 +51,15 @@ def _table(table: Table) -> list[str]:
 
 
 def _example(example: Example) -> list[str]:
-    where = f"{example.label} at {example.ratio:g}×, seed {example.seed}, problem {example.problem}"
-    parts = [f"#### {markdown_text(f'{example.kind}: {where}')}"]
+    source = f"{example.label} at {example.ratio:g}×, seed {example.seed}, problem {example.problem}"
+    parts = [f"#### {markdown_text(f'{example.kind}: {source}')}"]
     if example.prompt:
         parts += ["Prompt:", fenced(example.prompt)]
     parts += ["Completion:", fenced(example.completion or "(empty)")]
-    said = [f"read as {example.answer or 'nothing'}", f"verdict {example.verdict}"]
+    facts = [f"read as {example.answer or 'nothing'}", f"verdict {example.verdict}"]
     if example.gold:
-        said.insert(0, f"right answer {example.gold}")
-    return [*parts, markdown_text("; ".join(said).replace("\n", " "))]
+        facts.insert(0, f"right answer {example.gold}")
+    return [*parts, markdown_text("; ".join(facts).replace("\n", " "))]
 
 
 def fenced(text: str) -> str:

@@ -31,22 +31,22 @@ def paired_tests(rows: Rows, answers: Mapping[str, Answers]) -> tuple[Paired, ..
     Returns:
         Nothing for a table whose seeds were measured on different problems, or whose samples are not there.
     """
-    places: dict[tuple[int, float], dict[str, list[Mapping[str, Any]]]] = {}
+    cells: dict[tuple[int, float], dict[str, list[Mapping[str, Any]]]] = {}
     data: dict[int, set[tuple[str, str]]] = {}
     for row in rows:
         if row["method"] != "none" and not has_ideal(row["metric"]):  # of those none is best
             data.setdefault(row["table"], set()).add((row["dataset_sha256"], row["prompt_sha256"]))
-            by_label = places.setdefault((row["table"], row["ratio_target"]), {})
+            by_label = cells.setdefault((row["table"], row["ratio_target"]), {})
             by_label.setdefault(row["shown"], []).append(row)
-    found: list[Paired] = []
-    for (table, ratio), by_label in sorted(places.items()):
+    tests: list[Paired] = []
+    for (table, ratio), by_label in sorted(cells.items()):
         if len(data[table]) > 1:
             continue
         entries = [_Entry(label, part, answers) for label, part in by_label.items()]
         entries.sort(key=lambda entry: -entry.value if entry.higher_is_better else entry.value)
         pairs = [pair for other in entries[1:] if (pair := _pair(entries[0], other)) is not None]
-        found += _tested(table, ratio, entries[0].label, pairs)
-    return tuple(found)
+        tests += _tested(table, ratio, entries[0].label, pairs)
+    return tuple(tests)
 
 
 class _Entry:

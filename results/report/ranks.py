@@ -12,42 +12,42 @@ from typing import Any
 from ...foundation.files import open_regular, read_json
 from ...runners.store.folders import MODEL_FOLDER, ratio_folder
 from .data import Rank, RankMap
-from .lineage import Rows, Trail
+from .lineage import Lineage, Rows
 
 _LAYER = re.compile(r"\.(\d+)\.")
 Shape = tuple[int, int]
 """(m, n): rows and columns of a matrix."""
 
 
-def rank_maps(rows: Rows, trail: Trail) -> tuple[RankMap, ...]:
-    """Return one map for each set of rows that have the same ranks at a ratio; the smallest seed stands for all."""
-    found: dict[tuple[str, float], dict[int, dict[str, Rank]]] = {}
+def rank_maps(rows: Rows, lineage: Lineage) -> tuple[RankMap, ...]:
+    """Return one map for each set of rows that have the same ranks at a ratio; the smallest seed is given for all."""
+    ranks_of: dict[tuple[str, float], dict[int, dict[str, Rank]]] = {}
     for row in rows:
-        seeds = found.setdefault((row["shown"], row["ratio_target"]), {})
-        key = trail.paths[row["stage_key"]].get("compress")
+        seeds = ranks_of.setdefault((row["shown"], row["ratio_target"]), {})
+        key = lineage.paths[row["stage_key"]].get("compress")
         if key and row["seed"] not in seeds:
-            seeds[row["seed"]] = _ranks(trail, key, row["ratio_target"])
+            seeds[row["seed"]] = _ranks(lineage, key, row["ratio_target"])
     maps: list[RankMap] = []
-    for (label, ratio), every in found.items():
+    for (label, ratio), every in ranks_of.items():
         seeds = {seed: ranks for seed, ranks in every.items() if ranks}
         if not seeds:
             continue
         seed = min(seeds)
         same = all(ranks == seeds[seed] for ranks in seeds.values())
-        one = _laid_out(label, ratio, seed, same, seeds[seed])
+        rank_map = _laid_out(label, ratio, seed, same, seeds[seed])
         for index, other in enumerate(maps):
-            if replace(other, labels=one.labels) == one:
+            if replace(other, labels=rank_map.labels) == rank_map:
                 maps[index] = replace(other, labels=(*other.labels, label))
                 break
         else:
-            maps.append(one)
+            maps.append(rank_map)
     return tuple(maps)
 
 
-def place(name: str) -> tuple[str, str]:
+def layer_and_kind(name: str) -> tuple[str, str]:
     """Return layer and kind of a matrix by its dotted name: ``model.layers.3.mlp.up_proj`` is (``3``, ``up_proj``)."""
-    found = _LAYER.search(name)
-    return (found.group(1), name[found.end() :]) if found else ("", name)
+    match = _LAYER.search(name)
+    return (match.group(1), name[match.end() :]) if match else ("", name)
 
 
 def short(kinds: Iterable[str]) -> dict[str, str]:
@@ -62,8 +62,8 @@ def layer_order(layer: str) -> tuple[bool, int]:
     return layer == "", int(layer or 0)
 
 
-def _ranks(trail: Trail, key: str, ratio: float) -> dict[str, Rank]:
-    record = trail.stage(key)
+def _ranks(lineage: Lineage, key: str, ratio: float) -> dict[str, Rank]:
+    record = lineage.stage(key)
     try:
         report = record["result"]["reports"][f"{ratio:g}"] if record else {}
         ranks, dense = {str(k): int(v) for k, v in report["ranks"].items()}, [str(name) for name in report["dense"]]
@@ -71,17 +71,17 @@ def _ranks(trail: Trail, key: str, ratio: float) -> dict[str, Rank]:
         return {}
     shapes: dict[str, Shape] = {}
     shared: set[str] = set()
-    if stage := trail.folder(key):
+    if stage := lineage.folder(key):
         folder = stage / ratio_folder(ratio) / MODEL_FOLDER
         shapes, shared = _shapes(folder), _shared(folder)
-    found = {}
+    rank_of = {}
     for name, rank in ranks.items():
         m, n = shapes.get(name, (0, 0))
         stored = rank * (m if name in shared else m + n)
-        found[name] = Rank(rank, min(m, n), stored / (m * n) if m and n else 0.0, name in shared)
+        rank_of[name] = Rank(rank, min(m, n), stored / (m * n) if m and n else 0.0, name in shared)
     for name in dense:
-        found[name] = Rank(None, min(shapes.get(name, (0, 0))), 1.0)
-    return found
+        rank_of[name] = Rank(None, min(shapes.get(name, (0, 0))), 1.0)
+    return rank_of
 
 
 def _shapes(folder: Path) -> dict[str, Shape]:
@@ -91,16 +91,16 @@ def _shapes(folder: Path) -> dict[str, Shape]:
         tensors |= _header(path)
     config = _quantization(folder)
     owners = config.get("shared") or {}
-    found: dict[str, Shape] = {}
+    shapes: dict[str, Shape] = {}
     for name, shape in tensors.items():
         module, _, part = name.rpartition(".")
         if part == "lr_b":
             first = tensors.get(f"{owners.get(module, module)}.lr_a")
             if first:
-                found[module] = shape[0], first[1]
+                shapes[module] = shape[0], first[1]
         elif part == "weight" and len(shape) == 2:
-            found[module] = shape[0], shape[1]
-    return found
+            shapes[module] = shape[0], shape[1]
+    return shapes
 
 
 def _header(path: Path) -> dict[str, list[int]]:
@@ -117,10 +117,10 @@ def _header(path: Path) -> dict[str, list[int]]:
 
 def _quantization(folder: Path) -> Mapping[str, Any]:
     try:
-        found = read_json(folder / "config.json").get("quantization_config") or {}
+        settings = read_json(folder / "config.json").get("quantization_config") or {}
     except (OSError, ValueError, AttributeError):
         return {}
-    return found if isinstance(found, Mapping) else {}
+    return settings if isinstance(settings, Mapping) else {}
 
 
 def _shared(folder: Path) -> set[str]:
@@ -128,11 +128,11 @@ def _shared(folder: Path) -> set[str]:
 
 
 def _laid_out(label: str, ratio: float, seed: int, same: bool, ranks: Mapping[str, Rank]) -> RankMap:
-    places = {place(name): rank for name, rank in ranks.items()}
-    layers = tuple(sorted({layer for layer, _ in places}, key=layer_order))
-    kinds = sorted({kind for _, kind in places}, key=kind_order)
+    positions = {layer_and_kind(name): rank for name, rank in ranks.items()}
+    layers = tuple(sorted({layer for layer, _ in positions}, key=layer_order))
+    kinds = sorted({kind for _, kind in positions}, key=kind_order)
     names = short(kinds)
-    cells = tuple(tuple(places.get((layer, kind)) for kind in kinds) for layer in layers)
+    cells = tuple(tuple(positions.get((layer, kind)) for kind in kinds) for layer in layers)
     return RankMap((label,), ratio, seed, same, layers, tuple(names[kind] for kind in kinds), cells)
 
 

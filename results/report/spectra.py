@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from ...foundation.files import read_json
 from ...runners.store.files import KEPT
 from .data import Energy, Spectra
-from .lineage import Rows, Trail
-from .ranks import kind_order, place, short
+from .lineage import Lineage, Rows
+from .ranks import kind_order, layer_and_kind, short
 
 POINTS = 41
 """Places at which a curve is kept."""
@@ -22,29 +22,31 @@ _ENDING = ".spectrum"
 Array = Any
 
 
-def spectra(rows: Rows, trail: Trail) -> tuple[Spectra, ...]:
+def spectra(rows: Rows, lineage: Lineage) -> tuple[Spectra, ...]:
     """Return the spectra of each kind of fit, of the smallest seed that has one."""
     users: dict[str, dict[str, None]] = {}
     seeds: dict[str, int] = {}
     for row in sorted(rows, key=lambda row: row["seed"]):
-        key = trail.paths[row["stage_key"]].get("fit")
+        key = lineage.paths[row["stage_key"]].get("fit")
         if key:
             users.setdefault(key, {})[row["shown"]] = None
             seeds.setdefault(key, row["seed"])
-    found: list[Spectra] = []
+    results: list[Spectra] = []
     for key, labels in users.items():
-        if any(set(labels) <= set(other.labels) for other in found):
+        if any(set(labels) <= set(other.labels) for other in results):
             continue  # another seed of the same fit
-        folder = trail.folder(key)
+        folder = lineage.folder(key)
         if folder is None:
             continue
         kinds = _kinds(folder)
-        same = [i for i, other in enumerate(found) if other.kinds == kinds]  # fits may differ in what a policy measured
+        same = [
+            i for i, other in enumerate(results) if other.kinds == kinds
+        ]  # fits may differ in what a policy measured
         if kinds and same:
-            found[same[0]] = replace(found[same[0]], labels=(*found[same[0]].labels, *labels))
+            results[same[0]] = replace(results[same[0]], labels=(*results[same[0]].labels, *labels))
         elif kinds:
-            found.append(Spectra(_name(folder), tuple(labels), seeds[key], kinds))
-    return tuple(found)
+            results.append(Spectra(_name(folder), tuple(labels), seeds[key], kinds))
+    return tuple(results)
 
 
 def _name(folder: Path) -> str:
@@ -64,7 +66,7 @@ def _kinds(folder: Path) -> tuple[Energy, ...]:
                         continue
                     values = np.asarray(tensors.get_tensor(key), dtype=np.float64)
                     if values.ndim == 1 and len(values) and np.isfinite(values).all() and values.any():
-                        grouped.setdefault(place(key.removesuffix(_ENDING))[1], []).append(values)
+                        grouped.setdefault(layer_and_kind(key.removesuffix(_ENDING))[1], []).append(values)
     except (OSError, SafetensorError, TypeError, ValueError):
         return ()
     kinds = sorted(grouped, key=kind_order)
@@ -84,5 +86,5 @@ def _energy(kind: str, values: list[Array]) -> Energy:
     stack = np.stack(curves)
     median, low, high = (tuple(float(v) for v in part) for part in (np.median(stack, 0), stack.min(0), stack.max(0)))
     full = max(len(spectrum) for spectrum in values)
-    places = tuple(float(share) for share in shares)
-    return Energy(kind, len(values), full, places, median, low, high, float(np.median(ninety)))
+    shares_kept = tuple(float(share) for share in shares)
+    return Energy(kind, len(values), full, shares_kept, median, low, high, float(np.median(ninety)))

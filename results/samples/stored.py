@@ -163,7 +163,7 @@ def show_samples(lines: list[dict[str, Any]], filters: Filters) -> Iterator[dict
 
 
 def problem_text(line: dict[str, Any], data: Path | None) -> str:
-    """Return the prompt of a sample's problem, made anew from the data; empty where the data are not there."""
+    """Return the prompt of a sample's problem, made again from the data; empty where the data are not there."""
     benchmark = benchmarks.get(line["benchmark"])()
     settings = EvalSettings(data_dir=data, stage=line["stage"], seed=DATA_SEED)
     try:

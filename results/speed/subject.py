@@ -128,7 +128,7 @@ def _origin(name: str, folder: Path, model: str | None) -> dict[str, Any]:
         "params": size.parameters,
     }
     if not is_factorised(folder):
-        # A dense folder stands for itself, whatever it came from.
+        # A dense folder counts as itself, whatever it came from.
         state = {"method": "none", "label": "pretrained", "stage": "pretrained", "params_original": size.parameters}
         return origin | state | {"ratio_target": 1.0, "ratio": 1.0, "kept": 1.0}
     origin |= {"method": "lowrank", "label": name, "stage": "compressed"} | _compression_report(folder)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
-from typing import Any
 
 from ...evals.hosting.host import EngineCrashed, cause_of_death
 from ...foundation.errors import UserError
@@ -240,8 +239,3 @@ def crew_size(config_workers: int | None, device: str, parameters: int, stages: 
     # models gain nothing from a second thread and lose tenfold where another process wants the core.
     threads = 1 if small else max(1, cores // wanted)
     return max(1, min(wanted, stages)), threads
-
-
-def stage_records(keys: Mapping[str, str], store: StageStore) -> dict[str, dict[str, Any]]:
-    """Return the records of finished stages by kind."""
-    return {kind: store.read(key) for kind, key in keys.items()}

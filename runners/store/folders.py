@@ -18,6 +18,7 @@ from ...foundation.errors import UserError
 from ...foundation.files import apply_umask, digest, finite, read_json, sha256_file, sync, write_json
 from ...foundation.memory import peak_memory_bytes, reset_peak_memory
 from ..specs import ModelLocation, Stage
+from ..stage_records import VERSION, StageRecord, parse_record
 from .files import (
     KEY,
     MARKER,
@@ -87,6 +88,14 @@ class StageStore:
         record = read_record(self.path(key))
         check_sizes(self.path(key), record["files"], {*self.lacking(key), *self.removed(key)})
         return record
+
+    def record(self, key: str) -> StageRecord:
+        """Return the typed record of a finished stage, after the checks of `read`.
+
+        Raises:
+            UserError: the folder is damaged, its record holds no results of such a stage, or a later version wrote it.
+        """
+        return parse_record(self.read(key), self.path(key))
 
     def verify(self, key: str) -> dict[str, Any]:
         """Return ``stage.json`` of a finished stage after comparing its files with their checksums.
@@ -217,6 +226,7 @@ class StageStore:
             reset_peak_memory()
             started, clock = datetime.now(UTC), time.perf_counter()
             record: dict[str, Any] = {
+                "version": VERSION,
                 "key": key,
                 "kind": stage.kind,
                 "title": stage.title,

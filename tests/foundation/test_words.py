@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CLEAN = ("evals", "foundation", "methods", "models", "papers", "perf", "records")
+CLEAN = (
+    *("evals", "foundation", "methods", "models", "papers", "perf", "records"),
+    *("results/inspection", "results/leaderboard", "results/report", "results/samples", "results/speed"),
+)
 
 NAMES = {
     *(
@@ -51,6 +54,7 @@ ALLOWED = {
     ("methods/library/bs/final.py", "kept"),
     ("methods/selection.py", "kept"),  # a state of a basis
     ("records/schema.py", "kept"),  # the field's word for 1 / ratio, a column of every results.csv
+    ("results/inspection/changes.py", "kept"),  # bases that were kept, beside those that grew or went
     ("perf/peak_memory.py", "walk"),  # a value of --memory
 }
 

@@ -43,7 +43,7 @@ def faults(path):
     with pytest.raises(FaultyFile) as error:
         check(path)
     assert str(path) in str(error.value)
-    return [(fault.line, fault.column, fault.told) for fault in error.value.faults]
+    return [(fault.line, fault.column, fault.message) for fault in error.value.faults]
 
 
 def test_good_records_are_kept_once_whatever_their_order(tmp_path, written, lines):

@@ -1,0 +1,212 @@
+"""What a finished stage left: its ``stage.json`` as a typed record, one model for each kind.
+
+`StageStore.record` is the place that reads them. Fields that this version does not know are left out, so that runs of
+earlier versions stay readable; only a record of a later version is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, TypeAdapter, ValidationError, field_validator
+
+from ..evals.base import Metric, metric_from_plain
+from ..foundation.errors import UserError
+from .specs import CompressSpec, EvaluateSpec, FinetuneSpec, FitSpec, ModelLocation, RecoverSpec, Spec
+from .store.files import RECORD, damaged
+
+VERSION = 1
+"""Of ``stage.json``; raised when its fields change their meaning. Records without one are of version 1."""
+
+
+class _Lenient(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Hardware(_Lenient):
+    """What a stage ran on: the processor's name, CPU threads, and the names of all GPUs."""
+
+    cpu: str
+    threads: int
+    gpus: tuple[str, ...] = ()
+
+
+class Provenance(_Lenient):
+    """Versions of the libraries by name, commit of the package (empty outside a checkout), and machine."""
+
+    versions: dict[str, str]
+    git_commit: str
+    hardware: Hardware
+
+
+class RecordedExecution(_Lenient):
+    """Where a stage ran: torch device, where its model lay, and the folder with local datasets."""
+
+    device: str
+    model: ModelLocation
+    data: Path | None = None
+
+
+class RecordedTraining(_Lenient):
+    """What a training used: optimizer steps, and tokens without padding."""
+
+    steps: int
+    tokens: int
+
+
+class RecordedReport(_Lenient):
+    """What a method reported of one ratio; see `methods.base.CompressionReport`."""
+
+    parameters: int
+    ratio_matrices: float
+    steps: int = 0
+    tokens: int = 0
+
+
+class TrainingResult(_Lenient):
+    """Of a finetuning or a recovery."""
+
+    training: RecordedTraining
+    warnings: tuple[str, ...] = ()
+
+
+class FitResult(_Lenient):
+    """Of a fit."""
+
+    warnings: tuple[str, ...] = ()
+
+
+class CompressResult(_Lenient):
+    """Of a compression: reports by ratio, as ``f"{ratio:g}"`` writes it."""
+
+    reports: dict[str, RecordedReport]
+
+    def report(self, ratio: float) -> RecordedReport:
+        """Return the report of one of the stage's ratios."""
+        return self.reports[f"{ratio:g}"]
+
+
+class EvaluateResult(_Lenient):
+    """Of an evaluation.
+
+    Attributes:
+        details: plain data of the benchmark's, such as the isolation of executed code.
+        variant: full name of the benchmark, where the evaluation settled it.
+        bytes: size of the checkpoint's weights.
+    """
+
+    metrics: tuple[Metric, ...]
+    dataset_sha256: str
+    prompt_sha256: str
+    details: dict[str, Any]
+    variant: str = ""
+    bytes: int
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _from_plain(cls, metrics: Any) -> Any:
+        return tuple(metric_from_plain(metric) for metric in metrics)
+
+
+class _Record(_Lenient):
+    """What all kinds have in common.
+
+    Attributes:
+        spec: what was done; see `specs`.
+        execution: where.
+        seconds: it took, earlier attempts of a resumed training included.
+        started_at, ended_at: ISO 8601.
+        peak_memory_bytes: of the process, or of a larger one that it started.
+    """
+
+    version: int = VERSION
+    key: str
+    title: str
+    spec: Spec
+    execution: RecordedExecution = Field(alias="runtime")
+    seconds: float
+    started_at: str
+    ended_at: str
+    peak_memory_bytes: int
+    provenance: Provenance
+
+
+class FinetuneRecord(_Record):
+    """Of a finetuning before compression."""
+
+    kind: Literal["finetune"]
+    spec: FinetuneSpec
+    result: TrainingResult
+
+
+class FitRecord(_Record):
+    """Of a fit."""
+
+    kind: Literal["fit"]
+    spec: FitSpec
+    result: FitResult
+
+
+class CompressRecord(_Record):
+    """Of a compression."""
+
+    kind: Literal["compress"]
+    spec: CompressSpec
+    result: CompressResult
+
+
+class RecoverRecord(_Record):
+    """Of a finetuning after compression."""
+
+    kind: Literal["recover"]
+    spec: RecoverSpec
+    result: TrainingResult
+
+
+class EvaluateRecord(_Record):
+    """Of an evaluation."""
+
+    kind: Literal["evaluate"]
+    spec: EvaluateSpec
+    result: EvaluateResult
+
+
+StageRecord = FinetuneRecord | FitRecord | CompressRecord | RecoverRecord | EvaluateRecord
+"""Any of them; ``kind`` tells which."""
+
+_ANY: TypeAdapter[StageRecord] = TypeAdapter(Annotated[StageRecord, Discriminator("kind")])
+_SPECS: dict[str, type[Spec]] = {
+    "finetune": FinetuneSpec,
+    "fit": FitSpec,
+    "compress": CompressSpec,
+    "recover": RecoverSpec,
+    "evaluate": EvaluateSpec,
+}
+_NOUNS = {"finetune": "a finetuning", "fit": "a fit", "compress": "a compression", "recover": "a recovery"}
+
+
+def parse_record(plain: Mapping[str, Any], folder: Path) -> StageRecord:
+    """Return the typed record of a stage.
+
+    Args:
+        plain: of ``stage.json``, after `read_record` has checked it.
+        folder: of the stage, for messages.
+
+    Raises:
+        UserError: a later version wrote it.
+        DamagedStage: it holds no results of its kind of stage.
+    """
+    version, kind = plain.get("version", 1), str(plain.get("kind"))
+    if isinstance(version, int) and version > VERSION:
+        raise UserError(
+            f"{folder / RECORD} is of version {version} and this lowrank-bench reads versions up to {VERSION}; upgrade "
+            "it, or read the run's results.csv, which stays readable"
+        )
+    try:
+        known = _SPECS[kind].model_fields
+        spec = {name: value for name, value in plain["config"].items() if name in known}
+        return _ANY.validate_python({**plain, "spec": spec | {"inputs": plain["inputs"], "kind": kind}})
+    except (ValidationError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise damaged(folder, f"{RECORD} holds no results of {_NOUNS.get(kind, 'an evaluation')}") from error
