@@ -242,8 +242,8 @@ def install(model: nn.Module, group: Group, factors: Factors, rank: int) -> None
         dense_embedding = model.get_submodule(group.name)
         assert isinstance(dense_embedding, nn.Embedding)
         a, b = (factor.to(dense_embedding.weight) for factor in factors.truncate(rank))
-        layer = LowRankEmbedding.from_factors(a, b, dense_embedding)
-        install_embedding(model, group.members[0], layer.train(dense_embedding.training))
+        embedding = LowRankEmbedding.from_factors(a, b, dense_embedding)
+        install_embedding(model, group.members[0], embedding.train(dense_embedding.training))
         return
     layers = [get_linear(model, matrix.name) for matrix in group.members]
     biases = [None if dense.bias is None else dense.bias.detach() for dense in layers]

@@ -105,7 +105,7 @@ class FactorisedLoraModel(LoraModel):
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
         config = super()._prepare_adapter_config(peft_config, model_config)
         every = config.target_modules
-        factorised = low_rank_layers(self.model)
+        factorised = _factorised(self.model)
         if factorised and isinstance(every, str) and every.lower() == "all-linear":
             config.target_modules = set(_linear_layers(self.model, factorised))
         return config
@@ -158,11 +158,16 @@ def _linear_layers(model: nn.Module, factorised: dict[str, LowRankLinear]) -> li
     return [name for name in (*dense, *factorised, *adapted) if name != head and not name.startswith(inside)]
 
 
+def _factorised(model: nn.Module) -> dict[str, LowRankLinear]:
+    """Return the factorised linear layers; adapters leave a factorised embedding alone."""
+    return {name: layer for name, layer in low_rank_layers(model).items() if isinstance(layer, LowRankLinear)}
+
+
 def _give_away_factors(model: nn.Module) -> None:
     """Give first factors that leave with a merged layer to the layers that use them and are not merged."""
     adapted = {id(m.get_base_layer()) for m in model.modules() if isinstance(m, LoraLowRankLinear)}
     heirs: dict[int, LowRankLinear] = {}
-    for layer in low_rank_layers(model).values():
+    for layer in _factorised(model).values():
         owner = layer.source
         # The first layer that loses its owner gets a copy of the factor; the others of that owner then share the copy.
         if owner is not None and id(owner) in adapted and id(layer) not in adapted:

@@ -104,23 +104,31 @@ class Probe:
     @contextmanager
     def truncated(self, ranks: Mapping[str, int]) -> Iterator[nn.Module]:
         """Give the model with these units cut to these ranks; their weights and biases come back afterwards."""
-        saved: list[tuple[nn.Module, Tensor, nn.Parameter | None]] = []
+        saved: list[tuple[nn.Linear | nn.Embedding, Tensor, nn.Parameter | None]] = []
         try:
             for name, rank in ranks.items():
                 for layer, weight, offset in self._cut(self.groups[name], self.fitted.factors(name), rank):
-                    saved.append((layer, layer.weight.data, layer.bias))
+                    saved.append((layer, layer.weight.data, getattr(layer, "bias", None)))
                     layer.weight.data = weight.to(layer.weight)
-                    if offset is not None:
+                    if offset is not None and isinstance(layer, nn.Linear):
                         whole = offset if layer.bias is None else layer.bias.detach() + offset
                         layer.bias = nn.Parameter(whole.to(layer.weight), requires_grad=False)
             yield self.model
         finally:
             for layer, data, bias in reversed(saved):
-                layer.weight.data = data
-                setattr(layer, "bias", bias)  # noqa: B010 - a linear layer may have none, which its type leaves out
+                layer.weight.data = data  # of an embedding that a head is tied to, the head's too
+                if isinstance(layer, nn.Linear):
+                    setattr(layer, "bias", bias)  # noqa: B010 - it may have none, which its type leaves out
 
-    def _cut(self, group: Group, factors: Factors, rank: int) -> Iterator[tuple[nn.Linear, Tensor, Tensor | None]]:
+    def _cut(
+        self, group: Group, factors: Factors, rank: int
+    ) -> Iterator[tuple[nn.Linear | nn.Embedding, Tensor, Tensor | None]]:
         a, b = factors.truncate(rank)
+        if group.embedding:
+            embedding = self.model.get_submodule(group.name)
+            assert isinstance(embedding, nn.Embedding)
+            yield embedding, b @ a, None
+            return
         offset = factors.offset(rank)
         offsets = [None] * len(group.members) if offset is None else group.split(offset)
         for matrix, rows, part in zip(group.members, group.split(b), offsets, strict=True):

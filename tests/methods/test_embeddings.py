@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from calibration_data import FixedData
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
@@ -23,6 +23,23 @@ from lowrank_bench.models.export import export_dense
 from lowrank_bench.models.loading import load_model, weights_size
 from lowrank_bench.models.matrices import low_rank_layers, model_size, tied_modules
 from lowrank_bench.models.streamed import open_streamed
+
+
+class FixedData:
+    """Task data of these token ids, padded on the right."""
+
+    def __init__(self, texts: list[list[int]]) -> None:
+        self.texts = texts
+
+    def batches(self, samples: int | None, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
+        texts = self.texts[:samples]
+        for start in range(0, len(texts), batch_size):
+            part = texts[start : start + batch_size]
+            width = max(map(len, part))
+            ids = torch.tensor([text + [0] * (width - len(text)) for text in part])
+            mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in part])
+            yield {"input_ids": ids, "attention_mask": mask, "labels": ids.where(mask.bool(), torch.tensor(-100))}
+
 
 IDS = torch.tensor([[1, 5, 9, 20, 33, 44, 7, 3]])
 
