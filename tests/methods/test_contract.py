@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_bench.methods.base import methods
-from lowrank_bench.methods.calibration.driver import MomentCompressor
+from lowrank_bench.methods.calibration.driver import MomentCompressor, RowStatistic
 from lowrank_bench.methods.contract import CompressorContract
 from lowrank_bench.methods.contract_parts import RandomData
 from lowrank_bench.methods.library.fwsvd import FWSVD, fisher_scale
@@ -16,6 +16,11 @@ from lowrank_bench.methods.library.svd_llm import shrunk
 
 class TestSVD(CompressorContract):
     method = "svd"
+
+
+class TestSVDWithEmbeddings(CompressorContract):
+    method = "svd"
+    options: ClassVar[dict[str, Any]] = {"embeddings": True}
 
 
 class TestFWSVD(CompressorContract):
@@ -51,6 +56,31 @@ class Whitened(CompressorContract):
 class TestSVDLLM(Whitened):
     __test__ = True
     method = "svd-llm"
+
+
+class TestSVDLLMWithEmbeddings(Whitened):
+    __test__ = True
+    method = "svd-llm"
+    options: ClassVar[dict[str, Any]] = {"embeddings": True}
+
+    def weigh(self, model: nn.Module, name: str, error: Tensor) -> Tensor:
+        if name not in self.rows(model):
+            return super().weigh(model, name, error)
+        statistic = self.rows(model)[name]
+        rows = statistic.weights.sqrt()[:, None] * error
+        if statistic.inputs is None:
+            return rows
+        values, vectors = torch.linalg.eigh(statistic.inputs.gram)
+        return rows @ (vectors * values.clamp_min(0).sqrt())
+
+    def rows(self, model: nn.Module) -> dict[str, RowStatistic]:
+        method = self.make()
+        assert isinstance(method, MomentCompressor)
+        found = method.collect(model, RandomData(), method.groups(model))
+        return {group.name: statistic for group, statistic in found if group.embedding}
+
+    def gram(self, statistic: Any) -> Tensor:
+        return torch.empty(0, 0) if isinstance(statistic, RowStatistic) else super().gram(statistic)
 
 
 class TestSVDLLMV2(Whitened):
