@@ -318,26 +318,22 @@ class Stage(_Frozen):
     @property
     def train(self) -> TrainSettings | None:
         """Settings of the training that this stage does, None where it does none."""
-        settings: TrainSettings | None = getattr(self.spec, "train", None)
-        return settings
+        return getattr(self.spec, "train", None)
 
     @property
     def data(self) -> DataSpec | None:
         """The task data that this stage reads, None where it reads none."""
-        data: DataSpec | None = getattr(self.spec, "data", None)
-        return data
+        return getattr(self.spec, "data", None)
 
     @property
     def accelerate(self) -> ProcessSetup | None:
         """The processes that train together, None for one."""
-        setup: ProcessSetup | None = getattr(self.execution, "accelerate", None)
-        return setup
+        return getattr(self.execution, "accelerate", None)
 
     @property
     def placement(self) -> ChosenPlacement | None:
         """Where the training keeps what belongs to its weights, None where nothing was chosen."""
-        placement: ChosenPlacement | None = getattr(self.execution, "placement", None)
-        return placement
+        return getattr(self.execution, "placement", None)
 
     def location_of(self, role: str) -> Path:
         """Return where what a stage reads lies.
