@@ -1,7 +1,7 @@
 """A stage before it runs: the typed spec that names it, and where and how this sweep runs it.
 
-The key of a stage is its kind and a hash of its spec, which holds all that decides the result: what is done, and the
-identities of what is read. The `Execution` beside it (paths, devices, memory) is never part of the key.
+The key of a stage is its kind and a hash of its spec: what is done, and the identities of what is read. The `Execution`
+beside it (paths, devices, memory) is never part of the key.
 """
 
 from __future__ import annotations
@@ -341,8 +341,7 @@ class Stage(_Frozen):
         Args:
             role: ``model`` or ``fit``, as in ``inputs``.
         """
-        fit: Path | None = getattr(self.execution, "fit", None)
-        return fit if role == "fit" and fit else Path(self.execution.model.location)
+        return Path(getattr(self.execution, "fit", "") if role == "fit" else self.execution.model.location)
 
     def located(self, model: ModelLocation | None = None, fit: Path | None = None) -> Stage:
         """Return the stage with other places of what it reads; its key stays."""
