@@ -198,7 +198,7 @@ class Execution(BaseModel):
 
     @field_validator("device")
     @classmethod
-    def _recordable(cls, value: str) -> str:
+    def _check_recordable(cls, value: str) -> str:
         return check_recordable("device", value)
 
     @field_validator("storage")
@@ -258,7 +258,7 @@ class SweepConfig(BaseModel):
 
     @field_validator("model", "task")
     @classmethod
-    def _recordable(cls, value: str, info: ValidationInfo) -> str:
+    def _check_recordable(cls, value: str, info: ValidationInfo) -> str:
         return check_recordable(str(info.field_name), value)
 
     @field_validator("ratios")
