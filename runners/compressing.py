@@ -97,7 +97,7 @@ class Compressed:
 
 
 class _CellConfig(SweepConfig):
-    """A sweep of one cell, whose task may be empty: its check replaces that of `SweepConfig`, which has the same name."""
+    """A sweep of one cell, whose task may be empty: its check replaces the one of the same name."""
 
     @field_validator("model", "task")
     @classmethod
