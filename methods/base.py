@@ -116,7 +116,7 @@ class Trainer(Protocol):
             steps: optimizer steps.
             lr_scale: factor on the common learning rate.
             on_gradients: called before each update, gradients in place, with the number of updates done and the tokens
-                they used. A run with it and without ``state`` always begins anew.
+                they used. A run with it and without ``state`` always begins again.
             state: what else the run changes.
         """
 

@@ -342,5 +342,5 @@ class CompressorContract:
 def _reload(folders: list[str]) -> None:
     for folder in folders:
         model = load_model(folder, dtype="auto")
-        found = {"logits": logits(model), "parameters": torch.tensor(count(model))}
-        save_file(found, f"{folder}.safetensors")
+        tensors = {"logits": logits(model), "parameters": torch.tensor(count(model))}
+        save_file(tensors, f"{folder}.safetensors")

@@ -99,7 +99,7 @@ class Fitted:
         self._files |= dict.fromkeys(self._memory, file)
         self._memory = {}
 
-    def _read(self, key: str) -> Tensor:
+    def _tensor(self, key: str) -> Tensor:
         if key in self._memory:
             return self._memory[key]
         with safe_open(self._files[key], framework="pt") as tensors:
@@ -108,10 +108,10 @@ class Fitted:
 
     def factors(self, name: str) -> Factors:
         """Return the factors of one matrix."""
-        left, right, spectrum = (self._read(f"{name}.{key}") for key in ("left", "right", "spectrum"))
+        left, right, spectrum = (self._tensor(f"{name}.{key}") for key in ("left", "right", "spectrum"))
         if not self.has(f"{name}.output_mean"):
             return Factors(left, right, spectrum)
-        return Factors(left, right, spectrum, self._read(f"{name}.output_mean"), self._read(f"{name}.hidden_mean"))
+        return Factors(left, right, spectrum, self._tensor(f"{name}.output_mean"), self._tensor(f"{name}.hidden_mean"))
 
     def has(self, key: str) -> bool:
         """Whether there is a tensor of that name."""
@@ -119,12 +119,12 @@ class Fitted:
 
     def evidence(self) -> dict[str, Tensor]:
         """Return what a rank policy measured while fitting, by name."""
-        found = sorted(key for key in {*self._memory, *self._files} if key.startswith(_POLICY))
-        return {key.removeprefix(_POLICY): self._read(key) for key in found}
+        keys = sorted(key for key in {*self._memory, *self._files} if key.startswith(_POLICY))
+        return {key.removeprefix(_POLICY): self._tensor(key) for key in keys}
 
     def spectrum(self, name: str) -> Tensor:
         """Return the spectrum of one matrix, shape (k,)."""
-        return self._read(f"{name}.spectrum")
+        return self._tensor(f"{name}.spectrum")
 
     def save(self, folder: Path) -> None:
         """Write what is not there yet, and the meta data, into a folder; it must be its own, where it has one."""
@@ -141,10 +141,10 @@ class Fitted:
             UserError: the folder is damaged.
         """
         try:
-            found = cls(read_json(folder / "fit.json"), folder)
+            fitted = cls(read_json(folder / "fit.json"), folder)
             for file in sorted(folder.glob("factors*.safetensors")):
                 with safe_open(file, framework="pt") as tensors:
-                    found._files |= dict.fromkeys(tensors.keys(), file)
+                    fitted._files |= dict.fromkeys(tensors.keys(), file)
         except (OSError, SafetensorError, ValueError) as error:
             raise UserError(f"the fit in {folder} is damaged ({error}); delete that folder and run again") from error
-        return found
+        return fitted

@@ -81,26 +81,26 @@ def fit_peak(
     working = max(8 * m * n + max(decompose_bytes(method, m, n), svd_bytes(m, n, device=device)) for m, n in shapes)
     buffer = BUFFER_BYTES + max(_factors(group) for group in groups)
     filled = min(buffer, sum(_factors(group) for group in groups))
-    held = 0 if layer_by_layer else 4 * model_size(skeleton).parameters
+    weights = 0 if layer_by_layer else 4 * model_size(skeleton).parameters
     statistics = activations = waiting = disk = 0
     if calibration is not None:
         parts = _Parts.of(skeleton)
         statistics = _statistics(method, groups, parts, layer_by_layer)
         activations = _activations(skeleton, method, groups, parts, calibration, layer_by_layer)
         if layer_by_layer:
-            held = 4 * max(parts.block, parts.outside)
+            weights = 4 * max(parts.block, parts.outside)
             width = int(skeleton.get_input_embeddings().embedding_dim)
             states = 4 * calibration.samples * calibration.length * width
             states *= len(parts.names) + 1 if method.requirements.gradients else 1
             waiting, disk = min(states, LIMIT_BYTES), max(min(states, INPUTS_BYTES) - LIMIT_BYTES, 0)
             if method.requirements.gradients:  # Gram matrices of gradients wait too, as they come last block first
                 disk += sum(statistic_bytes(method, group) for group in groups)
-    busy = max(held + activations, working) if layer_by_layer else held + max(activations, working)
-    least = max(held, working) if layer_by_layer else held + working
-    resident = busy if device == "cpu" else held
+    busy = max(weights + activations, working) if layer_by_layer else weights + max(activations, working)
+    least = max(weights, working) if layer_by_layer else weights + working
+    resident = busy if device == "cpu" else weights
 
     def host(base: int, factors: int, pages: int) -> int:
-        return base + max(factors + resident + statistics + waiting, 0 if layer_by_layer else held + pages)
+        return base + max(factors + resident + statistics + waiting, 0 if layer_by_layer else weights + pages)
 
     bound, usual = host(BASE_BYTES, buffer, _stored(skeleton)), host(USUAL_BYTES, filled, _pages(skeleton))
     return Peak(bound, 0 if device == "cpu" else busy + statistics, least, disk, usual)
@@ -160,10 +160,10 @@ class _Parts:
 
     def inside(self, groups: list[Group]) -> list[list[Group]]:
         """Return the groups by the block of their first member, those outside the blocks as one."""
-        found: dict[str, list[Group]] = {}
+        by_block: dict[str, list[Group]] = {}
         for group in groups:
-            found.setdefault(next((b for b in self.names if group.name.startswith(f"{b}.")), ""), []).append(group)
-        return list(found.values())
+            by_block.setdefault(next((b for b in self.names if group.name.startswith(f"{b}.")), ""), []).append(group)
+        return list(by_block.values())
 
 
 def _statistics(method: MatrixCompressor, groups: list[Group], parts: _Parts, layer_by_layer: bool) -> int:
@@ -175,19 +175,24 @@ def _statistics(method: MatrixCompressor, groups: list[Group], parts: _Parts, la
 
 
 def _activations(
-    skeleton: Any, method: MatrixCompressor, groups: list[Group], parts: _Parts, read: Calibration, layer_by_layer: bool
+    skeleton: Any,
+    method: MatrixCompressor,
+    groups: list[Group],
+    parts: _Parts,
+    calibration: Calibration,
+    layer_by_layer: bool,
 ) -> int:
     """Estimate what a batch leaves in memory: every linear layer's input and output, attention scores, logits."""
-    tokens, config = read.batch_size * read.length, skeleton.config.get_text_config()
+    tokens, config = calibration.batch_size * calibration.length, skeleton.config.get_text_config()
     part = max(parts.inside(groups), key=len)
     layers = 4 * tokens * sum(m.in_features + m.out_features for g in part for m in g.members)
-    layers += 8 * read.batch_size * (getattr(config, "num_attention_heads", None) or 1) * read.length**2
+    layers += 8 * calibration.batch_size * (getattr(config, "num_attention_heads", None) or 1) * calibration.length**2
     widest = (
         20 * tokens * max(group.in_features for group in groups)
     )  # an input as float32 without padding, and float64
     logits = 4 * tokens * int(config.vocab_size)
     if not method.requirements.gradients:
         return max(layers + widest, 0 if layer_by_layer else logits)
-    squares = max(min(m.out_features * m.in_features, read.length**2) for g in groups for m in g.members)
-    layers = 2 * layers * (1 if layer_by_layer else max(len(parts.names), 1)) + 8 * read.batch_size * squares
+    squares = max(min(m.out_features * m.in_features, calibration.length**2) for g in groups for m in g.members)
+    layers = 2 * layers * (1 if layer_by_layer else max(len(parts.names), 1)) + 8 * calibration.batch_size * squares
     return max(layers, 4 * logits) if layer_by_layer else layers + 4 * logits

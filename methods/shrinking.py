@@ -9,7 +9,7 @@ from torch import Tensor, nn
 def shrink_parameter(parameter: nn.Parameter, index: Tensor, optimizer: torch.optim.Optimizer | None = None) -> bool:
     """Keep only some entries along the first dimension; what is kept trains on as if nothing had happened.
 
-    The parameter stays the same object, so whoever holds it, an optimizer's groups above all, need not be told.
+    The parameter stays the same object, so whoever holds it, an optimizer's groups above all, needs no notice.
 
     Args:
         parameter: shape (k, …).

@@ -29,7 +29,7 @@ def cells(requires: Requirements) -> Mapping[str, str]:
         "training": requires.trains,
     }
     return {
-        "data": ", ".join(word for word, read in words.items() if read) or "none",
+        "data": ", ".join(word for word, applies in words.items() if applies) or "none",
         "gradients": "yes" if requires.gradients or requires.trains else "no",
         "trains": "yes" if requires.trains else "no",
         "shares": requires.shares or "no",

@@ -138,6 +138,7 @@ def _refuse_variants(config: Any) -> None:
 
 def _stacked(base: LowRankLinear, first: list[Tensor], second: list[Tensor]) -> LowRankLinear:
     """Return a layer with further factors: A (r_i, in) each, B (out, r_i) each, all in float32 or better."""
+    # B A + B₁ A₁ = [B B₁] [A; A₁]: the sum of products is the product of the stacked factors, so nothing is multiplied.
     a = torch.cat([base.lr_a.detach().to(first[0].dtype), *first])
     b = torch.cat([base.lr_b.detach().to(first[0].dtype), *second], dim=1)
     if len(a) > base.in_features:  # more rows than a first factor can have: the product itself is smaller
@@ -163,6 +164,7 @@ def _give_away_factors(model: nn.Module) -> None:
     heirs: dict[int, LowRankLinear] = {}
     for layer in low_rank_layers(model).values():
         owner = layer.source
+        # The first layer that loses its owner gets a copy of the factor; the others of that owner then share the copy.
         if owner is not None and id(owner) in adapted and id(layer) not in adapted:
             layer.set_source(heirs.get(id(owner)))
             heirs.setdefault(id(owner), layer)

@@ -39,6 +39,7 @@ def check_token_ids(settings: Mapping[str, Any], file: str) -> None:
     """
     for field, allowed in _TOKEN_FIELDS.items():
         value = settings.get(field)
+        # `type is int`, not `isinstance`: true and false are ints in Python and no token ids.
         single = type(value) is int and allowed != _LIST
         several = isinstance(value, list) and allowed != _ID and all(type(part) is int for part in value)
         if value is not None and not single and not several:

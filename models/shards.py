@@ -167,6 +167,7 @@ def save_streamed(model: Any, tokenizer: Any, folder: Path, dtypes: SaveDtypes, 
             continue
         kind = dtypes.of(name) if tensor.is_floating_point() else tensor.dtype
 
+        # Defaults bind now; a closure would see the last name and dtype of the loop.
         def make(name: str = name, kind: torch.dtype = kind) -> Tensor:
             value = weights.stored(name)
             return rounded(name, value.float(), kind) if kind.is_floating_point else value

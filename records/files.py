@@ -99,6 +99,7 @@ def read_records(path: Path | str) -> pd.DataFrame:
         rows = _parquet_rows(path, raw)
     else:
         rows = _csv_rows(path, raw)
+    # Validated from Parquet too: a type that fits says nothing of ranges, lengths and agreement.
     records = _validated(f"{path}: ", rows)
     _check_keys(f"{path}: ", records)
     if path.suffix == ".csv":

@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
-from pydantic import ValidationInfo, field_validator
 from safetensors.torch import load_file
 
 from ..foundation.errors import UserError, unknown
@@ -25,7 +24,6 @@ from ..models.dtypes import SAVE_DTYPES
 from ..models.loading import load_skeleton
 from ..models.untouched import Untouched, untouched
 from .config import MethodSpec, SweepConfig, make_config, nest, parse_method
-from .config.methods import check_recordable
 from .estimates.memory import check_plan, memory_rows, plan_ways
 from .executors.local import crew_size
 from .plan import Plan, make_plan
@@ -97,12 +95,9 @@ class Compressed:
 
 
 class _CellConfig(SweepConfig):
-    """A sweep of one cell, whose task may be empty: its check replaces the one of the same name."""
+    """A sweep of one cell, whose task may be empty."""
 
-    @field_validator("model", "task")
-    @classmethod
-    def _check_recordable(cls, value: str, info: ValidationInfo) -> str:
-        return check_recordable(str(info.field_name), value) if value or info.field_name != "task" else value
+    needs_task: ClassVar[bool] = False
 
 
 def plan_compression(request: CompressRequest) -> Plan:

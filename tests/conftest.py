@@ -2,76 +2,80 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from made_records import make_record, make_sweep
 from sweeps import small_sweep
+
+from lowrank_bench.records.files import Record
 
 _ROOT = Path(__file__).parent.parent
 
 FULL = """
 models/vllm_plugin/test_serving.py
-runners/test_distributed.py
-runners/test_ray.py
+runners/executors/test_distributed.py
+runners/executors/test_ray.py
 cli/test_regression.py
 cli/test_command_lines.py
 runners/test_sweep.py
-evals/test_engine_vllm.py
+evals/engines/test_engine_vllm.py
 models/vllm_plugin/test_server.py
 runners/test_engines.py
 runners/test_nothing_lost.py
-runners/test_storage.py
-runners/test_report.py
+runners/store/test_storage.py
+results/report/test_report.py
 methods/test_third_party.py
 cli/test_cli.py
-runners/test_speed.py
-runners/test_reproduce.py
+results/speed/test_speed.py
+papers/test_reproduce.py
 docs/test_python_api.py
 docs/test_guides.py
 runners/test_broken_models.py
 runners/test_hostile_folders.py
 evals/test_samples.py
 runners/test_commonsense_sweep.py
-evals/test_sandbox.py
-evals/test_benchmarks.py
+evals/grading/test_sandbox.py
+evals/benchmarks/test_benchmarks.py
 methods/test_memory.py
 models/vllm_plugin/test_lm_eval.py
 perf/test_sweeps.py
 foundation/test_fork_server.py
-evals/test_engine_hosting.py
+evals/hosting/test_engine_hosting.py
 browser/test_report_page.py
 methods/test_contract.py
 results/regression/test_false_alarms.py
 methods/test_worst_inputs.py
 models/test_checkpoint.py
-runners/test_verifying.py
-runners/test_inspection.py
+runners/store/test_verifying.py
+results/inspection/test_inspection.py
 runners/test_progress.py
 runners/test_plan.py
-runners/test_samples.py
+results/samples/test_samples.py
 runners/test_save_dtype.py
-runners/test_leaderboard.py
-runners/test_resuming.py
-runners/test_estimate.py
-runners/test_memory.py
-runners/test_stages.py
+results/leaderboard/test_paired_boards.py
+runners/training/test_resuming.py
+runners/estimates/test_estimate.py
+runners/estimates/test_memory.py
+runners/store/test_stages.py
 browser/test_leaderboard.py
 browser/test_shell.py
 cli/test_inspect.py
 cli/test_leaderboard.py
-evals/test_datasets_from_the_hub.py
-evals/test_engine_transformers.py
-evals/test_harness.py
+evals/data/test_datasets_from_the_hub.py
+evals/engines/test_engine_transformers.py
+evals/kinds/test_harness.py
 evals/test_contexts.py
-evals/test_isolation.py
-evals/test_math.py
-evals/test_math_value.py
-evals/test_mutants.py
+evals/grading/test_isolation.py
+evals/grading/test_math.py
+evals/grading/test_math_value.py
+evals/grading/test_mutants.py
 evals/test_needs.py
 evals/test_one_completion.py
-evals/test_sandbox_endings.py
-evals/test_sandbox_packages.py
+evals/grading/test_sandbox_endings.py
+evals/grading/test_sandbox_packages.py
 foundation/test_memory.py
 foundation/test_process.py
 models/test_adapters.py
@@ -81,23 +85,23 @@ models/test_tiny.py
 perf/test_bs_step.py
 perf/test_decompose.py
 perf/test_gpu.py
-results/test_published.py
-runners/test_training.py
-methods/test_bs_shrinking.py
-results/test_records.py
-methods/test_bs.py
+papers/test_published.py
+runners/training/test_training.py
+methods/library/test_bs_shrinking.py
+records/test_records.py
+methods/library/test_bs.py
 methods/test_combinations.py
 models/vllm_plugin/test_slices.py
 models/test_dtypes.py
 foundation/test_registry.py
-results/test_bases.py
-methods/test_bs_final.py
-results/test_curves.py
-evals/test_extract.py
+results/inspection/test_bases.py
+methods/library/test_bs_final.py
+results/plots/test_curves.py
+evals/grading/test_extract.py
 models/test_saving.py
 evals/test_continuation.py
-methods/test_bsi.py
-evals/test_choice.py
+methods/library/test_bsi.py
+evals/kinds/test_choice.py
 """
 """Modules that sweep, serve, train at length, read large datasets or start processes, the longest first.
 
@@ -155,3 +159,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory):
             return config
     shutil.copytree(shared, config.execution.out, dirs_exist_ok=True)
     return config
+
+
+@pytest.fixture(scope="session")
+def record() -> Callable[..., Record]:
+    """Make a realistic record without any model."""
+    return make_record
+
+
+@pytest.fixture(scope="session")
+def sweep() -> Callable[..., list[Record]]:
+    """Make the realistic records of a sweep without any model."""
+    return make_sweep

@@ -96,6 +96,7 @@ def unfence(text: str) -> str:
     """Return the content of the first Markdown code block, or the text itself where there is none."""
     code, start = text, 0
     while (end := text.find("\n", start)) >= 0:
+        # Line by line, so that the work stays linear in the text whatever a model writes.
         _, fence, language = text[start:end].removesuffix("\r").rpartition(_FENCE)
         start = end + 1
         if fence and language.strip(" \t").lower() in _FENCE_LANGUAGES:

@@ -45,6 +45,7 @@ class TransformersRun:
         ids = torch.tensor(self._spec.prompts(batch, self._model.config.vocab_size)).to(self._spec.device)
         static = getattr(self._model, "_can_compile_fullgraph", False)
         clock = _FirstToken(self._synchronize)
+        # Kernels run behind the program: without waiting on both sides the clock would measure their launch.
         self._synchronize()
         started = time.perf_counter()
         self._model.generate(

@@ -88,6 +88,7 @@ class VllmRun:
         while self._engine.has_unfinished_requests():
             for output in self._engine.step():
                 counts[output.request_id] = counts.get(output.request_id, 0) + len(output.outputs[0].token_ids)
+            # vLLM mixes prompts and decoding in one step: the clock of decoding starts when every prompt has its token.
             if not first and len(counts) == batch:
                 first, before = time.perf_counter(), sum(counts.values())
         if sum(counts.values()) != batch * new_tokens:

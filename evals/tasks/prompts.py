@@ -79,6 +79,7 @@ def most_tokens(texts: Iterable[str], count: Callable[[str], int], limit: float 
         limit: texts with more tokens are passed over.
     """
     most = 0
+    # By the bound, largest first: as soon as a bound is not above the longest so far, none of the rest can be longer.
     for bound, text in sorted(((_token_bound(text), text) for text in texts), reverse=True):
         if bound <= most:
             break

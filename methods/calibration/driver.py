@@ -93,10 +93,10 @@ class MomentCompressor(CalibratedCompressor):
         """
         if self._last is None or self._last[0] is not moments:
             self._last = None  # its memory is free before more is taken
-            made = root(gram().to(weight.device, torch.float64), jitter)
+            factor = root(gram().to(weight.device, torch.float64), jitter)
             if moments.readers == 1:
-                return made
-            self._last = moments, made
+                return factor
+            self._last = moments, factor
         return self._last[1]
 
 

@@ -24,7 +24,7 @@ class OffloadCache:
     """
 
     def __init__(self, folder: Path | None = None, limit_bytes: int = LIMIT_BYTES) -> None:
-        self.parent, self.limit_bytes, self.held = folder, limit_bytes, 0
+        self.parent, self.limit_bytes, self.memory_bytes = folder, limit_bytes, 0
         self._folder: Path | None = None
         self._memory: dict[Hashable, Tensor] = {}
         self._disk: dict[Hashable, tuple[Path, torch.Size, torch.dtype]] = {}
@@ -46,9 +46,9 @@ class OffloadCache:
         self.drop(key)
         value = tensor.detach().cpu()
         size = value.numel() * value.element_size()
-        if self.held + size <= self.limit_bytes:
+        if self.memory_bytes + size <= self.limit_bytes:
             self._memory[key] = value
-            self.held += size
+            self.memory_bytes += size
             return
         if self._folder is None:
             if self.parent is not None:
@@ -80,6 +80,6 @@ class OffloadCache:
         """Forget a tensor, if it is there."""
         value = self._memory.pop(key, None)
         if value is not None:
-            self.held -= value.numel() * value.element_size()
+            self.memory_bytes -= value.numel() * value.element_size()
         if key in self._disk:
             self._disk.pop(key)[0].unlink()

@@ -61,7 +61,7 @@ class SequentialCalibration:
         with self._outside():
             for index in range(len(self.batches)):
                 with contextlib.suppress(_Entered):
-                    # Tensors seen in a batch stay alive in that list: they are told apart by identity.
+                    # Tensors seen in a batch stay alive in that list: they are distinguished by identity.
                     self._around(index, partial(self._note, index, []))
 
     def _note(self, index: int, seen: list[Tensor], block: int, args: Any, kwargs: Any) -> Tensor:
@@ -147,11 +147,11 @@ class SequentialCalibration:
     @contextmanager
     def _outside(self) -> Iterator[None]:
         """Load each module outside the blocks when it is first called; tied ones share their tensor."""
-        held: list[tuple[nn.Module, str, nn.Parameter]] = []
+        loaded_parameters: list[tuple[nn.Module, str, nn.Parameter]] = []
         shared: dict[str, nn.Parameter] = {}
 
         def load(name: str) -> Callable[..., None]:
-            return lambda module, _: held.extend(fill(self.weights, name, module, shared))
+            return lambda module, _: loaded_parameters.extend(fill(self.weights, name, module, shared))
 
         handles = [
             module.register_forward_pre_hook(load(name), prepend=True)
@@ -163,4 +163,4 @@ class SequentialCalibration:
         finally:
             for handle in handles:
                 handle.remove()
-            empty(held)
+            empty(loaded_parameters)

@@ -24,7 +24,7 @@ def example_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return losses.sum(1) / (targets != -100).sum(1).clamp_min(1)
 
 
-def squared_gradient_sums(other: Tensor, kept: Tensor) -> Tensor:
+def squared_gradient_sums(other: Tensor, summed_by: Tensor) -> Tensor:
     """Return Σ over examples and over i of (GᵀX)²_ij, where GᵀX is one example's weight gradient, shape (n,).
 
     Either GᵀX is formed (t·m·n operations, m·n memory an example) or, as Σ_i (GᵀX)²_ij = [Xᵀ(GGᵀ)X]_jj, the token
@@ -34,10 +34,10 @@ def squared_gradient_sums(other: Tensor, kept: Tensor) -> Tensor:
         other: G (b, t, m), summed over.
         kept: X (b, t, n).
     """
-    tokens, m, n = other.shape[1], other.shape[2], kept.shape[2]
+    tokens, m, n = other.shape[1], other.shape[2], summed_by.shape[2]
     if tokens * (m + n) < m * n:
-        return ((other @ other.transpose(1, 2) @ kept) * kept).sum((0, 1))
-    return (other.transpose(1, 2) @ kept).square().sum((0, 1))
+        return ((other @ other.transpose(1, 2) @ summed_by) * summed_by).sum((0, 1))
+    return (other.transpose(1, 2) @ summed_by).square().sum((0, 1))
 
 
 @contextmanager
@@ -88,8 +88,8 @@ class FisherSums:
                 x, g = self._inputs.pop(name).float(), gradients[0].float()
                 # Some models flatten batch and time before a linear layer (OPT), so the batch size comes from the data.
                 x, g = x.reshape(self._rows, -1, x.shape[-1]), g.reshape(self._rows, -1, g.shape[-1])
-                kept, other = (x, g) if self.axis == "in" else (g, x)
-                squares = squared_gradient_sums(other, kept)
+                columns, other = (x, g) if self.axis == "in" else (g, x)
+                squares = squared_gradient_sums(other, columns)
                 self.totals[name] = self.totals.get(name, torch.zeros_like(squares)) + squares
 
             handles.extend((module.register_forward_pre_hook(forward), module.register_full_backward_hook(backward)))

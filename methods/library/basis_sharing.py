@@ -62,14 +62,14 @@ class BasisSharing(MomentCompressor):
         shared = set(self.kinds.split("+"))
         members: dict[tuple[Any, ...], list[Matrix]] = {}
         for matrix in self.targets(model):
-            place = _LAYER.match(matrix.name)
-            alike = place is not None and matrix.name.rpartition(".")[2] in shared
-            if place is not None and alike:
-                key: tuple[Any, ...] = (place[1], int(place[2]) // self.layers, place[3], matrix.in_features)
+            numbered = _LAYER.match(matrix.name)
+            alike = numbered is not None and matrix.name.rpartition(".")[2] in shared
+            if numbered is not None and alike:
+                key: tuple[Any, ...] = (numbered[1], int(numbered[2]) // self.layers, numbered[3], matrix.in_features)
             else:
                 key = (matrix.name,)
             members.setdefault(key, []).append(matrix)
-        return [Group(tuple(found)) for found in members.values()]
+        return [Group(tuple(matrices)) for matrices in members.values()]
 
     def collect(
         self, model: nn.Module, data: CalibrationData | None, groups: Sequence[Group]
@@ -78,9 +78,9 @@ class BasisSharing(MomentCompressor):
         if data is None:
             raise ValueError("basis-sharing needs task data")
         names = [matrix.name for group in groups for matrix in group.members]
-        found = input_moments(model, names, data, self.samples, self.batch_size)
+        moments_by_name = input_moments(model, names, data, self.samples, self.batch_size)
         for group in groups:
-            yield group, pooled([next(found)[1] for _ in group.members])
+            yield group, pooled([next(moments_by_name)[1] for _ in group.members])
 
     def decompose(self, weight: Tensor, statistic: Moments | None = None, rank: int | None = None) -> Factors:
         """Return the whitened factors of the stack."""

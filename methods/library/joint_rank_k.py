@@ -53,17 +53,17 @@ class JointRankK(MatrixCompressor):
                 if kind == first and f"{parent}.{second}" in targets:
                     partner[name] = targets[f"{parent}.{second}"]
         taken = {matrix.name for matrix in partner.values()}
-        found = []
+        groups = []
         for name, matrix in targets.items():
             if name in partner:
-                found.append(Group(ordered(targets, [matrix, partner[name]])))
+                groups.append(Group(ordered(targets, [matrix, partner[name]])))
             elif name not in taken and self.others == "alone":
-                found.append(Group((matrix,)))
-        if not found:
+                groups.append(Group((matrix,)))
+        if not groups:
             raise UserError(
                 f"{type(model).__name__} has no query and key, or gate and up matrices of their own; use others=alone"
             )
-        return found
+        return groups
 
     def decompose(self, weight: Tensor, statistic: object = None, rank: int | None = None) -> Factors:
         """Return the SVD of the stack with S split evenly."""

@@ -25,9 +25,9 @@ class Magnitude(MatrixCompressor):
         m, n = weight.shape
         wide = weight if m >= n else weight.T
         norms, order = wide.norm(dim=0).sort(descending=True, stable=True)
-        kept = wide[:, order]
+        ordered = wide[:, order]
         one_hot = torch.eye(len(order), device=weight.device)[order]
-        return Factors(kept, one_hot, norms) if m >= n else Factors(one_hot.T, kept.T, norms)
+        return Factors(ordered, one_hot, norms) if m >= n else Factors(one_hot.T, ordered.T, norms)
 
 
 @decompose_bytes.register

@@ -3,7 +3,7 @@
 SVD-LLM (Wang et al., ICLR 2025, arXiv 2403.07378; AIoT-MLSys-Lab/SVD-LLM), truncation part: ‖(W - BA) X‖_F is least for
 the truncated SVD of W S with S Sᵀ = X Xᵀ. The authors take the Cholesky factor and retry with more diagonal when it
 fails; so does `whitening`, in float64. All layers see the dense model's
-activations, as in the authors' W-only results. Their LoRA update is what this project's recovery stage stands for.
+activations, as in the authors' W-only results. In place of their LoRA update this project has the recovery stage.
 """
 
 from __future__ import annotations

@@ -39,6 +39,6 @@ def svd(weight: Tensor, rank: int | None = None, *, driver: Driver | None = None
 
 def _eigen(wide: Tensor) -> Triplets:
     with suppress(torch.linalg.LinAlgError):  # an eigenproblem that does not converge
-        if (found := eigen(wide)) is not None:
-            return found
+        if (triplets := eigen(wide)) is not None:
+            return triplets
     return lapack(wide)

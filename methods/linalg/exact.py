@@ -37,12 +37,12 @@ def gram(across: Tensor) -> Tensor:
     side = across.shape[-2]
     if side <= _BLOCK:
         return across @ across.mT
-    found = across.new_empty(*across.shape[:-1], side)
+    gram = across.new_empty(*across.shape[:-1], side)
     for begin in range(0, side, _BLOCK):
         rows = slice(begin, begin + _BLOCK)
-        found[..., rows, begin:] = across[..., rows, :] @ across[..., begin:, :].mT
-        found[..., begin:, rows] = found[..., rows, begin:].mT
-    return found
+        gram[..., rows, begin:] = across[..., rows, :] @ across[..., begin:, :].mT
+        gram[..., begin:, rows] = gram[..., rows, begin:].mT
+    return gram
 
 
 def left_vectors(matrix: Tensor, least: int = EIGEN_FROM) -> tuple[Tensor, Tensor]:

@@ -91,11 +91,11 @@ def whiten(
             left, spectrum = left_vectors(wide @ lower)
         right = left.T @ wide
     left, right = balance(left, right)
-    found = {"left": left, "right": right, "spectrum": spectrum}
+    tensors = {"left": left, "right": right, "spectrum": spectrum}
     if mean is not None:
         centre = mean.to(wide)
-        found |= {"output_mean": wide @ centre, "hidden_mean": right @ centre}
-    return Factors(**{key: value.float() for key, value in found.items()}, jitter=tuple(jitters))
+        tensors |= {"output_mean": wide @ centre, "hidden_mean": right @ centre}
+    return Factors(**{key: value.float() for key, value in tensors.items()}, jitter=tuple(jitters))
 
 
 def root(gram: Tensor, jitter: float = 0.0) -> Root:

@@ -142,10 +142,10 @@ class Budget:
                 ranks[index] = following
                 left -= step
                 offer(index)
-        kept = {
+        factorised = {
             unit.name: rank for unit, rank in zip(shape.units, ranks, strict=True) if unit.saves(rank) or not self.guard
         }
-        return Allocation(kept, shape.untouched + cost(ranks), low)
+        return Allocation(factorised, shape.untouched + cost(ranks), low)
 
     def _stored(self, unit: Unit, rank: int) -> int:
         return unit.stored(rank, self.guard)
@@ -156,7 +156,7 @@ class Budget:
         return first if first <= unit.max_rank and not self._dense(unit, first) else self._most(unit)
 
     def _most(self, unit: Unit) -> int:
-        """Return the largest usable rank; one whose factors are not smaller stands for the dense matrix."""
+        """Return the largest usable rank; with factors that are not smaller it means the dense matrix."""
         if self._dense(unit, unit.max_rank):
             return unit.max_rank
         last = unit.max_rank // self.multiple * self.multiple

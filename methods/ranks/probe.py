@@ -47,8 +47,8 @@ class Examples:
                 logits = model(
                     input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
                 ).logits
-                each = (example_losses if self.metric == "loss" else example_errors)(logits, batch["labels"])
-                total += float(each.sum())
+                example_values = (example_losses if self.metric == "loss" else example_errors)(logits, batch["labels"])
+                total += float(example_values.sum())
                 count += len(batch["input_ids"])
         finally:
             model.train(training)

@@ -60,6 +60,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int, small: bool, window: 
     while True:
         for ids in tokenizer(list(itertools.islice(texts, _ENCODE_AT_ONCE)))["input_ids"]:
             stream += [*ids, tokenizer.eos_token_id]
+        # What is left of the stream begins the next batch, so no text is cut away at a batch's border.
         whole = len(stream) // BATCH_TOKENS * BATCH_TOKENS
         yield from torch.tensor(stream[:whole]).view(-1, BATCH_TOKENS // window, window)
         del stream[:whole]

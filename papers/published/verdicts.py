@@ -80,6 +80,7 @@ def papers_model(name: str) -> str:
 def square_and_add(ours: Sequence[float], other: Sequence[float]) -> Difference:
     """Return the difference of two estimates, each (value, low, high), with Newcombe's interval."""
     (a, a_low, a_high), (b, b_low, b_high) = ours, other
+    # The lower end of a - b is reached with a's lower and b's upper end, so each end has two distances of its own.
     gap = a - b
     return Difference(gap, gap - math.hypot(a - a_low, b_high - b), gap + math.hypot(a_high - a, b - b_low))
 

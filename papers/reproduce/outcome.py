@@ -108,6 +108,7 @@ def _beside(table: Pivot, lines: Sequence[Row], ratio: float) -> str:
 
 
 def _seen(relation: str, first: Cell, others: Sequence[Cell], higher: bool) -> str:
+    # "Ahead" needs every other line beaten beyond the interval; one line ahead of ours is enough for the contrary.
     gaps = [square_and_add(_ends(first), _ends(other)) for other in others]
     ahead = [gap.low > 0 if higher else gap.high < 0 for gap in gaps]
     behind = [gap.high < 0 if higher else gap.low > 0 for gap in gaps]

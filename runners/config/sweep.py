@@ -198,7 +198,7 @@ class Execution(BaseModel):
 
     @field_validator("device")
     @classmethod
-    def _check_recordable(cls, value: str) -> str:
+    def _recordable(cls, value: str) -> str:
         return check_recordable("device", value)
 
     @field_validator("storage")
@@ -229,6 +229,9 @@ class SweepConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
+    needs_task: ClassVar[bool] = True
+    """Whether the task must have a name; a subclass may allow an empty one."""
+
     model: str = Field(description="Preset, folder or hub id (see bench models).")
     revision: str | None = Field(default=None, description="40-digit commit of a hub model.")
     task: str = Field(description="Target application (see bench tasks).")
@@ -258,7 +261,9 @@ class SweepConfig(BaseModel):
 
     @field_validator("model", "task")
     @classmethod
-    def _check_recordable(cls, value: str, info: ValidationInfo) -> str:
+    def _recordable(cls, value: str, info: ValidationInfo) -> str:
+        if info.field_name == "task" and not value and not cls.needs_task:
+            return value
         return check_recordable(str(info.field_name), value)
 
     @field_validator("ratios")

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CLEAN = (
-    *("evals", "foundation", "models", "papers", "perf", "records"),
+    *("evals", "foundation", "methods", "models", "papers", "perf", "records"),
     *("results/inspection", "results/leaderboard", "results/report", "results/samples", "results/speed"),
 )
 
@@ -50,6 +50,9 @@ WORDS = re.compile(
 ALLOWED = {
     ("models/untouched.py", "what"),  # a field that the command line reads
     ("papers/published/quoted.py", "place"),  # a column of the files of quoted numbers
+    ("methods/library/bs/layer.py", "kept"),  # the bases that survived, also in a training's checkpoints
+    ("methods/library/bs/final.py", "kept"),
+    ("methods/selection.py", "kept"),  # a state of a basis
     ("records/schema.py", "kept"),  # the field's word for 1 / ratio, a column of every results.csv
     ("results/inspection/changes.py", "kept"),  # bases that were kept, beside those that grew or went
     ("perf/peak_memory.py", "walk"),  # a value of --memory

@@ -1,13 +1,16 @@
 """`bench compress` is one cell of `bench run`: the same stages, the same bytes."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from sweeps import small_sweep
 
-from lowrank_bench.runners.compressing import CompressRequest, compress
+from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.runners.compressing import CompressRequest, compress, foresee, plan_compression
 from lowrank_bench.runners.executors.local import crew_size, do_stage
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.store.folders import MODEL_FOLDER, ratio_folder
@@ -59,3 +62,53 @@ def test_the_checkpoint_is_that_of_the_sweep(
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == sweep_weights[method]
     assert torch.get_num_threads() == 2
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(("method", "task"), [("svd", None), ("svd", "toy-math"), ("joint-rank-k", None)])
+def test_no_training_data_are_read_where_the_method_needs_none(method: str, task: str | None, tmp_path: Path) -> None:
+    plan = plan_compression(CompressRequest("tiny", method, 2.0, tmp_path / "out", task))
+    assert [stage.kind for stage in plan.stages.values()] == ["fit", "compress"]
+    assert [stage.data for stage in plan.stages.values()] == [None, None]
+    assert plan.training_sets == {}
+    assert plan.cells == []
+
+
+def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        assert list(tmp_path.iterdir()), "nothing was being written"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(CompressRequest("tiny", "svd", 2.0, tmp_path / "out"), interrupt)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": "fwsvd"}, "--task"),
+        ({"method": "bs"}, "--task"),
+        ({"placement": "fsdq"}, "'fsdp2'"),
+        ({"placement": "fsdp2", "method": "bs", "task": "toy-math"}, "--placement auto"),
+        ({"steps": -3}, "0 or more"),
+        ({"seed": -1}, "from 0 to"),
+        ({"save_dtype": "int3"}, "bfloat16"),
+        ({"task": "toymath"}, "'toy-math'"),
+        ({"data": Path("nowhere")}, "nowhere does not exist"),
+    ],
+)
+def test_what_is_unusable_is_refused_before_anything_is_written(
+    changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=words):
+        compress(replace(CompressRequest("tiny", "svd", 2.0, tmp_path / "out"), **changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_placement_that_was_asked_for_is_foreseen_and_taken(tmp_path: Path) -> None:
+    request = CompressRequest(
+        "tiny", "bs:prunings=1", 2.0, tmp_path / "out", "toy-math", steps=2, placement="host-moments"
+    )
+    note = "the training keeps AdamW's moments in the host's memory, as asked"
+    assert note in foresee(request)[2]
+    assert note in compress(request).warnings

@@ -164,11 +164,11 @@ class BasisSelection(BasisSelectionOptions):
             with fused(model) if self.compile else nullcontext():
                 used = trainer.train(model, steps, scale, on_gradients, run)
             if trainer.shards:
-                found = trainer.whole(model)
-                if found is None:
+                whole_model = trainer.whole(model)
+                if whole_model is None:
                     return
-                run.gathered(found)
-                model = found
+                run.gathered(whole_model)
+                model = whole_model
         while run.prunings_done < self.prunings:
             run.prune()
         hand_out(len(run.budgets) - 1, run.merged(model))

@@ -46,13 +46,13 @@ class Curvature:
         """Do one probe: two gradients of the loss, at s·(1 + εz) and s·(1 - εz); parameters and gradients stay.
 
         Args:
-            loss: gives the loss (a scalar with a graph) of the model as it stands.
+            loss: gives the loss (a scalar with a graph) of the model as it is.
         """
         roots = {name: layer.weight_root for name, layer in self.layers.items()}
         saved = {name: root.data for name, root in roots.items()}
         step = {name: max(self.step, torch.finfo(root.dtype).eps ** 0.5) for name, root in roots.items()}
         signs = {name: self._signs(layer) for name, layer in self.layers.items()}
-        found: list[dict[str, Tensor]] = []
+        scaled_gradients: list[dict[str, Tensor]] = []
         try:
             for direction in (1.0, -1.0):
                 stretch = {name: (1 + direction * step[name] * signs[name]).sqrt() for name in roots}
@@ -60,7 +60,7 @@ class Curvature:
                     root.data = (saved[name] * stretch[name]).to(saved[name])
                 gradients = torch.autograd.grad(loss(), list(roots.values()), allow_unused=True)
                 # s = w², so s_i·∂L/∂s_i = w_i² / (2 w'_i) · ∂L/∂w'_i with w' = w·stretch
-                found.append(
+                scaled_gradients.append(
                     {
                         name: torch.zeros_like(saved[name]).float()
                         if gradient is None
@@ -71,13 +71,13 @@ class Curvature:
         finally:
             for name, root in roots.items():
                 root.data = saved[name]
-        up, down = found
+        up, down = scaled_gradients
         self.weight = self.memory * self.weight + 1
         for name, layer in self.layers.items():
             slope, bend = (up[name] + down[name]) / 2, signs[name] * (up[name] - down[name]) / (2 * step[name])
-            kept, slots = layer.kept, layer.slots
-            self.slope[name][kept] = self.memory * self.slope[name][kept] + slope[slots]
-            self.bend[name][kept] = self.memory * self.bend[name][kept] + bend[slots]
+            indices, slots = layer.kept, layer.slots
+            self.slope[name][indices] = self.memory * self.slope[name][indices] + slope[slots]
+            self.bend[name][indices] = self.memory * self.bend[name][indices] + bend[slots]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the estimates and where the random signs are."""

@@ -16,13 +16,13 @@ _COMPILERS = "c++ g++ clang++"
 
 def blocks(model: nn.Module) -> list[nn.Module]:
     """Return the repeated blocks of a model: members of its outermost module lists that hold basis layers."""
-    found: list[nn.Module] = []
+    with_bases: list[nn.Module] = []
     for child in model.children():
         if isinstance(child, nn.ModuleList):
-            found += [block for block in child if any(isinstance(m, BasisLinear) for m in block.modules())]
+            with_bases += [block for block in child if any(isinstance(m, BasisLinear) for m in block.modules())]
         else:
-            found += blocks(child)
-    return found
+            with_bases += blocks(child)
+    return with_bases
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def fused(model: nn.Module, backend: str = "inductor") -> Iterator[None]:
     """Run every block of the model compiled while inside.
 
     All blocks share their compiled code. By default torch.compile takes the shapes of a module's tensors for constants
-    and compiles anew at every pruning, until it gives up at the eighth; here ranks and sequence lengths become
+    and compiles again at every pruning, until it gives up at the eighth; here ranks and sequence lengths become
     variables when they first change, so that a whole run compiles a handful of times.
 
     Raises:

@@ -98,7 +98,7 @@ class BasisLinear(nn.Module):
 
     @property
     def rank(self) -> int:
-        """Rank of the layer as it stands: kept bases plus new vectors."""
+        """Rank of the layer as it is: kept bases plus new vectors."""
         return len(self.kept) + self.extra
 
     def singular_values(self) -> Tensor:
@@ -149,8 +149,11 @@ class BasisLinear(nn.Module):
     def cut(self) -> None:
         """Take out what was pruned since `share`; the parameters must be whole again."""
         rows = self.kept - self.freed
-        found = {"left": self.left.detach()[:, rows].contiguous(), "right": self.right.detach()[rows].contiguous()}
-        for name, bases in found.items():
+        bases_by_side = {
+            "left": self.left.detach()[:, rows].contiguous(),
+            "right": self.right.detach()[rows].contiguous(),
+        }
+        for name, bases in bases_by_side.items():
             delattr(self, name)
             self._register(name, bases)
         self.shared = False
@@ -183,5 +186,5 @@ class BasisLinear(nn.Module):
     def dense_weight(self) -> Tensor:
         """Return the layer's matrix, shape (m, n)."""
         with torch.no_grad():
-            kept = (self.left.double() * self.roots().double() ** 2) @ self.right.double()
-            return (kept + self.extra_left.double() @ self.extra_right.double()).to(self.weight_root.dtype)
+            frozen = (self.left.double() * self.roots().double() ** 2) @ self.right.double()
+            return (frozen + self.extra_left.double() @ self.extra_right.double()).to(self.weight_root.dtype)

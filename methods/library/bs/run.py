@@ -118,11 +118,11 @@ class PruningRun:
         return s
 
     def _kept_share(self, plan: Allocation, freed: float) -> float:
-        kept = total = freed
+        kept_sum = total = freed
         for name, mask in self._exact(plan).items():
             s = self.layers[name].singular_values()
-            kept, total = kept + float(s[mask].sum()), total + float(s.sum())
-        return kept / total if total else 1.0
+            kept_sum, total = kept_sum + float(s[mask].sum()), total + float(s.sum())
+        return kept_sum / total if total else 1.0
 
     def observe(self) -> None:
         """Add this step's |w · ∂L/∂w| / 2 = |s · ∂L/∂s| to the running sums of the Taylor criterion."""
@@ -210,14 +210,14 @@ class PruningRun:
                 self.model, self.layers, self._mask, self.data, self.method.final_samples, policy.asks()
             ).loss
             measured = policy.measure(units, spectra, loss) if policy.measures else None
-        found = budget.allocate(ModelShape(self.shape.parameters, units), policy, spectra, measured, loss)
-        self.final_levels[self.reached] = found.level
-        return found
+        allocation = budget.allocate(ModelShape(self.shape.parameters, units), policy, spectra, measured, loss)
+        self.final_levels[self.reached] = allocation.level
+        return allocation
 
     def prune(self) -> None:
         """Do the next pruning of the schedule; the last one meets the deepest budget exactly.
 
-        A pruning that would pass a budget stops at it instead: the model that stands there is handed out if it is a
+        A pruning that would pass a budget stops at it instead: the model at that point is handed out if it is a
         shallower one of a trajectory, and the schedule goes on from it. The pruning that meets a budget is the one
         that follows the final policy, if there is one.
         """
@@ -269,8 +269,8 @@ class PruningRun:
         multiple = self.budgets[-1].multiple
         if multiple == 1:
             return masks
-        wanted = {name: int(mask.sum()) + self.layers[name].extra for name, mask in masks.items()}
-        return {name: self._mask(name, math.ceil(rank / multiple) * multiple) for name, rank in wanted.items()}
+        ranks = {name: int(mask.sum()) + self.layers[name].extra for name, mask in masks.items()}
+        return {name: self._mask(name, math.ceil(rank / multiple) * multiple) for name, rank in ranks.items()}
 
     @staticmethod
     def _at_least_one(scores: Tensor, limit: Tensor) -> Tensor:
@@ -303,10 +303,10 @@ class PruningRun:
         before = after = 0.0
         for name, layer in self.layers.items():
             scores = self._scores(layer, name).double()
-            total, kept = float(scores.sum()), float(scores[masks[name]].sum())
-            before, after = before + total, after + kept
+            total, kept_sum = float(scores.sum()), float(scores[masks[name]].sum())
+            before, after = before + total, after + kept_sum
             if self.method.scope == "layer" and total > 0:
-                self.product[name] *= kept / total
+                self.product[name] *= kept_sum / total
             layer.prune(masks[name])
             self._shrink(layer)
         if self.method.scope == "global" and before > 0:
@@ -349,28 +349,28 @@ class PruningRun:
         ``<matrix>.before`` (k,) the spectrum of the fit; ``.after`` (k,) the trained singular values, 0 where pruned or
         freed; ``.state`` (k,) uint8, see `STATES`; ``.new`` (d,) the singular values of the new vectors' product.
         """
-        found: dict[str, Tensor] = {}
+        bases: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
             before = self.spectra[name]
             after, state = torch.zeros_like(before), torch.zeros(len(before), dtype=torch.uint8)
-            kept = layer.kept.cpu()
-            after[kept] = layer.singular_values().float().cpu()
-            state[kept] = STATES.index("kept")
+            indices = layer.kept.cpu()
+            after[indices] = layer.singular_values().float().cpu()
+            state[indices] = STATES.index("kept")
             state[: layer.freed] = STATES.index("freed")
             new = merge(layer.extra_left, layer.extra_right, layer.extra)[1].float().cpu()
-            found |= {f"{name}.before": before, f"{name}.after": after, f"{name}.state": state, f"{name}.new": new}
-        return found
+            bases |= {f"{name}.before": before, f"{name}.after": after, f"{name}.state": state, f"{name}.new": new}
+        return bases
 
     def details(self, index: int) -> dict[str, Any]:
         """Return what a reader of the record needs to know about the run, for one of its budgets."""
-        found = {
+        details = {
             "keep": self.keep,
             "kept_share": self.kept_share[index],
             "additional_dimension": dict(self.extra),
             "trajectory_ratios": [budget.ratio for budget in self.budgets],
         }
         if index in self.final_levels:
-            found["final_level"] = self.final_levels[index]
+            details["final_level"] = self.final_levels[index]
         if self.probes is not None:
-            found |= {"hessian_passes": 2 * self.probes.done, "hessian_tokens": self.probes.tokens}
-        return found
+            details |= {"hessian_passes": 2 * self.probes.done, "hessian_tokens": self.probes.tokens}
+        return details

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class SelectedLinear(torch.autograd.Function):
     """``linear(x, weight.index_select(dimension, index))`` for a weight that needs no gradient.
 
-    What is selected is copied anew in each direction. Autograd would keep the copy of every layer from forward to
+    What is selected is copied in each direction. Autograd would keep the copy of every layer from forward to
     backward, beside the shares that FSDP2 leaves in this process; so the weight itself is kept, which FSDP2 frees in
     between and gathers again.
     """

@@ -30,8 +30,8 @@ def by_share(unit: Unit, share: Callable[[float], float]) -> Demand:
     def rank(level: float) -> float:
         if level >= BREAK_EVEN_LEVEL:
             return dense + (level - BREAK_EVEN_LEVEL) / (1 - BREAK_EVEN_LEVEL) * (unit.max_rank - dense)
-        kept = share(level / BREAK_EVEN_LEVEL)
-        return float(dense) if kept >= 1 else min(max(kept, 0.0) * even, float(dense))
+        portion = share(level / BREAK_EVEN_LEVEL)
+        return float(dense) if portion >= 1 else min(max(portion, 0.0) * even, float(dense))
 
     return rank
 
@@ -61,15 +61,15 @@ def tail_energy(unit: Unit, spectrum: Sequence[float], rank: float) -> float:
         spectrum: (k,) descending.
         rank: 0 .. max_rank.
     """
-    kept = max(rank - (unit.max_rank - len(spectrum)), 0.0)
-    whole = min(int(kept), len(spectrum))
+    components = max(rank - (unit.max_rank - len(spectrum)), 0.0)
+    whole = min(int(components), len(spectrum))
     tail = sum(value * value for value in spectrum[whole:])
-    return tail - (kept - whole) * spectrum[whole] ** 2 if whole < len(spectrum) else 0.0
+    return tail - (components - whole) * spectrum[whole] ** 2 if whole < len(spectrum) else 0.0
 
 
 def values(spectra: Mapping[str, Tensor], unit: Unit, policy: str) -> list[float]:
     """Return a unit's spectrum as plain numbers, negative ones as 0; a `ValueError` names what is missing."""
     if unit.name not in spectra:
         raise ValueError(f"the {policy} policy needs the spectrum of {unit.name}")
-    found: list[float] = spectra[unit.name].double().clamp_min(0).tolist()
-    return found
+    numbers: list[float] = spectra[unit.name].double().clamp_min(0).tolist()
+    return numbers

@@ -102,11 +102,11 @@ def parse_policy(text: str) -> Policy:
     Raises:
         UserError: unknown policy, unknown option or unusable value, with what is allowed.
     """
-    found = re.fullmatch(r"([^()]*)(?:\((.*)\))?", text.strip())
-    if found is None:
+    match = re.fullmatch(r"([^()]*)(?:\((.*)\))?", text.strip())
+    if match is None:
         raise UserError(f"the policy '{text}' cannot be read; write name or name(option=value;option=value)")
-    cls = policies.get(found[1].strip())
-    pairs = [part.partition("=") for part in (found[2] or "").split(";") if part.strip()]
+    cls = policies.get(match[1].strip())
+    pairs = [part.partition("=") for part in (match[2] or "").split(";") if part.strip()]
     try:
         return cls(**{key.strip(): yaml.safe_load(value) for key, _, value in pairs})
     except ValidationError as error:
@@ -114,6 +114,6 @@ def parse_policy(text: str) -> Policy:
         option = ".".join(str(part) for part in problem["loc"])
         allowed = ", ".join(cls.model_fields) or "none"
         raise UserError(
-            f"policy '{found[1]}': the option {option}={problem['input']!r} is not usable ({problem['msg'].lower()}); "
+            f"policy '{match[1]}': the option {option}={problem['input']!r} is not usable ({problem['msg'].lower()}); "
             f"options: {allowed}"
         ) from error

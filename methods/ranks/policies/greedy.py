@@ -44,11 +44,11 @@ class Greedy(Policy):
 
     def measure(self, units: Sequence[Unit], spectra: Mapping[str, Tensor], loss: Loss) -> dict[str, Tensor]:
         """Return for each unit the rank that was tried and the rise of the loss, shape (2,); 1 + units evaluations."""
-        dense, found = loss({}), {}
+        dense, measured = loss({}), {}
         for unit in units:
             rank = max(int(self.at * unit.parameters / unit.cost), unit.min_rank)
-            found[unit.name] = torch.tensor([float(rank), loss({unit.name: rank}) - dense], dtype=torch.float64)
-        return found
+            measured[unit.name] = torch.tensor([float(rank), loss({unit.name: rank}) - dense], dtype=torch.float64)
+        return measured
 
     def demands(self, evidence: Evidence) -> list[Demand]:
         """Return how many of a unit's components are among the best of the pool, a share of the pool = the level."""
@@ -60,10 +60,10 @@ class Greedy(Policy):
             for component, value in enumerate(spectrum)
         ]
         pool.sort()
-        places: list[list[int]] = [[] for _ in spectra]
-        for place, (_, _, index) in enumerate(pool):
-            places[index].append(place + 1)
-        return [_demand(unit, own, len(pool)) for unit, own in zip(evidence.units, places, strict=True)]
+        positions: list[list[int]] = [[] for _ in spectra]
+        for position, (_, _, index) in enumerate(pool):
+            positions[index].append(position + 1)
+        return [_demand(unit, own, len(pool)) for unit, own in zip(evidence.units, positions, strict=True)]
 
     def _weights(self, evidence: Evidence, spectra: Sequence[list[float]]) -> list[float]:
         if self.normalise == "none":
@@ -76,13 +76,13 @@ class Greedy(Policy):
         # A truncation that breaks the model weighs as much as the worst that does not; one that does no harm, or even
         # helps on these examples, keeps an order among its own components.
         rises = [max(rise if rise < float("inf") else largest, 1e-6 * largest, 1e-12) for rise in rises]
-        found = []
+        weights = []
         for unit, spectrum, rise in zip(evidence.units, spectra, rises, strict=True):
             dropped = tail_energy(unit, spectrum, float(evidence.measured[unit.name][0]))
-            found.append(rise / (dropped or sum(value * value for value in spectrum) or 1.0))
-        return found
+            weights.append(rise / (dropped or sum(value * value for value in spectrum) or 1.0))
+        return weights
 
 
-def _demand(unit: Unit, places: Sequence[int], pool: int) -> Demand:
-    fixed = unit.max_rank - len(places)  # ranks that carry no component of their own
-    return lambda level: float(fixed + bisect_right(places, level * pool + 1e-9))
+def _demand(unit: Unit, positions: Sequence[int], pool: int) -> Demand:
+    fixed = unit.max_rank - len(positions)  # ranks that carry no component of their own
+    return lambda level: float(fixed + bisect_right(positions, level * pool + 1e-9))

@@ -51,11 +51,11 @@ class Laser(Policy):
             harm = torch.where(harm > 0, harm / torch.tensor(saved, dtype=torch.float64), harm)
         number = len(evidence.units)
         # The least harmful is cut at the highest levels: place 0 moves between (number-1)/number and 1.
-        place = {index: rank for rank, index in enumerate(torch.argsort(harm, stable=True).tolist())}
+        position = {index: rank for rank, index in enumerate(torch.argsort(harm, stable=True).tolist())}
 
-        def demand(unit: Unit, position: int) -> Demand:
+        def demand(unit: Unit, order: int) -> Demand:
             low, even = self.cut(unit), min(unit.parameters / unit.cost, unit.max_rank)
-            start, end = (number - 1 - position) / number, (number - position) / number
+            start, end = (number - 1 - order) / number, (number - order) / number
 
             def rank(level: float) -> float:
                 if level >= end:  # compared as it is: (level - start) * number can round to less than 1 there
@@ -64,4 +64,4 @@ class Laser(Policy):
 
             return rank
 
-        return [demand(unit, place[index]) for index, unit in enumerate(evidence.units)]
+        return [demand(unit, position[index]) for index, unit in enumerate(evidence.units)]

@@ -40,14 +40,14 @@ class LossBased(Policy):
         types: dict[str, list[int]] = {}
         for index, unit in enumerate(evidence.units):
             types.setdefault(unit.name.rpartition(".")[2], []).append(index)
-        found: dict[int, Demand] = {}
+        demands: dict[int, Demand] = {}
         for members in types.values():
             units = [evidence.units[index] for index in members]
             weights = [self._weight(unit, evidence) for unit in units]
             removed = self.removed(weights, [unit.parameters for unit in units])
-            for place, index in enumerate(members):
-                found[index] = by_share(units[place], _kept(removed, place))
-        return [found[index] for index in range(len(evidence.units))]
+            for number, index in enumerate(members):
+                demands[index] = by_share(units[number], _share_left(removed, number))
+        return [demands[index] for index in range(len(evidence.units))]
 
     def _weight(self, unit: Unit, evidence: Evidence) -> float:
         rank = evidence.share * unit.parameters / unit.cost
@@ -69,10 +69,10 @@ class LossBased(Policy):
             cap = 1.0 - self.floor * (1.0 - mean)
             left, mass = mean * sum(sizes), sum(size * w for size, w in zip(sizes, weights, strict=True))
             result = [cap] * len(weights)
-            for place, index in enumerate(order):
+            for number, index in enumerate(order):
                 scale = left / mass
                 if scale * weights[index] <= cap:
-                    for other in order[place:]:
+                    for other in order[number:]:
                         result[other] = scale * weights[other]
                     break
                 left -= cap * sizes[index]
@@ -84,5 +84,5 @@ class LossBased(Policy):
         return at
 
 
-def _kept(removed: Callable[[float], list[float]], place: int) -> Callable[[float], float]:
-    return lambda position: 1.0 - removed(1.0 - position)[place]
+def _share_left(removed: Callable[[float], list[float]], number: int) -> Callable[[float], float]:
+    return lambda position: 1.0 - removed(1.0 - position)[number]

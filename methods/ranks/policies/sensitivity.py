@@ -49,12 +49,12 @@ class Sensitivity(Policy):
 
     def measure(self, units: Sequence[Unit], spectra: Mapping[str, Tensor], loss: Loss) -> dict[str, Tensor]:
         """Return for each unit the loss at each of the shares, shape (shares,)."""
-        found = {}
+        measured = {}
         for unit in units:
             ranks = [max(int(share * unit.parameters / unit.cost), unit.min_rank) for share in self.shares()]
             known = {rank: loss({unit.name: rank}) for rank in dict.fromkeys(ranks)}
-            found[unit.name] = torch.tensor([known[rank] for rank in ranks], dtype=torch.float64)
-        return found
+            measured[unit.name] = torch.tensor([known[rank] for rank in ranks], dtype=torch.float64)
+        return measured
 
     def demands(self, evidence: Evidence) -> list[Demand]:
         """Return kept shares that rise as the cut moves down the list, which is sorted by falling loss."""
@@ -64,21 +64,21 @@ class Sensitivity(Policy):
             entries += [(-loss, share, index) for share, loss in zip(self.shares(), losses, strict=True)]
         entries.sort()
         own: list[list[tuple[int, float]]] = [[] for _ in evidence.units]
-        for place, (_, share, index) in enumerate(entries):
-            own[index].append((place, share))
+        for level, (_, share, index) in enumerate(entries):
+            own[index].append((level, share))
         return [self._demand(unit, part, len(entries)) for unit, part in zip(evidence.units, own, strict=True)]
 
     def _demand(self, unit: Unit, entries: Sequence[tuple[int, float]], total: int) -> Demand:
-        places = [place for place, _ in entries]
+        levels = [level for level, _ in entries]
         smallest = [1.0]  # of the entries from each one to the end of the list
         for _, share in reversed(entries):
             smallest.append(min(smallest[-1], share))
         smallest.reverse()
 
-        def kept(position: float) -> float:
+        def share_at(position: float) -> float:
             if position < _GRID:
                 return position / _GRID * self.least
             cut = math.floor((position - _GRID) / (1 - _GRID) * total + 1e-9)
-            return smallest[bisect_left(places, cut)]
+            return smallest[bisect_left(levels, cut)]
 
-        return by_share(unit, kept)
+        return by_share(unit, share_at)

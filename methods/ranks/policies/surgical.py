@@ -80,8 +80,8 @@ class Surgical(Policy):
         spent = _dense([unit for unit in evidence.units if unit.name not in visited])
         least = {unit.name: unit.min_rank for unit in search.units}
         if self.tolerance:
-            found = search.run(self.tolerance, None)
-            return _through(evidence.units, [(_level(self.tolerance), least if found is None else found)])
+            tolerated = search.run(self.tolerance, None)
+            return _through(evidence.units, [(_level(self.tolerance), least if tolerated is None else tolerated)])
         low, high = 1e-5, 1.0 if self.metric == "accuracy" else 1e3
         under: Mapping[str, int] = least
         over: Mapping[str, int] = {}
@@ -118,13 +118,13 @@ def _level(tolerance: float) -> float:
     return _TOP / (1 + tolerance)
 
 
-def _through(units: Sequence[Unit], found: Sequence[tuple[float, Mapping[str, int]]]) -> list[Demand]:
+def _through(units: Sequence[Unit], ranks_at: Sequence[tuple[float, Mapping[str, int]]]) -> list[Demand]:
     """Return demands that rise from 0 through the ranks found, dense where a unit is missing, to full rank."""
     demands = []
     for unit in units:
         dense = dense_rank(unit)
         knots = [(0.0, 0.0)]
-        for level, ranks in found:
+        for level, ranks in ranks_at:
             knots.append((level, max(knots[-1][1], float(ranks.get(unit.name, dense)))))
         demands.append(_line([*knots, (BREAK_EVEN_LEVEL, float(dense)), (1.0, float(unit.max_rank))]))
     return demands

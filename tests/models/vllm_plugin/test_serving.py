@@ -32,6 +32,8 @@ from lowrank_bench.models.matrices import low_rank_layers
 _CHILD = Path(__file__).parents[2] / "vllm_child.py"
 FACTORISED = {"llama": 9, "mistral": 9, "qwen2": 9, "gemma": 8, "opt": 8, "gpt-neox": 9, "phi3": 9}
 """Four layers of each decoder layer, fused ones counted once, and the head where it is not tied."""
+DENSE = ("llama", "mistral", "qwen2", "gemma", "stories260K")
+"""Models whose dense twins are served too."""
 
 
 def serve(cache: Path, *jobs: dict[str, Any], **environment: str) -> list[dict[str, Any]]:
@@ -44,7 +46,7 @@ def serve(cache: Path, *jobs: dict[str, Any], **environment: str) -> list[dict[s
         env=os.environ | settings | environment,
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("FOUND ")]
@@ -59,25 +61,70 @@ def folders(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
     return root
 
 
-def test_same_greedy_tokens_from_transformers_vllm_and_the_dense_model(folders: Path, tmp_path: Path) -> None:
-    expected = {folder.name: tokens(folder / "lowrank") for folder in folders.iterdir()}
-    served = [folder / "lowrank" for folder in folders.iterdir()]
-    dense = [folders / name / "dense" for name in ("llama", "mistral", "qwen2", "gemma", "stories260K")]
-    half = [{"model": str(folders / "mixed" / "lowrank"), "dtype": dtype} for dtype in ("bfloat16", "float16")]
-    answers = serve(tmp_path, *({"model": str(folder)} for folder in served + dense), *half)
-    found = dict(zip([*served, *dense, "bfloat16", "float16"], answers, strict=True))
+@pytest.fixture(scope="module")
+def altered(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The mixed model with ``other`` factors, and with a ``narrow`` layer on top of these."""
+    root = tmp_path_factory.mktemp("altered")
+    torch.manual_seed(0)
+    model = mixed_llama()
+    for layer in low_rank_layers(model).values():
+        layer.lr_b.data += torch.randn_like(layer.lr_b) / 8
+    save_checkpoint(model, None, root / "other")
+    down = model.model.layers[1].mlp.down_proj
+    model.model.layers[1].mlp.down_proj = LowRankLinear.from_factors(down.lr_a[:50], down.lr_b[:, :50])
+    save_checkpoint(model, None, root / "narrow")
+    return root
 
-    assert not [folder for folder in served + dense if found[folder]["tokens"] != expected[folder.parent.name]]
+
+@pytest.fixture(scope="module")
+def by_methods(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what each built-in method leaves behind."""
+    root = tmp_path_factory.mktemp("methods")
+    for row in methods.listings():
+        if row.origin == "built in":
+            method, model = create_method(row.name), random_model("llama", width=WIDTH)
+            trainer = PlainTrainer(4) if method.requirements.trains else None
+            method.compress(model, method.fit(model, RandomData()), Budget(2.0), trainer, RandomData())
+            save_checkpoint(model, None, root / row.name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def served(
+    folders: Path, altered: Path, by_methods: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[object, dict[str, Any]]:
+    """What one process with vLLM made of every folder, and of the mixed model in other ways."""
+    mixed = str(folders / "mixed" / "lowrank")
+    paths = [folder / "lowrank" for folder in folders.iterdir()]
+    paths += [folders / name / "dense" for name in DENSE]
+    paths += by_methods.iterdir()
+    jobs: dict[object, dict[str, Any]] = {path: {"model": str(path)} for path in paths}
+    jobs |= {dtype: {"model": mixed, "dtype": dtype} for dtype in ("bfloat16", "float16")}
+    reloads = [None, str(altered / "other"), mixed, str(altered / "narrow")]
+    jobs["compiled"] = {"model": mixed, "enforce_eager": False, "reload": reloads}
+    draft = {"model": mixed, "num_speculative_tokens": 3, "method": "draft_model"}
+    jobs["drafted"] = {"model": mixed, "speculative_config": draft, "disable_log_stats": False}
+    return dict(zip(jobs, serve(tmp_path_factory.mktemp("cache"), *jobs.values()), strict=True))
+
+
+def test_same_greedy_tokens_from_transformers_vllm_and_the_dense_model(
+    folders: Path, served: dict[object, dict[str, Any]]
+) -> None:
+    expected = {folder.name: tokens(folder / "lowrank") for folder in folders.iterdir()}
+    factorised = [folder / "lowrank" for folder in folders.iterdir()]
+    dense = [folders / name / "dense" for name in DENSE]
+
+    assert not [folder for folder in factorised + dense if served[folder]["tokens"] != expected[folder.parent.name]]
     # Served as factors, not multiplied out.
-    counts = {folder.parent.name: found[folder]["layers"] for folder in served}
+    counts = {folder.parent.name: served[folder]["layers"] for folder in factorised}
     assert counts == FACTORISED | {"stories260K": 20, "mixed": 8}
-    assert not any(found[folder]["layers"] for folder in dense)
+    assert not any(served[folder]["layers"] for folder in dense)
     # The second time the long prompt's first block came from the prefix cache.
-    assert all(found[folder]["cached"] == 32 for folder in served)
-    assert all(found[folder]["again"] == found[folder]["tokens"] for folder in served)
+    assert all(served[folder]["cached"] == 32 for folder in factorised)
+    assert all(served[folder]["again"] == served[folder]["tokens"] for folder in factorised)
     for dtype in ("bfloat16", "float16"):
-        assert found[dtype]["layers"] == 8
-        assert {len(made) for made in found[dtype]["tokens"]} == {NEW}
+        assert served[dtype]["layers"] == 8
+        assert {len(made) for made in served[dtype]["tokens"]} == {NEW}
 
 
 def test_two_processes_share_a_model(folders: Path, tmp_path: Path) -> None:
@@ -90,25 +137,13 @@ def test_two_processes_share_a_model(folders: Path, tmp_path: Path) -> None:
     assert answer["tokens"] == tokens(folder)
 
 
-def test_compiled_with_weights_read_again_and_with_a_draft_model(folders: Path, tmp_path: Path) -> None:
-    folder, other, narrow = folders / "mixed" / "lowrank", tmp_path / "other", tmp_path / "narrow"
-    torch.manual_seed(0)
-    model = mixed_llama()
-    for layer in low_rank_layers(model).values():
-        layer.lr_b.data += torch.randn_like(layer.lr_b) / 8
-    save_checkpoint(model, None, other)
-    down = model.model.layers[1].mlp.down_proj
-    model.model.layers[1].mlp.down_proj = LowRankLinear.from_factors(down.lr_a[:50], down.lr_b[:, :50])
-    save_checkpoint(model, None, narrow)
-    draft = {"model": str(folder), "num_speculative_tokens": 3, "method": "draft_model"}
-    reloaded, drafted = serve(
-        tmp_path / "cache",
-        {"model": str(folder), "enforce_eager": False, "reload": [None, str(other), str(folder), str(narrow)]},
-        {"model": str(folder), "speculative_config": draft, "disable_log_stats": False},
-    )
+def test_compiled_with_weights_read_again_and_with_a_draft_model(
+    folders: Path, altered: Path, served: dict[object, dict[str, Any]]
+) -> None:
+    folder, reloaded, drafted = folders / "mixed" / "lowrank", served["compiled"], served["drafted"]
     same, changed, back, refusal = reloaded["reloaded"]
     assert reloaded["tokens"] == same == back == tokens(folder)
-    assert changed == tokens(other) != same
+    assert changed == tokens(altered / "other") != same
     assert "UserError: the tensor model.layers.1.mlp.down_proj.lr_" in refusal
     assert "config.json says rank 61" in refusal
     assert drafted["tokens"] == drafted["again"] == tokens(folder)
@@ -123,15 +158,9 @@ def test_twins_are_dense(data_dir: Path) -> None:
         assert not low_rank_layers(dense_twin(model))
 
 
-def test_what_every_method_leaves_behind_is_served(tmp_path: Path) -> None:
+def test_what_every_method_leaves_behind_is_served(by_methods: Path, served: dict[object, dict[str, Any]]) -> None:
     """Shared factors, added biases and a factorised head as the methods themselves make them."""
-    names = [row.name for row in methods.listings() if row.origin == "built in"]
-    for name in names:
-        method, model = create_method(name), random_model("llama", width=WIDTH)
-        trainer = PlainTrainer(4) if method.requirements.trains else None
-        method.compress(model, method.fit(model, RandomData()), Budget(2.0), trainer, RandomData())
-        save_checkpoint(model, None, tmp_path / name)
-    answers = serve(tmp_path / "cache", *({"model": str(tmp_path / name)} for name in names))
-    found = dict(zip(names, answers, strict=True))
-    assert not [name for name in names if found[name]["tokens"] != tokens(tmp_path / name)]
-    assert all(found[name]["layers"] for name in names)
+    made = list(by_methods.iterdir())
+    assert made
+    assert not [folder.name for folder in made if served[folder]["tokens"] != tokens(folder)]
+    assert all(served[folder]["layers"] for folder in made)

@@ -173,7 +173,7 @@ def test_nodes_that_share_only_a_storage_give_the_local_results_though_a_worker_
 
 
 KILLS = int(os.environ.get("LOWRANK_BENCH_KILLS", "2"))
-"""More than a few take long: LOWRANK_BENCH_KILLS=50 pytest tests/runners/test_ray.py -k random."""
+"""More than a few take long: LOWRANK_BENCH_KILLS=50 pytest tests/runners/executors/test_ray.py -k random."""
 
 
 def test_kills_at_random_moments_end_with_the_local_results(finished, cluster, short_folder, tmp_path):

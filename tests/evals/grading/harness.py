@@ -1,6 +1,6 @@
 """lm-eval's verdicts on completions for MATH, kept in harness_verdicts.tsv because they take twenty seconds.
 
-python tests/evals/harness.py makes the file anew, with the installed versions of lm-eval and of what it compares with.
+python tests/evals/grading/harness.py makes the file again, with the installed versions of lm-eval and its libraries.
 """
 
 import logging
@@ -61,10 +61,10 @@ def kept_verdicts() -> dict[int, list[bool]]:
 
 
 if __name__ == "__main__":
-    data = Path(os.environ.get("LOWRANK_BENCH_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    data = Path(os.environ.get("LOWRANK_BENCH_DATA", Path(__file__).parents[4] / "shared" / "data"))
     problems = load_rows("math", "test", data).rows
     versions = ", ".join(f"{name} {version(name)}" for name in ("lm-eval", "math-verify", "sympy"))
-    lines = [f"# {versions}; by tests/evals/harness.py", "\t".join(("# index", *SCORERS))]
+    lines = [f"# {versions}; by tests/evals/grading/harness.py", "\t".join(("# index", *SCORERS))]
     for index in INDICES:
         verdicts = harness_verdicts(problems[index]["solution"], completion_for(problems, index))
         lines.append("\t".join((str(index), *(str(int(verdict)) for verdict in verdicts))))

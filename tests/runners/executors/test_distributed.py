@@ -31,7 +31,7 @@ from lowrank_bench.runners.process_setup import ProcessSetup, read_setup
 from lowrank_bench.runners.stages.perform import perform
 from lowrank_bench.runners.training.settings import TrainSettings
 
-EXAMPLES = Path(__file__).parents[2] / "docs" / "accelerate"
+EXAMPLES = Path(__file__).parents[3] / "docs" / "accelerate"
 CPU = {"OMP_NUM_THREADS": "1"}
 
 

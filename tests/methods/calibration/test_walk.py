@@ -139,7 +139,7 @@ def test_spill_gives_back_what_it_got(limit: int, tmp_path: Path) -> None:
                 assert value.dtype == tensor.dtype
                 assert torch.equal(value, tensor), key
             assert not waiting.has(key)
-        assert waiting.held == 0
+        assert waiting.memory_bytes == 0
         assert not [file for folder in tmp_path.glob("new/*") for file in folder.iterdir()]
         waiting.put("left", torch.ones(100))
     assert not list(tmp_path.glob("new/*"))

@@ -1,0 +1,59 @@
+"""`bench eval` is the evaluate stage of a sweep, with one engine for all benchmarks."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweeps import small_sweep
+
+from lowrank_bench.evals.hosting.host import HostedEngine
+from lowrank_bench.foundation.files import read_json
+from lowrank_bench.runners.evaluating import default_settings, evaluate
+from lowrank_bench.runners.plan import make_plan
+from lowrank_bench.runners.stages import evaluate as evaluate_stage
+from lowrank_bench.runners.stages.perform import perform
+
+BENCHMARKS = ("toy-math", "tinystories")
+
+
+def test_one_engine_gives_what_the_stages_of_a_sweep_give(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    class Counted(HostedEngine):
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            started.append(arguments)
+            super().__init__(*arguments, **more)
+
+    monkeypatch.setattr(evaluate_stage, "HostedEngine", Counted)
+    settings = default_settings(data_dir=data_dir, limit=3, stage="pretrained", max_new_tokens=4)
+    out = tmp_path / "scores"
+    measured = evaluate("tiny", BENCHMARKS, settings, engine="transformers", dtype="float32", out=out)
+    assert len(started) == 1
+    assert measured.failures == {}
+    found = read_json(out / "metrics.json")["benchmarks"]
+    plan = make_plan(
+        small_sweep(
+            tmp_path / "sweep",
+            methods=["svd"],
+            ratios=[2],
+            finetune={},
+            recover={},
+            training_free=True,
+            benchmarks=list(BENCHMARKS),
+            engine="transformers",
+            dtype="float32",
+            limit=3,
+            max_new_tokens=4,
+            data=data_dir,
+        )
+    )
+    for name in BENCHMARKS:
+        stage = plan.stages[plan.cells[0].evaluations[name]]
+        folder = tmp_path / name
+        folder.mkdir()
+        result = perform(stage, folder)
+        assert {field: result[field] for field in found[name]} == found[name]
+        assert (folder / "samples.jsonl").read_bytes() == (out / f"samples-{name}.jsonl").read_bytes()
+    assert len(started) == 1 + len(BENCHMARKS)
