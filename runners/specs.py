@@ -1,7 +1,7 @@
 """A stage before it runs: the typed spec that names it, and where and how this sweep runs it.
 
-The key of a stage is its kind and a hash of its spec, which holds all that decides the result: what is done, and the
-identities of what is read. The `Execution` beside it (paths, devices, memory) is never part of the key.
+The key of a stage is its kind and a hash of its spec: what is done, and the identities of what is read. The `Execution`
+beside it (paths, devices, memory) is never part of the key.
 """
 
 from __future__ import annotations
@@ -318,26 +318,22 @@ class Stage(_Frozen):
     @property
     def train(self) -> TrainSettings | None:
         """Settings of the training that this stage does, None where it does none."""
-        settings: TrainSettings | None = getattr(self.spec, "train", None)
-        return settings
+        return getattr(self.spec, "train", None)
 
     @property
     def data(self) -> DataSpec | None:
         """The task data that this stage reads, None where it reads none."""
-        data: DataSpec | None = getattr(self.spec, "data", None)
-        return data
+        return getattr(self.spec, "data", None)
 
     @property
     def accelerate(self) -> ProcessSetup | None:
         """The processes that train together, None for one."""
-        setup: ProcessSetup | None = getattr(self.execution, "accelerate", None)
-        return setup
+        return getattr(self.execution, "accelerate", None)
 
     @property
     def placement(self) -> ChosenPlacement | None:
         """Where the training keeps what belongs to its weights, None where nothing was chosen."""
-        placement: ChosenPlacement | None = getattr(self.execution, "placement", None)
-        return placement
+        return getattr(self.execution, "placement", None)
 
     def location_of(self, role: str) -> Path:
         """Return where what a stage reads lies.
@@ -345,8 +341,7 @@ class Stage(_Frozen):
         Args:
             role: ``model`` or ``fit``, as in ``inputs``.
         """
-        fit: Path | None = getattr(self.execution, "fit", None)
-        return fit if role == "fit" and fit else Path(self.execution.model.location)
+        return Path(getattr(self.execution, "fit", "") if role == "fit" else self.execution.model.location)
 
     def located(self, model: ModelLocation | None = None, fit: Path | None = None) -> Stage:
         """Return the stage with other places of what it reads; its key stays."""
