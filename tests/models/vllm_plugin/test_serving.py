@@ -32,7 +32,9 @@ from lowrank_bench.models.matrices import low_rank_layers
 _CHILD = Path(__file__).parents[2] / "vllm_child.py"
 FACTORISED = {"llama": 9, "mistral": 9, "qwen2": 9, "gemma": 8, "opt": 8, "gpt-neox": 9, "phi3": 9}
 """Four layers of each decoder layer, fused ones counted once, and the head where it is not tied."""
-DENSE = ("llama", "mistral", "qwen2", "gemma", "stories260K")
+EMBEDDED = ("llama-embedding", "qwen2-embedding", "gemma3-embedding")
+"""Models whose embedding is factorised too, and with it the tied head."""
+DENSE = ("llama", "mistral", "qwen2", "gemma", "stories260K", *EMBEDDED)
 """Models whose dense twins are served too."""
 
 
@@ -101,6 +103,7 @@ def served(
     jobs: dict[object, dict[str, Any]] = {path: {"model": str(path)} for path in paths}
     jobs |= {dtype: {"model": mixed, "dtype": dtype} for dtype in ("bfloat16", "float16")}
     reloads = [None, str(altered / "other"), mixed, str(altered / "narrow")]
+    jobs["embedding"] = {"model": str(folders / EMBEDDED[0] / "lowrank"), "reload": [None]}
     jobs["compiled"] = {"model": mixed, "enforce_eager": False, "reload": reloads}
     draft = {"model": mixed, "num_speculative_tokens": 3, "method": "draft_model"}
     jobs["drafted"] = {"model": mixed, "speculative_config": draft, "disable_log_stats": False}
@@ -117,8 +120,9 @@ def test_same_greedy_tokens_from_transformers_vllm_and_the_dense_model(
     assert not [folder for folder in factorised + dense if served[folder]["tokens"] != expected[folder.parent.name]]
     # Served as factors, not multiplied out.
     counts = {folder.parent.name: served[folder]["layers"] for folder in factorised}
-    assert counts == FACTORISED | {"stories260K": 20, "mixed": 8}
+    assert counts == FACTORISED | {"stories260K": 20, "mixed": 8} | dict.fromkeys(EMBEDDED, 8)
     assert not any(served[folder]["layers"] for folder in dense)
+    assert served["embedding"]["reloaded"] == [expected[EMBEDDED[0]]]
     # The second time the long prompt's first block came from the prefix cache.
     assert all(served[folder]["cached"] == 32 for folder in factorised)
     assert all(served[folder]["again"] == served[folder]["tokens"] for folder in factorised)
@@ -131,10 +135,10 @@ def test_two_processes_share_a_model(folders: Path, tmp_path: Path) -> None:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         pytest.skip("tensor parallelism on the CPU needs two cores")
-    folder = folders / "mixed" / "lowrank"
+    paths = [folders / name / "lowrank" for name in ("mixed", EMBEDDED[0])]
     bind = {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[1]}", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    (answer,) = serve(tmp_path, {"model": str(folder), "tensor_parallel_size": 2}, **bind)
-    assert answer["tokens"] == tokens(folder)
+    answers = serve(tmp_path, *({"model": str(path), "tensor_parallel_size": 2} for path in paths), **bind)
+    assert [answer["tokens"] for answer in answers] == [tokens(path) for path in paths]
 
 
 def test_compiled_with_weights_read_again_and_with_a_draft_model(

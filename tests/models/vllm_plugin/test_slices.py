@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -186,6 +187,43 @@ def test_head(group: list[Any]) -> None:
         head = build(lambda made=made: ParallelLMHead(100, WIDTH, quant_config=made, prefix="lm_head"))
         logits.append(head.quant_method.apply(fill(head, tensors), x))
     close(torch.cat(logits, -1)[:, :100], x @ dense(tensors["lm_head"]).T)
+
+
+@pytest.mark.parametrize("prefix", ["model.embed_tokens", ""])
+def test_embedding_and_tied_head(group: list[Any], prefix: str) -> None:
+    """The rows that each process looks up add up to the whole; Llama's class gives its embedding no name."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+    torch.manual_seed(0)
+    tensors = {"model.embed_tokens": factors(10, 100)}
+    weight = dense(tensors["model.embed_tokens"])
+    ids, x = torch.tensor([0, 3, 41, 63, 64, 99]), torch.randn(3, WIDTH)
+    rows, logits = torch.zeros(len(ids), WIDTH), []
+    for build in group:
+        made = config(tensors, embeddings={"model.embed_tokens": "lm_head"})
+        layer = build(lambda made=made: VocabParallelEmbedding(100, WIDTH, quant_config=made, prefix=prefix))
+        fill(layer, tensors)
+        shard = layer.shard_indices
+        own = (ids >= shard.org_vocab_start_index) & (ids < shard.org_vocab_end_index)
+        rows += layer.quant_method.embedding(layer, (ids - shard.org_vocab_start_index) * own) * own[:, None]
+        head = build(lambda made=made: ParallelLMHead(100, WIDTH, quant_config=made, prefix="lm_head"))
+        tied = head.tie_weights(layer)
+        assert tied is layer
+        logits.append(tied.quant_method.apply(tied, x))
+    close(rows, weight[ids])
+    close(torch.cat(logits, -1)[:, :100], x @ weight.T)
+
+
+def test_a_class_that_builds_its_embedding_dense_is_refused(monkeypatch: pytest.MonkeyPatch, group: list[Any]) -> None:
+    """As vLLM's Gemma and OPT do: they do not ask how the embedding is stored."""
+    from vllm.model_executor.layers.linear import ColumnParallelLinear
+
+    from lowrank_bench.models.vllm_plugin import config as module
+
+    monkeypatch.setattr(module, "get_pp_group", lambda: SimpleNamespace(is_first_rank=True))
+    made = config({"model.embed_tokens": factors(10, 100)}, embeddings={"model.embed_tokens": "lm_head"})
+    with pytest.raises(UserError, match=r"factorises the embedding, which vLLM's class .* only knows dense; export"):
+        group[0](lambda: ColumnParallelLinear(WIDTH, WIDTH, quant_config=made, prefix="model.layers.0.mlp.down_proj"))
 
 
 def test_padded_ranks_change_nothing(group: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
