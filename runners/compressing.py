@@ -21,7 +21,7 @@ from ..foundation.progress import Progress
 from ..methods.base import CompressionReport, create_method
 from ..methods.ranks.budget import Budget
 from ..models.dtypes import SAVE_DTYPES
-from ..models.loading import load_skeleton
+from ..models.skeletons import load_exact_skeleton
 from ..models.untouched import Untouched, untouched
 from .config import MethodSpec, SweepConfig, make_config, nest, parse_method
 from .estimates.memory import check_plan, memory_rows, plan_ways
@@ -187,7 +187,7 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> Comp
         for file in (made / MODEL_FOLDER).iterdir():
             file.rename(folder / file.name)
         shutil.rmtree(folder / _STAGES_FOLDER)
-        kept = untouched(load_skeleton(str(folder)), report.dense)
+        kept = untouched(load_exact_skeleton(str(folder)), report.dense)
         training = done["memory"].get("warning")
         warnings = [*fit["warnings"], *notes["placement"], *notes["compress"], *([training] if training else [])]
         write_json(folder / RECORD_FILE, report.summary() | _origin(plan, request, records, kept, warnings))

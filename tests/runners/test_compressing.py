@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from sweeps import small_sweep
 
 from lowrank_bench.foundation.errors import UserError
@@ -112,3 +113,14 @@ def test_a_placement_that_was_asked_for_is_foreseen_and_taken(tmp_path: Path) ->
     note = "the training keeps AdamW's moments in the host's memory, as asked"
     assert note in foresee(request)[2]
     assert note in compress(request).warnings
+
+
+def test_what_stays_dense_is_what_has_no_factors(tmp_path: Path) -> None:
+    done = compress(CompressRequest("tiny", "svd", 2.0, tmp_path / "small"))
+    factors = sum(
+        tensor.numel()
+        for name, tensor in load_file(tmp_path / "small" / "model.safetensors").items()
+        if name.rpartition(".")[2] in ("lr_a", "lr_b")
+    )
+    assert sum(part.parameters for part in done.dense) == done.report.parameters - factors
+    assert "linear layers" not in " ".join(part.what for part in done.dense)
