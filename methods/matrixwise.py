@@ -106,7 +106,9 @@ class MatrixCompressor(Compressor):
         """
         units = tuple(group.unit(self.requires.affine) for group in self.groups(model))
         parse_policy(self.policy).check(units)
-        return ModelShape(model_size(model).parameters, units)
+        may = self.requires.embeddings and not self.embeddings
+        hint = f", or factorise the token embedding too ({self.name}:embeddings=true)" if may else ""
+        return ModelShape(model_size(model).parameters, units, hint)
 
     @abstractmethod
     def decompose(self, weight: torch.Tensor, statistic: Statistic = None, rank: int | None = None) -> Factors:

@@ -101,7 +101,7 @@ class Budget:
             rounded = f" with ranks in multiples of {self.multiple}" if self.multiple > 1 else ""
             raise UserError(
                 f"the ratio {self.ratio:g} is out of reach for this model{rounded}, of which {shape.untouched:,} of "
-                f"{shape.parameters:,} parameters stay as they are; {_advice(largest, self.multiple)}"
+                f"{shape.parameters:,} parameters stay as they are; {_advice(largest, self.multiple)}{shape.hint}"
             )
         whole = shape.parameters - shape.untouched
         share = min(max(float(affordable / whole), 0.0), 1.0) if whole else 1.0

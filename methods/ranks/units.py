@@ -40,10 +40,17 @@ class Unit:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a budget needs to know of a model: its size and its units."""
+    """What a budget needs to know of a model: its size and its units.
+
+    Attributes:
+        parameters: of the whole model, tied ones once.
+        units: what is factorised.
+        hint: how more of the model could be, for a ratio that is out of reach; may be empty.
+    """
 
     parameters: int
     units: tuple[Unit, ...]
+    hint: str = ""
 
     @property
     def untouched(self) -> int:

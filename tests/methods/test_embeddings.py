@@ -177,3 +177,12 @@ def test_an_embedding_that_computes_more_is_refused() -> None:
     model.set_input_embeddings(torch.nn.Embedding(96, 32, max_norm=1.0))
     with pytest.raises(UserError, match="does more than look rows up"):
         create_method("svd", {"embeddings": True}).targets(model)
+
+
+def test_a_ratio_out_of_reach_names_the_option() -> None:
+    model = random_model("llama", tied=True)
+    for options, hint in (({}, True), ({"embeddings": True}, False)):
+        method = create_method("svd", options)
+        with pytest.raises(UserError, match="out of reach") as refusal:
+            method.compress(model, method.fit(model, None), Budget(40.0))
+        assert ("or factorise the token embedding too (svd:embeddings=true)" in str(refusal.value)) == hint
