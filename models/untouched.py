@@ -71,8 +71,11 @@ def _kind(
         return "norms and biases", "vectors have no rank to lower"
     if isinstance(module, nn.Embedding):
         if tied:
-            return "embeddings and tied output head", "the method was not asked for them (embeddings=true)"
-        return "embeddings", "the method was not asked for them (embeddings=true)"
+            return (
+                "embeddings and tied output head",
+                "only svd, svd-llm and their kin factorise them, with embeddings=true",
+            )
+        return "embeddings", "only svd, svd-llm and their kin factorise them, with embeddings=true"
     if dimensions > 2:
         return "experts", "stored as one tensor of all experts, which no method here factorises"
     if isinstance(module, nn.Linear):

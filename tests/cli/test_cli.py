@@ -172,7 +172,7 @@ def test_table_and_plot_of_a_run(finished, tmp_path):
 def test_what_stays_dense_is_said_and_a_cell_is_exported_and_timed(finished, tmp_path):
     done = bench("compress", "tiny", "--method", "svd", "--ratio", "3", "--out", "small", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for word in ("stays dense", "embeddings and tied output head", "55,168", "20.4 %", "untie"):
+    for word in ("stays dense", "embeddings and tied output head", "55,168", "20.4 %", "embeddings=true"):
         assert word in done.stdout
     cell = f"{finished.execution.out / 'tiny-toy-math'}:svd@4"
     done = bench("export", cell, "--dense", "--out", "dense", cwd=tmp_path)

@@ -17,6 +17,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sweeps import small_sweep
 from transformers import AutoModelForCausalLM
 
 from lowrank_bench.foundation.errors import UserError
@@ -31,7 +32,7 @@ from lowrank_bench.models.streamed import open_streamed
 from lowrank_bench.results.inspection.gather import inspect_bases
 from lowrank_bench.results.speed.subject import find_subject
 from lowrank_bench.runners.compressing import CompressRequest, compress, foresee
-from lowrank_bench.runners.config import MethodSpec, SweepConfig
+from lowrank_bench.runners.config import MethodSpec
 from lowrank_bench.runners.evaluating import default_settings, evaluate
 from lowrank_bench.runners.plan import make_plan
 
@@ -262,9 +263,7 @@ def request(folder: Path, out: Path) -> CompressRequest:
 COMMANDS: dict[str, Callable[[Path, Path], Any]] = {
     "compress": lambda folder, out: compress(request(folder, out)),
     "compress --dry-run": lambda folder, out: foresee(request(folder, out)),
-    "run": lambda folder, out: make_plan(
-        SweepConfig(model=str(folder), task="toy-math", methods=[MethodSpec(name="svd")], ratios=[1.5], out=out)
-    ),
+    "run": lambda folder, out: make_plan(small_sweep(out, model=str(folder), methods=["svd"], ratios=[1.5])),
     "eval": lambda folder, out: evaluate(
         str(folder), ["toy-math"], default_settings(limit=1), engine="transformers", out=out
     ),

@@ -42,8 +42,9 @@ _START_SECONDS = 60.0
 _ATTEMPTS = 3
 _STATUS_SECONDS = 1.0
 _MEMORY_BYTES = 1 << 30
-_TICKS = 0.5
-"""The kernel counts a limit's seconds by ticks, and so sends the signal a little early."""
+_COUNTED = 0.8
+"""The kernel counts a limit's seconds by ticks, and sends the signal when a program has used this share of it at the
+earliest: the busier the machine and the longer the limit, the further its count is off."""
 RERUN_WALL_FACTOR = 6
 """A program that timed out runs again alone with this much more wall time, for a busy machine."""
 RERUN_CPU_FACTOR = 4
@@ -259,7 +260,9 @@ def _why_gone(ended: Ending | None, limit: int) -> tuple[str, str]:
         return "crashed", "it closed its connection and had to be killed"
     code, cpu = ended
     limited = (
-        code == -signal.SIGXCPU if cpu is None else code in (-signal.SIGXCPU, -signal.SIGKILL) and cpu > limit - _TICKS
+        code == -signal.SIGXCPU
+        if cpu is None
+        else code in (-signal.SIGXCPU, -signal.SIGKILL) and cpu > _COUNTED * limit
     )
     if limited:
         return "timeout", "more CPU time than allowed"

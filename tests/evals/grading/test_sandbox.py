@@ -155,7 +155,7 @@ def test_servers_give_every_candidate_a_sandbox_of_its_own(level):
             _attempt(Job(LOOK, "raise Exception(look()['namespaces'])", ("look",)), level, pair, 3, 3).detail
             for _ in range(2)
         )
-        server = pair.candidates._shut.process.pid
+        server = pair.candidates._process.process.pid
     assert "net:" in one
     assert one != two
     assert not Path(f"/proc/{server}").exists()
@@ -197,8 +197,8 @@ def test_lost_servers_are_started_again(level):
         for _ in range(2):
             assert _run(Job(RIGHT, TEST, ("f",)), level, pair, 60).passed
             for server in (pair.judges, pair.candidates):
-                server._shut.process.kill()
-                server._shut.process.wait()
+                server._process.process.kill()
+                server._process.process.wait()
 
 
 @pytest.mark.parametrize("level", ISOLATING)
@@ -210,7 +210,7 @@ def test_a_server_whose_connection_is_closed_ends_with_its_candidate(level):
             os.close(fd)
         size = int.from_bytes(os.read(to_judge[0], 8), "big")  # the candidate says "ready" and waits for its job
         pair.candidates._socket.close()
-        assert wait_for(lambda: pair.candidates._shut.process.poll() is not None)
+        assert wait_for(lambda: pair.candidates._process.process.poll() is not None)
         assert decode(os.read(to_judge[0], size)) == "ready"
         assert os.read(to_judge[0], 1) == b""
     for fd in (to_candidate[1], to_judge[0]):
