@@ -20,7 +20,7 @@ from .estimates import decompose_bytes, statistic_bytes
 from .fitted import BUFFER_BYTES
 from .groups import Group
 from .matrixwise import MatrixCompressor
-from .working import svd_bytes
+from .working import rows_bytes, svd_bytes
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,13 @@ def fit_peak(
         calibration: None for methods that read no data.
     """
     groups = method.groups(skeleton)
-    shapes = {(g.out_features, g.in_features) for g in groups}
+    shapes = {(g.out_features, g.in_features) for g in groups if not g.embedding}
     # On a GPU the eigen form may take more than the LAPACK that a method's own bound is made of.
     working = max(8 * m * n + max(decompose_bytes(method, m, n), svd_bytes(m, n, device=device)) for m, n in shapes)
+    rows = [
+        8 * g.out_features * g.in_features + rows_bytes(g.out_features, g.in_features) for g in groups if g.embedding
+    ]
+    working = max([working, *rows])
     buffer = BUFFER_BYTES + max(_factors(group) for group in groups)
     filled = min(buffer, sum(_factors(group) for group in groups))
     weights = 0 if layer_by_layer else 4 * model_size(skeleton).parameters

@@ -20,6 +20,14 @@ def svd_bytes(m: int, n: int, itemsize: int = 4, device: str = "cpu") -> int:
     return max(working_bytes(m, n, double=itemsize == 8, device=device), 2 * itemsize * min(m, n) * (m + n))
 
 
+def rows_bytes(m: int, n: int) -> int:
+    """Return the bytes of `rows.factor_rows` for an (m, n) embedding: B in float32, and (n, n) matrices in float64.
+
+    The rows that are in float64 at a time, and the eigenvectors' work space, are counted as ten such matrices.
+    """
+    return 4 * m * n + 8 * 10 * max(n * n, 8192 * n // 5)
+
+
 def whiten_bytes(m: int, n: int, output_side: bool, two_sided: bool = False) -> int:
     """Return the bytes of `whitening.whiten`, float64.
 

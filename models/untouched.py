@@ -9,6 +9,8 @@ from torch import nn
 
 from .matrices import LowRankLayer, head_name, language_part, tied_modules
 
+_EMBEDDING = "factorised only with embeddings=true, by svd, svd-llm and others"
+
 
 @dataclass(frozen=True)
 class Untouched:

@@ -90,7 +90,7 @@ def _(method: Whitened, m: int, n: int) -> int:
 @statistic_bytes.register
 def _(method: Whitened, group: Group) -> int:
     """Return the bytes of both Gram matrices."""
-    return 8 * group.in_features**2 + (8 * group.out_features**2 if method.two_sided else 0)
+    return 8 * group.in_features**2 + (8 * group.out_features**2 if method.two_sided and not group.embedding else 0)
 
 
 def shrunk(gram: Tensor, share: float) -> Tensor:

@@ -259,11 +259,8 @@ def _why_gone(ended: Ending | None, limit: int) -> tuple[str, str]:
     if ended is None:
         return "crashed", "it closed its connection and had to be killed"
     code, cpu = ended
-    limited = (
-        code == -signal.SIGXCPU
-        if cpu is None
-        else code in (-signal.SIGXCPU, -signal.SIGKILL) and cpu > _COUNTED * limit
-    )
+    ended_by = (-signal.SIGXCPU,) if cpu is None else (-signal.SIGXCPU, -signal.SIGKILL)
+    limited = code in ended_by and (cpu is None or cpu > _COUNTED * limit)
     if limited:
         return "timeout", "more CPU time than allowed"
     if code < 0:
