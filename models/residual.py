@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..foundation.errors import UserError, unknown
+from .embedding import TiedHead
 from .layers import LowRankLinear
-from .matrices import head_name
+from .matrices import LowRankLayer, head_name
 
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "q": ("q_proj",),
@@ -49,7 +50,7 @@ def named_matrices(model: nn.Module) -> list[NamedMatrix]:
     return [
         matrix_of(name)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | LowRankLinear) and not name.endswith(("lr_a", "lr_b"))
+        if isinstance(module, nn.Linear | LowRankLinear | TiedHead) and not name.endswith(("lr_a", "lr_b"))
     ]
 
 
@@ -106,7 +107,9 @@ def find_matrix(model: nn.Module, matrix: str, layer: int | None) -> NamedMatrix
 def weight(model: nn.Module, matrix: NamedMatrix) -> tuple[Tensor, Tensor]:
     """Return a matrix as B (m, r) and A (r, n) in float64 with W = B A; a dense one has A = 1 or B = 1."""
     module = model.get_submodule(matrix.module)
-    if isinstance(module, LowRankLinear):
+    if isinstance(module, TiedHead):
+        module = module.embedding
+    if isinstance(module, LowRankLayer):
         return module.lr_b.detach().double(), module.lr_a.detach().double()
     if not isinstance(module, nn.Linear):
         raise TypeError(f"{matrix.module} is a {type(module).__name__}")

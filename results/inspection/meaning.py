@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...foundation.errors import UserError, unknown
 from ...methods.linalg import merge
+from ...models.embedding import LowRankEmbedding
 from ...models.matrices import head_name
 from ...models.residual import (
     READS,
@@ -206,6 +207,15 @@ def read_tokens(
     return [Ends(_strongest(row, top), tuple((i, -s) for i, s in _strongest(-row, top))) for row in scores]
 
 
+def _embedding(model: Any) -> tuple[Tensor, Tensor]:
+    """Return the token embedding as B (V, r) and A (r, d) in float64; of a dense one A = 1."""
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, LowRankEmbedding):
+        return embedding.lr_b.detach().double(), embedding.lr_a.detach().double()
+    rows = embedding.weight.detach().double()
+    return rows, torch.eye(rows.shape[1], dtype=rows.dtype)
+
+
 def _strongest(scores: Tensor, top: int) -> tuple[tuple[int, float], ...]:
     order = scores.argsort(descending=True, stable=True)[:top].tolist()
     return tuple((i, float(scores[i])) for i in order)
@@ -230,8 +240,7 @@ def _scores(model: Any, linear: NamedMatrix, side: Side, vectors: Tensor, lens: 
             raise UserError("the model has no output head to read tokens with; use --lens input")
         b, a = weight(model, matrix_of(name))
     else:
-        b = model.get_input_embeddings().weight.detach().double()
-        a = torch.eye(b.shape[1], dtype=b.dtype)
+        b, a = _embedding(model)
     if a.shape[1] != vectors.shape[1]:
         raise UserError(
             f"the model's token vectors are {a.shape[1]} wide and its residual stream {vectors.shape[1]}, so tokens "

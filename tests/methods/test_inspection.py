@@ -173,9 +173,10 @@ def test_tied_embeddings_read_as_an_untied_copy():
         )
 
 
-def test_a_factorised_checkpoint_is_its_dense_export(tmp_path):
-    model = random_model("llama")
-    svd = create_method("svd", {})
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_a_factorised_checkpoint_is_its_dense_export(tmp_path, embeddings):
+    model = random_model("llama", tied=embeddings)
+    svd = create_method("svd", {"embeddings": embeddings})
     svd.compress(model, svd.fit(model, None), Budget(2.0))
     save_checkpoint(model, None, tmp_path / "factors")
     export_dense(tmp_path / "factors", tmp_path / "dense")
