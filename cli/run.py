@@ -28,7 +28,7 @@ def run(
 ) -> None:
     """Run methods through finetune, compress, finetune, evaluate; end with a table and curves.
 
-    What is complete is not done twice: run the same command again to resume or to add a ratio or a method.
+    A complete stage is not run again: give the same command again to resume or to add a ratio or a method.
     """
     from ..runners.config import make_config, merge, read_yaml
 

@@ -3,7 +3,7 @@
     factors       every method that does not train: the products of its factors on the CPU and on the GPU, and the
                   logits of the checkpoint that each of them writes
     training      updates of the sweep's own trainer, in full and by a method that trains
-    sweep         `bench run`, killed (SIGKILL) on the way and started again: what was done is not done twice
+    sweep         `bench run`, killed (SIGKILL) on the way and started again: a complete stage is not run again
     FSDP2         the finetuning of that sweep on 2 to all GPUs, beside one
 
 On a CPU both sides are the CPU, so differences are 0 there but for FSDP2, which takes two processes.
@@ -200,7 +200,7 @@ def sweep_rows(context: Context, folder: Path) -> Iterator[Row]:
     figure = f"{middle - begin:.0f} s + {time.perf_counter() - middle:.0f} s"
     ok = len(finished) >= kill_after and not again and "recover" in kinds and "evaluate" in kinds
     note = f"stages {', '.join(kinds)}" + (f"; done twice: {', '.join(again)}" if again else "")
-    yield Row(title, figure, f"{len(finished)} stages were done and not done twice", "complete", ok, note)
+    yield Row(title, figure, f"{len(finished)} stages are complete and were not run again", "complete", ok, note)
     tables = list(folder.glob("*/results.csv"))
     if not tables:
         yield failed("sweep, its table", "there is no results.csv")

@@ -18,6 +18,7 @@ from lowrank_bench.methods.library.bs.final import BasisProbe
 from lowrank_bench.methods.library.bs.layer import BasisLinear
 from lowrank_bench.methods.library.svd import SVD
 from lowrank_bench.methods.ranks.budget import Budget
+from lowrank_bench.methods.requirements import Requirements
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.models.matrices import get_linear, replace_module
 
@@ -149,10 +150,10 @@ def test_what_cannot_be_combined_is_refused_with_the_reason() -> None:
 
 def test_starts_that_share_or_add_a_bias_are_refused() -> None:
     class Shared(SVD):
-        shares = True
+        requires = Requirements(shares="all")
 
     class Affine(SVD):
-        affine = True
+        requires = Requirements(affine=True)
 
     for cls, name in ((Shared, "test-shared-start"), (Affine, "test-affine-start")):
         methods.register(name)(cls)

@@ -108,7 +108,7 @@ def test_a_damaged_fit_is_named(tmp_path: Path) -> None:
     ("name", "options", "message"),
     [
         ("svd", {"polcy": "energy"}, "no option 'polcy'; did you mean 'policy'"),
-        ("svd", {"zzz": 1}, "no option 'zzz'; allowed: guard, head, policy"),
+        ("svd", {"zzz": 1}, "no option 'zzz'; allowed: embeddings, guard, head, policy"),
         ("bs", {"prunings": 0}, "prunings=0 is not usable: .*greater than or equal to 1"),
         ("bs", {"criterion": "magic"}, "criterion='magic' is not usable: .*'s', 's2', 'taylor' or 'hessian'"),
         ("fwsvd", {"axis": "both"}, "axis='both' is not usable: .*'in' or 'out'"),
