@@ -70,10 +70,8 @@ def test_multiples_of_ranks_change_compressions_only(tmp_path):
 
 
 def test_multiples_out_of_reach_are_refused_before_work(tmp_path):
-    with pytest.raises(
-        UserError,
-        match=r"out of reach for this model with ranks in multiples of 64.* rank multiple, or factorise the token embedding too \(svd:embeddings=true\)$",
-    ):
+    sentence = r"with ranks in multiples of 64.* rank multiple, or factorise the token embedding .*embeddings=true\)$"
+    with pytest.raises(UserError, match=sentence):
         make_plan(small_sweep(tmp_path, rank_multiple=64, ratios=[6]))
     with pytest.raises(UserError, match="rank_multiple cannot be 0"):
         small_sweep(tmp_path, rank_multiple=0)
