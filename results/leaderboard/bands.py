@@ -16,11 +16,21 @@ def band_of(ratio: float) -> float:
 
     Usual ratios are quarter steps up to 2x, half steps up to 4x and whole numbers above. A target within 2 % of one is
     in its band (7.1 is 7x); any other target makes a band of its own, named by three digits (1.43 is 1.43x), because
-    methods at clearly different sizes are not ranked against each other.
+    methods at clearly different sizes are not ranked against each other. A name has more digits where three would be
+    in a usual band (19.5625 is 19.56x, since 19.6 is in 20x).
     """
+    usual = _usual(ratio)
+    if usual is not None:
+        return usual
+    names = (float(f"{ratio:.{digits}g}") for digits in range(3, 18))
+    return next(name for name in names if _usual(name) is None)
+
+
+def _usual(ratio: float) -> float | None:
+    """Return the usual ratio that a target is within 2 % of, or None."""
     step = 0.25 if ratio < 2.125 else 0.5 if ratio < 4.25 else 1.0
     usual = max(1.0, round(ratio / step) * step)
-    return usual if abs(ratio / usual - 1) <= TOLERANCE + 1e-9 else float(f"{ratio:.3g}")
+    return usual if abs(ratio / usual - 1) <= TOLERANCE + 1e-9 else None
 
 
 def bands(targets: Mapping[str, Iterable[float]]) -> dict[float, float]:
