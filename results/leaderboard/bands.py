@@ -16,14 +16,14 @@ def band_of(ratio: float) -> float:
 
     Usual ratios are quarter steps up to 2x, half steps up to 4x and whole numbers above. A target within 2 % of one is
     in its band (7.1 is 7x); any other target makes a band of its own, named by three digits (1.43 is 1.43x), because
-    methods at clearly different sizes are not ranked against each other. A name has more digits where three would be
-    in a usual band (19.5625 is 19.56x, since 19.6 is in 20x).
+    methods at clearly different sizes are not ranked against each other. A name has all digits where three would be
+    in a usual band (19.5625 stays, since 19.6 is in 20x).
     """
     usual = _usual(ratio)
     if usual is not None:
         return usual
-    names = (float(f"{ratio:.{digits}g}") for digits in range(3, 18))
-    return next(name for name in names if _usual(name) is None)
+    name = float(f"{ratio:.3g}")
+    return name if _usual(name) is None else ratio
 
 
 def _usual(ratio: float) -> float | None:
