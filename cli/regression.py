@@ -38,12 +38,12 @@ def check(
     from ..results.regression.show import print_check
 
     tolerance = Tolerance(sigmas, min_drop / 100)
-    stored, found = baselines.read_baseline(baseline), read_records(run)
+    stored, current = baselines.read_baseline(baseline), read_records(run)
     if where:
-        stored, found = (with_references(frame, filter_frame(frame, where)) for frame in (stored, found))
-    result = check_run(found, stored, tolerance)
+        stored, current = (with_references(frame, filter_frame(frame, where)) for frame in (stored, current))
+    result = check_run(current, stored, tolerance)
     screen = console()
-    for side, frame in (("baseline", stored), ("run     ", found)):
+    for side, frame in (("baseline", stored), ("run     ", current)):
         screen.print(f"{side}  {', '.join(baselines.provenance(frame))}", soft_wrap=True, highlight=False, markup=False)
     print_check(result, screen)
     if junit:

@@ -106,17 +106,17 @@ def _cross(frame: Any, given: dict[str, str], format: str, headline: bool) -> Se
 
     lists = {name: tuple(split_list(given[name]) or ()) for name in ("rows", "columns") if name in given}
     value = {"value": given["value"]} if "value" in given else {}
-    found = cross(frame, Layout(**lists, **value), headline)  # type: ignore[arg-type]
-    return [cross_data(found)] if format == "csv" else cross_tables(found)
+    crossed = cross(frame, Layout(**lists, **value), headline)  # type: ignore[arg-type]
+    return [cross_data(crossed)] if format == "csv" else cross_tables(crossed)
 
 
 def _overview(frame: Any) -> Sequence[Table]:
     from ..results.tables.overview import MIN_BENCHMARKS, overviews
 
-    found = overviews(frame)
-    if not found:
+    tables = overviews(frame)
+    if not tables:
         raise UserError(f"an overview needs {MIN_BENCHMARKS} benchmarks or more; leave out --overview")
-    return found
+    return tables
 
 
 def plot(

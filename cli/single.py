@@ -158,7 +158,7 @@ def evaluate(
     names = split_list(benchmarks) or []
     contexts = numbers("context", context, int, "128,2048")
     with show_progress(console(stderr=True), f"evaluate {model}") as progress:
-        found = evaluating.evaluate(
+        evaluated = evaluating.evaluate(
             model, names, settings, revision, engine, dtype, device, out, progress, contexts, bos=bos or "never"
         )
     rows = [
@@ -170,19 +170,19 @@ def evaluate(
             f"[{metric.low:.4g}, {metric.high:.4g}]",
             str(metric.n),
         )
-        for name, outcome in found.outcomes.items()
+        for name, outcome in evaluated.outcomes.items()
         for metric in outcome.metrics
     ]
     if rows:
         print_rows(model, ["benchmark", "metric", "scorer", "value", "95 % interval", "n"], rows)
-    if found.note:
-        console().print(f"[yellow]note:[/yellow] {escape(found.note)}", highlight=False, soft_wrap=True)
-    if not found.failures:
+    if evaluated.note:
+        console().print(f"[yellow]note:[/yellow] {escape(evaluated.note)}", highlight=False, soft_wrap=True)
+    if not evaluated.failures:
         return
-    crashed = [error for error in found.failures.values() if not isinstance(error, UserError)]
+    crashed = [error for error in evaluated.failures.values() if not isinstance(error, UserError)]
     if not crashed:
-        raise UserError(found.sentence)
-    console(stderr=True).print(f"[bold red]error:[/] {escape(found.sentence)}", soft_wrap=True, highlight=False)
+        raise UserError(evaluated.sentence)
+    console(stderr=True).print(f"[bold red]error:[/] {escape(evaluated.sentence)}", soft_wrap=True, highlight=False)
     sys.exit(1)
 
 

@@ -65,13 +65,26 @@ def _identity(file: Path) -> str:
     return f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
-def _open() -> sqlite3.Connection:
+def open_cache(name: str, table: str) -> sqlite3.Connection:
+    """Open a database of the cache folder, which all processes of a user share and which may be deleted at any time.
+
+    Args:
+        name: of the file.
+        table: name and columns of its table, made where it is missing.
+
+    Raises:
+        OSError, sqlite3.Error: it cannot be opened.
+    """
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    cache = sqlite3.connect(folder / "checksums.sqlite", timeout=_PATIENCE_SECONDS)
+    cache = sqlite3.connect(folder / name, timeout=_PATIENCE_SECONDS)
     try:
-        cache.execute("CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, identity TEXT, sha256 TEXT)")
+        cache.execute(f"CREATE TABLE IF NOT EXISTS {table}")
     except sqlite3.DatabaseError:
         cache.close()
         raise
     return cache
+
+
+def _open() -> sqlite3.Connection:
+    return open_cache("checksums.sqlite", "files (path BLOB PRIMARY KEY, identity TEXT, sha256 TEXT)")

@@ -8,10 +8,9 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
-from .checksums import cache_folder
+from .checksums import open_cache
 
 _MOST_RESULTS = 20_000
-_PATIENCE_SECONDS = 1.0
 
 
 def remembered(key: str, compute: Callable[[], Any]) -> Any:
@@ -34,12 +33,4 @@ def remembered(key: str, compute: Callable[[], Any]) -> Any:
 
 
 def _open() -> sqlite3.Connection:
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    cache = sqlite3.connect(folder / "results.sqlite", timeout=_PATIENCE_SECONDS)
-    try:
-        cache.execute("CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, result TEXT)")
-    except sqlite3.DatabaseError:
-        cache.close()
-        raise
-    return cache
+    return open_cache("results.sqlite", "results (key TEXT PRIMARY KEY, result TEXT)")

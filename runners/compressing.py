@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 import transformers
 from safetensors.torch import load_file
 
@@ -33,6 +30,7 @@ from .specs import Stage
 from .stages.compress import BASES_FILE
 from .stages.perform import perform
 from .store.folders import MODEL_FOLDER, REPORT, StageStore, ratio_folder
+from .threads import cpu_threads
 
 RECORD_FILE = "compression.json"
 """Beside the weights of a compressed model, what was done, what stays dense and why."""
@@ -177,7 +175,8 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> Comp
     notes = _memory_notes(plan, request)
     with new_folder(request.out) as folder:
         store = StageStore(folder / _STAGES_FOLDER)
-        with _threads(crew_size(None, plan.device, plan.parameters, 1)[1]):
+        # As a sweep's worker does, or last digits differ.
+        with cpu_threads(crew_size(None, plan.device, plan.parameters, 1)[1]):
             records: dict[str, dict[str, Any]] = {
                 stage.kind: _run(stage, store, progress) for stage in plan.stages.values()
             }
@@ -200,17 +199,6 @@ def _run(stage: Stage, store: StageStore, progress: Progress | None) -> dict[str
         return store.run(here, partial(perform, here, progress=progress))
     finally:
         release_memory()
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Compute with as many CPU threads as a sweep's worker does: the number can change last digits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _memory_notes(plan: Plan, request: CompressRequest) -> dict[str, list[str]]:

@@ -109,6 +109,19 @@ def mixed_llama() -> Any:
     return model
 
 
+def initialised(config: Any) -> Any:
+    """Return a random model whose matrices are large enough for its tokens to differ."""
+    import transformers as tf
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = tf.AutoModelForCausalLM.from_config(config)
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "embed" not in name:
+                parameter.data.mul_(3.0)
+    return model.eval()
+
+
 def small_phi3() -> Any:
     """A Phi-3, whose qkv and gate_up are one matrix on disk too."""
     import transformers as tf
@@ -118,13 +131,7 @@ def small_phi3() -> Any:
         intermediate_size=3 * WIDTH, max_position_embeddings=64, original_max_position_embeddings=64,
         bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = tf.AutoModelForCausalLM.from_config(config)
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1 and "embed" not in name:
-                parameter.data.mul_(3.0)
-    return model.eval()
+    return initialised(config)
 
 
 def small_gemma3() -> Any:
@@ -137,13 +144,7 @@ def small_gemma3() -> Any:
         query_pre_attn_scalar=WIDTH // 4, bos_token_id=1, eos_token_id=2, pad_token_id=0,
         layer_types=["sliding_attention", "full_attention"],
     )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = tf.AutoModelForCausalLM.from_config(config)
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1 and "embed" not in name:
-                parameter.data.mul_(3.0)
-    return model.eval()
+    return initialised(config)
 
 
 def widen_heads(model: Any, width: int = 32) -> Any:

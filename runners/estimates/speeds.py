@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,6 +13,7 @@ from ...models.footprint import context_length
 from ...models.loading import DTYPES
 from ...models.matrices import matrices
 from ..graph import Plan
+from ..threads import cpu_threads
 from .arithmetic import Work
 from .assumptions import (
     DECOMPOSITION_SHARE,
@@ -85,7 +85,7 @@ def cpu_speeds(plan: Plan, threads: int) -> Speeds:
     batch = min(plan.config.execution.eval_batch_size, plan.config.evaluation.limit or 10**9, rows)
     text = cast(Any, plan.skeleton).config.get_text_config()
     layers = int(getattr(text, "num_hidden_layers", None) or 1)
-    with _threads(threads):
+    with cpu_threads(threads):
         plain = _CPU_SHARE * _product_speed(rows, inner, outer, torch.float32)
         dtype = DTYPES[plan.dtype]
         scoring = plain if dtype == torch.float32 else _CPU_SHARE * _product_speed(rows, inner, outer, dtype)
@@ -94,16 +94,6 @@ def cpu_speeds(plan: Plan, threads: int) -> Speeds:
         logits = _logit_speed(int(text.vocab_size), dtype)
     passes = 1.0 / (layers * _LAYER_SECONDS)
     return Speeds(plain, scoring, plain, generation, decomposition, logits, passes)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _product_speed(rows: int, inner: int, outer: int, dtype: torch.dtype) -> float:
