@@ -4,7 +4,7 @@ Importing torch and transformers takes longer than many a stage, and every proce
 again. A fork server does it once, has no other threads and touches no GPU; what runs beside others is forked from it.
 
 multiprocessing's forkserver with preload does the same, but its children cannot have children from it, and a worker's
-engines are such. Measured 2026-11-27 in one run, alternating, on two busy cores: a worker 0.27 s here, 0.25 s there
+engines are such. Measured 2026-11-27 by trial code that was not kept, in one run, alternating, on two busy cores: a worker 0.27 s here, 0.25 s there
 (medians of 12); a worker's child 0.24 and 0.42 s here, 72 and 92 s there, because the worker's own forkserver imports
 everything again. It also gives its children its own environment, not that of who asked, and does not end them with who
 asked.
