@@ -4,10 +4,10 @@ Importing torch and transformers takes longer than many a stage, and every proce
 again. A fork server does it once, has no other threads and touches no GPU; what runs beside others is forked from it.
 
 multiprocessing's forkserver with preload does the same, but its children cannot have children from it, and a worker's
-engines are such. Measured 2026-11-27 by trial code that was not kept, in one run, alternating, on two busy cores: a worker 0.27 s here, 0.25 s there
-(medians of 12); a worker's child 0.24 and 0.42 s here, 72 and 92 s there, because the worker's own forkserver imports
-everything again. It also gives its children its own environment, not that of who asked, and does not end them with who
-asked.
+engines are such. Measured 2026-11-27 (the trial code was not kept) in one run, alternating, on two busy cores: a
+worker 0.27 s here, 0.25 s there (medians of 12); a worker's child 0.24 and 0.42 s here, 72 and 92 s there, because
+the worker's own forkserver imports everything again. It also gives its children its own environment, not that of who
+asked, and does not end them with who asked.
 
 The protocol, over a socket of whole messages: the owner sends an order (a memory file with settings, function and
 arguments) together with its end of a second socket. On that one the child sends its process id, and the server, once
