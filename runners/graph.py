@@ -113,16 +113,21 @@ class Plan:
         self.needs.setdefault(stage.key, tuple(key for key in needs if key))
         return stage.key
 
+    def too_few_ranks(self) -> set[str]:
+        """Return the keys of finished fits that keep fewer parts of some factors than this plan may read."""
+        return {key for key, stage in self.stages.items() if stage.kind == "fit" and not self.store.enough(stage)}
+
     def pending(self) -> list[str]:
         """Return the keys of the stages that have yet to run, in order.
 
-        What made weights that were removed (`removal`) has to run again where one of them reads those, or where the
-        user asks for ``all``.
+        What made weights that were removed (`removal`), and a fit that keeps too few ranks, has to run again where one
+        of them reads those; weights also where the user asks for ``all``.
         """
         missing = set(self.store.missing(self.stages))
         weightless = self.store.without_weights(key for key in self.stages if key not in missing)
         if self.config.execution.keep == "all":
             missing |= weightless
+        weightless |= self.too_few_ranks()
         for key in reversed(self.stages):  # each comes after those it needs
             if key in missing:
                 missing |= weightless.intersection(self.needs[key])

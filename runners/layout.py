@@ -16,6 +16,7 @@ from .choices import build_method, merge_settings
 from .config import MethodSpec
 from .estimates.at_hand import counts_by_size
 from .graph import BASELINE, Cell, Plan
+from .kept_ranks import KeptRanks
 from .process_setup import ProcessSetup
 from .specs import (
     ChosenPlacement,
@@ -108,6 +109,7 @@ class Layout:
         self.train_set = plan.recipe.train_set(plan.config.task, training.train_set)
         self.placements = TrainingPlacements(plan)
         self.calibration: dict[str, DataSpec] = {}
+        self.kept = KeptRanks(plan)
         if not compress_only:
             self._train_set(plan.config.task)
         self.source = _Model(plan.source.sha256, plan.source.location, plan.source.revision)
@@ -151,6 +153,7 @@ class Layout:
                 self._cell(BASELINE, 1.0, seed, "finetuned", keys, tuned)
             for spec in self.config.methods:
                 self._method(spec, seed, tuned, keys)
+        self.kept.settle()
 
     def _common(self, model: _Model) -> dict[str, Any]:
         """Return the fields that all kinds of `Execution` share."""
@@ -215,6 +218,7 @@ class Layout:
         )
         title = f"fit {fit.fit.get('factors', spec.name)}, seed {seed}"
         fit_key = self.plan.add(FitStage(spec=fit, execution=execution, title=title), tuned.stage)
+        self.kept.want(fit_key, method, spec.shown)
         together = bool(options.get("trajectory"))
         ratios = sorted(self.config.ratios)
         for group in [ratios] if together else [[ratio] for ratio in ratios]:

@@ -158,6 +158,9 @@ def plan_warnings(plan: Plan) -> list[str]:
     weightless = plan.store.without_weights(pending)
     for key in (key for key in pending if key in weightless):
         notes.append(f"the weights of '{plan.stages[key].title}' were removed (--keep needed); it is run again")
+    few = plan.too_few_ranks() - weightless
+    for key in (key for key in pending if key in few):
+        notes.append(f"'{plan.stages[key].title}' kept fewer ranks than these ratios need; it is run again")
     if limit := plan.config.evaluation.limit:
         notes.append(f"only the first {limit} problems are evaluated; the rows say so with their n")
     for part in untouched(plan.skeleton, {}):

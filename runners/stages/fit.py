@@ -23,7 +23,7 @@ def fit(stage: FitStage, folder: Path) -> Mapping[str, Any]:
     if only := stage.spec.budget:
         fitted = method.fit_for(Budget(only.ratio, method.guard, only.rank_multiple), model, data, folder)
     else:
-        fitted = method.fit(model, data, folder)
+        fitted = method.fit_to(stage.execution.ranks or {}, model, data, folder)
     fitted.save(folder)
     return {
         "matrices": len(method.targets(model)),
