@@ -140,7 +140,8 @@ class MomentSums:
             if name not in self._sums:
                 sizes = ((n, n) if self.grams else (0, 0), (n,), (n,))
                 self._sums[name] = tuple(torch.zeros(size, dtype=torch.float64, device=x.device) for size in sizes)
-            add_moments(*self._sums[name], x)
+            gram, total, absolute = self._sums[name]
+            add_moments(gram, total, absolute, x)
         if self.stop and len(self._seen) == len(self.names):
             raise Reached
 
