@@ -29,7 +29,7 @@ def render_page(folder: Path, template: str, *, style: str = "", script: str = "
         style, script: CSS and JavaScript of this page, behind the common ones.
         values: what the template uses; ``title`` is required.
     """
-    style, script = _read_text("page.css") + style, _read("page.js") + script
+    style, script = _read_text("page.css") + style, _read_text("page.js") + script
     for text, end in ((style, "</style"), (script, "</script")):
         if end in text.lower():
             raise ValueError(f"'{end}' would end the element that it is in")
