@@ -110,6 +110,13 @@ def compress(
     )
     rows = [(part.what, f"{part.parameters:,}", f"{100 * part.share:.1f} %", part.why) for part in done.dense]
     print_rows("stays dense", ["what", "parameters", "of what is left", "why"], rows)
+    for kind, read in done.calibration.items():
+        console().print(
+            f"calibration of {kind}: {read['examples']:,} examples of at most {read['length']:,} tokens, "
+            f"{read['tokens']:,} tokens in all",
+            highlight=False,
+            soft_wrap=True,
+        )
     for warning in done.warnings:
         console().print(f"[yellow]note:[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
     console().print(f"checkpoint  {out}", highlight=False, soft_wrap=True)
@@ -125,7 +132,9 @@ def evaluate(
     ] = "finetuned",
     out: Annotated[Path | None, typer.Option(help="New folder for metrics and samples.")] = None,
     engine: Engine = "auto",
-    dtype: Annotated[str, typer.Option(help="Weights are loaded as; auto is the checkpoint's own.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Weights are loaded as; auto is the checkpoint's own, float32 where a CPU lacks it.")
+    ] = "auto",
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(help="Prompts per batch.")] = 64,
     max_new_tokens: MaxNewTokens = None,
@@ -175,8 +184,8 @@ def evaluate(
     ]
     if rows:
         print_rows(model, ["benchmark", "metric", "scorer", "value", "95 % interval", "n"], rows)
-    if evaluated.note:
-        console().print(f"[yellow]note:[/yellow] {escape(evaluated.note)}", highlight=False, soft_wrap=True)
+    for note in filter(None, (evaluated.note, evaluated.dtype_note)):
+        console().print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
     if not evaluated.failures:
         return
     crashed = [error for error in evaluated.failures.values() if not isinstance(error, UserError)]

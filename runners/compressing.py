@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -85,11 +85,14 @@ class Compressed:
         report: the method's own.
         dense: all that stays dense, the largest first.
         warnings: what a reader of the result should know.
+        calibration: what was read, ``examples``, ``tokens`` and the longest example's ``length``, by stage (``fit``,
+            ``compress``); a stage that read no data is left out.
     """
 
     report: CompressionReport
     dense: list[Untouched]
     warnings: list[str]
+    calibration: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 class _CellConfig(SweepConfig):
@@ -190,7 +193,7 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> Comp
         training = done["memory"].get("warning")
         warnings = [*fit["warnings"], *notes["placement"], *notes["compress"], *([training] if training else [])]
         write_json(folder / RECORD_FILE, report.summary() | _origin(plan, request, records, kept, warnings))
-    return Compressed(report, kept, warnings)
+    return Compressed(report, kept, warnings, _readings(records))
 
 
 def _run(stage: Stage, store: StageStore, progress: Progress | None) -> dict[str, Any]:
@@ -224,6 +227,12 @@ def _read_report(folder: Path) -> CompressionReport:
     )
 
 
+def _readings(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Return what each stage read for its statistics or its search."""
+    found = {kind: record["result"].get("calibration") for kind, record in records.items()}
+    return {kind: reading for kind, reading in found.items() if reading}
+
+
 def _origin(
     plan: Plan, request: CompressRequest, records: dict[str, dict[str, Any]], kept: list[Untouched], warnings: list[str]
 ) -> dict[str, Any]:
@@ -241,6 +250,7 @@ def _origin(
         "save_dtype": stage["save_dtype"],
         "stays_dense": [asdict(part) for part in kept],
         "calibration_length": fit["calibration"].get("length"),
+        "calibration": _readings(records),
         "added_jitter": fit["added_jitter"],
         "warnings": warnings,
         "memory": {kind: record["result"]["memory"] for kind, record in records.items()}

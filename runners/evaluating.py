@@ -22,7 +22,7 @@ from ..models.loading import load_skeleton
 from ..models.matrices import model_size
 from ..models.presets import ModelSource, resolve_model
 from .checks import begins_with_bos, check_model
-from .choices import pick_device
+from .choices import pick_device, pick_dtype
 from .executors.local import crew_size
 from .layout import evaluate_stage
 from .provenance import provenance
@@ -45,11 +45,13 @@ class Evaluated:
         outcomes: by benchmark, with ``@CONTEXT`` behind the name where a context was asked for.
         failures: why the others have none: `UserError`, or `EngineCrashed` where the engine's process ended.
         note: what a reader of the numbers should know; may be empty.
+        dtype_note: why the dtype is not the checkpoint's own; empty where it is, or was asked for.
     """
 
     outcomes: dict[str, Outcome]
     failures: dict[str, Exception]
     note: str = ""
+    dtype_note: str = ""
 
     @property
     def sentence(self) -> str:
@@ -85,7 +87,8 @@ def evaluate(
         names: benchmarks; a task's name stands for its benchmarks.
         settings: data, limit, stage, and so on.
         revision: of a hub model.
-        engine, dtype, device: how it runs; the engine may be ``auto``.
+        engine, dtype, device: how it runs; the engine may be ``auto``, and so may the dtype: the checkpoint's own, but
+            float32 where a CPU would emulate bfloat16.
         out: new folder for ``metrics.json`` and one ``samples-BENCHMARK.jsonl`` each, made with the first result.
         progress: called with (problems done, problems in all).
         contexts: windows of perplexities in tokens, or None for each benchmark's own.
@@ -109,14 +112,18 @@ def evaluate(
     skeleton = load_skeleton(source.location, source.revision)
     parameters = model_size(skeleton).parameters
     engine = choose_engine(engine, skeleton.config, parameters, device).engine
+    own = str(skeleton.config.get_text_config().dtype).removeprefix("torch.")
+    chosen_dtype = pick_dtype(None if dtype == "auto" else dtype, own, device)
+    dtype = chosen_dtype.dtype if chosen_dtype.why else dtype
     check_model(source, skeleton.config, chosen.values())
+    why = chosen_dtype.why
     common = {
         "model": ModelLocation(location=source.location, revision=source.revision),
         "device": device,
         "data": settings.data_dir,
     }
     stages = {
-        name: evaluate_stage(benchmark, each, engine, dtype, source.sha256, common, f"evaluate {name}")
+        name: evaluate_stage(benchmark, each, engine, dtype, source.sha256, common, f"evaluate {name}", dtype_why=why)
         for name, (benchmark, each) in chosen.items()
     }
     threads = crew_size(None, device, parameters, 1)[1]
@@ -124,7 +131,7 @@ def evaluate(
     def longest(tokenizer: Any, context: int) -> int:
         return max(benchmark.longest_sequence(tokenizer, each, context) for benchmark, each in chosen.values())
 
-    results = _Results(source, engine, stages, out)
+    results = _Results(source, engine, dtype, why, stages, out)
     with ExitStack() as stack:
 
         def opened(stage: EvaluateStage) -> Engine:
@@ -140,7 +147,7 @@ def evaluate(
             except EngineCrashed as error:
                 results.failures[name] = error
                 running = None  # its process is gone; the next benchmark gets another one
-    return Evaluated(results.outcomes, results.failures, note)
+    return Evaluated(results.outcomes, results.failures, note, why)
 
 
 def _choose(
@@ -161,13 +168,22 @@ def _choose(
 class _Results:
     """Keeps what came out, each benchmark written as soon as it is known."""
 
-    def __init__(self, source: ModelSource, engine: str, stages: dict[str, EvaluateStage], out: Path | None) -> None:
+    def __init__(
+        self,
+        source: ModelSource,
+        engine: str,
+        dtype: str,
+        dtype_why: str,
+        stages: dict[str, EvaluateStage],
+        out: Path | None,
+    ) -> None:
         self.stages, self.out = stages, out
         self.about = {
             "model": source.name,
             "model_sha256": source.sha256,
             "engine": {"name": engine, "version": engine_version(engine)},
-        }
+            "dtype": dtype,
+        } | ({"dtype_why": dtype_why} if dtype_why else {})
         self.outcomes: dict[str, Outcome] = {}
         self.failures: dict[str, Exception] = {}
 

@@ -276,9 +276,11 @@ class EvaluateExecution(Execution):
 
     Attributes:
         settings: the evaluation's; their data folder is ``data``.
+        dtype_why: why the dtype is not the default, None where it is.
     """
 
     settings: EvalSettings
+    dtype_why: str | None = None
 
 
 class Stage(_Frozen):

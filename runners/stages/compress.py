@@ -62,4 +62,5 @@ def compress(stage: CompressStage, folder: Path, progress: Progress | None) -> M
     # From the files, for some may be older than this process.
     reports = {f"{b.ratio:g}": read_json(folder / ratio_folder(b.ratio) / REPORT) for b in budgets if is_main()}
     trained = {"training": asdict(trainer.log)} if trainer and trainer.log else {}
-    return {"reports": reports, "memory": memory} | trained
+    searched = {"calibration": reading} if (reading := data.reading() if data else {}) else {}
+    return {"reports": reports, "memory": memory} | trained | searched
