@@ -59,7 +59,6 @@ def compress(
     """Compress one model as it is and write a factorised checkpoint."""
     from ..runners import compressing
     from ..runners.config import parse_method
-    from ..runners.progress import show_progress
 
     print_name_note(model, revision)
     wanted = numbers("ratio", ratio, float, "4") or []
@@ -97,8 +96,7 @@ def compress(
         for note in notes:
             console().print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
         return
-    with show_progress(console(stderr=True), f"compress {model} by {method}") as progress:
-        done = compressing.compress(request, progress)
+    done = compressing.compress(request, console=console(stderr=True))
     report = done.report
     dense = f", {len(report.dense)} kept dense" if report.dense else ""
     console().print(
@@ -150,7 +148,6 @@ def evaluate(
     if stage not in ("pretrained", "finetuned"):
         raise unknown("stage", stage, ["pretrained", "finetuned"])
     from ..runners import evaluating
-    from ..runners.progress import show_progress
 
     print_name_note(model, revision)
     settings = evaluating.default_settings(
@@ -166,10 +163,19 @@ def evaluate(
     )
     names = split_list(benchmarks) or []
     contexts = numbers("context", context, int, "128,2048")
-    with show_progress(console(stderr=True), f"evaluate {model}") as progress:
-        evaluated = evaluating.evaluate(
-            model, names, settings, revision, engine, dtype, device, out, progress, contexts, bos=bos or "never"
-        )
+    evaluated = evaluating.evaluate(
+        model,
+        names,
+        settings,
+        revision,
+        engine,
+        dtype,
+        device,
+        out,
+        contexts=contexts,
+        bos=bos or "never",
+        console=console(stderr=True),
+    )
     rows = [
         (
             outcome.variant or name,

@@ -275,8 +275,7 @@ class EvaluateExecution(Execution):
     """As `Execution`, for evaluations.
 
     Attributes:
-        settings: the evaluation's; their data folder is ``data``.
-        dtype_why: why the dtype is not the default, None where it is.
+        settings: whose data folder is ``data``; ``dtype_why`` is None where the dtype is the default.
     """
 
     settings: EvalSettings

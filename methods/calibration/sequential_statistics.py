@@ -49,7 +49,7 @@ def _moments_by_block(
     calibration: SequentialCalibration, names: Sequence[str], grams: bool
 ) -> Iterator[dict[str, Moments]]:
     calibration.enter()
-    for number, block in enumerate(track(calibration.blocks.names)):
+    for number, block in enumerate(track(calibration.blocks.names, unit="blocks")):
         sums = MomentSums([name for name in names if calibration.blocks.owner(name) == block], grams, stop=False)
         with torch.no_grad(), calibration.block(block), sums.watching(calibration.model):
             for index, batch in enumerate(calibration.batches):
@@ -164,7 +164,7 @@ def _backwards(
     ]
     names = calibration.blocks.names
     calibration.enter()
-    for number, block in enumerate(track(names)):
+    for number, block in enumerate(track(names, unit="blocks")):
         with torch.no_grad(), calibration.block(block):
             for index in range(len(batches)):
                 calibration.cache.put(
@@ -195,5 +195,5 @@ def _backwards(
         return block
 
     watch(calibration, None, head)
-    for number in track(range(len(names) - 1, -1, -1)):
+    for number in track(range(len(names) - 1, -1, -1), unit="blocks on the way back"):
         watch(calibration, names[number], through(number))

@@ -70,7 +70,7 @@ class TaskData:
         chosen = order[:samples]
         if len(chosen) > self.used.get("examples", 0):
             self.used.update(examples=len(chosen), tokens=sum(len(self.items[i].input_ids) for i in chosen))
-        for start in track(range(0, len(chosen), batch_size)):
+        for start in track(range(0, len(chosen), batch_size), unit="batches"):
             yield collate([self.items[i] for i in chosen[start : start + batch_size]], self.pad_token_id)
 
 

@@ -131,7 +131,7 @@ def test_records_and_output_name_length_and_examples(tmp_path, capsys):
 
 
 def test_a_search_names_what_it_reads(tmp_path):
-    request = CompressRequest("tiny", "svd:policy=greedy,probe_samples=4", 2.0, tmp_path / "out", "toy-math")
+    request = CompressRequest("tiny", "svd:policy=laser,probe_samples=4", 2.0, tmp_path / "out", "toy-math")
     done = compress(request)
     assert any(reading["examples"] == 4 and reading["length"] == 256 for reading in done.calibration.values())
 

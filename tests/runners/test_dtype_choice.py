@@ -104,7 +104,7 @@ def test_one_evaluation_takes_it_from_the_checkpoint(dtype, computed, tmp_path, 
     tokenizer = load_tokenizer(resolve_model("tiny").location)
     model = random_model("llama").bfloat16()
     model.resize_token_embeddings(len(tokenizer))
-    model.config.dtype = torch.bfloat16
+    model.config.dtype, model.config.max_position_embeddings = torch.bfloat16, 256
     save_checkpoint(model, tokenizer, tmp_path / "model")
     done = evaluate(
         str(tmp_path / "model"),
