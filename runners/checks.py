@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from ..evals.base import Benchmark, EvalSettings
 from ..evals.tasks.prompts import adds_bos, check_has_bos
 from ..foundation.errors import UserError, unknown
 from ..models.footprint import context_length
-from ..models.loading import load_tokenizer
 from ..models.presets import ModelSource
+from .tokenizers import PlanTokenizer
 
 BOS_CHOICES = ("auto", "always", "never")
 
@@ -23,9 +24,12 @@ def check_model(source: ModelSource, config: Any, chosen: Iterable[tuple[Benchma
         config: its configuration.
         chosen: benchmarks and how each would be evaluated.
     """
-    tokenizer = load_tokenizer(source.location, source.revision)
+    tokenizer, context = PlanTokenizer(source), context_length(config)
+    tokenizer.check()
     for benchmark, settings in chosen:
-        benchmark.check_model(settings, tokenizer, context_length(config))
+        if type(benchmark).check_model is not Benchmark.check_model:  # which asks nothing
+            fits = partial(benchmark.check_model, settings, tokenizer, context)
+            tokenizer.counted("fits", [benchmark.identity(settings), context], fits)
 
 
 def begins_with_bos(wanted: str, source: ModelSource, chosen: Iterable[Benchmark]) -> tuple[bool, str]:
@@ -48,10 +52,10 @@ def begins_with_bos(wanted: str, source: ModelSource, chosen: Iterable[Benchmark
                 "--bos is for perplexities of joined texts (wikitext2, c4) and none is asked for; leave it out"
             )
         return False, ""
-    tokenizer = load_tokenizer(source.location, source.revision)
+    tokenizer = PlanTokenizer(source)
     if wanted == "always":
         check_has_bos(tokenizer)
-    added = adds_bos(tokenizer)
+    added = tokenizer.counted("adds BOS", None, lambda: adds_bos(tokenizer))
     if wanted == "never" and added:
         return False, (
             f"the tokenizer of this model begins every text with a BOS, and the windows of {' and '.join(names)} have "

@@ -274,8 +274,7 @@ class CompressExecution(TrainingExecution):
 class EvaluateExecution(Execution):
     """As `Execution`, for evaluations.
 
-    Attributes:
-        settings: whose data folder is ``data``; ``dtype_why`` is None where the dtype is the default.
+    The settings' data folder is ``data``; ``dtype_why`` says why the dtype is not the default, None where it is.
     """
 
     settings: EvalSettings

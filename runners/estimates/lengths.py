@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from dataclasses import astuple, dataclass
 
 from ...evals.base import Benchmark, EvalSettings, benchmarks
 from ...evals.kinds.choice import ChoiceBenchmark
@@ -15,9 +13,9 @@ from ...evals.kinds.perplexity import PerplexityBenchmark
 from ...evals.tasks.base import get_task
 from ...evals.tasks.prompts import encode_prompt
 from ...models.footprint import context_length
-from ...models.loading import load_tokenizer
 from ..graph import Plan
 from ..specs import DataSpec
+from ..tokenizers import PlanTokenizer
 from .assumptions import BENCHMARKS, TOKENS_PER_COMPLETION, TRAINING_SETS, UNKNOWN_BENCHMARK, UNKNOWN_SET
 from .at_hand import counts_by_size
 
@@ -68,12 +66,9 @@ class Lengths:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.context = context_length(plan.skeleton.config)
+        self._tokenizer = PlanTokenizer(plan.source)
         self._training: dict[tuple[str, int], TrainingLengths] = {}
         self._evaluations: dict[str, EvaluationLengths] = {}
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        return load_tokenizer(self.plan.source.location, self.plan.source.revision)
 
     def training(self, data: DataSpec) -> TrainingLengths:
         """Return the lengths of the training set that a stage reads."""
@@ -86,10 +81,14 @@ class Lengths:
     def _measure_training(self, name: str, limit: int) -> TrainingLengths:
         task, survey = get_task(name), self.plan.training_sets[name]
         if survey.sample and self.plan.at_hand.tokenizer:
-            items = task.encode(self._tokenizer, list(survey.sample), limit).items
-            if items:
-                examples = max(1, round(len(items) * survey.examples / len(survey.sample)))
-                return TrainingLengths(examples, tuple(len(item.input_ids) for item in items))
+
+            def count() -> list[int]:
+                return [len(item.input_ids) for item in task.encode(self._tokenizer, list(survey.sample), limit).items]
+
+            lengths = self._tokenizer.counted("examples", [survey.identity.model_dump(mode="json"), limit], count)
+            if lengths:
+                examples = max(1, round(len(lengths) * survey.examples / len(survey.sample)))
+                return TrainingLengths(examples, tuple(lengths))
         tokens = TRAINING_SETS.get(survey.name, UNKNOWN_SET).tokens
         if task.joined:
             return TrainingLengths(max(1, survey.examples * tokens // limit), (limit,))
@@ -106,8 +105,14 @@ class Lengths:
         if key not in self._evaluations:
             benchmark = benchmarks.get(name)()
             known = counts_by_size(benchmark.name, self.plan.at_hand) or not self.plan.at_hand.tokenizer
-            measure = self._known if known else self._measure
-            self._evaluations[key] = measure(benchmark, settings)
+            if known:
+                self._evaluations[key] = self._known(benchmark, settings)
+            else:
+                asked = [dict(benchmark.identity(settings)), self.context, settings.samples, settings.max_new_tokens]
+                counted = self._tokenizer.counted(
+                    "evaluation", asked, lambda: astuple(self._measure(benchmark, settings))
+                )
+                self._evaluations[key] = EvaluationLengths(*counted)
         return self._evaluations[key]
 
     def _known(self, benchmark: Benchmark, settings: EvalSettings) -> EvaluationLengths:

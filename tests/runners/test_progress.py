@@ -162,11 +162,12 @@ def test_an_interrupt_leaves_nothing(command, tmp_path):
         raise KeyboardInterrupt
 
     out = tmp_path / "out"
+    run = {
+        "compress": lambda: compress(CompressRequest("tiny", "svd", 2.0, out), interrupt),
+        "eval": lambda: evaluate("tiny", ["toy-math"], default_settings(limit=2), out=out, progress=interrupt),
+    }
     with pytest.raises(KeyboardInterrupt):
-        if command == "compress":
-            compress(CompressRequest("tiny", "svd", 2.0, out), interrupt)
-        else:
-            evaluate("tiny", ["toy-math"], default_settings(limit=2), out=out, progress=interrupt)
+        run[command]()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -174,7 +175,7 @@ def test_an_interrupt_leaves_nothing(command, tmp_path):
     ("method", "units"),
     [
         ("svd-llm:samples=8", {"batches", "matrices"}),
-        ("svd:policy=sensitivity,probe_samples=2,least=0.5,step=0.4", {"matrices", "matrices measured"}),
+        ("svd:policy=sensitivity(least=0.5;step=0.4),probe_samples=2", {"matrices", "matrices measured"}),
         ("svd:policy=laser,probe_samples=2", {"matrices", "matrices measured"}),
         ("svd:policy=surgical,probe_samples=2", {"matrices", "matrices searched"}),
     ],
