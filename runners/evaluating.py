@@ -117,7 +117,8 @@ def evaluate(
     skeleton = load_skeleton(source.location, source.revision)
     parameters = model_size(skeleton).parameters
     engine = choose_engine(engine, skeleton.config, parameters, device).engine
-    own = str(skeleton.config.get_text_config().dtype).removeprefix("torch.")
+    config: Any = skeleton.config
+    own = str(config.get_text_config().dtype).removeprefix("torch.")
     chosen_dtype = pick_dtype(None if dtype == "auto" else dtype, own, device)
     dtype = chosen_dtype.dtype if chosen_dtype.why else dtype
     check_model(source, skeleton.config, chosen.values())

@@ -109,10 +109,10 @@ class Layout:
             if plan.setup and run.steps != 0:
                 run.split(plan.setup.processes)
         self.context = context_length(plan.skeleton.config)
-        for run in (training.finetune, training.recover):
-            if (run.max_length or 0) > self.context:
+        for asked in (training.finetune, training.recover):
+            if (asked.max_length or 0) > self.context:
                 raise UserError(
-                    f"--max-length {run.max_length} is more than {plan.source.name} takes ({self.context}); ask for at "
+                    f"--max-length {asked.max_length} is more than {plan.source.name} takes ({self.context}); ask for at "
                     "most that many tokens, or leave it out"
                 )
         self.data_dir = data.expanduser().resolve() if data else None

@@ -20,9 +20,9 @@ def recover(stage: RecoverStage, folder: Path, report: Report | None) -> Mapping
     data = training_data(stage, skeleton, tokenizer)
     memory = estimate_training(stage, data, skeleton)
     model = model_of(stage)
-    report = read_json(Path(stage.execution.model.location).parent / REPORT)
+    compression = read_json(Path(stage.execution.model.location).parent / REPORT)
     trainer = trainer_for(stage, data, folder, report)
-    spent = 0 if trainer.extra_steps else report["steps"]
-    log = trainer.train(model, max(trainer.total_steps - spent, 0), report["recover_lr_scale"])
+    spent = 0 if trainer.extra_steps else compression["steps"]
+    log = trainer.train(model, max(trainer.total_steps - spent, 0), compression["recover_lr_scale"])
     save_trained(stage, trainer, model, tokenizer, folder)
     return {"training": asdict(log), "memory": memory}
