@@ -112,8 +112,8 @@ class Layout:
         for asked in (training.finetune, training.recover):
             if (asked.max_length or 0) > self.context:
                 raise UserError(
-                    f"--max-length {asked.max_length} is more than {plan.source.name} takes ({self.context}); ask for at "
-                    "most that many tokens, or leave it out"
+                    f"--max-length {asked.max_length} is more than {plan.source.name} takes ({self.context}); ask for "
+                    "at most that many tokens, or leave it out"
                 )
         self.data_dir = data.expanduser().resolve() if data else None
         self.train_set = plan.recipe.train_set(plan.config.task, training.train_set)
