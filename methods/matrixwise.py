@@ -167,7 +167,7 @@ class MatrixCompressor(Compressor):
                     "is damaged or its training diverged, so use another or a lower learning rate"
                 )
         groups, fitted = self.groups(model), Fitted(self.fit_key(), folder)
-        for group, statistic in track(self.collect(model, data, groups), len(groups)):
+        for group, statistic in track(self.collect(model, data, groups), len(groups), "matrices"):
             if self._ranks is not None and group.name not in self._ranks:
                 continue
             rank = None if self._ranks is None else self._ranks[group.name]
@@ -250,7 +250,7 @@ class MatrixCompressor(Compressor):
         spectra = {unit.name: fitted.spectrum(unit.name) for unit in shape.units} if policy.needs_spectrum else None
         loss = self._loss(model, fitted, groups, data) if policy.needs_loss else None
         allocation = budget.allocate(shape, policy, spectra, fitted.evidence(), loss)
-        for group in groups:
+        for group in track(groups, unit="matrices"):
             if group.name in allocation.ranks:
                 rank = allocation.ranks[group.name]
                 install(model, group, fitted.factors(group.name), rank)

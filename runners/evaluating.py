@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from rich.console import Console
 
 from ..evals.base import Benchmark, EvalSettings, Outcome, benchmarks
 from ..evals.engines.base import Engine
@@ -17,14 +18,15 @@ from ..evals.hosting.host import EngineCrashed
 from ..evals.tasks.base import benchmark_names
 from ..foundation.errors import UserError
 from ..foundation.files import check_new_folder, write_atomic, write_json
-from ..foundation.progress import Progress
+from ..foundation.progress import Progress, Report
 from ..models.loading import load_skeleton
 from ..models.matrices import model_size
 from ..models.presets import ModelSource, resolve_model
 from .checks import begins_with_bos, check_model
-from .choices import pick_device
-from .executors.local import crew_size
+from .choices import pick_device, pick_dtype
+from .executors.local import Event, crew_size
 from .layout import evaluate_stage
+from .progress import LOG_FILE, StageProgress
 from .provenance import provenance
 from .specs import EvaluateStage, ModelLocation
 from .stages.evaluate import evaluate_with, open_engine, outcome_record, sample_lines
@@ -45,11 +47,13 @@ class Evaluated:
         outcomes: by benchmark, with ``@CONTEXT`` behind the name where a context was asked for.
         failures: why the others have none: `UserError`, or `EngineCrashed` where the engine's process ended.
         note: what a reader of the numbers should know; may be empty.
+        dtype_note: why the dtype is not the checkpoint's own; empty where it is, or was asked for.
     """
 
     outcomes: dict[str, Outcome]
     failures: dict[str, Exception]
     note: str = ""
+    dtype_note: str = ""
 
     @property
     def sentence(self) -> str:
@@ -75,6 +79,7 @@ def evaluate(
     progress: Progress | None = None,
     contexts: Sequence[int] | None = None,
     bos: str = "never",
+    console: Console | None = None,
 ) -> Evaluated:
     """Evaluate one model or checkpoint on benchmarks, everything checked before the model is loaded.
 
@@ -85,10 +90,13 @@ def evaluate(
         names: benchmarks; a task's name stands for its benchmarks.
         settings: data, limit, stage, and so on.
         revision: of a hub model.
-        engine, dtype, device: how it runs; the engine may be ``auto``.
+        engine, dtype, device: how it runs; the engine may be ``auto``, and so may the dtype: the checkpoint's own, but
+            float32 where a CPU would emulate bfloat16.
         out: new folder for ``metrics.json`` and one ``samples-BENCHMARK.jsonl`` each, made with the first result.
         progress: called with (problems done, problems in all).
         contexts: windows of perplexities in tokens, or None for each benchmark's own.
+        console: where lines, or on a terminal a progress bar, say what runs; None is silent. The lines are in
+            ``run.log`` in ``out`` too.
         bos: whether windows of joined texts begin with a BOS: ``never``, ``always`` or ``auto``, see `begins_with_bos`.
 
     Raises:
@@ -109,14 +117,19 @@ def evaluate(
     skeleton = load_skeleton(source.location, source.revision)
     parameters = model_size(skeleton).parameters
     engine = choose_engine(engine, skeleton.config, parameters, device).engine
+    config: Any = skeleton.config
+    own = str(config.get_text_config().dtype).removeprefix("torch.")
+    chosen_dtype = pick_dtype(None if dtype == "auto" else dtype, own, device)
+    dtype = chosen_dtype.dtype if chosen_dtype.why else dtype
     check_model(source, skeleton.config, chosen.values())
+    why = chosen_dtype.why
     common = {
         "model": ModelLocation(location=source.location, revision=source.revision),
         "device": device,
         "data": settings.data_dir,
     }
     stages = {
-        name: evaluate_stage(benchmark, each, engine, dtype, source.sha256, common, f"evaluate {name}")
+        name: evaluate_stage(benchmark, each, engine, dtype, source.sha256, common, f"evaluate {name}", dtype_why=why)
         for name, (benchmark, each) in chosen.items()
     }
     threads = crew_size(None, device, parameters, 1)[1]
@@ -124,23 +137,40 @@ def evaluate(
     def longest(tokenizer: Any, context: int) -> int:
         return max(benchmark.longest_sequence(tokenizer, each, context) for benchmark, each in chosen.values())
 
-    results = _Results(source, engine, stages, out)
+    results = _Results(source, engine, dtype, why, stages, out)
+    log = out / LOG_FILE if out else None
+    named = {stage.key: stage for stage in stages.values()}
     with ExitStack() as stack:
+        shown = stack.enter_context(StageProgress(console or Console(quiet=True), named, {}, 1, log, False))
 
         def opened(stage: EvaluateStage) -> Engine:
             return stack.enter_context(open_engine(stage, longest, threads))
 
-        running: Engine | None = opened(next(iter(stages.values())))
+        first = next(iter(stages.values()))
+        shown.start(first)
+        running: Engine | None = opened(first)
         for name, stage in stages.items():
+            if stage is not first:
+                shown.start(stage)
             try:
                 running = running or opened(stage)
-                results.add(name, evaluate_with(running, stage, progress))
-            except UserError as error:
+                results.add(name, evaluate_with(running, stage, _reporting(shown, stage, progress)))
+                shown.event(Event(stage.key, "done"), stage)
+            except (UserError, EngineCrashed) as error:
                 results.failures[name] = error
-            except EngineCrashed as error:
-                results.failures[name] = error
-                running = None  # its process is gone; the next benchmark gets another one
-    return Evaluated(results.outcomes, results.failures, note)
+                if isinstance(error, EngineCrashed):
+                    running = None  # its process is gone; the next benchmark gets another one
+                shown.event(Event(stage.key, "failed", text=str(error)), stage)
+    return Evaluated(results.outcomes, results.failures, note, why)
+
+
+def _reporting(shown: StageProgress, stage: EvaluateStage, progress: Progress | None) -> Report:
+    def report(done: int, total: int, unit: str) -> None:
+        shown.event(Event(stage.key, "progress", done, total, unit=unit), stage)
+        if progress:
+            progress(done, total)
+
+    return report
 
 
 def _choose(
@@ -161,13 +191,22 @@ def _choose(
 class _Results:
     """Keeps what came out, each benchmark written as soon as it is known."""
 
-    def __init__(self, source: ModelSource, engine: str, stages: dict[str, EvaluateStage], out: Path | None) -> None:
+    def __init__(
+        self,
+        source: ModelSource,
+        engine: str,
+        dtype: str,
+        dtype_why: str,
+        stages: dict[str, EvaluateStage],
+        out: Path | None,
+    ) -> None:
         self.stages, self.out = stages, out
         self.about = {
             "model": source.name,
             "model_sha256": source.sha256,
             "engine": {"name": engine, "version": engine_version(engine)},
-        }
+            "dtype": dtype,
+        } | ({"dtype_why": dtype_why} if dtype_why else {})
         self.outcomes: dict[str, Outcome] = {}
         self.failures: dict[str, Exception] = {}
 

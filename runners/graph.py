@@ -55,6 +55,7 @@ class Plan:
         stages: by key, in an order in which they can run.
         needs: keys of the stages that must stand before a stage can run.
         setup: the processes that train together, or None for one.
+        dtype_note: why evaluations do not compute in the recipe's dtype, or empty.
         bos_note: what a reader of perplexities should know, or empty.
         assumed: the machine that the user named for a dry run, or None for this one.
         at_hand: which inputs could be read.
@@ -78,6 +79,7 @@ class Plan:
     cells: list[Cell] = field(default_factory=list)
     allocations: dict[tuple[str, float], Allocation] = field(default_factory=dict)
     setup: ProcessSetup | None = None
+    dtype_note: str = ""
     bos_note: str = ""
     assumed: Machine | None = None
     at_hand: AtHand = field(default_factory=AtHand)

@@ -274,11 +274,11 @@ class CompressExecution(TrainingExecution):
 class EvaluateExecution(Execution):
     """As `Execution`, for evaluations.
 
-    Attributes:
-        settings: the evaluation's; their data folder is ``data``.
+    The settings' data folder is ``data``; ``dtype_why`` says why the dtype is not the default, None where it is.
     """
 
     settings: EvalSettings
+    dtype_why: str | None = None
 
 
 class Stage(_Frozen):

@@ -153,7 +153,11 @@ def reused(plan: Plan, pending: Sequence[str]) -> list[str]:
 
 def plan_warnings(plan: Plan) -> list[str]:
     """Return what a reader of the results should know before the work starts."""
-    notes = [note for note in (plan.source.note, *plan.at_hand.notes, plan.engine.note, plan.bos_note) if note]
+    notes = [
+        note
+        for note in (plan.source.note, *plan.at_hand.notes, plan.engine.note, plan.dtype_note, plan.bos_note)
+        if note
+    ]
     pending = plan.pending()
     weightless = plan.store.without_weights(pending)
     for key in (key for key in pending if key in weightless):

@@ -51,7 +51,7 @@ def _moments_by_block(
     calibration.enter()
     owners = [calibration.blocks.owner(name) for name in names]
     last = calibration.blocks.names[-1] if None not in owners else ""  # its output is not needed
-    for number, block in enumerate(track(calibration.blocks.names)):
+    for number, block in enumerate(track(calibration.blocks.names, unit="blocks")):
         inside = [name for name, owner in zip(names, owners, strict=True) if owner == block]
         sums = MomentSums(inside, grams, stop=block == last)
         with torch.no_grad(), calibration.block(block), sums.watching(calibration.model):
@@ -168,7 +168,7 @@ def _backwards(
     ]
     names = calibration.blocks.names
     calibration.enter()
-    for number, block in enumerate(track(names)):
+    for number, block in enumerate(track(names, unit="blocks")):
         with torch.no_grad(), calibration.block(block):
             for index in range(len(batches)):
                 calibration.cache.put(
@@ -199,5 +199,5 @@ def _backwards(
         return block
 
     watch(calibration, None, head)
-    for number in track(range(len(names) - 1, -1, -1)):
+    for number in track(range(len(names) - 1, -1, -1), unit="blocks on the way back"):
         watch(calibration, names[number], through(number))

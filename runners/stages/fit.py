@@ -28,7 +28,7 @@ def fit(stage: FitStage, folder: Path) -> Mapping[str, Any]:
     return {
         "matrices": len(method.targets(model)),
         "dropped": data.dropped if data else 0,
-        "calibration": fitted.meta.get("calibration", {}) | ({"length": data.length} if data else {}),
+        "calibration": data.reading() if data else {},
         "added_jitter": fitted.meta.get("added_jitter", {}),
         "warnings": [*fitted.meta.get("warnings", []), *notes_of(model), *notes],
         "memory": way.record(),
