@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +12,8 @@ import transformers
 
 from ..evals.base import Benchmark, EvalSettings, Outcome, benchmarks
 from ..evals.engines.base import Engine
-from ..evals.hosting.choice import choose_engine, engine_version
-from ..evals.hosting.host import EngineCrashed
+from ..evals.hosting.choice import SCORING_NOTE, choose_engine, engine_version
+from ..evals.hosting.host import EngineCrashed, HostedEngine
 from ..evals.tasks.base import benchmark_names
 from ..foundation.errors import UserError
 from ..foundation.files import check_new_folder, write_atomic, write_json
@@ -108,7 +108,7 @@ def evaluate(
     device = pick_device(device)
     skeleton = load_skeleton(source.location, source.revision)
     parameters = model_size(skeleton).parameters
-    engine = choose_engine(engine, skeleton.config, parameters, device).engine
+    choice = choose_engine(engine, skeleton.config, parameters, device)
     check_model(source, skeleton.config, chosen.values())
     common = {
         "model": ModelLocation(location=source.location, revision=source.revision),
@@ -116,31 +116,45 @@ def evaluate(
         "data": settings.data_dir,
     }
     stages = {
-        name: evaluate_stage(benchmark, each, engine, dtype, source.sha256, common, f"evaluate {name}")
+        name: evaluate_stage(
+            benchmark, each, choice.engine_for(benchmark.generates), dtype, source.sha256, common, f"evaluate {name}"
+        )
         for name, (benchmark, each) in chosen.items()
     }
+    if any(stage.spec.engine == choice.scoring for stage in stages.values()):
+        note = "; ".join(filter(None, (note, SCORING_NOTE)))
     threads = crew_size(None, device, parameters, 1)[1]
 
     def longest(tokenizer: Any, context: int) -> int:
         return max(benchmark.longest_sequence(tokenizer, each, context) for benchmark, each in chosen.values())
 
-    results = _Results(source, engine, stages, out)
+    def opened(stage: EvaluateStage) -> HostedEngine:
+        return open_engine(stage, longest, threads)
+
+    results = _Results(source, stages, out)
+    for engine in dict.fromkeys(stage.spec.engine for stage in stages.values()):  # one after the other: one model each
+        _run({name: stage for name, stage in stages.items() if stage.spec.engine == engine}, results, opened, progress)
+    return Evaluated(results.outcomes, results.failures, note)
+
+
+def _run(
+    stages: dict[str, EvaluateStage],
+    results: _Results,
+    opened: Callable[[EvaluateStage], HostedEngine],
+    progress: Progress | None,
+) -> None:
+    """Evaluate benchmarks with one engine, and another of its kind after a crash."""
     with ExitStack() as stack:
-
-        def opened(stage: EvaluateStage) -> Engine:
-            return stack.enter_context(open_engine(stage, longest, threads))
-
-        running: Engine | None = opened(next(iter(stages.values())))
+        running: Engine | None = stack.enter_context(opened(next(iter(stages.values()))))
         for name, stage in stages.items():
             try:
-                running = running or opened(stage)
+                running = running or stack.enter_context(opened(stage))
                 results.add(name, evaluate_with(running, stage, progress))
             except UserError as error:
                 results.failures[name] = error
             except EngineCrashed as error:
                 results.failures[name] = error
                 running = None  # its process is gone; the next benchmark gets another one
-    return Evaluated(results.outcomes, results.failures, note)
 
 
 def _choose(
@@ -161,13 +175,18 @@ def _choose(
 class _Results:
     """Keeps what came out, each benchmark written as soon as it is known."""
 
-    def __init__(self, source: ModelSource, engine: str, stages: dict[str, EvaluateStage], out: Path | None) -> None:
+    def __init__(self, source: ModelSource, stages: dict[str, EvaluateStage], out: Path | None) -> None:
         self.stages, self.out = stages, out
-        self.about = {
+        self.about: dict[str, Any] = {
             "model": source.name,
             "model_sha256": source.sha256,
-            "engine": {"name": engine, "version": engine_version(engine)},
         }
+        engines = {name: _about_engine(stage.spec.engine) for name, stage in stages.items()}
+        # Where two engines share the benchmarks, each benchmark names its own.
+        self.engines: dict[str, dict[str, Any]] = {name: {"engine": about} for name, about in engines.items()}
+        if len({stage.spec.engine for stage in stages.values()}) == 1:
+            self.about["engine"] = next(iter(engines.values()))
+            self.engines = {name: {} for name in stages}
         self.outcomes: dict[str, Outcome] = {}
         self.failures: dict[str, Exception] = {}
 
@@ -176,5 +195,12 @@ class _Results:
         if self.out is None:
             return
         write_atomic(self.out / f"samples-{name}.jsonl", "".join(sample_lines(outcome)))
-        found = {name: outcome_record(self.stages[name], outcome) for name, outcome in self.outcomes.items()}
+        found = {
+            name: outcome_record(self.stages[name], outcome) | self.engines[name]
+            for name, outcome in self.outcomes.items()
+        }
         write_json(self.out / "metrics.json", self.about | {"benchmarks": found, "provenance": provenance()})
+
+
+def _about_engine(name: str) -> dict[str, str]:
+    return {"name": name, "version": engine_version(name)}
