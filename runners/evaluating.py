@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +13,8 @@ from rich.console import Console
 
 from ..evals.base import Benchmark, EvalSettings, Outcome, benchmarks
 from ..evals.engines.base import Engine
-from ..evals.hosting.choice import choose_engine, engine_version
-from ..evals.hosting.host import EngineCrashed
+from ..evals.hosting.choice import SCORING_NOTE, choose_engine, engine_version
+from ..evals.hosting.host import EngineCrashed, HostedEngine
 from ..evals.tasks.base import benchmark_names
 from ..foundation.errors import UserError
 from ..foundation.files import check_new_folder, write_atomic, write_json
@@ -116,7 +116,7 @@ def evaluate(
     device = pick_device(device)
     skeleton = load_skeleton(source.location, source.revision)
     parameters = model_size(skeleton).parameters
-    engine = choose_engine(engine, skeleton.config, parameters, device).engine
+    choice = choose_engine(engine, skeleton.config, parameters, device)
     config: Any = skeleton.config
     own = str(config.get_text_config().dtype).removeprefix("torch.")
     chosen_dtype = pick_dtype(None if dtype == "auto" else dtype, own, device)
@@ -129,31 +129,54 @@ def evaluate(
         "data": settings.data_dir,
     }
     stages = {
-        name: evaluate_stage(benchmark, each, engine, dtype, source.sha256, common, f"evaluate {name}", dtype_why=why)
+        name: evaluate_stage(
+            benchmark,
+            each,
+            choice.engine_for(benchmark.generates),
+            dtype,
+            source.sha256,
+            common,
+            f"evaluate {name}",
+            dtype_why=why,
+        )
         for name, (benchmark, each) in chosen.items()
     }
+    if any(stage.spec.engine == choice.scoring for stage in stages.values()):
+        note = "; ".join(filter(None, (note, SCORING_NOTE)))
     threads = crew_size(None, device, parameters, 1)[1]
 
     def longest(tokenizer: Any, context: int) -> int:
         return max(benchmark.longest_sequence(tokenizer, each, context) for benchmark, each in chosen.values())
 
-    results = _Results(source, engine, dtype, why, stages, out)
+    def opened(stage: EvaluateStage) -> HostedEngine:
+        return open_engine(stage, longest, threads)
+
+    results = _Results(source, dtype, why, stages, out)
     log = out / LOG_FILE if out else None
     named = {stage.key: stage for stage in stages.values()}
+    with StageProgress(console or Console(quiet=True), named, {}, 1, log, False) as shown:
+        for engine in dict.fromkeys(stage.spec.engine for stage in stages.values()):  # one after the other
+            _run({n: s for n, s in stages.items() if s.spec.engine == engine}, results, opened, shown, progress)
+    return Evaluated(results.outcomes, results.failures, note, why)
+
+
+def _run(
+    stages: dict[str, EvaluateStage],
+    results: _Results,
+    opened: Callable[[EvaluateStage], HostedEngine],
+    shown: StageProgress,
+    progress: Progress | None,
+) -> None:
+    """Evaluate benchmarks with one engine, and another of its kind after a crash."""
     with ExitStack() as stack:
-        shown = stack.enter_context(StageProgress(console or Console(quiet=True), named, {}, 1, log, False))
-
-        def opened(stage: EvaluateStage) -> Engine:
-            return stack.enter_context(open_engine(stage, longest, threads))
-
         first = next(iter(stages.values()))
         shown.start(first)
-        running: Engine | None = opened(first)
+        running: Engine | None = stack.enter_context(opened(first))
         for name, stage in stages.items():
             if stage is not first:
                 shown.start(stage)
             try:
-                running = running or opened(stage)
+                running = running or stack.enter_context(opened(stage))
                 results.add(name, evaluate_with(running, stage, _reporting(shown, stage, progress)))
                 shown.event(Event(stage.key, "done"), stage)
             except (UserError, EngineCrashed) as error:
@@ -161,7 +184,6 @@ def evaluate(
                 if isinstance(error, EngineCrashed):
                     running = None  # its process is gone; the next benchmark gets another one
                 shown.event(Event(stage.key, "failed", text=str(error)), stage)
-    return Evaluated(results.outcomes, results.failures, note, why)
 
 
 def _reporting(shown: StageProgress, stage: EvaluateStage, progress: Progress | None) -> Report:
@@ -192,21 +214,20 @@ class _Results:
     """Keeps what came out, each benchmark written as soon as it is known."""
 
     def __init__(
-        self,
-        source: ModelSource,
-        engine: str,
-        dtype: str,
-        dtype_why: str,
-        stages: dict[str, EvaluateStage],
-        out: Path | None,
+        self, source: ModelSource, dtype: str, dtype_why: str, stages: dict[str, EvaluateStage], out: Path | None
     ) -> None:
         self.stages, self.out = stages, out
-        self.about = {
+        self.about: dict[str, Any] = {
             "model": source.name,
             "model_sha256": source.sha256,
-            "engine": {"name": engine, "version": engine_version(engine)},
             "dtype": dtype,
         } | ({"dtype_why": dtype_why} if dtype_why else {})
+        engines = {name: _about_engine(stage.spec.engine) for name, stage in stages.items()}
+        # Where two engines share the benchmarks, each benchmark names its own.
+        self.engines: dict[str, dict[str, Any]] = {name: {"engine": about} for name, about in engines.items()}
+        if len({stage.spec.engine for stage in stages.values()}) == 1:
+            self.about["engine"] = next(iter(engines.values()))
+            self.engines = {name: {} for name in stages}
         self.outcomes: dict[str, Outcome] = {}
         self.failures: dict[str, Exception] = {}
 
@@ -215,5 +236,12 @@ class _Results:
         if self.out is None:
             return
         write_atomic(self.out / f"samples-{name}.jsonl", "".join(sample_lines(outcome)))
-        found = {name: outcome_record(self.stages[name], outcome) for name, outcome in self.outcomes.items()}
+        found = {
+            name: outcome_record(self.stages[name], outcome) | self.engines[name]
+            for name, outcome in self.outcomes.items()
+        }
         write_json(self.out / "metrics.json", self.about | {"benchmarks": found, "provenance": provenance()})
+
+
+def _about_engine(name: str) -> dict[str, str]:
+    return {"name": name, "version": engine_version(name)}

@@ -359,7 +359,7 @@ class Layout:
         stage = evaluate_stage(
             benchmark,
             settings,
-            self.plan.engine.engine,
+            self.plan.engine.engine_for(benchmark.generates),
             self.plan.dtype,
             model.identity,
             self._common(model),

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
+from ..evals.hosting.choice import SCORING_NOTE
 from ..foundation.errors import UserError
 from ..foundation.files import write_atomic
 from ..models.untouched import untouched
@@ -27,6 +28,7 @@ from .graph import Plan
 from .plan import make_plan
 from .process_setup import refuse_launchers
 from .progress import LOG_FILE, StageProgress
+from .specs import EvaluateStage
 from .stage_records import FinetuneRecord, FitRecord
 from .store.removal import Removal, by_fit, keeps_all
 from .store.shared import SharedStore
@@ -151,6 +153,19 @@ def reused(plan: Plan, pending: Sequence[str]) -> list[str]:
     return [key for key in plan.stages if key in wanted and key not in set(pending)]
 
 
+def _scoring_notes(plan: Plan) -> list[str]:
+    """Say that likelihoods have another engine than completions, and which results of an earlier run are left out."""
+    scored = [stage for stage in plan.stages.values() if isinstance(stage, EvaluateStage)]
+    scored = [stage for stage in scored if plan.engine.scoring and stage.spec.engine == plan.engine.scoring]
+    if not scored:
+        return []
+    changed = {"engine": plan.engine.engine}
+    twins = [stage.model_copy(update={"spec": stage.spec.model_copy(update=changed)}) for stage in scored]
+    finished = len(twins) - len(plan.store.missing([twin.key for twin in twins]))
+    earlier = f"{finished} finished evaluation{'s' * (finished != 1)} by {plan.engine.engine}"
+    return [SCORING_NOTE, *([f"{earlier} of an earlier run are left out"] if finished else [])]
+
+
 def plan_warnings(plan: Plan) -> list[str]:
     """Return what a reader of the results should know before the work starts."""
     notes = [
@@ -158,6 +173,7 @@ def plan_warnings(plan: Plan) -> list[str]:
         for note in (plan.source.note, *plan.at_hand.notes, plan.engine.note, plan.dtype_note, plan.bos_note)
         if note
     ]
+    notes += _scoring_notes(plan)
     pending = plan.pending()
     weightless = plan.store.without_weights(pending)
     for key in (key for key in pending if key in weightless):
