@@ -23,6 +23,7 @@ from typing import Any
 
 from ...foundation.errors import UserError, unknown
 from ...foundation.files import digest, open_regular
+from ...models.hub import explain, fetch_snapshot
 from .choice_specs import choice_specs
 from .specs import DatasetSpec
 from .specs import specs as text_specs
@@ -183,13 +184,11 @@ def _snapshot(spec: DatasetSpec, revision: str) -> str:
 
     Most repositories have a folder per configuration; of another one everything is downloaded.
     """
-    from huggingface_hub import snapshot_download
-
     patterns = [*(f"{config}/*" for config in spec.configs), "*.md", "*.yaml"] if spec.configs else None
-    folder = snapshot_download(spec.hub_id, repo_type="dataset", revision=revision, allow_patterns=patterns)
-    if all((Path(folder) / config).is_dir() for config in spec.configs):
-        return folder
-    return snapshot_download(spec.hub_id, repo_type="dataset", revision=revision)
+    folder = fetch_snapshot(spec.hub_id, revision, "dataset", patterns)
+    if all((folder / config).is_dir() for config in spec.configs):
+        return str(folder)
+    return str(fetch_snapshot(spec.hub_id, revision, "dataset", None))
 
 
 def _load_hub(spec: DatasetSpec, split: str) -> Rows:
@@ -223,10 +222,10 @@ def _load_hub(spec: DatasetSpec, split: str) -> Rows:
         except UserError:
             raise
         except Exception as error:  # the hub client raises many unrelated types for "cannot reach it"
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            problem, remedy = explain(error, spec.hub_id, "dataset")
             raise UserError(
-                f"cannot load {source} from the hub ({reason}); pass --data DIR with '{spec.name}/{split}.jsonl.gz' "
-                "to use local files"
+                f"cannot load {source} from the hub ({problem}); {remedy}, or pass --data DIR with "
+                f"'{spec.name}/{split}.jsonl.gz' to use local files"
             ) from error
     _check_count(rows, spec, split, source)
     actual = content_sha256(rows, spec.fields)
