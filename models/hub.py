@@ -10,8 +10,10 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ..foundation.errors import UserError
 from .headers import INDEX, SINGLE
@@ -85,13 +87,14 @@ def _fetch_model(location: str, revision: str, weights: bool) -> Path:
         return folder
     for names in (_indexed(folder / INDEX), [SINGLE], _indexed(folder / _PICKLED_INDEX), [_PICKLED]):
         if names:
-            fetch_snapshot(location, revision, "model", [*_SMALL_FILES, *names])
+            fetch_snapshot(location, revision, "model", (*_SMALL_FILES, *names))
             if all((folder / name).is_file() for name in names):
                 return folder
     raise FileNotFoundError(f"it lacks {SINGLE}, or files that {INDEX} names")
 
 
-def fetch_snapshot(repository: str, revision: str, kind: str, patterns: Sequence[str] | None) -> Path:
+@cache
+def fetch_snapshot(repository: str, revision: str, kind: str, patterns: tuple[str, ...] | None) -> Path:
     """Return the folder of a commit with all files that match; raises whatever the hub's client raises.
 
     Args:
@@ -101,12 +104,24 @@ def fetch_snapshot(repository: str, revision: str, kind: str, patterns: Sequence
         patterns: of file names; None for all files.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import tqdm
 
-    chosen = None if patterns is None else list(patterns)
-    folder = snapshot_download(
-        repository, repo_type=kind, revision=revision or None, allow_patterns=chosen, local_files_only=is_offline()
+    class TerminalBar(tqdm):  # type: ignore[misc]
+        """A bar that is shown on terminals alone."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **(options | {"disable": options.get("disable") or None}))
+
+    return Path(
+        snapshot_download(
+            repository,
+            repo_type=kind,
+            revision=revision or None,
+            allow_patterns=None if patterns is None else list(patterns),
+            local_files_only=is_offline(),
+            tqdm_class=TerminalBar,
+        )
     )
-    return Path(folder)
 
 
 def _indexed(index: Path) -> list[str]:
