@@ -104,8 +104,12 @@ class _CellConfig(SweepConfig):
     needs_task: ClassVar[bool] = False
 
 
-def plan_compression(request: CompressRequest) -> Plan:
+def plan_compression(request: CompressRequest, dry: bool = False) -> Plan:
     """Check everything that can be checked without work, and return the plan: one fit and one compress stage.
+
+    Args:
+        request: what to do.
+        dry: nothing is going to run: a preset's shapes count where the hub cannot be reached.
 
     Raises:
         UserError: anything unusable, a missing task among it.
@@ -142,7 +146,7 @@ def plan_compression(request: CompressRequest) -> Plan:
     if not config.task and method.requirements.data:
         raise UserError(f"method '{request.spec.name}' needs task data; add --task, such as --task math")
     transformers.utils.logging.disable_progress_bar()
-    return make_plan(config, compress_only=True)
+    return make_plan(config, dry=dry, compress_only=True)
 
 
 def foresee(request: CompressRequest) -> tuple[str, list[tuple[str, ...]], list[str]]:
@@ -151,7 +155,7 @@ def foresee(request: CompressRequest) -> tuple[str, list[tuple[str, ...]], list[
     Raises:
         UserError: whatever `compress` would refuse before it loads anything.
     """
-    plan = plan_compression(request)
+    plan = plan_compression(request, dry=True)
     text = (
         f"{plan.source.name} ({plan.parameters:,} parameters) by {request.spec.shown} on {plan.device}: at most "
         f"{plan.parameters / request.ratio:,.0f} parameters"
@@ -161,7 +165,7 @@ def foresee(request: CompressRequest) -> tuple[str, list[tuple[str, ...]], list[
     except UserError as refusal:
         notes = [str(refusal)]
     ways = {name.partition(" ")[0]: way for name, way in plan_ways(plan).items()}
-    return text, memory_rows(ways), notes
+    return text, memory_rows(ways), [*plan.at_hand.notes, *notes]
 
 
 def compress(request: CompressRequest, progress: Progress | None = None, console: Console | None = None) -> Compressed:

@@ -82,7 +82,7 @@ def find_at_hand(config: SweepConfig, source: ModelSource, names: Sequence[str],
 
 
 def _reads_published(config: SweepConfig, names: Sequence[str]) -> bool:
-    source = config.training.train_set or get_task(config.task).default_source(None)
+    source = config.training.train_set or (get_task(config.task).default_source(None) if config.task else None)
     return source in TRAINING_SETS or any(name in BENCHMARKS for name in names)
 
 
