@@ -74,6 +74,7 @@ def evaluate(stage: EvaluateStage, folder: Path, progress: Progress | None) -> M
             "name": engine.engine,
             "version": engine_version(engine.engine),
             "peak_memory_bytes": engine.peak_memory_bytes,
+            "cpu_seconds": engine.cpu_seconds,
         },
         "parameters": size.parameters,
         "bytes": size.bytes,
