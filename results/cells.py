@@ -114,7 +114,7 @@ def find_cell(
             lacks = " and ".join(f"{k} {v}" for k, v in (("benchmark", benchmark), ("seed", seed)) if v is not None)
             raise UserError(f"{cell} of {run} has no {lacks}; there are the {seeds}")
         if keys:
-            raise UserError(f"{cell} of {run} stands for several evaluations; add {options} (there are the {seeds})")
+            raise UserError(f"{cell} of {run} names several evaluations; add {options} (there are the {seeds})")
         raise UserError(f"{cell} is no cell of {run}; its cells: {', '.join(cells)}")
     record = {str(column): value for column, value in rows.to_dict("records")[0].items()}
     return FoundCell(record, stage_folder(run, keys[0]), storage)

@@ -116,6 +116,18 @@ class HostedEngine(Engine):
         scored: list[list[float]] = self._ask(progress, "logprobs", [list(ids) for ids in sequences], batch_size)
         return scored
 
+    def continuation_logprobs(
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        batch_size: int,
+        progress: Progress | None = None,
+    ) -> list[list[float]]:
+        """Score the last ids of sequences; see the engine itself."""
+        ids = [list(sequence) for sequence in sequences]
+        scored: list[list[float]] = self._ask(progress, "continuation_logprobs", ids, list(starts), batch_size)
+        return scored
+
     def close(self) -> None:
         """Free the model; the process ends, or waits for the next model where this one was small."""
         if self._process is None:

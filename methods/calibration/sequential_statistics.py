@@ -49,16 +49,20 @@ def _moments_by_block(
     calibration: SequentialCalibration, names: Sequence[str], grams: bool
 ) -> Iterator[dict[str, Moments]]:
     calibration.enter()
+    owners = [calibration.blocks.owner(name) for name in names]
+    last = calibration.blocks.names[-1] if None not in owners else ""  # its output is not needed
     for number, block in enumerate(track(calibration.blocks.names)):
-        sums = MomentSums([name for name in names if calibration.blocks.owner(name) == block], grams, stop=False)
+        inside = [name for name, owner in zip(names, owners, strict=True) if owner == block]
+        sums = MomentSums(inside, grams, stop=block == last)
         with torch.no_grad(), calibration.block(block), sums.watching(calibration.model):
             for index, batch in enumerate(calibration.batches):
                 sums.begin(batch["attention_mask"].to(calibration.weights.device))
-                output = calibration.run(block, index, calibration.hidden((number, index)))
+                hidden = calibration.hidden((number, index))
                 calibration.cache.drop((number, index))
-                calibration.cache.put((number + 1, index), output)
+                with contextlib.suppress(Reached):
+                    calibration.cache.put((number + 1, index), calibration.run(block, index, hidden))
         yield sums.result()
-    sums = MomentSums([name for name in names if calibration.blocks.owner(name) is None], grams)
+    sums = MomentSums([name for name, owner in zip(names, owners, strict=True) if owner is None], grams)
     if sums.names:
         with torch.no_grad(), sums.watching(calibration.model), calibration.behind() as rest:
             for index, batch in enumerate(calibration.batches):
