@@ -16,7 +16,15 @@ from ...models.footprint import context_length
 from ..graph import Plan
 from ..specs import DataSpec
 from ..tokenizers import PlanTokenizer
-from .assumptions import BENCHMARKS, TOKENS_PER_COMPLETION, TRAINING_SETS, UNKNOWN_BENCHMARK, UNKNOWN_SET
+from .assumptions import (
+    BENCHMARKS,
+    OPTIONS,
+    SCORED_SHARE,
+    TOKENS_PER_COMPLETION,
+    TRAINING_SETS,
+    UNKNOWN_BENCHMARK,
+    UNKNOWN_SET,
+)
 from .at_hand import counts_by_size
 
 _PROBLEMS, _CHARACTERS = 64, 200_000  # read of a benchmark to tell its lengths
@@ -50,14 +58,21 @@ class EvaluationLengths:
     """Of an evaluation.
 
     Attributes:
-        requests: prompts, windows or problems.
+        requests: prompts, windows, or options with their contexts.
         read: tokens of all of them.
+        scored: tokens of all of them whose likelihood is asked for.
         written: tokens that are generated for each.
     """
 
     requests: int
     read: float
+    scored: float = 0.0
     written: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Tokens of a request."""
+        return self.read / max(1, self.requests)
 
 
 class Lengths:
@@ -120,9 +135,12 @@ class Lengths:
         if isinstance(benchmark, PerplexityBenchmark):
             window = benchmark.longest_sequence(None, settings, self.context)
             windows = _limited(max(1, known.tokens // window), settings)
-            return EvaluationLengths(windows, windows * window)
+            return EvaluationLengths(windows, windows * window, windows * window)
         problems = _limited(known.problems, settings)
-        return EvaluationLengths(problems, problems * known.tokens, _written(benchmark, settings))
+        if isinstance(benchmark, GenerativeBenchmark):
+            return EvaluationLengths(problems, problems * known.tokens, written=_written(benchmark, settings))
+        read, requests = problems * known.tokens, problems * OPTIONS
+        return EvaluationLengths(requests, read, read * SCORED_SHARE)
 
     def _measure(self, benchmark: Benchmark, settings: EvalSettings) -> EvaluationLengths:
         if isinstance(benchmark, PerplexityBenchmark):
@@ -134,16 +152,21 @@ class Lengths:
             cut = [ids for ids in benchmark.windows(self._tokenizer, few, window) if len(ids) > 1]
             share = sum(map(len, texts)) / max(1, sum(map(len, few)))
             windows = _limited(max(1, round(len(cut) * share)), settings)
-            return EvaluationLengths(windows, windows * sum(map(len, cut)) / max(1, len(cut)))
+            read = windows * sum(map(len, cut)) / max(1, len(cut))
+            return EvaluationLengths(windows, read, read)
         if isinstance(benchmark, ChoiceBenchmark | GenerativeBenchmark):
             rows = benchmark.data(settings).rows[: settings.limit]
             some = rows[:: max(1, len(rows) // _PROBLEMS)]
+            share = len(rows) / max(1, len(some))
             if isinstance(benchmark, GenerativeBenchmark):
                 tokens = sum(len(encode_prompt(self._tokenizer, text)) for text in benchmark.prompts(some, settings))
-            else:
-                pairs = [pair for pairs in benchmark.requests(some, settings) for pair in pairs]
-                tokens = sum(len(ids) for pair in pairs for ids in encode_pair(self._tokenizer, *pair))
-            return EvaluationLengths(len(rows), tokens * len(rows) / max(1, len(some)), _written(benchmark, settings))
+                return EvaluationLengths(len(rows), tokens * share, written=_written(benchmark, settings))
+            pairs = [pair for pairs in benchmark.requests(some, settings) for pair in pairs]
+            ids = [encode_pair(self._tokenizer, *pair) for pair in pairs]
+            tails = sum(len(tail) for _, tail in ids)
+            return EvaluationLengths(
+                round(len(pairs) * share), (sum(len(head) for head, _ in ids) + tails) * share, tails * share
+            )
         return self._known(benchmark, settings)
 
 

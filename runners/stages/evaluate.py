@@ -80,6 +80,7 @@ def evaluate(stage: EvaluateStage, folder: Path, report: Report | None) -> Mappi
             "name": engine.engine,
             "version": engine_version(engine.engine),
             "peak_memory_bytes": engine.peak_memory_bytes,
+            "cpu_seconds": engine.cpu_seconds,
         },
         "parameters": size.parameters,
         "bytes": size.bytes,

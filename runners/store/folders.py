@@ -243,7 +243,7 @@ class StageStore:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
             reset_peak_memory()
-            started, clock = datetime.now(UTC), time.perf_counter()
+            started, clock, computed = datetime.now(UTC), time.perf_counter(), time.process_time()
             record: dict[str, Any] = {
                 "version": VERSION,
                 "key": key,
@@ -258,6 +258,8 @@ class StageStore:
             try:
                 record["result"] = dict(work(part))
                 record["seconds"] = time.perf_counter() - clock
+                engine = record["result"].get("engine", {})
+                record["cpu_seconds"] = time.process_time() - computed + engine.get("cpu_seconds", 0.0)
                 training = record["result"].get("training", {})
                 record["seconds"] += training.get("resumed_seconds", 0.0)
                 elsewhere = [record["result"].get(part, {}).get("peak_memory_bytes", 0) for part in _OTHER_PROCESSES]
