@@ -159,7 +159,17 @@ def evaluate(
     contexts = numbers("context", context, int, "128,2048")
     with show_progress(console(stderr=True), f"evaluate {model}") as progress:
         evaluated = evaluating.evaluate(
-            model, names, settings, revision, engine, dtype, device, out, progress, contexts, bos=bos or "never"
+            model,
+            names,
+            settings,
+            revision,
+            engine,
+            dtype,
+            device,
+            out,
+            progress,
+            contexts,
+            split_list(bos) or ("auto",),
         )
     rows = [
         (

@@ -15,9 +15,6 @@ from ..data.datasets import Rows
 from ..engines.base import Engine, check_finite
 from ..tasks.prompts import adds_bos
 
-WINDOWING_VERSION = 1
-"""Raised whenever windows are cut in another way."""
-
 BATCH_TOKENS = 16384
 """Most tokens scored at once: their logits over a vocabulary of 32,000 take 2 GiB in float32."""
 
@@ -31,9 +28,11 @@ class PerplexityBenchmark(Benchmark):
     Attributes:
         window: longest window in tokens, BOS included, unless the settings name another; a model with a shorter context
             gets its context.
+        windowing: raised whenever windows are cut in another way.
     """
 
     window: ClassVar[int]
+    windowing: ClassVar[int] = 1
     generates = False
     has_context = True
 
@@ -81,7 +80,7 @@ class PerplexityBenchmark(Benchmark):
             "variant": self.variant(settings),
             "data": self.data(settings).sha256,
             "limit": settings.limit,
-            "windowing": WINDOWING_VERSION,
+            "windowing": self.windowing,
         }
 
     def evaluate(self, engine: Engine, settings: EvalSettings, progress: Progress | None = None) -> Outcome:

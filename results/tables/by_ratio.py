@@ -59,7 +59,8 @@ def _by_ratio(one: Pivot) -> Table:
     columns = [Column(""), *number_columns(*(f"{ratio:g}×" for ratio in one.ratios))]
     rows: list[list[TableCell]] = [[row.label, *(_field(one, row, ratio) for ratio in one.ratios)] for row in one.rows]
     pinned = sum(row.uncompressed for row in one.rows)
-    return Table(one.title, columns, rows, legend=_interval_note(one) + _too_long_note(one), pinned=pinned)
+    legend = _interval_note(one) + _too_long_note(one)
+    return Table(one.title, columns, rows, notes=[one.note] if one.note else [], legend=legend, pinned=pinned)
 
 
 def _field(one: Pivot, row: Row, ratio: float) -> Field:
