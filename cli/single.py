@@ -173,7 +173,7 @@ def evaluate(
         device,
         out,
         contexts=contexts,
-        bos=bos or "never",
+        bos=split_list(bos) or ("auto",),
         console=console(stderr=True),
     )
     rows = [

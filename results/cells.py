@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..foundation.errors import UserError
+from ..records.bos import without_bos_references
 from ..records.files import read_records
 from ..records.schema import STAGES
 from ..runners.store.folders import StageStore, verify_around
@@ -74,7 +75,7 @@ def find_cell(
 
     Args:
         name: ``RUN:LABEL@RATIO``, such as ``runs/tiny-toy-math:svd@3``; ``finetuned@1`` is the uncompressed model.
-        benchmark, seed: which evaluation, where a cell has several.
+        benchmark, seed: which evaluation, where a cell has several; a variant's name stands for itself.
         any_benchmark: whether the first benchmark does, for those who ask for the weights alone.
         storage: URL from which files are brought that are not here; nothing but what the user named.
 
@@ -91,20 +92,25 @@ def find_cell(
         raise UserError(f"'{name}' names no cell of a run; write RUN:LABEL@RATIO such as runs/tiny-toy-math:svd@3")
     run = Path(match["run"])
     frame = read_records(run)
+    if benchmark not in set(frame.variant):
+        frame = without_bos_references(frame)
     rows = frame[frame.headline & (frame.label == match["label"]) & (frame.ratio_target == _number(match["ratio"]))]
+    several = rows.variant.nunique() > rows.benchmark.nunique()
     seeds = (
         ""
         if rows.empty
         else "; ".join(
             f"{word} {', '.join(map(str, sorted(set(rows[column]))))}"
-            for column, word in (("seed", "seeds"), ("benchmark", "benchmarks"))
+            for column, word in (("seed", "seeds"), ("variant" if several else "benchmark", "benchmarks"))
         )
     )
-    for column, value in (("benchmark", benchmark), ("seed", seed)):
-        rows = rows if value is None else rows[rows[column] == value]
+    if benchmark is not None:
+        rows = rows[(rows.benchmark == benchmark) | (rows.variant == benchmark)]
+    if seed is not None:
+        rows = rows[rows.seed == seed]
     if any_benchmark and not rows.empty:
         last = max(rows.stage, key=STAGES.index)  # a method may have been evaluated before its recovery too
-        rows = rows[(rows.benchmark == rows.benchmark.iloc[0]) & (rows.stage == last)]
+        rows = rows[(rows.variant == rows.variant.iloc[0]) & (rows.stage == last)]
     keys = sorted(set(rows.stage_key))
     if len(keys) != 1:
         cells = sorted({f"{label}@{ratio:g}" for label, ratio in zip(frame.label, frame.ratio_target, strict=True)})

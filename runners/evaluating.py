@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +20,13 @@ from ..foundation.errors import UserError
 from ..foundation.files import check_new_folder, write_atomic, write_json
 from ..foundation.progress import Progress, Report
 from ..models.loading import load_skeleton
-from ..models.matrices import model_size
+from ..models.matrices import low_rank_layers, model_size
 from ..models.presets import ModelSource, resolve_model
-from .checks import begins_with_bos, check_model
+from ..records.bos import bos_sentence, differ, variant_without
+from .checks import bos_windows, check_model
 from .choices import pick_device, pick_dtype
 from .executors.local import Event, crew_size
-from .layout import evaluate_stage
+from .layout import evaluate_stage, evaluation_name
 from .progress import LOG_FILE, StageProgress
 from .provenance import provenance
 from .specs import EvaluateStage, ModelLocation
@@ -44,7 +45,7 @@ class Evaluated:
     """What `evaluate` measured.
 
     Attributes:
-        outcomes: by benchmark, with ``@CONTEXT`` behind the name where a context was asked for.
+        outcomes: by name, see `evaluation_name`.
         failures: why the others have none: `UserError`, or `EngineCrashed` where the engine's process ended.
         note: what a reader of the numbers should know; may be empty.
         dtype_note: why the dtype is not the checkpoint's own; empty where it is, or was asked for.
@@ -78,7 +79,7 @@ def evaluate(
     out: Path | None = None,
     progress: Progress | None = None,
     contexts: Sequence[int] | None = None,
-    bos: str = "never",
+    bos: Sequence[str] = ("auto",),
     console: Console | None = None,
 ) -> Evaluated:
     """Evaluate one model or checkpoint on benchmarks, everything checked before the model is loaded.
@@ -95,9 +96,9 @@ def evaluate(
         out: new folder for ``metrics.json`` and one ``samples-BENCHMARK.jsonl`` each, made with the first result.
         progress: called with (problems done, problems in all).
         contexts: windows of perplexities in tokens, or None for each benchmark's own.
+        bos: whether windows of joined texts begin with a BOS: ``never``, ``always``, ``auto``; see `bos_windows`.
         console: where lines, or on a terminal a progress bar, say what runs; None is silent. The lines are in
             ``run.log`` in ``out`` too.
-        bos: whether windows of joined texts begin with a BOS: ``never``, ``always`` or ``auto``, see `begins_with_bos`.
 
     Raises:
         UserError: bad input, an existing ``out``, or a model that no engine loads.
@@ -109,12 +110,17 @@ def evaluate(
     chosen = _choose(names, settings, contexts)
     verify_around(Path(model))
     source = resolve_model(model, revision)
-    each_bos, note = begins_with_bos(bos, source, list({b.name: b for b, _ in chosen.values()}.values()))
-    chosen = {name: (benchmark, replace(each, bos=each_bos)) for name, (benchmark, each) in chosen.items()}
+    bos_rule = bos_windows(bos, source, [benchmark for benchmark, _ in chosen.values()])
     for benchmark, each in chosen.values():
         benchmark.check(each)
     device = pick_device(device)
     skeleton = load_skeleton(source.location, source.revision)
+    compressed = bool(low_rank_layers(skeleton))
+    chosen = {
+        evaluation_name(benchmark.name, each.context, windows): (benchmark, settings_each)
+        for benchmark, each in chosen.values()
+        for windows, settings_each in bos_rule.settings(benchmark, each, compressed)
+    }
     parameters = model_size(skeleton).parameters
     choice = choose_engine(engine, skeleton.config, parameters, device)
     config: Any = skeleton.config
@@ -141,8 +147,7 @@ def evaluate(
         )
         for name, (benchmark, each) in chosen.items()
     }
-    if any(stage.spec.engine == choice.scoring for stage in stages.values()):
-        note = "; ".join(filter(None, (note, SCORING_NOTE)))
+    scored_by_another = any(stage.spec.engine == choice.scoring for stage in stages.values())
     threads = crew_size(None, device, parameters, 1)[1]
 
     def longest(tokenizer: Any, context: int) -> int:
@@ -157,6 +162,8 @@ def evaluate(
     with StageProgress(console or Console(quiet=True), named, {}, 1, log, False) as shown:
         for engine in dict.fromkeys(stage.spec.engine for stage in stages.values()):  # one after the other
             _run({n: s for n, s in stages.items() if s.spec.engine == engine}, results, opened, shown, progress)
+    bos_note = bos_rule.note or ("" if compressed else _bos_note(results.outcomes.values()))
+    note = "; ".join(filter(None, (bos_note, SCORING_NOTE if scored_by_another else "")))
     return Evaluated(results.outcomes, results.failures, note, why)
 
 
@@ -195,6 +202,22 @@ def _reporting(shown: StageProgress, stage: EvaluateStage, progress: Progress | 
     return report
 
 
+def _bos_note(outcomes: Iterable[Outcome]) -> str:
+    """Return what is to be said of values with and without BOS of one benchmark, or nothing where they agree."""
+    values = {
+        outcome.variant: (metric.name, metric.value)
+        for outcome in outcomes
+        for metric in outcome.metrics
+        if metric.headline
+    }
+    sentences = [
+        bos_sentence(variant, metric, value, values[without][1])
+        for variant, (metric, value) in values.items()
+        if (without := variant_without(variant)) in values and differ(metric, value, values[without][1])
+    ]
+    return "; ".join(sentences)
+
+
 def _choose(
     names: Sequence[str], settings: EvalSettings, contexts: Sequence[int] | None
 ) -> dict[str, tuple[Benchmark, EvalSettings]]:
@@ -203,8 +226,7 @@ def _choose(
     for name in benchmark_names(names):
         benchmark = benchmarks.get(name)()
         for context in contexts or (None,) if benchmark.has_context else (None,):
-            shown = f"{name}@{context}" if context else name
-            chosen[shown] = benchmark, replace(settings, context=context)
+            chosen[evaluation_name(name, context)] = benchmark, replace(settings, context=context)
     if contexts and not any(each.context for _, each in chosen.values()):
         raise UserError(f"--context is for perplexities and none of {', '.join(chosen)} is one; leave it out")
     return chosen

@@ -36,7 +36,7 @@ class Cell:
         ratio: target; 1 for the uncompressed model.
         state: ``pretrained``, ``finetuned``, ``compressed`` or ``recovered``.
         stages: keys of the stages on the way, by kind; evaluate keys are in ``evaluations``.
-        evaluations: evaluate key by benchmark name, with ``@CONTEXT`` behind it where a context was asked for.
+        evaluations: evaluate keys by name, see `layout.evaluation_name`.
     """
 
     method: MethodSpec

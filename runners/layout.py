@@ -13,7 +13,7 @@ from ..evals.tasks.base import get_task
 from ..foundation.errors import UserError
 from ..methods.base import Compressor
 from ..models.footprint import context_length
-from .checks import begins_with_bos, check_model
+from .checks import bos_windows, check_model
 from .choices import build_method, merge_settings
 from .config import MethodSpec
 from .estimates.at_hand import counts_by_size
@@ -93,6 +93,12 @@ def evaluate_stage(
     return EvaluateStage(spec=spec, execution=execution, title=title)
 
 
+def evaluation_name(benchmark: str, context: int | None = None, windows: str = "") -> str:
+    """Return how an evaluation is called among those of one model: ``wikitext2``, ``wikitext2@512-no-bos``."""
+    rest = "-".join(filter(None, [str(context or ""), windows]))
+    return f"{benchmark}@{rest}" if rest else benchmark
+
+
 class Layout:
     """Builds the stages of one plan."""
 
@@ -125,10 +131,8 @@ class Layout:
             self._train_set(plan.config.task)
         self.source = _Model(plan.source.sha256, plan.source.location, plan.source.revision)
         made = [benchmarks.get(name)() for name in names]
-        if plan.at_hand.tokenizer:
-            self.bos, plan.bos_note = begins_with_bos(self.config.evaluation.bos, plan.source, made)
-        else:
-            self.bos = self.config.evaluation.bos == "always"
+        self.bos = bos_windows(self.config.evaluation.bos, plan.source if plan.at_hand.tokenizer else None, made)
+        plan.bos_note = self.bos.note
         read = [benchmark for benchmark in made if not counts_by_size(benchmark.name, plan.at_hand)]
         for benchmark in made:
             for context in self._contexts(benchmark.name):
@@ -338,24 +342,21 @@ class Layout:
             seed=DATA_SEED,
             allow_weak_isolation=self.config.execution.allow_weak_isolation,
             context=context,
-            bos=self.bos,
         )
 
     def _cell(self, spec: MethodSpec, ratio: float, seed: int, state: str, keys: dict[str, str], model: _Model) -> None:
+        shown = f"{spec.shown} {ratio:g}x ({state}), seed {seed}"
         evaluations = {}
         for name in self.names:
+            benchmark = benchmarks.get(name)()
             for context in self._contexts(name):
                 settings = self._settings(self._stage(state), context)
-                place = f"{name}@{context}" if context else name
-                evaluations[place] = self._evaluation(name, spec, ratio, seed, state, model, settings)
+                for windows, each in self.bos.settings(benchmark, settings, compressed=spec is not BASELINE):
+                    place = evaluation_name(name, context, windows)
+                    evaluations[place] = self._evaluation(benchmark, place, shown, model, each)
         self.plan.cells.append(Cell(spec, ratio, seed, state, keys, evaluations))
 
-    def _evaluation(
-        self, name: str, spec: MethodSpec, ratio: float, seed: int, state: str, model: _Model, settings: EvalSettings
-    ) -> str:
-        benchmark = benchmarks.get(name)()
-        by_size = counts_by_size(name, self.plan.at_hand)
-        shown = f"{name} at {settings.context}" if settings.context else name
+    def _evaluation(self, benchmark: Benchmark, place: str, shown: str, model: _Model, settings: EvalSettings) -> str:
         stage = evaluate_stage(
             benchmark,
             settings,
@@ -363,8 +364,8 @@ class Layout:
             self.plan.dtype,
             model.identity,
             self._common(model),
-            f"evaluate {shown} on {spec.shown} {ratio:g}x ({state}), seed {seed}",
-            by_size,
+            f"evaluate {place.replace('@', ' at ')} on {shown}",
+            counts_by_size(benchmark.name, self.plan.at_hand),
             self.plan.dtype_note,
         )
         return self.plan.add(stage, model.stage)

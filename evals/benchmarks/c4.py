@@ -1,9 +1,9 @@
 """C4: perplexity of web pages, the first 200 documents of the English training split (Raffel et al. 2020).
 
-The documents are joined by spaces, as in the GPTQ evaluation code, and tokenised as one text with one BOS at its start;
-the tokens are cut into windows of 2,048 that do not overlap. The papers measure 256 windows of the *validation* split:
-these documents are others, so the numbers are **not comparable** with published ones. Training and calibration use the
-800 documents behind them.
+The documents are joined by spaces, as in the GPTQ evaluation code, and tokenised as one text; the tokens are cut into
+windows of 2,048 that do not overlap. Where each begins with a BOS, the variant's name ends in ``-bos``. The papers
+measure 256 windows of the *validation* split: these documents are others, so the numbers are **not comparable** with
+published ones. Training and calibration use the 800 documents behind them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..data.datasets import Rows, content_sha256
 from ..kinds.generative import cached_rows
 from ..kinds.perplexity import PerplexityBenchmark
 from ..tasks.base import C4_TEST
-from ..tasks.prompts import encode_joined
+from ..tasks.prompts import joined_windows
 
 
 @benchmarks.register("c4")
@@ -24,6 +24,7 @@ class C4(PerplexityBenchmark):
     """Non-overlapping windows of 2,048 tokens; the first token of a window is not predicted."""
 
     window = 2048
+    windowing = 2  # 1 began the text with a BOS also where the tokenizer has one and does not add it
     has_bos_option = True
 
     def describe(self, window: int) -> str:
@@ -38,4 +39,4 @@ class C4(PerplexityBenchmark):
 
     def windows(self, tokenizer: Any, texts: Sequence[str], window: int, bos: bool = False) -> list[list[int]]:
         """Cut the joined text."""
-        return [encoded.input_ids for encoded in encode_joined(tokenizer, texts, window, separator=" ", bos=bos)]
+        return joined_windows(tokenizer, texts, window, separator=" ", bos=bos)

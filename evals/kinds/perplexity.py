@@ -15,9 +15,6 @@ from ..data.datasets import Rows
 from ..engines.base import BATCH_TOKENS, Engine, check_finite
 from ..tasks.prompts import adds_bos
 
-WINDOWING_VERSION = 1
-"""Raised whenever windows are cut in another way."""
-
 
 class PerplexityBenchmark(Benchmark):
     """Perplexity of a text cut into windows; the limit counts windows.
@@ -28,9 +25,11 @@ class PerplexityBenchmark(Benchmark):
     Attributes:
         window: longest window in tokens, BOS included, unless the settings name another; a model with a shorter context
             gets its context.
+        windowing: raised whenever windows are cut in another way.
     """
 
     window: ClassVar[int]
+    windowing: ClassVar[int] = 1
     generates = False
     has_context = True
 
@@ -78,7 +77,7 @@ class PerplexityBenchmark(Benchmark):
             "variant": self.variant(settings),
             "data": self.data(settings).sha256,
             "limit": settings.limit,
-            "windowing": WINDOWING_VERSION,
+            "windowing": self.windowing,
         }
 
     def evaluate(self, engine: Engine, settings: EvalSettings, progress: Progress | None = None) -> Outcome:

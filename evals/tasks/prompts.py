@@ -57,8 +57,7 @@ def prompt_sha256(prompts: Iterable[str]) -> str:
 
 def encode_prompt(tokenizer: Any, text: str) -> list[int]:
     """Return the token ids of a text with exactly one beginning-of-sequence token, if the tokenizer has one."""
-    # verbose=False: whether a text fits is checked where it is used, against the model's own context.
-    ids = list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+    ids = encode_plain(tokenizer, text)
     # A text may begin with the token's own name, which a tokenizer reads as the token: one is enough.
     bos = tokenizer.bos_token_id
     if bos is None:
@@ -66,6 +65,12 @@ def encode_prompt(tokenizer: Any, text: str) -> list[int]:
     while ids and ids[0] == bos:
         ids.pop(0)
     return [bos, *ids]
+
+
+def encode_plain(tokenizer: Any, text: str) -> list[int]:
+    """Return the token ids of a text without what the tokenizer puts around it."""
+    # verbose=False: whether a text fits is checked where it is used, against the model's own context.
+    return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
 
 def most_tokens(texts: Iterable[str], count: Callable[[str], int], limit: float = math.inf) -> int:
@@ -128,38 +133,59 @@ def encode_documents(tokenizer: Any, texts: Sequence[str], max_length: int) -> l
     return result
 
 
-def encode_joined(
-    tokenizer: Any, texts: Sequence[str], max_length: int, separator: str = "\n\n", bos: bool = False
-) -> list[Encoded]:
+def encode_joined(tokenizer: Any, texts: Sequence[str], max_length: int, separator: str = "\n\n") -> list[Encoded]:
     """Encode the parts, joined by ``separator``, as examples of exactly ``max_length`` tokens; the rest is dropped.
 
-    There is one BOS, at the very start, as in the published WikiText-2 perplexities; with ``bos`` each example begins
-    with one, followed by ``max_length`` - 1 tokens of the text.
+    There is one BOS, at the very start.
+    """
+    ids = encode_prompt(tokenizer, separator.join(texts))
+    return [_language_example(tokenizer, part) for part in _full_parts(ids, max_length)]
+
+
+def joined_windows(
+    tokenizer: Any, texts: Sequence[str], window: int, separator: str = "\n\n", bos: bool = False
+) -> list[list[int]]:
+    """Cut the parts, joined by ``separator``, into windows of exactly ``window`` token ids; the rest is dropped.
+
+    As in GPTQ's evaluation code the text begins with a BOS where the tokenizer puts one, and later windows have none.
+
+    Args:
+        tokenizer: the model's.
+        texts: the parts.
+        window: length in tokens.
+        separator: between two parts.
+        bos: begin each window with a BOS instead, followed by ``window`` - 1 tokens of the text.
 
     Raises:
         UserError: ``bos`` is asked for and the tokenizer has none.
     """
-    ids, start = encode_prompt(tokenizer, separator.join(texts)), []
+    start, text = [], separator.join(texts)
     if bos:
         check_has_bos(tokenizer)
-        start, ids = ids[:1], ids[1:]
-    length = max_length - len(start)
-    starts = range(0, len(ids) - length + 1, length)
-    return [_language_example(tokenizer, start + ids[position : position + length]) for position in starts]
+        start = [tokenizer.bos_token_id]
+    ids = encode_prompt(tokenizer, text) if adds_bos(tokenizer) else encode_plain(tokenizer, text)
+    if bos and ids[:1] == start:
+        ids = ids[1:]
+    return [start + part for part in _full_parts(ids, window - len(start))]
+
+
+def _full_parts(ids: list[int], length: int) -> list[list[int]]:
+    return [ids[position : position + length] for position in range(0, len(ids) - length + 1, length)]
 
 
 def check_has_bos(tokenizer: Any) -> None:
     """Raise a `UserError` if a tokenizer has no beginning-of-sequence token."""
     if tokenizer.bos_token_id is None:
-        raise UserError("this model's tokenizer has no BOS token to begin a window with; use --bos never, or auto")
+        raise UserError("this model's tokenizer has no BOS token to begin a window with; use --bos auto, or never")
 
 
 def adds_bos(tokenizer: Any) -> bool:
     """Return whether a tokenizer by itself puts a beginning-of-sequence token before a text.
 
-    Read off what it does: fast tokenizers add it by a rule of their own, whatever their ``add_bos_token`` says.
+    Read off what it does: fast tokenizers add it by a rule of their own, whatever their ``add_bos_token`` says. Of an
+    empty text one could not tell a BOS from an end-of-sequence token that is the same token.
     """
-    ids = tokenizer.encode("", verbose=False)
+    ids = tokenizer.encode("a", verbose=False)
     return tokenizer.bos_token_id is not None and list(ids[:1]) == [tokenizer.bos_token_id]
 
 

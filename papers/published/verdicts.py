@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from ...records.bos import variant_without
 from ...records.intervals import wilson
 from ...results.tables.pivot import Cell, Pivot, Row, format_cell, is_perplexity
 from .quoted import PARAMETERS, Quoted
@@ -171,9 +172,12 @@ def _obstacles(quoted: Quoted, table: Pivot | None, row: Row | None, cell: Cell 
         reasons.append(f"other benchmark: ours is {table.benchmark}, theirs {quoted.benchmark}")
     if table.metric != quoted.metric and not any({table.metric, quoted.metric} <= same for same in _SAME_METRICS):
         reasons.append(f"other metric: ours is {table.metric}, theirs {quoted.metric}")
-    window = re.search(r"-(\d+)$", table.variant) if is_perplexity(table.metric) else None
+    variant = variant_without(table.variant) or table.variant
+    window = re.search(r"-(\d+)$", variant) if is_perplexity(table.metric) else None
     if quoted.context and window and int(window[1]) != quoted.context:
         reasons.append(f"other context: ours has {window[1]} tokens, theirs {quoted.context}")
+    if is_perplexity(table.metric) and variant != table.variant:
+        reasons.append("other windows: ours begin with a BOS each, theirs do not; measure with --bos never")
     if quoted.shots is not None and (shots := re.search(r"(\d+)shot", table.variant)) and int(shots[1]) != quoted.shots:
         reasons.append(f"other prompt: ours has {shots[1]} examples, theirs {quoted.shots}")
     if quoted.n is not None and quoted.n != table.n:

@@ -74,6 +74,7 @@ def sweep_config(item: Item, form: Form, changes: Changes) -> SweepConfig:
         "recipe": form.recipe,
         "benchmarks": form.benchmarks,
         "context": form.context,
+        "bos": ("never",),  # as the papers' numbers were measured
         "training_free": form.training_free,
         "name": f"{resolve_model(model, revision).short_name}-{form.sweep}".lower(),
     }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...foundation.errors import UserError
 from ...foundation.files import digest
+from ...records.bos import bos_sentence, differ, variant_without
 from ...records.schema import KEY_COLUMNS
 from ..pages.shell import shorten
 from ..tables.pivot import Cell, Pivot, goodness, pivot, with_too_long
@@ -77,6 +78,7 @@ class Board:
         entries: compressed models, by row and band.
         references: uncompressed models.
         elsewhere: uncompressed models under another variant of the benchmark, with that variant, for reference only.
+        note: what a reader of the values should know; may be empty.
     """
 
     id: str
@@ -89,6 +91,7 @@ class Board:
     references: tuple[Entry, ...]
     elsewhere: tuple[tuple[str, Entry], ...] = ()
     data: str = ""
+    note: str = ""
 
     @property
     def title(self) -> str:
@@ -164,7 +167,7 @@ def boards(
         for table in pivot(part, headline=False):
             results.append(_board(table, columns, positions, samples or {}, timed))
     results.sort(key=lambda board: _order(board))
-    return _distinguished(_with_references(results))
+    return _distinguished(_with_references(_with_bos_notes(results)))
 
 
 def _one_of_each(frame: pd.DataFrame) -> pd.DataFrame:
@@ -279,6 +282,34 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def _with_bos_notes(boards: Sequence[Board]) -> list[Board]:
+    """Put values without BOS of uncompressed models beside those with one, or leave them out if they differ little."""
+
+    def conditions(board: Board, variant: str) -> tuple[str, ...]:
+        t = board.table
+        return (variant, t.model, board.model_sha256, t.task, t.benchmark, t.metric, t.scorer, t.engine, t.dtype)
+
+    without = {conditions(board, board.table.variant): board for board in boards}
+    changed: dict[str, Board | None] = {}
+    for board in boards:
+        other = without.get(conditions(board, variant_without(board.table.variant)))
+        if other is None:
+            continue
+        same = {(entry.stage, entry.origin): entry for entry in other.references}
+        pairs = [(e, same[e.stage, e.origin]) for e in board.references if (e.stage, e.origin) in same]
+        apart = [pair for pair in pairs if differ(board.table.metric, *(entry.cell.value for entry in pair))]
+        beside = bool(board.entries) and not other.entries
+        if not apart:
+            changed[other.id] = other if other.entries else None
+            continue
+        values = (entry.cell.value for entry in apart[-1])
+        note = bos_sentence(board.table.variant, board.table.metric, *values)
+        references = tuple((other.table.variant, entry) for entry in other.references)
+        changed[board.id] = replace(board, note=note, elsewhere=references if beside else ())
+        changed[other.id] = None if beside else replace(other, note=note)
+    return [left for board in boards if (left := changed.get(board.id, board)) is not None]
+
+
 def _with_references(boards: Sequence[Board]) -> list[Board]:
     """Move uncompressed models that stand alone (pretrained, few-shot) to the boards of their benchmark."""
 
@@ -301,7 +332,7 @@ def _with_references(boards: Sequence[Board]) -> list[Board]:
                 for entry in other.references
                 if (entry.stage, entry.origin) not in stages
             ]
-            shown_boards.append(replace(board, elsewhere=tuple(others)))
+            shown_boards.append(replace(board, elsewhere=(*board.elsewhere, *others)))
         elif sort_key(board) not in homes:
             shown_boards.append(board)
     return shown_boards

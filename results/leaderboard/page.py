@@ -14,7 +14,7 @@ from ..tables.table import Cell, Column, Field, Table, number_columns, text_colu
 from .bands import band_name
 from .boards import Board, Entry
 from .figures import figures
-from .texts import LEGEND, p_text, standing_text
+from .texts import LEGEND, board_note, p_text, standing_text
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LABEL, _TEXT = 60, 400
@@ -38,6 +38,7 @@ class _Shown:
     direction: str
     ranks: Table | None
     references: list[Field]
+    note: str
     common: list[tuple[str, str]]
     options: list[tuple[str, str]]
     details: Table
@@ -91,6 +92,7 @@ def _board_view(board: Board) -> _Shown:
         direction=direction(board.table.metric, board.table.higher_is_better),
         ranks=_ranks(board) if entries else None,
         references=_references(board),
+        note=board_note(board),
         common=common,
         options=options,
         details=details,

@@ -46,7 +46,7 @@ def to_csv(boards: Sequence[Board]) -> str:
     rows: list[list[Cell]] = []
     for board in boards:
         rows += [_line(board, entry) for entry in (*board.references, *board.entries)]
-        rows += [_line(board, entry, elsewhere=True) for _, entry in board.elsewhere]
+        rows += [_line(board, entry, variant) for variant, entry in board.elsewhere]
     return writers.to_csv([Table("leaderboard", text_columns(*COLUMNS), rows)])
 
 
@@ -96,13 +96,18 @@ def p_text(p: float, bound: bool = False) -> str:
     return "p < 0.0001" if p < 1e-4 else f"p {'≤' if bound else '='} {p:.2g}"
 
 
-def _line(board: Board, entry: Entry, elsewhere: bool = False) -> list[Cell]:
+def board_note(board: Board) -> str:
+    """Return what a reader of a board should know as a sentence, or the empty string."""
+    return f"The {board.note}." if board.note else ""
+
+
+def _line(board: Board, entry: Entry, elsewhere: str = "") -> list[Cell]:
     table, cell, source = board.table, entry.cell, entry.provenance
     standing = entry.standing
     remark = "measured under another variant" if elsewhere else standing.reason if standing else ""
     return [
-        *(board.id, table.model, board.model_sha256, table.task, table.benchmark, table.variant, table.metric),
-        *(table.scorer, table.n, table.engine, table.dtype, board.dataset_sha256, board.prompt_sha256),
+        *(board.id, table.model, board.model_sha256, table.task, table.benchmark, elsewhere or table.variant),
+        *(table.metric, table.scorer, table.n, table.engine, table.dtype, board.dataset_sha256, board.prompt_sha256),
         *(_direction(board), entry.label, entry.origin or "measured", entry.stage),
         *("" if entry.uncompressed else entry.band, entry.target, cell.ratio, cell.value, cell.low, cell.high),
         *(table.confidence, source.seeds, (standing.rank or "") if standing else ""),
@@ -129,7 +134,9 @@ def _table(board: Board) -> Table:
         [shorten(label, _LABEL), *(_field(board, row.get(band)) for band in board.bands)] for label, row in board.rows()
     ]
     lead = f"{board.conditions}; {_direction(board)}"
-    return Table(board.title, columns, rows, lead=lead, notes=list(filter(None, [_references(board)])))
+    return Table(
+        board.title, columns, rows, lead=lead, notes=list(filter(None, [_references(board), board_note(board)]))
+    )
 
 
 def _field(board: Board, entry: Entry | None) -> Field:

@@ -105,7 +105,8 @@ def _table(report: Report, number: int, table: Pivot) -> Table:
         )
         note = note.replace("highest", "highest" if table.higher_is_better else "lowest")
     pinned = sum(row.uncompressed for row in table.rows)
-    return Table(table.title, columns, rows, f"results-{number}", notes=[note], pinned=pinned)
+    notes = [note, *([f"The {table.note}."] if table.note else [])]
+    return Table(table.title, columns, rows, f"results-{number}", notes=notes, pinned=pinned)
 
 
 def _field(table: Pivot, cell: Cell, mark: str) -> Field:

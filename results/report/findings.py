@@ -32,6 +32,7 @@ def _table(table: Pivot, tests: Sequence[Paired]) -> list[str]:
     rows = [row for row in table.rows if not row.uncompressed]
     base = [row for row in table.rows if row.uncompressed][-1:]
     sentences = [_baseline(table, base[0])] if base else []
+    sentences += [f"The {table.note}."] if table.note else []
     leaders: list[str] = []
     if not direction(table.metric, table.higher_is_better).endswith("is better"):
         ideal = direction(table.metric, table.higher_is_better)

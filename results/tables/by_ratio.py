@@ -61,7 +61,9 @@ def _by_ratio(table: Pivot) -> Table:
         [row.label, *(_field(table, row, ratio) for ratio in table.ratios)] for row in table.rows
     ]
     pinned = sum(row.uncompressed for row in table.rows)
-    return Table(table.title, columns, rows, legend=_interval_note(table) + _too_long_note(table), pinned=pinned)
+    notes = [table.note] if table.note else []
+    legend = _interval_note(table) + _too_long_note(table)
+    return Table(table.title, columns, rows, notes=notes, legend=legend, pinned=pinned)
 
 
 def _field(table: Pivot, row: Row, ratio: float) -> Field:

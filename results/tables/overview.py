@@ -53,7 +53,8 @@ def _overview(key: Sequence[str], tables: Sequence[Pivot]) -> Table:
         means = [sum(values) / len(whole) for values in zip(*whole, strict=True)]
         lines.append((f"mean of the {len(whole)} accuracies above, %", *(f"{100 * mean:.1f}" for mean in means)))
     heads = [Column(""), *number_columns(*(f"{label} {ratio:g}×" for label, ratio, _ in columns))]
-    return Table(f"{key[0]} · {key[1]}: overview ({key[2]}, {key[3]})", heads, lines, legend=NOTE)
+    notes = list(dict.fromkeys(table.note for table in tables if table.note))
+    return Table(f"{key[0]} · {key[1]}: overview ({key[2]}, {key[3]})", heads, lines, notes=notes, legend=NOTE)
 
 
 def _text(metric: str, cell: Cell | None, reference: Cell | None) -> str:

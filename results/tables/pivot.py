@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...foundation.errors import UserError
+from ...records.bos import bos_sentence, differ, variant_without
 from ...records.intervals import across_seeds
 from ...records.metrics import direction, format_value, goodness, has_ideal, is_fraction, is_perplexity, limits
 from ...records.schema import KEY_COLUMNS
@@ -103,6 +104,7 @@ class Pivot:
         data: start of the dataset and prompt hashes where one title would stand for different data, else empty.
         ratios: target ratios, ascending; 1 is the column of the uncompressed rows.
         rows: uncompressed rows first.
+        note: what a reader of the values should know; may be empty.
     """
 
     model: str
@@ -119,6 +121,7 @@ class Pivot:
     confidence: float
     ratios: tuple[float, ...]
     rows: tuple[Row, ...]
+    note: str = ""
 
     @property
     def compressed(self) -> bool:
@@ -149,7 +152,8 @@ def pivot(frame: pd.DataFrame, headline: bool = True) -> list[Pivot]:
 
     Records share a table only if model, task, benchmark variant, metric, scorer, number of problems, engine and number
     format are the same, and the data too (data generated from the training seed may differ between seeds). Within a
-    table, rows that one label would merge are distinguished by their options or by their sweep.
+    table, rows that one label would merge are distinguished by their options or by their sweep. A table of
+    uncompressed models alone without BOS is left out if their values with BOS differ little; else both have a note.
 
     Args:
         frame: records as `records.read_records` returns them; with a column ``origin``, rows of another origin are
@@ -186,8 +190,42 @@ def pivot(frame: pd.DataFrame, headline: bool = True) -> list[Pivot]:
             tables += [_table(part, " ".join(h[:8] for h in hashes if h)) for hashes, part in parts.items()]
         else:
             tables.append(_table(group, ""))
+    tables = _with_bos_notes(tables)
     order = {key: i for i, key in enumerate(dict.fromkeys((t.model, t.task) for t in tables))}
     return sorted(tables, key=lambda t: (order[t.model, t.task], t.benchmark, not t.compressed, t.metric, t.scorer))
+
+
+def _with_bos_notes(tables: Sequence[Pivot]) -> list[Pivot]:
+    """Return the tables with a note where those with and without BOS differ, and without those that say nothing new."""
+
+    def conditions(table: Pivot, variant: str) -> tuple[str, ...]:
+        names = ("model", "task", "benchmark", "metric", "scorer", "engine", "dtype")
+        return variant, *(getattr(table, name) for name in names)  # n may differ: a BOS takes a token's place
+
+    shown = list(tables)
+    for with_bos in tables:
+        wanted = conditions(with_bos, variant_without(with_bos.variant))
+        for without in [table for table in tables if conditions(table, table.variant) == wanted]:
+            sentence = _bos_note(with_bos, without)
+            if sentence:
+                for table in (with_bos, without):
+                    shown = [replace(t, note=sentence) if t.rows is table.rows else t for t in shown]
+            elif not without.compressed:
+                shown = [t for t in shown if t.rows is not without.rows]
+    return shown
+
+
+def _bos_note(with_bos: Pivot, without: Pivot) -> str:
+    """Return the sentence about the last uncompressed model that both tables have, or nothing where they agree."""
+    values = [
+        {row.label: cell.value for row in table.rows if row.uncompressed for cell in row.cells.values()}
+        for table in (with_bos, without)
+    ]
+    for label in reversed([label for label in values[0] if label in values[1]]):
+        pair = values[0][label], values[1][label]
+        if differ(with_bos.metric, *pair):
+            return bos_sentence(with_bos.variant, with_bos.metric, *pair)
+    return ""
 
 
 def with_too_long(frame: pd.DataFrame) -> pd.DataFrame:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from ...foundation.errors import unknown
 from .methods import MethodSpec, check_recordable, split_methods
 from .options import Option
 
 MAX_COUNT = 2**31 - 1
 """Largest number of steps, examples or tokens; counts beyond it overflow in the libraries that take them."""
 MAX_WORKERS = 1024
+BosRule = Literal["auto", "always", "never"]
+BOS_CHOICES = get_args(BosRule)
 MAX_SEED = 2**32 - 1
 """Largest seed that NumPy and transformers take."""
 
@@ -117,10 +120,11 @@ class Evaluation(BaseModel):
     context: Annotated[tuple[int, ...] | None, Option(default="the benchmark's", example="128,2048")] = Field(
         default=None, min_length=1, description="Windows of perplexities in tokens: 128,2048."
     )
-    bos: Literal["auto", "always", "never"] = Field(
-        default="never",
-        description="BOS at the start of each window of wikitext2 and c4: never (the GPTQ recipe), always, or auto: as "
-        "the model's tokenizer does.",
+    bos: Annotated[tuple[BosRule, ...], Option(example="never,always")] = Field(
+        default=("auto",),
+        min_length=1,
+        description="BOS at the start of each window of wikitext2 and c4: auto (where the model's tokenizer adds one; "
+        "uncompressed models are measured without it too), always, never (GPTQ's recipe), or never,always.",
     )
     max_new_tokens: Annotated[Positive | None, Option(default="the benchmark's")] = Field(
         default=None, description="Longest completion."
@@ -142,6 +146,22 @@ class Evaluation(BaseModel):
             if value > MAX_COUNT:
                 raise ValueError(f"the context {value} is longer than any model's; use at most {MAX_COUNT:,} tokens")
         _no_repeats("context", [str(value) for value in values or ()])
+        return values
+
+    @field_validator("bos", mode="before")
+    @classmethod
+    def _known_bos(cls, values: object) -> object:
+        if isinstance(values, str):
+            values = tuple(filter(None, (part.strip() for part in values.split(","))))
+        for value in values if isinstance(values, list | tuple) else ():
+            if value not in BOS_CHOICES:
+                raise ValueError(str(unknown("BOS rule", str(value), BOS_CHOICES)))
+        return values
+
+    @field_validator("bos")
+    @classmethod
+    def _distinct_bos(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        _no_repeats("BOS rule", list(values))
         return values
 
 

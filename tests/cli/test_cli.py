@@ -201,9 +201,12 @@ def test_evaluation_names_a_sample_of_a_dataset_and_the_context(data_dir, tmp_pa
     found = json.loads((tmp_path / "scores" / "metrics.json").read_text())["benchmarks"]
     assert {name: one["variant"] for name, one in found.items()} == {
         "hellaswag": "hellaswag-1000of10042-local-0shot",
-        "wikitext2@32": "wikitext2-test-32",
-        "wikitext2@64": "wikitext2-test-64",
+        "wikitext2@32": "wikitext2-test-32-bos",
+        "wikitext2@32-no-bos": "wikitext2-test-32",
+        "wikitext2@64": "wikitext2-test-64-bos",
+        "wikitext2@64-no-bos": "wikitext2-test-64",
     }
+    assert "perplexityoftheuncompressedmodelis" in "".join(done.stdout.split())
     shown = "".join(done.stdout.split())
     assert "1000of10042" in shown
     assert refused(bench(*words, "--benchmarks", "hellaswag", "--context", "32"), "--context is for perplexities")

@@ -4,17 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers as tf
 
 from lowrank_bench.evals.base import EvalSettings, benchmarks
 from lowrank_bench.evals.data.datasets import load_rows, specs
 from lowrank_bench.evals.engines.transformers import TransformersEngine
 from lowrank_bench.evals.tasks.base import C4_TEST, benchmark_names, get_task
 from lowrank_bench.evals.tasks.commonsense import MIXTURE, answered
-from lowrank_bench.evals.tasks.prompts import adds_bos
+from lowrank_bench.evals.tasks.prompts import adds_bos, joined_windows
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models.loading import load_tokenizer
 from lowrank_bench.models.presets import resolve_model
 from lowrank_bench.runners import checks
+from lowrank_bench.runners.checks import BosWindows
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +138,7 @@ def test_windows_with_bos_are_other_windows_and_say_so(name, engine, data_dir):
     assert found[True].details["tokenizer_adds_bos"]
     assert [found[b].details["predicted_tokens"] for b in (False, True)] == [2 * 63, 2 * 63]
     assert found[False].metrics != found[True].metrics
-    identity = benchmark.identity(settings)
-    assert benchmark.identity(replace(settings, bos=True)) != identity
-    assert "bos" not in str(identity), "what is stored keeps its key"
+    assert benchmark.identity(replace(settings, bos=True)) != benchmark.identity(settings)
 
 
 def test_stories_begin_with_bos_whatever_is_asked(engine, data_dir):
@@ -153,26 +153,83 @@ def test_bos_is_what_the_tokenizer_does_not_what_it_says(engine, without_bos, da
     assert adds_bos(engine.tokenizer)
     assert not adds_bos(without_bos)
     benchmark = benchmarks.get("wikitext2")()
-    with pytest.raises(UserError, match="no BOS token to begin a window with; use --bos never"):
+    with pytest.raises(UserError, match="no BOS token to begin a window with; use --bos auto, or never"):
         benchmark.windows(without_bos, ["a text"], 4, bos=True)
     assert benchmark.windows(without_bos, ["a longer text"], 2)[0][0] != engine.tokenizer.bos_token_id
 
 
 @pytest.mark.parametrize("adds", [True, False])
-def test_auto_follows_the_tokenizer(adds, engine, without_bos, monkeypatch):
+def test_windows_follow_the_tokenizer(adds, engine, without_bos, monkeypatch):
     monkeypatch.setattr(checks, "load_tokenizer", lambda *_: engine.tokenizer if adds else without_bos)
     source, chosen = resolve_model("tiny", None), [benchmarks.get("wikitext2")(), benchmarks.get("piqa")()]
-    bos, note = checks.begins_with_bos("never", source, chosen)
-    assert not bos
-    assert ("add --bos auto" in note) == adds
-    assert checks.begins_with_bos("auto", source, chosen) == (adds, "")
+    never = checks.bos_windows(["never"], source, chosen)
+    assert (never.every, never.uncompressed) == ((False,), ())
+    assert ("leave out --bos never" in never.note) == adds
+    auto = checks.bos_windows(["auto"], source, chosen)
+    assert auto == BosWindows((adds,), (False,) if adds else ())
     if adds:
-        assert checks.begins_with_bos("always", source, chosen) == (True, "")
+        assert checks.bos_windows(["always"], source, chosen) == BosWindows((True,))
+        assert checks.bos_windows(["never", "always"], source, chosen) == BosWindows((False, True))
+        assert checks.bos_windows(["auto", "never"], source, chosen) == BosWindows((True, False))
     else:
-        with pytest.raises(UserError, match="no BOS token"):
-            checks.begins_with_bos("always", source, chosen)
-    assert checks.begins_with_bos("never", source, chosen[1:]) == (False, "")
+        for wanted in (["always"], ["never", "always"]):
+            with pytest.raises(UserError, match="no BOS token"):
+                checks.bos_windows(wanted, source, chosen)
+    for wanted in (["never"], ["auto"]):
+        assert checks.bos_windows(wanted, source, chosen[1:]) == BosWindows()
     with pytest.raises(UserError, match="none is asked for"):
-        checks.begins_with_bos("always", source, chosen[1:])
+        checks.bos_windows(["always"], source, chosen[1:])
     with pytest.raises(UserError, match="unknown BOS rule 'allways'; did you mean 'always'"):
-        checks.begins_with_bos("allways", source, chosen)
+        checks.bos_windows(["allways"], source, chosen)
+
+
+def test_only_uncompressed_models_are_measured_both_ways():
+    windows, settings = BosWindows((True,), (False,)), EvalSettings(limit=2)
+    for name, bos, compressed in (("wikitext2", [True, False], False), ("c4", [True], True), ("piqa", [True], False)):
+        asked = list(windows.settings(benchmarks.get(name)(), settings, compressed))
+        assert [each.bos for _, each in asked] == bos
+        assert [suffix for suffix, _ in asked] == ["", "no-bos"][: len(bos)]
+    assert [suffix for suffix, _ in BosWindows((False, True)).settings(benchmarks.get("c4")(), settings, True)] == [
+        "",
+        "bos",
+    ]
+
+
+def vocabulary(*special):
+    return {token: number for number, token in enumerate([*special, *sorted(set("abcdefghijklmnopqrstuvwxyz▁Ġ "))])}
+
+
+LLAMA = {"vocab": vocabulary("<unk>", "<s>", "</s>"), "merges": []}
+END = "<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "adds"),
+    [
+        pytest.param(tf.LlamaTokenizer(**LLAMA, add_bos_token=True), True, id="BOS"),
+        pytest.param(tf.LlamaTokenizer(**LLAMA, add_bos_token=True, add_eos_token=True), True, id="BOS and EOS"),
+        pytest.param(tf.LlamaTokenizer(**LLAMA, add_bos_token=False), False, id="a BOS that is not added"),
+        pytest.param(tf.GemmaTokenizer(vocab=vocabulary("<pad>", "<eos>", "<bos>", "<unk>"), merges=[],
+                                       add_bos_token=True), True, id="Gemma"),
+        pytest.param(tf.Qwen2Tokenizer(vocab=vocabulary(END), merges=[]), False, id="Qwen, no BOS"),
+        pytest.param(tf.Qwen2Tokenizer(vocab=vocabulary(END), merges=[], bos_token=END), False, id="Qwen, BOS named"),
+        pytest.param(tf.GPTNeoXTokenizer(vocab=vocabulary(END), merges=[], add_eos_token=True), False,
+                     id="an EOS that is the BOS too"),
+    ],
+)  # fmt: skip
+def test_windows_of_real_tokenizer_classes(tokenizer, adds):
+    """GPTQ's code tokenises the whole text, as the tokenizer does by itself, and cuts the ids."""
+    assert adds_bos(tokenizer) == adds
+    text, bos = "hello there you", tokenizer.bos_token_id
+    whole = tokenizer(text).input_ids
+    plain = joined_windows(tokenizer, [text], 6)
+    assert plain == [whole[start : start + 6] for start in range(0, len(plain) * 6, 6)]
+    assert len(plain) == len(text.split()) - 1
+    if bos is None:
+        with pytest.raises(UserError, match="use --bos auto, or never"):
+            joined_windows(tokenizer, [text], 6, bos=True)
+        return
+    each = joined_windows(tokenizer, [text], 6, bos=True)
+    assert all(ids[0] == bos and len(ids) == 6 for ids in each)
+    content = tokenizer.encode(text, add_special_tokens=False)
+    assert [token for ids in each for token in ids[1:]] == content[: 5 * len(each)]

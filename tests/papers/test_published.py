@@ -254,6 +254,10 @@ def test_perplexities_need_the_same_window_and_shots_the_same_prompt():
     assert judge(quoted, far, {"sfsd": "sfsd"}).outcome == "not reproduced"
     long = replace(ours, variant="wikitext2-test-2048")
     assert "other context: ours has 2048 tokens, theirs 128" in judge(quoted, long, {"sfsd": "sfsd"}).reason
+    with_bos = replace(ours, variant="wikitext2-test-128-bos")
+    verdict = judge(quoted, with_bos, {"sfsd": "sfsd"})
+    assert verdict.outcome == "not comparable"
+    assert verdict.reason == "other windows: ours begin with a BOS each, theirs do not; measure with --bos never"
     zero_shot = find("sfsd", "task-specific", "boolq", "sfsd", "90")
     few = table(
         cell(2454, 3270, 1 / 0.9, tokens=0.0), "sfsd", benchmark="boolq", variant="boolq-5shot", model="llama-7b"

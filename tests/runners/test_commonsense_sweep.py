@@ -36,7 +36,8 @@ def swept(tmp_path_factory, data_dir):
 def test_records_name_variants_and_no_training(swept):
     assert set(swept.variant) == {
         *("piqa-0shot", "hellaswag-1000of10042-local-0shot", "boolq-0shot", "crows_pairs-original-1508"),
-        *("stereoset-dev", "winobias-refers-to", "wikitext2-test-64", "wikitext2-test-128"),
+        *("stereoset-dev", "winobias-refers-to"),
+        *(f"wikitext2-test-{window}{bos}" for window in (64, 128) for bos in ("", "-bos")),
     }
     assert set(swept.stage) == {"pretrained", "compressed"}
     assert not swept[[name for name in swept.columns if name.startswith(("steps_", "tokens_"))]].to_numpy().any()
@@ -44,16 +45,24 @@ def test_records_name_variants_and_no_training(swept):
 
 def test_contexts_never_share_a_table(swept):
     tables = [table for table in pivot(swept) if table.benchmark == "wikitext2"]
-    assert [table.variant for table in tables] == ["wikitext2-test-128", "wikitext2-test-64"]
-    assert all(
-        {row.label for row in table.rows} == {"uncompressed (pretrained)", "svd", "fwsvd:samples=8"} for table in tables
-    )
+    labels = {table.variant: {row.label for row in table.rows} for table in tables}
+    # Without BOS only the uncompressed model is measured, for it is what published numbers are compared with.
+    assert labels == {
+        f"wikitext2-test-{window}{bos}": {"uncompressed (pretrained)", *(compressed if bos else [])}
+        for window in (64, 128)
+        for bos, compressed in (("", []), ("-bos", ["svd", "fwsvd:samples=8"]))
+    }
+    for window in (64, 128):
+        notes = [table.note for table in tables if f"-{window}" in table.variant]
+        assert notes[0] == notes[1]
+        assert f"with a BOS at the start of each window (wikitext2-test-{window}-bos)" in notes[0]
 
 
 def test_the_overview_puts_all_beside_each_other(swept):
     (view,) = overview.overviews(swept)
     assert len(view.columns) == 4
-    assert len(view.rows) == 9
+    assert len(view.rows) == 11
+    assert len(view.notes) == 2
     names = [row[0] for row in view.rows]
     assert any(name.startswith("hellaswag-1000of10042-local-0shot: acc_norm") for name in names)
     assert any("50 is no preference" in name for name in names)
@@ -62,7 +71,7 @@ def test_the_overview_puts_all_beside_each_other(swept):
     column = next(place for place, column in enumerate(view.columns) if column.title.startswith("svd"))
     assert view.rows[-1][column] == f"{100 * accuracies.value.mean():.1f}"
     assert "| mean of the 3 accuracies above, % |" in to_markdown([view])
-    assert to_csv([view]).count("\n") == 10
+    assert to_csv([view]).count("\n") == 12
     assert overview.overviews(swept[swept.benchmark == "piqa"]) == []
 
 
@@ -73,6 +82,9 @@ def test_a_default_window_is_named_by_what_the_model_takes(tmp_path, data_dir):
         tmp_path, model=model, task=task, data=data_dir, benchmarks=["wikitext2"], workers=1, **changes
     )
     run_sweep(config)
-    assert set(read_records(tmp_path / make_plan(config).name).variant) == {"wikitext2-test-512"}
+    assert set(read_records(tmp_path / make_plan(config).name).variant) == {
+        "wikitext2-test-512",
+        "wikitext2-test-512-bos",
+    }
     with pytest.raises(UserError, match=r"--context 2048 is more than stories260K-[0-9a-f]{8} takes \(512\)"):
         make_plan(changed(config, context=(2048,)))

@@ -23,6 +23,7 @@ GIVEN = {
     "out": ["elsewhere"],
     "storage": ["file://{}/shared"],
     "context": [(64,)],
+    "bos": [("never",), ("never", "always")],
     "engine": ["transformers"],
     "recipe": ["quick"],
     "train_set": ["gsm8k"],

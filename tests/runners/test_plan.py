@@ -160,10 +160,12 @@ def test_each_context_is_a_stage_of_its_own(tmp_path, data_dir):
     changes = {"task": "commonsense", "data": data_dir, "benchmarks": ["wikitext2", "piqa"], "training_free": True}
     changes |= {"finetune": {}, "recover": {}, "methods": ["svd"], "ratios": [2]}
     plan = make_plan(small_sweep(tmp_path, context=[64, 128], **changes))
-    assert kinds(plan) == {"fit": 1, "compress": 1, "evaluate": 6}
-    assert set(plan.cells[0].evaluations) == {"wikitext2@64", "wikitext2@128", "piqa"}
-    variants = {plan.stages[key].spec.variant for key in plan.cells[0].evaluations.values()}
-    assert variants == {"wikitext2-test-64", "wikitext2-test-128", "piqa-0shot"}
+    assert kinds(plan) == {"fit": 1, "compress": 1, "evaluate": 8}
+    windows = {"wikitext2@64", "wikitext2@128"}
+    assert set(plan.cells[0].evaluations) == {*windows, *(f"{name}-no-bos" for name in windows), "piqa"}
+    assert set(plan.cells[1].evaluations) == {*windows, "piqa"}
+    variants = {plan.stages[key].spec.variant for key in plan.cells[1].evaluations.values()}
+    assert variants == {"wikitext2-test-64-bos", "wikitext2-test-128-bos", "piqa-0shot"}
 
 
 def test_language_shows_the_pretrained_model(tmp_path, data_dir):
@@ -291,10 +293,30 @@ def test_a_benchmark_that_cannot_measure_the_model_is_refused_before_any_work(tm
 
 def test_windows_with_bos_are_stages_of_their_own(tmp_path, data_dir):
     changes = {"task": "language", "data": data_dir, "benchmarks": ["wikitext2", "tinystories"]}
-    plain, with_bos = (make_plan(small_sweep(tmp_path, **changes, bos=bos)) for bos in ("never", "auto"))
-    assert "add --bos auto" in " ".join(plan_warnings(plain))
-    assert "--bos" not in " ".join(plan_warnings(with_bos))
-    variants = [{s.spec.variant for s in p.stages.values() if s.kind == "evaluate"} for p in (plain, with_bos)]
-    assert variants[1] - variants[0] == {"wikitext2-test-2048-bos"}
-    only = [stage for key, stage in with_bos.stages.items() if key not in plain.stages]
-    assert {(stage.kind, stage.spec.benchmark) for stage in only} == {("evaluate", "wikitext2")}
+    never, auto, both = (make_plan(small_sweep(tmp_path, **changes, bos=b)) for b in ("never", ["auto"], "never,auto"))
+    assert "leave out --bos never" in " ".join(plan_warnings(never))
+    assert "--bos" not in " ".join(plan_warnings(auto) + plan_warnings(both))
+    plain, with_bos = "wikitext2-test-2048", "wikitext2-test-2048-bos"
+    for plan, compressed, uncompressed in (
+        (never, {plain}, {plain}),
+        (auto, {with_bos}, {plain, with_bos}),  # readers compare with numbers of GPTQ's recipe
+        (both, {plain, with_bos}, {plain, with_bos}),
+    ):
+        for cell in plan.cells:
+            variants = {plan.stages[key].spec.variant for key in cell.evaluations.values()}
+            expected = uncompressed if cell.method.name == "none" else compressed
+            assert variants == expected | {"tinystories-40-bos-512"}
+    assert set(auto.cells[0].evaluations) == {"wikitext2", "wikitext2@no-bos", "tinystories"}
+    assert set(both.cells[0].evaluations) == {"wikitext2", "wikitext2@bos", "tinystories"}
+    shared = {key for plan in (never, auto) for key, stage in plan.stages.items() if stage.kind == "evaluate"}
+    assert shared == {key for key, stage in both.stages.items() if stage.kind == "evaluate"}
+
+
+@pytest.mark.parametrize(
+    ("bos", "words"),
+    [("allways", "unknown BOS rule 'allways'; did you mean 'always'"), ("never,never", "'?BOS rule never'? is given"),
+     ([], "bos cannot be")],
+)  # fmt: skip
+def test_rules_of_bos_that_are_none(tmp_path, bos, words):
+    with pytest.raises(UserError, match=words):
+        small_sweep(tmp_path, bos=bos)
