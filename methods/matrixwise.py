@@ -62,7 +62,7 @@ class MatrixCompressor(Compressor):
     probe_samples: int = Field(default=64, ge=1)
     embeddings: bool = False
     _ranks: Mapping[str, int] | None = PrivateAttr(default=None)  # in `fit_for`, of the groups that are factorised
-    _kept: Mapping[str, int] = PrivateAttr(default_factory=dict)  # in `fit_to`, parts of the groups that are cut
+    _kept_ranks: Mapping[str, int] = PrivateAttr(default_factory=dict)  # in `fit_to`, parts of the groups that are cut
 
     @field_validator("policy")
     @classmethod
@@ -176,7 +176,7 @@ class MatrixCompressor(Compressor):
             for key, value in part.tensors().items():
                 if not torch.isfinite(value).all():
                     raise ValueError(f"{self.name} gave NaN or infinite factors for {group.name} ({key})")
-            fitted.add(group.name, part.first(self._kept[group.name]) if group.name in self._kept else part)
+            fitted.add(group.name, part.first(self._kept_ranks[group.name]) if group.name in self._kept_ranks else part)
             if weights_of(model) is not None:
                 trim_memory()
         policy = parse_policy(self.policy)
@@ -209,15 +209,15 @@ class MatrixCompressor(Compressor):
         own = cls.compress is not MatrixCompressor.compress or cls.compress_path is not Compressor.compress_path
         if own or needs_evidence(policy):
             return None
-        kept: dict[str, int] = {}
+        largest: dict[str, int] = {}
         for budget in budgets:
             shape = self.shape(model, budget.ratio)
             ranks = budget.allocate(shape, policy).ranks
             for unit in shape.units:
                 rank = ranks.get(unit.name, (unit.parameters - unit.overhead - 1) // unit.cost)
                 most = min(max(rank, unit.min_rank) + max(budget.multiple, _MORE_PARTS), unit.max_rank)
-                kept[unit.name] = max(kept.get(unit.name, 1), most)
-        return kept
+                largest[unit.name] = max(largest.get(unit.name, 1), most)
+        return largest
 
     def fit_to(
         self,
@@ -228,7 +228,7 @@ class MatrixCompressor(Compressor):
     ) -> Fitted:
         """Decompose every group, and keep so many parts of each."""
         method = self.model_copy()
-        method._kept = ranks
+        method._kept_ranks = ranks
         return method.fit(model, data, folder)
 
     def _loss(self, model: nn.Module, fitted: Fitted, groups: Sequence[Group], data: CalibrationData | None) -> Loss:

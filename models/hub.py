@@ -106,7 +106,7 @@ def fetch_snapshot(repository: str, revision: str, kind: str, patterns: tuple[st
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import tqdm
 
-    class TerminalBar(tqdm):  # type: ignore[misc]
+    class TerminalBar(tqdm):
         """A bar that is shown on terminals alone."""
 
         def __init__(self, *arguments: Any, **options: Any) -> None:

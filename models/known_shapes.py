@@ -45,17 +45,17 @@ def _llama2(*sizes: int, **more: Any) -> dict[str, Any]:
 def _llama3(*sizes: int, tied: bool, factor: float, **more: Any) -> dict[str, Any]:
     scaling = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": factor, **scaling}
-    ids = {"bos_token_id": 128000, "eos_token_id": 128001}
+    ids: dict[str, Any] = {"bos_token_id": 128000, "eos_token_id": 128001}
     return _shapes("llama", sizes, 128256, 131072, tied, rope_parameters=rope, **ids, **more)
 
 
 def _qwen(model_type: str, *sizes: int, context: int = 32768, tied: bool, **more: Any) -> dict[str, Any]:
-    ids = {"bos_token_id": 151643, "eos_token_id": 151643}
+    ids: dict[str, Any] = {"bos_token_id": 151643, "eos_token_id": 151643}
     return _shapes(model_type, sizes, 151936, context, tied, **{"rms_norm_eps": 1e-6, **_rope(1e6), **ids, **more})
 
 
 def _gemma3(*sizes: int) -> dict[str, Any]:
-    more = {"head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 512, "rms_norm_eps": 1e-6}
+    more: dict[str, Any] = {"head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 512, "rms_norm_eps": 1e-6}
     return _shapes("gemma3_text", sizes, 262144, 32768, tied=True, bos_token_id=2, eos_token_id=1, **more)
 
 
@@ -73,7 +73,7 @@ def _rope(theta: float) -> dict[str, Any]:
 
 
 _MISTRAL = (4096, 14336, 32, 32, 8)
-_MISTRAL_IDS = {"bos_token_id": 1, "eos_token_id": 2}
+_MISTRAL_IDS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2}
 _PHI4_MINI = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}
 
 SHAPES: Mapping[str, Mapping[str, Any]] = {

@@ -49,7 +49,7 @@ class TokenScorer:
         """Whether logits are made block by block; known after the first `score`."""
         return self._body is not None
 
-    def score(self, ids: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
+    def score(self, ids: Tensor, mask: Tensor, scored: Tensor) -> Tensor:
         """Return natural-log probabilities of tokens given those before them in their sequence.
 
         The softmax is computed in float32, whatever dtype the model's logits have.
@@ -57,12 +57,12 @@ class TokenScorer:
         Args:
             ids: int64 (sequences, tokens), padded on the right.
             mask: int64 of that shape, 1 where a token is no padding.
-            wanted: bool of that shape, which tokens are scored; a sequence's first token cannot be.
+            scored: bool of that shape, which tokens are scored; a sequence's first token cannot be.
 
         Returns:
-            float32 (number of wanted tokens,), sequence by sequence.
+            float32 (number of scored tokens,), sequence by sequence.
         """
-        sequence, token = wanted.nonzero(as_tuple=True)
+        sequence, token = scored.nonzero(as_tuple=True)
         if not len(sequence):
             return torch.zeros(0)
         if not self._checked:
@@ -71,12 +71,13 @@ class TokenScorer:
         if self._body is None:
             logits = self._logits(ids, mask)
             return _gather(logits, rows, targets)
-        size, found = block_rows(self.model.config), []
+        size = block_rows(self.model.config)
+        blocks: list[Tensor] = []
         with _in_blocks(self._body) as shown:
             for block, expected in zip(rows.split(size), targets.split(size), strict=True):
                 shown.rows = block
-                found.append(_gather(self._logits(ids, mask), None, expected))
-        return torch.cat(found)
+                blocks.append(_gather(self._logits(ids, mask), None, expected))
+        return torch.cat(blocks)
 
     def _logits(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return the logits of a forward pass, sequence by sequence: (positions, vocabulary)."""
@@ -113,7 +114,8 @@ class _Shown:
     """
 
     def __init__(self, forward: Any) -> None:
-        self._forward, self._output = forward, None
+        self._forward = forward
+        self._output: Any = None
         self.rows, self.calls = torch.zeros(0, dtype=torch.long), 0
 
     def __call__(self, *args: Any, **options: Any) -> Any:
@@ -129,14 +131,14 @@ def _in_blocks(body: nn.Module) -> Iterator[_Shown]:
     """Context: the module runs once, and each call returns the rows that are asked for by then."""
     own = body.__dict__.get("forward")  # accelerate puts one there
     shown = _Shown(body.forward)
-    body.forward = shown  # type: ignore[method-assign]
+    body.forward = shown
     try:
         yield shown
     finally:
         if own is None:
             del body.forward
         else:
-            body.forward = own  # type: ignore[method-assign]
+            body.forward = own
 
 
 def _bodies(model: Any) -> Iterator[nn.Module]:

@@ -37,13 +37,13 @@ Score = Callable[[Ids, Sequence[int]], list[list[float]]]
 @torch.inference_mode()
 def from_all_logits(model: Any, batch_size: int, sequences: Ids, starts: Sequence[int]) -> list[list[float]]:
     """Score sequences of one length as this package did up to November 2026: all logits, then softmax row by row."""
-    found = []
+    scores = []
     for first in range(0, len(sequences), batch_size):
         ids = torch.tensor(sequences[first : first + batch_size])
         logits = model(ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
         for row, own in zip(logits, ids, strict=True):
-            found.append(row[:-1].float().log_softmax(-1).gather(1, own[1:, None])[:, 0].tolist())
-    return [row[start - 1 :] for row, start in zip(found, starts, strict=True)]
+            scores.append(row[:-1].float().log_softmax(-1).gather(1, own[1:, None])[:, 0].tolist())
+    return [row[start - 1 :] for row, start in zip(scores, starts, strict=True)]
 
 
 def read_windows(options: argparse.Namespace, engine: TransformersEngine) -> Ids:
@@ -55,8 +55,8 @@ def read_windows(options: argparse.Namespace, engine: TransformersEngine) -> Ids
         return ids
     benchmark: Any = benchmarks.get("wikitext2")()
     texts = [row["text"] for row in benchmark.data(EvalSettings(data_dir=options.data)).rows]
-    found: list[list[int]] = benchmark.windows(engine.tokenizer, texts, options.tokens, bos=True)
-    return found[: options.windows]
+    windows: list[list[int]] = benchmark.windows(engine.tokenizer, texts, options.tokens, bos=True)
+    return windows[: options.windows]
 
 
 def choices(options: argparse.Namespace, windows: Ids) -> tuple[Ids, list[int]]:
@@ -80,8 +80,8 @@ def seconds(score: Score, sequences: Ids, starts: Sequence[int]) -> float:
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> str:
     """Return the median over rounds of a ratio, with the least and the largest."""
-    found = [a / b for a, b in zip(numerators, denominators, strict=True)]
-    return f"{statistics.median(found):.2f} [{min(found):.2f}, {max(found):.2f}]"
+    ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
+    return f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
 
 
 def measure(options: argparse.Namespace, dtype: str) -> float:
@@ -146,9 +146,9 @@ def main() -> int:
     versions = ", ".join(f"{name} {engine_version(name)}" for name in ("transformers", "vllm") if engine_version(name))
     size = f"{options.windows} windows of {options.tokens} tokens"
     print(f"{options.folder.name}: {size}, {versions}, OMP_NUM_THREADS {threads}")
-    found = {dtype: measure(options, dtype) for dtype in options.dtypes.split(",")}
-    if len(found) > 1:
-        base, *rest = found.items()
+    perplexities = {dtype: measure(options, dtype) for dtype in options.dtypes.split(",")}
+    if len(perplexities) > 1:
+        base, *rest = perplexities.items()
         for dtype, value in rest:
             print(f"perplexity, {dtype} ÷ {base[0]}: {value / base[1]:.5f}")
     print(f"load of the machine {load:.1f} before and {os.getloadavg()[0]:.1f} after")

@@ -75,7 +75,7 @@ def find_cell(
 
     Args:
         name: ``RUN:LABEL@RATIO``, such as ``runs/tiny-toy-math:svd@3``; ``finetuned@1`` is the uncompressed model.
-        benchmark, seed: which evaluation, where a cell has several; a variant's name stands for itself.
+        benchmark, seed: which evaluation, where a cell has several; a variant's name says which.
         any_benchmark: whether the first benchmark does, for those who ask for the weights alone.
         storage: URL from which files are brought that are not here; nothing but what the user named.
 

@@ -239,11 +239,9 @@ class _Results:
         self, source: ModelSource, dtype: str, dtype_why: str, stages: dict[str, EvaluateStage], out: Path | None
     ) -> None:
         self.stages, self.out = stages, out
-        self.about: dict[str, Any] = {
-            "model": source.name,
-            "model_sha256": source.sha256,
-            "dtype": dtype,
-        } | ({"dtype_why": dtype_why} if dtype_why else {})
+        self.about: dict[str, Any] = {"model": source.name, "model_sha256": source.sha256, "dtype": dtype}
+        if dtype_why:
+            self.about["dtype_why"] = dtype_why
         engines = {name: _about_engine(stage.spec.engine) for name, stage in stages.items()}
         # Where two engines share the benchmarks, each benchmark names its own.
         self.engines: dict[str, dict[str, Any]] = {name: {"engine": about} for name, about in engines.items()}

@@ -159,14 +159,14 @@ class TransformersEngine(Engine):
         device = self.model.device
         width = max(map(len, sequences))
         ids = torch.full((len(sequences), width), self._pad_id(), dtype=torch.long)
-        mask, wanted = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+        mask, is_scored = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
         for row, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
             # Padded on the right: under a causal mask no token sees what follows, so positions stay those of one row.
             ids[row, : len(sequence)] = torch.tensor(sequence)
             mask[row, : len(sequence)] = 1
-            wanted[row, start : len(sequence)] = True
-        scores = self._scorer.score(ids.to(device), mask.to(device), wanted.to(device)).cpu()
-        return [part.tolist() for part in scores.split(wanted.sum(1).tolist())]
+            is_scored[row, start : len(sequence)] = True
+        scores = self._scorer.score(ids.to(device), mask.to(device), is_scored.to(device)).cpu()
+        return [part.tolist() for part in scores.split(is_scored.sum(1).tolist())]
 
     def _pad_id(self) -> int:
         pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id

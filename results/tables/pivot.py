@@ -204,8 +204,8 @@ def _with_bos_notes(tables: Sequence[Pivot]) -> list[Pivot]:
 
     shown = list(tables)
     for with_bos in tables:
-        wanted = conditions(with_bos, variant_without(with_bos.variant))
-        for without in [table for table in tables if conditions(table, table.variant) == wanted]:
+        without_bos = conditions(with_bos, variant_without(with_bos.variant))
+        for without in [table for table in tables if conditions(table, table.variant) == without_bos]:
             sentence = _bos_note(with_bos, without)
             if sentence:
                 for table in (with_bos, without):
