@@ -20,7 +20,7 @@ from ..methods.base import CompressionReport, create_method
 from ..methods.ranks.budget import Budget
 from ..models.dtypes import SAVE_DTYPES
 from ..models.skeletons import load_exact_skeleton
-from ..models.untouched import Untouched, untouched
+from ..models.untouched import Untouched, out_of_reach, untouched
 from .config import MethodSpec, SweepConfig, make_config, nest, parse_method
 from .estimates.memory import check_plan, memory_rows, plan_ways
 from .estimates.seconds import stage_seconds
@@ -165,7 +165,8 @@ def foresee(request: CompressRequest) -> tuple[str, list[tuple[str, ...]], list[
     except UserError as refusal:
         notes = [str(refusal)]
     ways = {name.partition(" ")[0]: way for name, way in plan_ways(plan).items()}
-    return text, memory_rows(ways), [*plan.at_hand.notes, *notes]
+    before = filter(None, [out_of_reach(plan.skeleton), *plan.at_hand.notes])
+    return text, memory_rows(ways), [*before, *notes]
 
 
 def compress(request: CompressRequest, progress: Progress | None = None, console: Console | None = None) -> Compressed:
@@ -185,6 +186,8 @@ def compress(request: CompressRequest, progress: Progress | None = None, console
     """
     plan = plan_compression(request)
     notes = _memory_notes(plan, request)
+    if console and (dense := out_of_reach(plan.skeleton)):
+        console.print(f"note: {dense}", highlight=False, markup=False, soft_wrap=True)
     with new_folder(request.out) as folder:
         store = StageStore(folder / _STAGES_FOLDER)
         # As a sweep's worker does, or last digits differ.

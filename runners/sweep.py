@@ -14,7 +14,7 @@ from rich.console import Console
 from ..evals.hosting.choice import SCORING_NOTE
 from ..foundation.errors import UserError
 from ..foundation.files import write_atomic
-from ..models.untouched import untouched
+from ..models.untouched import out_of_reach
 from ..records.checksums import CHECKSUMS_NAME
 from ..records.files import write_records
 from ..records.schema import Record
@@ -183,10 +183,8 @@ def plan_warnings(plan: Plan) -> list[str]:
         notes.append(f"'{plan.stages[key].title}' kept fewer ranks than these ratios need; it is run again")
     if limit := plan.config.evaluation.limit:
         notes.append(f"only the first {limit} problems are evaluated; the rows say so with their n")
-    for part in untouched(plan.skeleton, {}):
-        if part.what in ("experts", "vision and audio layers"):
-            share = f"{100 * part.share:.0f} % of the model"
-            notes.append(f"{part.parameters:,} parameters ({share}) stay dense: {part.what}, {part.why}")
+    if dense := out_of_reach(plan.skeleton):
+        notes.append(dense)
     placements = [stage.placement.why for stage in plan.stages.values() if stage.placement]
     notes += [f"trainings keep {why}" for why in dict.fromkeys(placements)]
     if plan.setup:
