@@ -113,6 +113,7 @@ def check_shapes(model: nn.Module, headers: Mapping[str, Header], layout: Layout
     Raises:
         UserError: names the tensor, its shape and the shape that is expected.
     """
+    check_not_quantised(headers)
     shapes: dict[str, tuple[int, ...]] = {}
     for name, tensor in model.named_parameters(remove_duplicate=False):
         if tensor.ndim < 3:  # experts may be stored transposed, and are turned while loading
@@ -143,6 +144,21 @@ def check_shapes(model: nn.Module, headers: Mapping[str, Header], layout: Layout
             raise UserError(
                 f"{header.file}: the tensor {name} is stored as {header.dtype}, weights must be one of "
                 f"{', '.join(_FLOATS)}; {_AGAIN}"
+            )
+
+
+def check_not_quantised(headers: Mapping[str, Header]) -> None:
+    """Refuse weights in 8 bits or fewer, whatever their names: loaders would read the codes without their scales.
+
+    Raises:
+        UserError: names the file, the tensor and its dtype.
+    """
+    for name, header in headers.items():
+        matrix = len(header.shape) > 1 and name.endswith(("weight", "_proj"))
+        if header.dtype.startswith(("F8", "F6", "F4")) or (header.dtype in ("I8", "U8") and matrix):
+            raise UserError(
+                f"{header.file}: the tensor {name} is stored as {header.dtype}, weights must be one of "
+                f"{', '.join(_FLOATS)}; name the model as it was before quantisation"
             )
 
 

@@ -16,6 +16,7 @@ from .headers import INDEX, SINGLE, check_shapes, weight_files
 from .hub import fetch_model
 from .matrices import Size, low_rank_layers, model_size
 from .notes import add_note, notes_of
+from .tied import check_stored
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -124,7 +125,9 @@ def load_skeleton(location: str | Path, revision: str = "") -> nn.Module:
     if Path(location).is_dir() and (headers := check_folder(Path(location))):
         announced = layout_of(read_object(Path(location) / "config.json"))
         check_shapes(skeleton, headers, announced, str(location))
-        add_note(skeleton, claim(skeleton, headers, str(location), announced).note)
+        claims = claim(skeleton, headers, str(location), announced)
+        check_stored(skeleton, headers, claims, announced, str(location))
+        add_note(skeleton, claims.note)
     return skeleton
 
 

@@ -57,9 +57,15 @@ def resolve_model(name: str, revision: str | None = None) -> ModelSource:
     location = preset.source if preset else name
     pinned = revision or (preset.revision if preset else "")
     folder = Path(location).expanduser()
+    if name and folder.is_file():
+        raise _no_folder(folder)
     if name and folder.is_dir():
         check_files(folder)
         check_no_adapter(folder)
+        if not ((folder / "config.json").is_file() and weight_files(folder)) and (
+            gguf := sorted(folder.glob("*.gguf"))
+        ):
+            raise _no_folder(gguf[0])
         if not (folder / "config.json").is_file():
             raise UserError(f"the folder {folder} holds no model (config.json is missing); name a transformers folder")
         if not weight_files(folder):
@@ -84,6 +90,16 @@ def resolve_model(name: str, revision: str | None = None) -> ModelSource:
         )
     recipe, note = preset.recipe if preset else "", other_meaning(name, revision)
     return ModelSource(name, location, pinned, f"{location}@{pinned}", recipe, note)
+
+
+def _no_folder(file: Path) -> UserError:
+    """Return the error of a model that is one file."""
+    if file.suffix.lower() == ".gguf":
+        return UserError(
+            f"{file} is in llama.cpp's format GGUF, which lowrank-bench does not read; name the model that it was made "
+            "from: a folder with config.json and safetensors, or a hub id"
+        )
+    return UserError(f"the model {file} is a file; name its folder, which holds config.json and safetensors")
 
 
 def folder_name(folder: Path, sha256: str) -> str:
