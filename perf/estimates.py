@@ -1,9 +1,9 @@
-"""Foreseen against measured seconds and memory of the finished stages of a sweep.
+"""Estimated against measured seconds and memory of the finished stages of a sweep.
 
     taskset -c 0 bench run … --workers 1 --out runs       # one core: CPU seconds are those of an idle machine
-    python perf/foreseen.py runs/SWEEP --data DATA --threads 1
+    python perf/estimates.py runs/SWEEP --data DATA --threads 1
 
-SWEEP is the folder that has `sweep.yaml`. Seconds are foreseen from the probe and counted operations alone, as if no
+SWEEP is the folder that has `sweep.yaml`. Seconds are estimated from the probe and counted operations alone, as if no
 stage of the folder were finished. Measured are the CPU seconds of a stage and its engine divided by the threads, which
 is the time on a machine with nothing else to do where the stage keeps all threads busy; with one thread it always is.
 The wall-clock time is beside it. Memory is the peak of the resident set, of the stage or its engine.
@@ -30,7 +30,7 @@ FACTOR, SHORT_SECONDS = 1.5, 10.0
 
 def main() -> int:
     """Print the table; exit 1 if a ratio is out of its range."""
-    parser = argparse.ArgumentParser(description="Foreseen against measured seconds and memory.")
+    parser = argparse.ArgumentParser(description="Estimated against measured seconds and memory.")
     parser.add_argument("sweep", type=Path, help="folder with sweep.yaml, inside the folder of the runs")
     parser.add_argument("--data", type=Path, help="folder with the datasets, as for bench run")
     parser.add_argument("--threads", type=int, required=True, help="CPU threads that the stages had")
@@ -41,7 +41,7 @@ def main() -> int:
     layers = int(plan.skeleton.config.get_text_config().num_hidden_layers)
     speeds, arithmetic = cpu_speeds(DTYPES[plan.dtype], layers, options.threads), Arithmetic(plan)
     print(f"{plan.source.name}, {plan.dtype}, {options.threads} threads; probe of one: {probe_cpu().sentence()}\n")
-    print("| stage | s foreseen | CPU s / threads | wall s | ratio | MB foreseen | MB measured | ratio |")
+    print("| stage | s estimated | CPU s / threads | wall s | ratio | MB estimated | MB measured | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     good = True
     for key in plan.stages:
