@@ -250,12 +250,18 @@ def _due(running: _Running, now: float) -> bool:
 
 @contextmanager
 def show_progress(console: Console, title: str) -> Iterator[Callable[..., None]]:
-    """Show how far one piece of work is, as a `StageProgress` of one stage does; give a `Report`."""
+    """Show how far one piece of work is, as a `StageProgress` of one stage does; give a `Report`.
+
+    Lines begin with the first report: what is refused before it is one sentence alone.
+    """
     work = _Work("work", title)
     with StageProgress(console, {work.key: work}, {}, 1) as shown:
-        shown.start(work)
+        if shown.live:
+            shown.start(work)
 
         def report(done: int, total: int, unit: str = "") -> None:
+            if work.key not in shown.running:
+                shown.start(work)
             shown.event(Event(work.key, "progress", done, total, unit=unit), work)
 
         yield report
