@@ -1,0 +1,87 @@
+"""The probe of a CPU: measured once, remembered, and estimates that scale with it."""
+
+import math
+from dataclasses import asdict, fields, replace
+
+import pytest
+import torch
+
+from lowrank_bench.foundation.checksums import CACHE
+from lowrank_bench.runners.estimates import probe
+from lowrank_bench.runners.estimates.arithmetic import Work
+from lowrank_bench.runners.estimates.probe import Probe, eigen_operations, probe_cpu, svd_operations
+from lowrank_bench.runners.estimates.speeds import cpu_speeds
+
+PROBE = Probe(float32=1e11, bfloat16=4e11, float64=5e10, svd=1e10, eigen=2e10, memory=1e10, disk=1e9, call=3e-6)
+WORK = Work(**{field.name: 1e9 for field in fields(Work)})
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """An empty cache, and how often the machine was measured."""
+    calls = []
+    monkeypatch.setenv(CACHE, str(tmp_path))
+    monkeypatch.setattr(probe, "_measure", lambda: calls.append(1) or PROBE)
+    probe._probe.cache_clear()
+    yield calls
+    probe._probe.cache_clear()
+
+
+def test_a_probe_is_remembered_from_one_process_to_the_next(measured):
+    assert probe_cpu() == PROBE
+    probe._probe.cache_clear()  # as another process begins
+    assert probe_cpu() == PROBE
+    assert len(measured) == 1
+
+
+@pytest.mark.parametrize("wrong", [None, [], {}, {"float32": 1.0}, asdict(PROBE) | {"svd": -1.0}, "text"])
+def test_a_damaged_cache_is_measured_again(measured, wrong):
+    assert probe._parse(wrong) is None
+    probe_cpu()
+    probe._probe.cache_clear()
+    for file in (file for file in probe.cache_folder().rglob("*") if file.is_file()):
+        file.write_bytes(b"\x00 damaged")
+    assert probe_cpu() == PROBE
+    assert len(measured) == 2
+
+
+def test_another_machine_is_measured_itself(measured, monkeypatch):
+    probe_cpu()
+    probe._probe.cache_clear()
+    monkeypatch.setattr(probe.platform, "node", lambda: "another")
+    probe_cpu()
+    assert len(measured) == 2
+
+
+def test_this_machine_can_be_probed():
+    figures = asdict(probe._measure())
+    assert all(math.isfinite(figure) and figure > 0 for figure in figures.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_twice_the_speed_takes_half_the_time(dtype):
+    twice = Probe(**{name: 2 * speed for name, speed in asdict(PROBE).items()} | {"call": PROBE.call / 2})
+    slow, fast = (cpu_speeds(dtype, 4, 2, each).seconds(WORK) for each in (PROBE, twice))
+    assert fast == pytest.approx(slow / 2)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Work)])
+def test_more_work_takes_longer(name):
+    speeds = cpu_speeds(torch.float32, 4, 1, PROBE)
+    more = replace(WORK, **{name: 2e9})
+    assert 0 < speeds.seconds(WORK) < speeds.seconds(more)
+
+
+def test_native_bfloat16_speeds_up_evaluations_alone():
+    plain, native = (cpu_speeds(dtype, 4, 1, PROBE) for dtype in (torch.float32, torch.bfloat16))
+    assert native.scoring == pytest.approx(4 * plain.scoring)
+    assert native.training == plain.training
+
+
+def test_more_threads_are_no_slower():
+    one, four = (cpu_speeds(torch.float32, 4, threads, PROBE).seconds(WORK) for threads in (1, 4))
+    assert four < one
+
+
+def test_operations_of_decompositions_do_not_depend_on_the_orientation():
+    assert svd_operations(300, 100) == svd_operations(100, 300) > svd_operations(100, 100) > eigen_operations(100)
