@@ -1,5 +1,6 @@
 """Perplexities name their context, and what is trained on is never what is evaluated."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -159,9 +160,12 @@ def test_bos_is_what_the_tokenizer_does_not_what_it_says(engine, without_bos, da
 
 
 @pytest.mark.parametrize("adds", [True, False])
-def test_windows_follow_the_tokenizer(adds, engine, without_bos, monkeypatch):
-    monkeypatch.setattr(checks, "load_tokenizer", lambda *_: engine.tokenizer if adds else without_bos)
-    source, chosen = resolve_model("tiny", None), [benchmarks.get("wikitext2")(), benchmarks.get("piqa")()]
+def test_windows_follow_the_tokenizer(adds, without_bos, data_dir, tmp_path):
+    model = "tiny"
+    if not adds:
+        model = str(shutil.copytree(data_dir / "models" / "stories260K", tmp_path / "without"))
+        without_bos.save_pretrained(model)
+    source, chosen = resolve_model(model, None), [benchmarks.get("wikitext2")(), benchmarks.get("piqa")()]
     never = checks.bos_windows(["never"], source, chosen)
     assert (never.every, never.uncompressed) == ((False,), ())
     assert ("leave out --bos never" in never.note) == adds
