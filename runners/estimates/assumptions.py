@@ -33,7 +33,7 @@ imports torch, or an engine with its graphs."""
 class CpuShares:
     """What stages reach on a CPU of what `probe` measures, and what of their work is counted only by a factor.
 
-    To be renewed with ``python perf/estimates.py RUN``, which prints estimated and measured seconds of a finished sweep.
+    Renewed with ``python perf/estimates.py RUN``: estimated beside measured seconds of a finished sweep.
 
     Attributes:
         products: speed of a model's products over that of the probed one; less where they are small.
