@@ -26,8 +26,11 @@ def models() -> None:
     """List the model presets; folders and hub ids work too."""
     from ..models.presets import PRESETS
 
-    rows = [(name, p.summary, p.revision[:12] or "shipped with the package", p.recipe) for name, p in PRESETS.items()]
-    print_rows("models", ["name", "what it is", "revision", "recipe"], rows)
+    rows = [
+        (name, p.summary, p.revision[:12] or "shipped with the package", p.recipe, p.licence, p.gated)
+        for name, p in PRESETS.items()
+    ]
+    print_rows("models", ["name", "what it is", "revision", "recipe", "licence", "access granted by"], rows)
 
 
 def tasks() -> None:

@@ -59,7 +59,6 @@ def compress(
     """Compress one model as it is and write a factorised checkpoint."""
     from ..runners import compressing
     from ..runners.config import parse_method
-    from ..runners.progress import show_progress
 
     print_name_note(model, revision)
     wanted = numbers("ratio", ratio, float, "4") or []
@@ -97,8 +96,7 @@ def compress(
         for note in notes:
             console().print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
         return
-    with show_progress(console(stderr=True), f"compress {model} by {method}") as progress:
-        done = compressing.compress(request, progress)
+    done = compressing.compress(request, console=console(stderr=True))
     report = done.report
     dense = f", {len(report.dense)} kept dense" if report.dense else ""
     console().print(
@@ -110,6 +108,13 @@ def compress(
     )
     rows = [(part.what, f"{part.parameters:,}", f"{100 * part.share:.1f} %", part.why) for part in done.dense]
     print_rows("stays dense", ["what", "parameters", "of what is left", "why"], rows)
+    for kind, read in done.calibration.items():
+        console().print(
+            f"calibration of {kind}: {read['examples']:,} examples of at most {read['length']:,} tokens, "
+            f"{read['tokens']:,} tokens in all",
+            highlight=False,
+            soft_wrap=True,
+        )
     for warning in done.warnings:
         console().print(f"[yellow]note:[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
     console().print(f"checkpoint  {out}", highlight=False, soft_wrap=True)
@@ -125,7 +130,9 @@ def evaluate(
     ] = "finetuned",
     out: Annotated[Path | None, typer.Option(help="New folder for metrics and samples.")] = None,
     engine: Engine = "auto",
-    dtype: Annotated[str, typer.Option(help="Weights are loaded as; auto is the checkpoint's own.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Weights are loaded as; auto is the checkpoint's own, float32 where a CPU lacks it.")
+    ] = "auto",
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(help="Prompts per batch.")] = 64,
     max_new_tokens: MaxNewTokens = None,
@@ -141,7 +148,6 @@ def evaluate(
     if stage not in ("pretrained", "finetuned"):
         raise unknown("stage", stage, ["pretrained", "finetuned"])
     from ..runners import evaluating
-    from ..runners.progress import show_progress
 
     print_name_note(model, revision)
     settings = evaluating.default_settings(
@@ -157,20 +163,19 @@ def evaluate(
     )
     names = split_list(benchmarks) or []
     contexts = numbers("context", context, int, "128,2048")
-    with show_progress(console(stderr=True), f"evaluate {model}") as progress:
-        evaluated = evaluating.evaluate(
-            model,
-            names,
-            settings,
-            revision,
-            engine,
-            dtype,
-            device,
-            out,
-            progress,
-            contexts,
-            split_list(bos) or ("auto",),
-        )
+    evaluated = evaluating.evaluate(
+        model,
+        names,
+        settings,
+        revision,
+        engine,
+        dtype,
+        device,
+        out,
+        contexts=contexts,
+        bos=split_list(bos) or ("auto",),
+        console=console(stderr=True),
+    )
     rows = [
         (
             outcome.variant or name,
@@ -185,8 +190,8 @@ def evaluate(
     ]
     if rows:
         print_rows(model, ["benchmark", "metric", "scorer", "value", "95 % interval", "n"], rows)
-    if evaluated.note:
-        console().print(f"[yellow]note:[/yellow] {escape(evaluated.note)}", highlight=False, soft_wrap=True)
+    for note in filter(None, (evaluated.note, evaluated.dtype_note)):
+        console().print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False, soft_wrap=True)
     if not evaluated.failures:
         return
     crashed = [error for error in evaluated.failures.values() if not isinstance(error, UserError)]

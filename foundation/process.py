@@ -7,6 +7,8 @@ import signal
 import sys
 from collections.abc import Mapping
 
+import psutil
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -31,6 +33,17 @@ def python_environment(variables: Mapping[str, str] | None = None) -> dict[str, 
         variables: added to this process's.
     """
     return {**os.environ, **(variables or {}), "PYTHONSAFEPATH": "1"}
+
+
+def cpu_seconds(process_id: int) -> float:
+    """Return the CPU seconds, of all threads, that a process and those that it started have taken; 0 if it ended."""
+    try:
+        process = psutil.Process(process_id)
+        family = [process, *process.children(recursive=True)]
+        # Of children that ended, what their parents have waited for.
+        return sum(sum(member.cpu_times()[:4]) for member in family)
+    except psutil.Error:
+        return 0.0
 
 
 def die_with_parent(parent: int) -> None:

@@ -13,7 +13,7 @@ from .checksums import open_cache
 _MOST_RESULTS = 20_000
 
 
-def remembered(key: str, compute: Callable[[], Any]) -> Any:
+def remembered(key: str, compute: Callable[[], Any], valid: Callable[[Any], bool] = lambda _: True) -> Any:
     """Return a result from the cache, or compute and keep it.
 
     A cache that cannot be read or written only costs time.
@@ -21,10 +21,13 @@ def remembered(key: str, compute: Callable[[], Any]) -> Any:
     Args:
         key: all that the result depends on, versions of code included; a hash of it.
         compute: returns the result, which JSON can hold. What it raises is passed on, and nothing is kept.
+        valid: says whether a result from the cache counts; where it does not, it is computed again.
     """
     with contextlib.suppress(sqlite3.Error, OSError, ValueError), contextlib.closing(_open()) as cache:
         if row := cache.execute("SELECT result FROM results WHERE key = ?", (key,)).fetchone():
-            return json.loads(row[0])
+            result = json.loads(row[0])
+            if valid(result):
+                return result
     result = compute()
     with contextlib.suppress(sqlite3.Error, OSError), contextlib.closing(_open()) as cache, cache:
         cache.execute("INSERT OR REPLACE INTO results VALUES (?, ?)", (key, json.dumps(result)))

@@ -242,6 +242,33 @@ class Compressor(BaseModel, ABC):
         """
         return self.fit(model, data, folder)
 
+    def kept_ranks(self, model: nn.Module, budgets: Sequence[Budget]) -> dict[str, int] | None:
+        """Return how many parts of each unit `compress` reads at most, by name, for these budgets and smaller models.
+
+        Args:
+            model: the dense model; one on the meta device is enough.
+            budgets: all that are planned.
+
+        Returns:
+            None where all parts may be read, which is the default.
+        """
+        return None
+
+    def fit_to(
+        self,
+        ranks: Mapping[str, int],
+        model: nn.Module,
+        data: CalibrationData | None,
+        folder: Path | None = None,
+    ) -> Fitted:
+        """Do what `fit` does and keep these parts of each unit's factors alone, by default all; spectra stay whole.
+
+        Args:
+            ranks: from `kept_ranks`, possibly of several methods with one fit; a unit that is not there is kept whole.
+            model, data, folder: see `fit`.
+        """
+        return self.fit(model, data, folder)
+
     @abstractmethod
     def compress(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ class Factors:
     """A matrix as an ordered sum of rank-one parts: W = left @ right, the first r parts are its rank-r version.
 
     Attributes:
-        left: (m, k), B at full rank.
-        right: (k, n), A at full rank.
+        left: (m, k), B at full rank; (m, r) where a fit keeps no more than r parts.
+        right: (k, n), A at full rank; (r, n).
         spectrum: (k,) importance of the parts, descending, in the method's own metric: the squares are what the
             method's objective loses when parts are dropped.
         output_mean: (m,) mean of W x over the calibration inputs, for methods that add a bias; else None.
-        hidden_mean: (k,) mean of ``right @ x`` over the same inputs; given with ``output_mean``.
+        hidden_mean: (k,) or (r,), mean of ``right @ x`` over the same inputs; given with ``output_mean``.
         jitter: what second moments got on their diagonal before they were factorised, in shares of its mean, inputs
             first (`whitening.root`); empty for methods that factorise none, and where factors are read from disk.
     """
@@ -47,8 +47,22 @@ class Factors:
         """Return the tensors that are there, by attribute."""
         return {key: value for key, value in vars(self).items() if isinstance(value, Tensor)}
 
+    def first(self, rank: int) -> Factors:
+        """Return the first parts alone, copied; the spectrum stays whole."""
+        hidden = None if self.hidden_mean is None else self.hidden_mean[:rank].clone()
+        return replace(self, left=self.left[:, :rank].clone(), right=self.right[:rank].clone(), hidden_mean=hidden)
+
     def truncate(self, rank: int) -> tuple[Tensor, Tensor]:
-        """Return A (rank, n) and B (m, rank)."""
+        """Return A (rank, n) and B (m, rank).
+
+        Raises:
+            UserError: the fit keeps fewer parts.
+        """
+        if rank > len(self.right) < len(self.spectrum):
+            raise UserError(
+                f"the fit keeps {len(self.right)} of {len(self.spectrum)} parts of a matrix and rank {rank} is asked "
+                "for; run the same command again, which makes the fit for its own ratios"
+            )
         return self.right[:rank], self.left[:, :rank]
 
     def offset(self, rank: int) -> Tensor | None:
@@ -61,8 +75,9 @@ class Factors:
 class Fitted:
     """Factors by matrix name, and plain data about how they were made.
 
-    Stored size: k·(m + n + 1) float32 per matrix, k = min(m, n). With a folder, factors go to disk as they come and are
-    read one matrix at a time, so that no more than `BUFFER_BYTES` and one matrix's factors are ever in memory.
+    Stored size: r·(m + n) + k float32 per matrix, r the parts that are kept, all k = min(m, n) or fewer
+    (`Compressor.kept_ranks`). With a folder, factors go to disk as they come and are read one matrix at a time, so that
+    no more than `BUFFER_BYTES` and one matrix's factors are ever in memory.
 
     Args:
         meta: plain data.
@@ -112,6 +127,14 @@ class Fitted:
         if not self.has(f"{name}.output_mean"):
             return Factors(left, right, spectrum)
         return Factors(left, right, spectrum, self._tensor(f"{name}.output_mean"), self._tensor(f"{name}.hidden_mean"))
+
+    def parts(self, name: str) -> int:
+        """Return how many parts of one matrix's factors are kept."""
+        key = f"{name}.right"
+        if key in self._memory:
+            return len(self._memory[key])
+        with safe_open(self._files[key], framework="pt") as tensors:
+            return int(tensors.get_slice(key).get_shape()[0])
 
     def has(self, key: str) -> bool:
         """Whether there is a tensor of that name."""

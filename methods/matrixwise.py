@@ -38,6 +38,9 @@ from .ranks.probe import Probe
 from .ranks.units import ModelShape
 from .requirements import Requirements
 
+_MORE_PARTS = 8
+"""That a fit keeps beyond the largest planned rank, at least."""
+
 Statistic = Any
 """What a method gathers for one group: a tensor, or a small dataclass of tensors."""
 
@@ -59,6 +62,7 @@ class MatrixCompressor(Compressor):
     probe_samples: int = Field(default=64, ge=1)
     embeddings: bool = False
     _ranks: Mapping[str, int] | None = PrivateAttr(default=None)  # in `fit_for`, of the groups that are factorised
+    _kept_ranks: Mapping[str, int] = PrivateAttr(default_factory=dict)  # in `fit_to`, parts of the groups that are cut
 
     @field_validator("policy")
     @classmethod
@@ -163,7 +167,7 @@ class MatrixCompressor(Compressor):
                     "is damaged or its training diverged, so use another or a lower learning rate"
                 )
         groups, fitted = self.groups(model), Fitted(self.fit_key(), folder)
-        for group, statistic in track(self.collect(model, data, groups), len(groups)):
+        for group, statistic in track(self.collect(model, data, groups), len(groups), "matrices"):
             if self._ranks is not None and group.name not in self._ranks:
                 continue
             rank = None if self._ranks is None else self._ranks[group.name]
@@ -172,7 +176,7 @@ class MatrixCompressor(Compressor):
             for key, value in part.tensors().items():
                 if not torch.isfinite(value).all():
                     raise ValueError(f"{self.name} gave NaN or infinite factors for {group.name} ({key})")
-            fitted.add(group.name, part)
+            fitted.add(group.name, part.first(self._kept_ranks[group.name]) if group.name in self._kept_ranks else part)
             if weights_of(model) is not None:
                 trim_memory()
         policy = parse_policy(self.policy)
@@ -187,10 +191,44 @@ class MatrixCompressor(Compressor):
     ) -> Fitted:
         """Decompose for one budget: where the policy needs no evidence, only to the ranks that will be kept."""
         policy = parse_policy(self.policy)
-        if policy.needs_spectrum or policy.needs_loss or policy.measures:
+        if needs_evidence(policy):
             return self.fit(model, data, folder)
         method = self.model_copy()
         method._ranks = budget.allocate(self.shape(model, budget.ratio), policy).ranks
+        return method.fit(model, data, folder)
+
+    def kept_ranks(self, model: nn.Module, budgets: Sequence[Budget]) -> dict[str, int] | None:
+        """Return the largest ranks of the budgets where the policy needs no evidence, and a few more.
+
+        These are for the rounding of larger ratios, and for readers who ask what the first dropped parts were.
+
+        A unit that stays dense counts with its largest rank below break-even, for a larger ratio factorises it. None
+        where ranks depend on spectra, losses or measurements, and for subclasses that compress in their own way.
+        """
+        policy, cls = parse_policy(self.policy), type(self)
+        own = cls.compress is not MatrixCompressor.compress or cls.compress_path is not Compressor.compress_path
+        if own or needs_evidence(policy):
+            return None
+        largest: dict[str, int] = {}
+        for budget in budgets:
+            shape = self.shape(model, budget.ratio)
+            ranks = budget.allocate(shape, policy).ranks
+            for unit in shape.units:
+                rank = ranks.get(unit.name, (unit.parameters - unit.overhead - 1) // unit.cost)
+                most = min(max(rank, unit.min_rank) + max(budget.multiple, _MORE_PARTS), unit.max_rank)
+                largest[unit.name] = max(largest.get(unit.name, 1), most)
+        return largest
+
+    def fit_to(
+        self,
+        ranks: Mapping[str, int],
+        model: nn.Module,
+        data: CalibrationData | None,
+        folder: Path | None = None,
+    ) -> Fitted:
+        """Decompose every group, and keep so many parts of each."""
+        method = self.model_copy()
+        method._kept_ranks = ranks
         return method.fit(model, data, folder)
 
     def _loss(self, model: nn.Module, fitted: Fitted, groups: Sequence[Group], data: CalibrationData | None) -> Loss:
@@ -212,13 +250,18 @@ class MatrixCompressor(Compressor):
         spectra = {unit.name: fitted.spectrum(unit.name) for unit in shape.units} if policy.needs_spectrum else None
         loss = self._loss(model, fitted, groups, data) if policy.needs_loss else None
         allocation = budget.allocate(shape, policy, spectra, fitted.evidence(), loss)
-        for group in groups:
+        for group in track(groups, unit="matrices"):
             if group.name in allocation.ranks:
                 rank = allocation.ranks[group.name]
                 install(model, group, fitted.factors(group.name), rank)
                 if (weights := weights_of(model)) is not None:
                     install_on_disk(weights, group, fitted, rank)
         return report(model, shape, groups, policy=self.policy, level=allocation.level)
+
+
+def needs_evidence(policy: Policy) -> bool:
+    """Whether ranks depend on more than the budget and the shapes of the units."""
+    return policy.needs_spectrum or policy.needs_loss or policy.measures
 
 
 def cut(group: Group, factors: Factors, rank: int, biases: Sequence[Tensor | None]) -> list[dict[str, Tensor | None]]:

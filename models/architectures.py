@@ -4,8 +4,17 @@ from typing import Any
 
 import torch
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "gemma", "gpt-neox", "opt")
+CLASSIC = ("llama", "mistral", "qwen2", "gemma", "gpt-neox", "opt")
 """Llama with grouped-query attention and an untied head, Mistral, Qwen2 (q, k, v bias), Gemma (tied), GPT-NeoX, OPT."""
+
+TODAY = ("llama3", "qwen3", "gemma3", "phi3", "smollm3", "olmo2")
+"""Llama 3 (scaled rotary positions, tied), Qwen3 (normed queries and keys), Gemma 3 (tied, sliding window), Phi-3 and
+Phi-4 (q, k, v in one matrix, gate and up too), SmolLM3 (a layer without positions, tied), OLMo 2 (late norms)."""
+
+MIXTURES = ("mixtral", "qwen3-moe")
+"""Mixtures of experts, whose experts are one tensor of three dimensions; Qwen3's has a dense layer too."""
+
+ARCHITECTURES = CLASSIC + TODAY + MIXTURES
 
 
 def random_model(
@@ -36,6 +45,32 @@ def random_model(
             config = tf.Qwen2Config(**gated, **tie, **ids)
         case "gemma":
             config = tf.GemmaConfig(**gated, head_dim=width // 4, **tie, **ids)
+        case "llama3":
+            scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 1e4}
+            rope = scaling | {"rope_type": "llama3", "original_max_position_embeddings": 16}
+            config = tf.LlamaConfig(**gated, **({"tie_word_embeddings": True} | tie), rope_parameters=rope, **ids)
+        case "qwen3":
+            config = tf.Qwen3Config(**gated, head_dim=width // 4, **tie, **ids)
+        case "gemma3":
+            config = tf.Gemma3TextConfig(
+                **gated, head_dim=width // 4, query_pre_attn_scalar=width // 4, sliding_window=8, **tie, **ids,
+                layer_types=["sliding_attention", "full_attention"],
+            )  # fmt: skip
+        case "phi3":
+            rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+            config = tf.Phi3Config(**gated, original_max_position_embeddings=64, rope_parameters=rope, **tie, **ids)
+        case "smollm3":
+            config = tf.SmolLM3Config(**gated, no_rope_layers=[1, 0], **tie, **ids)
+        case "olmo2":
+            config = tf.Olmo2Config(**gated, **tie, **ids)
+        case "mixtral":
+            experts = {"intermediate_size": width // 8, "num_local_experts": 4, "num_experts_per_tok": 2}
+            config = tf.MixtralConfig(**(gated | experts), **tie, **ids)
+        case "qwen3-moe":
+            experts = {"moe_intermediate_size": width // 8, "num_experts": 4, "num_experts_per_tok": 2}
+            config = tf.Qwen3MoeConfig(
+                **gated, **experts, head_dim=width // 4, mlp_only_layers=[0], norm_topk_prob=True, **tie, **ids
+            )
         case "gpt-neox":
             config = tf.GPTNeoXConfig(**common, intermediate_size=4 * width, max_position_embeddings=64, **tie, **ids)
         case "opt":

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..foundation.errors import UserError
-from .folder_checks import adapter_beside, check_config, check_folder
+from .folder_checks import ADAPTER_FILE, adapter_beside, check_config, check_folder
+from .hub import fetch_model
 
 
 def load_config(location: str | Path, revision: str = "") -> Any:
@@ -17,29 +18,29 @@ def load_config(location: str | Path, revision: str = "") -> Any:
         revision: hub commit, or empty for a folder.
 
     Raises:
-        UserError: a folder that `folder_checks` refuses, a hub model that holds a peft adapter or whose configuration
-            chooses code or a foreign quantisation, a model that needs code of its own, or a configuration that cannot
-            be read.
+        UserError: a folder that `folder_checks` refuses, a hub model that the hub does not give, that holds a peft
+            adapter or whose configuration chooses code or a foreign quantisation, a model that needs code of its own,
+            or a configuration that cannot be read.
     """
     from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
-    from transformers.utils.peft_utils import find_adapter_config_file
 
     from . import checkpoint
 
     checkpoint.register()
     if Path(location).is_dir():
         check_folder(Path(location))
+    folder = fetch_model(location, revision)
     try:
-        if find_adapter_config_file(str(location), revision=revision or None):
+        if (folder / ADAPTER_FILE).exists():
             raise adapter_beside(str(location))
-        raw, _ = PretrainedConfig.get_config_dict(str(location), revision=revision or None)
+        raw, _ = PretrainedConfig.get_config_dict(str(folder))
         check_config(raw, f"config.json of '{location}'")
         if raw.get("auto_map") and raw["model_type"] not in CONFIG_MAPPING:
             raise UserError(
                 f"the auto_map of config.json in '{location}' names code of its own for the model_type "
                 f"'{raw['model_type']}', which is never run; name a model of an architecture that transformers has"
             )
-        config = AutoConfig.from_pretrained(str(location), revision=revision or None, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
         if needs_eager_attention(config):
             config._attn_implementation = "eager"
         return config

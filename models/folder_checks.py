@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -256,8 +257,14 @@ def _fields(value: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
 
 
 def _deeper(value: Any, levels: int) -> bool:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels < 0 or any(_deeper(part, levels - 1) for part in inner if isinstance(part, (dict, list)))
+    """Return whether something is nested deeper; level by level, as a tokenizer's file has a million lists."""
+    level = [value]
+    for _ in range(levels + 1):
+        parts = chain.from_iterable(part.values() if type(part) is dict else part for part in level)
+        level = [part for part in parts if type(part) is list or type(part) is dict]
+        if not level:
+            return False
+    return True
 
 
 def _quoted(value: Any) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..foundation.errors import UserError
+from .hub import fetch_model
 
 GENERATION_FILE = "generation_config.json"
 
@@ -59,23 +60,22 @@ def read_generation_defaults(location: str | Path, revision: str = "") -> tuple[
         The ``GenerationConfig``, and a sentence that says which settings were dropped, empty where none was.
 
     Raises:
-        UserError: settings that transformers refuses; names them.
+        UserError: settings that transformers refuses, and names, or a file that it cannot read.
     """
     from transformers import GenerationConfig
 
-    options: dict[str, Any] = {"revision": revision or None}
+    folder = fetch_model(location, revision)
+    file = GENERATION_FILE if (folder / GENERATION_FILE).is_file() else "config.json"
     try:
-        try:
-            settings = GenerationConfig.from_pretrained(str(location), **options)
-        except OSError:
-            options |= {"config_file_name": "config.json", "_from_model_config": True}
-            settings = GenerationConfig.from_pretrained(str(location), **options)
+        settings = GenerationConfig.from_pretrained(
+            str(folder), config_file_name=file, _from_model_config=file != GENERATION_FILE
+        )
         dropped = _drop_conflicts(settings)
     except Exception as error:  # values of wrong types end in errors of many kinds
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"the generation settings of '{location}' cannot be used ({' '.join(lines[0].split())[:200]}); correct the "
-            f"field in {options.get('config_file_name', GENERATION_FILE)}, or remove it"
+            f"field in {file}, or remove it"
         ) from error
     if not dropped:
         return settings, ""

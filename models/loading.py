@@ -13,6 +13,7 @@ from .configs import load_config, reason
 from .folder_checks import check_folder, check_tokenizer, layout_of, read_object
 from .generation_defaults import read_generation_defaults
 from .headers import INDEX, SINGLE, check_shapes, weight_files
+from .hub import fetch_model
 from .matrices import Size, low_rank_layers, model_size
 from .notes import add_note, notes_of
 from .tied import check_stored
@@ -43,10 +44,10 @@ def load_model(location: str | Path, revision: str = "", dtype: str = "float32",
     eager = load_config(location, revision)._attn_implementation == "eager"
     settings, note = read_generation_defaults(location, revision)
     notes = notes_of(verify_folder(Path(location))) if Path(location).is_dir() else []
+    folder = fetch_model(location, revision, weights=True)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            str(location),
-            revision=revision or None,
+            str(folder),
             dtype="auto" if dtype == "auto" else DTYPES[dtype],
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -56,8 +57,8 @@ def load_model(location: str | Path, revision: str = "", dtype: str = "float32",
         )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
-            f"the model '{location}' cannot be loaded ({reason(error)}); check the folder, or for a hub model the "
-            "connection and your access, or name a local folder"
+            f"the model '{location}' cannot be loaded ({reason(error)}); make or copy the checkpoint again, or name "
+            "another model"
         ) from error
     # transformers fills both kinds with noise and goes on.
     absent, misfit = sorted(report["missing_keys"]), sorted(key for key, *_ in report["mismatched_keys"])
@@ -85,10 +86,10 @@ def load_tokenizer(location: str | Path, revision: str = "") -> Any:
     """Load the tokenizer that belongs to a model; a missing padding token is set to the end-of-sequence token."""
     from transformers import AutoTokenizer
 
-    folder = Path(location)
-    vocabulary = check_tokenizer(folder) if folder.is_dir() else None
+    folder = fetch_model(location, revision)
+    vocabulary = check_tokenizer(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(location), revision=revision or None, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
         base = max(tokenizer.get_vocab().values(), default=-1) if vocabulary else 0
         added = set(tokenizer.added_tokens_decoder)
     except Exception as error:  # the tokenizers library raises bare exceptions for whatever it cannot read

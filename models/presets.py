@@ -7,41 +7,7 @@ from ..foundation.errors import UserError, did_you_mean
 from .folder_checks import check_files, check_folder, check_no_adapter
 from .headers import INDEX, SINGLE, weight_files
 from .identity import model_sha256
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A model with a short name.
-
-    Attributes:
-        source: hub id or folder.
-        revision: commit of the hub repository, or empty for a folder.
-        recipe: training recipe that fits the model's size (see ``runners/training/recipes.py``).
-    """
-
-    source: str
-    revision: str
-    recipe: str
-    summary: str
-
-
-PRESETS: dict[str, Preset] = {
-    "tiny": Preset(
-        str(Path(__file__).parent / "tiny"), "", "small", "built-in Llama, under 1 M parameters, for two CPU cores"
-    ),
-    "llama2-7b": Preset(
-        "meta-llama/Llama-2-7b-hf",
-        "01c7f73d771dfac7d292323805ebc428287df4f9",
-        "paper",
-        "Llama-2 7B, the papers' main model (hub access is granted by Meta)",
-    ),
-    "llama2-13b": Preset(
-        "meta-llama/Llama-2-13b-hf",
-        "5c31dfb671ce7cfe2d7bb7c04375e44c55e815b1",
-        "paper",
-        "Llama-2 13B (hub access is granted by Meta)",
-    ),
-}
+from .preset_list import PRESETS
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..foundation.files import sync
+from ..foundation.progress import track
 from .checkpoint import LowRankConfig, describe, save_checkpoint
 from .dtypes import SaveDtypes, rounded
 from .matrices import low_rank_layers
@@ -105,7 +106,7 @@ def _write(file: Path, shard: list[Promise]) -> None:
     text += b" " * (-len(text) % 8)
     with open(file, "wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
-        for promise in shard:
+        for promise in track(shard, unit="tensors written"):
             tensor = promise.make()
             if tuple(tensor.shape) != promise.shape or tensor.dtype != promise.dtype:
                 raise ValueError(f"{promise.name} came as {tensor.dtype} {tuple(tensor.shape)}, not as announced")

@@ -17,6 +17,7 @@ from .claims import claim
 from .configs import load_config, reason
 from .generation_defaults import read_generation_defaults
 from .headers import INDEX, SINGLE, Header, read_headers
+from .hub import fetch_model
 from .loading import load_skeleton, verify_folder
 from .notes import add_note
 
@@ -194,14 +195,17 @@ def stored_tensors(location: str | Path, revision: str, download: bool) -> dict[
     """
     from transformers.utils.hub import cached_file
 
+    if download:
+        fetch_model(location, revision, weights=True)
+
     def find(name: str) -> Path | None:
         path = cached_file(
             str(location),
             name,
             revision=revision or None,
-            local_files_only=not download,
+            local_files_only=True,
             _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=download,
+            _raise_exceptions_for_connection_errors=False,
         )
         return Path(path) if path else None
 

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .matrices import LowRankLayer, head_name, language_part, tied_modules
+from .matrices import LowRankLayer, head_name, language_part, matrices, tied_modules
 
-_EMBEDDING = "factorised only with embeddings=true, by svd, svd-llm and others"
+_EMBEDDING = "only svd, svd-llm and their kin factorise them, with embeddings=true"
+_CANDIDATES = "linear layers", "the method does not compress them"
+_HEAD = "the method was asked to leave it (head=false)"
+_APART = "experts", "vision and audio layers"
 
 
 @dataclass(frozen=True)
@@ -66,24 +69,43 @@ def untouched(model: nn.Module, reasons: Mapping[str, str]) -> list[Untouched]:
     return sorted(parts, key=lambda part: -part.parameters)
 
 
+def out_of_reach(model: nn.Module) -> str:
+    """Return which parts of a dense model no method factorises, with parameter counts; nothing where it is plain.
+
+    A model is plain unless it has experts stored as one tensor of all of them, or layers beside the language model.
+
+    Args:
+        model: the dense model; meta tensors are enough.
+    """
+    parts = untouched(model, {})
+    if not any(part.what in _APART for part in parts):
+        return ""
+    factorised = sum(m.in_features * m.out_features for m in matrices(model, required=False))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    dense = [
+        f"{part.parameters:,} of {part.what} ({part.why})"
+        for part in parts
+        if part.why not in (_CANDIDATES[1], _HEAD, _EMBEDDING) and part.what != "norms and biases"
+    ]
+    return (
+        f"methods factorise {factorised:,} of the {total:,} parameters ({100 * factorised / total:.1f} %), in linear "
+        f"layers; dense stay {'; '.join(dense)}"
+    )
+
+
 def _kind(
     name: str, module: nn.Module, key: str, dimensions: int, tied: bool, head: bool, reasons: Mapping[str, str]
 ) -> tuple[str, str]:
     if dimensions < 2:
         return "norms and biases", "vectors have no rank to lower"
     if isinstance(module, nn.Embedding):
-        if tied:
-            return (
-                "embeddings and tied output head",
-                "only svd, svd-llm and their kin factorise them, with embeddings=true",
-            )
-        return "embeddings", "only svd, svd-llm and their kin factorise them, with embeddings=true"
+        return "embeddings and tied output head" if tied else "embeddings", _EMBEDDING
     if dimensions > 2:
         return "experts", "stored as one tensor of all experts, which no method here factorises"
     if isinstance(module, nn.Linear):
         if name in reasons:
             return "linear layers", reasons[name]
         if head:
-            return "output head", "the method was asked to leave it (head=false)"
-        return "linear layers", "the method does not compress them"
+            return "output head", _HEAD
+        return _CANDIDATES
     return f"{type(module).__name__} layers", "no nn.Linear, which is what methods factorise"

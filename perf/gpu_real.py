@@ -8,12 +8,12 @@
 The model is a folder as transformers writes it (Gemma 3 270M is what the defaults suit), the data a folder with
 gsm8k/ in the form of docs/data.md. What the machine needs is what `perf/gpu.py` needs. Parts:
 
-    sweep          `bench run` with svd, fwsvd, bs, svd-llm at 1.5x, 2x, 3x through the transformers engine: pass@1
+    sweep          `bench run` with svd, fwsvd, bs, svd-llm at 1.2x, 1.35x, 1.5x through the transformers engine: pass@1
                    with its 95 % interval, seconds of fit and compress, updates/s and peak memory of the finetuning.
                    It is killed at the end of its time and goes on when the part runs again; until it is done its row
                    says so and the exit code is 1.
-    decomposition  every matrix of the model: full spectra and the ranks of 3x, beside `torch.linalg.svd`
-    decode         `bench speed` on svd's and bs' checkpoints at 3x and their dense exports: tokens/s
+    decomposition  every matrix of the model: full spectra, beside `torch.linalg.svd`
+    decode         `bench speed` on svd's and bs' checkpoints at 1.5x and their dense exports: tokens/s
 
 Not run on a GPU yet.
 """

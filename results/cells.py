@@ -75,7 +75,7 @@ def find_cell(
 
     Args:
         name: ``RUN:LABEL@RATIO``, such as ``runs/tiny-toy-math:svd@3``; ``finetuned@1`` is the uncompressed model.
-        benchmark, seed: which evaluation, where a cell has several; a variant's name stands for itself.
+        benchmark, seed: which evaluation, where a cell has several; a variant's name says which.
         any_benchmark: whether the first benchmark does, for those who ask for the weights alone.
         storage: URL from which files are brought that are not here; nothing but what the user named.
 
@@ -120,7 +120,7 @@ def find_cell(
             lacks = " and ".join(f"{k} {v}" for k, v in (("benchmark", benchmark), ("seed", seed)) if v is not None)
             raise UserError(f"{cell} of {run} has no {lacks}; there are the {seeds}")
         if keys:
-            raise UserError(f"{cell} of {run} stands for several evaluations; add {options} (there are the {seeds})")
+            raise UserError(f"{cell} of {run} names several evaluations; add {options} (there are the {seeds})")
         raise UserError(f"{cell} is no cell of {run}; its cells: {', '.join(cells)}")
     record = {str(column): value for column, value in rows.to_dict("records")[0].items()}
     return FoundCell(record, stage_folder(run, keys[0]), storage)

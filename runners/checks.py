@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from ..evals.base import Benchmark, EvalSettings
 from ..evals.tasks.prompts import adds_bos, check_has_bos
 from ..foundation.errors import UserError, unknown
 from ..models.footprint import context_length
-from ..models.loading import load_tokenizer
 from ..models.presets import ModelSource
 from .config.sweep import BOS_CHOICES
+from .tokenizers import PlanTokenizer
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,12 @@ def check_model(source: ModelSource, config: Any, chosen: Iterable[tuple[Benchma
         config: its configuration.
         chosen: benchmarks and how each would be evaluated.
     """
-    tokenizer = load_tokenizer(source.location, source.revision)
+    tokenizer, context = PlanTokenizer(source), context_length(config)
+    tokenizer.check()
     for benchmark, settings in chosen:
-        benchmark.check_model(settings, tokenizer, context_length(config))
+        if type(benchmark).check_model is not Benchmark.check_model:  # which asks nothing
+            fits = partial(benchmark.check_model, settings, tokenizer, context)
+            tokenizer.counted("fits", [benchmark.identity(settings), context], fits)
 
 
 def bos_windows(wanted: Sequence[str], source: ModelSource | None, chosen: Iterable[Benchmark]) -> BosWindows:
@@ -83,10 +87,10 @@ def bos_windows(wanted: Sequence[str], source: ModelSource | None, chosen: Itera
         return BosWindows()
     added = True
     if source is not None:
-        tokenizer = load_tokenizer(source.location, source.revision)
+        tokenizer = PlanTokenizer(source)
         if "always" in wanted:
             check_has_bos(tokenizer)
-        added = adds_bos(tokenizer)
+        added = tokenizer.counted("adds BOS", None, lambda: adds_bos(tokenizer))
     every = tuple(dict.fromkeys(word == "always" or (word == "auto" and added) for word in wanted))
     if "auto" in wanted and added:
         return BosWindows(every, () if False in every else (False,))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..foundation.errors import UserError, unknown
+from ..foundation.processor import native_bfloat16
 from ..methods.base import Compressor, create_method
 from ..models.presets import ModelSource
 from .config import MethodSpec
@@ -31,6 +33,31 @@ def pick_device(wanted: str) -> str:
             "GPU where one is"
         )
     return wanted
+
+
+@dataclass(frozen=True)
+class DtypeChoice:
+    """The dtype of an evaluation's arithmetic, and why it is not the default; empty where it is."""
+
+    dtype: str
+    why: str = ""
+
+
+def pick_dtype(asked: str | None, default: str, device: str) -> DtypeChoice:
+    """Return the dtype that was asked for, else the default, but float32 where a CPU would emulate bfloat16.
+
+    Args:
+        asked: ``--dtype``, or None.
+        default: the recipe's, or the checkpoint's own.
+        device: torch device of the evaluations.
+    """
+    if asked or default != "bfloat16" or device != "cpu" or native_bfloat16():
+        return DtypeChoice(asked or default)
+    return DtypeChoice(
+        "float32",
+        "evaluations compute in float32 instead of bfloat16, because this machine's CPU has neither AVX512-BF16 nor "
+        "AMX-BF16 and would emulate it; --dtype bfloat16 takes it all the same",
+    )
 
 
 def pick_recipe(wanted: str, source: ModelSource, parameters: int) -> str:

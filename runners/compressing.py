@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import transformers
+from rich.console import Console
 from safetensors.torch import load_file
 
 from ..foundation.errors import UserError, unknown
 from ..foundation.files import new_folder, read_json, write_json
 from ..foundation.memory import release_memory
-from ..foundation.progress import Progress
+from ..foundation.progress import Progress, throttled
 from ..methods.base import CompressionReport, create_method
 from ..methods.ranks.budget import Budget
 from ..models.dtypes import SAVE_DTYPES
 from ..models.skeletons import load_exact_skeleton
-from ..models.untouched import Untouched, untouched
+from ..models.untouched import Untouched, out_of_reach, untouched
 from .config import MethodSpec, SweepConfig, make_config, nest, parse_method
 from .estimates.memory import check_plan, memory_rows, plan_ways
-from .executors.local import crew_size
+from .estimates.seconds import stage_seconds
+from .executors.local import Event, crew_size
 from .plan import Plan, make_plan
 from .process_setup import refuse_launchers
+from .progress import LOG_FILE, StageProgress
 from .provenance import provenance
 from .specs import Stage
 from .stages.compress import BASES_FILE
@@ -85,11 +88,14 @@ class Compressed:
         report: the method's own.
         dense: all that stays dense, the largest first.
         warnings: what a reader of the result should know.
+        calibration: what was read, ``examples``, ``tokens`` and the longest example's ``length``, by stage (``fit``,
+            ``compress``); a stage that read no data is left out.
     """
 
     report: CompressionReport
     dense: list[Untouched]
     warnings: list[str]
+    calibration: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 class _CellConfig(SweepConfig):
@@ -98,8 +104,12 @@ class _CellConfig(SweepConfig):
     needs_task: ClassVar[bool] = False
 
 
-def plan_compression(request: CompressRequest) -> Plan:
+def plan_compression(request: CompressRequest, dry: bool = False) -> Plan:
     """Check everything that can be checked without work, and return the plan: one fit and one compress stage.
+
+    Args:
+        request: what to do.
+        dry: nothing is going to run: a preset's shapes count where the hub cannot be reached.
 
     Raises:
         UserError: anything unusable, a missing task among it.
@@ -136,7 +146,7 @@ def plan_compression(request: CompressRequest) -> Plan:
     if not config.task and method.requirements.data:
         raise UserError(f"method '{request.spec.name}' needs task data; add --task, such as --task math")
     transformers.utils.logging.disable_progress_bar()
-    return make_plan(config, compress_only=True)
+    return make_plan(config, dry=dry, compress_only=True)
 
 
 def foresee(request: CompressRequest) -> tuple[str, list[tuple[str, ...]], list[str]]:
@@ -145,7 +155,7 @@ def foresee(request: CompressRequest) -> tuple[str, list[tuple[str, ...]], list[
     Raises:
         UserError: whatever `compress` would refuse before it loads anything.
     """
-    plan = plan_compression(request)
+    plan = plan_compression(request, dry=True)
     text = (
         f"{plan.source.name} ({plan.parameters:,} parameters) by {request.spec.shown} on {plan.device}: at most "
         f"{plan.parameters / request.ratio:,.0f} parameters"
@@ -155,30 +165,37 @@ def foresee(request: CompressRequest) -> tuple[str, list[tuple[str, ...]], list[
     except UserError as refusal:
         notes = [str(refusal)]
     ways = {name.partition(" ")[0]: way for name, way in plan_ways(plan).items()}
-    return text, memory_rows(ways), notes
+    before = filter(None, [out_of_reach(plan.skeleton), *plan.at_hand.notes])
+    return text, memory_rows(ways), [*before, *notes]
 
 
-def compress(request: CompressRequest, progress: Progress | None = None) -> Compressed:
+def compress(request: CompressRequest, progress: Progress | None = None, console: Console | None = None) -> Compressed:
     """Compress one model as it is, without finetuning it, and write a factorised checkpoint.
 
     The stages are those of a sweep without finetuning, and give its bytes. Beside the weights, ``compression.json``
-    says what was done, what stays dense and why. An error or an interruption leaves nothing behind.
+    says what was done, what stays dense and why; ``run.log`` says when. An error or an interruption leaves nothing
+    behind.
 
     Args:
         request: what to do.
         progress: called with (done, total) while a stage works.
+        console: where lines, or on a terminal a progress bar, say what runs; None is silent.
 
     Raises:
         UserError: anything unusable, an existing output folder, or a missing task.
     """
     plan = plan_compression(request)
     notes = _memory_notes(plan, request)
+    if console and (dense := out_of_reach(plan.skeleton)):
+        console.print(f"note: {dense}", highlight=False, markup=False, soft_wrap=True)
     with new_folder(request.out) as folder:
         store = StageStore(folder / _STAGES_FOLDER)
         # As a sweep's worker does, or last digits differ.
-        with cpu_threads(crew_size(None, plan.device, plan.parameters, 1)[1]):
+        seconds = stage_seconds(plan) if console else {}
+        shown = StageProgress(console or Console(quiet=True), plan.stages, seconds, 1, folder / LOG_FILE)
+        with shown, cpu_threads(crew_size(None, plan.device, plan.parameters, 1)[1]):
             records: dict[str, dict[str, Any]] = {
-                stage.kind: _run(stage, store, progress) for stage in plan.stages.values()
+                stage.kind: _run(stage, store, shown, progress) for stage in plan.stages.values()
             }
         fit, done = records["fit"]["result"], records["compress"]["result"]
         made = store.path(records["compress"]["key"]) / ratio_folder(request.ratio)
@@ -190,15 +207,23 @@ def compress(request: CompressRequest, progress: Progress | None = None) -> Comp
         training = done["memory"].get("warning")
         warnings = [*fit["warnings"], *notes["placement"], *notes["compress"], *([training] if training else [])]
         write_json(folder / RECORD_FILE, report.summary() | _origin(plan, request, records, kept, warnings))
-    return Compressed(report, kept, warnings)
+    return Compressed(report, kept, warnings, _readings(records))
 
 
-def _run(stage: Stage, store: StageStore, progress: Progress | None) -> dict[str, Any]:
+def _run(stage: Stage, store: StageStore, shown: StageProgress, progress: Progress | None) -> dict[str, Any]:
+    def report(done: int, total: int, unit: str) -> None:
+        shown.event(Event(stage.key, "progress", done, total, unit=unit), stage)
+        if progress:
+            progress(done, total)
+
     here = store.ready(stage)
+    shown.start(stage)
     try:
-        return store.run(here, partial(perform, here, progress=progress))
+        record = store.run(here, partial(perform, here, report=report if progress else throttled(report)))
     finally:
         release_memory()
+    shown.event(Event(stage.key, "done"), stage)
+    return record
 
 
 def _memory_notes(plan: Plan, request: CompressRequest) -> dict[str, list[str]]:
@@ -224,6 +249,12 @@ def _read_report(folder: Path) -> CompressionReport:
     )
 
 
+def _readings(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Return what each stage read for its statistics or its search."""
+    found = {kind: record["result"].get("calibration") for kind, record in records.items()}
+    return {kind: reading for kind, reading in found.items() if reading}
+
+
 def _origin(
     plan: Plan, request: CompressRequest, records: dict[str, dict[str, Any]], kept: list[Untouched], warnings: list[str]
 ) -> dict[str, Any]:
@@ -241,6 +272,7 @@ def _origin(
         "save_dtype": stage["save_dtype"],
         "stays_dense": [asdict(part) for part in kept],
         "calibration_length": fit["calibration"].get("length"),
+        "calibration": _readings(records),
         "added_jitter": fit["added_jitter"],
         "warnings": warnings,
         "memory": {kind: record["result"]["memory"] for kind, record in records.items()}

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..methods.base import create_method
+from ..models.footprint import context_length
 from .choices import build_method
 from .config import SweepConfig
 from .estimates.disk import disk_sentence
@@ -19,7 +21,9 @@ from .executors.local import crew_size
 from .graph import Plan
 from .plan import make_plan
 from .progress import duration
+from .specs import CompressStage, FitStage
 from .sweep import plan_warnings
+from .training.data import example_length
 
 KINDS = ("finetune", "fit", "compress", "recover", "evaluate")
 
@@ -78,8 +82,30 @@ def show_plan(plan: Plan, console: Console) -> None:
     )
     for note in plan_warnings(plan):
         console.print(f"note: {note}", highlight=False)
+    for line in _calibrations(plan):
+        console.print(f"calibration: {line}", markup=False, highlight=False, soft_wrap=True)
     console.print(_stages(plan))
     console.print(_ranks(plan))
+
+
+def _calibrations(plan: Plan) -> list[str]:
+    """Return what each kind of stage makes its statistics of, once where stages read alike."""
+    context, lines = context_length(plan.skeleton.config), dict[str, None]()
+    for stage in plan.stages.values():
+        if stage.data is None or stage.train is not None:
+            continue
+        length = example_length(stage.data.task, stage.data.max_length, context)
+        if isinstance(stage, FitStage):
+            what, method = "fit", create_method(stage.execution.method, stage.execution.options)
+        elif isinstance(stage, CompressStage):
+            what, method = "compress", create_method(stage.spec.method, stage.spec.options)
+        else:
+            continue
+        gathers = what == "fit" and method.requirements.statistics
+        samples = getattr(method, "samples" if gathers else "probe_samples", None)
+        some = "all examples" if samples is None else f"{samples} examples"
+        lines[f"{what} by {method.name} reads {some} of {stage.data.task}, of at most {length} tokens each"] = None
+    return list(lines)
 
 
 def _stages(plan: Plan) -> Table:

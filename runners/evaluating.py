@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import transformers
+from rich.console import Console
 
 from ..evals.base import Benchmark, EvalSettings, Outcome, benchmarks
 from ..evals.engines.base import Engine
-from ..evals.hosting.choice import choose_engine, engine_version
-from ..evals.hosting.host import EngineCrashed
+from ..evals.hosting.choice import SCORING_NOTE, choose_engine, engine_version
+from ..evals.hosting.host import EngineCrashed, HostedEngine
 from ..evals.tasks.base import benchmark_names
 from ..foundation.errors import UserError
 from ..foundation.files import check_new_folder, write_atomic, write_json
-from ..foundation.progress import Progress
+from ..foundation.progress import Progress, Report
 from ..models.loading import load_skeleton
 from ..models.matrices import low_rank_layers, model_size
 from ..models.presets import ModelSource, resolve_model
 from ..records.bos import bos_sentence, differ, variant_without
 from .checks import bos_windows, check_model
-from .choices import pick_device
-from .executors.local import crew_size
+from .choices import pick_device, pick_dtype
+from .executors.local import Event, crew_size
 from .layout import evaluate_stage, evaluation_name
+from .progress import LOG_FILE, StageProgress
 from .provenance import provenance
 from .specs import EvaluateStage, ModelLocation
 from .stages.evaluate import evaluate_with, open_engine, outcome_record, sample_lines
@@ -46,11 +48,13 @@ class Evaluated:
         outcomes: by name, see `evaluation_name`.
         failures: why the others have none: `UserError`, or `EngineCrashed` where the engine's process ended.
         note: what a reader of the numbers should know; may be empty.
+        dtype_note: why the dtype is not the checkpoint's own; empty where it is, or was asked for.
     """
 
     outcomes: dict[str, Outcome]
     failures: dict[str, Exception]
     note: str = ""
+    dtype_note: str = ""
 
     @property
     def sentence(self) -> str:
@@ -76,6 +80,7 @@ def evaluate(
     progress: Progress | None = None,
     contexts: Sequence[int] | None = None,
     bos: Sequence[str] = ("auto",),
+    console: Console | None = None,
 ) -> Evaluated:
     """Evaluate one model or checkpoint on benchmarks, everything checked before the model is loaded.
 
@@ -86,11 +91,14 @@ def evaluate(
         names: benchmarks; a task's name stands for its benchmarks.
         settings: data, limit, stage, and so on.
         revision: of a hub model.
-        engine, dtype, device: how it runs; the engine may be ``auto``.
+        engine, dtype, device: how it runs; the engine may be ``auto``, and so may the dtype: the checkpoint's own, but
+            float32 where a CPU would emulate bfloat16.
         out: new folder for ``metrics.json`` and one ``samples-BENCHMARK.jsonl`` each, made with the first result.
         progress: called with (problems done, problems in all).
         contexts: windows of perplexities in tokens, or None for each benchmark's own.
         bos: whether windows of joined texts begin with a BOS: ``never``, ``always``, ``auto``; see `bos_windows`.
+        console: where lines, or on a terminal a progress bar, say what runs; None is silent. The lines are in
+            ``run.log`` in ``out`` too.
 
     Raises:
         UserError: bad input, an existing ``out``, or a model that no engine loads.
@@ -114,40 +122,84 @@ def evaluate(
         for windows, settings_each in bos_rule.settings(benchmark, each, compressed)
     }
     parameters = model_size(skeleton).parameters
-    engine = choose_engine(engine, skeleton.config, parameters, device).engine
+    choice = choose_engine(engine, skeleton.config, parameters, device)
+    config: Any = skeleton.config
+    own = str(config.get_text_config().dtype).removeprefix("torch.")
+    chosen_dtype = pick_dtype(None if dtype == "auto" else dtype, own, device)
+    dtype = chosen_dtype.dtype if chosen_dtype.why else dtype
     check_model(source, skeleton.config, chosen.values())
+    why = chosen_dtype.why
     common = {
         "model": ModelLocation(location=source.location, revision=source.revision),
         "device": device,
         "data": settings.data_dir,
     }
     stages = {
-        name: evaluate_stage(benchmark, each, engine, dtype, source.sha256, common, f"evaluate {name}")
+        name: evaluate_stage(
+            benchmark,
+            each,
+            choice.engine_for(benchmark.generates),
+            dtype,
+            source.sha256,
+            common,
+            f"evaluate {name}",
+            dtype_why=why,
+        )
         for name, (benchmark, each) in chosen.items()
     }
+    scored_by_another = any(stage.spec.engine == choice.scoring for stage in stages.values())
     threads = crew_size(None, device, parameters, 1)[1]
 
     def longest(tokenizer: Any, context: int) -> int:
         return max(benchmark.longest_sequence(tokenizer, each, context) for benchmark, each in chosen.values())
 
-    results = _Results(source, engine, stages, out)
+    def opened(stage: EvaluateStage) -> HostedEngine:
+        return open_engine(stage, longest, threads)
+
+    results = _Results(source, dtype, why, stages, out)
+    log = out / LOG_FILE if out else None
+    named = {stage.key: stage for stage in stages.values()}
+    with StageProgress(console or Console(quiet=True), named, {}, 1, log, False) as shown:
+        for engine in dict.fromkeys(stage.spec.engine for stage in stages.values()):  # one after the other
+            _run({n: s for n, s in stages.items() if s.spec.engine == engine}, results, opened, shown, progress)
+    bos_note = bos_rule.note or ("" if compressed else _bos_note(results.outcomes.values()))
+    note = "; ".join(filter(None, (bos_note, SCORING_NOTE if scored_by_another else "")))
+    return Evaluated(results.outcomes, results.failures, note, why)
+
+
+def _run(
+    stages: dict[str, EvaluateStage],
+    results: _Results,
+    opened: Callable[[EvaluateStage], HostedEngine],
+    shown: StageProgress,
+    progress: Progress | None,
+) -> None:
+    """Evaluate benchmarks with one engine, and another of its kind after a crash."""
     with ExitStack() as stack:
-
-        def opened(stage: EvaluateStage) -> Engine:
-            return stack.enter_context(open_engine(stage, longest, threads))
-
-        running: Engine | None = opened(next(iter(stages.values())))
+        first = next(iter(stages.values()))
+        shown.start(first)
+        running: Engine | None = stack.enter_context(opened(first))
         for name, stage in stages.items():
+            if stage is not first:
+                shown.start(stage)
             try:
-                running = running or opened(stage)
-                results.add(name, evaluate_with(running, stage, progress))
-            except UserError as error:
+                running = running or stack.enter_context(opened(stage))
+                results.add(name, evaluate_with(running, stage, _reporting(shown, stage, progress)))
+                shown.event(Event(stage.key, "done"), stage)
+            except (UserError, EngineCrashed) as error:
                 results.failures[name] = error
-            except EngineCrashed as error:
-                results.failures[name] = error
-                running = None  # its process is gone; the next benchmark gets another one
-    note = bos_rule.note or ("" if compressed else _bos_note(results.outcomes.values()))
-    return Evaluated(results.outcomes, results.failures, note)
+                if isinstance(error, EngineCrashed):
+                    running = None  # its process is gone; the next benchmark gets another one
+                shown.event(Event(stage.key, "failed", text=str(error)), stage)
+
+
+def _reporting(shown: StageProgress, stage: EvaluateStage, progress: Progress | None) -> Report:
+    def report(done: int, total: int, unit: str) -> None:
+        shown.event(Event(stage.key, "progress", done, total, unit=unit), stage)
+        if progress:
+            progress(done, total)
+
+    return report
 
 
 def _bos_note(outcomes: Iterable[Outcome]) -> str:
@@ -183,13 +235,19 @@ def _choose(
 class _Results:
     """Keeps what came out, each benchmark written as soon as it is known."""
 
-    def __init__(self, source: ModelSource, engine: str, stages: dict[str, EvaluateStage], out: Path | None) -> None:
+    def __init__(
+        self, source: ModelSource, dtype: str, dtype_why: str, stages: dict[str, EvaluateStage], out: Path | None
+    ) -> None:
         self.stages, self.out = stages, out
-        self.about = {
-            "model": source.name,
-            "model_sha256": source.sha256,
-            "engine": {"name": engine, "version": engine_version(engine)},
-        }
+        self.about: dict[str, Any] = {"model": source.name, "model_sha256": source.sha256, "dtype": dtype}
+        if dtype_why:
+            self.about["dtype_why"] = dtype_why
+        engines = {name: _about_engine(stage.spec.engine) for name, stage in stages.items()}
+        # Where two engines share the benchmarks, each benchmark names its own.
+        self.engines: dict[str, dict[str, Any]] = {name: {"engine": about} for name, about in engines.items()}
+        if len({stage.spec.engine for stage in stages.values()}) == 1:
+            self.about["engine"] = next(iter(engines.values()))
+            self.engines = {name: {} for name in stages}
         self.outcomes: dict[str, Outcome] = {}
         self.failures: dict[str, Exception] = {}
 
@@ -198,5 +256,12 @@ class _Results:
         if self.out is None:
             return
         write_atomic(self.out / f"samples-{name}.jsonl", "".join(sample_lines(outcome)))
-        found = {name: outcome_record(self.stages[name], outcome) for name, outcome in self.outcomes.items()}
+        found = {
+            name: outcome_record(self.stages[name], outcome) | self.engines[name]
+            for name, outcome in self.outcomes.items()
+        }
         write_json(self.out / "metrics.json", self.about | {"benchmarks": found, "provenance": provenance()})
+
+
+def _about_engine(name: str) -> dict[str, str]:
+    return {"name": name, "version": engine_version(name)}

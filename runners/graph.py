@@ -55,6 +55,7 @@ class Plan:
         stages: by key, in an order in which they can run.
         needs: keys of the stages that must stand before a stage can run.
         setup: the processes that train together, or None for one.
+        dtype_note: why evaluations do not compute in the recipe's dtype, or empty.
         bos_note: what a reader of perplexities should know, or empty.
         assumed: the machine that the user named for a dry run, or None for this one.
         at_hand: which inputs could be read.
@@ -78,6 +79,7 @@ class Plan:
     cells: list[Cell] = field(default_factory=list)
     allocations: dict[tuple[str, float], Allocation] = field(default_factory=dict)
     setup: ProcessSetup | None = None
+    dtype_note: str = ""
     bos_note: str = ""
     assumed: Machine | None = None
     at_hand: AtHand = field(default_factory=AtHand)
@@ -113,16 +115,21 @@ class Plan:
         self.needs.setdefault(stage.key, tuple(key for key in needs if key))
         return stage.key
 
+    def too_few_ranks(self) -> set[str]:
+        """Return the keys of finished fits that keep fewer parts of some factors than this plan may read."""
+        return {key for key, stage in self.stages.items() if stage.kind == "fit" and not self.store.enough(stage)}
+
     def pending(self) -> list[str]:
         """Return the keys of the stages that have yet to run, in order.
 
-        What made weights that were removed (`removal`) has to run again where one of them reads those, or where the
-        user asks for ``all``.
+        What made weights that were removed (`removal`), and a fit that keeps too few ranks, has to run again where one
+        of them reads those; weights also where the user asks for ``all``.
         """
         missing = set(self.store.missing(self.stages))
         weightless = self.store.without_weights(key for key in self.stages if key not in missing)
         if self.config.execution.keep == "all":
             missing |= weightless
+        weightless |= self.too_few_ranks()
         for key in reversed(self.stages):  # each comes after those it needs
             if key in missing:
                 missing |= weightless.intersection(self.needs[key])

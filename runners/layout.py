@@ -10,12 +10,15 @@ from ..evals.base import Benchmark, EvalSettings, benchmarks
 from ..evals.base import Stage as EvalStage
 from ..evals.kinds.generative import check_sampling
 from ..evals.tasks.base import get_task
+from ..foundation.errors import UserError
 from ..methods.base import Compressor
+from ..models.footprint import context_length
 from .checks import bos_windows, check_model
 from .choices import build_method, merge_settings
 from .config import MethodSpec
 from .estimates.at_hand import counts_by_size
 from .graph import BASELINE, Cell, Plan
+from .kept_ranks import KeptRanks
 from .process_setup import ProcessSetup
 from .specs import (
     ChosenPlacement,
@@ -40,7 +43,7 @@ from .specs import (
     TrainingExecution,
 )
 from .store.folders import MODEL_FOLDER, ratio_folder
-from .training.data import DATA_SEED, survey_train_set
+from .training.data import DATA_SEED, calibration_length, example_length, survey_train_set
 from .training.placement import Choice, placed
 from .training.plan_placement import TrainingPlacements
 from .training.settings import TrainSettings
@@ -65,6 +68,7 @@ def evaluate_stage(
     common: Mapping[str, Any],
     title: str,
     by_size: bool = False,
+    dtype_why: str = "",
 ) -> EvaluateStage:
     """Return the stage that evaluates one model on one benchmark.
 
@@ -75,6 +79,7 @@ def evaluate_stage(
         common: fields of `Execution`: where model and data lie, and the device.
         title: for people.
         by_size: the data are not at hand in a dry run.
+        dtype_why: see `EvaluateExecution`.
     """
     spec = EvaluateSpec(
         inputs=ModelInput(model=model),
@@ -84,7 +89,7 @@ def evaluate_stage(
         engine=engine,
         dtype=dtype,
     )
-    execution = EvaluateExecution(**common, settings=replace(settings, data_dir=None))
+    execution = EvaluateExecution(**common, settings=replace(settings, data_dir=None), dtype_why=dtype_why or None)
     return EvaluateStage(spec=spec, execution=execution, title=title)
 
 
@@ -110,10 +115,18 @@ class Layout:
         for run in (self.finetune, self.recover):
             if plan.setup and run.steps != 0:
                 run.split(plan.setup.processes)
+        self.context = context_length(plan.skeleton.config)
+        for asked in (training.finetune, training.recover):
+            if (asked.max_length or 0) > self.context:
+                raise UserError(
+                    f"--max-length {asked.max_length} is more than {plan.source.name} takes ({self.context}); ask for "
+                    "at most that many tokens, or leave it out"
+                )
         self.data_dir = data.expanduser().resolve() if data else None
         self.train_set = plan.recipe.train_set(plan.config.task, training.train_set)
         self.placements = TrainingPlacements(plan)
         self.calibration: dict[str, DataSpec] = {}
+        self.kept = KeptRanks(plan)
         if not compress_only:
             self._train_set(plan.config.task)
         self.source = _Model(plan.source.sha256, plan.source.location, plan.source.revision)
@@ -155,6 +168,7 @@ class Layout:
                 self._cell(BASELINE, 1.0, seed, "finetuned", keys, tuned)
             for spec in self.config.methods:
                 self._method(spec, seed, tuned, keys)
+        self.kept.settle()
 
     def _common(self, model: _Model) -> dict[str, Any]:
         """Return the fields that all kinds of `Execution` share."""
@@ -178,10 +192,28 @@ class Layout:
             "placement": placement,
         }
 
-    def _data_spec(self, settings: TrainSettings, method: Compressor | None = None) -> DataSpec:
-        task = (method.requirements.calibration_task if method else "") or self.config.task
-        length = (method.requirements.calibration_length if method else None) or settings.max_length
-        return self._train_set(task).model_copy(update={"max_length": length})
+    def _data_spec(self, settings: TrainSettings) -> DataSpec:
+        return self._train_set(self.config.task).model_copy(update={"max_length": settings.max_length})
+
+    def _calibration_data(self, spec: MethodSpec, method: Compressor) -> DataSpec:
+        """Return what a method makes its statistics of.
+
+        Raises:
+            UserError: the user asks for examples that are longer than the model's context.
+        """
+        needs = method.requirements
+        task = needs.calibration_task or self.config.task
+        if (spec.options.get("length") or 0) > self.context:
+            raise UserError(
+                f"'{spec.shown}' asks for calibration examples of {needs.calibration_length} tokens, more than "
+                f"{self.plan.source.name} takes; write length={self.context} or less, or leave it out for "
+                f"{calibration_length(task, None, self.context)}"
+            )
+        wanted = needs.calibration_length or self.finetune.max_length
+        length = calibration_length(task, wanted, self.context)
+        # None where it is what a training would read: keys of stages stay what they were before this was chosen here.
+        own = wanted is None and length == example_length(task, None, self.context)
+        return self._train_set(task).model_copy(update={"max_length": None if own else wanted or length})
 
     def _finetuned(self, seed: int) -> tuple[_Model, dict[str, str]]:
         if self.finetune.steps == 0:
@@ -210,7 +242,7 @@ class Layout:
         fit = FitSpec(
             inputs=ModelInput(model=tuned.identity),
             fit=method.fit_key(),
-            data=self._data_spec(self.finetune, method) if reads else None,
+            data=self._calibration_data(spec, method) if reads else None,
             seed=seed if reads else None,
             budget=FitBudget(ratio=self.config.ratios[0], rank_multiple=self.config.rank_multiple) if alone else None,
         )
@@ -219,6 +251,7 @@ class Layout:
         )
         title = f"fit {fit.fit.get('factors', spec.name)}, seed {seed}"
         fit_key = self.plan.add(FitStage(spec=fit, execution=execution, title=title), tuned.stage)
+        self.kept.want(fit_key, method, spec.shown)
         together = bool(options.get("trajectory"))
         ratios = sorted(self.config.ratios)
         for group in [ratios] if together else [[ratio] for ratio in ratios]:
@@ -250,7 +283,7 @@ class Layout:
             }
             compression = compression.model_copy(update=trained)
         elif needs.searches:
-            compression = compression.model_copy(update={"data": self._data_spec(self.finetune, method)})
+            compression = compression.model_copy(update={"data": self._calibration_data(spec, method)})
         execution = CompressExecution(
             **self._common(tuned),
             **training,
@@ -327,11 +360,12 @@ class Layout:
         stage = evaluate_stage(
             benchmark,
             settings,
-            self.plan.engine.engine,
+            self.plan.engine.engine_for(benchmark.generates),
             self.plan.dtype,
             model.identity,
             self._common(model),
             f"evaluate {place.replace('@', ' at ')} on {shown}",
             counts_by_size(benchmark.name, self.plan.at_hand),
+            self.plan.dtype_note,
         )
         return self.plan.add(stage, model.stage)

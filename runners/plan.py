@@ -13,7 +13,7 @@ from ..methods.ranks.budget import Budget
 from ..methods.ranks.policies.base import policies
 from ..models.matrices import model_size
 from ..models.presets import resolve_model
-from .choices import build_method, pick_device, pick_recipe
+from .choices import build_method, pick_device, pick_dtype, pick_recipe
 from .config import SweepConfig
 from .estimates.at_hand import AtHand, assumed_device, assumed_engine, find_at_hand, read_skeleton
 from .estimates.machine import Machine
@@ -68,8 +68,11 @@ def make_plan(
     engine = engine or choose_engine(config.evaluation.engine, skeleton.config, parameters, device)
     root = execution.folder / "stages"
     store = SharedStore(root, execution.storage) if execution.storage else StageStore(root)
-    dtype = config.evaluation.dtype or recipe.dtype
-    plan = Plan(config, source, recipe, recipe_name, device, engine, dtype, store, skeleton)
+    dtype = pick_dtype(config.evaluation.dtype, recipe.dtype, device)
+    plan = Plan(config, source, recipe, recipe_name, device, engine, dtype.dtype, store, skeleton)
+    plan.dtype_note = dtype.why
+    if dtype.why and execution.executor == "ray":
+        plan.dtype_note += "; this machine decides for all nodes of the cluster"
     plan.assumed, plan.at_hand, plan.dry = assumed, at_hand, dry
     if execution.accelerate is not None:
         plan.setup = read_setup(execution.accelerate, device, assumed.count if assumed else None)

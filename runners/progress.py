@@ -28,9 +28,9 @@ from .executors.local import Event
 LOG_FILE = "run.log"
 """In the folder of a run: one line with the local time for every start, minute and end of a stage."""
 QUIET_SECONDS = 10.0
-"""A stage that takes no longer has one line where output is no terminal: that it is done."""
-LINE_SECONDS = 60.0
-"""A longer one has a line at least this often."""
+"""A stage that takes no longer has two lines where output is no terminal: that it starts and that it is done."""
+LINE_SECONDS = 50.0
+"""A longer one has a line this often: one a minute at least, whatever the delay."""
 
 
 class Titled(Protocol):
@@ -59,8 +59,8 @@ class _Running:
         title: for people.
         started: time of its start.
         expected: seconds that it is expected to take; 0 where nobody knows.
-        done, total: the latest count that it reported; a total of 0 says that it has not.
-        first: the first time and count that it reported, by total: a fit counts batches, then matrices.
+        done, total, unit: the latest count that it reported and of what; a total of 0 says that it has not.
+        first: the first time and count that it reported, by total and unit: a fit counts batches, then matrices.
         printed: time of its last line; 0 before the first.
     """
 
@@ -69,18 +69,21 @@ class _Running:
     expected: float
     done: int = 0
     total: int = 0
-    first: dict[int, tuple[float, int]] = field(default_factory=dict)
+    unit: str = ""
+    first: dict[tuple[int, str], tuple[float, int]] = field(default_factory=dict)
     printed: float = 0.0
 
-    def count(self, done: int, total: int) -> None:
-        self.done, self.total = done, total
-        self.first.setdefault(total, (time.perf_counter(), done))
+    def count(self, done: int, total: int, unit: str) -> None:
+        if self.unit == unit and self.total == total and done < self.done:  # another pass over the same data
+            self.first.pop((total, unit), None)
+        self.done, self.total, self.unit = done, total, unit
+        self.first.setdefault((total, unit), (time.perf_counter(), done))
 
     def seconds_left(self) -> float | None:
         """Return the seconds until this count is complete, by its own rate; None before it has one."""
         if not self.total:
             return None
-        began, before = self.first[self.total]
+        began, before = self.first[self.total, self.unit]
         rate = (self.done - before) / max(time.perf_counter() - began, 1e-9)
         return (self.total - self.done) / rate if rate > 0 else None
 
@@ -90,7 +93,7 @@ class _Running:
         parts = [f"running {duration(took)}"]
         left = self.seconds_left()
         if self.total:
-            parts.append(f"{self.done} of {self.total}")
+            parts.append(f"{self.done} of {self.total} {self.unit}".rstrip())
         if left is None and self.expected > took:
             left = self.expected - took
         if left is not None:
@@ -106,7 +109,8 @@ class StageProgress:
         stages: those that will run, by key.
         seconds: what each is expected to take; corrected by what the finished ones took.
         workers: how many run side by side.
-        log: file that gets every line with its time, too; its folder is made. None writes no file.
+        log: file that gets every line with its time, too. None writes no file.
+        makes_folder: whether the log's folder is made; else lines wait until somebody else has made it.
     """
 
     def __init__(
@@ -116,8 +120,10 @@ class StageProgress:
         seconds: Mapping[str, float],
         workers: int,
         log: Path | None = None,
+        makes_folder: bool = True,
     ) -> None:
         self.console, self.stages, self.workers, self.log = console, stages, workers, log
+        self.makes_folder, self._waiting_lines, self._started = makes_folder, list[str](), 0
         self.expected = dict(seconds)
         self.running: dict[str, _Running] = {}
         self.done: list[str] = []
@@ -154,8 +160,9 @@ class StageProgress:
         expected = self.expected.get(stage.key, 0.0) * self._slowness()
         with self._lock:
             self.running[stage.key] = _Running(stage.title, time.perf_counter(), expected)
-            about = f", expected to take {duration(expected)}" if expected else ""
-            self._write_log(f"{stage.title}: started{about}")
+            self._started += 1
+        about = f", expected to take {duration(expected)}" if expected else ""
+        self._print(f"{stage.title}: started, stage {self._started} of {len(self.stages)}{about}", also_live=False)
         if self.live:
             self.rows[stage.key] = self.display.add_task(stage.title, total=None)
 
@@ -163,9 +170,11 @@ class StageProgress:
         """A worker reports."""
         if event.kind == "progress":
             with self._lock:
-                self.running[event.key].count(event.done, event.total)
+                self.running[event.key].count(event.done, event.total, event.unit)
             if self.live:
-                self.display.update(self.rows[event.key], completed=event.done, total=event.total)
+                shown = f"{stage.title}, {event.unit}" if event.unit else stage.title
+                row = self.rows[event.key]
+                self.display.update(row, completed=event.done, total=event.total, description=shown)
             return
         with self._lock:
             took = time.perf_counter() - self.running.pop(event.key).started
@@ -180,7 +189,8 @@ class StageProgress:
         if self.live:
             self.display.update(self.overall, advance=1, description=f"stages, about {duration(left)} left")
         count = f"[{len(self.done)}/{len(self.stages)}]"
-        tail = f", about {duration(left)} left" if len(self.done) < len(self.stages) else ""
+        known = any(self.expected.get(key) for key in self.stages if key not in self.done)
+        tail = f", about {duration(left)} left" if known else ""
         self._print(f"{count} {stage.title}: {duration(took)}{tail}")
 
     def seconds_left(self) -> float:
@@ -219,10 +229,15 @@ class StageProgress:
         """Add a line to the log file; a disk that takes none must not end the work."""
         if self.log is None:
             return
+        now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+        self._waiting_lines.append(f"{now}  {line}\n")
         with suppress(OSError):
-            self.log.parent.mkdir(parents=True, exist_ok=True)
-            with self.log.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(f"{datetime.now().astimezone().isoformat(sep=' ', timespec='seconds')}  {line}\n")
+            if self.makes_folder:
+                self.log.parent.mkdir(parents=True, exist_ok=True)
+            if self.log.parent.is_dir():
+                lines, self._waiting_lines = self._waiting_lines, []
+                with self.log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                    file.writelines(lines)
 
 
 def _due(running: _Running, now: float) -> bool:
@@ -234,12 +249,22 @@ def _due(running: _Running, now: float) -> bool:
 
 
 @contextmanager
-def show_progress(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
-    """Show how far one piece of work is, as a `StageProgress` of one stage does; give what takes (done, total)."""
+def show_progress(console: Console, title: str) -> Iterator[Callable[..., None]]:
+    """Show how far one piece of work is, as a `StageProgress` of one stage does; give a `Report`.
+
+    Lines begin with the first report: what is refused before it is one sentence alone.
+    """
     work = _Work("work", title)
     with StageProgress(console, {work.key: work}, {}, 1) as shown:
-        shown.start(work)
-        yield lambda done, total: shown.event(Event(work.key, "progress", done, total), work)
+        if shown.live:
+            shown.start(work)
+
+        def report(done: int, total: int, unit: str = "") -> None:
+            if work.key not in shown.running:
+                shown.start(work)
+            shown.event(Event(work.key, "progress", done, total, unit=unit), work)
+
+        yield report
 
 
 def duration(seconds: float) -> str:

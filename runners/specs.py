@@ -19,7 +19,7 @@ from .process_setup import ProcessSetup
 from .training.settings import Placement, TrainSettings
 
 FORMAT = 1
-"""Raised whenever a stage's content changes its meaning, so that old folders are not taken for new ones."""
+"""Raised when a stage's content changes its meaning, so that old folders are not taken for new ones."""
 
 StageKind = Literal["finetune", "fit", "compress", "recover", "evaluate"]
 
@@ -156,9 +156,7 @@ class CompressSpec(_MayTrain):
         options: all of the method's, defaults included.
         ratios: targets, ascending.
         save_dtype: of the checkpoint, see `models.dtypes`.
-        rank_multiple: ranks are multiples of it.
-        train, data, extra_pruning_steps: for methods that train while they compress; ``data`` also for those that only
-            read some.
+        train, data, extra_pruning_steps: for methods that train while they compress; ``data`` for those that read some.
     """
 
     kind: Literal["compress"] = "compress"
@@ -252,11 +250,13 @@ class FitExecution(Execution):
     Attributes:
         memory: how the model is loaded, see `SweepConfig.memory`.
         method, options: what fits; options that the fit does not depend on are no part of its key.
+        ranks: parts that are kept of each unit's factors, by name; None for all (`kept_ranks`).
     """
 
     memory: str = "auto"
     method: str
     options: dict[str, Any]
+    ranks: dict[str, int] | None = None
 
 
 class CompressExecution(TrainingExecution):
@@ -274,11 +274,11 @@ class CompressExecution(TrainingExecution):
 class EvaluateExecution(Execution):
     """As `Execution`, for evaluations.
 
-    Attributes:
-        settings: the evaluation's; their data folder is ``data``.
+    The settings' data folder is ``data``; ``dtype_why`` says why the dtype is not the default, None where it is.
     """
 
     settings: EvalSettings
+    dtype_why: str | None = None
 
 
 class Stage(_Frozen):

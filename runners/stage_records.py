@@ -117,6 +117,8 @@ class _Record(_Lenient):
         spec: what was done; see `specs`.
         execution: where.
         seconds: it took, earlier attempts of a resumed training included.
+        cpu_seconds: of all threads of the process and of its engine's processes, without those that train together and
+            without earlier attempts; 0 in records of earlier versions.
         started_at, ended_at: ISO 8601.
         peak_memory_bytes: of the process, or of a larger one that it started.
     """
@@ -127,6 +129,7 @@ class _Record(_Lenient):
     spec: Spec
     execution: RecordedExecution = Field(alias="runtime")
     seconds: float
+    cpu_seconds: float = 0.0
     started_at: str
     ended_at: str
     peak_memory_bytes: int

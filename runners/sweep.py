@@ -11,9 +11,10 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
+from ..evals.hosting.choice import SCORING_NOTE
 from ..foundation.errors import UserError
 from ..foundation.files import write_atomic
-from ..models.untouched import untouched
+from ..models.untouched import out_of_reach
 from ..records.checksums import CHECKSUMS_NAME
 from ..records.files import write_records
 from ..records.schema import Record
@@ -27,6 +28,7 @@ from .graph import Plan
 from .plan import make_plan
 from .process_setup import refuse_launchers
 from .progress import LOG_FILE, StageProgress
+from .specs import EvaluateStage
 from .stage_records import FinetuneRecord, FitRecord
 from .store.removal import Removal, by_fit, keeps_all
 from .store.shared import SharedStore
@@ -151,19 +153,38 @@ def reused(plan: Plan, pending: Sequence[str]) -> list[str]:
     return [key for key in plan.stages if key in wanted and key not in set(pending)]
 
 
+def _scoring_notes(plan: Plan) -> list[str]:
+    """Say that likelihoods have another engine than completions, and which results of an earlier run are left out."""
+    scored = [stage for stage in plan.stages.values() if isinstance(stage, EvaluateStage)]
+    scored = [stage for stage in scored if plan.engine.scoring and stage.spec.engine == plan.engine.scoring]
+    if not scored:
+        return []
+    changed = {"engine": plan.engine.engine}
+    twins = [stage.model_copy(update={"spec": stage.spec.model_copy(update=changed)}) for stage in scored]
+    finished = len(twins) - len(plan.store.missing([twin.key for twin in twins]))
+    earlier = f"{finished} finished evaluation{'s' * (finished != 1)} by {plan.engine.engine}"
+    return [SCORING_NOTE, *([f"{earlier} of an earlier run are left out"] if finished else [])]
+
+
 def plan_warnings(plan: Plan) -> list[str]:
     """Return what a reader of the results should know before the work starts."""
-    notes = [note for note in (plan.source.note, *plan.at_hand.notes, plan.engine.note, plan.bos_note) if note]
+    notes = [
+        note
+        for note in (plan.source.note, *plan.at_hand.notes, plan.engine.note, plan.dtype_note, plan.bos_note)
+        if note
+    ]
+    notes += _scoring_notes(plan)
     pending = plan.pending()
     weightless = plan.store.without_weights(pending)
     for key in (key for key in pending if key in weightless):
         notes.append(f"the weights of '{plan.stages[key].title}' were removed (--keep needed); it is run again")
+    few = plan.too_few_ranks() - weightless
+    for key in (key for key in pending if key in few):
+        notes.append(f"'{plan.stages[key].title}' kept fewer ranks than these ratios need; it is run again")
     if limit := plan.config.evaluation.limit:
         notes.append(f"only the first {limit} problems are evaluated; the rows say so with their n")
-    for part in untouched(plan.skeleton, {}):
-        if part.what in ("experts", "vision and audio layers"):
-            share = f"{100 * part.share:.0f} % of the model"
-            notes.append(f"{part.parameters:,} parameters ({share}) stay dense: {part.what}, {part.why}")
+    if dense := out_of_reach(plan.skeleton):
+        notes.append(dense)
     placements = [stage.placement.why for stage in plan.stages.values() if stage.placement]
     notes += [f"trainings keep {why}" for why in dict.fromkeys(placements)]
     if plan.setup:

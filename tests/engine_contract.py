@@ -148,6 +148,13 @@ class EngineContract:
             expected = [float(table[i, token]) for i, token in enumerate(ids[1:])]
             assert values == pytest.approx(expected, abs=1e-4)
 
+    def test_scores_of_last_tokens_alone_equal_those_of_all(self, engine, prompts):
+        starts = [1, *(max(1, len(ids) - 2) for ids in prompts[1:])]
+        for all_scores, found, start in zip(
+            engine.logprobs(prompts, 3), engine.continuation_logprobs(prompts, starts, 3), starts, strict=True
+        ):
+            assert found == pytest.approx(all_scores[start - 1 :], abs=1e-4)
+
     def test_a_completion_may_fill_the_context(self, engine, prompts):
         room = 3
         prompt = [prompts[0][0], *(20 + (7 * i) % 400 for i in range(engine.context_length - 1 - room))]

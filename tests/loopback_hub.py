@@ -42,6 +42,8 @@ class LoopbackHub:
     Attributes:
         cut_off: a file's content is cut off after so many bytes and the connection closed; None sends all of it.
         refuse: HTTP status of every answer, such as 429; 0 answers properly.
+        refusals: how many answers are refused so; None refuses all.
+        retry_after: seconds that a refusal asks to wait, or None to say nothing.
     """
 
     def __init__(self) -> None:
@@ -49,7 +51,17 @@ class LoopbackHub:
         self.asked: list[str] = []
         self.cut_off: int | None = None
         self.refuse = 0
+        self.refusals: int | None = None
+        self.retry_after: int | None = None
         self.url = ""
+
+    def refuses(self) -> bool:
+        """Whether the next answer is a refusal; counts it."""
+        if not self.refuse or self.refusals == 0:
+            return False
+        if self.refusals is not None:
+            self.refusals -= 1
+        return True
 
     def repository(self, kind: str, name: str) -> Repository:
         """Return a repository, made if missing."""
@@ -83,8 +95,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
         self.hub.asked.append(path)
-        if self.hub.refuse:
-            return self._reply(self.hub.refuse, {"error": "not now"})
+        if self.hub.refuses():
+            wait = {} if self.hub.retry_after is None else {"Retry_After": str(self.hub.retry_after)}
+            return self._reply(self.hub.refuse, {"error": "not now"}, **wait)
         if match := _RESOLVE.fullmatch(path):
             return self._file("datasets" if match[1] else "models", match[2], match[3], match[4])
         if match := _TREE.fullmatch(path):

@@ -15,6 +15,7 @@ import gzip
 import json
 import os
 import re
+import sys
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from typing import Any
 
 from ...foundation.errors import UserError, unknown
 from ...foundation.files import digest, open_regular
+from ...models.hub import explain, fetch_snapshot, is_offline
 from .choice_specs import choice_specs
 from .specs import DatasetSpec
 from .specs import specs as text_specs
@@ -183,13 +185,11 @@ def _snapshot(spec: DatasetSpec, revision: str) -> str:
 
     Most repositories have a folder per configuration; of another one everything is downloaded.
     """
-    from huggingface_hub import snapshot_download
-
-    patterns = [*(f"{config}/*" for config in spec.configs), "*.md", "*.yaml"] if spec.configs else None
-    folder = snapshot_download(spec.hub_id, repo_type="dataset", revision=revision, allow_patterns=patterns)
-    if all((Path(folder) / config).is_dir() for config in spec.configs):
-        return folder
-    return snapshot_download(spec.hub_id, repo_type="dataset", revision=revision)
+    patterns = (*(f"{config}/*" for config in spec.configs), "*.md", "*.yaml") if spec.configs else None
+    folder = fetch_snapshot(spec.hub_id, revision, "dataset", patterns)
+    if all((folder / config).is_dir() for config in spec.configs):
+        return str(folder)
+    return str(fetch_snapshot(spec.hub_id, revision, "dataset", None))
 
 
 def _load_hub(spec: DatasetSpec, split: str) -> Rows:
@@ -201,6 +201,8 @@ def _load_hub(spec: DatasetSpec, split: str) -> Rows:
     revision = pinned_revision(spec)
     import datasets  # slow to import, and not needed for local files
 
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     entry = spec.splits[split]
     hub_split = entry.hub_split or split
     rows: list[dict[str, Any]] = []
@@ -223,10 +225,12 @@ def _load_hub(spec: DatasetSpec, split: str) -> Rows:
         except UserError:
             raise
         except Exception as error:  # the hub client raises many unrelated types for "cannot reach it"
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            problem, remedy = explain(error, spec.hub_id, "dataset")
+            if entry.head is not None and is_offline():
+                problem = "it is streamed and never kept on this machine, and HF_HUB_OFFLINE forbids asking the hub"
             raise UserError(
-                f"cannot load {source} from the hub ({reason}); pass --data DIR with '{spec.name}/{split}.jsonl.gz' "
-                "to use local files"
+                f"cannot load {source} from the hub ({problem}); {remedy}, or pass --data DIR with "
+                f"'{spec.name}/{split}.jsonl.gz' to use local files"
             ) from error
     _check_count(rows, spec, split, source)
     actual = content_sha256(rows, spec.fields)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -75,6 +75,26 @@ class Engine(ABC):
     ) -> list[list[float]]:
         """Return, for each sequence of n ids, the n-1 natural-log probabilities of ids 1..n-1 given those before."""
 
+    def continuation_logprobs(
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        batch_size: int,
+        progress: Progress | None = None,
+    ) -> list[list[float]]:
+        """Return the natural-log probabilities of the last ids of each sequence alone.
+
+        An engine that can save work where few tokens are scored defines it; else they are cut out of `logprobs`.
+
+        Args:
+            sequences: ids.
+            starts: for each, the index of the first id that is scored, 1 or more.
+            batch_size, progress: as in `logprobs`.
+        """
+        longest = max(map(len, sequences), default=1)
+        scored = self.logprobs(sequences, max(1, min(batch_size, BATCH_TOKENS // longest)), progress)
+        return [row[start - 1 :] for row, start in zip(scored, starts, strict=True)]
+
     @abstractmethod
     def close(self) -> None:
         """Free the model."""
@@ -91,9 +111,27 @@ NOT_FINITE = (
     "arithmetic overflows; try --dtype float32, and if that gives the same, make the checkpoint again"
 )
 
+BATCH_TOKENS = 16384
+"""Most tokens, padding included, that go through a model at once when sequences are scored."""
+
 engines: Registry[Engine] = Registry(
     "engine", "lowrank_bench.evals.engines", Path(__file__).parent, "lowrank_bench.engines"
 )
+
+
+def token_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Yield the indices of sequences that are scored together, longest first.
+
+    Args:
+        lengths: of each sequence, in tokens.
+        batch_size: most sequences of a batch; with padding it has at most `BATCH_TOKENS` tokens, or one sequence.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    start = 0
+    while start < len(order):
+        size = max(1, min(batch_size, BATCH_TOKENS // max(1, lengths[order[start]])))
+        yield order[start : start + size]
+        start += size
 
 
 def check_lengths(sequences: Sequence[Sequence[int]], new_tokens: int, context: int) -> None:

@@ -18,6 +18,7 @@ from transformers import (
 from ...foundation.errors import UserError
 from ...models.footprint import check_batch, context_length
 from ...models.loading import load_model, load_tokenizer
+from ...models.token_scores import TokenScorer
 from .base import (
     NOT_FINITE,
     Completion,
@@ -29,6 +30,7 @@ from .base import (
     eos_ids,
     finish,
     stop_found,
+    token_batches,
 )
 
 
@@ -59,10 +61,12 @@ class TransformersEngine(Engine):
     def _take(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.context_length = context_length(model.config)
+        self._scorer = TokenScorer(model)
 
     def close(self) -> None:
         """Free the model."""
         self.model = None
+        del self._scorer
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -120,43 +124,49 @@ class TransformersEngine(Engine):
         generated = zip(prompts, output[:, width:].tolist(), strict=True)
         return [finish(self.tokenizer, prompt, ids, sampling.stop, eos) for prompt, ids in generated]
 
-    @torch.inference_mode()
     def logprobs(
         self,
         sequences: Sequence[Sequence[int]],
         batch_size: int,
         progress: Progress | None = None,
     ) -> list[list[float]]:
-        """Score sequences in right-padded batches of similar length; softmax in float32."""
+        """Score every token but the first; see `continuation_logprobs`."""
+        return self.continuation_logprobs(sequences, [1] * len(sequences), batch_size, progress)
+
+    @torch.inference_mode()
+    def continuation_logprobs(
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        batch_size: int,
+        progress: Progress | None = None,
+    ) -> list[list[float]]:
+        """Score sequences in right-padded batches of similar length; softmax in float32, logits block by block.
+
+        Which tokens are scored decides where logits are made at all; see `TokenScorer`.
+        """
         check_lengths(sequences, 0, self.context_length)
-        order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
         results: dict[int, list[float]] = {}
         with _evaluating(self.model):
-            for start in range(0, len(order), batch_size):
-                batch = order[start : start + batch_size]
-                results.update(zip(batch, self._score_batch([sequences[i] for i in batch]), strict=True))
+            for batch in token_batches(list(map(len, sequences)), batch_size):
+                scored = self._score_batch([sequences[i] for i in batch], [starts[i] for i in batch])
+                results.update(zip(batch, scored, strict=True))
                 if progress:
                     progress(len(results), len(sequences))
         return [results[index] for index in range(len(sequences))]
 
-    def _score_batch(self, sequences: list[Sequence[int]]) -> list[list[float]]:
+    def _score_batch(self, sequences: list[Sequence[int]], starts: list[int]) -> list[list[float]]:
         device = self.model.device
         width = max(map(len, sequences))
-        if width < 2:
-            return [[] for _ in sequences]
         ids = torch.full((len(sequences), width), self._pad_id(), dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, sequence in enumerate(sequences):
+        mask, is_scored = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+        for row, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
             # Padded on the right: under a causal mask no token sees what follows, so positions stay those of one row.
             ids[row, : len(sequence)] = torch.tensor(sequence)
             mask[row, : len(sequence)] = 1
-        ids = ids.to(device)
-        logits = self.model(ids, attention_mask=mask.to(device), use_cache=False).logits
-        rows = []
-        for row, sequence in enumerate(sequences):  # one row at a time: float32 copies of all logits would not fit
-            scores = logits[row, : len(sequence) - 1].float().log_softmax(-1)
-            rows.append(scores.gather(1, ids[row, 1 : len(sequence), None])[:, 0].tolist())
-        return rows
+            is_scored[row, start : len(sequence)] = True
+        scores = self._scorer.score(ids.to(device), mask.to(device), is_scored.to(device)).cpu()
+        return [part.tolist() for part in scores.split(is_scored.sum(1).tolist())]
 
     def _pad_id(self) -> int:
         pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id

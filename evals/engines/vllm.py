@@ -13,6 +13,8 @@ from ...foundation.errors import UserError
 from ...foundation.memory import free_memory, free_share
 from ...models.configs import load_config
 from ...models.footprint import Footprint, footprint
+from ...models.generation_defaults import read_generation_defaults
+from ...models.hub import fetch_model
 from ...models.loading import load_tokenizer
 from .base import (
     Completion,
@@ -77,10 +79,9 @@ class VllmEngine(Engine):
         needs = footprint(checkpoint, revision or "", dtype, None if _positions_depend_on_length(config) else longest)
         self.tokenizer = load_tokenizer(checkpoint, revision or "")
         self.context_length, self._longest = needs.context, needs.sequence
-        self._eos = eos_ids(self.tokenizer, _generation_config(checkpoint, revision))
+        self._eos = eos_ids(self.tokenizer, read_generation_defaults(checkpoint, revision or "")[0])
         self._llm: Any = LLM(
-            model=str(checkpoint),
-            revision=revision,
+            model=str(fetch_model(checkpoint, revision or "", weights=True)),
             trust_remote_code=False,
             skip_tokenizer_init=True,
             dtype=needs.dtype,
@@ -266,15 +267,6 @@ def _positions_depend_on_length(config: Any) -> bool:
 
 def _sequences(device: str) -> int:
     return _CPU_SEQUENCES if device == "cpu" else _GPU_SEQUENCES
-
-
-def _generation_config(checkpoint: str | Path, revision: str | None) -> Any:
-    from transformers import GenerationConfig
-
-    try:
-        return GenerationConfig.from_pretrained(str(checkpoint), revision=revision)
-    except OSError:
-        return GenerationConfig.from_model_config(load_config(checkpoint, revision or ""))
 
 
 def _seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:

@@ -17,20 +17,37 @@ from ..engines.base import engines
 AUTO = "auto"
 _CPU_HEAD_SIZES = frozenset({32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512})  # vLLM 0.32 and 0.33, x86 and ARM
 
+SCORING_NOTE = (
+    "likelihoods are scored with transformers, which takes less CPU time for them than vLLM (docs/serving.md); "
+    "--engine vllm scores with vLLM"
+)
+
 
 @dataclass(frozen=True)
 class Choice:
-    """The engine that was chosen, and why it is not vLLM where one could expect that ('' otherwise)."""
+    """Which engine was chosen.
+
+    Attributes:
+        engine: what generates, and scores unless ``scoring`` names another.
+        note: why it is not vLLM where one could expect that, '' otherwise.
+        scoring: what computes likelihoods, '' for the same engine.
+    """
 
     engine: str
     note: str = ""
+    scoring: str = ""
+
+    def engine_for(self, generates: bool) -> str:
+        """Return the engine of a benchmark that generates completions, or reads likelihoods."""
+        return self.engine if generates else self.scoring or self.engine
 
 
 def choose_engine(name: str, config: Any, parameters: int, device: str) -> Choice:
     """Return the engine for a model.
 
     ``auto`` is vLLM where it is installed and can run the model. Below `SMALL_PARAMETERS` on a CPU it is transformers:
-    starting vLLM costs more there than its speed brings back.
+    starting vLLM costs more there than its speed brings back. Likelihoods on a CPU are always computed by transformers,
+    which takes less time for them (`SCORING_NOTE`); what decides is the device and the kind of benchmark alone.
 
     Args:
         name: engine name or ``auto``.
@@ -56,7 +73,7 @@ def choose_engine(name: str, config: Any, parameters: int, device: str) -> Choic
         return Choice("transformers", f"evaluating with transformers, because {lacking}")
     if device == "cpu" and parameters < SMALL_PARAMETERS:
         return Choice("transformers")
-    return Choice("vllm")
+    return Choice("vllm", scoring="transformers" if device == "cpu" else "")
 
 
 def vllm_version() -> str:

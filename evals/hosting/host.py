@@ -19,7 +19,7 @@ from typing import Any
 from ...foundation.environment import one_gpu
 from ...foundation.errors import UserError
 from ...foundation.fork_server import Child, ForkServer
-from ...foundation.process import python_command, python_environment
+from ...foundation.process import cpu_seconds, python_command, python_environment
 from ...models.configs import load_config
 from ...models.footprint import context_length
 from ...models.headers import weight_files
@@ -65,6 +65,7 @@ class HostedEngine(Engine):
     Attributes:
         process_id: of the process.
         peak_memory_bytes: the most memory that it held for this model; known after `close`.
+        cpu_seconds: of the process and those that it started, for this model; known after `close`.
 
     Raises:
         UserError: what the engine refuses.
@@ -84,7 +85,7 @@ class HostedEngine(Engine):
         keep: bool | None = None,
         longest: Callable[[Any, int], int] | None = None,
     ) -> None:
-        self.engine, self.peak_memory_bytes = engine, 0
+        self.engine, self.peak_memory_bytes, self.cpu_seconds = engine, 0, 0.0
         self.tokenizer = load_tokenizer(checkpoint, revision or "")
         self._keep = _is_small(checkpoint) if keep is None else keep
         count = threads or len(os.sched_getaffinity(0))
@@ -94,6 +95,7 @@ class HostedEngine(Engine):
         opening = Opening(engine, module, str(checkpoint), dtype, one_gpu(device)[0], revision, count, most)
         self._process: _Process | None = _take(engine, opening.module, device, count)
         self.process_id = self._process.id
+        self._cpu_before = cpu_seconds(self.process_id)
         try:
             self.context_length = self._ask(None, "open", opening)
         except UserError:
@@ -114,10 +116,23 @@ class HostedEngine(Engine):
         scored: list[list[float]] = self._ask(progress, "logprobs", [list(ids) for ids in sequences], batch_size)
         return scored
 
+    def continuation_logprobs(
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        batch_size: int,
+        progress: Progress | None = None,
+    ) -> list[list[float]]:
+        """Score the last ids of sequences; see the engine itself."""
+        ids = [list(sequence) for sequence in sequences]
+        scored: list[list[float]] = self._ask(progress, "continuation_logprobs", ids, list(starts), batch_size)
+        return scored
+
     def close(self) -> None:
         """Free the model; the process ends, or waits for the next model where this one was small."""
         if self._process is None:
             return
+        self.cpu_seconds = max(cpu_seconds(self.process_id) - self._cpu_before, 0.0)
         try:
             self.peak_memory_bytes = self._ask(None, "close")  # every answer has been given: a crash here loses none
         except EngineCrashed:

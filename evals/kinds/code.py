@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...foundation.errors import UserError
+from ...foundation.progress import counting
 from ..base import EvalSettings
 from ..grading.sandbox.isolation import isolation_level
 from ..grading.sandbox.packages import offered_versions
@@ -62,7 +63,7 @@ class CodeBenchmark(GenerativeBenchmark):
         """Run every program against its test."""
         level = isolation_level(settings.allow_weak_isolation)
         jobs = [self.job(row, text, settings) for row, text in zip(rows, texts, strict=True)]
-        verdicts = run_programs(jobs, level)
+        verdicts = run_programs(jobs, level, progress=counting("programs"))
         scored = [
             Scored(
                 {"program": job.program},

@@ -30,9 +30,6 @@ ENCODING_VERSION = 1
 Pair = tuple[str, str]
 """A context, which may be empty, and a continuation, which may not."""
 
-BATCH_TOKENS = 16384
-"""Most tokens scored at once: their logits over a vocabulary of 32,000 take 2 GiB in float32."""
-
 
 @dataclass(frozen=True)
 class Likelihood:
@@ -108,9 +105,11 @@ def likelihoods(
         cut = max(len(ids) - limit, 0)
         position = sequences.setdefault(tuple(ids[cut:]), len(sequences))
         positions.append((position, len(tail), cut))
-    longest = max(map(len, sequences), default=1)
-    size = max(1, min(batch_size, BATCH_TOKENS // longest))
-    scores = engine.logprobs(list(sequences), size, progress)
+    # Of equal sequences that were cut in two at other places, the longest continuation is scored.
+    scored = [0] * len(sequences)
+    for position, count, _ in positions:
+        scored[position] = max(scored[position], count)
+    starts = [len(ids) - count for ids, count in zip(sequences, scored, strict=True)]
+    scores = engine.continuation_logprobs(list(sequences), starts, batch_size, progress)
     check_finite(scores)
-    # `logprobs` has one number fewer than there are ids; the continuation's are the last ones either way.
     return [Likelihood(math.fsum(scores[position][-count:]), count, cut) for position, count, cut in positions]

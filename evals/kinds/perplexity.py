@@ -12,11 +12,8 @@ from ...foundation.files import digest
 from ...records.intervals import exp_or_inf, nats_interval, perplexity_interval
 from ..base import Benchmark, EvalSettings, Metric, Outcome, Progress
 from ..data.datasets import Rows
-from ..engines.base import Engine, check_finite
+from ..engines.base import BATCH_TOKENS, Engine, check_finite
 from ..tasks.prompts import adds_bos
-
-BATCH_TOKENS = 16384
-"""Most tokens scored at once: their logits over a vocabulary of 32,000 take 2 GiB in float32."""
 
 
 class PerplexityBenchmark(Benchmark):
@@ -100,8 +97,7 @@ class PerplexityBenchmark(Benchmark):
                 f"the texts of '{self.name}' make no window of {window} tokens that predicts anything; use a benchmark "
                 "with more text, or a smaller --context"
             )
-        batch_size = max(1, min(settings.batch_size, BATCH_TOKENS // window))
-        scores = engine.logprobs(windows, batch_size, progress)
+        scores = engine.logprobs(windows, max(1, min(settings.batch_size, BATCH_TOKENS // window)), progress)
         check_finite(scores)
         sums, counts = [-math.fsum(row) for row in scores], [len(row) for row in scores]
         # Per token, not the mean over windows: a short last window must not weigh as much as a full one.

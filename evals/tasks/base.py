@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from ...foundation.errors import UserError, unknown
 from ...foundation.files import digest
+from ...foundation.progress import track
 from ..base import benchmarks as benchmark_registry
 from ..data.datasets import load_rows
 from ..grading.extract import last_boxed
@@ -128,7 +129,10 @@ class Task:
             texts = [example.answer for example in examples]
             encode = encode_joined if self.joined else encode_documents
             return EncodedSet(encode(tokenizer, texts, max_length), 0)
-        encoded = [encode_example(tokenizer, e.prompt, e.answer, max_length, cut) for e in examples]
+        encoded = [
+            encode_example(tokenizer, e.prompt, e.answer, max_length, cut)
+            for e in track(examples, unit="examples encoded")
+        ]
         items = [item for item in encoded if item is not None]
         return EncodedSet(items, len(encoded) - len(items))
 

@@ -49,16 +49,20 @@ def _moments_by_block(
     calibration: SequentialCalibration, names: Sequence[str], grams: bool
 ) -> Iterator[dict[str, Moments]]:
     calibration.enter()
-    for number, block in enumerate(track(calibration.blocks.names)):
-        sums = MomentSums([name for name in names if calibration.blocks.owner(name) == block], grams, stop=False)
+    owners = [calibration.blocks.owner(name) for name in names]
+    last = calibration.blocks.names[-1] if None not in owners else ""  # its output is not needed
+    for number, block in enumerate(track(calibration.blocks.names, unit="blocks")):
+        inside = [name for name, owner in zip(names, owners, strict=True) if owner == block]
+        sums = MomentSums(inside, grams, stop=block == last)
         with torch.no_grad(), calibration.block(block), sums.watching(calibration.model):
             for index, batch in enumerate(calibration.batches):
                 sums.begin(batch["attention_mask"].to(calibration.weights.device))
-                output = calibration.run(block, index, calibration.hidden((number, index)))
+                hidden = calibration.hidden((number, index))
                 calibration.cache.drop((number, index))
-                calibration.cache.put((number + 1, index), output)
+                with contextlib.suppress(Reached):
+                    calibration.cache.put((number + 1, index), calibration.run(block, index, hidden))
         yield sums.result()
-    sums = MomentSums([name for name in names if calibration.blocks.owner(name) is None], grams)
+    sums = MomentSums([name for name, owner in zip(names, owners, strict=True) if owner is None], grams)
     if sums.names:
         with torch.no_grad(), sums.watching(calibration.model), calibration.behind() as rest:
             for index, batch in enumerate(calibration.batches):
@@ -164,7 +168,7 @@ def _backwards(
     ]
     names = calibration.blocks.names
     calibration.enter()
-    for number, block in enumerate(track(names)):
+    for number, block in enumerate(track(names, unit="blocks")):
         with torch.no_grad(), calibration.block(block):
             for index in range(len(batches)):
                 calibration.cache.put(
@@ -195,5 +199,5 @@ def _backwards(
         return block
 
     watch(calibration, None, head)
-    for number in track(range(len(names) - 1, -1, -1)):
+    for number in track(range(len(names) - 1, -1, -1), unit="blocks on the way back"):
         watch(calibration, names[number], through(number))

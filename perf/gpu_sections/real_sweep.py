@@ -7,7 +7,9 @@ from pathlib import Path
 from gpu_sections.sweeps import OutOfTime, bench, stages
 from gpu_sections.table import Context, Row
 
-NAME, METHODS, RATIOS = "real", ("svd", "fwsvd", "bs", "svd-llm"), ("1.5", "2", "3")
+NAME, METHODS = "real", ("svd", "fwsvd", "bs", "svd-llm")
+# 63 % of Gemma 3 270M is its embedding, which fwsvd and bs leave as it is: 1.59x is the most that all four reach.
+RATIOS = ("1.2", "1.35", "1.5")
 SMALL_METHODS, SMALL_RATIOS = ("svd", "bs:prunings=2"), ("3",)
 
 

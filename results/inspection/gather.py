@@ -274,6 +274,7 @@ def _tokens(
     readable = frame[frame.module.map(sides).notna()]
     grown = readable[readable.state == "grew"].assign(by=lambda rows: rows.after - rows.before)
     died = readable[readable.state == "died"].assign(by=lambda rows: rows.before)
+    died = died[died.basis < died.module.map(fitted.parts)]  # a fit need not keep what no ratio reads
     totals = frame.groupby("module").before.sum()
     token_rows = []
     for rows in (grown, died):

@@ -1,4 +1,4 @@
-"""Charts on pages: drawn in the page's colours, told apart by marker and dash, the same bytes each time."""
+"""Charts on pages: drawn in the page's colours, distinguished by marker and dash, the same bytes each time."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def chart(
     references: Sequence[tuple[str, float]] = (),
     front: Sequence[tuple[float, float]] = (),
 ) -> Markup:
-    """Return a chart; the table beside it is its text alternative in full, ``description`` the one in short.
+    """Return a chart; the table beside it is its text alternative in full, ``description`` the line in short.
 
     Args:
         id: unique on the page.
@@ -99,7 +99,7 @@ def chart(
         ValueError: there is no finite point.
     """
     shown = [(s, [p for p in s.points if abs(p.x) < _HUGE and abs(p.y) < _HUGE]) for s in series]
-    shown = [(one, points) for one, points in shown if points]
+    shown = [(line, points) for line, points in shown if points]
     levels = [(name, value) for name, value in references if abs(value) < _HUGE]
     if not shown:
         raise ValueError("a chart needs a finite point")
@@ -116,11 +116,11 @@ def chart(
         ]
         if front:
             axes.plot(*zip(*front, strict=True), color=INK, linestyle=(0, (6, 3)), linewidth=1.2)
-        chosen = looks([one.method or method_of(one.name) for one, _ in shown])
-        for number, ((one, points), look) in enumerate(zip(shown, chosen, strict=True)):
-            handles.append(_draw(axes, one, points, look, f"p{number}", tips))
+        chosen = looks([line.method or method_of(line.name) for line, _ in shown])
+        for number, ((line, points), look) in enumerate(zip(shown, chosen, strict=True)):
+            handles.append(_draw(axes, line, points, look, f"p{number}", tips))
         _write_labels(axes, every)
-        names = [name for name, _ in levels] + [one.name for one, _ in shown]
+        names = [name for name, _ in levels] + [line.name for line, _ in shown]
         _legend(figure, handles, [plain(shorten(name, 40)) for name in names])
         return inline_svg(figure, id, f"{title}. {description}", tips)
 
@@ -138,18 +138,18 @@ def _new_figure(entries: int) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _draw(axes: Any, one: Series, points: Sequence[Point], look: Look, name: str, tips: dict[str, str]) -> Any:
+def _draw(axes: Any, series: Series, points: Sequence[Point], look: Look, name: str, tips: dict[str, str]) -> Any:
     """Draw a series and return the handle of its legend entry."""
     from matplotlib.lines import Line2D
 
-    line: dict[str, Any] = {"color": look.colour, "linestyle": look.dashes if one.line else "none", "linewidth": 1.7}
+    line: dict[str, Any] = {"color": look.colour, "linestyle": look.dashes if series.line else "none", "linewidth": 1.7}
     marked: dict[str, Any] = {
         "marker": look.marker,
         "markersize": 7.5,
         "markeredgewidth": 0.6,
         "markeredgecolor": PAPER,
     }
-    if one.line and len(points) > 1:
+    if series.line and len(points) > 1:
         axes.plot([p.x for p in points], [p.y for p in points], **line, zorder=3)
     for number, point in enumerate(points):
         low, high = (end if math.isfinite(end) else point.y for end in (point.low, point.high))
@@ -173,15 +173,15 @@ def _write_labels(axes: Any, points: Sequence[Point]) -> None:
         across, up = axes.transAxes.inverted().transform(axes.transData.transform((point.x, point.y)))
         if all(abs(across - a) > 0.055 or abs(up - b) > 0.05 for a, b in written):
             written.append((across, up))
-            place = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 8.5, "color": SOFT}
-            axes.annotate(plain(point.label), (point.x, point.y), **place)
+            style = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 8.5, "color": SOFT}
+            axes.annotate(plain(point.label), (point.x, point.y), **style)
 
 
 def _legend(figure: Any, handles: Sequence[Any], names: Sequence[str]) -> None:
     columns = 2 if max(map(len, names)) > 28 else min(3, len(names))
     # To the left: on a phone, pictures are cut off on the right until they are scrolled.
-    place = {"loc": "outside lower left", "ncols": columns, "frameon": False, "handlelength": 3.4}
-    figure.legend(handles, names, fontsize=9, **place)
+    style = {"loc": "outside lower left", "ncols": columns, "frameon": False, "handlelength": 3.4}
+    figure.legend(handles, names, fontsize=9, **style)
 
 
 def _scale(drawn: Any, axis: Axis, values: Sequence[float], ends: Sequence[float] = ()) -> None:
@@ -205,13 +205,13 @@ def _scale(drawn: Any, axis: Axis, values: Sequence[float], ends: Sequence[float
         margin = 0.04 * (high - low) or abs(low) * 0.1 or 1.0
         limits = low - margin, high + margin
     set_limits(*limits)
-    kept: list[float] = []
+    ticks: list[float] = []
     turn = math.log if logarithmic else float
     for tick in axis.ticks:
-        near = kept and turn(tick) - turn(kept[-1]) < _TICKS_APART * (turn(limits[1]) - turn(limits[0]))
-        kept += [] if near or not limits[0] <= tick <= limits[1] else [tick]
+        near = ticks and turn(tick) - turn(ticks[-1]) < _TICKS_APART * (turn(limits[1]) - turn(limits[0]))
+        ticks += [] if near or not limits[0] <= tick <= limits[1] else [tick]
     wide = logarithmic and limits[1] / limits[0] > 10
-    drawn.set_major_locator(FixedLocator(kept) if kept else LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(6))
+    drawn.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(6))
     drawn.set_minor_locator(NullLocator())
     drawn.set_major_formatter(FuncFormatter(lambda v, _: f"{v / axis.scale:,.6g}{axis.suffix}"))
     drawn.set_label_text(plain(axis.label))

@@ -29,7 +29,7 @@ def render_page(folder: Path, template: str, *, style: str = "", script: str = "
         style, script: CSS and JavaScript of this page, behind the common ones.
         values: what the template uses; ``title`` is required.
     """
-    style, script = _read("page.css") + style, _read("page.js") + script
+    style, script = _read_text("page.css") + style, _read_text("page.js") + script
     for text, end in ((style, "</style"), (script, "</script")):
         if end in text.lower():
             raise ValueError(f"'{end}' would end the element that it is in")
@@ -51,7 +51,7 @@ def render_page(folder: Path, template: str, *, style: str = "", script: str = "
 @lru_cache(maxsize=8)
 def environment(folder: Path) -> jinja2.Environment:
     """Return the Jinja environment of a folder of templates: escaping on, missing values are errors, ``| table``."""
-    found = jinja2.Environment(
+    jinja = jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, TEMPLATES]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -60,8 +60,8 @@ def environment(folder: Path) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found.filters["table"] = to_html
-    return found
+    jinja.filters["table"] = to_html
+    return jinja
 
 
 def shorten(text: str, length: int = 80) -> str:
@@ -70,7 +70,7 @@ def shorten(text: str, length: int = 80) -> str:
 
 
 @lru_cache(maxsize=8)
-def _read(name: str) -> str:
+def _read_text(name: str) -> str:
     return (TEMPLATES / name).read_text(encoding="utf-8")
 
 

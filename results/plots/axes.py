@@ -19,7 +19,7 @@ class XAxis:
 
     Attributes:
         name: as ``bench plot --x`` takes it.
-        label: with the unit; ``{unit}`` stands for a prefixed unit of bytes.
+        label: with the unit; ``{unit}`` becomes a prefixed unit of bytes.
         value: of a cell; NaN where it was not measured.
     """
 
@@ -58,17 +58,17 @@ def _ratio_axis(axes: Any, axis: XAxis, lines: Sequence[Row]) -> None:
     margin = max(1.08, (max(achieved) / min(achieved)) ** 0.06)
     axes.set_xscale("log", base=2)
     axes.set_xlim(min(achieved) / margin, max(achieved) * margin)
-    places = sorted({ratio for row in lines for ratio in row.cells})
-    ticks = _apart(places, axes.get_xlim(), logarithmic=True) or [math.sqrt(math.prod(axes.get_xlim()))]
+    ratios = sorted({ratio for row in lines for ratio in row.cells})
+    ticks = _apart(ratios, axes.get_xlim(), logarithmic=True) or [math.sqrt(math.prod(axes.get_xlim()))]
     axes.set_xlabel(axis.label)
     top = axes.secondary_xaxis("top")
     top.set_xlabel("parameters kept [%]")
     top.spines["top"].set_visible(True)
     texts = [f"{ratio:.3g}×" for ratio in ticks], [f"{100 / ratio:.3g}" for ratio in ticks]
-    for one, labels in zip((axes.xaxis, top.xaxis), texts, strict=True):
-        one.set_major_locator(FixedLocator(ticks))
-        one.set_minor_locator(NullLocator())
-        one.set_ticklabels(labels)
+    for side, labels in zip((axes.xaxis, top.xaxis), texts, strict=True):
+        side.set_major_locator(FixedLocator(ticks))
+        side.set_minor_locator(NullLocator())
+        side.set_ticklabels(labels)
 
 
 def _measured_axis(axes: Any, axis: XAxis, lines: Sequence[Row], references: Sequence[Row]) -> None:
@@ -90,32 +90,32 @@ def _measured_axis(axes: Any, axis: XAxis, lines: Sequence[Row], references: Seq
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if logarithmic else MaxNLocator(7))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / size:.4g}"))
-    places = _ratio_places(axis, lines)
+    ratio_by_x = _ratio_places(axis, lines)
     top = axes.secondary_xaxis("top")
     top.set_xlabel("ratio asked for (at the mean of its points)")
     top.spines["top"].set_visible(True)
-    kept = _apart(sorted(places), axes.get_xlim(), logarithmic)
-    top.xaxis.set_major_locator(FixedLocator(kept))
+    ticks = _apart(sorted(ratio_by_x), axes.get_xlim(), logarithmic)
+    top.xaxis.set_major_locator(FixedLocator(ticks))
     top.xaxis.set_minor_locator(NullLocator())
-    top.xaxis.set_ticklabels([f"{places[place]:.3g}×" for place in kept])
+    top.xaxis.set_ticklabels([f"{ratio_by_x[x]:.3g}×" for x in ticks])
 
 
 def _ratio_places(axis: XAxis, lines: Sequence[Row]) -> dict[float, float]:
     """Return the target ratios by the mean x of the points that were asked for them."""
-    found: dict[float, list[float]] = {}
+    values_by_ratio: dict[float, list[float]] = {}
     for row in lines:
         for ratio, cell in row.cells.items():
             if math.isfinite(axis.value(cell)):
-                found.setdefault(ratio, []).append(axis.value(cell))
-    return {sum(values) / len(values): ratio for ratio, values in found.items()}
+                values_by_ratio.setdefault(ratio, []).append(axis.value(cell))
+    return {sum(values) / len(values): ratio for ratio, values in values_by_ratio.items()}
 
 
-def _apart(places: Sequence[float], limits: tuple[float, float], logarithmic: bool) -> list[float]:
-    """Return the places inside the limits that lie far enough apart for their labels."""
+def _apart(positions: Sequence[float], limits: tuple[float, float], logarithmic: bool) -> list[float]:
+    """Return the positions inside the limits that lie far enough apart for their labels."""
     turn = math.log if logarithmic else float
     apart = 0.07 * (turn(limits[1]) - turn(limits[0]))
     ticks: list[float] = []
-    for place in places:
-        if limits[0] <= place <= limits[1] and (not ticks or turn(place) - turn(ticks[-1]) >= apart):
-            ticks.append(place)
+    for position in positions:
+        if limits[0] <= position <= limits[1] and (not ticks or turn(position) - turn(ticks[-1]) >= apart):
+            ticks.append(position)
     return ticks

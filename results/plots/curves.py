@@ -111,14 +111,14 @@ def slug(text: str) -> str:
 
 def _references(table: Pivot, tables: Sequence[Pivot]) -> list[tuple[Row, str]]:
     """Return uncompressed rows of the table, then those of other variants of the benchmark, with their legend texts."""
-    found = [(row, row.label) for row in table.rows if row.uncompressed]
-    stages = {row.stage for row, _ in found}
+    references = [(row, row.label) for row in table.rows if row.uncompressed]
+    stages = {row.stage for row, _ in references}
     same = ("model", "task", "benchmark", "metric")
     for other in tables:
         if other.compressed or any(getattr(other, name) != getattr(table, name) for name in same):
             continue
-        found += [(row, f"{row.label}, {other.variant}") for row in other.rows if row.stage not in stages]
-    return found
+        references += [(row, f"{row.label}, {other.variant}") for row in other.rows if row.stage not in stages]
+    return references
 
 
 def _figure(table: Pivot, references: Sequence[tuple[Row, str]], axis: XAxis, condition: str) -> Any:
@@ -267,8 +267,15 @@ def _reference(axes: Any, row: Row, scale: float, axis: XAxis) -> Any:
     if axis.name == "ratio" or not math.isfinite(axis.value(cell)):
         return line
     style = {"color": colour, "linestyle": dashes, "linewidth": 1.3, "marker": _REFERENCE_MARKER[row.stage]}
-    place = [axis.value(cell)], [cell.value * scale]
-    return axes.plot(*place, **style, markersize=9, markerfacecolor="white", markeredgewidth=1.4, zorder=4)[0]
+    return axes.plot(
+        [axis.value(cell)],
+        [cell.value * scale],
+        **style,
+        markersize=9,
+        markerfacecolor="white",
+        markeredgewidth=1.4,
+        zorder=4,
+    )[0]
 
 
 def _ends(cells: Sequence[Cell], scale: float) -> tuple[list[float], list[float]]:
@@ -311,7 +318,7 @@ def _title(figure: Any, table: Pivot, drawn: str, condition: str, panels: int = 
 
 
 def measured_line(table: Pivot, drawn: str = "bands") -> str:
-    """Return in one line what stands behind a figure: problems, seeds, intervals, data."""
+    """Return in one line what a figure is made of: problems, seeds, intervals, data."""
     seeds = f"seed {table.seeds[0]}" if len(table.seeds) == 1 else f"{len(table.seeds)} seeds"
     spread = any(cell.across_seeds for row in table.rows for cell in row.cells.values())
     bands = f"{drawn}: {100 * table.confidence:g} % interval" + (" across seeds" if spread else "")

@@ -42,7 +42,7 @@ def read_baseline(path: Path) -> pd.DataFrame:
         raise UserError(f"{path} does not exist; make it with 'bench baseline update RUN --baseline {path}'")
     frame = read_records(path)
     if not (frame["method"] != "none").any():
-        raise UserError(f"{path} has no compressed model, so there is nothing to compare; make it anew from a run")
+        raise UserError(f"{path} has no compressed model, so there is nothing to compare; make it again from a run")
     return frame
 
 
@@ -61,31 +61,32 @@ def update_baseline(run: pd.DataFrame, path: Path) -> Update:
     """
     if path.suffix != ".csv":
         raise UserError(f"{path} does not end in .csv; a baseline is a CSV file of records, such as baseline.csv")
-    found = estimates(run)
-    if not any(not name.uncompressed and not one.undefined for name, one in found.items()):
-        why = next((one.undefined for name, one in found.items() if not name.uncompressed and one.undefined), "")
+    cells = estimates(run)
+    compressed = [cell for name, cell in cells.items() if not name.uncompressed]
+    if all(cell.undefined for cell in compressed):
+        why = next((cell.undefined for cell in compressed), "")
         raise UserError(
             "the run has no compressed model with an uncompressed one to compare it with; a baseline needs both"
             + (f" ({why})" if why else "")
         )
     old = read_records(path) if path.exists() else None
-    places = set(zip(run["model"], run["task"], strict=True))
-    kept: list[Record] = []
+    updated = set(_models_and_tasks(run))
+    untouched: list[Record] = []
     known: dict[tuple[object, ...], Record] = {}
     if old is not None:
         for record in to_records(old):
-            if (record.model, record.task) in places:
+            if (record.model, record.task) in updated:
                 known[_result(record)] = record
             else:
-                kept.append(record)
+                untouched.append(record)
     new = [known.get(_result(record), record) for record in to_records(run)]
-    records = (*kept, *new)
+    records = (*untouched, *new)
     write_atomic(path, csv_text(records))
-    before = {} if old is None else estimates(old[[place in places for place in _places(old)]])
-    return Update(records, tuple(_changes(before, found)))
+    before = {} if old is None else estimates(old[[pair in updated for pair in _models_and_tasks(old)]])
+    return Update(records, tuple(_changes(before, cells)))
 
 
-def _places(frame: pd.DataFrame) -> Iterable[tuple[str, str]]:
+def _models_and_tasks(frame: pd.DataFrame) -> Iterable[tuple[str, str]]:
     return zip(frame["model"], frame["task"], strict=True)
 
 
@@ -94,26 +95,26 @@ def _result(record: Record) -> tuple[object, ...]:
 
 
 def _changes(before: dict[CellName, Estimate], after: dict[CellName, Estimate]) -> list[str]:
-    told = []
+    changes = []
     for name in [*before, *(name for name in after if name not in before)]:
-        place = f"{name.row} on {name.measure}"
+        cell = f"{name.row} on {name.measure}"
         if name not in after:
-            told.append(f"dropped  {place}")
+            changes.append(f"dropped  {cell}")
         elif name not in before:
-            told.append(f"added    {place}: {_shown(name, after[name])}")
+            changes.append(f"added    {cell}: {_shown(name, after[name])}")
         elif (before[name].values, before[name].seeds, before[name].conditions, before[name].ratio) != (
             *(after[name].values, after[name].seeds, after[name].conditions, after[name].ratio),
         ):
-            told.append(f"changed  {place}: {_shown(name, before[name])} → {_shown(name, after[name])}")
-    return told
+            changes.append(f"changed  {cell}: {_shown(name, before[name])} → {_shown(name, after[name])}")
+    return changes
 
 
-def _shown(name: CellName, one: Estimate) -> str:
-    seeds = f"seeds {', '.join(map(str, one.seeds))}" if len(one.seeds) > 1 else f"seed {one.seeds[0]}"
+def _shown(name: CellName, estimate: Estimate) -> str:
+    seeds = f"seeds {', '.join(map(str, estimate.seeds))}" if len(estimate.seeds) > 1 else f"seed {estimate.seeds[0]}"
     if name.uncompressed:
-        return f"{name.metric} {one.metric:.4g} ({seeds})"
-    recovery = one.undefined or f"recovery {100 * one.mean:.1f} %"
-    return f"{recovery} at {one.ratio:.3f}× ({seeds})"
+        return f"{name.metric} {estimate.metric:.4g} ({seeds})"
+    recovery = estimate.undefined or f"recovery {100 * estimate.mean:.1f} %"
+    return f"{recovery} at {estimate.ratio:.3f}× ({seeds})"
 
 
 def provenance(frame: pd.DataFrame) -> list[str]:

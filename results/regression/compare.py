@@ -186,12 +186,12 @@ def _shape(recovery: float) -> float:
 def _pools(
     pairs: Mapping[CellName, tuple[Estimate, Estimate]], scales: Mapping[CellName, float]
 ) -> dict[tuple[str, ...], _Pool]:
-    found: dict[tuple[str, ...], list[tuple[float, int]]] = {}
+    variances: dict[tuple[str, ...], list[tuple[float, int]]] = {}
     for name, (base, run) in pairs.items():
         own, degrees = _own_variance(base, run, scales[name])
         share = own / _shape((base.mean + run.mean) / 2 / scales[name])
-        found.setdefault(name.reference, []).append((share, degrees))
-    return {reference: _pool([(v, d) for v, d in own if d]) for reference, own in found.items()}
+        variances.setdefault(name.reference, []).append((share, degrees))
+    return {reference: _pool([(v, d) for v, d in own if d]) for reference, own in variances.items()}
 
 
 def _pool(own: Sequence[tuple[float, int]]) -> _Pool:
@@ -238,9 +238,9 @@ def _compare(
 def _moved(cell: Comparison, word: str, tolerance: Tolerance) -> str:
     assert cell.base is not None
     assert cell.run is not None
-    what = "score (baseline = 100)" if cell.name.uncompressed else "recovery"
+    measure = "score (baseline = 100)" if cell.name.uncompressed else "recovery"
     return (
-        f"{what} {word} from {_percent(cell.before)} to {_percent(cell.after)} "
+        f"{measure} {word} from {_percent(cell.before)} to {_percent(cell.after)} "
         f"by {abs(100 * cell.change):.1f} points, {abs(cell.sigmas):.1f} standard errors "
         f"(alarm from {cell.threshold:.1f} and {100 * tolerance.min_drop:g} points); {cell.name.metric} "
         f"{cell.base.metric:.4g} over {_seeds(cell.base)} before, {cell.run.metric:.4g} over {_seeds(cell.run)} now"
@@ -283,13 +283,13 @@ def _option_notes(base: Estimate, run: Estimate) -> list[str]:
 
 def _not_compared(name: CellName, base: Estimate | None, run: Estimate | None) -> Comparison:
     if run is None:
-        told = "missing in the run; run it, or take it out of the baseline with 'bench baseline update'"
-        return Comparison(name, base, run, "missing", faults=(told,))
+        fault = "missing in the run; run it, or take it out of the baseline with 'bench baseline update'"
+        return Comparison(name, base, run, "missing", faults=(fault,))
     if base is None:
         return Comparison(name, base, run, "new", notes=("new, not in the baseline",))
     if differing := _other_conditions(base, run):
-        told = f"measured under other conditions, so nothing can be said: {'; '.join(differing)}"
-        return Comparison(name, base, run, "other conditions", faults=(told,))
+        fault = f"measured under other conditions, so nothing can be said: {'; '.join(differing)}"
+        return Comparison(name, base, run, "other conditions", faults=(fault,))
     if _lacks_scale(name, base):
         note = f"not checked; {name.metric} is 0 in the baseline, so no change can be given relative to it"
         return Comparison(name, base, run, "undefined", notes=(note,))
@@ -316,10 +316,12 @@ def _other_conditions(base: Estimate, run: Estimate) -> list[str]:
     ]
     data = dict(zip(base.seeds, base.datasets, strict=True))
     fixed = len(set(base.datasets)) == 1 and len(base.datasets) > 1  # else the data may be drawn from the seed
-    for seed, found in zip(run.seeds, run.datasets, strict=True):
-        expected = data.get(seed, base.datasets[0] if fixed else found)
-        if found != expected:
-            differing.append(f"the problems of seed {seed} are others (dataset_sha256 {expected[:8]} and {found[:8]})")
+    for seed, dataset in zip(run.seeds, run.datasets, strict=True):
+        expected = data.get(seed, base.datasets[0] if fixed else dataset)
+        if dataset != expected:
+            differing.append(
+                f"the problems of seed {seed} are others (dataset_sha256 {expected[:8]} and {dataset[:8]})"
+            )
     return differing
 
 

@@ -166,12 +166,12 @@ def _half_width(value: float, low: float, high: float) -> float:
 def _references(
     groups: Mapping[CellName, Mapping[int, Mapping[str, Any]]],
 ) -> dict[tuple[str, ...], dict[int, tuple[float, float]]]:
-    found: dict[tuple[str, ...], dict[int, tuple[float, float]]] = {}
+    gains: dict[tuple[str, ...], dict[int, tuple[float, float]]] = {}
     for stage in UNCOMPRESSED:  # the finetuned model replaces the pretrained one
         for name, rows in groups.items():
             if name.stage == stage:
-                found[name.reference] = {seed: gain(row) for seed, row in rows.items()}
-    return found
+                gains[name.reference] = {seed: gain(row) for seed, row in rows.items()}
+    return gains
 
 
 def _estimate(
@@ -227,6 +227,6 @@ def _ratio(compressed: tuple[float, float], base: tuple[float, float] | None) ->
 
 def _conditions(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
     plain = ("model_sha256", "n", "engine", "dtype", "steps_finetune")
-    found = {column: tuple(sorted({str(row[column]) for row in rows})) for column in plain}
+    conditions = {column: tuple(sorted({str(row[column]) for row in rows})) for column in plain}
     after = {str(row["steps_compress"] + row["steps_recover"]) for row in rows}
-    return found | {"steps after the first finetuning": tuple(sorted(after))}
+    return conditions | {"steps after the first finetuning": tuple(sorted(after))}

@@ -49,19 +49,19 @@ def summary(check: Check) -> str:
 def print_baseline(cells: Mapping[CellName, Estimate], console: Console) -> None:
     """Print the recoveries that a baseline holds."""
     groups: dict[str, list[tuple[CellName, Estimate]]] = {}
-    for name, one in cells.items():
-        groups.setdefault(name.measure, []).append((name, one))
+    for name, estimate in cells.items():
+        groups.setdefault(name.measure, []).append((name, estimate))
     for measure, members in groups.items():
         columns = [Column(""), *number_columns("value", "recovery %", "± problems", "± seeds", "ratio", "seeds")]
-        render([Table(measure, columns, [_baseline_row(name, one) for name, one in members])], console)
+        render([Table(measure, columns, [_baseline_row(name, estimate) for name, estimate in members])], console)
 
 
-def _baseline_row(name: CellName, one: Estimate) -> tuple[str, ...]:
-    scale = 1 / one.mean if name.uncompressed and one.mean else 1.0
-    numbers = (one.mean * scale, one.problems * scale, math.sqrt(one.seed_variance) * scale)
+def _baseline_row(name: CellName, estimate: Estimate) -> tuple[str, ...]:
+    scale = 1 / estimate.mean if name.uncompressed and estimate.mean else 1.0
+    numbers = (estimate.mean * scale, estimate.problems * scale, math.sqrt(estimate.seed_variance) * scale)
     return (
-        *(name.row, f"{one.metric:.4g}", *(_percent(number) for number in numbers)),
-        *(f"{one.ratio:.3f}×", ",".join(map(str, one.seeds))),
+        *(name.row, f"{estimate.metric:.4g}", *(_percent(number) for number in numbers)),
+        *(f"{estimate.ratio:.3f}×", ",".join(map(str, estimate.seeds))),
     )
 
 

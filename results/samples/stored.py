@@ -104,7 +104,7 @@ def rescore_run(run: Path, data: Path | None, out: Path | None, allow_weak: bool
     names = list(Record.model_fields)
     changes, records = [], []
     evaluations = frame.groupby("stage_key", sort=False)
-    for key, rows in track(evaluations, len(evaluations)):
+    for key, rows in track(evaluations, len(evaluations), "evaluations"):
         common = {name: rows.iloc[0][name] for name in names}
         cls = benchmarks.get(common["benchmark"])
         if not issubclass(cls, (GenerativeBenchmark, ChoiceBenchmark)):

@@ -30,7 +30,7 @@ def by_ratio(frame: pd.DataFrame, headline: bool = True, exact: bool = True) -> 
     """
     tables = []
     for (model, task), group in _by_model(pivot(frame, headline)):
-        tables += [_by_ratio(one) for one in group]
+        tables += [_by_ratio(table) for table in group]
         tables.append(_sizes(f"{model} · {task}: sizes and training tokens", group, exact))
     return tables
 
@@ -41,13 +41,13 @@ def by_ratio_data(frame: pd.DataFrame, headline: bool = True) -> Table:
     Values are in the metric's own unit at full precision.
     """
     pivots = pivot(frame, headline)
-    ratios = sorted({ratio for one in pivots for ratio in one.ratios})
+    ratios = sorted({ratio for table in pivots for ratio in table.ratios})
     parts = ("", " low", " high", " seeds", " achieved ratio")
     names = [*_CONDITIONS, "label", *(f"{ratio:g}x{part}" for ratio in ratios for part in parts)]
     rows: list[list[TableCell]] = []
-    for one in pivots:
-        for row in one.rows:
-            cells: list[TableCell] = [*(getattr(one, name) for name in _CONDITIONS), row.label]
+    for table in pivots:
+        for row in table.rows:
+            cells: list[TableCell] = [*(getattr(table, name) for name in _CONDITIONS), row.label]
             for ratio in ratios:
                 c = row.cells.get(ratio)
                 cells += [None] * len(parts) if c is None else [c.value, c.low, c.high, len(c.seeds), c.ratio]
@@ -55,34 +55,37 @@ def by_ratio_data(frame: pd.DataFrame, headline: bool = True) -> Table:
     return Table("results", text_columns(*names), rows)
 
 
-def _by_ratio(one: Pivot) -> Table:
-    columns = [Column(""), *number_columns(*(f"{ratio:g}×" for ratio in one.ratios))]
-    rows: list[list[TableCell]] = [[row.label, *(_field(one, row, ratio) for ratio in one.ratios)] for row in one.rows]
-    pinned = sum(row.uncompressed for row in one.rows)
-    legend = _interval_note(one) + _too_long_note(one)
-    return Table(one.title, columns, rows, notes=[one.note] if one.note else [], legend=legend, pinned=pinned)
+def _by_ratio(table: Pivot) -> Table:
+    columns = [Column(""), *number_columns(*(f"{ratio:g}×" for ratio in table.ratios))]
+    rows: list[list[TableCell]] = [
+        [row.label, *(_field(table, row, ratio) for ratio in table.ratios)] for row in table.rows
+    ]
+    pinned = sum(row.uncompressed for row in table.rows)
+    notes = [table.note] if table.note else []
+    legend = _interval_note(table) + _too_long_note(table)
+    return Table(table.title, columns, rows, notes=notes, legend=legend, pinned=pinned)
 
 
-def _field(one: Pivot, row: Row, ratio: float) -> Field:
+def _field(table: Pivot, row: Row, ratio: float) -> Field:
     cell = row.cells.get(ratio)
     if cell is None:
         return Field("")
-    text, interval = format_cell(one.metric, cell)
+    text, interval = format_cell(table.metric, cell)
     return Field(text, cell.value, interval)
 
 
 def _by_model(pivots: Sequence[Pivot]) -> Iterable[tuple[tuple[str, str], list[Pivot]]]:
     groups: dict[tuple[str, str], list[Pivot]] = {}
-    for one in pivots:
-        groups.setdefault((one.model, one.task), []).append(one)
+    for table in pivots:
+        groups.setdefault((table.model, table.task), []).append(table)
     return groups.items()
 
 
-def _too_long_note(one: Pivot) -> str:
+def _too_long_note(table: Pivot) -> str:
     """Say how many prompts did not fit the model, or nothing where all did."""
     shares = [
-        f"{one.variant}, {row.label}{'' if row.uncompressed else f' {ratio:g}×'}: {100 * cell.too_long:.1f} %"
-        for row in one.rows
+        f"{table.variant}, {row.label}{'' if row.uncompressed else f' {ratio:g}×'}: {100 * cell.too_long:.1f} %"
+        for row in table.rows
         for ratio, cell in row.cells.items()
         if 0 < cell.too_long < 1
     ]
@@ -91,22 +94,22 @@ def _too_long_note(one: Pivot) -> str:
     return f"; †: prompts that did not fit the model's context count as not solved ({'; '.join(shares)})"
 
 
-def _interval_note(one: Pivot) -> str:
-    level = f"{100 * one.confidence:g} %"
-    if any(cell.across_seeds for row in one.rows for cell in row.cells.values()):
+def _interval_note(table: Pivot) -> str:
+    level = f"{100 * table.confidence:g} %"
+    if any(cell.across_seeds for row in table.rows for cell in row.cells.values()):
         return f"[low, high]: {level} interval; (k): mean of k seeds, with the t interval across them"
-    return f"[low, high]: {level} interval over the n problems or windows; seed {', '.join(map(str, one.seeds))}"
+    return f"[low, high]: {level} interval over the n problems or windows; seed {', '.join(map(str, table.seeds))}"
 
 
 def _sizes(title: str, pivots: Sequence[Pivot], exact: bool) -> Table:
-    found: dict[tuple[str, float], list[TableCell]] = {}
+    rows_by_model: dict[tuple[str, float], list[TableCell]] = {}
     uncompressed = set()
-    for one in pivots:
-        for row in one.rows:
+    for table in pivots:
+        for row in table.rows:
             for ratio, cell in row.cells.items():
-                found.setdefault((row.label, ratio), [row.label, *_size(ratio, cell, exact)])
+                rows_by_model.setdefault((row.label, ratio), [row.label, *_size(ratio, cell, exact)])
                 uncompressed |= {(row.label, ratio)} if row.uncompressed else set()
-    rows = [found[place] for place in sorted(found, key=lambda place: place not in uncompressed)]
+    rows = [rows_by_model[key] for key in sorted(rows_by_model, key=lambda key: key not in uncompressed)]
     return by_label(Table(title, [Column(""), *number_columns(*_DETAILS)], rows))
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _SPLITS = ("model", "task", "benchmark", "variant", "metric", "scorer", "n", "engine", "dtype")
-"""Conditions: what differs in one of them stands in another table."""
+"""Conditions: what differs in one of them is in another table."""
 _HASHES = {"model_sha256": "model", "dataset_sha256": "problems", "prompt_sha256": "prompts"}
 _MUST_AGREE = ("label", *(c for c in KEY_COLUMNS if c not in (*_SPLITS, *_HASHES, "seed", "label")))
 _SIGNIFICANT = 4
@@ -26,7 +26,7 @@ _SIGNIFICANT = 4
 
 @dataclass(frozen=True)
 class Layout:
-    """What stands where.
+    """Which columns make rows, columns and cells.
 
     Attributes:
         rows, columns: columns of the schema; one line, and one column, for each combination of their values.
@@ -41,19 +41,19 @@ class Layout:
         """Refuse unknown columns.
 
         Raises:
-            UserError: a column is unknown, or stands in two places.
+            UserError: a column is unknown, or is named twice.
         """
-        places = (*self.rows, *self.columns, self.value)
-        for column in places:
+        columns = (*self.rows, *self.columns, self.value)
+        for column in columns:
             if column not in COLUMNS:
                 raise unknown("column", column, COLUMNS)
         if not self.rows or not self.columns:
             raise UserError(
                 "rows and columns need at least one column each, such as --rows label --columns ratio_target"
             )
-        twice = next((column for column in places if places.count(column) > 1), None)
+        twice = next((column for column in columns if columns.count(column) > 1), None)
         if twice:
-            raise UserError(f"{twice} stands in two places; name each column once in --rows, --columns and --value")
+            raise UserError(f"{twice} is named twice; name each column once in --rows, --columns and --value")
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,12 @@ def cross(frame: pd.DataFrame, layout: Layout, headline: bool = True) -> list[Cr
     """Group records into tables of the asked layout.
 
     Records whose conditions differ (model, task, benchmark variant, metric, scorer, number of problems, engine, number
-    format, and the data where it is not drawn from the seed) stand in tables of their own, unless the column that
+    format, and the data where it is not drawn from the seed) are in tables of their own, unless the column that
     differs is one of the layout's. Within a cell only seeds are averaged.
 
     Args:
         frame: records as `records.read_records` returns them.
-        layout: what stands where.
+        layout: which columns make rows, columns and cells.
         headline: take headline metrics only.
 
     Raises:
@@ -132,22 +132,22 @@ def _by_data(group: Sequence[Mapping[Any, Any]], placed: set[str]) -> Iterable[t
     parts: dict[tuple[str, ...], list[Mapping[Any, Any]]] = {}
     by_seed: dict[tuple[Any, ...], set[tuple[str, ...]]] = {}
     for line in group:
-        found = tuple(line[column] for column in hashes)
-        parts.setdefault(found, []).append(line)
-        by_seed.setdefault((line["seed"], line["variant"], line["metric"], line["model"]), set()).add(found)
+        data = tuple(line[column] for column in hashes)
+        parts.setdefault(data, []).append(line)
+        by_seed.setdefault((line["seed"], line["variant"], line["metric"], line["model"]), set()).add(data)
     if max(map(len, by_seed.values())) == 1:
         return [("", group)]
-    return [(f" · data {' '.join(one[:8] for one in found if one)}", part) for found, part in parts.items()]
+    return [(f" · data {' '.join(sha256[:8] for sha256 in data if sha256)}", part) for data, part in parts.items()]
 
 
 def _table(title: str, lines: Sequence[Mapping[Any, Any]], layout: Layout) -> CrossTable:
     cells: dict[tuple[tuple[Any, ...], tuple[Any, ...]], list[Mapping[Any, Any]]] = {}
     for line in lines:
-        place = (tuple(line[c] for c in layout.rows), tuple(line[c] for c in layout.columns))
-        cells.setdefault(place, []).append(line)
+        key = (tuple(line[c] for c in layout.rows), tuple(line[c] for c in layout.columns))
+        cells.setdefault(key, []).append(line)
     rows = sorted({row for row, _ in cells}, key=lambda key: _order(layout.rows, key))
     columns = sorted({column for _, column in cells}, key=lambda key: _order(layout.columns, key))
-    entries = {place: _entry(place, members, layout) for place, members in cells.items()}
+    entries = {key: _entry(key, members, layout) for key, members in cells.items()}
     return CrossTable(title, str(lines[0]["metric"]), layout, tuple(rows), tuple(columns), entries)
 
 
@@ -155,7 +155,7 @@ def _order(names: Sequence[str], key: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(STAGES.index(v) if name == "stage" else v for name, v in zip(names, key, strict=True))
 
 
-def _entry(place: tuple[Any, ...], lines: Sequence[Mapping[Any, Any]], layout: Layout) -> Entry:
+def _entry(key: tuple[Any, ...], lines: Sequence[Mapping[Any, Any]], layout: Layout) -> Entry:
     distinct = {line["seed"]: line for line in lines}
     if len(distinct) < len(lines) or len(lines) > 1:
         for column in _MUST_AGREE:
@@ -163,17 +163,17 @@ def _entry(place: tuple[Any, ...], lines: Sequence[Mapping[Any, Any]], layout: L
             if len(values) > 1:
                 shown = ", ".join(values[:5])
                 raise UserError(
-                    f"the cell {_place(place)} would mix {len(values)} values of {column} ({shown}); add {column} to "
+                    f"the cell {_cell_name(key)} would mix {len(values)} values of {column} ({shown}); add {column} to "
                     f"--rows or --columns, or choose one with --where '{column}={values[0]}'"
                 )
     if len(distinct) < len(lines):
-        raise UserError(f"the cell {_place(place)} has two records of one seed; choose one with --where")
+        raise UserError(f"the cell {_cell_name(key)} has two records of one seed; choose one with --where")
     values = [line[layout.value] for line in lines]
     first = lines[0]
     if Record.model_fields[layout.value].annotation not in (int, float) or isinstance(values[0], str | bool):
         if len(set(values)) > 1:
             raise UserError(
-                f"the cell {_place(place)} has several values of {layout.value}, which cannot be averaged; add seed to "
+                f"the cell {_cell_name(key)} has several values of {layout.value} and no mean; add seed to "
                 "--rows or --columns"
             )
         return Entry(str(values[0]), seeds=len(lines))
@@ -186,8 +186,8 @@ def _entry(place: tuple[Any, ...], lines: Sequence[Mapping[Any, Any]], layout: L
     return Entry(middle, low, high, len(lines))
 
 
-def _place(place: tuple[Any, ...]) -> str:
-    return " / ".join(_name(key) for key in place)
+def _cell_name(key: tuple[Any, ...]) -> str:
+    return " / ".join(_name(part) for part in key)
 
 
 def _name(key: Sequence[Any]) -> str:

@@ -62,7 +62,7 @@ class Cell:
         tokens_per_second: decoding speed, where `speed.with_speed` joined one; else NaN.
         records: index of the records in the frame.
         too_long: share of the problems whose prompt did not fit the model's context; they count as not solved. Where it
-            is 1, the value stands for no completion at all.
+            is 1, the value describes no completion at all.
     """
 
     value: float
@@ -152,7 +152,7 @@ def pivot(frame: pd.DataFrame, headline: bool = True) -> list[Pivot]:
 
     Records share a table only if model, task, benchmark variant, metric, scorer, number of problems, engine and number
     format are the same, and the data too (data generated from the training seed may differ between seeds). Within a
-    table, rows that one label would merge are told apart by their options or by their sweep. A table of
+    table, rows that one label would merge are distinguished by their options or by their sweep. A table of
     uncompressed models alone without BOS is left out if their values with BOS differ little; else both have a note.
 
     Args:
@@ -204,8 +204,8 @@ def _with_bos_notes(tables: Sequence[Pivot]) -> list[Pivot]:
 
     shown = list(tables)
     for with_bos in tables:
-        wanted = conditions(with_bos, variant_without(with_bos.variant))
-        for without in [table for table in tables if conditions(table, table.variant) == wanted]:
+        without_bos = conditions(with_bos, variant_without(with_bos.variant))
+        for without in [table for table in tables if conditions(table, table.variant) == without_bos]:
             sentence = _bos_note(with_bos, without)
             if sentence:
                 for table in (with_bos, without):
@@ -236,8 +236,10 @@ def with_too_long(frame: pd.DataFrame) -> pd.DataFrame:
     if shares.empty:
         return frame.assign(**{TOO_LONG: 0.0})
     keys = [*_EVALUATION, *(["origin"] if "origin" in frame else [])]
-    found = dict(zip(shares[keys].itertuples(index=False, name=None), shares["value"], strict=True))
-    return frame.assign(**{TOO_LONG: [found.get(key, 0.0) for key in frame[keys].itertuples(index=False, name=None)]})
+    shares_by_row = dict(zip(shares[keys].itertuples(index=False, name=None), shares["value"], strict=True))
+    return frame.assign(
+        **{TOO_LONG: [shares_by_row.get(key, 0.0) for key in frame[keys].itertuples(index=False, name=None)]}
+    )
 
 
 def format_cell(metric: str, cell: Cell) -> tuple[str, str]:
@@ -259,11 +261,11 @@ def _table(group: Sequence[_Line], data: str) -> Pivot:
     parts: dict[tuple[str, str], dict[float, list[_Line]]] = {}
     methods: dict[str, str] = {}
     for label, line in zip(_shown_labels(group), group, strict=True):
-        place = 1.0 if line["method"] == "none" else float(line["ratio_target"])
-        parts.setdefault((label, line["stage"]), {}).setdefault(place, []).append(line)
+        ratio = 1.0 if line["method"] == "none" else float(line["ratio_target"])
+        parts.setdefault((label, line["stage"]), {}).setdefault(ratio, []).append(line)
         methods.setdefault(label, line["method"])
     rows = [
-        Row(label, stage, {place: _cell(label, cells[place]) for place in sorted(cells)}, methods[label])
+        Row(label, stage, {ratio: _cell(label, cells[ratio]) for ratio in sorted(cells)}, methods[label])
         for (label, stage), cells in parts.items()
     ]
     rank = {"pretrained": 0, "finetuned": 1}
@@ -300,8 +302,8 @@ def _shown_labels(group: Sequence[_Line]) -> list[str]:
         f"{label} ({_apart(line['options'], options[label])})" if len(options[label]) > 1 else label
         for label, line in zip(labels, group, strict=True)
     ]
-    places = {(label, line["ratio_target"], line["seed"]) for label, line in zip(labels, group, strict=True)}
-    if len(places) < len(group):
+    cells = {(label, line["ratio_target"], line["seed"]) for label, line in zip(labels, group, strict=True)}
+    if len(cells) < len(group):
         labels = [f"{label} ({line['sweep']})" for label, line in zip(labels, group, strict=True)]
     return labels
 

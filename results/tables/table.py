@@ -79,7 +79,7 @@ class Table:
         columns, rows: as many cells a row as there are columns.
         id: unique on a page; not needed elsewhere.
         row_ids: of the rows on a page.
-        lead: under which conditions; stands between title and table, except on a page.
+        lead: under which conditions; is between title and table, except on a page.
         notes: what is below it.
         legend: how to read the cells; below it too, but neighbours with one legend show it once.
         pinned: how many rows stay on top when the table is sorted; they are set apart.
@@ -138,7 +138,7 @@ def number_columns(*titles: str, format: str = "{}") -> list[Column]:
 def by_label(table: Table) -> Table:
     """Return the table with a line wherever the first cell changes."""
     heads = [row[0].whole for row in table.fields]
-    return replace(table, rules=[place for place in range(len(heads) - 1) if heads[place] != heads[place + 1]])
+    return replace(table, rules=[number for number in range(len(heads) - 1) if heads[number] != heads[number + 1]])
 
 
 def _field(cell: Cell, column: Column) -> Field:

@@ -100,13 +100,13 @@ def _grid(table: Table, chosen: Sequence[int], head: int, joint: str | None, wid
     from rich.table import Table as Grid
 
     grid = Grid(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    for place, number in enumerate(chosen):
+    for position, number in enumerate(chosen):
         column = table.columns[number]
         texts = [_shown(row[number], joint) for row in table.fields]
         if column.kind == "number":
             lines = [line for text in texts for line in text.split("\n")]
             grid.add_column(_text(_heading(column, lines)), justify="right", no_wrap=True)
-        elif place == 0 and head:
+        elif position == 0 and head:
             grid.add_column(_text(visible(column.title)), max_width=head, overflow="fold")
         else:
             # A column of names is not broken where it fits into half of the width.
@@ -114,13 +114,13 @@ def _grid(table: Table, chosen: Sequence[int], head: int, joint: str | None, wid
             whole = names and max(map(cell_len, [column.title, *texts])) <= width // 2
             grid.add_column(_text(visible(column.title)), overflow="fold", no_wrap=whole)
     block = len(chosen) < len(table.columns)
-    kept = [n for n, row in enumerate(table.fields) if not block or any(row[i].whole for i in chosen[1:])]
-    for number in kept:
+    shown = [n for n, row in enumerate(table.fields) if not block or any(row[i].whole for i in chosen[1:])]
+    for number in shown:
         row = table.fields[number]
         cells = [_text(_shown(row[i], joint), _STYLES.get(row[i].kind, "")) for i in chosen]
         if head:
             cells[0] = _text(fold_name(_shown(row[0], None), head))
-        ends = number in table.ruled and number != kept[-1]
+        ends = number in table.ruled and number != shown[-1]
         grid.add_row(*cells, style="italic" if number < table.pinned else "", end_section=ends)
     return grid
 

@@ -55,7 +55,7 @@ def _latex(table: Table) -> str:
 
 
 def with_notes(tables: Sequence[Table]) -> Iterable[tuple[Table, list[str]]]:
-    """Return each table with what stands below it; a legend that the next table has too is left to that one."""
+    """Return each table with the lines below it; a legend that the next table has too is left to that one."""
     for table, after in zip(tables, [*tables[1:], None], strict=True):
         yield table, table.below if after is None or after.legend != table.legend else list(table.notes)
 

@@ -11,7 +11,12 @@ from ...foundation.errors import UserError
 from ...foundation.plain import parse_yaml
 from .sentences import sentence
 
-_OTHER_SEPARATOR = re.compile(r"(?P<value>[^()]*?)\s*[:;|&\s]\s*(?P<key>\w+)\s*=")
+_NOT_A_COMMA = re.compile(r"(\([^()]*\)|[^()])*?(\s*[:;|&/]|\s)\s*-*\w+\s*=")
+"""A value behind which another option follows, separated by something else than a comma."""
+_NAME = re.compile(r"\s*(?P<name>[\w.-]*\w)(?P<rest>.*)", re.DOTALL)
+_SEPARATOR = re.compile(r"[\s:;,|&/?()\[\]{}]")
+_PIECE = re.compile(r"(?:[^\s:;,|&/?()\[\]{}]|\([^()]*\))+")
+_BARE_METHOD = re.compile(r"(?!(true|false|null)$)[a-z][\w-]*")
 
 
 def check_recordable(kind: str, value: str) -> str:
@@ -58,26 +63,67 @@ def parse_method(text: str) -> MethodSpec:
         UserError: the text has another form, or its label could not stand in a record.
     """
     name, colon, rest = text.strip().partition(":")
-    if "=" in name and not colon:
-        raise UserError(
-            f"'{text}' is no method; options follow a colon and are separated by commas: name:option=value,option=value"
-        )
+    if not name or _SEPARATOR.search(name) or "=" in name:
+        raise UserError(_separated(text))
     options = {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"'{text}' is no method; write name:option=value,option=value, such as bs:prunings=10")
-        if other := _OTHER_SEPARATOR.match(value):
-            first = f"{name}:{key.strip()}={other['value']}"
-            raise UserError(
-                f"the options of '{text}' are not separated by commas; write {first},{other['key']}=…, or with several "
-                "methods name:option=value,option=value,name:option=value"
-            )
+        if not equals or not key.strip() or _SEPARATOR.search(key.strip()) or _NOT_A_COMMA.match(value):
+            raise UserError(_separated(text))
+        if not value.strip():
+            raise UserError(_without_value(text, key.strip(), text.strip() if text.strip()[-1] == "=" else ""))
         options[key.strip()] = parse_yaml(value, f"the value of {key.strip()} in '{text}'")
     try:
         return MethodSpec(name=name, label=text.strip() if colon else "", options=options)
     except ValidationError as error:
         raise UserError(sentence(error, MethodSpec)) from None
+
+
+def _separated(text: str) -> str:
+    """Say how methods and options are separated, and what to write in place of a text that has another form."""
+    found = _NAME.match(text)
+    rest = re.sub(r"\s*=+\s*", "=", found["rest"]).strip() if found else ""
+    if rest.startswith("(") and rest.endswith(")"):
+        rest = rest[1:-1]
+    pieces = [piece for found_piece in _PIECE.findall(rest) if (piece := found_piece.lstrip("-"))]
+    if not found or not pieces or any(piece.startswith("=") for piece in pieces):
+        return f"'{text}' is no method; write name, or name:option=value,option=value"
+    if ":" not in text and all(map(_BARE_METHOD.fullmatch, pieces)):
+        return f"methods are separated by commas; in place of '{text}' write {','.join([found['name'], *pieces])}"
+    options: list[str] = []
+    for piece in pieces:
+        if "=" not in piece and options and "=" not in options[-1]:
+            options[-1] += f"={piece}"
+        else:
+            options.append(piece)
+    corrected = f"{found['name']}:{','.join(options)}"
+    if missing := [option for option in options if "=" not in option]:
+        return _without_value(text, missing[0], f"{corrected}=" if missing == options[-1:] else "")
+    return (
+        "options follow the method's name behind a colon and are separated by commas; in place of "
+        f"'{text}' write {corrected}"
+    )
+
+
+def _is_option(text: str, method: str) -> bool:
+    """Whether a text between commas is no method but an option of the one before it."""
+    from ...methods.registry import methods  # asked about few texts: `bench --help` imports no torch
+
+    name = method.partition(":")[0]
+    if not text.isidentifier() or {text, name} & set(methods.names()) != {name}:
+        return False
+    return text in methods.get(name).model_fields
+
+
+def _without_value(text: str, option: str, corrected: str) -> str:
+    name = _NAME.match(text)
+    corrected = corrected or (f"{name['name']}:{option}=" if name else f"{option}=")
+    if corrected.count(":") == 0:
+        corrected = corrected.replace(",", ":", 1)
+    return (
+        f"the option '{option}' in '{text}' has no value; options follow the method's name behind a colon and are "
+        f"separated by commas: write {corrected}VALUE (null for none)"
+    )
 
 
 def split_methods(text: str) -> list[str]:
@@ -86,6 +132,8 @@ def split_methods(text: str) -> list[str]:
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         if "=" in part and ":" not in part and parts:
             parts[-1] += f",{part}"
+        elif parts and _is_option(part, parts[-1]):
+            raise UserError(_without_value(f"{parts[-1]},{part}", part, f"{parts[-1]},{part}="))
         else:
             parts.append(part)
     return parts

@@ -1,27 +1,37 @@
 """What the stages of a plan compute, counted: the one arithmetic of all estimates, for CPUs and GPUs.
 
-Training costs 6 floating-point operations a parameter and token, 8 with gradient checkpointing, which runs every
-forward pass twice; scoring and generation 2. A model compressed to a ratio has 1/ratio of the parameters. Basis
-Selection trains through bases that are full at first; they are frozen, and what is frozen costs 2 less, as it has no
-gradient. A full decomposition of an (m, n) matrix costs about 20·m·n·min(m, n). What is left out: attention scores,
-data, starting engines.
+A forward pass costs 2 operations a token and entry of the decoder blocks' matrices, 4·t·(heads x head width) a layer
+for attention over t tokens, and 2 an entry of the output head where logits are made; looking up an embedding is free.
+Training costs three times that, four times with gradient checkpointing, which runs every forward pass twice. Basis
+Selection trains through bases that are full at first; they are frozen, and what is frozen costs a third less, as it has
+no gradient. What moves through memory counts beside the products: inputs and outputs of layers, logits that become
+likelihoods in float32, weights for each generated token, an optimizer's moments. What is left out: data, starting
+engines.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, cast
 
+from ...evals.engines.base import BATCH_TOKENS
 from ...methods.base import Compressor, create_method
-from ...methods.estimates import fitter
+from ...methods.estimates import fitter, statistic_bytes
+from ...methods.groups import Group
 from ...methods.matrixwise import MatrixCompressor
 from ...models.dtypes import OWN
 from ...models.loading import DTYPES, own_dtype
+from ...models.matrices import Matrix, head_name, matrices
 from ..graph import Plan
 from ..specs import CompressStage, EvaluateStage, FitStage, Stage
-from .assumptions import FULL_BASES, SEARCH_TOKENS
+from .assumptions import CPU_SHARES, FULL_BASES, SEARCH_TOKENS
 from .lengths import Lengths
 from .memory import calibration, read_length
+from .probe import eigen_operations, svd_operations
+
+_OPTIMIZER_BYTES = 28  # an update reads weight, gradient and two moments in float32 and writes three of them
+_OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj")  # of attention, whose inputs are not those of its other matrices
 
 
 @dataclass(frozen=True)
@@ -33,8 +43,10 @@ class Work:
         scoring: forward passes over whole sequences, in the evaluation's dtype.
         reading: passes over data for statistics, in float32.
         generation: forward passes over one token of each sequence.
-        decomposition: SVDs and eigendecompositions.
-        logits: scores over the vocabulary that become likelihoods.
+        decomposition: SVDs, as `probe.svd_operations` counts.
+        eigen: eigendecompositions in float64, as `probe.eigen_operations` counts.
+        double: products in float64.
+        moved: bytes that go through memory beside products.
         passes: forward passes of the whole model, each of which takes its time even for one token.
         traffic: bytes of checkpoints and factors, read and written.
     """
@@ -44,9 +56,47 @@ class Work:
     reading: float = 0.0
     generation: float = 0.0
     decomposition: float = 0.0
-    logits: float = 0.0
+    eigen: float = 0.0
+    double: float = 0.0
+    moved: float = 0.0
     passes: float = 0.0
     traffic: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a pass through a model is made of.
+
+    Attributes:
+        blocks: entries of the matrices inside the decoder blocks.
+        head: entries of the output head.
+        rest: other parameters, embeddings that are looked up among them.
+        attention: heads x their width, summed over the layers.
+        sides: inputs and outputs of the blocks' matrices, summed.
+        vocabulary: tokens.
+    """
+
+    blocks: float
+    head: float
+    rest: float
+    attention: float
+    sides: float
+    vocabulary: int
+
+    def at(self, ratio: float, embeddings: bool) -> Sizes:
+        """Return the sizes of the model compressed to a ratio, with or without its embedding and head."""
+        if embeddings:
+            return replace(self, blocks=self.blocks / ratio, head=self.head / ratio, rest=self.rest / ratio)
+        whole = self.blocks + self.rest
+        return replace(self, blocks=max(whole / ratio - self.rest, 0.01 * self.blocks))
+
+    def forward(self, tokens: float, length: float, scored: float) -> float:
+        """Return the operations of a forward pass over tokens in sequences of a length, with logits of some."""
+        return 2.0 * self.blocks * tokens + 4.0 * length * self.attention * tokens + 2.0 * self.head * scored
+
+    def moved(self, tokens: float, scored: float, width: int) -> float:
+        """Return the bytes that the same pass moves beside its products, with numbers of some bytes."""
+        return CPU_SHARES.copies * width * self.sides * tokens + CPU_SHARES.logit_bytes * self.vocabulary * scored
 
 
 class Arithmetic:
@@ -54,20 +104,39 @@ class Arithmetic:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.lengths = plan, Lengths(plan)
-        self.vocabulary = int(cast(Any, plan.skeleton).config.get_text_config().vocab_size)
-        self.ratios: dict[str, float] = {}
+        self.ratios: dict[str, tuple[float, bool]] = {}
         self.methods: dict[str, str] = {}
         for cell in plan.cells:
             keys = [*cell.evaluations.values(), *([cell.stages["recover"]] if "recover" in cell.stages else [])]
-            self.ratios |= dict.fromkeys(keys, cell.ratio)
+            embeddings = bool(cell.method.options.get("embeddings"))
+            self.ratios |= dict.fromkeys(keys, (cell.ratio, embeddings))
             self.methods |= dict.fromkeys(keys, cell.method.name)
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """Of the uncompressed model."""
+        skeleton, inside = cast(Any, self.plan.skeleton), self._inside
+        config = skeleton.config.get_text_config()
+        vocabulary = int(config.vocab_size)
+        blocks = float(sum(matrix.parameters for matrix in inside))
+        layers, heads = (int(getattr(config, name, None) or 1) for name in ("num_hidden_layers", "num_attention_heads"))
+        hidden = int(skeleton.get_input_embeddings().weight.shape[-1])
+        width = int(getattr(config, "head_dim", None) or hidden // heads)
+        sides = float(sum(matrix.in_features + matrix.out_features for matrix in inside))
+        rest = max(self.plan.parameters - blocks, 0.0)
+        return Sizes(blocks, float(vocabulary * hidden), rest, layers * heads * width, sides, vocabulary)
+
+    @cached_property
+    def _inside(self) -> list[Matrix]:
+        name = head_name(self.plan.skeleton)
+        return [matrix for matrix in matrices(self.plan.skeleton, head=False) if matrix.name != name]
 
     def work(self, key: str) -> Work:
         """Return what a stage computes."""
         stage = self.plan.stages[key]
-        size = self.plan.parameters / self.ratios.get(key, 1.0)
+        sizes = self.sizes.at(*self.ratios.get(key, (1.0, False)))
         if isinstance(stage, EvaluateStage):
-            return self._evaluate(stage, size)
+            return self._evaluate(stage, sizes)
         if isinstance(stage, FitStage):
             return self._fit(stage)
         if isinstance(stage, CompressStage):
@@ -75,14 +144,14 @@ class Arithmetic:
         share = 1.0
         if stage.kind == "recover" and create_method(self.methods[key], {}).requirements.trains:
             share = 0.5  # of the common budget, the other half is spent while compressing
-        return self._training(stage, size, share, 2.0 * self._width(stage) * size)
+        return self._training(stage, sizes, share, 2.0 * self._width(stage) * (sizes.blocks + sizes.rest))
 
     def _width(self, stage: Stage) -> int:
         name = str(getattr(stage.spec, "save_dtype", OWN))
         own = own_dtype(cast(Any, self.plan.skeleton).config)
         return DTYPES[own if name == OWN else name].itemsize
 
-    def _training(self, stage: Stage, entries: float, share: float, traffic: float, frozen: bool = False) -> Work:
+    def _training(self, stage: Stage, sizes: Sizes, share: float, traffic: float, frozen: bool = False) -> Work:
         settings, data = stage.train, stage.data
         assert settings is not None
         assert data is not None
@@ -91,60 +160,97 @@ class Arithmetic:
         steps = settings.total_steps(lengths.examples) * share + extra
         micro = min(settings.micro_batch_size, settings.batch_size)
         examples = steps * settings.batch_size
-        per_token = (8.0 if settings.gradient_checkpointing else 6.0) - 2.0 * frozen
-        operations = per_token * entries * examples * lengths.padded(micro)
-        logits = 3.0 * examples * lengths.padded(micro) * self.vocabulary
-        return Work(training=operations, logits=logits, passes=3.0 * examples / micro, traffic=traffic)
-
-    def _evaluate(self, stage: EvaluateStage, size: float) -> Work:
-        lengths = self.lengths.evaluation(stage.spec.benchmark, stage.settings)
-        batch = stage.settings.batch_size
-        steps = -(-lengths.requests // batch) * (lengths.written + 1)
-        traffic = size * DTYPES[self.plan.dtype].itemsize
-        written = lengths.requests * lengths.written
-        logits = 0.0 if lengths.written else lengths.read * self.vocabulary
+        length = lengths.padded(micro)
+        tokens = examples * length
+        passes = (4.0 if settings.gradient_checkpointing else 3.0) - 1.0 * frozen
         return Work(
-            scoring=2.0 * size * lengths.read,
-            generation=2.0 * size * written,
-            logits=logits,
-            passes=steps,
+            training=passes * sizes.forward(tokens, length, tokens),
+            moved=3.0 * sizes.moved(tokens, tokens, 4) + _OPTIMIZER_BYTES * (sizes.blocks + sizes.rest) * steps,
+            passes=3.0 * examples / micro,
             traffic=traffic,
+        )
+
+    def _evaluate(self, stage: EvaluateStage, sizes: Sizes) -> Work:
+        lengths = self.lengths.evaluation(stage.spec.benchmark, stage.settings)
+        width, entries = DTYPES[self.plan.dtype].itemsize, sizes.blocks + sizes.rest
+        scored = lengths.requests if lengths.written else lengths.scored
+        batch = min(stage.settings.batch_size, max(1, BATCH_TOKENS // max(1, round(lengths.mean))))
+        passes = -(-lengths.requests // batch)
+        steps, written = passes * lengths.written, lengths.requests * lengths.written
+        length = lengths.mean + lengths.written / 2
+        read_again = width * (sizes.blocks + sizes.head) * steps  # all weights, for each token of a batch
+        return Work(
+            scoring=sizes.forward(lengths.read, lengths.mean, scored),
+            generation=sizes.forward(written, length, written),
+            moved=sizes.moved(lengths.read, scored, width) + sizes.moved(written, written, width) + read_again,
+            passes=passes + steps,
+            traffic=width * entries,
         )
 
     def _fit(self, stage: FitStage) -> Work:
         method = fitter(create_method(stage.execution.method, stage.execution.options))
-        operations, entries = self._decompositions(method)
         own = DTYPES[own_dtype(cast(Any, self.plan.skeleton).config)].itemsize
-        traffic = own * self.plan.parameters + 4.0 * entries
+        groups = self._groups(method)
+        kept = sum(float(min(g.in_features, g.out_features) * (g.in_features + g.out_features)) for g in groups)
+        whitened = isinstance(method, MatrixCompressor) and any(statistic_bytes(method, group) for group in groups)
+        work = _sum([_decomposition(group, whitened) for group in groups])
+        work = replace(work, traffic=own * self.plan.parameters + 4.0 * kept)
         if stage.spec.data is None:
-            return Work(decomposition=operations, traffic=traffic)
+            return work
         read = calibration(method, self.plan.skeleton, read_length(stage))
         lengths = self.lengths.training(stage.spec.data)
         samples = min(read.samples, lengths.examples)
-        per_token = 6.0 if method.requirements.gradients else 2.0
-        tokens = samples * lengths.padded(read.batch_size)
-        return Work(
-            reading=per_token * self.plan.parameters * tokens,
-            decomposition=operations,
-            passes=per_token / 2 * samples / read.batch_size,
-            traffic=traffic,
+        length = lengths.padded(read.batch_size)
+        tokens, gradients = samples * length, method.requirements.gradients
+        reads_head = gradients or any(group.embedding for group in groups)
+        scored = tokens if reads_head else 0.0
+        times = 3.0 if gradients else 1.0
+        reading = Work(
+            reading=times * self.sizes.forward(tokens, length, scored),
+            double=tokens * self._moments() if whitened else 0.0,
+            moved=times * self.sizes.moved(tokens, scored, 4),
+            passes=times * samples / read.batch_size,
         )
+        return _sum([work, reading])
 
-    def _decompositions(self, method: Compressor) -> tuple[float, float]:
-        """Return the operations of decomposing all matrices of a method in full, and the entries of the factors."""
+    def _groups(self, method: Compressor) -> list[Group]:
         if isinstance(method, MatrixCompressor):
-            shapes = [(group.out_features, group.in_features) for group in method.groups(self.plan.skeleton)]
-        else:
-            shapes = [(matrix.out_features, matrix.in_features) for matrix in method.targets(self.plan.skeleton)]
-        return sum(20.0 * m * n * min(m, n) for m, n in shapes), sum(float(min(m, n) * (m + n)) for m, n in shapes)
+            return method.groups(self.plan.skeleton)
+        return [Group((matrix,)) for matrix in method.targets(self.plan.skeleton)]
+
+    def _moments(self) -> float:
+        """Return the operations of a token's share of all Gram matrices: half of x xᵀ for each input of a layer."""
+        inputs = set()
+        for matrix in self._inside:
+            parent, _, own = matrix.name.rpartition(".")
+            inputs.add((parent, own if own in _OUTPUTS else "", matrix.in_features))
+        return sum(float(width) ** 2 for *_, width in inputs)
 
     def _compress(self, stage: CompressStage) -> Work:
         method = create_method(stage.spec.method, stage.spec.options)
-        sizes = [self.plan.parameters / ratio for ratio in stage.spec.ratios]
-        traffic = self._width(stage) * (self.plan.parameters + sum(sizes))
+        embeddings = bool(getattr(method, "embeddings", False))
+        sizes = [self.sizes.at(ratio, embeddings) for ratio in stage.spec.ratios]
+        parameters = [self.plan.parameters, *(size.blocks + size.rest for size in sizes)]
+        traffic = self._width(stage) * sum(parameters)
         if method.requirements.trains:
             # Half of the common budget, through frozen bases that fall from full rank to the ratio's.
-            entries = (FULL_BASES * self.plan.parameters + sizes[-1]) / 2
-            return self._training(stage, entries, 0.5, traffic, frozen=True)
-        search = 2.0 * self.plan.parameters * SEARCH_TOKENS if method.requirements.searches else 0.0
-        return Work(reading=search, traffic=traffic)
+            blocks = (FULL_BASES * self.sizes.blocks + sizes[-1].blocks) / 2
+            return self._training(stage, replace(self.sizes, blocks=blocks), 0.5, traffic, frozen=True)
+        search = self.sizes.forward(SEARCH_TOKENS, 128, SEARCH_TOKENS) if method.requirements.searches else 0.0
+        return Work(reading=search, traffic=traffic, moved=4.0 * parameters[0])
+
+
+def _decomposition(group: Group, whitened: bool) -> Work:
+    """Return the work of decomposing one matrix in full, by `linalg.svd`, `whiten` or `factor_rows`."""
+    m, n = group.out_features, group.in_features
+    side, longer = min(m, n), max(m, n)
+    if group.embedding:
+        return Work(double=4.0 * m * n**2, eigen=eigen_operations(n), moved=24.0 * m * n)
+    if not whitened:
+        return Work(decomposition=svd_operations(m, n), moved=8.0 * m * n)
+    products = 2.0 * m * n**2 + 2.0 * side**2 * longer + 2.0 * side * m * n + n**3 / 3
+    return Work(double=products, eigen=eigen_operations(side), moved=24.0 * (m * n + n * n))
+
+
+def _sum(parts: list[Work]) -> Work:
+    return Work(**{field.name: sum((getattr(part, field.name) for part in parts), 0.0) for field in fields(Work)})

@@ -16,6 +16,8 @@ PRODUCT_SHARE = 0.75
 """Share of the peak that one large product alone reaches, so that a measured product tells the peak."""
 TOKENS_PER_EXAMPLE, TOKENS_PER_COMPLETION = 200, 250
 """Lengths: an instruction with its answer, a completion."""
+OPTIONS, SCORED_SHARE = 3, 0.1
+"""Of multiple choice: options of a problem, and the share of their tokens that the options are."""
 FULL_BASES = 1.6
 """Entries of all bases over those of the matrices: 2 where they are square, 1.37 in the MLP of Llama-2-7B."""
 SEARCH_TOKENS = 5000 * 64 * 128
@@ -25,6 +27,38 @@ DISK_BYTES_PER_SECOND = 1e9
 STAGE_SECONDS, STAGE_SECONDS_ON_GPUS = 2.0, 60.0
 """Of a stage beside its work: opening a model, reading data, writing records; with a GPU a process of its own that
 imports torch, or an engine with its graphs."""
+
+
+@dataclass(frozen=True)
+class CpuShares:
+    """What stages reach on a CPU of what `probe` measures, and what of their work is counted only by a factor.
+
+    To be renewed with ``python perf/foreseen.py RUN``, which prints foreseen and measured seconds of a finished sweep.
+
+    Attributes:
+        products: speed of a model's products over that of the probed one; less where they are small.
+        double: the same of the float64 products of Gram matrices and whitening.
+        svd, eigen: speed of decompositions over the probed one's, which is of 256 rows.
+        memory: speed at which activations move over that of a copied block: they are new memory each time.
+        copies: how often a layer's inputs and outputs are read or written beside its product.
+        calls: small operations of a decoder block in a forward pass.
+        logit_bytes: read and written for each logit that becomes a likelihood in float32.
+        threads: share of a further thread's speed that products gain; decompositions gain `threads_decomposing`.
+    """
+
+    products: float = 0.7
+    double: float = 0.7
+    svd: float = 0.5
+    eigen: float = 0.5
+    memory: float = 0.5
+    copies: float = 4.0
+    calls: float = 60.0
+    logit_bytes: float = 24.0
+    threads: float = 0.9
+    threads_decomposing: float = 0.3
+
+
+CPU_SHARES = CpuShares()
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def find_at_hand(config: SweepConfig, source: ModelSource, names: Sequence[str],
     if not (cached or known or answers):
         raise UserError(
             f"the shapes of {source.location} are not on this machine and the hub cannot be reached; name a preset "
-            "(llama2-7b, llama2-13b), the model's folder, or run it where the hub is"
+            "(bench models lists them), the model's folder, or run it where the hub is"
         )
     has_config, has_tokenizer = cached or answers, tokens or answers
     has_data = config.execution.data is not None or (
@@ -82,7 +82,7 @@ def find_at_hand(config: SweepConfig, source: ModelSource, names: Sequence[str],
 
 
 def _reads_published(config: SweepConfig, names: Sequence[str]) -> bool:
-    source = config.training.train_set or get_task(config.task).default_source(None)
+    source = config.training.train_set or (get_task(config.task).default_source(None) if config.task else None)
     return source in TRAINING_SETS or any(name in BENCHMARKS for name in names)
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from dataclasses import astuple, dataclass
 
 from ...evals.base import Benchmark, EvalSettings, benchmarks
 from ...evals.kinds.choice import ChoiceBenchmark
@@ -15,10 +13,18 @@ from ...evals.kinds.perplexity import PerplexityBenchmark
 from ...evals.tasks.base import get_task
 from ...evals.tasks.prompts import encode_prompt
 from ...models.footprint import context_length
-from ...models.loading import load_tokenizer
 from ..graph import Plan
 from ..specs import DataSpec
-from .assumptions import BENCHMARKS, TOKENS_PER_COMPLETION, TRAINING_SETS, UNKNOWN_BENCHMARK, UNKNOWN_SET
+from ..tokenizers import PlanTokenizer
+from .assumptions import (
+    BENCHMARKS,
+    OPTIONS,
+    SCORED_SHARE,
+    TOKENS_PER_COMPLETION,
+    TRAINING_SETS,
+    UNKNOWN_BENCHMARK,
+    UNKNOWN_SET,
+)
 from .at_hand import counts_by_size
 
 _PROBLEMS, _CHARACTERS = 64, 200_000  # read of a benchmark to tell its lengths
@@ -52,14 +58,21 @@ class EvaluationLengths:
     """Of an evaluation.
 
     Attributes:
-        requests: prompts, windows or problems.
+        requests: prompts, windows, or options with their contexts.
         read: tokens of all of them.
+        scored: tokens of all of them whose likelihood is asked for.
         written: tokens that are generated for each.
     """
 
     requests: int
     read: float
+    scored: float = 0.0
     written: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Tokens of a request."""
+        return self.read / max(1, self.requests)
 
 
 class Lengths:
@@ -68,12 +81,9 @@ class Lengths:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.context = context_length(plan.skeleton.config)
+        self._tokenizer = PlanTokenizer(plan.source)
         self._training: dict[tuple[str, int], TrainingLengths] = {}
         self._evaluations: dict[str, EvaluationLengths] = {}
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        return load_tokenizer(self.plan.source.location, self.plan.source.revision)
 
     def training(self, data: DataSpec) -> TrainingLengths:
         """Return the lengths of the training set that a stage reads."""
@@ -86,10 +96,14 @@ class Lengths:
     def _measure_training(self, name: str, limit: int) -> TrainingLengths:
         task, survey = get_task(name), self.plan.training_sets[name]
         if survey.sample and self.plan.at_hand.tokenizer:
-            items = task.encode(self._tokenizer, list(survey.sample), limit).items
-            if items:
-                examples = max(1, round(len(items) * survey.examples / len(survey.sample)))
-                return TrainingLengths(examples, tuple(len(item.input_ids) for item in items))
+
+            def count() -> list[int]:
+                return [len(item.input_ids) for item in task.encode(self._tokenizer, list(survey.sample), limit).items]
+
+            lengths = self._tokenizer.counted("examples", [survey.identity.model_dump(mode="json"), limit], count)
+            if lengths:
+                examples = max(1, round(len(lengths) * survey.examples / len(survey.sample)))
+                return TrainingLengths(examples, tuple(lengths))
         tokens = TRAINING_SETS.get(survey.name, UNKNOWN_SET).tokens
         if task.joined:
             return TrainingLengths(max(1, survey.examples * tokens // limit), (limit,))
@@ -106,8 +120,14 @@ class Lengths:
         if key not in self._evaluations:
             benchmark = benchmarks.get(name)()
             known = counts_by_size(benchmark.name, self.plan.at_hand) or not self.plan.at_hand.tokenizer
-            measure = self._known if known else self._measure
-            self._evaluations[key] = measure(benchmark, settings)
+            if known:
+                self._evaluations[key] = self._known(benchmark, settings)
+            else:
+                asked = [dict(benchmark.identity(settings)), self.context, settings.samples, settings.max_new_tokens]
+                counted = self._tokenizer.counted(
+                    "evaluation", asked, lambda: astuple(self._measure(benchmark, settings))
+                )
+                self._evaluations[key] = EvaluationLengths(*counted)
         return self._evaluations[key]
 
     def _known(self, benchmark: Benchmark, settings: EvalSettings) -> EvaluationLengths:
@@ -115,9 +135,12 @@ class Lengths:
         if isinstance(benchmark, PerplexityBenchmark):
             window = benchmark.longest_sequence(None, settings, self.context)
             windows = _limited(max(1, known.tokens // window), settings)
-            return EvaluationLengths(windows, windows * window)
+            return EvaluationLengths(windows, windows * window, windows * window)
         problems = _limited(known.problems, settings)
-        return EvaluationLengths(problems, problems * known.tokens, _written(benchmark, settings))
+        if isinstance(benchmark, GenerativeBenchmark):
+            return EvaluationLengths(problems, problems * known.tokens, written=_written(benchmark, settings))
+        read, requests = problems * known.tokens, problems * OPTIONS
+        return EvaluationLengths(requests, read, read * SCORED_SHARE)
 
     def _measure(self, benchmark: Benchmark, settings: EvalSettings) -> EvaluationLengths:
         if isinstance(benchmark, PerplexityBenchmark):
@@ -129,16 +152,21 @@ class Lengths:
             cut = [ids for ids in benchmark.windows(self._tokenizer, few, window) if len(ids) > 1]
             share = sum(map(len, texts)) / max(1, sum(map(len, few)))
             windows = _limited(max(1, round(len(cut) * share)), settings)
-            return EvaluationLengths(windows, windows * sum(map(len, cut)) / max(1, len(cut)))
+            read = windows * sum(map(len, cut)) / max(1, len(cut))
+            return EvaluationLengths(windows, read, read)
         if isinstance(benchmark, ChoiceBenchmark | GenerativeBenchmark):
             rows = benchmark.data(settings).rows[: settings.limit]
             some = rows[:: max(1, len(rows) // _PROBLEMS)]
+            share = len(rows) / max(1, len(some))
             if isinstance(benchmark, GenerativeBenchmark):
                 tokens = sum(len(encode_prompt(self._tokenizer, text)) for text in benchmark.prompts(some, settings))
-            else:
-                pairs = [pair for pairs in benchmark.requests(some, settings) for pair in pairs]
-                tokens = sum(len(ids) for pair in pairs for ids in encode_pair(self._tokenizer, *pair))
-            return EvaluationLengths(len(rows), tokens * len(rows) / max(1, len(some)), _written(benchmark, settings))
+                return EvaluationLengths(len(rows), tokens * share, written=_written(benchmark, settings))
+            pairs = [pair for pairs in benchmark.requests(some, settings) for pair in pairs]
+            ids = [encode_pair(self._tokenizer, *pair) for pair in pairs]
+            tails = sum(len(tail) for _, tail in ids)
+            return EvaluationLengths(
+                round(len(pairs) * share), (sum(len(head) for head, _ in ids) + tails) * share, tails * share
+            )
         return self._known(benchmark, settings)
 
 

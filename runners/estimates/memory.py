@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,11 +19,12 @@ from ...methods.matrixwise import MatrixCompressor
 from ...methods.memory import Calibration, Peak, compress_peak, fit_peak
 from ...models.blocks import find_blocks
 from ...models.footprint import SMALL_PARAMETERS, Footprint, check_model, context_length, token_bytes
-from ...models.loading import DTYPES, load_model, load_tokenizer
+from ...models.loading import DTYPES, load_model
 from ...models.matrices import model_size
 from ...models.streamed import NotStreamable, open_streamed, why_not_streamed
 from ..graph import Plan
 from ..specs import CompressStage, EvaluateStage, FitStage, Stage
+from ..tokenizers import PlanTokenizer
 from ..training.data import CALIBRATION_TOKENS, example_length
 from .at_hand import assumed_longest, counts_by_size
 from .foreseen import check_training
@@ -225,14 +227,17 @@ def evaluation_needs(plan: Plan) -> dict[str, Footprint]:
     found: dict[str, Footprint] = {}
     config, itemsize = plan.skeleton.config, DTYPES[plan.dtype].itemsize
     context = context_length(config)
-    tokenizer = load_tokenizer(plan.source.location, plan.source.revision) if plan.at_hand.tokenizer else None
+    tokenizer = PlanTokenizer(plan.source) if plan.at_hand.tokenizer else None
     for stage in plan.stages.values():
         if isinstance(stage, EvaluateStage) and stage.spec.variant not in found:
             settings, benchmark = stage.settings, benchmarks.get(stage.spec.benchmark)()
             if tokenizer is None or counts_by_size(benchmark.name, plan.at_hand):
                 longest = assumed_longest(benchmark, settings, context)
             else:
-                longest = benchmark.longest_sequence(tokenizer, settings, context)
+                asked = [benchmark.identity(settings), context]
+                longest = tokenizer.counted(
+                    "longest sequence", asked, partial(benchmark.longest_sequence, tokenizer, settings, context)
+                )
             weights, token = plan.parameters * itemsize, token_bytes(config, itemsize)
             found[stage.spec.variant] = Footprint(weights, token, context, plan.dtype, longest)
     return found

@@ -6,9 +6,10 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from ...foundation.files import read_json
+from ...models.loading import DTYPES
 from ..executors.local import crew_size
 from ..graph import Plan
 from ..store.folders import StageStore
@@ -118,7 +119,8 @@ def plan_speeds(plan: Plan) -> Speeds:
     if plan.machine.flops is not None:
         return card_speeds(plan.machine.flops)
     _, threads = crew_size(plan.config.execution.workers, plan.device, plan.parameters, len(plan.stages))
-    return cpu_speeds(plan, threads)
+    text = cast(Any, plan.skeleton).config.get_text_config()
+    return cpu_speeds(DTYPES[plan.dtype], int(getattr(text, "num_hidden_layers", None) or 1), threads)
 
 
 def stage_seconds(plan: Plan) -> dict[str, float]:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, fields
 
 import torch
 
-from ...models.footprint import context_length
-from ...models.loading import DTYPES
-from ...models.matrices import matrices
-from ..graph import Plan
-from ..threads import cpu_threads
 from .arithmetic import Work
 from .assumptions import (
+    CPU_SHARES,
     DECOMPOSITION_SHARE,
     DISK_BYTES_PER_SECOND,
     GENERATION_SHARE,
@@ -23,11 +16,7 @@ from .assumptions import (
     STAGE_SECONDS_ON_GPUS,
     TRAINING_SHARE,
 )
-
-_PROBE_SECONDS = 0.1
-_ROWS, _SIDE = 512, 4096  # of a probed product, at most
-_LAYER_SECONDS = 4e-4  # of Python and small kernels, for one layer in one forward pass on a CPU
-_CPU_SHARE = 0.7  # of a product's speed that a whole model reaches on a CPU
+from .probe import Probe, probe_cpu
 
 
 @dataclass(frozen=True)
@@ -35,7 +24,8 @@ class Speeds:
     """Operations a second of one process, by the fields of `Work`.
 
     Attributes:
-        logits, passes: as in `Work`, a second; 0 where the other speeds contain them.
+        eigen, double, moved, passes: as in `Work`, a second; 0 where the other speeds contain them.
+        traffic: bytes of checkpoints and factors, a second.
         start: seconds of a stage beside its work.
     """
 
@@ -44,79 +34,52 @@ class Speeds:
     reading: float
     generation: float
     decomposition: float
-    logits: float = 0.0
+    eigen: float = 0.0
+    double: float = 0.0
+    moved: float = 0.0
     passes: float = 0.0
     traffic: float = DISK_BYTES_PER_SECOND
     start: float = STAGE_SECONDS
 
     def seconds(self, work: Work) -> float:
         """Return how long a stage computes."""
-        return (
-            work.training / self.training
-            + work.scoring / self.scoring
-            + work.reading / self.reading
-            + work.generation / self.generation
-            + work.decomposition / self.decomposition
-            + (work.logits / self.logits if self.logits else 0.0)
-            + (work.passes / self.passes if self.passes else 0.0)
-            + work.traffic / self.traffic
-        )
+        pairs = ((getattr(work, field.name), getattr(self, field.name)) for field in fields(Work))
+        return sum((amount / speed for amount, speed in pairs if speed), 0.0)
 
 
 def card_speeds(peak: float) -> Speeds:
     """Return the speeds of a GPU by its peak of dense bfloat16 operations a second."""
-    products = TRAINING_SHARE * peak
+    products, decomposing = TRAINING_SHARE * peak, DECOMPOSITION_SHARE * peak
+    generation = GENERATION_SHARE * peak
     return Speeds(
-        products, products, products, GENERATION_SHARE * peak, DECOMPOSITION_SHARE * peak, start=STAGE_SECONDS_ON_GPUS
+        *(products, products, products, generation, decomposing, decomposing, decomposing), start=STAGE_SECONDS_ON_GPUS
     )
 
 
-def cpu_speeds(plan: Plan, threads: int) -> Speeds:
-    """Probe this CPU with products of the model's shapes and a decomposition; takes about half a second.
+def cpu_speeds(dtype: torch.dtype, layers: int, threads: int, probe: Probe | None = None) -> Speeds:
+    """Return the speeds of this CPU, as if nothing else ran on it.
 
     Args:
-        plan: says model, dtypes and batches.
+        dtype: of evaluations.
+        layers: decoder blocks of the model.
         threads: of a worker.
+        probe: what one thread does; None takes `probe_cpu`.
     """
-    largest = max(matrices(plan.skeleton, head=False), key=lambda m: m.parameters, default=None)
-    inner = min(largest.in_features, _SIDE) if largest else 512
-    outer = min(largest.out_features, _SIDE) if largest else 512
-    rows = min(_ROWS, context_length(plan.skeleton.config))
-    batch = min(plan.config.execution.eval_batch_size, plan.config.evaluation.limit or 10**9, rows)
-    text = cast(Any, plan.skeleton).config.get_text_config()
-    layers = int(getattr(text, "num_hidden_layers", None) or 1)
-    with cpu_threads(threads):
-        plain = _CPU_SHARE * _product_speed(rows, inner, outer, torch.float32)
-        dtype = DTYPES[plan.dtype]
-        scoring = plain if dtype == torch.float32 else _CPU_SHARE * _product_speed(rows, inner, outer, dtype)
-        generation = _CPU_SHARE * _product_speed(batch, inner, outer, dtype)
-        decomposition = _svd_speed(min(inner, outer, 512))
-        logits = _logit_speed(int(text.vocab_size), dtype)
-    passes = 1.0 / (layers * _LAYER_SECONDS)
-    return Speeds(plain, scoring, plain, generation, decomposition, logits, passes)
-
-
-def _product_speed(rows: int, inner: int, outer: int, dtype: torch.dtype) -> float:
-    weight, x = torch.rand(outer, inner, dtype=dtype), torch.rand(rows, inner, dtype=dtype)
-    return 2.0 * rows * inner * outer / _seconds(lambda: torch.nn.functional.linear(x, weight))
-
-
-def _logit_speed(vocabulary: int, dtype: torch.dtype) -> float:
-    scores = torch.rand(16, vocabulary, dtype=dtype)
-    return scores.numel() / _seconds(lambda: torch.log_softmax(scores.float(), dim=-1))
-
-
-def _svd_speed(side: int) -> float:
-    matrix = torch.rand(side, side)
-    return 20.0 * side**3 / _seconds(lambda: torch.linalg.svd(matrix, full_matrices=False))
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    """Return the seconds of one call, the best of several: other processes may disturb."""
-    run()
-    best, begin = float("inf"), time.perf_counter()
-    while time.perf_counter() - begin < _PROBE_SECONDS or best == float("inf"):
-        start = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - start)
-    return best
+    one, shares = probe or probe_cpu(), CPU_SHARES
+    together = 1.0 + (threads - 1) * shares.threads
+    decomposing = 1.0 + min(threads - 1, 3) * shares.threads_decomposing
+    products = shares.products * together
+    plain = products * one.float32
+    scoring = plain if dtype == torch.float32 else products * one.bfloat16
+    return Speeds(
+        training=plain,
+        scoring=scoring,
+        reading=plain,
+        generation=scoring,
+        decomposition=shares.svd * decomposing * one.svd,
+        eigen=shares.eigen * decomposing * one.eigen,
+        double=shares.double * together * one.float64,
+        moved=shares.memory * min(together, 8.0) * one.memory,
+        passes=1.0 / (layers * shares.calls * one.call),
+        traffic=one.disk,
+    )

@@ -16,6 +16,7 @@ from ...foundation.errors import UserError
 from ...foundation.fork_server import Child, ForkServer
 from ...foundation.memory import release_memory
 from ...foundation.process import die_with_parent, python_environment
+from ...foundation.progress import Report, throttled
 from ..specs import Stage
 from ..store.folders import StageStore
 from ..training.recipes import SMALL_MODEL_PARAMETERS
@@ -24,7 +25,7 @@ from .parallel.launch import ProcessesCrashed
 
 @dataclass(frozen=True)
 class Event:
-    """News from a worker about a stage: ``progress`` (done, total), ``done``, or ``failed`` (text)."""
+    """News from a worker about a stage: ``progress`` (done, total, unit), ``done``, or ``failed`` (text)."""
 
     key: str
     kind: str
@@ -32,6 +33,7 @@ class Event:
     total: int = 0
     text: str = ""
     expected: bool = False
+    unit: str = ""
 
 
 def _start_work(pipe: Connection, store: StageStore, threads: int, parent: int) -> None:
@@ -51,10 +53,10 @@ def _work(pipe: Connection, store: StageStore, threads: int) -> None:
     while (stage := pipe.recv()) is not None:
         key = stage.key
 
-        def progress(done: int, total: int, key: str = key) -> None:
-            pipe.send(Event(key, "progress", done, total))
+        def report(done: int, total: int, unit: str, key: str = key) -> None:
+            pipe.send(Event(key, "progress", done, total, unit=unit))
 
-        pipe.send(do_stage(stage, store, progress))
+        pipe.send(do_stage(stage, store, throttled(report)))
 
 
 def prepare(threads: int) -> None:
@@ -71,13 +73,13 @@ def prepare(threads: int) -> None:
         disable_progress_bar()
 
 
-def do_stage(stage: Stage, store: StageStore, progress: Callable[[int, int], None]) -> Event:
+def do_stage(stage: Stage, store: StageStore, report: Report) -> Event:
     """Do a stage in this process; returns ``done`` or ``failed`` and raises nothing."""
     from ..stages.perform import perform
 
     try:
         here = store.ready(stage)
-        store.run(here, lambda folder: perform(here, folder, progress))
+        store.run(here, lambda folder: perform(here, folder, report))
         return Event(stage.key, "done")
     except UserError as error:
         return Event(stage.key, "failed", text=str(error), expected=True)

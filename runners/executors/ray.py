@@ -25,6 +25,7 @@ from typing import Any
 
 from ...foundation.errors import UserError
 from ...foundation.process import python_command, python_environment
+from ...foundation.progress import throttled
 from ..config import SweepConfig
 from ..specs import Stage
 from ..store.folders import StageStore
@@ -272,11 +273,11 @@ def run_stages(
                     )
                     running[ref] = stage
                 ended, _ = ray.wait(list(running), timeout=_POLL_SECONDS)
-                for key, (count, total) in _news(mailbox).items():
+                for key, (count, total, unit) in _news(mailbox).items():
                     if key not in done:
                         start(key)
                         if total:
-                            on_event(Event(key, "progress", count, total), stages[key])
+                            on_event(Event(key, "progress", count, total, unit=unit), stages[key])
                 for ref in ended:
                     stage = running.pop(ref)
                     start(stage.key)
@@ -299,14 +300,10 @@ def _do_stage(stage: Stage, store: StageStore, token: str, threads: int, mailbox
     """The task: runs in a Ray worker, on whichever node has room."""
     with contextlib.suppress(OSError):
         os.chdir(folder)  # the sweep's own, where this node has it
-    mailbox.put.remote(stage.key, 0, 0)
-    sent = 0.0
+    mailbox.put.remote(stage.key, 0, 0, "")
 
-    def progress(done: int, total: int) -> None:
-        nonlocal sent
-        if time.monotonic() - sent > _POLL_SECONDS or done == total:
-            sent = time.monotonic()
-            mailbox.put.remote(stage.key, done, total)
+    def report(done: int, total: int, unit: str) -> None:
+        mailbox.put.remote(stage.key, done, total, unit)
 
     try:
         if isinstance(store, SharedStore):
@@ -323,7 +320,7 @@ def _do_stage(stage: Stage, store: StageStore, token: str, threads: int, mailbox
     except UserError as error:
         return Event(stage.key, "failed", text=str(error), expected=True)
     prepare(threads)
-    return do_stage(stage, store, progress)
+    return do_stage(stage, store, throttled(report, _POLL_SECONDS))
 
 
 def _mailbox() -> Any:
@@ -333,23 +330,23 @@ def _mailbox() -> Any:
         """Keeps the latest progress of each stage. Defined here so that its process need not import this package."""
 
         def __init__(self) -> None:
-            self.latest: dict[str, tuple[int, int]] = {}
+            self.latest: dict[str, tuple[int, int, str]] = {}
 
-        def put(self, key: str, done: int, total: int) -> None:
-            self.latest[key] = (done, total)
+        def put(self, key: str, done: int, total: int, unit: str) -> None:
+            self.latest[key] = (done, total, unit)
 
-        def take(self) -> dict[str, tuple[int, int]]:
+        def take(self) -> dict[str, tuple[int, int, str]]:
             latest, self.latest = self.latest, {}
             return latest
 
     return ray.remote(num_cpus=0, max_restarts=-1)(Mailbox).remote()
 
 
-def _news(mailbox: Any) -> dict[str, tuple[int, int]]:
+def _news(mailbox: Any) -> dict[str, tuple[int, int, str]]:
     import ray
 
     try:
-        latest: dict[str, tuple[int, int]] = ray.get(mailbox.take.remote(), timeout=10)
+        latest: dict[str, tuple[int, int, str]] = ray.get(mailbox.take.remote(), timeout=10)
         return latest
     except (
         ray.exceptions.RayError

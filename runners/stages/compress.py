@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from ...foundation.files import read_json, write_json
-from ...foundation.progress import Progress
+from ...foundation.progress import Report
 from ...methods.base import CompressionReport, create_method
 from ...methods.fitted import Fitted
 from ...methods.ranks.budget import Budget
@@ -34,7 +34,7 @@ BASES_FILE = "bases.safetensors"
 """Beside a compressed checkpoint, where a method says which bases survived."""
 
 
-def compress(stage: CompressStage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
+def compress(stage: CompressStage, folder: Path, report: Report | None) -> Mapping[str, Any]:
     """Compress a model to the stage's ratios and write the checkpoints; returns plain data for the record."""
     spec, method = stage.spec, create_method(stage.spec.method, stage.spec.options)
     way, _ = choose_way(stage, compress_way, method)
@@ -46,7 +46,7 @@ def compress(stage: CompressStage, folder: Path, progress: Progress | None) -> M
     model, tokenizer = open_for(stage, way, folder)
     fitted = Fitted.load(stage.execution.fit)
     data = data or read_data(stage, model, tokenizer)
-    trainer = trainer_for(stage, data, folder, progress, method) if data and spec.train else None
+    trainer = trainer_for(stage, data, folder, report, method) if data and spec.train else None
     budgets = [Budget(ratio, method.guard, spec.rank_multiple) for ratio in spec.ratios]
 
     def emit(budget: Budget, compressed: Any, report: CompressionReport) -> None:
@@ -62,4 +62,5 @@ def compress(stage: CompressStage, folder: Path, progress: Progress | None) -> M
     # From the files, for some may be older than this process.
     reports = {f"{b.ratio:g}": read_json(folder / ratio_folder(b.ratio) / REPORT) for b in budgets if is_main()}
     trained = {"training": asdict(trainer.log)} if trainer and trainer.log else {}
-    return {"reports": reports, "memory": memory} | trained
+    searched = {"calibration": reading} if (reading := data.reading() if data else {}) else {}
+    return {"reports": reports, "memory": memory} | trained | searched

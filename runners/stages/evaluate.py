@@ -13,7 +13,8 @@ from ...evals.base import Outcome, benchmarks, metric_to_plain
 from ...evals.engines.base import Engine
 from ...evals.hosting.choice import engine_version
 from ...evals.hosting.host import HostedEngine
-from ...foundation.progress import Progress
+from ...evals.kinds.perplexity import PerplexityBenchmark
+from ...foundation.progress import Report, in_units, reporting
 from ...models.footprint import context_length
 from ...models.loading import weights_size
 from ..estimates.foreseen import evaluation_peak, plain
@@ -29,9 +30,14 @@ def open_engine(stage: EvaluateStage, longest: Callable[[Any, int], int], thread
     return HostedEngine(spec.engine, model.location, spec.dtype, execution.device, revision, threads, longest=longest)
 
 
-def evaluate_with(engine: Engine, stage: EvaluateStage, progress: Progress | None) -> Outcome:
+def evaluate_with(engine: Engine, stage: EvaluateStage, report: Report | None) -> Outcome:
     """Evaluate the benchmark of a stage by an engine that holds its model."""
-    return benchmarks.get(stage.spec.benchmark)().evaluate(engine, stage.settings, progress)
+    benchmark = benchmarks.get(stage.spec.benchmark)()
+    unit = "windows" if isinstance(benchmark, PerplexityBenchmark) else "texts scored"
+    if benchmark.generates:
+        unit = "completions"
+    with reporting(report):  # of what follows, such as running generated code
+        return benchmark.evaluate(engine, stage.settings, in_units(report, unit))
 
 
 def outcome_record(stage: EvaluateStage, outcome: Outcome) -> dict[str, Any]:
@@ -50,7 +56,7 @@ def sample_lines(outcome: Outcome) -> Iterator[str]:
     return (json.dumps(sample, ensure_ascii=False, sort_keys=True) + "\n" for sample in outcome.samples)
 
 
-def evaluate(stage: EvaluateStage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
+def evaluate(stage: EvaluateStage, folder: Path, report: Report | None) -> Mapping[str, Any]:
     """Measure a model and write its samples; returns plain data for the record."""
     spec, settings = stage.spec, stage.settings
     device, model = stage.execution.device, stage.execution.model
@@ -64,7 +70,7 @@ def evaluate(stage: EvaluateStage, folder: Path, progress: Progress | None) -> M
         memory = {"memory": plain(peak)}
     engine = open_engine(stage, lambda *_: longest, torch.get_num_threads())
     with engine:
-        outcome = evaluate_with(engine, stage, progress)
+        outcome = evaluate_with(engine, stage, report)
     with open(folder / "samples.jsonl", "w", encoding="utf-8") as file:
         file.writelines(sample_lines(outcome))
     size = weights_size(model.location, model.revision)
@@ -74,6 +80,7 @@ def evaluate(stage: EvaluateStage, folder: Path, progress: Progress | None) -> M
             "name": engine.engine,
             "version": engine_version(engine.engine),
             "peak_memory_bytes": engine.peak_memory_bytes,
+            "cpu_seconds": engine.cpu_seconds,
         },
         "parameters": size.parameters,
         "bytes": size.bytes,

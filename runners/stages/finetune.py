@@ -7,19 +7,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...foundation.progress import Progress
+from ...foundation.progress import Report
 from ...models.notes import notes_of
 from ..specs import FinetuneStage
 from .shared import estimate_training, model_of, save_trained, skeleton_of, trainer_for, training_data
 
 
-def finetune(stage: FinetuneStage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
+def finetune(stage: FinetuneStage, folder: Path, report: Report | None) -> Mapping[str, Any]:
     """Train a model on the task and write it; returns plain data for the record."""
     skeleton, tokenizer = skeleton_of(stage)
     data = training_data(stage, skeleton, tokenizer)
     memory = estimate_training(stage, data, skeleton)
     model = model_of(stage)
-    trainer = trainer_for(stage, data, folder, progress)
+    trainer = trainer_for(stage, data, folder, report)
     log = trainer.train(model, trainer.total_steps)
     save_trained(stage, trainer, model, tokenizer, folder)
     return {

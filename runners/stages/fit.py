@@ -23,12 +23,12 @@ def fit(stage: FitStage, folder: Path) -> Mapping[str, Any]:
     if only := stage.spec.budget:
         fitted = method.fit_for(Budget(only.ratio, method.guard, only.rank_multiple), model, data, folder)
     else:
-        fitted = method.fit(model, data, folder)
+        fitted = method.fit_to(stage.execution.ranks or {}, model, data, folder)
     fitted.save(folder)
     return {
         "matrices": len(method.targets(model)),
         "dropped": data.dropped if data else 0,
-        "calibration": fitted.meta.get("calibration", {}) | ({"length": data.length} if data else {}),
+        "calibration": data.reading() if data else {},
         "added_jitter": fitted.meta.get("added_jitter", {}),
         "warnings": [*fitted.meta.get("warnings", []), *notes_of(model), *notes],
         "memory": way.record(),

@@ -11,7 +11,7 @@ import torch
 
 from ...foundation.environment import number_formats
 from ...foundation.errors import UserError
-from ...foundation.progress import Progress, reporting
+from ...foundation.progress import Report, reporting
 from ..executors.parallel.launch import train_together
 from ..specs import CompressStage, EvaluateStage, FinetuneStage, FitStage, RecoverStage, Stage
 from .compress import compress
@@ -21,7 +21,7 @@ from .fit import fit
 from .recover import recover
 
 
-def perform(stage: Stage, folder: Path, progress: Progress | None = None) -> Mapping[str, Any]:
+def perform(stage: Stage, folder: Path, report: Report | None = None) -> Mapping[str, Any]:
     """Do one stage inside ``folder``; returns plain data for its record.
 
     Raises:
@@ -35,22 +35,22 @@ def perform(stage: Stage, folder: Path, progress: Progress | None = None) -> Map
         )
     torch.manual_seed(getattr(stage.spec, "seed", None) or 0)
     if stage.accelerate:
-        return train_together(stage, folder, progress)
-    with reporting(progress):
-        return _by_kind(stage, folder, progress)
+        return train_together(stage, folder, report)
+    with reporting(report):
+        return _by_kind(stage, folder, report)
 
 
-def _by_kind(stage: Stage, folder: Path, progress: Progress | None) -> Mapping[str, Any]:
+def _by_kind(stage: Stage, folder: Path, report: Report | None) -> Mapping[str, Any]:
     if isinstance(stage, FinetuneStage):
-        return finetune(stage, folder, progress)
+        return finetune(stage, folder, report)
     if isinstance(stage, FitStage):
         return fit(stage, folder)
     if isinstance(stage, CompressStage):
-        return compress(stage, folder, progress)
+        return compress(stage, folder, report)
     if isinstance(stage, RecoverStage):
-        return recover(stage, folder, progress)
+        return recover(stage, folder, report)
     assert isinstance(stage, EvaluateStage)
-    return evaluate(stage, folder, progress)
+    return evaluate(stage, folder, report)
 
 
 def _listed(variables: Mapping[str, str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...foundation.progress import Progress
+from ...foundation.progress import Report, in_units
 from ...methods.base import Compressor
 from ...models.dtypes import SaveDtypes, save_dtypes
 from ...models.footprint import context_length
@@ -116,7 +116,7 @@ def training_settings(stage: TrainingStage) -> TrainSettings:
 
 
 def trainer_for(
-    stage: TrainingStage, data: TaskData, folder: Path, progress: Progress | None, method: Compressor | None = None
+    stage: TrainingStage, data: TaskData, folder: Path, report: Report | None, method: Compressor | None = None
 ) -> TaskTrainer:
     """Return the trainer of a stage, which goes on from the checkpoints of an earlier attempt.
 
@@ -124,7 +124,7 @@ def trainer_for(
         stage: whose settings and seed count.
         data: what is trained on.
         folder: of the stage.
-        progress: called with (updates done, updates in all).
+        report: told how many updates are done.
         method: one that trains while it compresses.
     """
     minutes = stage.execution.checkpoint_minutes
@@ -138,7 +138,7 @@ def trainer_for(
         stage.execution.device,
         compress_order(seed) if stage.kind == "compress" else seed,
         stage.shown,
-        progress,
+        in_units(report, "steps"),
         Resumable(resume_folder(folder.parent, stage.key), minutes, folder, origin),
     )
 

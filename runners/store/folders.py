@@ -53,6 +53,19 @@ def resume_folder(root: Path, key: str) -> Path:
     return root / f".resume-{key}"
 
 
+def covers(record: Mapping[str, Any], stage: Stage) -> bool:
+    """Whether a finished fit keeps all the parts of its factors that a stage asks for; True for other kinds.
+
+    Args:
+        record: of the finished stage.
+        stage: the same one, of a plan.
+    """
+    kept, wanted = record["runtime"].get("ranks"), getattr(stage.execution, "ranks", None)
+    if stage.kind != "fit" or kept is None:
+        return True
+    return wanted is not None and all(wanted.get(name, rank + 1) <= rank for name, rank in kept.items())
+
+
 class StageStore:
     """The folder with all stages of all sweeps.
 
@@ -120,6 +133,10 @@ class StageStore:
     def removed(self, key: str) -> list[str]:
         """Return the files of a stage that were removed after their last reader: not empty where weights are gone."""
         return read_removed(self.path(key))
+
+    def enough(self, stage: Stage) -> bool:
+        """Whether a stage is not done, or keeps all that is asked for; see `covers`."""
+        return not self.is_done(stage.key) or covers(self.read(stage.key), stage)
 
     def without_weights(self, keys: Iterable[str]) -> set[str]:
         """Return the keys of the stages that must run again before their weights can be read."""
@@ -203,7 +220,8 @@ class StageStore:
         """Do a stage unless it stands already, with its weights; return its ``stage.json``.
 
         Only one process works on a key; another one waits, logs for whom, and then finds it done. Where a stage is done
-        again because its weights were removed and gives the same bytes, its first record stays.
+        again because its weights were removed and gives the same bytes, its first record stays. A fit that keeps fewer
+        ranks than are asked for is done again.
 
         Args:
             stage: what to do.
@@ -218,13 +236,14 @@ class StageStore:
         key = stage.key
         with hold_lock(self.root, key):
             earlier = self.read(key) if self.is_done(key) else None
-            if earlier and not self.removed(key):
+            enough = earlier is not None and covers(earlier, stage)
+            if earlier and enough and not self.removed(key):
                 return earlier
             part = self.root / f".part-{key}"
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
             reset_peak_memory()
-            started, clock = datetime.now(UTC), time.perf_counter()
+            started, clock, computed = datetime.now(UTC), time.perf_counter(), time.process_time()
             record: dict[str, Any] = {
                 "version": VERSION,
                 "key": key,
@@ -239,6 +258,8 @@ class StageStore:
             try:
                 record["result"] = dict(work(part))
                 record["seconds"] = time.perf_counter() - clock
+                engine = record["result"].get("engine", {})
+                record["cpu_seconds"] = time.process_time() - computed + engine.get("cpu_seconds", 0.0)
                 training = record["result"].get("training", {})
                 record["seconds"] += training.get("resumed_seconds", 0.0)
                 elsewhere = [record["result"].get(part, {}).get("peak_memory_bytes", 0) for part in _OTHER_PROCESSES]
@@ -250,7 +271,7 @@ class StageStore:
                 record["files"] = {file.relative_to(part).as_posix(): file.stat().st_size for file in files}
                 record["sha256"] = {file.relative_to(part).as_posix(): sha256_file(file) for file in files}
                 record = finite(record)
-                if earlier and earlier["sha256"] == record["sha256"]:
+                if earlier and enough and earlier["sha256"] == record["sha256"]:
                     record = earlier
                 write_json(part / RECORD, record | {"checksum": checksum(record)})
                 apply_umask(part)

@@ -20,7 +20,7 @@ from ...foundation.errors import UserError
 from ...foundation.files import sha256_file, sync, write_json
 from ..specs import Stage
 from .files import removed_weights
-from .folders import MARKER, RECORD, StageStore, checksum
+from .folders import MARKER, RECORD, StageStore, checksum, covers
 from .locks import hold_lock
 from .storage import Storage
 
@@ -77,17 +77,31 @@ class SharedStore(StageStore):
 
     def ready(self, stage: Stage) -> Stage:
         """Bring here, whole, all that a stage reads, unless nothing is left to do for it."""
-        if self.storage.stands(stage.key) or (self.is_done(stage.key) and not self.lacking(stage.key)):
+        there = self.storage.stands(stage.key) or (self.is_done(stage.key) and not self.lacking(stage.key))
+        if there and self.enough(stage):
             return stage
         return super().ready(stage)
+
+    def enough(self, stage: Stage) -> bool:
+        """Say what `StageStore.enough` says; of a stage that is not here, what is in the storage counts."""
+        if self.path(stage.key).is_dir() or not self.storage.stands(stage.key):
+            return super().enough(stage)
+        return covers(self._there(stage.key)[1], stage)
 
     def run(self, stage: Stage, work: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
         """Do a stage unless it stands here or in the storage, and bring it there; return its ``stage.json``.
 
-        Where another machine was first, its stage takes the place of the one made here.
+        Where another machine was first, its stage takes the place of the one made here. A fit in the storage that keeps
+        fewer ranks than are asked for is replaced.
         """
         key = stage.key
         self._exchange(key)
+        if not super().enough(stage):
+            with hold_lock(self.root, key):
+                shutil.rmtree(self.path(key), ignore_errors=True)
+            self._checked.discard(key)
+        if not self.enough(stage):
+            self.storage.remove(f"stages/{key}/{RECORD}")
         if self.storage.stands(key):
             self._agree(key)
         else:

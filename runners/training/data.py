@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..estimates.assumptions import TRAINING_SETS
 from ..specs import DataSpec
 
 CALIBRATION_TOKENS = 2048
-"""Longest example where neither method nor task says one; a model's context may be far longer than anything needs."""
+"""Longest example that statistics are made of unless the user names a length; a model's context may be far longer."""
 
 DATA_SEED = 42
 """Seed of generated (toy) data: one dataset for all seeds of a sweep, as with real data."""
@@ -49,6 +49,7 @@ class TaskData:
         dropped: how many examples were too long.
         seed: of the order in which `batches` draws.
         length: the length limit in tokens.
+        used: what `batches` has given so far at most, in ``examples`` and ``tokens`` without padding.
     """
 
     items: list[Encoded]
@@ -56,13 +57,20 @@ class TaskData:
     dropped: int
     seed: int
     length: int = 0
+    used: dict[str, int] = field(default_factory=dict, compare=False)
+
+    def reading(self) -> dict[str, int]:
+        """Return what `batches` has been asked for, for a record: examples, tokens and the length limit."""
+        return self.used | {"length": self.length} if self.used else {}
 
     def batches(self, samples: int | None, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Yield batches of the first ``samples`` examples of a seeded shuffle."""
         order = list(range(len(self.items)))
         random.Random(self.seed).shuffle(order)
         chosen = order[:samples]
-        for start in track(range(0, len(chosen), batch_size)):
+        if len(chosen) > self.used.get("examples", 0):
+            self.used.update(examples=len(chosen), tokens=sum(len(self.items[i].input_ids) for i in chosen))
+        for start in track(range(0, len(chosen), batch_size), unit="batches"):
             yield collate([self.items[i] for i in chosen[start : start + batch_size]], self.pad_token_id)
 
 
@@ -118,6 +126,22 @@ def example_length(task: str, wanted: int | None, context: int | None = None) ->
     """
     length = wanted or get_task(task).max_length or CALIBRATION_TOKENS
     return min(length, context or length)
+
+
+def calibration_length(task: str, wanted: int | None, context: int) -> int:
+    """Return the longest example that statistics are made of, in tokens.
+
+    Unless a length is wanted, it is `CALIBRATION_TOKENS`, or the model's context where that is shorter. Examples that
+    are texts of their own are not read any longer than a training on the task reads them.
+
+    Args:
+        task: whose data are read.
+        wanted: what the method or the training settings say, or None.
+        context: the model's context length.
+    """
+    found = get_task(task)
+    own = CALIBRATION_TOKENS if found.joined else min(found.max_length or CALIBRATION_TOKENS, CALIBRATION_TOKENS)
+    return min(wanted or own, context)
 
 
 def load_task_data(

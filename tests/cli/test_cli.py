@@ -140,7 +140,8 @@ def test_compress_and_eval_a_checkpoint(tmp_path):
     done = bench("compress", "tiny", "--method", "svd", "--ratio", "2", "--out", "small", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "parameters: 2.000x" in done.stdout
-    assert done.stderr == ""
+    assert next(line for line in done.stderr.splitlines() if "started" in line).startswith("fit ")
+    assert "Traceback" not in done.stderr
     assert len(low_rank_layers(load_model(tmp_path / "small"))) == 28
     report = json.loads((tmp_path / "small" / "compression.json").read_text())
     assert report["ratio"] == pytest.approx(2, rel=1e-3)

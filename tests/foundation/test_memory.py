@@ -74,6 +74,6 @@ def test_a_worker_frees_the_model_of_a_stage_before_the_next_one(fails, tmp_path
         return {}
 
     monkeypatch.setattr("lowrank_bench.runners.stages.perform.perform", perform)
-    event = do_stage(fit_stage(), StageStore(tmp_path), lambda done, total: None)
+    event = do_stage(fit_stage(), StageStore(tmp_path), lambda done, total, unit: None)
     assert event.kind == ("failed" if fails else "done"), event.text
     assert left[0]() is None

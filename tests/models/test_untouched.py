@@ -5,9 +5,10 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from lowrank_bench.models.architectures import random_model
+from lowrank_bench.models.known_shapes import known_skeleton
 from lowrank_bench.models.layers import LowRankLinear
 from lowrank_bench.models.matrices import get_linear, matrices, model_size, replace_module
-from lowrank_bench.models.untouched import untouched
+from lowrank_bench.models.untouched import out_of_reach, untouched
 
 
 def factorise(model, rank=3, skip=()):
@@ -43,3 +44,27 @@ def test_experts_are_named():
     assert (largest.what, largest.parameters) == ("experts", 2 * 4 * 3 * 16 * 32)
     assert 0.5 < largest.share < 1
     assert {part.what for part in rest} >= {"embeddings", "norms and biases"}
+
+
+@pytest.mark.parametrize(
+    ("hub_id", "total", "factorised", "experts"),
+    # Attention of 32 layers, 4096 → 4096, 1024, 1024, 4096, and the head; 8 experts of 3 matrices 4096 × 14336.
+    [
+        ("mistralai/Mixtral-8x7B-v0.1", 46_702_792_704, 32 * 41_943_040 + 131_072_000, 32 * 8 * 3 * 4096 * 14336),
+        ("Qwen/Qwen3-30B-A3B-Base", 30_532_122_624, None, 48 * 128 * 3 * 2048 * 768),
+    ],
+)
+def test_what_no_method_reaches_is_said_before_work_starts(hub_id, total, factorised, experts):
+    model = known_skeleton(hub_id)
+    sentence = out_of_reach(model)
+    assert f"of the {total:,} parameters" in sentence
+    assert f"{experts:,} of experts" in sentence
+    assert "Router" in sentence
+    assert "output head" not in sentence
+    if factorised:
+        assert f"methods factorise {factorised:,} " in sentence
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "phi3"])
+def test_plain_models_need_no_sentence(architecture):
+    assert out_of_reach(random_model(architecture)) == ""

@@ -84,7 +84,7 @@ def test_eval_keeps_what_the_others_gave(partly_broken, tmp_path, data_dir, monk
     assert f"tinystories failed: {SENTENCE}" in " ".join(shown.err.split())
     assert "toy-math is complete" in " ".join(shown.err.split())
     assert "Traceback" not in shown.err
-    assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "samples-toy-math.jsonl"]
+    assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "run.log", "samples-toy-math.jsonl"]
     assert set(strict_json(out / "metrics.json")["benchmarks"]) == {"toy-math"}
 
 

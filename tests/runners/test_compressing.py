@@ -32,7 +32,7 @@ def sweep_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     try:
         for stage in plan.stages.values():
             if stage.kind in ("fit", "compress"):
-                event = do_stage(stage, plan.store, lambda done, total: None)
+                event = do_stage(stage, plan.store, lambda done, total, unit: None)
                 assert event.kind == "done", event.text
     finally:
         torch.set_num_threads(threads)

@@ -22,6 +22,38 @@ def test_short_form_reads_yaml_scalars():
 
 
 @pytest.mark.parametrize(
+    ("text", "corrected"),
+    [
+        ("svd-llm:length=512:samples=16", "svd-llm:length=512,samples=16"),
+        ("svd-llm:length=512;samples=16", "svd-llm:length=512,samples=16"),
+        ("svd-llm:length=512 samples=16", "svd-llm:length=512,samples=16"),
+        ("svd-llm:length=512/samples=16", "svd-llm:length=512,samples=16"),
+        ("svd-llm;length=512", "svd-llm:length=512"),
+        ("svd-llm length=512", "svd-llm:length=512"),
+        ("svd-llm --length 512", "svd-llm:length=512"),
+        ("svd-llm:length 512", "svd-llm:length=512"),
+        ("svd-llm:length:512", "svd-llm:length=512"),
+        ("svd-llm(length=512)", "svd-llm:length=512"),
+        ("svd,svd-llm,length=512", "svd-llm:length=512"),
+        ("svd-llm:policy=laser(a=1;b=2):samples=3", "svd-llm:policy=laser(a=1;b=2),samples=3"),
+        ("svd-llm:length", "svd-llm:length=VALUE"),
+        ("svd-llm:length=", "svd-llm:length=VALUE"),
+        ("svd-llm:length=512,samples", "svd-llm:length=512,samples=VALUE"),
+        ("svd-llm,samples", "svd-llm:samples=VALUE"),
+        ("svd;svd-llm", "svd,svd-llm"),
+        ("svd-llm-v2 svd", "svd-llm-v2,svd"),
+    ],
+)
+def test_other_separators_end_in_one_sentence_with_the_text_that_works(text, corrected):
+    with pytest.raises(UserError, match="separated by commas") as error:
+        [parse_method(part) for part in split_methods(text)]
+    assert f"write {corrected}" in str(error.value)
+    assert "\n" not in str(error.value)
+    # What is advised is understood.
+    assert [parse_method(part).name for part in split_methods(corrected)]
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"ratios": [0.5]}, ["0.5", "above 1"]),
@@ -33,7 +65,7 @@ def test_short_form_reads_yaml_scalars():
         ({"ratios": []}, ["ratios"]),
         ({"methods": []}, ["methods"]),
         ({"methods": ["svd", "svd"]}, ["method svd", "twice"]),
-        ({"methods": ["bs:prunings"]}, ["bs:prunings", "name:option=value"]),
+        ({"methods": ["bs:prunings"]}, ["bs:prunings", "write bs:prunings=VALUE"]),
         ({"seeds": [1, 1]}, ["seed 1", "twice"]),
         ({"ratio": [2]}, ["ratio", "did you mean 'ratios'"]),
         ({"training": {"finetune": {"step": 3}}}, ["training.finetune.step", "did you mean 'steps'"]),

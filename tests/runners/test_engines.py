@@ -7,12 +7,17 @@ from pathlib import Path
 import commands
 import killed_once
 import pytest
+from sweeps import small_sweep
 from transformers import LlamaConfig
 
+from lowrank_bench.evals.engines.transformers import TransformersEngine
 from lowrank_bench.evals.hosting import choice
 from lowrank_bench.evals.hosting.choice import Choice, choose_engine
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.records.files import read_records
+from lowrank_bench.runners import evaluating
+from lowrank_bench.runners.plan import make_plan
+from lowrank_bench.runners.sweep import plan_warnings
 
 LARGE = 1_000_000_000
 
@@ -108,3 +113,59 @@ def test_a_small_model_on_a_cpu_runs_with_transformers_unless_vllm_is_named(monk
     assert choose_engine("auto", llama(), 49_999_999, "cpu").engine == "transformers"
     assert choose_engine("auto", llama(), 50_000_000, "cpu").engine == "vllm"
     assert choose_engine("vllm", llama(), 49_999_999, "cpu").engine == "vllm"
+
+
+@pytest.mark.parametrize(("device", "version"), [("cpu", "0.32.0+cpu"), ("cuda", "0.32.0")])
+def test_auto_scores_with_transformers_on_a_cpu_and_generates_with_vllm(monkeypatch, device, version):
+    monkeypatch.setattr(choice, "vllm_version", lambda: version)
+    chosen = choose_engine("auto", llama(), LARGE, device)
+    assert chosen.engine_for(True) == "vllm"
+    assert chosen.engine_for(False) == ("transformers" if device == "cpu" else "vllm")
+    for name in ("vllm", "transformers"):
+        named = choose_engine(name, llama(), LARGE, device)
+        assert named.engine_for(True) == named.engine_for(False) == name
+
+
+def test_a_plan_and_an_evaluation_say_that_two_engines_share_the_benchmarks(monkeypatch, tmp_path, data_dir):
+    monkeypatch.setattr(choice, "vllm_version", lambda: "0.32.0+cpu")
+    monkeypatch.setattr(choice, "SMALL_PARAMETERS", 1)
+    plan = make_plan(small_sweep(tmp_path, benchmarks=["toy-math", "tinystories"], data=data_dir))
+    taken = {s.spec.benchmark: s.spec.engine for s in plan.stages.values() if s.kind == "evaluate"}
+    assert taken == {"toy-math": "vllm", "tinystories": "transformers"}
+    assert choice.SCORING_NOTE in plan_warnings(plan)
+    named = make_plan(small_sweep(tmp_path, benchmarks=["tinystories"], engine="vllm", data=data_dir))
+    assert choice.SCORING_NOTE not in plan_warnings(named)
+    assert not any("left out" in note for note in plan_warnings(plan))
+    missing = type(plan.store).missing
+    twins = {key for key, s in named.stages.items() if s.kind == "evaluate"}
+    monkeypatch.setattr(
+        type(plan.store), "missing", lambda self, keys: [k for k in missing(self, keys) if k not in twins]
+    )
+    (note,) = [note for note in plan_warnings(plan) if "left out" in note]
+    assert note == f"{len(twins)} finished evaluations by vllm of an earlier run are left out"
+
+
+def test_two_engines_are_opened_one_after_the_other_and_named(monkeypatch, tmp_path, data_dir):
+    monkeypatch.setattr(evaluating, "choose_engine", lambda *_: Choice("killed-once", scoring="transformers"))
+    monkeypatch.setenv("CRASH_MARK", str(tmp_path / "mark"))
+    (tmp_path / "mark").touch()
+    opened = []
+
+    def open_one(stage, longest, threads):
+        opened.append(stage.spec.engine)
+        engines = {"killed-once": killed_once.KilledOnce, "transformers": TransformersEngine}
+        return engines[stage.spec.engine](stage.execution.model.location, "float32")
+
+    monkeypatch.setattr(evaluating, "open_engine", open_one)
+    settings = evaluating.default_settings(data_dir=data_dir, limit=2, max_new_tokens=2)
+    names = ["tinystories", "toy-math"]
+    found = evaluating.evaluate("tiny", names, settings, dtype="float32", out=tmp_path / "out")
+    assert (set(found.outcomes), found.failures) == (set(names), {})
+    assert choice.SCORING_NOTE in found.note
+    assert opened == ["transformers", "killed-once"]
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert {name: each["engine"]["name"] for name, each in written["benchmarks"].items()} == {
+        "tinystories": "transformers",
+        "toy-math": "killed-once",
+    }
+    assert "engine" not in written

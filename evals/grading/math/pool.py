@@ -18,6 +18,7 @@ from select import POLLIN, poll
 from typing import NamedTuple
 
 from ....foundation.process import python_command, python_environment
+from ....foundation.progress import track
 from ..metrics import Verdict
 
 ITEM_SECONDS = 5.0
@@ -129,7 +130,8 @@ def compare_all(requests: Sequence[Request], workers: int | None = None, seconds
 
     try:
         with ThreadPoolExecutor(count) as pool:
-            replies = dict(zip(distinct, pool.map(ask, distinct), strict=True))
+            answered = track(pool.map(ask, distinct), len(distinct), "answers")
+            replies = dict(zip(distinct, answered, strict=True))
         for request, reply in replies.items():
             # Alone and with more time: on a busy machine a slow item is not to count as unsolvable.
             if reply.verdict == "timeout":

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from ....foundation.progress import track
 from ..units import Unit
 from .base import Loss, Metric
 
@@ -33,7 +34,7 @@ class Search:
         ranks: dict[str, int] = {}
         dense = self._ask(ranks)
         spent, least = 0, sum(_stored(unit, unit.min_rank) for unit in self.units)
-        for number, unit in enumerate(self.units, 1):
+        for number, unit in enumerate(track(self.units, unit="matrices searched"), 1):
             if dense is None:
                 return None
             limit = dense + (number * math.log1p(tolerance) if self.metric == "loss" else tolerance)

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ....foundation.progress import track
 from ..units import Unit
 from ._shares import tail_energy, values
 from .base import Demand, Evidence, Loss, Policy, policies
@@ -45,7 +46,7 @@ class Greedy(Policy):
     def measure(self, units: Sequence[Unit], spectra: Mapping[str, Tensor], loss: Loss) -> dict[str, Tensor]:
         """Return for each unit the rank that was tried and the rise of the loss, shape (2,); 1 + units evaluations."""
         dense, measured = loss({}), {}
-        for unit in units:
+        for unit in track(units, unit="matrices measured"):
             rank = max(int(self.at * unit.parameters / unit.cost), unit.min_rank)
             measured[unit.name] = torch.tensor([float(rank), loss({unit.name: rank}) - dense], dtype=torch.float64)
         return measured

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ....foundation.progress import track
 from ..units import Unit
 from .base import Demand, Evidence, Loss, Policy, policies
 
@@ -39,8 +40,8 @@ class Laser(Policy):
 
     def measure(self, units: Sequence[Unit], spectra: Mapping[str, Tensor], loss: Loss) -> dict[str, Tensor]:
         """Return the loss with each unit cut alone, minus that of the dense model, shape (units,)."""
-        dense = loss({})
-        return {"laser": torch.tensor([loss({unit.name: self.cut(unit)}) - dense for unit in units])}
+        dense, counted = loss({}), track(units, unit="matrices measured")
+        return {"laser": torch.tensor([loss({unit.name: self.cut(unit)}) - dense for unit in counted])}
 
     def demands(self, evidence: Evidence) -> list[Demand]:
         """Return demands that fall to the cut rank one unit after the other as the level falls."""

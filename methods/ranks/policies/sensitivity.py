@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ....foundation.progress import track
 from ..units import Unit
 from ._shares import by_share
 from .base import Demand, Evidence, Loss, Policy, policies
@@ -50,7 +51,7 @@ class Sensitivity(Policy):
     def measure(self, units: Sequence[Unit], spectra: Mapping[str, Tensor], loss: Loss) -> dict[str, Tensor]:
         """Return for each unit the loss at each of the shares, shape (shares,)."""
         measured = {}
-        for unit in units:
+        for unit in track(units, unit="matrices measured"):
             ranks = [max(int(share * unit.parameters / unit.cost), unit.min_rank) for share in self.shares()]
             known = {rank: loss({unit.name: rank}) for rank in dict.fromkeys(ranks)}
             measured[unit.name] = torch.tensor([known[rank] for rank in ranks], dtype=torch.float64)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ....foundation.errors import UserError
 from ....foundation.files import write_atomic
 from ....foundation.memory import release_memory
 from ....foundation.process import python_command, python_environment
+from ....foundation.progress import Report
 from ...process_setup import FSDP2
 from ...specs import Stage
 
@@ -30,7 +31,7 @@ class ProcessesCrashed(Exception):
     """The processes that trained together ended without a result; the text has their last words."""
 
 
-def train_together(stage: Stage, folder: Path, progress: Callable[[int, int], None] | None) -> Mapping[str, Any]:
+def train_together(stage: Stage, folder: Path, report: Report | None) -> Mapping[str, Any]:
     """Do a training stage in the processes that its ``accelerate`` names; return its result.
 
     Raises:
@@ -59,7 +60,7 @@ def train_together(stage: Stage, folder: Path, progress: Callable[[int, int], No
             start_new_session=True,
         )
         try:
-            code = _listen(process, desk / PROGRESS, progress)
+            code = _listen(process, desk / PROGRESS, report)
         except BaseException:
             process.kill()
             process.wait()
@@ -78,17 +79,17 @@ def _own_file(desk: Path, processes: int) -> str:
     return str(file)
 
 
-def _listen(process: subprocess.Popen[bytes], news: Path, progress: Callable[[int, int], None] | None) -> int:
+def _listen(process: subprocess.Popen[bytes], news: Path, report: Report | None) -> int:
     seen = ""
     while True:
         try:
             return process.wait(_POLL_SECONDS)
         except subprocess.TimeoutExpired:
             text = news.read_text(encoding="ascii") if news.is_file() else ""
-            if progress and text != seen:
+            if report and text != seen:
                 seen = text
-                done, total = text.split()
-                progress(int(done), int(total))
+                done, total, unit = text.split(" ", 2)
+                report(int(done), int(total), unit)
 
 
 def _failure(desk: Path, stage: Stage, code: int) -> Exception:

@@ -12,6 +12,7 @@ from typing import Any
 from ....foundation.errors import UserError
 from ....foundation.files import write_atomic, write_json
 from ....foundation.process import die_with_parent
+from ....foundation.progress import throttled
 from ...process_setup import Strategy
 from ...specs import CompressSpec, Stage, parse_stage
 from .launch import ERROR, PROGRESS, RESULT, STAGE
@@ -70,11 +71,11 @@ def _train(desk: Path, folder: Path, threads: int) -> None:
         alone["load_device"] = "cpu"  # accelerate moves each process's share to its device
     state = accelerate.PartialState(cpu=stage.execution.device == "cpu", timeout=_PATIENCE)
 
-    def progress(done: int, total: int) -> None:
-        write_atomic(desk / PROGRESS, f"{done} {total}")
+    def report(done: int, total: int, unit: str) -> None:
+        write_atomic(desk / PROGRESS, f"{done} {total} {unit}")
 
     stage = stage.model_copy(update={"execution": stage.execution.model_copy(update=alone)})
-    result = dict(perform(stage, folder, progress if state.is_main_process else None))
+    result = dict(perform(stage, folder, throttled(report) if state.is_main_process else None))
     before = result.get("training", {}).get("resumed_peak_memory_bytes", 0)
     result["processes"] = {
         "count": state.num_processes,

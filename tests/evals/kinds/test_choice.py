@@ -137,9 +137,9 @@ def test_equal_sequences_are_sent_once_and_wrong_texts_are_told(engine):
     class Counting:
         tokenizer, context_length = engine.tokenizer, engine.context_length
 
-        def logprobs(self, sequences, batch_size, progress=None):
+        def continuation_logprobs(self, sequences, starts, batch_size, progress=None):
             sent.extend(sequences)
-            return engine.logprobs(sequences, batch_size, progress)
+            return engine.continuation_logprobs(sequences, starts, batch_size, progress)
 
     first, second = likelihoods(Counting(), [PAIRS[0], PAIRS[0]], 8)
     assert first == second

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lowrank_bench.methods.calibration.collection import input_moments
-from lowrank_bench.methods.calibration.moments import add_gram, mirrored
+from lowrank_bench.methods.calibration.moments import MomentSums, add_gram, add_moments, mirrored
 from lowrank_bench.methods.contract import logits, same, weights
 from lowrank_bench.methods.contract_parts import RandomData
 from lowrank_bench.methods.fitted import Factors, Fitted
@@ -67,7 +67,7 @@ def test_gram_matrices_are_float64_however_ill_conditioned(n: int, dtype: torch.
     """
     x = (torch.randn(4100, n, generator=torch.Generator().manual_seed(n)) * torch.logspace(0, 10, n)).to(dtype)
     total = torch.zeros(n, n, dtype=torch.float64)
-    for part in x.split(4099):  # more than are taken at a time, then one
+    for part in x.split(4097):  # more than are taken at a time, then three
         add_gram(total, part)
     found, expected = mirrored(total), x.double().T @ x.double()
     size = expected.diagonal().sqrt()
@@ -77,6 +77,64 @@ def test_gram_matrices_are_float64_however_ill_conditioned(n: int, dtype: torch.
     torch.testing.assert_close(mirrored(found), 2 * expected)
     if dtype == torch.float32 and n > 1:
         assert float((((x.T @ x).double() - expected) / size / size[:, None]).abs().max()) > 1e-9
+
+
+def ill_conditioned(kind: str) -> torch.Tensor:
+    """Inputs (3000, 300), float32: a condition of 1e8, large means, or outlier channels as real models have them."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(3000, 300, generator=generator, dtype=torch.float64)
+    if kind == "condition 1e8":
+        basis = torch.linalg.qr(torch.randn(300, 300, generator=generator, dtype=torch.float64))[0]
+        x = x * torch.logspace(0, -8, 300) @ basis
+    elif kind == "large means":
+        x += 1e4 * torch.randn(300, generator=generator, dtype=torch.float64)
+    else:
+        x[:, [3, 17, 255, 256]] *= 3000
+        x[::1000] *= 100  # and a few tokens, such as the first
+    return x.float()
+
+
+@pytest.mark.parametrize("kind", ["condition 1e8", "large means", "outlier channels"])
+def test_sums_over_ill_conditioned_inputs_are_right_to_1e_14(kind: str) -> None:
+    """Against the float64 product; what follows from it, the least eigenvalues, is right where float32 has noise."""
+    x = ill_conditioned(kind)
+    gram, total, absolute = (torch.zeros(size, dtype=torch.float64) for size in ((300, 300), (300,), (300,)))
+    for part in x.split(1025):
+        add_moments(gram, total, absolute, part)
+    wide = x.double()
+    expected = wide.T @ wide
+    size = expected.diagonal().sqrt()
+    assert float(((mirrored(gram) - expected) / size / size[:, None]).abs().max()) < 1e-14
+    torch.testing.assert_close(total, wide.sum(0), rtol=0, atol=1e-14 * float(wide.abs().sum(0).max()))
+    torch.testing.assert_close(absolute, wide.abs().sum(0), rtol=1e-13, atol=0)
+    assert torch.equal(x, wide.float())  # the input is as it was
+    add_moments(gram, total, absolute, wide)
+    assert torch.equal(x.double(), wide)  # one that is float64 already too
+
+    def least(matrix: torch.Tensor) -> float:
+        return float(torch.linalg.eigvalsh(matrix / size / size[:, None])[0])
+
+    float32 = (x.T @ x).double()
+    assert least(expected) == pytest.approx(least(mirrored(gram) / 2), abs=1e-13)
+    if kind == "condition 1e8":
+        assert least(float32) < -1e-9  # no Cholesky factor
+
+
+def test_padding_is_left_out_and_full_batches_are_not_copied() -> None:
+    """The sums of a padded batch are those of its tokens alone; a batch without padding gives the same bits."""
+    layer = torch.nn.Linear(5, 2)
+    model = torch.nn.Sequential(layer)
+    tokens = torch.randn(2, 3, 5)
+    padded = torch.cat([tokens, torch.full((2, 2, 5), 1e6)], 1)
+    found = []
+    for x in (tokens, padded):
+        sums = MomentSums(["0"], True, stop=False)
+        with sums.watching(model):
+            sums.begin((x[..., 0] < 1e5).long())
+            model(x)
+        found.append(sums.result()["0"])
+    assert found[0].tokens == found[1].tokens == 6
+    assert all(torch.equal(getattr(found[0], key), getattr(found[1], key)) for key in ("gram", "total", "absolute"))
 
 
 def test_probe_truncates_in_place_and_restores() -> None:

@@ -15,11 +15,11 @@ from lowrank_bench.methods.calibration import sequential_statistics as walked
 from lowrank_bench.methods.calibration.collection import gradient_grams, input_fisher, input_moments
 from lowrank_bench.methods.calibration.offload_cache import OffloadCache
 from lowrank_bench.methods.contract_parts import RandomData
-from lowrank_bench.models.architectures import ARCHITECTURES, random_model
+from lowrank_bench.models.architectures import CLASSIC, MIXTURES, TODAY, random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import load_model
 from lowrank_bench.models.matrices import matrices
-from lowrank_bench.models.streamed import open_streamed, weights_of
+from lowrank_bench.models.streamed import NotStreamable, open_streamed, weights_of
 
 
 def moments(model: nn.Module, names: list[str], batch_size: int) -> dict[str, list[Tensor]]:
@@ -59,8 +59,14 @@ def assert_same(first: dict[str, list[Tensor]], second: dict[str, list[Tensor]])
             assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize("architecture", MIXTURES)
+def test_mixtures_are_loaded_whole(architecture: str, tmp_path: Path) -> None:
+    with pytest.raises(NotStreamable, match="its tensors are merged or cut while loading"):
+        pair(tmp_path, architecture, None)
+
+
 @pytest.mark.parametrize("gather", GATHER)
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "tied llama"])
+@pytest.mark.parametrize("architecture", [*CLASSIC, *TODAY, "tied llama"])
 def test_equals_the_whole_model(architecture: str, gather: Callable[..., Any], tmp_path: Path) -> None:
     """Grouped-query attention, biases, tied and untied heads, parallel residuals, flattened inputs; unequal batches."""
     whole, streamed, names = pair(tmp_path, architecture.split()[-1], "tied" in architecture or None)

@@ -88,9 +88,9 @@ def test_one_seed_twice_is_refused(record):
     ("arguments", "told"),
     [
         ({"rows": ("lable",)}, "did you mean 'label'"),
-        ({"rows": ("label",), "columns": ("label",)}, "two places"),
+        ({"rows": ("label",), "columns": ("label",)}, "named twice"),
         ({"rows": ()}, "at least one column"),
-        ({"value": "label"}, "two places"),
+        ({"value": "label"}, "named twice"),
     ],
 )
 def test_a_layout_is_checked(arguments, told):

@@ -228,7 +228,7 @@ def test_basis_selection_over_processes_cut_off_and_resumed_keeps_the_bases_of_o
     (tmp_path / "one").mkdir()
     one = dict(perform(alone, tmp_path / "one"))
 
-    def cut(done, total):
+    def cut(done, total, unit):
         if done > total / 2 and list(tmp_path.glob(".resume-*/run-0/checkpoint-*/seal.json")):
             raise Cut
 

@@ -40,7 +40,7 @@ def test_no_stage_leaves_its_model_in_memory(
     monkeypatch.setattr(module, "perform", perform)
     gc.disable()  # a collection by chance would hide one that is missing
     try:
-        event = do_stage(finetune_stage(), StageStore(tmp_path), lambda done, total: None)
+        event = do_stage(finetune_stage(), StageStore(tmp_path), lambda done, total, unit: None)
         assert event.kind == kind
         assert left[0]() is None
     finally:

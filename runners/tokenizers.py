@@ -1,0 +1,54 @@
+"""The tokenizer of a plan: read when it is first needed and once a process; what was counted with it is remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.metadata import version
+from typing import Any
+
+from ..foundation.files import digest
+from ..foundation.remembered import remembered
+from ..models.loading import load_tokenizer
+from ..models.presets import ModelSource
+
+_VERSION = 1  # raised where what is counted changes
+_PACKAGES = ("lowrank-bench", "tokenizers", "transformers")
+
+
+@lru_cache(maxsize=1)
+def _read(source: ModelSource) -> Any:
+    return load_tokenizer(source.location, source.revision)
+
+
+class PlanTokenizer:
+    """Behaves like the tokenizer of a model, which is read at the first use: a large one takes seconds."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self._source = source
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_source":  # of a copy that is being made
+            raise AttributeError(name)
+        return getattr(_read(self._source), name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _read(self._source)(*args, **kwargs)
+
+    def __len__(self) -> int:
+        return len(_read(self._source))
+
+    def check(self) -> None:
+        """Raise a `UserError` if the tokenizer cannot be read; reads nothing where these files were readable before."""
+        self.counted("readable", None, lambda: bool(_read(self._source)))
+
+    def counted(self, what: str, inputs: Any, count: Callable[[], Any]) -> Any:
+        """Return a result that depends on the tokenizer, remembered from one process to the next.
+
+        Args:
+            what: names the question.
+            inputs: plain data with all else that the result depends on, such as the sha256 of texts.
+            count: returns the result as plain data; what it raises is passed on and not remembered.
+        """
+        versions = [version(package) for package in _PACKAGES]
+        return remembered(digest([_VERSION, versions, self._source.sha256, what, inputs]), count)
