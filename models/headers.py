@@ -155,7 +155,7 @@ def check_not_quantised(headers: Mapping[str, Header]) -> None:
     """
     for name, header in headers.items():
         matrix = len(header.shape) > 1 and name.endswith(("weight", "_proj"))
-        if header.dtype.startswith(("F8", "F6", "F4")) or (header.dtype in ("I8", "U8") and matrix):
+        if header.dtype.startswith(("F8_", "F6_", "F4")) or (header.dtype in ("I8", "U8") and matrix):
             raise UserError(
                 f"{header.file}: the tensor {name} is stored as {header.dtype}, weights must be one of "
                 f"{', '.join(_FLOATS)}; name the model as it was before quantisation"
