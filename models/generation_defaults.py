@@ -67,9 +67,8 @@ def read_generation_defaults(location: str | Path, revision: str = "") -> tuple[
     folder = fetch_model(location, revision)
     file = GENERATION_FILE if (folder / GENERATION_FILE).is_file() else "config.json"
     try:
-        settings = GenerationConfig.from_pretrained(
-            str(folder), config_file_name=file, _from_model_config=file != GENERATION_FILE
-        )
+        options = {} if file == GENERATION_FILE else {"_from_model_config": True}
+        settings = GenerationConfig.from_pretrained(str(folder), config_file_name=file, **options)
         dropped = _drop_conflicts(settings)
     except Exception as error:  # values of wrong types end in errors of many kinds
         lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -35,7 +35,7 @@ def test_finds_the_layers(architecture: str) -> None:
     blocks = find_blocks(model)
     assert [name.rpartition(".")[2] for name in blocks.names] == ["0", "1"]
     inside = [name for name, _ in model.named_modules() if blocks.owner(name)]
-    assert sum(name.endswith(("q_proj", "query_key_value")) for name in inside) == 2
+    assert sum(name.endswith(("q_proj", "query_key_value", "qkv_proj")) for name in inside) == 2
     assert all(parameter.is_meta for parameter in model.parameters())
     assert not any("forward" in module.__dict__ for module in model.modules())
 

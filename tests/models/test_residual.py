@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lowrank_bench.foundation.errors import UserError
-from lowrank_bench.models.architectures import ARCHITECTURES, random_model
+from lowrank_bench.models.architectures import CLASSIC, TODAY, random_model
 from lowrank_bench.models.layers import LowRankLinear
 from lowrank_bench.models.matrices import replace_module
 from lowrank_bench.models.residual import (
@@ -18,12 +18,25 @@ from lowrank_bench.models.residual import (
     weight,
 )
 
+MLP = ("gate", "up", "down")
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+
+@pytest.mark.parametrize(
+    ("name", "roles"),
+    [("phi3", {"o", "down"}), ("mixtral", set("qkvo")), ("qwen3-moe", set("qkvo")), ("olmo2", {*"qkvo", *MLP})],
+)
+def test_fused_matrices_and_experts_have_no_role_and_norms_may_follow(name, roles):
+    model = random_model(name)
+    assert {matrix.role for matrix in named_matrices(model) if matrix.layer == 1} - {""} == roles
+    q = [matrix for matrix in named_matrices(model) if matrix.role == "q"]
+    assert all((input_norm(model, matrix) is None) == (name == "olmo2") for matrix in q)
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSIC + TODAY if name not in ("phi3", "olmo2")])
 def test_every_layer_has_its_matrices_and_norms(name):
     model = random_model(name)
     roles = {"gpt-neox": {"o", "up", "down"}, "opt": {"q", "k", "v", "o", "up", "down"}}
-    expected = roles.get(name, {"q", "k", "v", "o", "gate", "up", "down"})
+    expected = roles.get(name, {*"qkvo", *MLP})
     for layer in (0, 1):
         found = [place for place in named_matrices(model) if place.layer == layer]
         assert {place.role for place in found} - {""} == expected
