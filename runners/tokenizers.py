@@ -9,11 +9,12 @@ from typing import Any
 
 from ..foundation.files import digest
 from ..foundation.remembered import remembered
+from ..foundation.version import __version__
 from ..models.loading import load_tokenizer
 from ..models.presets import ModelSource
 
 _VERSION = 1  # raised where what is counted changes
-_PACKAGES = ("lowrank-bench", "tokenizers", "transformers")
+_PACKAGES = ("tokenizers", "transformers")
 
 
 @lru_cache(maxsize=1)
@@ -50,5 +51,5 @@ class PlanTokenizer:
             inputs: plain data with all else that the result depends on, such as the sha256 of texts.
             count: returns the result as plain data; what it raises is passed on and not remembered.
         """
-        versions = [version(package) for package in _PACKAGES]
+        versions = [__version__, *map(version, _PACKAGES)]  # this package may run from a folder, not installed
         return remembered(digest([_VERSION, versions, self._source.sha256, what, inputs]), count)
