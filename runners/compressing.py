@@ -211,11 +211,7 @@ def compress(request: CompressRequest, progress: Progress | None = None, console
 
 
 def _run(stage: Stage, store: StageStore, shown: StageProgress, progress: Progress | None) -> dict[str, Any]:
-    def report(done: int, total: int, unit: str) -> None:
-        shown.event(Event(stage.key, "progress", done, total, unit=unit), stage)
-        if progress:
-            progress(done, total)
-
+    report = shown.reporter(stage, progress)
     here = store.ready(stage)
     shown.start(stage)
     try:

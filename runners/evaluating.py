@@ -18,7 +18,7 @@ from ..evals.hosting.host import EngineCrashed, HostedEngine
 from ..evals.tasks.base import benchmark_names
 from ..foundation.errors import UserError
 from ..foundation.files import check_new_folder, write_atomic, write_json
-from ..foundation.progress import Progress, Report
+from ..foundation.progress import Progress
 from ..models.loading import load_skeleton
 from ..models.matrices import low_rank_layers, model_size
 from ..models.presets import ModelSource, resolve_model
@@ -184,22 +184,13 @@ def _run(
                 shown.start(stage)
             try:
                 running = running or stack.enter_context(opened(stage))
-                results.add(name, evaluate_with(running, stage, _reporting(shown, stage, progress)))
+                results.add(name, evaluate_with(running, stage, shown.reporter(stage, progress)))
                 shown.event(Event(stage.key, "done"), stage)
             except (UserError, EngineCrashed) as error:
                 results.failures[name] = error
                 if isinstance(error, EngineCrashed):
                     running = None  # its process is gone; the next benchmark gets another one
                 shown.event(Event(stage.key, "failed", text=str(error)), stage)
-
-
-def _reporting(shown: StageProgress, stage: EvaluateStage, progress: Progress | None) -> Report:
-    def report(done: int, total: int, unit: str) -> None:
-        shown.event(Event(stage.key, "progress", done, total, unit=unit), stage)
-        if progress:
-            progress(done, total)
-
-    return report
 
 
 def _bos_note(outcomes: Iterable[Outcome]) -> str:

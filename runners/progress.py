@@ -23,6 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ..foundation.progress import Report
 from .executors.local import Event
 
 LOG_FILE = "run.log"
@@ -193,6 +194,16 @@ class StageProgress:
         tail = f", about {duration(left)} left" if known else ""
         self._print(f"{count} {stage.title}: {duration(took)}{tail}")
 
+    def reporter(self, stage: Titled, progress: Callable[[int, int], None] | None = None) -> Report:
+        """Return a report of one stage's counts, which are passed on to ``progress`` too."""
+
+        def report(done: int, total: int, unit: str = "") -> None:
+            self.event(Event(stage.key, "progress", done, total, unit=unit), stage)
+            if progress:
+                progress(done, total)
+
+        return report
+
     def seconds_left(self) -> float:
         """Return the expected wall-clock seconds for the stages that are not done, in the light of those that are."""
         left = 0.0
@@ -258,11 +269,12 @@ def show_progress(console: Console, title: str) -> Iterator[Callable[..., None]]
     with StageProgress(console, {work.key: work}, {}, 1) as shown:
         if shown.live:
             shown.start(work)
+        count = shown.reporter(work)
 
         def report(done: int, total: int, unit: str = "") -> None:
             if work.key not in shown.running:
                 shown.start(work)
-            shown.event(Event(work.key, "progress", done, total, unit=unit), work)
+            count(done, total, unit)
 
         yield report
 
