@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 LOGIT_BYTES = 128 << 20
-"""Most bytes of a block of logits, counted in float32; a product of fewer rows loses speed (under 128 rows, 262,144
-columns and 640 inner on a CPU: 15 %)."""
+"""Most bytes of a block of logits, counted in float32; products of few rows are slower a row."""
 
 _SOFTMAX_BYTES = 4 << 20  # of float32 logits that go through softmax at once on a CPU: what its caches hold
 _PROBE = 2, 8  # sequences and tokens on which both ways are compared
