@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..plots.axes import log_locator
 from ..plots.curves import plain
 from ..plots.looks import Look, looks, method_of
 from .inline import INK, PAPER, SOFT, inline_svg, page_style
@@ -186,7 +187,7 @@ def _legend(figure: Any, handles: Sequence[Any], names: Sequence[str]) -> None:
 
 def _scale(drawn: Any, axis: Axis, values: Sequence[float], ends: Sequence[float] = ()) -> None:
     """Set scale, limits, ticks and label of one of matplotlib's axes."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     values = [value if abs(value) >= _AS_ZERO else 0.0 for value in values]
     least, most = min(values), max(values)
@@ -211,7 +212,7 @@ def _scale(drawn: Any, axis: Axis, values: Sequence[float], ends: Sequence[float
         near = ticks and turn(tick) - turn(ticks[-1]) < _TICKS_APART * (turn(limits[1]) - turn(limits[0]))
         ticks += [] if near or not limits[0] <= tick <= limits[1] else [tick]
     wide = logarithmic and limits[1] / limits[0] > 10
-    drawn.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(6))
+    drawn.set_major_locator(FixedLocator(ticks) if ticks else log_locator(*limits) if wide else MaxNLocator(6))
     drawn.set_minor_locator(NullLocator())
     drawn.set_major_formatter(FuncFormatter(lambda v, _: f"{v / axis.scale:,.6g}{axis.suffix}"))
     drawn.set_label_text(plain(axis.label))

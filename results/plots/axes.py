@@ -10,6 +10,7 @@ from typing import Any
 from ..tables.pivot import Cell, Row
 
 _LOGARITHMIC_FROM = 8
+_FEW_DECADES = 1e5
 """Values whose largest is this many times the least are drawn on a logarithmic axis."""
 
 
@@ -43,6 +44,16 @@ AXES = {
 }
 
 
+def log_locator(low: float, high: float) -> Any:
+    """Return a locator of ticks for a logarithmic axis with values from ``low`` to ``high``.
+
+    Over many decades matplotlib leaves some out, and with ``subs`` it then draws no tick at all.
+    """
+    from matplotlib.ticker import LogLocator
+
+    return LogLocator(subs=(1, 2, 5)) if high / low < _FEW_DECADES else LogLocator(numticks=8)
+
+
 def set_x_axis(axes: Any, axis: XAxis, lines: Sequence[Row], references: Sequence[Row]) -> None:
     """Scale, label and tick the x-axis and the one above it."""
     if axis.name == "ratio":
@@ -72,7 +83,7 @@ def _ratio_axis(axes: Any, axis: XAxis, lines: Sequence[Row]) -> None:
 
 
 def _measured_axis(axes: Any, axis: XAxis, lines: Sequence[Row], references: Sequence[Row]) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     values = [axis.value(cell) for row in [*lines, *references] for cell in axis.cells(row)]
     low, high = min(values), max(values)
@@ -87,7 +98,7 @@ def _measured_axis(axes: Any, axis: XAxis, lines: Sequence[Row], references: Seq
     unit, size = next((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1.0)) if high >= s or s == 1)
     size = size if "{unit}" in axis.label else 1.0
     axes.set_xlabel(axis.label.format(unit=unit))
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if logarithmic else MaxNLocator(7))
+    axes.xaxis.set_major_locator(log_locator(low, high) if logarithmic else MaxNLocator(7))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / size:.4g}"))
     ratio_by_x = _ratio_places(axis, lines)

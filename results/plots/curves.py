@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ...foundation.files import digest, write_atomic
 from ..tables.escape import clean
 from ..tables.pivot import Cell, Pivot, Row, direction, is_fraction, is_perplexity, pivot
-from .axes import AXES, XAxis, set_x_axis
+from .axes import AXES, XAxis, log_locator, set_x_axis
 from .looks import Look, looks, method_of
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ def _ends(cells: Sequence[Cell], scale: float) -> tuple[list[float], list[float]
 
 
 def _y_axis(axes: Any, table: Pivot, rows: Sequence[Row], scale: float) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
     unit = "%" if is_fraction(table.metric) else "nats" if table.metric.startswith("nats") else ""
     scorer = f" ({table.scorer})" if table.scorer else ""
@@ -299,7 +299,7 @@ def _y_axis(axes: Any, table: Pivot, rows: Sequence[Row], scale: float) -> None:
     elif is_perplexity(table.metric) and cells:
         low, high = min(c.value for c in cells), max(c.value for c in cells)
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high / low > 8 else MaxNLocator(7))
+        axes.yaxis.set_major_locator(log_locator(low, high) if high / low > 8 else MaxNLocator(7))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.6g}"))
         # A huge interval (two windows, two seeds) must not flatten the curves.

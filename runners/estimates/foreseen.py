@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from ...evals.base import Benchmark, EvalSettings
+from ...evals.engines.base import BATCH_TOKENS
 from ...foundation.errors import UserError
 from ...foundation.memory import USUAL_BYTES, free_memory
 from ...models.footprint import loading_bytes, token_bytes
 from ...models.loading import DTYPES, own_dtype
 from ...models.matrices import model_size
+from ...models.token_scores import LOGIT_BYTES
 from ..specs import Stage
 from ..training.memory import TrainingPeak
 from ..training.pass_memory import forward_peak
@@ -23,7 +25,7 @@ def evaluation_peak(
 ) -> TrainingPeak:
     """Return the peak of an evaluation by the engine ``transformers``
 
-        likelihoods  weights + a forward pass over a batch of the longest sequences
+        likelihoods  weights + a pass over a batch of the longest sequences + a block of logits (`TokenScorer`)
         completions  weights + max(a pass over the longest prompts, keys and values at the end and a layer's copy)
 
     on the CPU with the base, and against loading: weights + the checkpoint's pages.
@@ -41,12 +43,14 @@ def evaluation_peak(
     batch = min(settings.batch_size, (settings.limit or settings.batch_size) * settings.samples)
     if benchmark.generates:
         new = getattr(benchmark, "max_new_tokens", lambda _: settings.max_new_tokens or 0)(settings)
-        work = forward_peak(skeleton, batch, max(longest - new, 1), kind, True)
+        work = forward_peak(skeleton, batch, max(longest - new, 1), kind)
         layers = int(getattr(skeleton.config.get_text_config(), "num_hidden_layers", None) or 1)
         cache = token_bytes(skeleton.config, kind.itemsize) * batch * longest
         work = max(work, cache + 2 * cache // layers)
     else:
-        work = forward_peak(skeleton, batch, longest, kind, False)
+        batch = min(batch, max(1, BATCH_TOKENS // longest))
+        # A model whose logits cannot be made in blocks takes more: all of a batch at once.
+        work = forward_peak(skeleton, batch, longest, kind) + 2 * LOGIT_BYTES
     if device == "cpu":
         return TrainingPeak(USUAL_BYTES + max(weights + work, loaded), 0, weights, on_cpu=True)
     return TrainingPeak(weights + work, USUAL_BYTES + loaded, weights)

@@ -74,28 +74,27 @@ def pass_peak(skeleton: nn.Module, examples: int, tokens: int, checkpointing: bo
     return _known[key]
 
 
-def forward_peak(skeleton: nn.Module, examples: int, tokens: int, dtype: torch.dtype, generates: bool) -> int:
-    """Return the bytes beside the weights at the peak of one pass without gradients.
+def forward_peak(skeleton: nn.Module, examples: int, tokens: int, dtype: torch.dtype) -> int:
+    """Return the bytes beside the weights at the peak of a pass that keeps keys and values and makes the last logits.
 
     Args:
         skeleton: on the meta device, or anywhere else.
         examples, tokens: shape of the batch.
         dtype: of the weights.
-        generates: whether keys and values are kept and only the last token's logits made.
     """
-    key = _fingerprint(skeleton, examples, tokens, dtype, generates)
+    key = _fingerprint(skeleton, examples, tokens, dtype)
     if key not in _forwards:
         try:
-            _forwards[key] = remembered(key, lambda: _count_forward(skeleton, examples, tokens, dtype, generates))
+            _forwards[key] = remembered(key, lambda: _count_forward(skeleton, examples, tokens, dtype))
         except Exception:  # foreign code may ask for values, which fake tensors do not have
-            made = examples * (1 if generates else tokens) * int(skeleton.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
+            made = examples * int(skeleton.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
             _forwards[key] = dtype.itemsize * made
     return _forwards[key]
 
 
-def _count_forward(skeleton: nn.Module, examples: int, tokens: int, dtype: torch.dtype, generates: bool) -> int:
+def _count_forward(skeleton: nn.Module, examples: int, tokens: int, dtype: torch.dtype) -> int:
     blocks = _blocks(skeleton)
-    asked = (examples, tokens, dtype, generates)
+    asked = (examples, tokens, dtype)
     if len(blocks) <= _MORE:
         return max(_run_forward(skeleton, blocks, len(blocks), *asked).values())
     few, more = (_run_forward(skeleton, blocks, count, *asked) for count in (_FEW, _MORE))
@@ -103,11 +102,10 @@ def _count_forward(skeleton: nn.Module, examples: int, tokens: int, dtype: torch
 
 
 def _run_forward(
-    skeleton: nn.Module, blocks: list[str], count: int, examples: int, tokens: int, dtype: torch.dtype, generates: bool
+    skeleton: nn.Module, blocks: list[str], count: int, examples: int, tokens: int, dtype: torch.dtype
 ) -> dict[str, int]:
     """Run the model with its first blocks alone; what follows the last block counts as a phase of its own."""
     model = _shortened(skeleton, blocks, count).eval()
-    asked: dict[str, Any] = {"use_cache": generates} | ({"logits_to_keep": 1} if generates else {})
     with _without_data(), torch.inference_mode():
         _fake(model, dtype)
         ids, mask = torch.zeros(examples, tokens, dtype=torch.long), torch.ones(examples, tokens, dtype=torch.long)
@@ -115,7 +113,7 @@ def _run_forward(
             if blocks:
                 last = model.get_submodule(blocks[count - 1])
                 last.register_forward_hook(lambda *_: live.enter("last block"))
-            logits = model(input_ids=ids, attention_mask=mask, **asked)
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1)
             del logits
             return live.peaks
 
