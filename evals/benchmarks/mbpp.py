@@ -17,7 +17,7 @@ from ..data.datasets import Rows
 from ..grading.sandbox.programs import Job
 from ..kinds.code import CodeBenchmark, free_names, tested_names, unfence
 from ..kinds.generative import cached_rows
-from ..tasks.base import mbpp_instruction, unix
+from ..tasks.library.code import mbpp_instruction, unix
 from ..tasks.prompts import finetuning_prompt
 
 EXAMPLE_TASK_IDS = (2, 3, 4)
