@@ -11,6 +11,7 @@ import typer
 from ..foundation.errors import UserError, unknown
 from .options import (
     Bos,
+    ChatTemplate,
     Context,
     Data,
     Device,
@@ -143,10 +144,13 @@ def evaluate(
     revision: Revision = None,
     context: Context = None,
     bos: Bos = None,
+    chat_template: ChatTemplate = "auto",
 ) -> None:
     """Evaluate one model or checkpoint."""
     if stage not in ("pretrained", "finetuned"):
         raise unknown("stage", stage, ["pretrained", "finetuned"])
+    if chat_template not in ("auto", "never"):
+        raise unknown("chat template rule", chat_template, ["auto", "never"])
     from ..runners import evaluating
 
     print_name_note(model, revision)
@@ -175,6 +179,7 @@ def evaluate(
         contexts=contexts,
         bos=split_list(bos) or ("auto",),
         console=console(stderr=True),
+        chat_template=chat_template,
     )
     rows = [
         (

@@ -84,7 +84,7 @@ class TransformersEngine(Engine):
         config, kind = self.model.config, self.model.dtype
         check_batch(config, kind.itemsize, str(self.model.device), min(batch_size, len(prompts)), longest)
         torch.manual_seed(sampling.seed)
-        eos = eos_ids(self.tokenizer, self.model.generation_config)
+        eos = eos_ids(self.tokenizer, self.model.generation_config) | {*sampling.stop_ids}
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
         results: dict[int, Completion] = {}
         with _evaluating(self.model):

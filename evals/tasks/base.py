@@ -6,7 +6,7 @@ A built-in task is a file of ``library/`` that holds it as ``TASK``; other packa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -17,6 +17,7 @@ from ...foundation.errors import UserError, unknown
 from ...foundation.files import digest
 from ...foundation.progress import track
 from ..base import benchmarks as benchmark_registry
+from .chat import as_conversation
 from .prompts import Encoded, encode_documents, encode_example, encode_joined
 
 
@@ -38,11 +39,33 @@ class TrainSet:
 
 
 @dataclass(frozen=True)
-class EncodedSet:
-    """Token ids and labels of the examples that fit, and how many did not."""
+class TrainSurvey:
+    """What can be said of training examples without keeping them: hash, origin, number, and a sample of them."""
 
-    items: list[Encoded]
+    sha256: str
+    source: str
+    count: int
+    sample: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class EncodedSet:
+    """Token ids and labels of the examples that fit.
+
+    Attributes:
+        items: the examples.
+        dropped: how many did not fit.
+        card: plain data about where they come from, where there is more to say than the hash.
+    """
+
+    items: Sequence[Encoded]
     dropped: int
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """How many examples there were."""
+        return len(self.items) + self.dropped
 
 
 Loader = Callable[[Path | None, int], tuple[list[Example], str]]
@@ -78,6 +101,11 @@ class Task:
         """Names of the training sets."""
         return tuple(self.loaders)
 
+    @property
+    def instructs(self) -> bool:
+        """Whether its prompts are instructions, which a chat template may render."""
+        return self.kind == "instruction"
+
     def default_source(self, data_dir: Path | None) -> str:
         """Return the training set that is used unless another is named."""
         return self.local_source if data_dir is not None and self.local_source else self.sources[0]
@@ -96,7 +124,35 @@ class Task:
         examples, origin = self.loaders[name](data_dir, seed)
         return TrainSet(examples, digest([[e.prompt, e.answer] for e in examples]), origin)
 
-    def encode(self, tokenizer: Any, examples: list[Example], max_length: int, cut: bool = False) -> EncodedSet:
+    def survey(self, source: str | None, data_dir: Path | None, seed: int, most: int) -> TrainSurvey:
+        """Return hash and number of the training examples, and at most so many of them at equal distances.
+
+        Args:
+            source, data_dir, seed: as in `train_examples`.
+            most: how many examples are wanted.
+        """
+        read = self.train_examples(source, data_dir, seed)
+        count = len(read.examples)
+        sample = [read.examples[index * count // most] for index in range(most)] if count > most else read.examples
+        return TrainSurvey(read.sha256, read.source, count, tuple(sample))
+
+    def read_encoded(
+        self,
+        tokenizer: Any,
+        source: str | None,
+        data_dir: Path | None,
+        seed: int,
+        max_length: int,
+        cut: bool = False,
+        chat: bool = False,
+    ) -> EncodedSet:
+        """Return the training examples as token ids; arguments as in `train_examples` and `encode`."""
+        examples = self.train_examples(source, data_dir, seed).examples
+        return self.encode(tokenizer, examples, max_length, cut, chat)
+
+    def encode(
+        self, tokenizer: Any, examples: list[Example], max_length: int, cut: bool = False, chat: bool = False
+    ) -> EncodedSet:
         """Turn examples into token ids and labels; instruction examples that are too long are dropped and counted.
 
         Args:
@@ -104,13 +160,14 @@ class Task:
             examples: of this task.
             max_length: in tokens.
             cut: keep the beginning of examples that are too long, for statistics.
+            chat: render instructions with the tokenizer's chat template.
         """
         if self.kind == "language":
             texts = [example.answer for example in examples]
             encode = encode_joined if self.joined else encode_documents
             return EncodedSet(encode(tokenizer, texts, max_length), 0)
         encoded = [
-            encode_example(tokenizer, e.prompt, e.answer, max_length, cut)
+            encode_example(tokenizer, as_conversation(e.prompt) if chat else e.prompt, e.answer, max_length, cut)
             for e in track(examples, unit="examples encoded")
         ]
         items = [item for item in encoded if item is not None]

@@ -99,6 +99,7 @@ def read_data(stage: FitStage | TrainingStage, model: Any, tokenizer: Any) -> Ta
         context_length(model.config),
         stage.spec.seed or 0,
         cut=stage.train is None,
+        chat=wanted.chat,
     )
 
 
