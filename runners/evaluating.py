@@ -15,7 +15,7 @@ from ..evals.base import Benchmark, EvalSettings, Outcome, benchmarks
 from ..evals.engines.base import Engine
 from ..evals.hosting.choice import SCORING_NOTE, choose_engine, engine_version
 from ..evals.hosting.host import EngineCrashed, HostedEngine
-from ..evals.tasks.base import benchmark_names
+from ..evals.tasks.lookup import benchmark_names
 from ..foundation.errors import UserError
 from ..foundation.files import check_new_folder, write_atomic, write_json
 from ..foundation.progress import Progress

@@ -129,6 +129,8 @@ class Layout:
         self.calibration: dict[str, DataSpec] = {}
         wanted = training.chat_template == "auto" and plan.at_hand.tokenizer
         self.chat = wanted and tokenizer_chats(plan.source)
+        if plan.config.task and plan.at_hand.tokenizer:
+            get_task(plan.config.task).check_chat(self.chat)
         self.kept = KeptRanks(plan)
         if not compress_only:
             self._train_set(plan.config.task)

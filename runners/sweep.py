@@ -65,6 +65,7 @@ class Executed:
         csv, parquet = write_records(folder, self.records)
         # Where stages ran is no part of what was asked: the file is the same on each machine, and runs on another one.
         asked = config.model_dump(mode="json", exclude={"execution"}, exclude_none=True, exclude_defaults=True)
+        asked["task"] = self.plan.task_typed
         write_atomic(folder / "sweep.yaml", yaml.safe_dump(asked, sort_keys=True, allow_unicode=True))
         return csv, parquet, folder / CHECKSUMS_NAME, folder / "sweep.yaml"
 

@@ -6,7 +6,7 @@ A built-in task is a file of ``library/`` that holds it as ``TASK``; other packa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -16,7 +16,6 @@ from typing import Any, Literal
 from ...foundation.errors import UserError, unknown
 from ...foundation.files import digest
 from ...foundation.progress import track
-from ..base import benchmarks as benchmark_registry
 from .chat import as_conversation
 from .prompts import Encoded, encode_documents, encode_example, encode_joined
 
@@ -105,6 +104,9 @@ class Task:
     def instructs(self) -> bool:
         """Whether its prompts are instructions, which a chat template may render."""
         return self.kind == "instruction"
+
+    def check_chat(self, chat: bool) -> None:
+        """Raise a `UserError` where the task cannot be written for a tokenizer with, or without, a chat template."""
 
     def default_source(self, data_dir: Path | None) -> str:
         """Return the training set that is used unless another is named."""
@@ -238,21 +240,3 @@ def get_task(name: str) -> Task:
     if name not in known:
         raise unknown("task", name, known)
     return known[name]
-
-
-def benchmark_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Return registered benchmark names for what was typed: a task means its benchmarks, ``_`` means ``-``.
-
-    Raises:
-        UserError: a name that is neither; with the nearest one.
-    """
-    known, known_tasks, benchmarks = set(benchmark_registry.names()), all_tasks(), []
-    for name in names:
-        plain = name.replace("_", "-")
-        if plain in known:
-            benchmarks.append(plain)
-        elif plain in known_tasks:
-            benchmarks += known_tasks[plain].benchmarks
-        else:
-            raise unknown("benchmark", name, known)
-    return tuple(dict.fromkeys(benchmarks))

@@ -103,6 +103,11 @@ def read_data(stage: FitStage | TrainingStage, model: Any, tokenizer: Any) -> Ta
     )
 
 
+def data_card(data: TaskData) -> dict[str, Any]:
+    """Return the field of a record that says what the data were, where a task file names them."""
+    return {"data_card": dict(data.card)} if data.card else {}
+
+
 def training_data(stage: TrainingStage, skeleton: Any, tokenizer: Any) -> TaskData:
     """Return what a training reads, as token ids."""
     data = read_data(stage, skeleton, tokenizer)
