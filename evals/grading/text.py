@@ -95,6 +95,15 @@ def bleu(answers: Sequence[str], references: Sequence[Sequence[str]], tokenize: 
     return value, max(0.0, min(value, value - half)), min(1.0, value + half)
 
 
+def json_block(text: str) -> str:
+    """Return the content of the first Markdown code block, whose language is none or JSON; the text where none is."""
+    _before, fence, behind = text.partition("```")
+    language, line_end, block = behind.partition("\n")
+    if not fence or not line_end or language.strip().lower() not in ("", "json"):
+        return text
+    return block.partition("```")[0]
+
+
 def json_verdict(text: str, schema: Mapping[str, Any]) -> tuple[str, str]:
     """Return a verdict on a text as JSON, and why it is not right: ``no-answer`` where it is none."""
     import jsonschema

@@ -195,7 +195,7 @@ class JsonBenchmark(_Generated):
     def _score(self, row: Mapping[str, Any], text: str) -> Scored:
         assert isinstance(self.part.schema_, dict)
         try:
-            answer = grading.extract(self.part.extract, unfence(text) if self.part.extract is None else text)
+            answer = grading.extract(self.part.extract, text if self.part.extract else grading.json_block(text))
         except TimeoutError:
             return Scored({"json": None}, {"json": "timeout"}, {})
         verdict, why = grading.json_verdict(answer or "", self.part.schema_)

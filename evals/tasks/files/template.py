@@ -38,9 +38,9 @@ def template() -> str:
     ]
     for name, field in parts.TaskFile.model_fields.items():
         if name == "train":
-            lines += _comment(field.description or "", 0) + ["train:"] + _fields(parts.Train, "train", 2)
+            lines += [*_comment(field.description or "", 0), "train:", *_fields(parts.Train, "train", 2)]
         elif name == "benchmarks":
-            lines += _comment(field.description or "", 0) + ["benchmarks:"] + _benchmark()
+            lines += [*_comment(field.description or "", 0), "benchmarks:", *_benchmark()]
         else:
             lines += _field(name, field, _ACTIVE[""].get(name), 0)
         lines.append("")
@@ -51,7 +51,7 @@ def _benchmark() -> list[str]:
     lines = ["  - name: exact", *_comment(_KIND_NOTE, 4), "    kind: exact"]
     for name, field in parts.GeneratedPart.model_fields.items():
         if name == "columns":
-            lines += _comment(field.description or "", 4) + ["    # columns:"] + _fields(parts.BenchmarkColumns, "", 6)
+            lines += [*_comment(field.description or "", 4), "    # columns:", *_fields(parts.BenchmarkColumns, "", 6)]
         elif name != "name":
             lines += _field(name, field, None, 4)
     for kind, model in _OWN.items():
@@ -67,7 +67,7 @@ def _fields(model: type[BaseModel], place: str, indent: int) -> list[str]:
     lines = []
     for name, field in model.model_fields.items():
         if name == "columns":
-            lines += _comment(field.description or "", indent) + [f"{' ' * indent}# columns:"]
+            lines += [*_comment(field.description or "", indent), f"{' ' * indent}# columns:"]
             lines += _fields(parts.TrainColumns, "", indent + 2)
         else:
             lines += _field(name, field, _ACTIVE.get(place, {}).get(name), indent)
