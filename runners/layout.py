@@ -129,8 +129,6 @@ class Layout:
         self.calibration: dict[str, DataSpec] = {}
         wanted = training.chat_template == "auto" and plan.at_hand.tokenizer
         self.chat = wanted and tokenizer_chats(plan.source)
-        if plan.config.task and plan.at_hand.tokenizer:
-            get_task(plan.config.task).check_chat(self.chat)
         self.kept = KeptRanks(plan)
         if not compress_only:
             self._train_set(plan.config.task)
@@ -155,6 +153,8 @@ class Layout:
             source = self.train_set if task == self.config.task else None
             at_hand = self.plan.at_hand.data
             survey = survey_train_set(task, source, self.data_dir, at_hand, self.chat and task == self.config.task)
+            if self.plan.at_hand.tokenizer:
+                get_task(task).check_chat(self.chat, survey.sample)
             self.plan.training_sets[task] = survey
             self.calibration[task] = survey.identity
         return self.calibration[task]

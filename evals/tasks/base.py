@@ -105,8 +105,8 @@ class Task:
         """Whether its prompts are instructions, which a chat template may render."""
         return self.kind == "instruction"
 
-    def check_chat(self, chat: bool) -> None:
-        """Raise a `UserError` where the task cannot be written for a tokenizer with, or without, a chat template."""
+    def check_chat(self, chat: bool, sample: Sequence[Example]) -> None:
+        """Raise a `UserError` where examples cannot be written for a tokenizer with, or without, a chat template."""
 
     def default_source(self, data_dir: Path | None) -> str:
         """Return the training set that is used unless another is named."""

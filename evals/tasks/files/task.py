@@ -43,13 +43,15 @@ class FileTask(Task):
         """Whether a chat template may render its prompts."""
         return self.kind == "instruction" and uses_chat(self.file, True)
 
-    def check_chat(self, chat: bool) -> None:
-        """Raise a `UserError` where the task file asks for a chat template and the tokenizer has none."""
+    def check_chat(self, chat: bool, sample: Sequence[Example]) -> None:
+        """Raise a `UserError` where the task file, or a conversation, needs a chat template and there is none."""
         if self.file.prompt == "chat" and self.kind == "instruction" and not chat:
             raise UserError(
                 f"the task '{self.name}' says 'prompt: chat' and this model's tokenizer has no chat template, or "
                 "--chat-template never forbids it; use a chat model, or write 'prompt: auto'"
             )
+        for example in sample:
+            asked(self.file, example.prompt, chat)
 
     def train_examples(self, source: str | None, data_dir: Path | None, seed: int) -> TrainSet:
         """Return all examples at once; `survey` and `read_encoded` keep none of them."""
