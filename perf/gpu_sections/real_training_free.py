@@ -1,7 +1,8 @@
 """Methods that need no training on a real model, by three sweeps over one store, and their results.
 
 `EMBEDDINGS` factorise the tied embedding with the rest, so 2x of the whole model is in reach; `OTHERS` leave it as it
-is, two examples a backward pass, because those of eight take 65 GiB, nearly all of it logits; `SEARCHES` evaluate many candidates and come last, in case that the time is up.
+is, with two examples a backward pass, because eight take 65 GiB, nearly all of it logits; `SEARCHES` evaluate many
+candidates and come last, in case that the time is up.
 """
 
 import csv
@@ -15,7 +16,7 @@ EMBEDDINGS = tuple(f"{name}:embeddings=true" for name in ("svd", "drone", "svd-l
 OTHERS = (
     "afm",
     "basis-sharing",
-    "fwsvd:batch_size=2+samples=256",
+    "fwsvd:batch_size=2,samples=256",
     "io-svd:batch_size=2",
     "joint-rank-k",
     "magnitude",
