@@ -70,7 +70,7 @@ def config_options(root: type[BaseModel], panel: str = "What to run") -> list[Co
         panel: heading of the fields that are in no group.
     """
     options: dict[str, ConfigOption] = {}
-    for option in _walk(root, (), Option(panel=panel), {}):
+    for option in _flatten(root, (), Option(panel=panel), {}):
         known = options.get(option.name)
         options[option.name] = replace(known, paths=(*known.paths, *option.paths)) if known else option
     # Fields without a group first: what a command line has to say.
@@ -90,25 +90,25 @@ def put(options: Sequence[ConfigOption], values: Mapping[str, Any]) -> dict[str,
     return nested
 
 
-def _walk(
+def _flatten(
     model: type[BaseModel], path: tuple[str, ...], above: Option, names: Mapping[str, str]
 ) -> Iterator[ConfigOption]:
     for name, field in model.model_fields.items():
-        held, several, optional = _plain_type(field)
+        kind, several, optional = _plain_type(field)
         declared = next((item for item in field.metadata if isinstance(item, Option)), None)
         panel = (declared and declared.panel) or above.panel
-        if issubclass(held, BaseModel) and not several:
+        if issubclass(kind, BaseModel) and not several:
             inner = {"parent": name, "description": field.description or ""} if path else {}
-            title = getattr(held, "panel", panel)
-            yield from _walk(held, (*path, name), Option(panel=title), inner)
+            title = getattr(kind, "panel", panel)
+            yield from _flatten(kind, (*path, name), Option(panel=title), inner)
         elif declared or len(path) < 2:
             chosen = replace(declared or Option(), panel=panel)
             yield ConfigOption(
                 _filled(chosen.name or name, names),
                 ((*path, name),),
-                held,
+                kind,
                 several,
-                held is bool and not optional,
+                kind is bool and not optional,
                 chosen.default or _shown(field),
                 _filled(field.description or "", names),
                 chosen,
