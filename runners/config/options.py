@@ -77,6 +77,26 @@ def config_options(root: type[BaseModel], panel: str = "What to run") -> list[Co
     return sorted(options.values(), key=lambda option: len(option.paths[0]) > 1)
 
 
+def parse_value(option: ConfigOption, value: Any) -> Any:
+    """Return a value as the configuration takes it: texts as on the command line, one value of several as a list."""
+    if isinstance(value, str) and option.declared.parse is not None:
+        return option.declared.parse(value)
+    if not option.several or isinstance(value, (list, tuple)):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else [value]
+
+
+def parse_lists(options: Sequence[ConfigOption], values: dict[str, Any]) -> None:
+    """Replace lists that are written as one text or one value, in plain data with the configuration's nesting."""
+    for option in options:
+        for *groups, name in option.paths:
+            inner: Any = values
+            for group in groups:
+                inner = inner.get(group) if isinstance(inner, dict) else None
+            if option.several and isinstance(inner, dict) and inner.get(name) is not None:
+                inner[name] = parse_value(option, inner[name])
+
+
 def put(options: Sequence[ConfigOption], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return plain data with the nesting of the configuration, of the options that have a value."""
     nested: dict[str, Any] = {}

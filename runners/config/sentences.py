@@ -8,7 +8,7 @@ from typing import get_args
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from ...foundation.errors import did_you_mean
+from ...foundation.errors import did_you_mean, reason
 
 
 def sentence(error: ValidationError, root: type[BaseModel]) -> str:
@@ -21,8 +21,8 @@ def sentence(error: ValidationError, root: type[BaseModel]) -> str:
     if problem["type"] == "missing":
         return f"'{key}' is missing; say it on the command line (--{key}) or in the YAML file ({key}: …)"
     if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])
-    return f"{key} cannot be {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+        return reason(problem)
+    return f"{key} cannot be {problem['input']!r}: {reason(problem)}"
 
 
 def nested_model(field: FieldInfo) -> type[BaseModel] | None:
