@@ -62,8 +62,8 @@ def compress(
     from ..runners.config import parse_method
 
     print_name_note(model, revision)
-    wanted = numbers("ratio", ratio, float, "4") or []
-    if len(wanted) != 1:
+    ratios = numbers("ratio", ratio, float, "4") or []
+    if len(ratios) != 1:
         raise UserError(f"the ratio '{ratio}' must be one number; run bench compress once per ratio, or use bench run")
     if dtype != "float32":
         raise UserError(
@@ -73,7 +73,7 @@ def compress(
     request = compressing.CompressRequest(
         model,
         parse_method(method),
-        wanted[0],
+        ratios[0],
         out,
         task,
         revision,
@@ -109,10 +109,10 @@ def compress(
     )
     rows = [(part.what, f"{part.parameters:,}", f"{100 * part.share:.1f} %", part.why) for part in done.dense]
     print_rows("stays dense", ["what", "parameters", "of what is left", "why"], rows)
-    for kind, read in done.calibration.items():
+    for kind, reading in done.calibration.items():
         console().print(
-            f"calibration of {kind}: {read['examples']:,} examples of at most {read['length']:,} tokens, "
-            f"{read['tokens']:,} tokens in all",
+            f"calibration of {kind}: {reading['examples']:,} examples of at most {reading['length']:,} tokens, "
+            f"{reading['tokens']:,} tokens in all",
             highlight=False,
             soft_wrap=True,
         )
@@ -123,7 +123,7 @@ def compress(
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Preset, folder (dense or factorised) or hub id.")],
-    benchmarks: Annotated[str, typer.Option(help="Benchmarks with commas; a task stands for its benchmarks.")],
+    benchmarks: Annotated[str, typer.Option(help="Benchmarks with commas; a task means its benchmarks.")],
     data: Data = None,
     limit: Limit = None,
     stage: Annotated[
