@@ -23,6 +23,7 @@ from ..estimates import decompose_bytes, statistic_bytes
 from ..fitted import Factors
 from ..groups import Group
 from ..linalg.whitening import VERSION, Side, whiten
+from ..ranks.policies.base import parse_policy
 from ..requirements import Requirements
 from ..working import whiten_bytes
 
@@ -64,8 +65,9 @@ class Whitened(MomentCompressor):
 
     @property
     def requirements(self) -> Requirements:
-        """Return what the method needs; gradients where they weigh too."""
-        return replace(super().requirements, gradients=self.two_sided)
+        """Return what the method needs; gradients where they weigh too, or the rank policy needs them."""
+        gradients = self.two_sided or parse_policy(self.policy).needs_slopes
+        return replace(super().requirements, gradients=gradients)
 
     def decompose(
         self, weight: Tensor, statistic: tuple[Moments, Tensor | None] | None = None, rank: int | None = None

@@ -83,6 +83,18 @@ class TestSVDLLMWithEmbeddings(Whitened):
         return torch.empty(0, 0) if isinstance(statistic, RowStatistic) else super().gram(statistic)
 
 
+class TestZSSVD(Whitened):
+    __test__ = True
+    method = "zs-svd"
+
+
+class TestZSSVDWithCorrections(Whitened):
+    __test__ = True
+    method = "zs-svd"
+    options: ClassVar[dict[str, Any]] = {"corrections": 1, "correction_samples": 4}
+    plain: ClassVar[dict[str, Any]] = {"corrections": 0}
+
+
 class TestSVDLLMV2(Whitened):
     __test__ = True
     method = "svd-llm-v2"

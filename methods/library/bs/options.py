@@ -92,8 +92,11 @@ class BasisSelectionOptions(Compressor):
     @field_validator("final_policy")
     @classmethod
     def _known_policy(cls, value: str) -> str:
-        if value:
-            parse_policy(value)
+        if value and parse_policy(value).needs_slopes:
+            raise ValueError(
+                f"{value} needs the slopes of a fit's components, which a pruning run does not have; take another "
+                "policy, such as surgical"
+            )
         return value
 
     def shape(self, model: nn.Module, ratio: float | None = None) -> ModelShape:

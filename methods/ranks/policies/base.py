@@ -62,6 +62,8 @@ class Policy(BaseModel, ABC):
         needs_spectrum: whether `Evidence.spectra` has to be there.
         needs_loss: whether `Evidence.loss` has to be there when ranks are chosen, that is once per ratio.
         measures: whether `measure` has to run while fitting, once for all ratios.
+        needs_slopes: whether `Evidence.measured` has to hold the slope of each unit's components (`ranks.slopes`), by
+            the unit's name, shape (k,); with ``measures``, and in place of what `measure` gives.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,6 +72,7 @@ class Policy(BaseModel, ABC):
     needs_spectrum: ClassVar[bool] = False
     needs_loss: ClassVar[bool] = False
     measures: ClassVar[bool] = False
+    needs_slopes: ClassVar[bool] = False
 
     def asks(self) -> Metric:
         """Return what the policy wants `Evidence.loss` to be made of: the loss, or 1 - accuracy."""
