@@ -32,7 +32,7 @@ from .provenance import provenance
 from .specs import EvaluateStage, ModelLocation
 from .stages.evaluate import evaluate_with, open_engine, outcome_record, sample_lines
 from .store.folders import verify_around
-from .tokenizers import tokenizer_chats
+from .tokenizers import PlanTokenizer, tokenizer_chats
 from .training.data import DATA_SEED
 
 
@@ -159,7 +159,7 @@ def evaluate(
         return max(benchmark.longest_sequence(tokenizer, each, context) for benchmark, each in chosen.values())
 
     def opened(stage: EvaluateStage) -> HostedEngine:
-        return open_engine(stage, longest, threads)
+        return open_engine(stage, longest, threads, PlanTokenizer(source).read())
 
     results = _Results(source, dtype, why, stages, out)
     log = out / LOG_FILE if out else None

@@ -46,6 +46,10 @@ class PlanTokenizer:
     def __len__(self) -> int:
         return len(_read(self._source))
 
+    def read(self) -> Any:
+        """Return the tokenizer itself, read once a process."""
+        return _read(self._source)
+
     def check(self) -> None:
         """Raise a `UserError` if the tokenizer cannot be read; reads nothing where these files were readable before."""
         self.counted("readable", None, lambda: bool(_read(self._source)))
