@@ -92,10 +92,11 @@ class BasisSelectionOptions(Compressor):
     @field_validator("final_policy")
     @classmethod
     def _known_policy(cls, value: str) -> str:
-        if value and parse_policy(value).needs_slopes:
+        policy = parse_policy(value or "uniform")
+        if policy.needs_slopes or policy.asks() == "divergence":
             raise ValueError(
-                f"{value} needs the slopes of a fit's components, which a pruning run does not have; take another "
-                "policy, such as surgical"
+                f"{value} compares a fit's components with the dense model, which a pruning run does not keep; take "
+                "another policy, such as surgical"
             )
         return value
 

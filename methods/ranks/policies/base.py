@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 Demand = Callable[[float], float]
 """The rank that one unit wants at a level in 0..1; must not decrease with the level."""
 
-Metric = Literal["loss", "accuracy"]
+Metric = Literal["loss", "accuracy", "divergence"]
 """What of the model a policy asks for."""
 
 Loss = Callable[[Mapping[str, int]], float]
-"""Mean loss with the named units cut to the given ranks; the error rate for policies whose metric is the accuracy."""
+"""Mean loss with the named units cut to the given ranks; the error rate for policies whose metric is the accuracy, and
+the divergence from the dense model for those whose metric is that."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Policy(BaseModel, ABC):
     needs_slopes: ClassVar[bool] = False
 
     def asks(self) -> Metric:
-        """Return what the policy wants `Evidence.loss` to be made of: the loss, or 1 - accuracy."""
+        """Return what the policy wants `Evidence.loss` to be made of: loss, 1 - accuracy, or divergence from dense."""
         return "loss"
 
     def check(self, units: Sequence[Unit]) -> None:

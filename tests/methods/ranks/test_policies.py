@@ -373,5 +373,6 @@ def test_all_policies_are_listed_with_a_summary() -> None:
         "modules",
         "surgical",
         "zero-sum",
+        "ilp",
     } <= set(rows)
     assert all(len(summary) > 20 for summary in rows.values())
