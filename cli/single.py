@@ -15,6 +15,7 @@ from .options import (
     Data,
     Device,
     Engine,
+    IncludePath,
     Limit,
     MaxNewTokens,
     Memory,
@@ -122,7 +123,9 @@ def compress(
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Preset, folder (dense or factorised) or hub id.")],
-    benchmarks: Annotated[str, typer.Option(help="Benchmarks with commas; a task stands for its benchmarks.")],
+    benchmarks: Annotated[
+        str, typer.Option(help="With commas; a task stands for its benchmarks, lm_eval:TASK for any of lm-eval's.")
+    ],
     data: Data = None,
     limit: Limit = None,
     stage: Annotated[
@@ -143,6 +146,7 @@ def evaluate(
     revision: Revision = None,
     context: Context = None,
     bos: Bos = None,
+    include_path: IncludePath = None,
 ) -> None:
     """Evaluate one model or checkpoint."""
     if stage not in ("pretrained", "finetuned"):
@@ -160,6 +164,7 @@ def evaluate(
         temperature=temperature,
         top_p=top_p,
         allow_weak_isolation=allow_weak_isolation,
+        include_path=include_path.expanduser().resolve() if include_path else None,
     )
     names = split_list(benchmarks) or []
     contexts = numbers("context", context, int, "128,2048")

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from ..evals.base import Benchmark, EvalSettings, Outcome, benchmarks
 from ..evals.engines.base import Engine
+from ..evals.harness.names import benchmark_names
 from ..evals.hosting.choice import SCORING_NOTE, choose_engine, engine_version
 from ..evals.hosting.host import EngineCrashed, HostedEngine
-from ..evals.tasks.base import benchmark_names
 from ..foundation.errors import UserError
 from ..foundation.files import check_new_folder, write_atomic, write_json
 from ..foundation.progress import Progress
@@ -138,7 +138,7 @@ def evaluate(
         name: evaluate_stage(
             benchmark,
             each,
-            choice.engine_for(benchmark.generates),
+            choice.engine_for(benchmark.is_generating(each)),
             dtype,
             source.sha256,
             common,

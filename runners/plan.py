@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..evals.base import benchmarks
+from ..evals.harness.names import benchmark_names
 from ..evals.hosting.choice import choose_engine
-from ..evals.tasks.base import benchmark_names, get_task
+from ..evals.tasks.base import get_task
 from ..foundation.errors import UserError
 from ..methods.base import create_method
 from ..methods.ranks.budget import Budget

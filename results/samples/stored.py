@@ -166,11 +166,13 @@ def problem_text(line: dict[str, Any], data: Path | None) -> str:
     """Return the prompt of a sample's problem, made again from the data; empty where the data are not there."""
     benchmark = benchmarks.get(line["benchmark"])()
     settings = EvalSettings(data_dir=data, stage=line["stage"], seed=DATA_SEED)
+    if not isinstance(benchmark, GenerativeBenchmark | ChoiceBenchmark):
+        return str(line.get("prompt", ""))
     try:
-        data_rows = benchmark.data(settings).rows  # type: ignore[attr-defined]
+        data_rows = benchmark.data(settings).rows
         for index, row in enumerate(data_rows):
-            if benchmark.problem_id(row, index) == line["problem"]:  # type: ignore[attr-defined]
-                return str(benchmark.prompts([row], settings)[0])  # type: ignore[attr-defined]
+            if benchmark.problem_id(row, index) == line["problem"]:
+                return str(benchmark.prompts([row], settings)[0])
     except UserError:
         pass
     return ""
