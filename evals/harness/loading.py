@@ -183,8 +183,9 @@ def _data_hash(name: TaskName, each: str, task: Any) -> str:
     shots = int(task.get_config("num_fewshot") or 0)
     examples = list(map(_plain, task.fewshot_docs() or ())) if shots else []
     if len(examples) < shots:
+        split = task.fewshot_cfg.split or task.config.training_split or task.config.validation_split
         raise UserError(
-            f"'{each}' needs {shots} examples and its data have {len(examples)} (split '{task.fewshot_cfg.split}' of "
+            f"'{each}' needs {shots} examples and its data have {len(examples)} (split '{split}' of "
             f"{task.config.dataset_path}); put that split's file into the --data folder (docs/lm-eval.md), or write "
             f"lm_eval:{name.task}:shots={len(examples)}"
         )

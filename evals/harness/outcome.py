@@ -28,6 +28,9 @@ from .loading import Loaded
 RESAMPLES = 200
 """Of a bootstrap: enough for a standard deviation."""
 
+HEADLINES = {"acc_norm": 0, "acc": 1}
+"""Metrics that are the headline where a task has them, the first one that it has; else its first metric is."""
+
 PROMPT_CHARACTERS = 1000
 """So many of a prompt's last characters are in its line, for people; examples come before them."""
 
@@ -59,7 +62,7 @@ def make_outcome(
     of_tasks = {task: _task_metrics(tasks[task], results["results"][task], values[task]) for task in tasks}
     group = loaded.tasks.get("groups", {}).get(name)
     metrics = of_tasks[name] if group is None else _group_metrics(group, results, values, of_tasks)
-    headline = next((key for key in metrics if key[0] == "acc_norm"), next(iter(metrics), None))
+    headline = min(metrics, key=lambda key: HEADLINES.get(key[0], len(HEADLINES)), default=None)
     if headline is None:
         raise UserError(f"'{name}' gives no number; name another task of lm-evaluation-harness")
     names = _Scorers(values.values())
