@@ -143,7 +143,7 @@ def evaluate(
         name: evaluate_stage(
             benchmark,
             each,
-            choice.engine_for(benchmark.generates),
+            choice.engine_for(benchmark.is_generating(each)),
             dtype,
             source.sha256,
             common,

@@ -69,6 +69,7 @@ cli/test_broken_task_files.py
 evals/data/test_datasets_from_the_hub.py
 evals/engines/test_engine_transformers.py
 evals/kinds/test_harness.py
+evals/harness/test_lm_eval_tasks.py
 evals/test_contexts.py
 evals/grading/test_isolation.py
 evals/grading/test_math.py
