@@ -33,6 +33,7 @@ results/speed/test_speed.py
 papers/test_reproduce.py
 docs/test_python_api.py
 docs/test_guides.py
+docs/test_your_own_task.py
 runners/test_broken_models.py
 runners/test_hostile_folders.py
 evals/test_samples.py

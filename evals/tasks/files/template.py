@@ -84,3 +84,29 @@ def _field(name: str, field: FieldInfo, active: str | None, indent: int) -> list
 
 def _comment(text: str, indent: int) -> list[str]:
     return [f"{' ' * indent}# {line}" for line in textwrap.wrap(text, _WIDTH - indent)]
+
+
+def field_table() -> str:
+    """Return all fields as Markdown tables, for the documentation."""
+    kinds = ", ".join(f"`{kind}`" for kind in parts.KINDS)
+    groups: list[tuple[str, type[BaseModel], set[str]]] = [
+        ("At the top", parts.TaskFile, set()),
+        ("`train`", parts.Train, set()),
+        ("`train.columns`", parts.TrainColumns, set()),
+        ("An entry of `benchmarks`", parts.BenchmarkPart, set()),
+        ("`columns` of a benchmark", parts.BenchmarkColumns, set()),
+        ("Kinds whose answers are generated", parts.GeneratedPart, {*parts.BenchmarkPart.model_fields}),
+    ]
+    groups += [
+        (f"`kind: {kind}`", model, {*parts.GeneratedPart.model_fields, "kind"}) for kind, model in sorted(_OWN.items())
+    ]
+    lines = ["| where | field | what it says |", "| --- | --- | --- |"]
+    for place, model, known in groups:
+        for name, field in model.model_fields.items():
+            if name not in known:
+                lines.append(
+                    f"| {place} | `{field.alias or name}` | {(field.description or '').replace('|', chr(92) + '|')} |"
+                )
+        if model is parts.BenchmarkPart:
+            lines.append(f"| {place} | `kind` | What it is, one of {kinds}. |")
+    return "\n".join(lines)
