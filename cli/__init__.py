@@ -25,6 +25,7 @@ from . import (
     score,
     serving,
     single,
+    task,
 )
 from .output import Streams, console, escape
 from .refusals import UsageError, path_sentence, usage_sentence
@@ -43,6 +44,7 @@ _GROUPS = (
     reproduce,
     listings,
     single,
+    task,
     samples,
     score,
     serving,

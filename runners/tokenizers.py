@@ -7,6 +7,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
+from ..evals.tasks.chat import has_chat_template
 from ..foundation.files import digest
 from ..foundation.remembered import remembered
 from ..foundation.version import __version__
@@ -20,6 +21,12 @@ _PACKAGES = ("tokenizers", "transformers")
 @lru_cache(maxsize=1)
 def _read(source: ModelSource) -> Any:
     return load_tokenizer(source.location, source.revision)
+
+
+def tokenizer_chats(source: ModelSource) -> bool:
+    """Return whether a model's tokenizer has a chat template."""
+    tokenizer = PlanTokenizer(source)
+    return bool(tokenizer.counted("chat template", None, lambda: has_chat_template(tokenizer)))
 
 
 class PlanTokenizer:
@@ -38,6 +45,10 @@ class PlanTokenizer:
 
     def __len__(self) -> int:
         return len(_read(self._source))
+
+    def read(self) -> Any:
+        """Return the tokenizer itself, read once a process."""
+        return _read(self._source)
 
     def check(self) -> None:
         """Raise a `UserError` if the tokenizer cannot be read; reads nothing where these files were readable before."""

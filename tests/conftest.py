@@ -63,10 +63,13 @@ runners/store/test_stages.py
 browser/test_leaderboard.py
 browser/test_shell.py
 cli/test_inspect.py
+runners/test_task_sweep.py
 cli/test_leaderboard.py
+cli/test_broken_task_files.py
 evals/data/test_datasets_from_the_hub.py
 evals/engines/test_engine_transformers.py
 evals/kinds/test_harness.py
+evals/harness/test_lm_eval_tasks.py
 evals/test_contexts.py
 evals/grading/test_isolation.py
 evals/grading/test_math.py

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ....foundation.errors import UserError
+from ....foundation.errors import UserError, reason
 from ...registry import policies
 
 __all__ = ["Demand", "Evidence", "Loss", "Metric", "Policy", "parse_policy", "policies"]
@@ -118,6 +118,6 @@ def parse_policy(text: str) -> Policy:
         option = ".".join(str(part) for part in problem["loc"])
         allowed = ", ".join(cls.model_fields) or "none"
         raise UserError(
-            f"policy '{match[1]}': the option {option}={problem['input']!r} is not usable ({problem['msg'].lower()}); "
+            f"policy '{match[1]}': the option {option}={problem['input']!r} is not usable ({reason(problem)}); "
             f"options: {allowed}"
         ) from error
