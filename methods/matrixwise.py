@@ -59,6 +59,9 @@ class MatrixCompressor(Compressor):
 
     requires: ClassVar[Requirements] = Requirements()
 
+    later_options: ClassVar[frozenset[str]] = frozenset({"embeddings"})
+    """Options whose default is off and that no stage's key names then."""
+
     policy: str = "uniform"
     probe_samples: int = Field(default=64, ge=1)
     embeddings: bool = False
@@ -83,11 +86,9 @@ class MatrixCompressor(Compressor):
 
     @model_serializer(mode="wrap")
     def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave ``embeddings`` out where it is off, so that stages of before the option are still these."""
+        """Leave out what is off of `later_options`, so that stages of before the options are still these."""
         options: dict[str, Any] = dump(self)
-        if not options.get("embeddings", True):
-            del options["embeddings"]
-        return options
+        return {key: value for key, value in options.items() if value or key not in self.later_options}
 
     def targets(self, model: nn.Module) -> list[Matrix]:
         """Return the matrices that the method may replace."""

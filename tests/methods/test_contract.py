@@ -153,6 +153,10 @@ class TestIOSVD(CompressorContract):
         return roots[0].T @ error @ roots[1]
 
 
+class TestIOSVDClipped(TestIOSVD):
+    options: ClassVar[dict[str, Any]] = {"clip": 10.0, "trim": 0.125}
+
+
 class TestASVD(CompressorContract):
     method = "asvd"
 
