@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from ...foundation.progress import track
-from ...models.matrices import get_linear
 from ..calibration.statistics import example_losses
 from ..fitted import Factors, Fitted
 from ..groups import Group
@@ -27,8 +26,8 @@ def weight_gradients(model: nn.Module, groups: Sequence[Group], batches: Sequenc
         groups: whose weights count.
         batches: ``input_ids``, ``attention_mask``, ``labels`` (b, t), see `CalibrationData`.
     """
-    trained: dict[str, nn.Parameter] = {
-        matrix.name: get_linear(model, matrix.name).weight for group in groups for matrix in group.members
+    trained = {
+        matrix.name: model.get_parameter(f"{matrix.name}.weight") for group in groups for matrix in group.members
     }
     required = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     training, examples = model.training, sum(len(batch["input_ids"]) for batch in batches)
