@@ -24,6 +24,7 @@ from . import (
     samples,
     score,
     serving,
+    shrink,
     single,
 )
 from .output import Streams, console, escape
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 _GROUPS = (
     run,
+    shrink,
     reproduce,
     listings,
     single,
