@@ -220,7 +220,8 @@ class _Search:
         scores = [_scores(done, row) for row in (after, before)]
         if scores[0].problems != scores[1].problems:
             raise UserError("the two models were measured on other problems or prompts; remove --out and search again")
-        found = margin(*([float(value) for value in each.values] for each in scores), self.share)
+        small, large = ([float(value) for value in each.values] for each in scores)
+        found = margin(small, large, self.share)
         if found.uncompressed == 0:
             raise UserError(
                 f"the uncompressed model solves none of the {found.n} problems of {before.variant}, so there is "

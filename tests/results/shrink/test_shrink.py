@@ -66,7 +66,7 @@ def likelihood_sweep(include_path, out, **changes):
     return small_sweep(**values | changes)
 
 
-BETWEEN, RESOLUTION, SHARE = (1.1, 8.0), 1.0, 0.9
+BETWEEN, RESOLUTION, SHARE = (1.1, 8.0), 1.0, 0.7
 
 
 def test_the_search_finds_the_border_with_few_questions():
@@ -117,12 +117,12 @@ def test_equal_models_on_few_problems_are_no_certainty():
 
 
 def test_killed_at_random_it_ends_the_same(include_path, tmp_path):
-    first = shrink(likelihood_sweep(include_path, tmp_path / "a"), SHARE, BETWEEN, RESOLUTION)
+    first = shrink(likelihood_sweep(include_path, tmp_path / "a", methods=["svd"]), SHARE, BETWEEN, RESOLUTION)
     assert first.found is not None
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import test_shrink as t\n"
         "if __name__ == '__main__':\n"
-        "    t.shrink(t.likelihood_sweep(Path(sys.argv[2]), Path(sys.argv[3])), t.SHARE, t.BETWEEN, t.RESOLUTION)\n"
+        "    t.shrink(t.likelihood_sweep(Path(sys.argv[2]), Path(sys.argv[3]), methods=['svd']), t.SHARE, t.BETWEEN, t.RESOLUTION)\n"
     )
     (tmp_path / "again.py").write_text(script)
     here = os.path.dirname(__file__)
@@ -130,14 +130,14 @@ def test_killed_at_random_it_ends_the_same(include_path, tmp_path):
     command = [sys.executable, tmp_path / "again.py", here, include_path, tmp_path / "b"]
     process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
     stages = tmp_path / "b" / "stages"
-    wanted = random.Random().randint(2, 6)
+    wanted = random.Random().randint(1, 4)
     while process.poll() is None and len(list(stages.glob("*/stage.json"))) < wanted:
         time.sleep(0.05)
     assert process.poll() is None, "it ended before it could be killed"
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "b" / "tiny-toy-math" / "shrink.json").exists()
-    second = shrink(likelihood_sweep(include_path, tmp_path / "b"), SHARE, BETWEEN, RESOLUTION)
+    second = shrink(likelihood_sweep(include_path, tmp_path / "b", methods=["svd"]), SHARE, BETWEEN, RESOLUTION)
     assert as_plain(second) == as_plain(first)
     reports = [(tmp_path / name / "tiny-toy-math" / "shrink.json").read_bytes() for name in "ab"]
     assert reports[0] == reports[1]
