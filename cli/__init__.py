@@ -16,6 +16,7 @@ from . import (
     inspect,
     leaderboard,
     listings,
+    push,
     regression,
     report,
     reproduce,
@@ -26,6 +27,7 @@ from . import (
     serving,
     shrink,
     single,
+    task,
 )
 from .output import Streams, console, escape
 from .refusals import UsageError, path_sentence, usage_sentence
@@ -45,9 +47,11 @@ _GROUPS = (
     reproduce,
     listings,
     single,
+    task,
     samples,
     score,
     serving,
+    push,
     results,
     inspect,
     leaderboard,

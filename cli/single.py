@@ -11,6 +11,7 @@ import typer
 from ..foundation.errors import UserError, unknown
 from .options import (
     Bos,
+    ChatTemplate,
     Context,
     Data,
     Device,
@@ -62,8 +63,8 @@ def compress(
     from ..runners.config import parse_method
 
     print_name_note(model, revision)
-    wanted = numbers("ratio", ratio, float, "4") or []
-    if len(wanted) != 1:
+    ratios = numbers("ratio", ratio, float, "4") or []
+    if len(ratios) != 1:
         raise UserError(f"the ratio '{ratio}' must be one number; run bench compress once per ratio, or use bench run")
     if dtype != "float32":
         raise UserError(
@@ -73,7 +74,7 @@ def compress(
     request = compressing.CompressRequest(
         model,
         parse_method(method),
-        wanted[0],
+        ratios[0],
         out,
         task,
         revision,
@@ -109,10 +110,10 @@ def compress(
     )
     rows = [(part.what, f"{part.parameters:,}", f"{100 * part.share:.1f} %", part.why) for part in done.dense]
     print_rows("stays dense", ["what", "parameters", "of what is left", "why"], rows)
-    for kind, read in done.calibration.items():
+    for kind, reading in done.calibration.items():
         console().print(
-            f"calibration of {kind}: {read['examples']:,} examples of at most {read['length']:,} tokens, "
-            f"{read['tokens']:,} tokens in all",
+            f"calibration of {kind}: {reading['examples']:,} examples of at most {reading['length']:,} tokens, "
+            f"{reading['tokens']:,} tokens in all",
             highlight=False,
             soft_wrap=True,
         )
@@ -124,7 +125,7 @@ def compress(
 def evaluate(
     model: Annotated[str, typer.Argument(help="Preset, folder (dense or factorised) or hub id.")],
     benchmarks: Annotated[
-        str, typer.Option(help="With commas; a task stands for its benchmarks, lm_eval:TASK for any of lm-eval's.")
+        str, typer.Option(help="With commas; a task means its benchmarks, lm_eval:TASK any of lm-eval's.")
     ],
     data: Data = None,
     limit: Limit = None,
@@ -146,11 +147,14 @@ def evaluate(
     revision: Revision = None,
     context: Context = None,
     bos: Bos = None,
+    chat_template: ChatTemplate = "auto",
     include_path: IncludePath = None,
 ) -> None:
     """Evaluate one model or checkpoint."""
     if stage not in ("pretrained", "finetuned"):
         raise unknown("stage", stage, ["pretrained", "finetuned"])
+    if chat_template not in ("auto", "never"):
+        raise unknown("chat template rule", chat_template, ["auto", "never"])
     from ..runners import evaluating
 
     print_name_note(model, revision)
@@ -180,6 +184,7 @@ def evaluate(
         contexts=contexts,
         bos=split_list(bos) or ("auto",),
         console=console(stderr=True),
+        chat_template=chat_template,
     )
     rows = [
         (

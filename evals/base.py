@@ -107,6 +107,7 @@ class EvalSettings:
         context: window of a perplexity in tokens, or None for the benchmark's own.
         bos: whether each window of a perplexity begins with a beginning-of-sequence token, where the benchmark
             `has_bos_option`; without it only the whole text does (the GPTQ recipe).
+        chat: instructions are conversations, which the tokenizer's chat template renders; few-shot prompts stay text.
         include_path: folder with YAML files of further tasks of lm-evaluation-harness.
     """
 
@@ -122,6 +123,7 @@ class EvalSettings:
     top_p: float = 1.0
     context: int | None = None
     bos: bool = False
+    chat: bool = False
     include_path: Path | None = None
 
 

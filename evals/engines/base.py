@@ -25,6 +25,7 @@ class Sampling:
         top_p: nucleus share, 1 is off.
         stop: strings that end a completion; the text is cut before the first of them.
         seed: seed of sampling.
+        stop_ids: token ids that end a completion besides the model's own, such as the end of a turn.
     """
 
     max_new_tokens: int
@@ -32,6 +33,7 @@ class Sampling:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 42
+    stop_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

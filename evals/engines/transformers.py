@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +52,26 @@ class TransformersEngine(Engine):
     def __init__(
         self, checkpoint: str | Path, dtype: str = "auto", device: str = "cpu", revision: str | None = None
     ) -> None:
-        model = load_model(checkpoint, revision or "", dtype, device)
-        self._take(model, load_tokenizer(checkpoint, revision or ""))
+        self._files = checkpoint, revision or ""
+        self._take(load_model(*self._files, dtype, device))
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any) -> TransformersEngine:
         """Wrap a loaded model where it is; training mode is switched off while the engine works and then restored."""
         engine = cls.__new__(cls)
-        engine._take(model, tokenizer)
+        engine._take(model)
+        engine.tokenizer = tokenizer
         return engine
 
-    def _take(self, model: Any, tokenizer: Any) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def _take(self, model: Any) -> None:
+        self.model = model
         self.context_length = context_length(model.config)
         self._scorer = TokenScorer(model)
+
+    @cached_property
+    def tokenizer(self) -> Any:  # type: ignore[override]
+        """The model's, loaded when something is generated: a large one takes seconds, and scoring needs none."""
+        return load_tokenizer(*self._files)
 
     def close(self) -> None:
         """Free the model."""
@@ -87,7 +94,7 @@ class TransformersEngine(Engine):
         config, kind = self.model.config, self.model.dtype
         check_batch(config, kind.itemsize, str(self.model.device), min(batch_size, len(prompts)), longest)
         torch.manual_seed(sampling.seed)
-        eos = eos_ids(self.tokenizer, self.model.generation_config)
+        eos = eos_ids(self.tokenizer, self.model.generation_config) | {*sampling.stop_ids}
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
         results: dict[int, Completion] = {}
         with _evaluating(self.model):
@@ -178,7 +185,7 @@ class TransformersEngine(Engine):
     def _score_batch(self, sequences: list[Sequence[int]], starts: list[int]) -> list[Scored]:
         device = self.model.device
         width = max(map(len, sequences))
-        ids = torch.full((len(sequences), width), self._pad_id(), dtype=torch.long)
+        ids = torch.zeros(len(sequences), width, dtype=torch.long)  # padded with any token: none that is scored sees it
         mask, is_scored = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
         for row, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
             # Padded on the right: under a causal mask no token sees what follows, so positions stay those of one row.

@@ -113,7 +113,7 @@ class VllmEngine(Engine):
         from vllm.sampling_params import RequestOutputKind
 
         self._check(prompts, sampling.max_new_tokens)
-        stops, eos = sampling.stop, self._eos
+        stops, eos = sampling.stop, self._eos | {*sampling.stop_ids}
         kind = RequestOutputKind.DELTA if stops else RequestOutputKind.FINAL_ONLY
         seeds = _seeds(prompts, sampling.seed)
 

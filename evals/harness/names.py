@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ...foundation.errors import UserError
-from ..tasks.base import benchmark_names as registered_names
 
 PREFIX = "lm_eval:"
 _TASK = re.compile(r"[A-Za-z0-9_][\w.+-]*")
@@ -60,15 +58,3 @@ def parse_name(name: str) -> TaskName:
                 f"chat: {_EXAMPLE}"
             )
     return TaskName(task, shots, chat)
-
-
-def benchmark_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of benchmarks for what was typed, as `tasks.base.benchmark_names`, tasks of the harness too.
-
-    Raises:
-        UserError: a name of neither kind.
-    """
-    found: list[str] = []
-    for name in names:
-        found += [str(parse_name(name))] if is_harness_name(name) else registered_names([name])
-    return tuple(dict.fromkeys(found))

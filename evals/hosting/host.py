@@ -61,6 +61,7 @@ class HostedEngine(Engine):
         longest: called with the tokenizer and the model's context, returns the most tokens of a sequence that will be
             asked for (see `Benchmark.longest_sequence`); memory for more is neither asked for nor reserved. None takes
             the context.
+        tokenizer: the model's, where it has been loaded already: a large one takes seconds. None loads it.
 
     Attributes:
         process_id: of the process.
@@ -84,9 +85,10 @@ class HostedEngine(Engine):
         threads: int | None = None,
         keep: bool | None = None,
         longest: Callable[[Any, int], int] | None = None,
+        tokenizer: Any = None,
     ) -> None:
         self.engine, self.peak_memory_bytes, self.cpu_seconds = engine, 0, 0.0
-        self.tokenizer = load_tokenizer(checkpoint, revision or "")
+        self.tokenizer = load_tokenizer(checkpoint, revision or "") if tokenizer is None else tokenizer
         self._keep = _is_small(checkpoint) if keep is None else keep
         count = threads or len(os.sched_getaffinity(0))
         module = engines.module_of(engine)

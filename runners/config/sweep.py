@@ -85,6 +85,10 @@ class Training(BaseModel):
     recover: TrainOverrides = Field(
         default=TrainOverrides(), description="after it, pruning included; the same for every method."
     )
+    chat_template: Literal["auto", "never"] = Field(
+        default="auto",
+        description="Instructions as conversations: auto (where the model's tokenizer has a chat template), never.",
+    )
     extra_pruning_steps: Count = Field(default=0, description="Pruning steps on top of the common budget.")
     training_free: bool = Field(
         default=False,

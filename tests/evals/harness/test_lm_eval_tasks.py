@@ -16,8 +16,9 @@ from lowrank_bench.evals.engines.transformers import TransformersEngine
 from lowrank_bench.evals.harness import index
 from lowrank_bench.evals.harness.data import local_datasets
 from lowrank_bench.evals.harness.model import completion_text, engine_model
-from lowrank_bench.evals.harness.names import TaskName, benchmark_names, parse_name
+from lowrank_bench.evals.harness.names import TaskName, parse_name
 from lowrank_bench.evals.kinds import harness
+from lowrank_bench.evals.tasks.lookup import benchmark_names
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import load_model, load_tokenizer
