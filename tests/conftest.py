@@ -27,6 +27,7 @@ runners/test_engines.py
 runners/test_nothing_lost.py
 runners/store/test_storage.py
 results/report/test_report.py
+results/shrink/test_shrink.py
 methods/test_third_party.py
 cli/test_cli.py
 results/speed/test_speed.py

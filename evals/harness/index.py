@@ -132,7 +132,8 @@ def _listed(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _members(name: str, index: Mapping[str, Any]) -> list[str]:
     """Return a name and all that it consists of, groups included, each once."""
-    found, waiting = {}, [name]
+    found: dict[str, None] = {}
+    waiting = [name]
     while waiting:
         each = waiting.pop(0)
         if each in index and each not in found:

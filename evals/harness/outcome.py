@@ -78,7 +78,7 @@ def make_outcome(
             shown += [names.named(metric, key, f"/{member}") for key, metric in of_member.items() if key in metrics]
     lines = [line for task in tasks for line in _lines(task, results["samples"][task], notes, names, group is not None)]
     for line in lines:
-        line |= fixed | {"scorer": names.verdict(headline)}
+        line |= {**fixed, "scorer": names.verdict(headline)}
     details: dict[str, Any] = {
         "lm_eval": harness_version(),
         "tasks": {
