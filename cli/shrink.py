@@ -49,7 +49,7 @@ def shrink(
     signal.signal(signal.SIGTERM, terminate)
     share, screen = _share(keep), console()
     try:
-        found = search(checked, share, (ends[0], ends[1]), resolution, confirm, screen)
+        answer = search(checked, share, (ends[0], ends[1]), resolution, confirm, screen)
     except KeyboardInterrupt:
         console(stderr=True).print("interrupted; finished cells are kept, run the same command again to go on")
         sys.exit(130)
@@ -66,50 +66,50 @@ def shrink(
             "yes" if probe.margin.holds else "undecided" if probe.margin.undecided else "no",
             "search" if probe.problem_seed is None else f"problems of seed {probe.problem_seed}",
         )
-        for probe in [*found.tried, *found.confirmations]
+        for probe in [*answer.tried, *answer.confirmations]
     ]
-    columns = ["method", "ratio", "parameters", found.metric, f"points above {keep} of uncompressed", "keeps", "on"]
-    print_rows(f"what was tried: {found.benchmark}", columns, rows)
+    columns = ["method", "ratio", "parameters", answer.metric, f"points above {keep} of uncompressed", "keeps", "on"]
+    print_rows(f"what was tried: {answer.benchmark}", columns, rows)
 
     def say(text: str) -> None:
         screen.print(escape(text), highlight=False, soft_wrap=True)
 
-    each = duration(found.seconds_per_probe())
-    if found.found is None:
+    probe_time = duration(answer.seconds_per_probe())
+    if answer.found is None:
         say(
             f"no model of these methods between {ends[0]:g}x and {ends[1]:g}x is shown to keep {keep}; try other "
-            f"methods, a smaller --keep, longer --recover-steps, or more problems (a cell takes about {each})"
+            f"methods, a smaller --keep, longer --recover-steps, or more problems (a cell takes about {probe_time})"
         )
         sys.exit(1)
-    best = found.found
+    best = answer.found
     say(f"smallest: {best.method} at {best.target:g}x, {best.parameters:,} parameters; in the search {sentence(best)}")
-    if found.confirmations:
-        last = found.confirmations[-1]
+    if answer.confirmations:
+        last = answer.confirmations[-1]
         say(f"on generated problems that the search did not see (seed {last.problem_seed}): {sentence(last)}")
     else:
-        why = "this benchmark has no others" if not found.confirmable else "--no-confirm"
+        why = "this benchmark has no others" if not answer.confirmable else "--no-confirm"
         say(
             f"not confirmed on other problems ({why}); the same problems chose the ratio, so its accuracy is rather "
             "too high than too low"
         )
-    _say_what_is_next(say, found, each)
-    say(f"model    {found.model}")
-    say(f"serve    vllm serve {found.model}")
-    say(f"results  {found.folder / 'results.csv'}")
+    _say_what_is_next(say, answer, probe_time)
+    say(f"model    {answer.model}")
+    say(f"serve    vllm serve {answer.model}")
+    say(f"results  {answer.folder / 'results.csv'}")
 
 
-def _say_what_is_next(say: Any, found: Any, each: str) -> None:
-    following = found.next_ratio()
+def _say_what_is_next(say: Any, answer: Any, probe_time: str) -> None:
+    following = answer.next_ratio()
     if following is None:
-        say(f"the largest ratio of the search holds; go on with a larger --between (a cell takes about {each})")
+        say(f"the largest ratio of the search holds; go on with a larger --between (a cell takes about {probe_time})")
         return
-    failed = [p for p in [*found.tried, *found.confirmations] if p.target == following and not p.margin.holds]
+    failed = [p for p in [*answer.tried, *answer.confirmations] if p.target == following and not p.margin.holds]
     probe = max(failed, key=lambda p: p.margin.value)
     need = probe.margin.problems_to_decide()
     undecided = f"; its {probe.margin.n:,} problems do not decide it, about {need:,} would" if need else ""
     say(
         f"{probe.method} at {following:g}x is not shown to hold{undecided}; a finer --resolution costs "
-        f"about {each} a cell"
+        f"about {probe_time} a cell"
     )
 
 

@@ -148,8 +148,8 @@ class Registry(Generic[T]):
         prefix, colon, _ = name.partition(":")
         if colon and prefix in self.families:
             module, _, function = self.families[prefix].partition(":")
-            made: type[T] = getattr(import_module(module), function)(name)
-            return made
+            built: type[T] = getattr(import_module(module), function)(name)
+            return built
         if name in self._files():
             import_module(f"{self.package}.{name.replace('-', '_')}")
         elif (point := self._entry_points().get(name)) is not None:

@@ -79,14 +79,14 @@ class Shrunk:
     grid: list[float]
     folder: Path
     tried: list[Probe] = field(default_factory=list)
-    found: Probe | None = None
+    answer: Probe | None = None
     confirmations: list[Probe] = field(default_factory=list)
     confirmable: bool = True
     model: Path | None = None
 
     def next_ratio(self) -> float | None:
         """Return the smallest ratio above the found one that did not hold for some method, when it was measured."""
-        least = self.found.target if self.found else 0.0
+        least = self.answer.target if self.answer else 0.0
         failed = [p.target for p in [*self.tried, *self.confirmations] if not p.margin.holds]
         return min((target for target in failed if target > least), default=None)
 
@@ -155,21 +155,21 @@ class _Search:
         if best is not None and confirm:
             best = self._confirmed(*best)
         if best is not None:
-            self.result.found = self._probe(best[0], self.grid[best[1]])
+            self.result.answer = self._probe(best[0], self.grid[best[1]])
         self._write()
         return self.result
 
     def _holds(self, method: str, ratio: float) -> bool:
         return self._probe(method, ratio).margin.holds
 
-    def _confirmed(self, method: str, place: int) -> tuple[str, int] | None:
+    def _confirmed(self, method: str, position: int) -> tuple[str, int] | None:
         """Return the first candidate that keeps the share on problems not seen before, from the largest ratio down.
 
         Of a ratio the search's choice comes first, then the other methods.
         """
         assert self.result is not None
         seed = CONFIRM_SEED
-        for lower in range(place, -1, -1):
+        for lower in range(position, -1, -1):
             ratio = self.grid[lower]
             for name in dict.fromkeys([method, *self.methods]):
                 if not self._holds(name, ratio):
@@ -199,14 +199,14 @@ class _Search:
         )
         done = execute(config, self.console)
         done.raise_failures()
-        probe = self._read(done, method, ratio, problem_seed)
+        probe = self._probe_of(done, method, ratio, problem_seed)
         verdict = (
             "keeps" if probe.margin.holds else "is not shown to keep" if probe.margin.undecided else "does not keep"
         )
         self.console.print(f"{method} at {ratio:g}x {verdict} {self.share:.0%}: {sentence(probe)}", highlight=False)
         return probe
 
-    def _read(self, done: Executed, method: str, ratio: float, problem_seed: int | None) -> Probe:
+    def _probe_of(self, done: Executed, method: str, ratio: float, problem_seed: int | None) -> Probe:
         if problem_seed is None:
             self.records |= {_name(record): record for record in done.records}
         benchmark = done.records[0].benchmark
@@ -220,15 +220,15 @@ class _Search:
         scores = [_scores(done, row) for row in (after, before)]
         if scores[0].problems != scores[1].problems:
             raise UserError("the two models were measured on other problems or prompts; remove --out and search again")
-        small, large = ([float(value) for value in each.values] for each in scores)
-        found = margin(small, large, self.share)
-        if found.uncompressed == 0:
+        small, large = ([float(value) for value in score.values] for score in scores)
+        answer = margin(small, large, self.share)
+        if answer.uncompressed == 0:
             raise UserError(
-                f"the uncompressed model solves none of the {found.n} problems of {before.variant}, so there is "
+                f"the uncompressed model solves none of the {answer.n} problems of {before.variant}, so there is "
                 "nothing to keep; train it longer (--finetune-steps), or choose another benchmark with --benchmarks"
             )
         seconds = after.seconds_compress + after.seconds_recover + after.seconds_evaluate
-        probe = Probe(method, ratio, after.ratio, after.params, found, problem_seed, seconds)
+        probe = Probe(method, ratio, after.ratio, after.params, answer, problem_seed, seconds)
         if problem_seed is None:
             self.result.tried.append(probe)
         return probe
@@ -237,8 +237,8 @@ class _Search:
         result = self.result
         assert result is not None
         write_records(result.folder, list(self.records.values()))
-        if result.found is not None:
-            name = f"{result.folder}:{result.found.method}@{result.found.target:g}"
+        if result.answer is not None:
+            name = f"{result.folder}:{result.answer.method}@{result.answer.target:g}"
             result.model = _keep(checkpoint_folder(name), result.folder / MODEL)
         write_json(result.folder / REPORT, as_plain(result))
 
@@ -268,7 +268,7 @@ def as_plain(result: Shrunk) -> dict[str, Any]:
         "tried": list(map(plain, result.tried)),
         "confirmations": list(map(plain, result.confirmations)),
         "confirmable": result.confirmable,
-        "found": plain(result.found) if result.found else None,
+        "found": plain(result.answer) if result.answer else None,
     }
 
 
@@ -282,10 +282,10 @@ def _scores(done: Executed, row: Record) -> Scores:
             f"{row.metric} of {row.variant} is no accuracy, of which a share could be kept; name a benchmark with "
             "right and wrong answers by --benchmarks"
         )
-    found: Mapping[Any, Scores | str] = stage_scores(
+    answer: Mapping[Any, Scores | str] = stage_scores(
         done.plan.store.path(row.stage_key), {(row.metric, row.scorer): row.value}
     )
-    scores = found[row.metric, row.scorer]
+    scores = answer[row.metric, row.scorer]
     if isinstance(scores, str):
         raise UserError(
             f"{row.metric} of {row.variant} has no score for each problem ({scores}); name another benchmark by "
@@ -295,7 +295,7 @@ def _scores(done: Executed, row: Record) -> Scores:
 
 
 def _keep(checkpoint: Path, folder: Path) -> Path:
-    """Copy a checkpoint, in place of one that an earlier search left; a copy that stands is left alone."""
+    """Copy a checkpoint, in place of one that an earlier search left; a copy that is complete is left alone."""
     source = folder.with_name(f"{folder.name}.json")
     origin = {"copied_from": str(checkpoint.relative_to(folder.parent.parent))}
     if folder.is_dir() and source.is_file() and read_json(source) == origin:
