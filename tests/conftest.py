@@ -84,6 +84,7 @@ evals/grading/test_sandbox_packages.py
 foundation/test_memory.py
 foundation/test_process.py
 models/test_adapters.py
+models/test_autoload.py
 models/test_export.py
 models/test_streamed.py
 models/test_tiny.py
