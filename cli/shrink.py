@@ -75,13 +75,13 @@ def shrink(
         screen.print(escape(text), highlight=False, soft_wrap=True)
 
     probe_time = duration(answer.seconds_per_probe())
-    if answer.found is None:
+    if answer.smallest is None:
         say(
             f"no model of these methods between {ends[0]:g}x and {ends[1]:g}x is shown to keep {keep}; try other "
             f"methods, a smaller --keep, longer --recover-steps, or more problems (a cell takes about {probe_time})"
         )
         sys.exit(1)
-    best = answer.found
+    best = answer.smallest
     say(f"smallest: {best.method} at {best.target:g}x, {best.parameters:,} parameters; in the search {sentence(best)}")
     if answer.confirmations:
         last = answer.confirmations[-1]

@@ -79,14 +79,14 @@ class Shrunk:
     grid: list[float]
     folder: Path
     tried: list[Probe] = field(default_factory=list)
-    answer: Probe | None = None
+    smallest: Probe | None = None
     confirmations: list[Probe] = field(default_factory=list)
     confirmable: bool = True
     model: Path | None = None
 
     def next_ratio(self) -> float | None:
         """Return the smallest ratio above the found one that did not hold for some method, when it was measured."""
-        least = self.answer.target if self.answer else 0.0
+        least = self.smallest.target if self.smallest else 0.0
         failed = [p.target for p in [*self.tried, *self.confirmations] if not p.margin.holds]
         return min((target for target in failed if target > least), default=None)
 
@@ -155,7 +155,7 @@ class _Search:
         if best is not None and confirm:
             best = self._confirmed(*best)
         if best is not None:
-            self.result.answer = self._probe(best[0], self.grid[best[1]])
+            self.result.smallest = self._probe(best[0], self.grid[best[1]])
         self._write()
         return self.result
 
@@ -221,14 +221,14 @@ class _Search:
         if scores[0].problems != scores[1].problems:
             raise UserError("the two models were measured on other problems or prompts; remove --out and search again")
         small, large = ([float(value) for value in score.values] for score in scores)
-        answer = margin(small, large, self.share)
-        if answer.uncompressed == 0:
+        difference = margin(small, large, self.share)
+        if difference.uncompressed == 0:
             raise UserError(
-                f"the uncompressed model solves none of the {answer.n} problems of {before.variant}, so there is "
+                f"the uncompressed model solves none of the {difference.n} problems of {before.variant}, so there is "
                 "nothing to keep; train it longer (--finetune-steps), or choose another benchmark with --benchmarks"
             )
         seconds = after.seconds_compress + after.seconds_recover + after.seconds_evaluate
-        probe = Probe(method, ratio, after.ratio, after.params, answer, problem_seed, seconds)
+        probe = Probe(method, ratio, after.ratio, after.params, difference, problem_seed, seconds)
         if problem_seed is None:
             self.result.tried.append(probe)
         return probe
@@ -237,8 +237,8 @@ class _Search:
         result = self.result
         assert result is not None
         write_records(result.folder, list(self.records.values()))
-        if result.answer is not None:
-            name = f"{result.folder}:{result.answer.method}@{result.answer.target:g}"
+        if result.smallest is not None:
+            name = f"{result.folder}:{result.smallest.method}@{result.smallest.target:g}"
             result.model = _keep(checkpoint_folder(name), result.folder / MODEL)
         write_json(result.folder / REPORT, as_plain(result))
 
@@ -268,7 +268,7 @@ def as_plain(result: Shrunk) -> dict[str, Any]:
         "tried": list(map(plain, result.tried)),
         "confirmations": list(map(plain, result.confirmations)),
         "confirmable": result.confirmable,
-        "found": plain(result.answer) if result.answer else None,
+        "smallest": plain(result.smallest) if result.smallest else None,
     }
 
 
@@ -282,10 +282,10 @@ def _scores(done: Executed, row: Record) -> Scores:
             f"{row.metric} of {row.variant} is no accuracy, of which a share could be kept; name a benchmark with "
             "right and wrong answers by --benchmarks"
         )
-    answer: Mapping[Any, Scores | str] = stage_scores(
+    scores_of: Mapping[Any, Scores | str] = stage_scores(
         done.plan.store.path(row.stage_key), {(row.metric, row.scorer): row.value}
     )
-    scores = answer[row.metric, row.scorer]
+    scores = scores_of[row.metric, row.scorer]
     if isinstance(scores, str):
         raise UserError(
             f"{row.metric} of {row.variant} has no score for each problem ({scores}); name another benchmark by "

@@ -118,7 +118,7 @@ def test_equal_models_on_few_problems_are_no_certainty():
 
 def test_killed_at_random_it_ends_the_same(include_path, tmp_path):
     first = shrink(likelihood_sweep(include_path, tmp_path / "a", methods=["svd"]), SHARE, BETWEEN, RESOLUTION)
-    assert first.found is not None
+    assert first.smallest is not None
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import test_shrink as t\n"
         "if __name__ == '__main__':\n"
@@ -147,7 +147,7 @@ def test_killed_at_random_it_ends_the_same(include_path, tmp_path):
 def test_what_is_left_is_an_ordinary_run_and_a_model(include_path, tmp_path):
     config = likelihood_sweep(include_path, tmp_path)
     result = shrink(config, SHARE, BETWEEN, RESOLUTION)
-    best = result.found
+    best = result.smallest
     assert result.confirmable is False, "a file has no other problems"
     model = load_model(result.model)
     assert model_size(model).parameters == best.parameters
@@ -164,7 +164,7 @@ def test_what_is_left_is_an_ordinary_run_and_a_model(include_path, tmp_path):
     assert as_plain(again) == as_plain(result)
     assert (again.model / "model.safetensors").stat().st_mtime_ns == before, "a copy that stands is left alone"
     stricter = shrink(config, 0.01, BETWEEN, RESOLUTION)
-    assert stricter.found.target >= best.target
+    assert stricter.smallest.target >= best.target
 
 
 def test_the_result_holds_on_generated_problems_with_another_seed(tmp_path):
@@ -181,9 +181,9 @@ def test_the_result_holds_on_generated_problems_with_another_seed(tmp_path):
         for seed in (42, CONFIRM_SEED, CONFIRM_SEED + 1)
     ]
     assert len(set(problems)) == 3
-    if result.found is not None:
+    if result.smallest is not None:
         last = result.confirmations[-1]
-        assert (last.method, last.target) == (result.found.method, result.found.target)
+        assert (last.method, last.target) == (result.smallest.method, result.smallest.target)
         assert last.margin.holds
 
 
