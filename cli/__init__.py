@@ -16,6 +16,7 @@ from . import (
     inspect,
     leaderboard,
     listings,
+    push,
     regression,
     report,
     reproduce,
@@ -25,6 +26,7 @@ from . import (
     score,
     serving,
     single,
+    task,
 )
 from .output import Streams, console, escape
 from .refusals import UsageError, path_sentence, usage_sentence
@@ -43,9 +45,11 @@ _GROUPS = (
     reproduce,
     listings,
     single,
+    task,
     samples,
     score,
     serving,
+    push,
     results,
     inspect,
     leaderboard,

@@ -46,7 +46,7 @@ def takes_config(model: type[BaseModel]) -> Callable[[Callable[..., None]], Call
 
         @functools.wraps(command)
         def run(**given: Any) -> None:
-            values = {option.name: _read(option, given.pop(option.name)) for option in options}
+            values = {option.name: _parsed(option, given.pop(option.name)) for option in options}
             command(asked=put(options, values), **given)
 
         parameters = [*generated, *own]
@@ -77,7 +77,7 @@ def _typer_option(option: ConfigOption, panel: str | None) -> Any:
     )
 
 
-def _read(option: ConfigOption, value: Any) -> Any:
+def _parsed(option: ConfigOption, value: Any) -> Any:
     if value is None:
         return None
     if option.declared.parse is not None:

@@ -29,7 +29,7 @@ def doctor(
         )
         console().print(
             f"{whole} stages stand, {len(moved)} damaged ones moved aside, leavings of {len(left)} killed ones removed"
-            + ("; run the same bench run again to do what is missing anew" if moved else ""),
+            + ("; run the same bench run again to do what is missing" if moved else ""),
             soft_wrap=True,
             highlight=False,
         )

@@ -77,8 +77,8 @@ def add(
             console(stderr=True).print(f"… and {len(error.faults) - MOST_FAULTS} more", highlight=False)
         raise
     count = f"{added.records} record{'s' * (added.records > 1)}"
-    what = f"added {count}:" if added.new else f"the same {count} were added before:"
-    console().print(f"{what} {escape(str(added.path))}", soft_wrap=True, highlight=False)
+    outcome = f"added {count}:" if added.new else f"the same {count} were added before:"
+    console().print(f"{outcome} {escape(str(added.path))}", soft_wrap=True, highlight=False)
 
 
 @group.command()

@@ -13,7 +13,7 @@ def methods(
     name: Annotated[str | None, typer.Argument(help="One method: all that is known of it, and its options.")] = None,
     policies: Annotated[bool, typer.Option("--policies", help="List rank policies instead.")] = False,
 ) -> None:
-    """List the compression methods, or the rank policies; with a name, its options and where it stands."""
+    """List the compression methods, or the rank policies; with a name, its options and its status."""
     from . import methods as texts
 
     if name is not None:

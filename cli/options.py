@@ -8,6 +8,7 @@ from typing import Annotated
 from .config_options import declared
 
 Data = Annotated[Path | None, declared("data")]
+IncludePath = Annotated[Path | None, declared("include_path")]
 Out = Annotated[Path, declared("out")]
 Weak = Annotated[bool, declared("allow_weak_isolation")]
 Revision = Annotated[str | None, declared("revision")]
@@ -24,5 +25,6 @@ Limit = Annotated[int | None, declared("limit")]
 MaxNewTokens = Annotated[int | None, declared("max_new_tokens")]
 Samples = Annotated[int, declared("samples")]
 Temperature = Annotated[float, declared("temperature")]
+ChatTemplate = Annotated[str, declared("chat_template")]
 TopP = Annotated[float, declared("top_p")]
 Context = Annotated[str | None, declared("context")]

@@ -32,7 +32,7 @@ def path_sentence(error: OSError | RuntimeError) -> str:
     """Return a sentence about a path that the system does not take, or the empty string for any other error."""
     if isinstance(error, RuntimeError):  # pathlib, before Python 3.13
         text = str(error)
-        place = text.partition("Symlink loop from ")[2].strip("'")
-        return f"the path {place} cannot be used: {_REMEDIES[errno.ELOOP]}" if place else ""
+        path = text.partition("Symlink loop from ")[2].strip("'")
+        return f"the path {path} cannot be used: {_REMEDIES[errno.ELOOP]}" if path else ""
     remedy = _REMEDIES.get(error.errno or 0)
     return f"the path {error.filename} cannot be used: {remedy}" if remedy and error.filename is not None else ""

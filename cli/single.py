@@ -11,10 +11,12 @@ import typer
 from ..foundation.errors import UserError, unknown
 from .options import (
     Bos,
+    ChatTemplate,
     Context,
     Data,
     Device,
     Engine,
+    IncludePath,
     Limit,
     MaxNewTokens,
     Memory,
@@ -61,8 +63,8 @@ def compress(
     from ..runners.config import parse_method
 
     print_name_note(model, revision)
-    wanted = numbers("ratio", ratio, float, "4") or []
-    if len(wanted) != 1:
+    ratios = numbers("ratio", ratio, float, "4") or []
+    if len(ratios) != 1:
         raise UserError(f"the ratio '{ratio}' must be one number; run bench compress once per ratio, or use bench run")
     if dtype != "float32":
         raise UserError(
@@ -72,7 +74,7 @@ def compress(
     request = compressing.CompressRequest(
         model,
         parse_method(method),
-        wanted[0],
+        ratios[0],
         out,
         task,
         revision,
@@ -108,10 +110,10 @@ def compress(
     )
     rows = [(part.what, f"{part.parameters:,}", f"{100 * part.share:.1f} %", part.why) for part in done.dense]
     print_rows("stays dense", ["what", "parameters", "of what is left", "why"], rows)
-    for kind, read in done.calibration.items():
+    for kind, reading in done.calibration.items():
         console().print(
-            f"calibration of {kind}: {read['examples']:,} examples of at most {read['length']:,} tokens, "
-            f"{read['tokens']:,} tokens in all",
+            f"calibration of {kind}: {reading['examples']:,} examples of at most {reading['length']:,} tokens, "
+            f"{reading['tokens']:,} tokens in all",
             highlight=False,
             soft_wrap=True,
         )
@@ -122,7 +124,9 @@ def compress(
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Preset, folder (dense or factorised) or hub id.")],
-    benchmarks: Annotated[str, typer.Option(help="Benchmarks with commas; a task stands for its benchmarks.")],
+    benchmarks: Annotated[
+        str, typer.Option(help="With commas; a task means its benchmarks, lm_eval:TASK any of lm-eval's.")
+    ],
     data: Data = None,
     limit: Limit = None,
     stage: Annotated[
@@ -143,10 +147,14 @@ def evaluate(
     revision: Revision = None,
     context: Context = None,
     bos: Bos = None,
+    chat_template: ChatTemplate = "auto",
+    include_path: IncludePath = None,
 ) -> None:
     """Evaluate one model or checkpoint."""
     if stage not in ("pretrained", "finetuned"):
         raise unknown("stage", stage, ["pretrained", "finetuned"])
+    if chat_template not in ("auto", "never"):
+        raise unknown("chat template rule", chat_template, ["auto", "never"])
     from ..runners import evaluating
 
     print_name_note(model, revision)
@@ -160,6 +168,7 @@ def evaluate(
         temperature=temperature,
         top_p=top_p,
         allow_weak_isolation=allow_weak_isolation,
+        include_path=include_path.expanduser().resolve() if include_path else None,
     )
     names = split_list(benchmarks) or []
     contexts = numbers("context", context, int, "128,2048")
@@ -175,6 +184,7 @@ def evaluate(
         contexts=contexts,
         bos=split_list(bos) or ("auto",),
         console=console(stderr=True),
+        chat_template=chat_template,
     )
     rows = [
         (

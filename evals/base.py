@@ -107,6 +107,8 @@ class EvalSettings:
         context: window of a perplexity in tokens, or None for the benchmark's own.
         bos: whether each window of a perplexity begins with a beginning-of-sequence token, where the benchmark
             `has_bos_option`; without it only the whole text does (the GPTQ recipe).
+        chat: instructions are conversations, which the tokenizer's chat template renders; few-shot prompts stay text.
+        include_path: folder with YAML files of further tasks of lm-evaluation-harness.
     """
 
     data_dir: Path | None = None
@@ -121,6 +123,8 @@ class EvalSettings:
     top_p: float = 1.0
     context: int | None = None
     bos: bool = False
+    chat: bool = False
+    include_path: Path | None = None
 
 
 class Benchmark(ABC):
@@ -140,6 +144,10 @@ class Benchmark(ABC):
     runs_code: ClassVar[bool] = False
     has_context: ClassVar[bool] = False
     has_bos_option: ClassVar[bool] = False
+
+    def is_generating(self, settings: EvalSettings) -> bool:
+        """Return whether completions are sampled with these settings."""
+        return self.generates
 
     @abstractmethod
     def variant(self, settings: EvalSettings) -> str:
@@ -186,6 +194,18 @@ def check_not_empty(name: str, rows: Sequence[Any]) -> None:
         raise UserError(f"the data of '{name}' have no problems; fetch them again, or name another folder with --data")
 
 
-benchmarks: Registry[Benchmark] = Registry(
+class BenchmarkRegistry(Registry[Benchmark]):
+    """Benchmarks by name; besides those that are listed, every task of lm-evaluation-harness (`harness.names`)."""
+
+    def get(self, name: str) -> type[Benchmark]:
+        """Import and return the class behind a name; see `Registry.get`."""
+        if ":" in name:
+            from .harness.benchmark import harness_benchmark
+
+            return harness_benchmark(name)
+        return super().get(name)
+
+
+benchmarks = BenchmarkRegistry(
     "benchmark", f"{__package__}.benchmarks", Path(__file__).parent / "benchmarks", "lowrank_bench.benchmarks"
 )

@@ -1,7 +1,8 @@
 """The one exception that a user is meant to read."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 
 class UserError(Exception):
@@ -16,6 +17,14 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """Return ``"; did you mean 'svd'?"`` for a near miss, else the empty string."""
     near = get_close_matches(word.lower(), list(allowed), n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def reason(problem: Mapping[str, Any]) -> str:
+    """Return what is wrong in one of pydantic's ``errors()``: the validator's own sentence, or pydantic's words."""
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    text = str(problem["msg"])
+    return text[:1].lower() + text[1:]
 
 
 def unknown(kind: str, word: str, allowed: Iterable[str], context: str = "") -> UserError:

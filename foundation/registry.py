@@ -70,6 +70,17 @@ class Registry(Generic[T]):
 
         return add
 
+    def add_made(self, name: str, cls: type[T]) -> None:
+        """Make a class available that a file of the user's describes, in place of an earlier one of that name.
+
+        Raises:
+            UserError: a built-in or published part has the name, or it is not usable.
+        """
+        if name in self._files() or name in self._entry_points():
+            raise UserError(f"the {self.kind} name '{name}' is that of another {self.kind}; choose another")
+        self._classes.pop(name, None)
+        self.register(name)(cls)
+
     def _files(self) -> dict[str, Path]:
         files = {}
         for path in sorted(self.folder.iterdir()):

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from ..foundation.errors import UserError, did_you_mean
+from ..foundation.errors import UserError, did_you_mean, reason
 from ..models.matrices import Matrix, matrices, model_size
 from .fitted import Fitted
 from .ranks.budget import Budget
@@ -334,5 +334,5 @@ def create_method(name: str, options: Mapping[str, Any] | None = None) -> Compre
                 f"allowed: {', '.join(allowed)}"
             ) from error
         raise UserError(
-            f"method '{name}': the option {option}={problem['input']!r} is not usable: {problem['msg'].lower()}"
+            f"method '{name}': the option {option}={problem['input']!r} is not usable: {reason(problem)}"
         ) from error

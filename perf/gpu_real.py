@@ -8,10 +8,13 @@
 The model is a folder as transformers writes it (Gemma 3 270M is what the defaults suit), the data a folder with
 gsm8k/ in the form of docs/data.md. What the machine needs is what `perf/gpu.py` needs. Parts:
 
+    training-free  `bench run --training-free` with all methods that need no training, at 1.2x, 1.5x and (where they
+                   factorise the embedding) 2x: WikiText-2, C4, PIQA, ARC-easy, HellaSwag, WinoGrande with intervals.
+                   Data: the folder needs these too.
     sweep          `bench run` with svd, fwsvd, bs, svd-llm at 1.2x, 1.35x, 1.5x through the transformers engine: pass@1
                    with its 95 % interval, seconds of fit and compress, updates/s and peak memory of the finetuning.
-                   It is killed at the end of its time and goes on when the part runs again; until it is done its row
-                   says so and the exit code is 1.
+                   Four stages run side by side, so times are of a shared GPU. It is killed at the end of its time and
+                   goes on when the part runs again; until it is done its row says so and the exit code is 1.
     decomposition  every matrix of the model: full spectra, beside `torch.linalg.svd`
     decode         `bench speed` on svd's and bs' checkpoints at 1.5x and their dense exports: tokens/s
 
@@ -25,6 +28,7 @@ from gpu_sections.frame import Part, main
 
 PARTS = {
     "sweep": Part("real_sweep", 500.0),
+    "training-free": Part("real_training_free", 500.0),
     "decomposition": Part("real_decomposition", 120.0),
     "decode": Part("real_decode", 300.0),
 }

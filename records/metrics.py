@@ -6,6 +6,7 @@ import math
 
 _FRACTIONS = {
     *("accuracy", "acc", "acc_norm", "exact_match", "maj@k"),
+    *("f1", "rouge1", "rouge2", "rougeL", "bleu"),
     *("pct_stereotype", "stereotype_score", "language_score", "icat"),
 }
 

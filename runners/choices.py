@@ -15,7 +15,7 @@ from .training.recipes import RECIPES, SMALL_MODEL_PARAMETERS, Recipe
 from .training.settings import TrainSettings
 
 
-def pick_device(wanted: str) -> str:
+def pick_device(asked: str) -> str:
     """Return the torch device for ``auto`` or the one that was named.
 
     Raises:
@@ -23,16 +23,16 @@ def pick_device(wanted: str) -> str:
     """
     import torch
 
-    if wanted == "auto":
+    if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    there += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    if wanted not in there:
+    available = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    available += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if asked not in available:
         raise UserError(
-            f"the device '{wanted}' is not there (there is {', '.join(there)}); use --device cpu, or auto to take a "
+            f"the device '{asked}' is not there (there is {', '.join(available)}); use --device cpu, or auto to take a "
             "GPU where one is"
         )
-    return wanted
+    return asked
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ def pick_dtype(asked: str | None, default: str, device: str) -> DtypeChoice:
     )
 
 
-def pick_recipe(wanted: str, source: ModelSource, parameters: int) -> str:
+def pick_recipe(asked: str, source: ModelSource, parameters: int) -> str:
     """Return the name of the recipe: the one named, the preset's, or by model size."""
-    if wanted == "auto":
+    if asked == "auto":
         return source.recipe or ("small" if parameters < SMALL_MODEL_PARAMETERS else "paper")
-    if wanted not in RECIPES:
-        raise unknown("recipe", wanted, [*RECIPES, "auto"])
-    return wanted
+    if asked not in RECIPES:
+        raise unknown("recipe", asked, [*RECIPES, "auto"])
+    return asked
 
 
 def build_method(spec: MethodSpec, recipe: Recipe, seed: int) -> Compressor:

@@ -23,10 +23,10 @@ def collect(plan: Plan, failed: Collection[str] = ()) -> list[Record]:
 def _cell_records(plan: Plan, cell: Cell, failed: Collection[str]) -> list[Record]:
     stages = {kind: plan.store.record(key) for kind, key in cell.stages.items()}
     rows = []
-    for place, key in cell.evaluations.items():
+    for title, key in cell.evaluations.items():
         if key in failed:
             continue
-        name = place.partition("@")[0]
+        name = title.partition("@")[0]
         evaluation = plan.store.record(key)
         assert isinstance(evaluation, EvaluateRecord)
         try:

@@ -161,12 +161,12 @@ def foresee(request: CompressRequest) -> tuple[str, list[tuple[str, ...]], list[
         f"{plan.parameters / request.ratio:,.0f} parameters"
     )
     try:
-        notes = [note for found in _memory_notes(plan, request).values() for note in found]
+        notes = [note for of_stage in _memory_notes(plan, request).values() for note in of_stage]
     except UserError as refusal:
         notes = [str(refusal)]
-    ways = {name.partition(" ")[0]: way for name, way in plan_ways(plan).items()}
+    access = {name.partition(" ")[0]: chosen for name, chosen in plan_ways(plan).items()}
     before = filter(None, [out_of_reach(plan.skeleton), *plan.at_hand.notes])
-    return text, memory_rows(ways), [*before, *notes]
+    return text, memory_rows(access), [*before, *notes]
 
 
 def compress(request: CompressRequest, progress: Progress | None = None, console: Console | None = None) -> Compressed:
@@ -198,16 +198,16 @@ def compress(request: CompressRequest, progress: Progress | None = None, console
                 stage.kind: _run(stage, store, shown, progress) for stage in plan.stages.values()
             }
         fit, done = records["fit"]["result"], records["compress"]["result"]
-        made = store.path(records["compress"]["key"]) / ratio_folder(request.ratio)
-        report = _read_report(made)
-        for file in (made / MODEL_FOLDER).iterdir():
+        written = store.path(records["compress"]["key"]) / ratio_folder(request.ratio)
+        report = _read_report(written)
+        for file in (written / MODEL_FOLDER).iterdir():
             file.rename(folder / file.name)
         shutil.rmtree(folder / _STAGES_FOLDER)
-        kept = untouched(load_exact_skeleton(str(folder)), report.dense)
+        dense_parts = untouched(load_exact_skeleton(str(folder)), report.dense)
         training = done["memory"].get("warning")
         warnings = [*fit["warnings"], *notes["placement"], *notes["compress"], *([training] if training else [])]
-        write_json(folder / RECORD_FILE, report.summary() | _origin(plan, request, records, kept, warnings))
-    return Compressed(report, kept, warnings, _readings(records))
+        write_json(folder / RECORD_FILE, report.summary() | _origin(plan, request, records, dense_parts, warnings))
+    return Compressed(report, dense_parts, warnings, _readings(records))
 
 
 def _run(stage: Stage, store: StageStore, shown: StageProgress, progress: Progress | None) -> dict[str, Any]:
@@ -230,9 +230,9 @@ def _memory_notes(plan: Plan, request: CompressRequest) -> dict[str, list[str]]:
     """
     check_plan(plan, plan.stages)
     notes = {"placement": [f"the training keeps {choice.why}" for choice, _ in plan.trainings.values() if choice.why]}
-    for name, way in plan_ways(plan).items():
+    for name, access in plan_ways(plan).items():
         kind = name.partition(" ")[0]
-        notes[kind] = way.check(f"{kind} of {request.spec.shown}", plan.device)
+        notes[kind] = access.check(f"{kind} of {request.spec.shown}", plan.device)
     return notes
 
 
@@ -247,12 +247,16 @@ def _read_report(folder: Path) -> CompressionReport:
 
 def _readings(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, int]]:
     """Return what each stage read for its statistics or its search."""
-    found = {kind: record["result"].get("calibration") for kind, record in records.items()}
-    return {kind: reading for kind, reading in found.items() if reading}
+    readings = {kind: record["result"].get("calibration") for kind, record in records.items()}
+    return {kind: reading for kind, reading in readings.items() if reading}
 
 
 def _origin(
-    plan: Plan, request: CompressRequest, records: dict[str, dict[str, Any]], kept: list[Untouched], warnings: list[str]
+    plan: Plan,
+    request: CompressRequest,
+    records: dict[str, dict[str, Any]],
+    dense_parts: list[Untouched],
+    warnings: list[str],
 ) -> dict[str, Any]:
     fit, stage = records["fit"]["result"], records["compress"]["config"]
     return {
@@ -266,7 +270,7 @@ def _origin(
         "rank_multiple": request.rank_multiple,
         "seed": request.seed,
         "save_dtype": stage["save_dtype"],
-        "stays_dense": [asdict(part) for part in kept],
+        "stays_dense": [asdict(part) for part in dense_parts],
         "calibration_length": fit["calibration"].get("length"),
         "calibration": _readings(records),
         "added_jitter": fit["added_jitter"],

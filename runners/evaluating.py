@@ -15,7 +15,7 @@ from ..evals.base import Benchmark, EvalSettings, Outcome, benchmarks
 from ..evals.engines.base import Engine
 from ..evals.hosting.choice import SCORING_NOTE, choose_engine, engine_version
 from ..evals.hosting.host import EngineCrashed, HostedEngine
-from ..evals.tasks.base import benchmark_names
+from ..evals.tasks.lookup import benchmark_names
 from ..foundation.errors import UserError
 from ..foundation.files import check_new_folder, write_atomic, write_json
 from ..foundation.progress import Progress
@@ -32,7 +32,7 @@ from .provenance import provenance
 from .specs import EvaluateStage, ModelLocation
 from .stages.evaluate import evaluate_with, open_engine, outcome_record, sample_lines
 from .store.folders import verify_around
-from .tokenizers import PlanTokenizer
+from .tokenizers import PlanTokenizer, tokenizer_chats
 from .training.data import DATA_SEED
 
 
@@ -82,6 +82,7 @@ def evaluate(
     contexts: Sequence[int] | None = None,
     bos: Sequence[str] = ("auto",),
     console: Console | None = None,
+    chat_template: str = "auto",
 ) -> Evaluated:
     """Evaluate one model or checkpoint on benchmarks, everything checked before the model is loaded.
 
@@ -98,6 +99,7 @@ def evaluate(
         progress: called with (problems done, problems in all).
         contexts: windows of perplexities in tokens, or None for each benchmark's own.
         bos: whether windows of joined texts begin with a BOS: ``never``, ``always``, ``auto``; see `bos_windows`.
+        chat_template: ``never``, or ``auto``: instructions are conversations where the tokenizer has a chat template.
         console: where lines, or on a terminal a progress bar, say what runs; None is silent. The lines are in
             ``run.log`` in ``out`` too.
 
@@ -111,6 +113,8 @@ def evaluate(
     chosen = _choose(names, settings, contexts)
     verify_around(Path(model))
     source = resolve_model(model, revision)
+    if chat_template == "auto" and tokenizer_chats(source):
+        chosen = {name: (benchmark, replace(each, chat=True)) for name, (benchmark, each) in chosen.items()}
     bos_rule = bos_windows(bos, source, [benchmark for benchmark, _ in chosen.values()])
     for benchmark, each in chosen.values():
         benchmark.check(each)
@@ -139,7 +143,7 @@ def evaluate(
         name: evaluate_stage(
             benchmark,
             each,
-            choice.engine_for(benchmark.generates),
+            choice.engine_for(benchmark.is_generating(each)),
             dtype,
             source.sha256,
             common,

@@ -25,7 +25,7 @@ class KeptRanks:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._wanted: dict[str, list[Ranks | None]] = {}
+        self._asked: dict[str, list[Ranks | None]] = {}
         self._by_method: dict[str, Ranks | None] = {}
 
     def want(self, fit: str, method: Compressor, shown: str) -> None:
@@ -40,18 +40,18 @@ class KeptRanks:
             config = self.plan.config
             budgets = [Budget(ratio, method.guard, config.rank_multiple) for ratio in config.ratios]
             self._by_method[shown] = method.kept_ranks(self.plan.skeleton, budgets)
-        self._wanted.setdefault(fit, []).append(self._by_method[shown])
+        self._asked.setdefault(fit, []).append(self._by_method[shown])
 
     def settle(self) -> None:
         """Give each fit stage the most ranks that a method, or an earlier sweep, wants of it."""
-        for key, wanted in self._wanted.items():
+        for key, asked in self._asked.items():
             stage = self.plan.stages[key]
             assert isinstance(stage, FitStage)
-            if self.plan.config.execution.storage or stage.spec.budget or None in wanted:
+            if self.plan.config.execution.storage or stage.spec.budget or None in asked:
                 continue
-            ranks = [found for found in wanted if found is not None]
+            ranks = [needed for needed in asked if needed is not None]
             if self.plan.store.is_done(key):
                 ranks.append(self.plan.store.read(key)["runtime"].get("ranks") or {})
-            most = {name: max(found.get(name, 0) for found in ranks) for name in ranks[0]}
+            most = {name: max(needed.get(name, 0) for needed in ranks) for name in ranks[0]}
             execution = stage.execution.model_copy(update={"ranks": most})
             self.plan.stages[key] = stage.model_copy(update={"execution": execution})

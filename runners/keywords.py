@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import SweepConfig, make_config, merge, nest, read_yaml
-from .config.options import ConfigOption, config_options, put
+from .config.options import config_options, parse_value, put
 
 
 def config_of(config: SweepConfig | Path | str | None, options: dict[str, Any]) -> SweepConfig:
@@ -28,14 +28,5 @@ def config_of(config: SweepConfig | Path | str | None, options: dict[str, Any]) 
         values = read_yaml(Path(config))
     given = {name: value for name, value in options.items() if value is not None}
     known = {option.name: option for option in config_options(SweepConfig) if option.name in given}
-    flat = put(list(known.values()), {name: _read(option, given.pop(name)) for name, option in known.items()})
+    flat = put(list(known.values()), {name: parse_value(option, given.pop(name)) for name, option in known.items()})
     return make_config(merge(merge(values, nest(given)), flat))
-
-
-def _read(option: ConfigOption, value: Any) -> Any:
-    """Return a value as the configuration takes it: texts as on the command line, one value of several as a list."""
-    if isinstance(value, str) and option.declared.parse is not None:
-        return option.declared.parse(value)
-    if not option.several or isinstance(value, (list, tuple)):
-        return value
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else [value]

@@ -43,6 +43,7 @@ from .specs import (
     TrainingExecution,
 )
 from .store.folders import MODEL_FOLDER, ratio_folder
+from .tokenizers import tokenizer_chats
 from .training.data import DATA_SEED, calibration_length, example_length, survey_train_set
 from .training.placement import Choice, placed
 from .training.plan_placement import TrainingPlacements
@@ -123,9 +124,13 @@ class Layout:
                     "at most that many tokens, or leave it out"
                 )
         self.data_dir = data.expanduser().resolve() if data else None
+        include = plan.config.execution.include_path
+        self.include_path = include.expanduser().resolve() if include else None
         self.train_set = plan.recipe.train_set(plan.config.task, training.train_set)
         self.placements = TrainingPlacements(plan)
         self.calibration: dict[str, DataSpec] = {}
+        wanted = training.chat_template == "auto" and plan.at_hand.tokenizer
+        self.chat = wanted and tokenizer_chats(plan.source)
         self.kept = KeptRanks(plan)
         if not compress_only:
             self._train_set(plan.config.task)
@@ -148,7 +153,10 @@ class Layout:
     def _train_set(self, task: str) -> DataSpec:
         if task not in self.calibration:
             source = self.train_set if task == self.config.task else None
-            survey = survey_train_set(task, source, self.data_dir, self.plan.at_hand.data)
+            at_hand = self.plan.at_hand.data
+            survey = survey_train_set(task, source, self.data_dir, at_hand, self.chat and task == self.config.task)
+            if self.plan.at_hand.tokenizer:
+                get_task(task).check_chat(self.chat, survey.sample)
             self.plan.training_sets[task] = survey
             self.calibration[task] = survey.identity
         return self.calibration[task]
@@ -178,6 +186,7 @@ class Layout:
             "data": self.data_dir,
             "train_set": self.train_set,
             "task": self.config.task,
+            "task_file": self.plan.task_file,
         }
 
     def _training_fields(self, choice: Choice) -> dict[str, Any]:
@@ -342,6 +351,8 @@ class Layout:
             seed=DATA_SEED,
             allow_weak_isolation=self.config.execution.allow_weak_isolation,
             context=context,
+            chat=self.chat,
+            include_path=self.include_path,
         )
 
     def _cell(self, spec: MethodSpec, ratio: float, seed: int, state: str, keys: dict[str, str], model: _Model) -> None:
@@ -360,7 +371,7 @@ class Layout:
         stage = evaluate_stage(
             benchmark,
             settings,
-            self.plan.engine.engine_for(benchmark.generates),
+            self.plan.engine.engine_for(benchmark.is_generating(settings)),
             self.plan.dtype,
             model.identity,
             self._common(model),

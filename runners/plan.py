@@ -6,7 +6,9 @@ from pathlib import Path
 
 from ..evals.base import benchmarks
 from ..evals.hosting.choice import choose_engine
-from ..evals.tasks.base import benchmark_names, get_task
+from ..evals.tasks.files.opening import open_task
+from ..evals.tasks.files.task import FileTask
+from ..evals.tasks.lookup import benchmark_names
 from ..foundation.errors import UserError
 from ..methods.base import create_method
 from ..methods.ranks.budget import Budget
@@ -40,7 +42,11 @@ def make_plan(
     Raises:
         UserError: anything unusable, before a single file is written.
     """
-    task = get_task(config.task) if config.task or not compress_only else None
+    task = open_task(config.task) if config.task or not compress_only else None
+    typed, task_file = config.task, None
+    if isinstance(task, FileTask):
+        config = config.model_copy(update={"task": task.name})  # as records, keys and titles call it
+        task_file = task.file.model_dump_json(by_alias=True)
     for spec in config.methods:
         if create_method(spec.name, spec.options).requirements.trains and config.training.training_free:
             raise UserError(f"method '{spec.name}' trains while it compresses; leave it out, or --training-free")
@@ -71,6 +77,7 @@ def make_plan(
     dtype = pick_dtype(config.evaluation.dtype, recipe.dtype, device)
     plan = Plan(config, source, recipe, recipe_name, device, engine, dtype.dtype, store, skeleton)
     plan.dtype_note = dtype.why
+    plan.task_typed, plan.task_file = typed, task_file
     if dtype.why and execution.executor == "ray":
         plan.dtype_note += "; this machine decides for all nodes of the cluster"
     plan.assumed, plan.at_hand, plan.dry = assumed, at_hand, dry

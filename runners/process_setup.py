@@ -74,33 +74,33 @@ def read_setup(file: Path, device: str, gpus: int | None = None) -> ProcessSetup
     Raises:
         UserError: no such file, or one that asks for something this project does not do.
     """
-    values = _read(file)
-    where = f"the accelerate config {file}"
+    values = _load(file)
+    title = f"the accelerate config {file}"
     kind = str(values.get("distributed_type", "NO"))
     if kind not in _TYPES:
         hint = did_you_mean(kind, _TYPES)
-        raise UserError(f"{where} has distributed_type {kind}{hint or ';'} supported: FSDP, MULTI_GPU (also on CPUs)")
+        raise UserError(f"{title} has distributed_type {kind}{hint or ';'} supported: FSDP, MULTI_GPU (also on CPUs)")
     processes = values.get("num_processes")
     if not isinstance(processes, int) or isinstance(processes, bool) or processes < 2:
-        raise UserError(f"{where} has num_processes {processes}; say how many train together, 2 or more")
+        raise UserError(f"{title} has num_processes {processes}; say how many train together, 2 or more")
     if values.get("num_machines", 1) != 1:
         raise UserError(
-            f"{where} has num_machines {values['num_machines']}; a stage runs on one machine, so write num_machines: 1"
+            f"{title} has num_machines {values['num_machines']}; a stage runs on one machine, so write num_machines: 1"
         )
     if values.get("use_cpu"):
-        raise UserError(f"{where} has use_cpu, with which accelerate starts MPI; leave it out and say --device cpu")
+        raise UserError(f"{title} has use_cpu, with which accelerate starts MPI; leave it out and say --device cpu")
     if str(values.get("mixed_precision") or "no") != "no":
         raise UserError(
-            f"{where} has mixed_precision {values['mixed_precision']}, but the recipe's precision decides; write "
+            f"{title} has mixed_precision {values['mixed_precision']}, but the recipe's precision decides; write "
             "mixed_precision: 'no'"
         )
     if _TYPES[kind] == "fsdp2":
-        _check_sharding(values.get("fsdp_config") or {}, where)
-    _check_device(device, processes, where, gpus)
+        _check_sharding(values.get("fsdp_config") or {}, title)
+    _check_device(device, processes, title, gpus)
     return ProcessSetup(file.expanduser().resolve(), processes, _TYPES[kind])
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _load(file: Path) -> dict[str, Any]:
     from accelerate.commands.config.config_args import load_config_from_file
 
     try:
@@ -120,33 +120,33 @@ def _read(file: Path) -> dict[str, Any]:
     return values
 
 
-def _check_sharding(values: dict[str, Any], where: str) -> None:
+def _check_sharding(values: dict[str, Any], title: str) -> None:
     if values.get("fsdp_version") != 2:
         raise UserError(
-            f"{where} has fsdp_version {values.get('fsdp_version', 1)}; only 2 is supported, so write fsdp_version: 2"
+            f"{title} has fsdp_version {values.get('fsdp_version', 1)}; only 2 is supported, so write fsdp_version: 2"
         )
     if values.get("fsdp_activation_checkpointing"):
         raise UserError(
-            f"{where} has fsdp_activation_checkpointing, but the recipe's gradient_checkpointing decides; leave it out"
+            f"{title} has fsdp_activation_checkpointing, but the recipe's gradient_checkpointing decides; leave it out"
         )
     if values.get("fsdp_auto_wrap_policy") != "TRANSFORMER_BASED_WRAP":
         raise UserError(
-            f"{where} has fsdp_auto_wrap_policy {values.get('fsdp_auto_wrap_policy', 'NO_WRAP')}; write "
+            f"{title} has fsdp_auto_wrap_policy {values.get('fsdp_auto_wrap_policy', 'NO_WRAP')}; write "
             "TRANSFORMER_BASED_WRAP, so that each decoder layer is gathered by itself"
         )
 
 
-def _check_device(device: str, processes: int, where: str, gpus: int | None) -> None:
+def _check_device(device: str, processes: int, title: str, gpus: int | None) -> None:
     if device == "cpu":
         return
     if device != "cuda":
-        raise UserError(f"--device {device} names one GPU; with --accelerate say --device cuda and gpu_ids in {where}")
+        raise UserError(f"--device {device} names one GPU; with --accelerate say --device cuda and gpu_ids in {title}")
     if gpus is None:
         import torch
 
         gpus = torch.cuda.device_count()
     if processes > gpus:
         raise UserError(
-            f"{where} asks for {processes} processes, but the machine has {gpus} GPUs; lower "
+            f"{title} asks for {processes} processes, but the machine has {gpus} GPUs; lower "
             "num_processes, or say --device cpu"
         )

@@ -15,7 +15,7 @@ from ..foundation.environment import kernel_choices, number_formats
 from ..foundation.files import digest, sha256_file
 from ..foundation.version import __version__
 
-_PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
+_PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy", "lm_eval")
 
 
 def _version(package: str) -> str:
@@ -54,11 +54,11 @@ def code_digest(*classes: type) -> str:
     """Return one sha256 (hex) over the source files of this package and of those that classes from elsewhere are in."""
     root = Path(__file__).parent.parent
     # In a checkout the package's folder also holds tests, benchmarks and whatever else a user keeps there.
-    places = {part.parent for part in root.glob("*/__init__.py")}
+    folders = {part.parent for part in root.glob("*/__init__.py")}
     own = __name__.partition(".")[0]
-    places |= {_top(Path(inspect.getfile(cls))) for cls in classes if cls.__module__.partition(".")[0] != own}
-    files = [(place, file) for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])]
-    return digest(sorted([file.relative_to(place.parent).as_posix(), sha256_file(file)] for place, file in files))
+    folders |= {_top(Path(inspect.getfile(cls))) for cls in classes if cls.__module__.partition(".")[0] != own}
+    files = [(folder, file) for folder in folders for file in (folder.rglob("*.py") if folder.is_dir() else [folder])]
+    return digest(sorted([file.relative_to(folder.parent).as_posix(), sha256_file(file)] for folder, file in files))
 
 
 def _top(file: Path) -> Path:

@@ -11,7 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, field_serializer, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    field_serializer,
+    field_validator,
+    model_serializer,
+)
 
 from ..evals.base import EvalSettings
 from ..foundation.files import digest
@@ -37,6 +45,7 @@ class DataSpec(_Frozen):
         sha256: of its content, hex.
         prompt_version: of the rules by which examples become prompts.
         max_length: longest example in tokens; None takes the task's own.
+        chat: instructions are rendered with the tokenizer's chat template; part of the key only where they are.
     """
 
     task: str
@@ -44,6 +53,14 @@ class DataSpec(_Frozen):
     sha256: str
     prompt_version: int
     max_length: int | None = None
+    chat: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_chat(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = plain(self)
+        if not self.chat:
+            del fields["chat"]
+        return fields
 
 
 class ModelInput(_Frozen):
@@ -214,6 +231,8 @@ class Execution(_Frozen):
         data: folder with local datasets, None for the hub.
         train_set: training set by name, None for the task's default.
         task: of the sweep; ``train_set`` is one of this task's.
+        task_file: the user's task file as JSON with absolute paths, where the task comes from one; any process can
+            make the task of it again, whatever became of the file.
     """
 
     model: ModelLocation
@@ -221,6 +240,7 @@ class Execution(_Frozen):
     data: Path | None = None
     train_set: str | None = None
     task: str | None = None
+    task_file: str | None = None
 
     def stored(self) -> dict[str, Any]:
         """Return plain data for the stage's record."""

@@ -65,6 +65,7 @@ class Executed:
         csv, parquet = write_records(folder, self.records)
         # Where stages ran is no part of what was asked: the file is the same on each machine, and runs on another one.
         asked = config.model_dump(mode="json", exclude={"execution"}, exclude_none=True, exclude_defaults=True)
+        asked["task"] = self.plan.task_typed
         write_atomic(folder / "sweep.yaml", yaml.safe_dump(asked, sort_keys=True, allow_unicode=True))
         return csv, parquet, folder / CHECKSUMS_NAME, folder / "sweep.yaml"
 
@@ -100,7 +101,7 @@ def execute(config: SweepConfig, out: Console) -> Executed:
     shared = plan.store if isinstance(plan.store, SharedStore) else None
     if shared and (count := shared.publish(plan.stages)):
         out.print(
-            f"{count} stages that stood here alone are in {shared.storage.shown} now",
+            f"{count} stages that were only here are in {shared.storage.shown} now",
             soft_wrap=True,
             highlight=False,
         )
@@ -138,19 +139,19 @@ def _run_pending(plan: Plan, pending: Sequence[str], removal: Removal, out: Cons
         with ray_executor.ray_session(config.execution.address) as nodes:
             share = ray_executor.share_of(config.execution.workers, plan.device, plan.parameters, nodes)
             with StageProgress(out, todo, seconds, min(share.slots, len(todo)), log) as progress:
-                told = removal.after(progress.event)
-                return ray_executor.run_stages(todo, plan.needs, plan.store, share, told, progress.start)
+                on_event = removal.after(progress.event)
+                return ray_executor.run_stages(todo, plan.needs, plan.store, share, on_event, progress.start)
     workers, threads = crew_size(config.execution.workers, plan.device, plan.parameters, len(pending))
     with StageProgress(out, todo, seconds, workers, log) as progress:
-        told = removal.after(progress.event)
-        return run_stages(todo, plan.needs, plan.store, workers, threads, told, progress.start)
+        on_event = removal.after(progress.event)
+        return run_stages(todo, plan.needs, plan.store, workers, threads, on_event, progress.start)
 
 
 def reused(plan: Plan, pending: Sequence[str]) -> list[str]:
     """Return the finished stages whose files this run is going to read: inputs of what is to do, and evaluations."""
-    wanted = {need for key in pending for need in plan.needs[key]}
-    wanted |= {key for key, stage in plan.stages.items() if stage.kind == "evaluate"}
-    return [key for key in plan.stages if key in wanted and key not in set(pending)]
+    read_keys = {need for key in pending for need in plan.needs[key]}
+    read_keys |= {key for key, stage in plan.stages.items() if stage.kind == "evaluate"}
+    return [key for key in plan.stages if key in read_keys and key not in set(pending)]
 
 
 def _scoring_notes(plan: Plan) -> list[str]:
@@ -197,13 +198,13 @@ def plan_warnings(plan: Plan) -> list[str]:
 
 def fit_warnings(plan: Plan) -> list[str]:
     """Return what finished finetunings and fits warn of, each sentence once."""
-    found: dict[str, None] = {}
+    warnings: dict[str, None] = {}
     for key, stage in plan.stages.items():
         if stage.kind in ("finetune", "fit"):
             record = plan.store.record(key)
             if isinstance(record, FinetuneRecord | FitRecord):
-                found |= dict.fromkeys(record.result.warnings)
-    return list(found)
+                warnings |= dict.fromkeys(record.result.warnings)
+    return list(warnings)
 
 
 def plan_seconds(plan: Plan) -> float:
@@ -227,10 +228,14 @@ def _check_disk(plan: Plan) -> None:
     elsewhere = plan.config.execution.executor == "ray" and plan.config.execution.storage
     needed = _SPARE_BYTES + (0 if elsewhere else disk_bytes(plan))
     if free < needed:
-        kept = checkpoint_bytes(plan)
+        resume_bytes = checkpoint_bytes(plan)
         least = needed if elsewhere or plan.config.execution.storage else _SPARE_BYTES + disk_bytes(plan, "needed")
         fewer = f", or --keep needed, with which it takes {least / 1e9:.1f} GB" if least < needed else ""
-        fewer += f", or --checkpoint-minutes inf, which leaves out {kept / 1e9:.1f} GB to resume from" if kept else ""
+        fewer += (
+            f", or --checkpoint-minutes inf, which leaves out {resume_bytes / 1e9:.1f} GB to resume from"
+            if resume_bytes
+            else ""
+        )
         raise UserError(
             f"the sweep writes up to {needed / 1e9:.1f} GB but {folder} has {free / 1e9:.1f} GB free; free some "
             f"space or choose another folder with --out{fewer}"

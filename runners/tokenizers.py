@@ -7,6 +7,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
+from ..evals.tasks.chat import has_chat_template
 from ..foundation.files import digest
 from ..foundation.remembered import remembered
 from ..foundation.version import __version__
@@ -21,6 +22,12 @@ _PACKAGES = ("tokenizers", "transformers")
 @lru_cache(maxsize=1)
 def _read(source: ModelSource) -> Any:
     return load_tokenizer(source.location, source.revision)
+
+
+def tokenizer_chats(source: ModelSource) -> bool:
+    """Return whether a model's tokenizer has a chat template."""
+    tokenizer = PlanTokenizer(source)
+    return bool(tokenizer.counted("chat template", None, lambda: has_chat_template(tokenizer)))
 
 
 class PlanTokenizer:

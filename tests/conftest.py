@@ -33,6 +33,7 @@ results/speed/test_speed.py
 papers/test_reproduce.py
 docs/test_python_api.py
 docs/test_guides.py
+docs/test_your_own_task.py
 runners/test_broken_models.py
 runners/test_hostile_folders.py
 evals/test_samples.py
@@ -63,10 +64,13 @@ runners/store/test_stages.py
 browser/test_leaderboard.py
 browser/test_shell.py
 cli/test_inspect.py
+runners/test_task_sweep.py
 cli/test_leaderboard.py
+cli/test_broken_task_files.py
 evals/data/test_datasets_from_the_hub.py
 evals/engines/test_engine_transformers.py
 evals/kinds/test_harness.py
+evals/harness/test_lm_eval_tasks.py
 evals/test_contexts.py
 evals/grading/test_isolation.py
 evals/grading/test_math.py

@@ -15,8 +15,8 @@ from ..base import EvalSettings, benchmarks
 from ..data.datasets import Rows, content_sha256
 from ..kinds.generative import cached_rows
 from ..kinds.perplexity import PerplexityBenchmark
-from ..tasks.base import C4_TEST
 from ..tasks.prompts import joined_windows
+from ..tasks.texts import C4_TEST
 
 
 @benchmarks.register("c4")

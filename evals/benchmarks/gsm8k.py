@@ -13,7 +13,7 @@ from typing import Any
 from ..base import EvalSettings, benchmarks
 from ..data.datasets import Rows
 from ..kinds.answers import NumberBenchmark
-from ..kinds.generative import cached_rows
+from ..kinds.generative import cached_rows, prompt_name
 from ..tasks.prompts import finetuning_prompt
 
 EXAMPLE_INDICES = (0, 1, 2, 3, 4)
@@ -26,7 +26,7 @@ class Gsm8k(NumberBenchmark):
 
     def variant(self, settings: EvalSettings) -> str:
         """Name shots and prompt."""
-        return "gsm8k-0shot-alpaca" if settings.stage == "finetuned" else "gsm8k-5shot"
+        return f"gsm8k-0shot-{prompt_name(settings)}" if settings.stage == "finetuned" else "gsm8k-5shot"
 
     def headline(self, settings: EvalSettings) -> str:
         """Return the headline's reading."""
@@ -44,7 +44,7 @@ class Gsm8k(NumberBenchmark):
     def prompts(self, rows: Sequence[Mapping[str, Any]], settings: EvalSettings) -> list[str]:
         """Return the few-shot or the finetuning prompt of each problem."""
         if settings.stage == "finetuned":
-            return [finetuning_prompt(row["question"]) for row in rows]
+            return [finetuning_prompt(row["question"], chat=settings.chat) for row in rows]
         train = cached_rows("gsm8k", "train", settings.data_dir).rows
         examples_text = [f"Question: {train[i]['question']}\nAnswer: {train[i]['answer']}\n\n" for i in EXAMPLE_INDICES]
         return ["".join(examples_text) + f"Question: {row['question']}\nAnswer:" for row in rows]

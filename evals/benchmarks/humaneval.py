@@ -15,7 +15,7 @@ from ..base import EvalSettings, benchmarks
 from ..data.datasets import Rows
 from ..grading.sandbox.programs import Job
 from ..kinds.code import HUMANEVAL_STOPS, CodeBenchmark, function_program, tested_names
-from ..kinds.generative import cached_rows
+from ..kinds.generative import cached_rows, prompt_name
 from ..tasks.prompts import finetuning_prompt
 
 INSTRUCTION = "Complete the following Python function.\n"
@@ -27,7 +27,7 @@ class HumanEval(CodeBenchmark):
 
     def variant(self, settings: EvalSettings) -> str:
         """Name shots and prompt."""
-        return "humaneval-0shot-alpaca" if settings.stage == "finetuned" else "humaneval-0shot"
+        return f"humaneval-0shot-{prompt_name(settings)}" if settings.stage == "finetuned" else "humaneval-0shot"
 
     def data(self, settings: EvalSettings) -> Rows:
         """Return the problems."""
@@ -36,7 +36,7 @@ class HumanEval(CodeBenchmark):
     def prompts(self, rows: Sequence[Mapping[str, Any]], settings: EvalSettings) -> list[str]:
         """Return the problem's own prompt, or the finetuning prompt around it."""
         if settings.stage == "finetuned":
-            return [finetuning_prompt(INSTRUCTION + row["prompt"]) for row in rows]
+            return [finetuning_prompt(INSTRUCTION + row["prompt"], chat=settings.chat) for row in rows]
         return [row["prompt"] for row in rows]
 
     def stops(self, settings: EvalSettings) -> tuple[str, ...]:

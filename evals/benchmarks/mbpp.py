@@ -16,8 +16,8 @@ from ..base import EvalSettings, benchmarks
 from ..data.datasets import Rows
 from ..grading.sandbox.programs import Job
 from ..kinds.code import CodeBenchmark, free_names, tested_names, unfence
-from ..kinds.generative import cached_rows
-from ..tasks.base import mbpp_instruction, unix
+from ..kinds.generative import cached_rows, prompt_name
+from ..tasks.library.code import mbpp_instruction, unix
 from ..tasks.prompts import finetuning_prompt
 
 EXAMPLE_TASK_IDS = (2, 3, 4)
@@ -33,7 +33,7 @@ class Mbpp(CodeBenchmark):
 
     def variant(self, settings: EvalSettings) -> str:
         """Name tasks, shots and prompt."""
-        return "mbpp-500-0shot-alpaca" if settings.stage == "finetuned" else "mbpp-500-3shot"
+        return f"mbpp-500-0shot-{prompt_name(settings)}" if settings.stage == "finetuned" else "mbpp-500-3shot"
 
     def data(self, settings: EvalSettings) -> Rows:
         """Return the test tasks."""
@@ -47,7 +47,7 @@ class Mbpp(CodeBenchmark):
     def prompts(self, rows: Sequence[Mapping[str, Any]], settings: EvalSettings) -> list[str]:
         """Return the few-shot or the finetuning prompt of each task."""
         if settings.stage == "finetuned":
-            return [finetuning_prompt(mbpp_instruction(dict(row))) for row in rows]
+            return [finetuning_prompt(mbpp_instruction(dict(row)), chat=settings.chat) for row in rows]
         examples = {row["task_id"]: row for row in cached_rows("mbpp", "prompt", settings.data_dir).rows}
         shots = [f"{_task(examples[i])}{unix(examples[i]['code'])}\n[DONE]\n\n" for i in EXAMPLE_TASK_IDS]
         return ["".join(shots) + _task(row) for row in rows]

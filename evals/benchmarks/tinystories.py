@@ -9,8 +9,8 @@ from ..base import EvalSettings, benchmarks
 from ..data.datasets import Rows, content_sha256
 from ..kinds.generative import cached_rows
 from ..kinds.perplexity import PerplexityBenchmark
-from ..tasks.base import TINYSTORIES_TEST
 from ..tasks.prompts import encode_prompt
+from ..tasks.texts import TINYSTORIES_TEST
 
 
 @benchmarks.register("tinystories")

@@ -21,7 +21,7 @@ class ToyMath(NumberBenchmark):
 
     def variant(self, settings: EvalSettings) -> str:
         """Both stages get the same prompt: the untrained model's score shows what finetuning adds."""
-        return f"toy-math-{TEST_PROBLEMS}-0shot"
+        return f"toy-math-{TEST_PROBLEMS}-0shot" + ("-chat" if settings.chat else "")
 
     def headline(self, settings: EvalSettings) -> str:
         """Return the headline's reading."""
@@ -34,7 +34,7 @@ class ToyMath(NumberBenchmark):
 
     def prompts(self, rows: Sequence[Mapping[str, Any]], settings: EvalSettings) -> list[str]:
         """Return the finetuning prompt of each problem."""
-        return [finetuning_prompt(row["question"], "question") for row in rows]
+        return [finetuning_prompt(row["question"], "question", settings.chat) for row in rows]
 
     def stops(self, settings: EvalSettings) -> tuple[str, ...]:
         """A next question would only repeat the format."""

@@ -26,6 +26,7 @@ from .base import (
     Engine,
     Progress,
     Sampling,
+    Scored,
     check_lengths,
     engines,
     eos_ids,
@@ -45,6 +46,8 @@ class TransformersEngine(Engine):
         device: a torch device such as ``cpu`` or ``cuda``.
         revision: commit of a hub id.
     """
+
+    unread = 1
 
     def __init__(
         self, checkpoint: str | Path, dtype: str = "auto", device: str = "cpu", revision: str | None = None
@@ -91,7 +94,7 @@ class TransformersEngine(Engine):
         config, kind = self.model.config, self.model.dtype
         check_batch(config, kind.itemsize, str(self.model.device), min(batch_size, len(prompts)), longest)
         torch.manual_seed(sampling.seed)
-        eos = eos_ids(self.tokenizer, self.model.generation_config)
+        eos = eos_ids(self.tokenizer, self.model.generation_config) | {*sampling.stop_ids}
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
         results: dict[int, Completion] = {}
         with _evaluating(self.model):
@@ -153,7 +156,24 @@ class TransformersEngine(Engine):
         Which tokens are scored decides where logits are made at all; see `TokenScorer`.
         """
         check_lengths(sequences, 0, self.context_length)
-        results: dict[int, list[float]] = {}
+        return [scored.logprobs for scored in self._scored(sequences, starts, batch_size, progress)]
+
+    @torch.inference_mode()
+    def score_continuations(
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        batch_size: int,
+        progress: Progress | None = None,
+    ) -> list[Scored]:
+        """Score as `continuation_logprobs` does; a sequence may have one id more than the context, its last one."""
+        check_lengths(sequences, 0, self.context_length + self.unread)
+        return self._scored(sequences, starts, batch_size, progress)
+
+    def _scored(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], batch_size: int, progress: Progress | None
+    ) -> list[Scored]:
+        results: dict[int, Scored] = {}
         with _evaluating(self.model):
             for batch in token_batches(list(map(len, sequences)), batch_size):
                 scored = self._score_batch([sequences[i] for i in batch], [starts[i] for i in batch])
@@ -162,7 +182,7 @@ class TransformersEngine(Engine):
                     progress(len(results), len(sequences))
         return [results[index] for index in range(len(sequences))]
 
-    def _score_batch(self, sequences: list[Sequence[int]], starts: list[int]) -> list[list[float]]:
+    def _score_batch(self, sequences: list[Sequence[int]], starts: list[int]) -> list[Scored]:
         device = self.model.device
         width = max(map(len, sequences))
         ids = torch.zeros(len(sequences), width, dtype=torch.long)  # padded with any token: none that is scored sees it
@@ -172,8 +192,11 @@ class TransformersEngine(Engine):
             ids[row, : len(sequence)] = torch.tensor(sequence)
             mask[row, : len(sequence)] = 1
             is_scored[row, start : len(sequence)] = True
-        scores = self._scorer.score(ids.to(device), mask.to(device), is_scored.to(device)).cpu()
-        return [part.tolist() for part in scores.split(is_scored.sum(1).tolist())]
+        inputs = ids.to(device), mask.to(device), is_scored.to(device)
+        scores, best = self._scorer.judge(*inputs, context=self.context_length)
+        counts = is_scored.sum(1).tolist()
+        parts = zip(scores.cpu().split(counts), best.cpu().split(counts), strict=True)
+        return [Scored(part.tolist(), bool(likeliest.all())) for part, likeliest in parts]
 
     def _pad_id(self) -> int:
         pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id

@@ -24,7 +24,7 @@ from ...models.configs import load_config
 from ...models.footprint import context_length
 from ...models.headers import weight_files
 from ...models.loading import load_tokenizer
-from ..engines.base import Completion, Engine, Progress, Sampling, engines
+from ..engines.base import Completion, Engine, Progress, Sampling, Scored, engines
 from .child import Opening, serve
 
 REUSE_BYTES = 256 << 20
@@ -128,6 +128,23 @@ class HostedEngine(Engine):
         """Score the last ids of sequences; see the engine itself."""
         ids = [list(sequence) for sequence in sequences]
         scored: list[list[float]] = self._ask(progress, "continuation_logprobs", ids, list(starts), batch_size)
+        return scored
+
+    @property
+    def unread(self) -> int:  # type: ignore[override]
+        """As of the engine itself."""
+        return engines.get(self.engine).unread
+
+    def score_continuations(
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        batch_size: int,
+        progress: Progress | None = None,
+    ) -> list[Scored]:
+        """Score the last ids of sequences; see the engine itself."""
+        ids = [list(sequence) for sequence in sequences]
+        scored: list[Scored] = self._ask(progress, "score_continuations", ids, list(starts), batch_size)
         return scored
 
     def close(self) -> None:

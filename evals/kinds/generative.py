@@ -26,6 +26,7 @@ from ..continuation import DECODING_VERSION
 from ..data.datasets import Rows, load_rows
 from ..engines.base import Completion, Engine, Sampling
 from ..grading.metrics import PASS_AT, Verdict, pass_at_k, rate
+from ..tasks.chat import Conversation, end_of_turn_ids
 from ..tasks.prompts import PROMPT_VERSION, encode_prompt, most_tokens, prompt_sha256
 
 MIN_NEW_TOKENS = 32
@@ -41,6 +42,11 @@ Line = dict[str, Any]
 def cached_rows(name: str, split: str, data_dir: Path | None) -> Rows:
     """Load one split once per process; `check`, `identity` and `evaluate` all need it."""
     return load_rows(name, split, data_dir)
+
+
+def prompt_name(settings: EvalSettings) -> str:
+    """Return how the prompts of finetuned models are called in a variant."""
+    return "chat" if settings.chat else "alpaca"
 
 
 @dataclass
@@ -301,6 +307,8 @@ def complete(
     Prompts with room for the whole completion get it; the others all get the least room among them.
     """
     encoded = [encode_prompt(engine.tokenizer, prompt) for prompt in prompts]
+    if any(isinstance(prompt, Conversation) for prompt in prompts):
+        sampling = replace(sampling, stop_ids=end_of_turn_ids(engine.tokenizer))
     room = [engine.context_length - len(ids) for ids in encoded]
     # An engine takes one limit a call. Two calls, so that one long prompt does not shorten everybody's completion.
     wide = [index for index, free in enumerate(room) if free >= sampling.max_new_tokens]

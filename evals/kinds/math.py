@@ -11,7 +11,7 @@ from ..base import EvalSettings
 from ..grading.extract import last_boxed
 from ..grading.math.rules import library_versions, rules, score_texts
 from ..tasks.prompts import finetuning_prompt
-from .generative import GenerativeBenchmark, Scored, cached_rows
+from .generative import GenerativeBenchmark, Scored, cached_rows, prompt_name
 
 EXAMPLES = {
     "ec12d949": "train/algebra/943.json",
@@ -35,7 +35,11 @@ class MathBenchmark(GenerativeBenchmark):
 
     def variant(self, settings: EvalSettings) -> str:
         """Name shots and prompt."""
-        return f"{self.name}-0shot-alpaca" if settings.stage == "finetuned" else f"{self.name}-4shot-minerva"
+        return (
+            f"{self.name}-0shot-{prompt_name(settings)}"
+            if settings.stage == "finetuned"
+            else f"{self.name}-4shot-minerva"
+        )
 
     def headline(self, settings: EvalSettings) -> str:
         """Return the headline's scorer."""
@@ -50,7 +54,7 @@ class MathBenchmark(GenerativeBenchmark):
     def prompts(self, rows: Sequence[Mapping[str, Any]], settings: EvalSettings) -> list[str]:
         """Return the few-shot or the finetuning prompt of each problem."""
         if settings.stage == "finetuned":
-            return [finetuning_prompt(row["problem"]) for row in rows]
+            return [finetuning_prompt(row["problem"], chat=settings.chat) for row in rows]
         examples_text = "".join(
             f"{_question(row)} {row['solution']}{_ENDING.replace('{answer}', last_boxed(row['solution']) or '')}\n\n"
             for row in minerva_examples(cached_rows("math", "train", settings.data_dir).rows)

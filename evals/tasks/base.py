@@ -1,16 +1,14 @@
 """Tasks: a target application with its finetuning data and its benchmarks.
 
-Answers of `math` are brought into one form, so that one rule reads the answers of a finetuned model whatever it was
-trained on: the solution, then a last line ``The answer is: X``, which is how MetaMathQA ends. GSM8K's ``#### 5``
-becomes that line and its calculator marks (``<<48/2=24>>``) go; a MATH solution gets the content of its last
-``\\boxed{}``, on one line. `toy-math` keeps GSM8K's own form.
+A built-in task is a file of ``library/`` that holds it as ``TASK``; other packages publish theirs as entry points, and
+`files` makes one of a user's task file.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
@@ -18,26 +16,8 @@ from typing import Any, Literal
 from ...foundation.errors import UserError, unknown
 from ...foundation.files import digest
 from ...foundation.progress import track
-from ..base import benchmarks as benchmark_registry
-from ..data.datasets import load_rows
-from ..grading.extract import last_boxed
-from .commonsense import arc_validation, mixture
-from .prompts import Encoded, encode_documents, encode_example, encode_joined, finetuning_prompt
-from .toy.code import TRAIN_PROBLEMS as TOY_CODE_TRAIN
-from .toy.code import toy_code_problems
-from .toy.math import TRAIN_PROBLEMS as TOY_MATH_TRAIN
-from .toy.math import toy_math_problems
-
-TINYSTORIES_TEST = 40
-"""The first stories of `tinystories/train_head` are the benchmark, the rest is for training."""
-
-C4_TEST = 200
-"""The first documents of `c4/train_head` are the benchmark, the rest is for training and calibration."""
-
-MBPP_INSTRUCTION = "{text}\nYour code should pass these tests:\n{tests}"
-"""Instruction of MBPP tasks for finetuned models, in training and evaluation; after Austin et al. 2021."""
-
-_CALCULATOR = re.compile(r"<<[^<>]*>>")
+from .chat import as_conversation
+from .prompts import Encoded, encode_documents, encode_example, encode_joined
 
 
 @dataclass(frozen=True)
@@ -58,11 +38,33 @@ class TrainSet:
 
 
 @dataclass(frozen=True)
-class EncodedSet:
-    """Token ids and labels of the examples that fit, and how many did not."""
+class TrainSurvey:
+    """What can be said of training examples without keeping them: hash, origin, number, and a sample of them."""
 
-    items: list[Encoded]
+    sha256: str
+    source: str
+    count: int
+    sample: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class EncodedSet:
+    """Token ids and labels of the examples that fit.
+
+    Attributes:
+        items: the examples.
+        dropped: how many did not fit.
+        card: plain data about where they come from, where there is more to say than the hash.
+    """
+
+    items: Sequence[Encoded]
     dropped: int
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """How many examples there were."""
+        return len(self.items) + self.dropped
 
 
 Loader = Callable[[Path | None, int], tuple[list[Example], str]]
@@ -98,6 +100,14 @@ class Task:
         """Names of the training sets."""
         return tuple(self.loaders)
 
+    @property
+    def instructs(self) -> bool:
+        """Whether its prompts are instructions, which a chat template may render."""
+        return self.kind == "instruction"
+
+    def check_chat(self, chat: bool, sample: Sequence[Example]) -> None:
+        """Raise a `UserError` where examples cannot be written for a tokenizer with, or without, a chat template."""
+
     def default_source(self, data_dir: Path | None) -> str:
         """Return the training set that is used unless another is named."""
         return self.local_source if data_dir is not None and self.local_source else self.sources[0]
@@ -116,7 +126,35 @@ class Task:
         examples, origin = self.loaders[name](data_dir, seed)
         return TrainSet(examples, digest([[e.prompt, e.answer] for e in examples]), origin)
 
-    def encode(self, tokenizer: Any, examples: list[Example], max_length: int, cut: bool = False) -> EncodedSet:
+    def survey(self, source: str | None, data_dir: Path | None, seed: int, most: int) -> TrainSurvey:
+        """Return hash and number of the training examples, and at most so many of them at equal distances.
+
+        Args:
+            source, data_dir, seed: as in `train_examples`.
+            most: how many examples are wanted.
+        """
+        read = self.train_examples(source, data_dir, seed)
+        count = len(read.examples)
+        sample = [read.examples[index * count // most] for index in range(most)] if count > most else read.examples
+        return TrainSurvey(read.sha256, read.source, count, tuple(sample))
+
+    def read_encoded(
+        self,
+        tokenizer: Any,
+        source: str | None,
+        data_dir: Path | None,
+        seed: int,
+        max_length: int,
+        cut: bool = False,
+        chat: bool = False,
+    ) -> EncodedSet:
+        """Return the training examples as token ids; arguments as in `train_examples` and `encode`."""
+        examples = self.train_examples(source, data_dir, seed).examples
+        return self.encode(tokenizer, examples, max_length, cut, chat)
+
+    def encode(
+        self, tokenizer: Any, examples: list[Example], max_length: int, cut: bool = False, chat: bool = False
+    ) -> EncodedSet:
         """Turn examples into token ids and labels; instruction examples that are too long are dropped and counted.
 
         Args:
@@ -124,243 +162,81 @@ class Task:
             examples: of this task.
             max_length: in tokens.
             cut: keep the beginning of examples that are too long, for statistics.
+            chat: render instructions with the tokenizer's chat template.
         """
         if self.kind == "language":
             texts = [example.answer for example in examples]
             encode = encode_joined if self.joined else encode_documents
             return EncodedSet(encode(tokenizer, texts, max_length), 0)
         encoded = [
-            encode_example(tokenizer, e.prompt, e.answer, max_length, cut)
+            encode_example(tokenizer, as_conversation(e.prompt) if chat else e.prompt, e.answer, max_length, cut)
             for e in track(examples, unit="examples encoded")
         ]
         items = [item for item in encoded if item is not None]
         return EncodedSet(items, len(encoded) - len(items))
 
 
-def gsm8k_answer(answer: str) -> str:
-    """Rewrite a GSM8K answer for finetuning: no calculator marks, ``The answer is: N`` in place of ``#### N``."""
-    solution, _, number = _CALCULATOR.sub("", answer).rpartition("####")
-    return f"{solution.strip()}\nThe answer is: {number.strip().replace(',', '')}"
-
-
-def math_answer(solution: str) -> str:
-    """Rewrite a MATH solution for finetuning: the content of its last ``\\boxed{}`` as ``The answer is: X``."""
-    boxed = last_boxed(solution)
-    return solution if boxed is None else f"{solution.strip()}\nThe answer is: {' '.join(boxed.split())}"
-
-
-def mbpp_instruction(row: dict[str, Any]) -> str:
-    """Return the instruction of an MBPP task: its text and its three tests, as the published prompt shows them."""
-    return MBPP_INSTRUCTION.format(text=row["text"].strip(), tests="\n".join(row["test_list"]))
-
-
-def unix(code: str) -> str:
-    """Normalise line ends; MBPP's gold code has ``\\r\\n``."""
-    return code.replace("\r\n", "\n")
-
-
-def _metamathqa(data_dir: Path | None, seed: int) -> tuple[list[Example], str]:
-    data = load_rows("metamathqa", "train", data_dir)
-    return [Example(finetuning_prompt(r["query"]), r["response"]) for r in data.rows], data.source
-
-
-def _gsm8k(data_dir: Path | None, seed: int) -> tuple[list[Example], str]:
-    data = load_rows("gsm8k", "train", data_dir)
-    return [Example(finetuning_prompt(r["question"]), gsm8k_answer(r["answer"])) for r in data.rows], data.source
-
-
-def _gsm8k_and_math(data_dir: Path | None, seed: int) -> tuple[list[Example], str]:
-    examples, origin = _gsm8k(data_dir, seed)
-    data = load_rows("math", "train", data_dir)
-    math_examples = [Example(finetuning_prompt(r["problem"]), math_answer(r["solution"])) for r in data.rows]
-    return examples + math_examples, f"{origin}+{data.source}"
-
-
-def _codealpaca(data_dir: Path | None, seed: int) -> tuple[list[Example], str]:
-    data = load_rows("codealpaca", "train", data_dir)
-    pairs = [("\n".join(filter(None, (r["instruction"], r["input"]))), r["output"]) for r in data.rows]
-    return [Example(finetuning_prompt(i), unix(o)) for i, o in pairs if i.strip() and o.strip()], data.source
-
-
-def _mbpp(data_dir: Path | None, seed: int) -> tuple[list[Example], str]:
-    data = load_rows("mbpp", "train", data_dir)
-    return [Example(finetuning_prompt(mbpp_instruction(r)), unix(r["code"])) for r in data.rows], data.source
-
-
-def _tinystories(data_dir: Path | None, seed: int) -> tuple[list[Example], str]:
-    data = load_rows("tinystories", "train_head", data_dir)
-    return [Example("", r["text"]) for r in data.rows[TINYSTORIES_TEST:]], data.source
-
-
-def _wikitext2(data_dir: Path | None, seed: int) -> tuple[list[Example], str]:
-    data = load_rows("wikitext2", "train", data_dir)
-    return [Example("", r["text"]) for r in data.rows], data.source
-
-
-def _c4(data_dir: Path | None, seed: int) -> tuple[list[Example], str]:
-    data = load_rows("c4", "train_head", data_dir)
-    return [Example("", r["text"]) for r in data.rows[C4_TEST:]], data.source
-
-
-def _sfsd_mixture(data_dir: Path | None, seed: int) -> tuple[list[Example], str]:
-    texts, source = mixture(data_dir)
-    return [Example("", text) for text in texts], source
-
-
-def _arc_validation(data_dir: Path | None, seed: int) -> tuple[list[Example], str]:
-    texts, source = arc_validation(data_dir)
-    return [Example("", text) for text in texts], source
-
-
-def _toy_math(data_dir: Path | None, seed: int) -> tuple[list[Example], str]:
-    rows = toy_math_problems("train", TOY_MATH_TRAIN, seed)
-    return [Example(finetuning_prompt(r["question"], "question"), r["answer"]) for r in rows], f"generated:{seed}"
-
-
-def _toy_code(data_dir: Path | None, seed: int) -> tuple[list[Example], str]:
-    rows = toy_code_problems("train", TOY_CODE_TRAIN, seed)
-    return [
-        Example(finetuning_prompt(r["prompt"], "plain"), r["canonical_solution"]) for r in rows
-    ], f"generated:{seed}"
-
-
-_TASKS = (
-    Task(
-        "math",
-        "word problems and competition mathematics",
-        "instruction",
-        ("gsm8k", "math"),
-        512,
-        {"metamathqa": _metamathqa, "gsm8k+math": _gsm8k_and_math, "gsm8k": _gsm8k},
-        local_source="gsm8k+math",
-    ),
-    Task(
-        "code",
-        "Python functions that pass their tests",
-        "instruction",
-        ("humaneval", "mbpp"),
-        512,
-        {"codealpaca": _codealpaca, "mbpp": _mbpp},
-        local_source="mbpp",
-    ),
-    Task(
-        "language",
-        "perplexity of short stories (TinyStories)",
-        "language",
-        ("tinystories",),
-        512,
-        {"tinystories": _tinystories},
-        pretrained_row=True,
-    ),
-    Task(
-        "language-wikitext2",
-        "perplexity of encyclopedia articles (WikiText-2)",
-        "language",
-        ("wikitext2",),
-        1024,
-        {"wikitext2": _wikitext2},
-        pretrained_row=True,
-        joined=True,
-    ),
-    Task(
-        "language-c4",
-        "perplexity of web pages (C4)",
-        "language",
-        ("c4",),
-        1024,
-        {"c4": _c4},
-        pretrained_row=True,
-        joined=True,
-    ),
-    # Local data have no training splits of these tasks, so that ARC's validation split serves there; a split that is
-    # evaluated never does.
-    Task(
-        "commonsense",
-        "multiple choice by likelihood, the seven tasks of the low-rank papers",
-        "language",
-        ("piqa", "hellaswag", "winogrande", "arc-easy", "arc-challenge", "boolq", "openbookqa"),
-        512,
-        {"sfsd-mixture": _sfsd_mixture, "arc-validation": _arc_validation, "c4": _c4, "tinystories": _tinystories},
-        local_source="arc-validation",
-        pretrained_row=True,
-    ),
-    Task(
-        "bias",
-        "stereotypes in what a model finds likely (CrowS-Pairs, StereoSet, WinoBias)",
-        "language",
-        ("crows-pairs", "stereoset", "winobias"),
-        512,
-        {"c4": _c4, "tinystories": _tinystories, "wikitext2": _wikitext2},
-        pretrained_row=True,
-    ),
-    Task(
-        "toy-math",
-        "generated two-step word problems in GSM8K's format",
-        "instruction",
-        ("toy-math",),
-        256,
-        {"generated": _toy_math},
-    ),
-    Task(
-        "toy-code",
-        "generated one-line functions in HumanEval's format",
-        "instruction",
-        ("toy-code",),
-        256,
-        {"generated": _toy_code},
-    ),
-)
-tasks: dict[str, Task] = {task.name: task for task in _TASKS}
-
-
 PUBLISHED = "lowrank_bench.tasks"
 """Entry point group in which other packages publish a `Task`."""
 
 
+_LIBRARY = Path(__file__).parent / "library"
+_added: dict[str, Task] = {}
+
+
+def built_in_tasks() -> tuple[str, ...]:
+    """Return the names of the tasks in ``library/``, one file each."""
+    return tuple(sorted(path.stem.replace("_", "-") for path in _LIBRARY.glob("[!_]*.py")))
+
+
+def add_task(task: Task) -> Task:
+    """Make a task known by its name in this process, in place of an added one of that name.
+
+    Raises:
+        UserError: a built-in task has the name.
+    """
+    if task.name in built_in_tasks():
+        raise UserError(
+            f"the task name '{task.name}' is that of a built-in task; choose another, such as my-{task.name}"
+        )
+    _added[task.name] = task
+    return task
+
+
+def _built_in(name: str) -> Task:
+    task = import_module(f"{__package__}.library.{name.replace('-', '_')}").TASK
+    assert isinstance(task, Task)
+    return task
+
+
 def all_tasks() -> dict[str, Task]:
-    """Return every task by name: the built-in ones, then those that other packages publish.
+    """Return every task by name: the built-in ones, those that other packages publish, and added ones.
 
     Raises:
         UserError: a published task cannot be imported, is none, or has a name that is taken.
     """
-    known = dict(tasks)
+    known = {name: _built_in(name) for name in built_in_tasks()}
     for point in entry_points(group=PUBLISHED):
         try:
             task = point.load()
         except Exception as error:
             raise UserError(
-                f"task '{point.name}' of {point.value} cannot be imported ({error}); mend or uninstall it"
+                f"task '{point.name}' of {point.value} cannot be imported ({error}); repair or uninstall it"
             ) from error
         if not isinstance(task, Task) or task.name != point.name:
             raise UserError(f"{point.value} is no task '{point.name}'; publish a lowrank_bench.Task under its own name")
         if known.setdefault(task.name, task) is not task:
             raise UserError(f"task '{task.name}' of {point.value} has a name that is taken; rename or uninstall it")
-    return known
+    return known | _added
 
 
 def get_task(name: str) -> Task:
     """Return a task; raise a `UserError` with the nearest name if there is none."""
-    if name in tasks:
-        return tasks[name]
+    if name in built_in_tasks():
+        return _built_in(name)
+    if name in _added:
+        return _added[name]
     known = all_tasks()
     if name not in known:
         raise unknown("task", name, known)
     return known[name]
-
-
-def benchmark_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Return registered benchmark names for what was typed: a task means its benchmarks, ``_`` means ``-``.
-
-    Raises:
-        UserError: a name that is neither; with the nearest one.
-    """
-    known, known_tasks, benchmarks = set(benchmark_registry.names()), all_tasks(), []
-    for name in names:
-        plain = name.replace("_", "-")
-        if plain in known:
-            benchmarks.append(plain)
-        elif plain in known_tasks:
-            benchmarks += known_tasks[plain].benchmarks
-        else:
-            raise unknown("benchmark", name, known)
-    return tuple(dict.fromkeys(benchmarks))

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from ...foundation.errors import UserError, unknown
 from ...foundation.files import digest
 from ..continuation import encode_continuation
+from .chat import ASSISTANT, Conversation, Instructed, as_conversation, encode_conversation, encode_turns
 
 PROMPT_VERSION = 2
 """Raised whenever a template or a rule of this module changes; part of every stage's identity."""
@@ -36,6 +37,9 @@ TEMPLATES: dict[str, str] = {
 }
 
 
+_UNBOUNDED = 2**62
+
+
 class Encoded(NamedTuple):
     """One training example: token ids and labels of equal length; labels are `IGNORED` where nothing is learnt."""
 
@@ -43,11 +47,22 @@ class Encoded(NamedTuple):
     labels: list[int]
 
 
-def finetuning_prompt(instruction: str, template: str = "alpaca") -> str:
-    """Return the prompt that a finetuned model is trained and evaluated with."""
+def finetuning_prompt(instruction: str, template: str = "alpaca", chat: bool = False) -> str:
+    """Return the prompt that a finetuned model is trained and evaluated with.
+
+    Args:
+        instruction: what is asked for.
+        template: one of `TEMPLATES`.
+        chat: as a conversation for the tokenizer's chat template; a ``plain`` instruction, which is continued rather
+            than answered, never is one.
+    """
     if template not in TEMPLATES:
         raise unknown("prompt template", template, TEMPLATES)
-    return TEMPLATES[template].replace("{instruction}", instruction.strip() if template != "plain" else instruction)
+    if template == "plain":
+        return TEMPLATES[template].replace("{instruction}", instruction)
+    stripped = instruction.strip()
+    prompt = Instructed(TEMPLATES[template].replace("{instruction}", stripped), stripped)
+    return as_conversation(prompt) if chat else prompt
 
 
 def prompt_sha256(prompts: Iterable[str]) -> str:
@@ -56,7 +71,12 @@ def prompt_sha256(prompts: Iterable[str]) -> str:
 
 
 def encode_prompt(tokenizer: Any, text: str) -> list[int]:
-    """Return the token ids of a text with exactly one beginning-of-sequence token, if the tokenizer has one."""
+    """Return the token ids of a text with exactly one beginning-of-sequence token, if the tokenizer has one.
+
+    A conversation is what the tokenizer's chat template makes of it.
+    """
+    if isinstance(text, Conversation):
+        return encode_conversation(tokenizer, text)
     ids = encode_plain(tokenizer, text)
     # A text may begin with the token's own name, which a tokenizer reads as the token: one is enough.
     bos = tokenizer.bos_token_id
@@ -96,8 +116,11 @@ def most_tokens(texts: Iterable[str], count: Callable[[str], int], limit: float 
 def _token_bound(text: str) -> int:
     """Return a number of tokens that no tokenizer exceeds: one a byte, and what it puts around a text.
 
-    Normalising (NFKC) makes at most eleven bytes of one that is not ASCII (Unicode Annex 15, table 4).
+    Normalising (NFKC) makes at most eleven bytes of one that is not ASCII (Unicode Annex 15, table 4). What a chat
+    template adds to a conversation is not known.
     """
+    if isinstance(text, Conversation):
+        return _UNBOUNDED
     return 8 + (len(text) if text.isascii() else 11 * len(text.encode("utf-8", "surrogatepass")))
 
 
@@ -116,10 +139,14 @@ def encode_example(tokenizer: Any, prompt: str, answer: str, max_length: int, cu
     Returns None if the example has more than ``max_length`` tokens: a cut answer would teach a wrong ending. With
     ``cut``, for statistics, its first ``max_length`` tokens are returned instead.
     """
-    head, tail = encode_prompt(tokenizer, prompt), encode_answer(tokenizer, answer)
-    if len(head) + len(tail) > max_length and not cut:
+    if isinstance(prompt, Conversation):
+        ids, labels = encode_turns(tokenizer, [*prompt.messages, {"role": ASSISTANT, "content": answer}], IGNORED)
+    else:
+        head, tail = encode_prompt(tokenizer, prompt), encode_answer(tokenizer, answer)
+        ids, labels = head + tail, [IGNORED] * len(head) + tail
+    if len(ids) > max_length and not cut:
         return None
-    return Encoded((head + tail)[:max_length], ([IGNORED] * len(head) + tail)[:max_length])
+    return Encoded(ids[:max_length], labels[:max_length])
 
 
 def encode_documents(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[Encoded]:

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -67,10 +67,13 @@ def main(
     parser.add_argument("--out", type=Path, help=f"folder for one JSON file a part; {out} or {out}-small by default")
     parser.add_argument("--table", action="store_true", help="run nothing; print what is in --out")
     parser.add_argument("--together", action="store_true", help="all in one process, which loads the libraries once")
+    parser.add_argument("--seconds", type=float, help="longest time of a part, where that is less than its own")
     parser.add_argument("--jobs", help=argparse.SUPPRESS)
     for name, (default, text) in (more or {}).items():
         parser.add_argument(f"--{name}", default=default, help=f"{text} ({default or 'none'} by default)")
     options = parser.parse_args()
+    if options.seconds is not None:
+        parts = {name: replace(part, seconds=min(part.seconds, options.seconds)) for name, part in parts.items()}
     own_options = {name: str(getattr(options, name)) for name in more or {}}
     folder = options.out or ROOT / (out + "-small" * options.small)
     if options.table:

@@ -24,8 +24,8 @@ def words(context: Context) -> list[str]:
         *("run", "--name", NAME, "--out", str(context.folder / "sweep"), "--device", context.device),
         *("--model", options["model"], "--task", options["task"], *of_task, *data, "--engine", "transformers"),
         *("--methods", ",".join(methods), "--ratios", ",".join(ratios), "--limit", options["limit"], *few),
-        *("--finetune-steps", options["steps"], "--recover-steps", options["steps"], "--eval-batch-size", "64"),
-        *("--checkpoint-minutes", "2"),
+        *("--finetune-steps", options["steps"], "--recover-steps", options["steps"], "--eval-batch-size", "256"),
+        *("--checkpoint-minutes", "2", *(() if context.small else ("--workers", "4"))),
     ]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from ...evals.base import EvalSettings, benchmarks
 from ...evals.tasks.prompts import prompt_sha256
 from ...foundation.errors import UserError
+from ...runners.task_files import know_task_of
 from .answers import CORRECT, Answers
 from .data import Counted, Example, Failures
 from .lineage import Lineage, Rows
@@ -109,18 +110,22 @@ def _shortened(text: str) -> str:
 
 
 def _prompts(sources: Sequence[_Source], lineage: Lineage, data: Path | None) -> list[str]:
-    """Return the prompt of each line, or an empty text where today's data do not give the very prompt."""
-    prompts_of: dict[tuple[str, str, str], dict[str, str]] = {}
+    """Return the prompt of each line, or an empty text where today's data do not give the very prompt.
+
+    Lines of lm-evaluation-harness's tasks have the end of their prompt with them.
+    """
+    prompts_of: dict[tuple[str, str, str, str], dict[str, str]] = {}
     texts = []
     for source in sources:
         line = source.line
         folder = str(data or _data_folder(lineage, source.key))
-        group = str(line["benchmark"]), str(line["stage"]), folder
+        group = str(line["benchmark"]), str(line["variant"]), str(line["stage"]), folder
         if group not in prompts_of:
             problems = {str(s.line["problem"]) for s in sources if s.line["benchmark"] == line["benchmark"]}
+            know_task_of(lineage.stage(source.key) or {})
             prompts_of[group] = _prompts_of_stage(*group, problems)
         text = prompts_of[group].get(str(line["problem"]), "")
-        texts.append(text if text and _same(text, line) else "")
+        texts.append(text if text and _same(text, line) else str(line.get("prompt", "")))
     return texts
 
 
@@ -134,7 +139,7 @@ def _data_folder(lineage: Lineage, key: str) -> str:
     return str(record.get("runtime", {}).get("data") or "")
 
 
-def _prompts_of_stage(name: str, stage: str, folder: str, problems: set[str]) -> dict[str, str]:
+def _prompts_of_stage(name: str, variant: str, stage: str, folder: str, problems: set[str]) -> dict[str, str]:
     from ...runners.training.data import DATA_SEED
 
     try:
@@ -144,6 +149,7 @@ def _prompts_of_stage(name: str, stage: str, folder: str, problems: set[str]) ->
             data_dir=Path(folder or "no-data-folder"),
             stage="pretrained" if stage == "pretrained" else "finetuned",
             seed=DATA_SEED,
+            chat=variant.endswith("-chat"),
         )
         rows = benchmark.data(settings).rows
         chosen = {benchmark.problem_id(row, index): row for index, row in enumerate(rows)}

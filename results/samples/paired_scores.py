@@ -62,6 +62,8 @@ def _scores(lines: Sequence[Mapping[str, Any]], metric: str, scorer: str, value:
         return _likelihoods(lines, metric, value)
     if "verdicts" not in lines[0]:
         return _NOT_PER_PROBLEM
+    if metric in lines[0].get("scores", {}):
+        return _graded(lines, metric, value)
     right: dict[str, list[bool]] = {}
     name = scorer if scorer in lines[0]["verdicts"] else metric
     if name not in lines[0]["verdicts"]:
@@ -78,6 +80,18 @@ def _scores(lines: Sequence[Mapping[str, Any]], metric: str, scorer: str, value:
         return _NOT_PER_PROBLEM
     greedy = all(len(hits) == 1 for hits in right.values()) and all(line["temperature"] == 0 for line in lines)
     return Scores(tuple(right), np.array(values), greedy)
+
+
+def _graded(lines: Sequence[Mapping[str, Any]], metric: str, value: float) -> Scores | str:
+    """Return scores that are no verdicts, such as F1: each problem's mean over its samples."""
+    scores: dict[str, list[float]] = {}
+    for line in lines:
+        problem = f"{line['problem']} {line['problem_sha256'][:16]} {line['prompt_sha256'][:16]}"
+        scores.setdefault(problem, []).append(float(line["scores"][metric]))
+    values = [math.fsum(row) / len(row) for row in scores.values()]
+    if not math.isclose(math.fsum(values) / len(values), value, abs_tol=1e-9):
+        return _NOT_PER_PROBLEM
+    return Scores(tuple(scores), np.array(values), False)
 
 
 def _likelihoods(lines: Sequence[Mapping[str, Any]], metric: str, value: float) -> Scores | str:

@@ -17,6 +17,7 @@ from ...foundation.files import open_regular
 from ...foundation.progress import track
 from ...records.files import Record, read_records, write_records
 from ...runners.store.folders import StageStore, verify_around
+from ...runners.task_files import know_task_of
 from ...runners.training.data import DATA_SEED
 from ..cells import find_cell, is_cell, stage_folder
 from .compare import Comparison, compare
@@ -62,7 +63,8 @@ def _verified(stage: Path) -> Path:
 
 
 def load_samples(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a samples file."""
+    """Read the lines of a samples file; where a task file made them, its benchmarks are known from here on."""
+    know_task_of(path.parent)
     try:
         with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:
             return read_lines(file)
@@ -106,6 +108,7 @@ def rescore_run(run: Path, data: Path | None, out: Path | None, allow_weak: bool
     evaluations = frame.groupby("stage_key", sort=False)
     for key, rows in track(evaluations, len(evaluations), "evaluations"):
         common = {name: rows.iloc[0][name] for name in names}
+        know_task_of(stage_folder(run, str(key)))
         cls = benchmarks.get(common["benchmark"])
         if not issubclass(cls, (GenerativeBenchmark, ChoiceBenchmark)):
             records += [Record(**{name: row[name] for name in names}) for _, row in rows.iterrows()]
@@ -164,13 +167,16 @@ def show_samples(lines: list[dict[str, Any]], filters: Filters) -> Iterator[dict
 
 def problem_text(line: dict[str, Any], data: Path | None) -> str:
     """Return the prompt of a sample's problem, made again from the data; empty where the data are not there."""
-    benchmark = benchmarks.get(line["benchmark"])()
-    settings = EvalSettings(data_dir=data, stage=line["stage"], seed=DATA_SEED)
+    chat = str(line["variant"]).endswith("-chat")
+    settings = EvalSettings(data_dir=data, stage=line["stage"], seed=DATA_SEED, chat=chat)
     try:
-        data_rows = benchmark.data(settings).rows  # type: ignore[attr-defined]
+        benchmark = benchmarks.get(line["benchmark"])()
+        if not isinstance(benchmark, GenerativeBenchmark | ChoiceBenchmark):
+            return str(line.get("prompt", ""))
+        data_rows = benchmark.data(settings).rows
         for index, row in enumerate(data_rows):
-            if benchmark.problem_id(row, index) == line["problem"]:  # type: ignore[attr-defined]
-                return str(benchmark.prompts([row], settings)[0])  # type: ignore[attr-defined]
+            if benchmark.problem_id(row, index) == line["problem"]:
+                return str(benchmark.prompts([row], settings)[0])
     except UserError:
         pass
     return ""

@@ -81,22 +81,22 @@ def parse_method(text: str) -> MethodSpec:
 
 def _separated(text: str) -> str:
     """Say how methods and options are separated, and what to write in place of a text that has another form."""
-    found = _NAME.match(text)
-    rest = re.sub(r"\s*=+\s*", "=", found["rest"]).strip() if found else ""
+    match = _NAME.match(text)
+    rest = re.sub(r"\s*=+\s*", "=", match["rest"]).strip() if match else ""
     if rest.startswith("(") and rest.endswith(")"):
         rest = rest[1:-1]
     pieces = [piece for found_piece in _PIECE.findall(rest) if (piece := found_piece.lstrip("-"))]
-    if not found or not pieces or any(piece.startswith("=") for piece in pieces):
+    if not match or not pieces or any(piece.startswith("=") for piece in pieces):
         return f"'{text}' is no method; write name, or name:option=value,option=value"
     if ":" not in text and all(map(_BARE_METHOD.fullmatch, pieces)):
-        return f"methods are separated by commas; in place of '{text}' write {','.join([found['name'], *pieces])}"
+        return f"methods are separated by commas; in place of '{text}' write {','.join([match['name'], *pieces])}"
     options: list[str] = []
     for piece in pieces:
         if "=" not in piece and options and "=" not in options[-1]:
             options[-1] += f"={piece}"
         else:
             options.append(piece)
-    corrected = f"{found['name']}:{','.join(options)}"
+    corrected = f"{match['name']}:{','.join(options)}"
     if missing := [option for option in options if "=" not in option]:
         return _without_value(text, missing[0], f"{corrected}=" if missing == options[-1:] else "")
     return (

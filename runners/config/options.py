@@ -70,11 +70,31 @@ def config_options(root: type[BaseModel], panel: str = "What to run") -> list[Co
         panel: heading of the fields that are in no group.
     """
     options: dict[str, ConfigOption] = {}
-    for option in _walk(root, (), Option(panel=panel), {}):
+    for option in _flatten(root, (), Option(panel=panel), {}):
         known = options.get(option.name)
         options[option.name] = replace(known, paths=(*known.paths, *option.paths)) if known else option
     # Fields without a group first: what a command line has to say.
     return sorted(options.values(), key=lambda option: len(option.paths[0]) > 1)
+
+
+def parse_value(option: ConfigOption, value: Any) -> Any:
+    """Return a value as the configuration takes it: texts as on the command line, one value of several as a list."""
+    if isinstance(value, str) and option.declared.parse is not None:
+        return option.declared.parse(value)
+    if not option.several or isinstance(value, (list, tuple)):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else [value]
+
+
+def parse_lists(options: Sequence[ConfigOption], values: dict[str, Any]) -> None:
+    """Replace lists that are written as one text or one value, in plain data with the configuration's nesting."""
+    for option in options:
+        for *groups, name in option.paths:
+            inner: Any = values
+            for group in groups:
+                inner = inner.get(group) if isinstance(inner, dict) else None
+            if option.several and isinstance(inner, dict) and inner.get(name) is not None:
+                inner[name] = parse_value(option, inner[name])
 
 
 def put(options: Sequence[ConfigOption], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,25 +110,25 @@ def put(options: Sequence[ConfigOption], values: Mapping[str, Any]) -> dict[str,
     return nested
 
 
-def _walk(
+def _flatten(
     model: type[BaseModel], path: tuple[str, ...], above: Option, names: Mapping[str, str]
 ) -> Iterator[ConfigOption]:
     for name, field in model.model_fields.items():
-        held, several, optional = _plain_type(field)
+        kind, several, optional = _plain_type(field)
         declared = next((item for item in field.metadata if isinstance(item, Option)), None)
         panel = (declared and declared.panel) or above.panel
-        if issubclass(held, BaseModel) and not several:
+        if issubclass(kind, BaseModel) and not several:
             inner = {"parent": name, "description": field.description or ""} if path else {}
-            title = getattr(held, "panel", panel)
-            yield from _walk(held, (*path, name), Option(panel=title), inner)
+            title = getattr(kind, "panel", panel)
+            yield from _flatten(kind, (*path, name), Option(panel=title), inner)
         elif declared or len(path) < 2:
             chosen = replace(declared or Option(), panel=panel)
             yield ConfigOption(
                 _filled(chosen.name or name, names),
                 ((*path, name),),
-                held,
+                kind,
                 several,
-                held is bool and not optional,
+                kind is bool and not optional,
                 chosen.default or _shown(field),
                 _filled(field.description or "", names),
                 chosen,

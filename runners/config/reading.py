@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from ...foundation.errors import UserError
 from ...foundation.plain import parse_yaml, read_input
-from .methods import split_methods
+from .options import config_options, parse_lists
 from .sentences import group_of, sentence
 from .sweep import SweepConfig
 
@@ -66,6 +66,5 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"the config file {path} must hold 'key: value' lines; see docs/cli.md for an example")
     if odd := next((key for key in values if not isinstance(key, str)), None):
         raise UserError(f"the config file {path} has the key {odd!r}, which is no name; see docs/cli.md for an example")
-    if isinstance(values.get("methods"), str):
-        values["methods"] = split_methods(values["methods"])
+    parse_lists(config_options(SweepConfig), values)
     return values

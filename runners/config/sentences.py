@@ -8,21 +8,21 @@ from typing import get_args
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from ...foundation.errors import did_you_mean
+from ...foundation.errors import did_you_mean, reason
 
 
 def sentence(error: ValidationError, root: type[BaseModel]) -> str:
     """Return the sentence; what a key of another place should be is read from the models below ``root``."""
     problem = error.errors()[0]
     path = [str(part) for part in problem["loc"]]
-    where = ".".join(path[1:] if len(path) > 1 and path[1:2] and group_of(path[1], root) == path[0] else path)
+    key = ".".join(path[1:] if len(path) > 1 and path[1:2] and group_of(path[1], root) == path[0] else path)
     if problem["type"] == "extra_forbidden":
         return _unknown_key(path, root)
     if problem["type"] == "missing":
-        return f"'{where}' is missing; say it on the command line (--{where}) or in the YAML file ({where}: …)"
+        return f"'{key}' is missing; say it on the command line (--{key}) or in the YAML file ({key}: …)"
     if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])
-    return f"{where} cannot be {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+        return reason(problem)
+    return f"{key} cannot be {problem['input']!r}: {reason(problem)}"
 
 
 def nested_model(field: FieldInfo) -> type[BaseModel] | None:

@@ -85,6 +85,10 @@ class Training(BaseModel):
     recover: TrainOverrides = Field(
         default=TrainOverrides(), description="after it, pruning included; the same for every method."
     )
+    chat_template: Literal["auto", "never"] = Field(
+        default="auto",
+        description="Instructions as conversations: auto (where the model's tokenizer has a chat template), never.",
+    )
     extra_pruning_steps: Count = Field(default=0, description="Pruning steps on top of the common budget.")
     training_free: bool = Field(
         default=False,
@@ -198,6 +202,9 @@ class Execution(BaseModel):
     data: Annotated[Path | None, Option(environment="LOWRANK_BENCH_DATA", panel=_FILES)] = Field(
         default=None, description="Folder with local datasets; without it the hub is used."
     )
+    include_path: Annotated[Path | None, Option(panel=_FILES)] = Field(
+        default=None, description="Folder with YAML files of your own lm_eval: tasks."
+    )
     out: Annotated[Path, Option(panel=_FILES)] = Field(
         default=Path("runs"), description="Folder for stages and results."
     )
@@ -270,7 +277,9 @@ class SweepConfig(BaseModel):
         default=(42,), min_length=1, description="Seeds with commas: of training order, new vectors and sampling."
     )
     benchmarks: tuple[str, ...] | None = Field(
-        default=None, description="Instead of the task's own (see bench benchmarks); a task stands for its benchmarks."
+        default=None,
+        description="Instead of the task's own (see bench benchmarks); a task stands for its benchmarks, lm_eval:TASK "
+        "for any task of lm-evaluation-harness.",
     )
     name: Annotated[str | None, Option(default="MODEL-TASK")] = Field(
         default=None, description="Of this sweep: its folder of results, and the sweep in their rows."

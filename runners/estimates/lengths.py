@@ -90,15 +90,16 @@ class Lengths:
         task = get_task(data.task)
         limit = min(data.max_length or task.max_length, self.context)
         if (task.name, limit) not in self._training:
-            self._training[task.name, limit] = self._measure_training(task.name, limit)
+            self._training[task.name, limit] = self._measure_training(task.name, limit, data.chat)
         return self._training[task.name, limit]
 
-    def _measure_training(self, name: str, limit: int) -> TrainingLengths:
+    def _measure_training(self, name: str, limit: int, chat: bool) -> TrainingLengths:
         task, survey = get_task(name), self.plan.training_sets[name]
         if survey.sample and self.plan.at_hand.tokenizer:
 
             def count() -> list[int]:
-                return [len(item.input_ids) for item in task.encode(self._tokenizer, list(survey.sample), limit).items]
+                encoded = task.encode(self._tokenizer, list(survey.sample), limit, chat=chat)
+                return [len(item.input_ids) for item in encoded.items]
 
             lengths = self._tokenizer.counted("examples", [survey.identity.model_dump(mode="json"), limit], count)
             if lengths:

@@ -47,7 +47,7 @@ def _forked_work(handle: int, store: StageStore, threads: int) -> None:
 
 
 def _work(pipe: Connection, store: StageStore, threads: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides, also where the whole group is told
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides, also where the whole group gets a signal
         signal.signal(number, signal.SIG_IGN)
     prepare(threads)
     while (stage := pipe.recv()) is not None:
@@ -126,7 +126,7 @@ def run_stages(
     on_event: Callable[[Event, Stage], None],
     on_start: Callable[[Stage], None],
 ) -> dict[str, Event]:
-    """Run stages as soon as what they need stands.
+    """Run stages as soon as what they need is complete.
 
     Args:
         stages: those to run, by key; needed ones that are missing here stand already.
@@ -134,7 +134,7 @@ def run_stages(
         store: where they are written.
         workers: processes side by side.
         threads: CPU threads of each.
-        on_event, on_start: told what happens.
+        on_event, on_start: called with what happens.
 
     Returns:
         The evaluations that failed, by key, with what they said. Nothing needs them, so all other stages are run.
@@ -148,17 +148,17 @@ def run_stages(
     failed: dict[str, Event] = {}
     # What has touched a GPU cannot be forked, and whether importing does is not known for every machine with one.
     forks = ForkServer.available() and all(stage.execution.device == "cpu" for stage in stages.values())
-    crew = [_Worker(store, threads, forks) for _ in range(min(workers, len(waiting)))]
+    pool = [_Worker(store, threads, forks) for _ in range(min(workers, len(waiting)))]
     try:
-        while waiting or any(worker.stage for worker in crew):
-            for worker in crew:
+        while waiting or any(worker.stage for worker in pool):
+            for worker in pool:
                 if worker.stage is None:
                     ready = next((k for k in waiting if all(n in done or n not in stages for n in needs[k])), None)
                     if ready is not None:
                         worker.stage = waiting.pop(ready)
                         on_start(worker.stage)
                         worker.pipe.send(worker.stage)
-            busy = {worker.pipe: worker for worker in crew if worker.stage}
+            busy = {worker.pipe: worker for worker in pool if worker.stage}
             for pipe in wait(list(busy)):
                 worker = busy[pipe]  # type: ignore[index]
                 stage = worker.stage
@@ -176,9 +176,9 @@ def run_stages(
                     failed[event.key] = failed_evaluation(event, stage)
                     worker.stage = None
     finally:
-        for worker in crew:
+        for worker in pool:
             worker.process.kill()
-        for worker in crew:
+        for worker in pool:
             worker.process.join()
     return failed
 
@@ -236,8 +236,8 @@ def crew_size(config_workers: int | None, device: str, parameters: int, stages: 
     """
     cores = len(os.sched_getaffinity(0))
     small = device == "cpu" and parameters < SMALL_MODEL_PARAMETERS
-    wanted = config_workers or (cores if small else 1)
+    asked = config_workers or (cores if small else 1)
     # The number of threads must not depend on how much is left to do: it can change the last digits of a result. Small
     # models gain nothing from a second thread and lose tenfold where another process wants the core.
-    threads = 1 if small else max(1, cores // wanted)
-    return max(1, min(wanted, stages)), threads
+    threads = 1 if small else max(1, cores // asked)
+    return max(1, min(asked, stages)), threads

@@ -133,7 +133,7 @@ def ray_session(address: str | None) -> Iterator[list[Node]]:
             with contextlib.suppress(ValueError):  # not the main thread, where Ray sets no handler either
                 signal.signal(signal.SIGTERM, before)
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        yield [Node(int(found.get("CPU", 0)), int(found.get("GPU", 0))) for found in alive]
+        yield [Node(int(resources.get("CPU", 0)), int(resources.get("GPU", 0))) for resources in alive]
     finally:
         ray.shutdown()
         for name, value in environment.items():
@@ -204,9 +204,9 @@ def share_of(workers: int | None, device: str, parameters: int, nodes: Sequence[
     gpus = 1 if device.startswith("cuda") else 0
     usable = [node for node in nodes if node.cpus >= 1 and node.gpus >= gpus]
     if not usable:
-        what = "a GPU" if gpus else "a CPU"
+        device_name = "a GPU" if gpus else "a CPU"
         raise UserError(
-            f"no node of the Ray cluster offers {what} to tasks ({len(nodes)} nodes); start nodes with "
+            f"no node of the Ray cluster offers {device_name} to tasks ({len(nodes)} nodes); start nodes with "
             f"'ray start --address … --num-{'gpus' if gpus else 'cpus'} N', or choose another --device"
         )
     small = not gpus and parameters < SMALL_MODEL_PARAMETERS
@@ -225,16 +225,16 @@ def run_stages(
     on_event: Callable[[Event, Stage], None],
     on_start: Callable[[Stage], None],
 ) -> dict[str, Event]:
-    """Run stages as Ray tasks as soon as what they need stands; call inside `ray_session`.
+    """Run stages as Ray tasks as soon as what they need is complete; call inside `ray_session`.
 
     A stage whose worker process or node was lost begins again up to `RETRIES` times; one that failed does not.
 
     Args:
-        stages: those to run, by key; needed ones that are missing here stand already.
+        stages: those to run, by key; needed ones that are missing here are complete.
         needs: keys that each stage needs.
         store: where they are written; all nodes must see its folder under the same path, or its storage.
         share: what each stage asks of a node.
-        on_event, on_start: told what happens.
+        on_event, on_start: called with what happens.
 
     Returns:
         The evaluations that failed, by key, with what they said. Nothing needs them, so all other stages are run.

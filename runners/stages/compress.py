@@ -21,6 +21,7 @@ from ..store.folders import MODEL_FOLDER, REPORT, ratio_folder
 from ..training.sharding import is_main
 from .shared import (
     choose_way,
+    data_card,
     dtypes_of,
     estimate_training,
     open_for,
@@ -63,4 +64,4 @@ def compress(stage: CompressStage, folder: Path, report: Report | None) -> Mappi
     reports = {f"{b.ratio:g}": read_json(folder / ratio_folder(b.ratio) / REPORT) for b in budgets if is_main()}
     trained = {"training": asdict(trainer.log)} if trainer and trainer.log else {}
     searched = {"calibration": reading} if (reading := data.reading() if data else {}) else {}
-    return {"reports": reports, "memory": memory} | trained | searched
+    return {"reports": reports, "memory": memory} | trained | searched | (data_card(data) if data else {})

@@ -33,7 +33,7 @@ def evaluate_with(engine: Engine, stage: EvaluateStage, report: Report | None) -
     """Evaluate the benchmark of a stage by an engine that holds its model."""
     benchmark = benchmarks.get(stage.spec.benchmark)()
     unit = "windows" if isinstance(benchmark, PerplexityBenchmark) else "texts scored"
-    if benchmark.generates:
+    if benchmark.is_generating(stage.settings):
         unit = "completions"
     with reporting(report):  # of what follows, such as running generated code
         return benchmark.evaluate(engine, stage.settings, in_units(report, unit))

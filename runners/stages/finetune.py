@@ -10,7 +10,7 @@ from typing import Any
 from ...foundation.progress import Report
 from ...models.notes import notes_of
 from ..specs import FinetuneStage
-from .shared import estimate_training, model_of, save_trained, skeleton_of, trainer_for, training_data
+from .shared import data_card, estimate_training, model_of, save_trained, skeleton_of, trainer_for, training_data
 
 
 def finetune(stage: FinetuneStage, folder: Path, report: Report | None) -> Mapping[str, Any]:
@@ -28,4 +28,5 @@ def finetune(stage: FinetuneStage, folder: Path, report: Report | None) -> Mappi
         "dropped": data.dropped,
         "warnings": [*notes_of(model), *([memory["warning"]] if "warning" in memory else [])],
         "memory": memory,
+        **data_card(data),
     }

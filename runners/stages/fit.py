@@ -11,7 +11,7 @@ from ...methods.ranks.budget import Budget
 from ...models.notes import notes_of
 from ..estimates.memory import fit_way, read_length
 from ..specs import FitStage
-from .shared import choose_way, open_for, read_data
+from .shared import choose_way, data_card, open_for, read_data
 
 
 def fit(stage: FitStage, folder: Path) -> Mapping[str, Any]:
@@ -32,4 +32,5 @@ def fit(stage: FitStage, folder: Path) -> Mapping[str, Any]:
         "added_jitter": fitted.meta.get("added_jitter", {}),
         "warnings": [*fitted.meta.get("warnings", []), *notes_of(model), *notes],
         "memory": way.record(),
+        **(data_card(data) if data else {}),
     }

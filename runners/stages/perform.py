@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ...evals.tasks.files.opening import add_definition
 from ...foundation.environment import number_formats
 from ...foundation.errors import UserError
 from ...foundation.progress import Report, reporting
@@ -33,6 +34,8 @@ def perform(stage: Stage, folder: Path, report: Report | None = None) -> Mapping
             f"the sweep was planned with {_listed(planned)} in the environment and this worker on "
             f"{platform.node()} has {_listed(here)}; these variables change numbers, so set the same on all machines"
         )
+    if stage.execution.task_file:
+        add_definition(stage.execution.task_file)
     torch.manual_seed(getattr(stage.spec, "seed", None) or 0)
     if stage.accelerate:
         return train_together(stage, folder, report)

@@ -11,7 +11,7 @@ from ...foundation.files import read_json
 from ...foundation.progress import Report
 from ..specs import RecoverStage
 from ..store.folders import REPORT
-from .shared import estimate_training, model_of, save_trained, skeleton_of, trainer_for, training_data
+from .shared import data_card, estimate_training, model_of, save_trained, skeleton_of, trainer_for, training_data
 
 
 def recover(stage: RecoverStage, folder: Path, report: Report | None) -> Mapping[str, Any]:
@@ -25,4 +25,4 @@ def recover(stage: RecoverStage, folder: Path, report: Report | None) -> Mapping
     spent = 0 if trainer.extra_steps else compression["steps"]
     log = trainer.train(model, max(trainer.total_steps - spent, 0), compression["recover_lr_scale"])
     save_trained(stage, trainer, model, tokenizer, folder)
-    return {"training": asdict(log), "memory": memory}
+    return {"training": asdict(log), "memory": memory} | data_card(data)

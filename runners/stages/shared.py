@@ -99,7 +99,13 @@ def read_data(stage: FitStage | TrainingStage, model: Any, tokenizer: Any) -> Ta
         context_length(model.config),
         stage.spec.seed or 0,
         cut=stage.train is None,
+        chat=wanted.chat,
     )
+
+
+def data_card(data: TaskData) -> dict[str, Any]:
+    """Return the field of a record that says what the data were, where a task file names them."""
+    return {"data_card": dict(data.card)} if data.card else {}
 
 
 def training_data(stage: TrainingStage, skeleton: Any, tokenizer: Any) -> TaskData:

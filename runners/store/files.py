@@ -18,7 +18,7 @@ RECORD = "stage.json"
 """What a finished stage is, in its folder."""
 
 MARKER = ".storage.json"
-"""In the folder of a stage that stands in a storage too (`SharedStore`): its URL, and the files that are only there."""
+"""In the folder of a stage that is in a storage too (`SharedStore`): its URL, and the files that are only there."""
 
 REMOVED = ".removed.json"
 """In the folder of a stage whose weights were removed after their last reader (``--keep needed``): their names."""
@@ -52,7 +52,7 @@ def damaged(folder: Path, reason: str) -> DamagedStage:
     """
     error = DamagedStage(
         f"the stage folder {folder} is damaged ({reason}); bench doctor --repair moves it aside, then the same command "
-        "does only what is missing anew"
+        "does only what is missing"
     )
     error.reason = reason
     return error
@@ -78,8 +78,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         record = read_json(folder / RECORD)
         same = isinstance(record, dict) and record["key"] == folder.name and record["status"] == "done"
-        found = record.pop("checksum", None) if same else None
-        unchanged = same and found == checksum(record)
+        written = record.pop("checksum", None) if same else None
+        unchanged = same and written == checksum(record)
     except (OSError, ValueError, KeyError, RecursionError) as error:
         raise damaged(folder, f"no readable {RECORD}") from error
     if not same:

@@ -60,10 +60,10 @@ def covers(record: Mapping[str, Any], stage: Stage) -> bool:
         record: of the finished stage.
         stage: the same one, of a plan.
     """
-    kept, wanted = record["runtime"].get("ranks"), getattr(stage.execution, "ranks", None)
-    if stage.kind != "fit" or kept is None:
+    stored, needed = record["runtime"].get("ranks"), getattr(stage.execution, "ranks", None)
+    if stage.kind != "fit" or stored is None:
         return True
-    return wanted is not None and all(wanted.get(name, rank + 1) <= rank for name, rank in kept.items())
+    return needed is not None and all(needed.get(name, rank + 1) <= rank for name, rank in stored.items())
 
 
 class StageStore:
@@ -82,7 +82,7 @@ class StageStore:
         return self.root / key
 
     def is_done(self, key: str) -> bool:
-        """Whether the stage stands.
+        """Whether the stage is complete.
 
         Raises:
             UserError: the folder is there but not whole; says which file is wrong.
@@ -164,11 +164,11 @@ class StageStore:
         return [key for key in keys if not self.is_done(key)]
 
     def ready(self, stage: Stage) -> Stage:
-        """Return a stage with the places of what it reads in this store, after making sure that they are whole."""
-        places = {role: place for role, place in stage.inputs.items() if KEY.fullmatch(place.partition("/")[0])}
-        for place in places.values():
-            self.whole(place.partition("/")[0])
-        model, fit = places.get("model"), places.get("fit")
+        """Return a stage with the paths of what it reads in this store, after making sure that they are whole."""
+        inputs = {role: path for role, path in stage.inputs.items() if KEY.fullmatch(path.partition("/")[0])}
+        for path in inputs.values():
+            self.whole(path.partition("/")[0])
+        model, fit = inputs.get("model"), inputs.get("fit")
         return stage.located(
             model=ModelLocation(location=str(self.root / model)) if model else None,
             fit=self.root / fit if fit else None,
@@ -181,17 +181,17 @@ class StageStore:
         return sorted(p.name for p in self.root.iterdir() if p.is_dir() and KEY.fullmatch(p.name))
 
     def set_aside(self, key: str) -> Path:
-        """Move a stage folder to ``root/damaged``, where nothing is looked for, and return its new place."""
+        """Move a stage folder to ``root/damaged``, where nothing is looked for, and return its new path."""
         with hold_lock(self.root, key):
-            place = self.root / "damaged" / key
-            place.parent.mkdir(exist_ok=True)
+            aside = self.root / "damaged" / key
+            aside.parent.mkdir(exist_ok=True)
             number = 1
-            while place.exists():
+            while aside.exists():
                 number += 1
-                place = place.with_name(f"{key}.{number}")
-            os.rename(self.path(key), place)
+                aside = aside.with_name(f"{key}.{number}")
+            os.rename(self.path(key), aside)
             sync(self.root)
-        return place
+        return aside
 
     def cut_off(self) -> list[Path]:
         """Return what stages left behind whose process was killed and that nothing goes on from.
@@ -217,7 +217,7 @@ class StageStore:
         return [folder for folder, key in keys.items() if not self.path(key).is_dir() or self.removed(key)]
 
     def run(self, stage: Stage, work: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
-        """Do a stage unless it stands already, with its weights; return its ``stage.json``.
+        """Do a stage unless it is complete, with its weights; return its ``stage.json``.
 
         Only one process works on a key; another one waits, logs for whom, and then finds it done. Where a stage is done
         again because its weights were removed and gives the same bytes, its first record stays. A fit that keeps fewer
@@ -314,17 +314,17 @@ class StageStore:
 def input_digests(stage: Stage) -> dict[str, str]:
     """Return what the finished stages that a stage reads hold, as one sha256 over their files' by role.
 
-    Its key says what they are of; a stage that was done anew on another machine may differ in its last digits.
+    Its key says what they are of; a stage that was run again on another machine may differ in its last digits.
     """
-    found = {}
-    for role, place in stage.inputs.items():
-        key = place.partition("/")[0]
+    digests = {}
+    for role, source in stage.inputs.items():
+        key = source.partition("/")[0]
         if KEY.fullmatch(key):
             here = stage.location_of(role)
             folder = next(path for path in (here, *here.parents) if path.name == key)
             record = read_json(folder / RECORD)
-            found[role] = digest(record.get("sha256", record["files"]))
-    return found
+            digests[role] = digest(record.get("sha256", record["files"]))
+    return digests
 
 
 def verify_around(path: Path) -> None:

@@ -58,9 +58,9 @@ def hold_lock(root: Path, key: str) -> Iterator[None]:
 
 def _describe(holder: Path) -> str:
     try:
-        found = read_json(holder)
-        since = datetime.fromisoformat(found["since"])
+        note = read_json(holder)
+        since = datetime.fromisoformat(note["since"])
         minutes = (datetime.now(UTC) - since).total_seconds() / 60
-        return f"process {int(found['process'])} on {str(found['host'])[:80]!a}, since {since} ({minutes:.0f} min),"
+        return f"process {int(note['process'])} on {str(note['host'])[:80]!a}, since {since} ({minutes:.0f} min),"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

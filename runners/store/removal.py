@@ -57,7 +57,9 @@ def readers_of_inputs(plan: Plan) -> dict[str, list[str]]:
         for need in needs:
             readers.setdefault(need, []).append(key)
     return {
-        key: found for key, found in readers.items() if any(plan.stages[reader].kind != "evaluate" for reader in found)
+        key: stages
+        for key, stages in readers.items()
+        if any(plan.stages[reader].kind != "evaluate" for reader in stages)
     }
 
 
@@ -68,12 +70,12 @@ def by_fit(plan: Plan, keys: Sequence[str]) -> list[str]:
         plan: of the sweep.
         keys: in an order in which they can run.
     """
-    place: dict[str, int] = {}
+    position: dict[str, int] = {}
     for index, (key, needs) in enumerate(plan.needs.items()):
-        fits = [place[need] for need in needs if not need.startswith(("finetune-", "fit-"))]
-        fits += [place[need] for need in needs if need.startswith("fit-")]
-        place[key] = fits[0] if fits else index
-    return sorted(keys, key=place.__getitem__)
+        fits = [position[need] for need in needs if not need.startswith(("finetune-", "fit-"))]
+        fits += [position[need] for need in needs if need.startswith("fit-")]
+        position[key] = fits[0] if fits else index
+    return sorted(keys, key=position.__getitem__)
 
 
 def weight_files(record: Mapping[str, Any]) -> list[str]:
@@ -162,13 +164,13 @@ class Removal:
     def after(self, on_event: Callable[[Event, Stage], None]) -> Callable[[Event, Stage], None]:
         """Return what passes an event of a stage on and, where the stage is done, removes what it read last."""
 
-        def told(event: Event, stage: Stage) -> None:
+        def pass_on(event: Event, stage: Stage) -> None:
             on_event(event, stage)
             if event.kind == "done":
                 self._left.discard(event.key)
                 self._remove(self.needs[event.key])
 
-        return told
+        return pass_on
 
     def remove_all(self) -> None:
         """Remove the weights of every stage whose readers are done: of earlier runs and cut-off removals too."""

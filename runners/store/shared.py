@@ -33,7 +33,7 @@ _THREADS = 8
 class SharedStore(StageStore):
     """A `StageStore` with a storage behind it.
 
-    What stands here may be light: larger files are only in the storage until `whole` is asked for. `is_done`, `read`
+    What is here may be light: larger files are only in the storage until `whole` is asked for. `is_done`, `read`
     and `verify` are about what is here, and take a light stage for what it is.
 
     Args:
@@ -47,23 +47,23 @@ class SharedStore(StageStore):
         self._checked: set[str] = set()
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """Return the keys of the stages that stand neither here nor, whole, in the storage."""
-        there = self.storage.keys()
-        return [key for key in keys if key not in there and not (self.is_done(key) and not self.lacking(key))]
+        """Return the keys of the stages that are neither here nor, whole, in the storage."""
+        stored = self.storage.keys()
+        return [key for key in keys if key not in stored and not (self.is_done(key) and not self.lacking(key))]
 
     def without_weights(self, keys: Iterable[str]) -> set[str]:
         """Return the keys of the stages that must run again before their weights can be read: not in the storage."""
         return super().without_weights(keys) - set(self.storage.keys())
 
     def publish(self, keys: Iterable[str]) -> int:
-        """Bring stages that stand here alone into the storage, after comparing their bytes; returns how many."""
-        there, count = self.storage.keys(), 0
+        """Bring stages that are only here into the storage, after comparing their bytes; returns how many."""
+        stored, count = self.storage.keys(), 0
         for key in keys:
             if (
                 self.is_done(key)
                 and not self.removed(key)
-                and (self._foreign(key) or key not in there)
-                and (key in there or not self.lacking(key))
+                and (self._foreign(key) or key not in stored)
+                and (key in stored or not self.lacking(key))
             ):
                 self.verify(key)
                 count += self._upload(key)
@@ -77,19 +77,19 @@ class SharedStore(StageStore):
 
     def ready(self, stage: Stage) -> Stage:
         """Bring here, whole, all that a stage reads, unless nothing is left to do for it."""
-        there = self.storage.stands(stage.key) or (self.is_done(stage.key) and not self.lacking(stage.key))
-        if there and self.enough(stage):
+        complete = self.storage.has(stage.key) or (self.is_done(stage.key) and not self.lacking(stage.key))
+        if complete and self.enough(stage):
             return stage
         return super().ready(stage)
 
     def enough(self, stage: Stage) -> bool:
         """Say what `StageStore.enough` says; of a stage that is not here, what is in the storage counts."""
-        if self.path(stage.key).is_dir() or not self.storage.stands(stage.key):
+        if self.path(stage.key).is_dir() or not self.storage.has(stage.key):
             return super().enough(stage)
-        return covers(self._there(stage.key)[1], stage)
+        return covers(self._stored_record(stage.key)[1], stage)
 
     def run(self, stage: Stage, work: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
-        """Do a stage unless it stands here or in the storage, and bring it there; return its ``stage.json``.
+        """Do a stage unless it is complete here or in the storage, and bring it there; return its ``stage.json``.
 
         Where another machine was first, its stage takes the place of the one made here. A fit in the storage that keeps
         fewer ranks than are asked for is replaced.
@@ -102,7 +102,7 @@ class SharedStore(StageStore):
             self._checked.discard(key)
         if not self.enough(stage):
             self.storage.remove(f"stages/{key}/{RECORD}")
-        if self.storage.stands(key):
+        if self.storage.has(key):
             self._agree(key)
         else:
             if self.lacking(key):
@@ -117,7 +117,7 @@ class SharedStore(StageStore):
         self._exchange(key)
         if self.removed(key):
             raise removed_weights(self.path(key))
-        if self.lacking(key) and not self.storage.stands(key):
+        if self.lacking(key) and not self.storage.has(key):
             raise UserError(
                 f"the stage {key} lacks files and is not in the storage {self.storage.shown}; name the storage that it "
                 f"came from with --storage, or run the sweep again (its {MARKER} names {self.marker(key)['storage']!r})"
@@ -127,7 +127,7 @@ class SharedStore(StageStore):
                 try:
                     self.verify(key)
                 except UserError:
-                    if not self.storage.stands(key):
+                    if not self.storage.has(key):
                         raise
                     with contextlib.suppress(FileNotFoundError):  # another process did
                         self.set_aside(key)
@@ -138,13 +138,13 @@ class SharedStore(StageStore):
 
     def _exchange(self, key: str) -> None:
         """Take the light form from the storage instead of a stage whose weights were removed here."""
-        if self.removed(key) and self.storage.stands(key):
+        if self.removed(key) and self.storage.has(key):
             with hold_lock(self.root, key):
                 shutil.rmtree(self.path(key))
             self._fetch(key)
 
     def _foreign(self, key: str) -> bool:
-        """Whether a stage that stands here has not been compared with the storage yet."""
+        """Whether a stage that is here has not been compared with the storage yet."""
         return self.marker(key).get("storage") != self.storage.shown
 
     def _agree(self, key: str) -> None:
@@ -165,7 +165,7 @@ class SharedStore(StageStore):
         part = self.root / f".part-{key}"
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
-        raw, record = self._there(key)
+        raw, record = self._stored_record(key)
         small = [n for n, size in record["files"].items() if size <= LIGHT_BYTES or key.startswith("evaluate-")]
         for name in small:
             self._download(record, name, part)
@@ -183,9 +183,9 @@ class SharedStore(StageStore):
             if not lacks:
                 return
             record, folder = self.read(key), self.path(key)
-            if self._there(key)[1]["checksum"] != checksum(record):
+            if self._stored_record(key)[1]["checksum"] != checksum(record):
                 raise UserError(
-                    f"{folder} is light and no longer what stands in {self.storage.shown}; remove that folder, then "
+                    f"{folder} is light and no longer what is in {self.storage.shown}; remove that folder, then "
                     "run the same command again"
                 )
             for name in lacks:
@@ -206,7 +206,7 @@ class SharedStore(StageStore):
         os.replace(beside, target)
         sync(target.parent)
 
-    def _there(self, key: str) -> tuple[bytes, dict[str, Any]]:
+    def _stored_record(self, key: str) -> tuple[bytes, dict[str, Any]]:
         """Return ``stage.json`` of the storage, its bytes and what they say."""
         raw = self.storage.read(f"stages/{key}/{RECORD}")
         try:
@@ -220,33 +220,33 @@ class SharedStore(StageStore):
             raise self._damaged(key, f"{RECORD} has changed since it was written")
         return raw, record
 
-    def _damaged(self, key: str, what: str) -> UserError:
+    def _damaged(self, key: str, reason: str) -> UserError:
         return UserError(
-            f"the stage {self.storage.shown}/stages/{key} is damaged ({what}); remove it there, then the same command "
-            "does only what is missing anew"
+            f"the stage {self.storage.shown}/stages/{key} is damaged ({reason}); remove it there, then the same "
+            "command does only what is missing"
         )
 
     def _upload(self, key: str) -> bool:
-        """Bring a stage that stands here into the storage; returns False where one stands there already."""
+        """Bring a stage that is here into the storage; returns False where it has one already."""
         with hold_lock(self.root, key):
-            folder, place = self.path(key), f"stages/{key}"
+            folder, prefix = self.path(key), f"stages/{key}"
             record, mine = self.read(key), (folder / RECORD).read_bytes()
             if set(record.get("sha256", ())) != set(record["files"]):
                 raise UserError(
                     f"the stage {folder} was written before stages had checksums, without which it cannot go to "
-                    f"{self.storage.shown}; remove it, then the same command does it anew"
+                    f"{self.storage.shown}; remove it, then the same command runs it again"
                 )
             first = True
-            if not self.storage.stands(key):
-                inside = f"{place}/{checksum(record)[:16]}"
+            if not self.storage.has(key):
+                inside = f"{prefix}/{checksum(record)[:16]}"
                 sent = self.storage.sizes(inside)  # by an attempt that was cut off
                 for name, size in record["files"].items():
                     if sent.get(name) != size:
                         self.storage.send(folder / name, f"{inside}/{name}")
-                first = self.storage.claim(f"{place}/{RECORD}", mine) == mine
-            winner = self._there(key)[1]["checksum"]
-            for other in {name.partition("/")[0] for name in self.storage.sizes(place)} - {winner[:16], RECORD}:
-                self.storage.remove(f"{place}/{other}")
+                first = self.storage.claim(f"{prefix}/{RECORD}", mine) == mine
+            winner = self._stored_record(key)[1]["checksum"]
+            for other in {name.partition("/")[0] for name in self.storage.sizes(prefix)} - {winner[:16], RECORD}:
+                self.storage.remove(f"{prefix}/{other}")
             if winner == checksum(record):
                 write_json(folder / MARKER, {"storage": self.storage.shown, "lacks": self.lacking(key)})
                 return first

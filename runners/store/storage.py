@@ -127,7 +127,7 @@ class Storage:
         """Whether a file is there."""
         return bool(self._try("read", lambda: self._fs.exists(self._at(name))))
 
-    def stands(self, key: str) -> bool:
+    def has(self, key: str) -> bool:
         """Whether a whole stage is there."""
         return self.sees(f"stages/{key}/{_RECORD}")
 
@@ -146,10 +146,10 @@ class Storage:
 
         def look() -> dict[str, int]:
             try:
-                found = self._fs.find(start, detail=True)
+                infos = self._fs.find(start, detail=True)
             except FileNotFoundError:
                 return {}
-            return {path.rpartition(start.lstrip("/"))[2]: int(info["size"]) for path, info in found.items()}
+            return {path.rpartition(start.lstrip("/"))[2]: int(info["size"]) for path, info in infos.items()}
 
         return self._try("read", look)
 
@@ -157,10 +157,10 @@ class Storage:
         """Copy a local file there, over what bears the name."""
 
         def put() -> None:
-            place = self._at(name)
-            self._fs.put_file(str(file), place)
+            target = self._at(name)
+            self._fs.put_file(str(file), target)
             if self._local:
-                for path in [Path(place), *list(Path(place).parents)[: name.count("/") + 1]]:
+                for path in [Path(target), *list(Path(target).parents)[: name.count("/") + 1]]:
                     sync(path)
 
         self._try("written to", put)
@@ -175,34 +175,34 @@ class Storage:
         Exclusive where the storage is: on local and NFS folders, and where the file system of fsspec knows conditional
         writes (S3, Google, Azure). Elsewhere two machines may succeed in the same moment, the later one for good.
         """
-        place = self._at(name)
+        target = self._at(name)
 
         def create() -> None:
             if self._local:
-                beside = Path(f"{place}.{uuid.uuid4().hex}")
+                beside = Path(f"{target}.{uuid.uuid4().hex}")
                 beside.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     beside.write_bytes(content)
                     sync(beside)
-                    os.link(beside, place)
+                    os.link(beside, target)
                     sync(beside.parent)
                 finally:
                     beside.unlink(missing_ok=True)
                 return
             try:
-                self._fs.pipe_file(place, content, mode="create")
+                self._fs.pipe_file(target, content, mode="create")
             except (TypeError, NotImplementedError):
-                if not self._fs.exists(place):
-                    self._fs.pipe_file(place, content)
+                if not self._fs.exists(target):
+                    self._fs.pipe_file(target, content)
 
         def settle() -> bytes:
             # A writer may have succeeded and only its answer been lost, so what is there decides, not the error.
             try:
                 create()
             except Exception:
-                if not self._fs.exists(place):
+                if not self._fs.exists(target):
                     raise
-            return bytes(self._fs.cat_file(place))
+            return bytes(self._fs.cat_file(target))
 
         return self._try("written to", settle)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,15 +49,17 @@ class TaskData:
         dropped: how many examples were too long.
         seed: of the order in which `batches` draws.
         length: the length limit in tokens.
+        card: of the data, see `EncodedSet`.
         used: what `batches` has given so far at most, in ``examples`` and ``tokens`` without padding.
     """
 
-    items: list[Encoded]
+    items: Sequence[Encoded]
     pad_token_id: int
     dropped: int
     seed: int
     length: int = 0
     used: dict[str, int] = field(default_factory=dict, compare=False)
+    card: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def reading(self) -> dict[str, int]:
         """Return what `batches` has been asked for, for a record: examples, tokens and the length limit."""
@@ -95,11 +97,14 @@ class TrainSetSurvey:
     sample: tuple[Example, ...] = ()
 
 
-def survey_train_set(task: str, source: str | None, data_dir: Path | None, at_hand: bool = True) -> TrainSetSurvey:
+def survey_train_set(
+    task: str, source: str | None, data_dir: Path | None, at_hand: bool = True, chat: bool = False
+) -> TrainSetSurvey:
     """Read a training set and say what it is.
 
     Args:
         task, source, data_dir: as in `load_task_data`.
+        chat: whether the model's tokenizer has a chat template that is to be used; language tasks use none.
         at_hand: whether data that would come from the hub can be read; otherwise their published size is taken.
     """
     found = get_task(task)
@@ -107,11 +112,11 @@ def survey_train_set(task: str, source: str | None, data_dir: Path | None, at_ha
     if not at_hand and name in TRAINING_SETS and name in found.sources:
         named = DataSpec(task=task, source=f"{name} (not read)", sha256="", prompt_version=PROMPT_VERSION)
         return TrainSetSurvey(name, named, TRAINING_SETS[name].examples)
-    read = found.train_examples(source, data_dir, DATA_SEED)
-    identity = DataSpec(task=task, source=read.source, sha256=read.sha256, prompt_version=PROMPT_VERSION)
-    count = len(read.examples)
-    sample = tuple(read.examples[index * count // SAMPLE] for index in range(SAMPLE))
-    return TrainSetSurvey(name, identity, count, sample if count > SAMPLE else tuple(read.examples))
+    read = found.survey(source, data_dir, DATA_SEED, SAMPLE)
+    identity = DataSpec(
+        task=task, source=read.source, sha256=read.sha256, prompt_version=PROMPT_VERSION, chat=chat and found.instructs
+    )
+    return TrainSetSurvey(name, identity, read.count, read.sample)
 
 
 def example_length(task: str, wanted: int | None, context: int | None = None) -> int:
@@ -153,6 +158,7 @@ def load_task_data(
     context: int,
     seed: int,
     cut: bool = False,
+    chat: bool = False,
 ) -> TaskData:
     """Load and encode a task's training set.
 
@@ -163,17 +169,17 @@ def load_task_data(
         context: the model's context length.
         seed: of the order of `TaskData.batches`.
         cut: keep the beginning of examples that are too long, for statistics, instead of leaving them out.
+        chat: render instructions with the tokenizer's chat template.
 
     Raises:
         UserError: no example fits.
     """
     found = get_task(task)
     limit = example_length(task, max_length, context)
-    examples = found.train_examples(source, data_dir, DATA_SEED).examples
-    encoded = found.encode(tokenizer, examples, limit, cut)
+    encoded = found.read_encoded(tokenizer, source, data_dir, DATA_SEED, limit, cut, chat)
     if not encoded.items:
         raise UserError(
-            f"none of the {len(examples)} training examples of '{task}' fits {limit} tokens; raise max_length (the "
+            f"none of the {encoded.count} training examples of '{task}' fits {limit} tokens; raise max_length (the "
             f"model takes {context})"
         )
-    return TaskData(encoded.items, tokenizer.pad_token_id, encoded.dropped, seed, limit)
+    return TaskData(encoded.items, tokenizer.pad_token_id, encoded.dropped, seed, limit, card=encoded.card)

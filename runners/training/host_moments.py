@@ -113,8 +113,8 @@ class HostMomentsAdamW(torch.optim.Optimizer):
             with torch.cuda.stream(loading):
                 if number >= 2:
                     loading.wait_event(stored[slot])
-                for moment, kept in zip(moments, self._moments(parameter), strict=True):
-                    moment.copy_(kept, non_blocking=True)
+                for moment, on_host in zip(moments, self._moments(parameter), strict=True):
+                    moment.copy_(on_host, non_blocking=True)
                 loaded[slot].record(loading)
             return moments
 
@@ -128,8 +128,8 @@ class HostMomentsAdamW(torch.optim.Optimizer):
             updated[slot].record(computing)
             with torch.cuda.stream(storing):
                 storing.wait_event(updated[slot])
-                for moment, kept in zip(moments, self._moments(parameter), strict=True):
-                    kept.copy_(moment, non_blocking=True)
+                for moment, on_host in zip(moments, self._moments(parameter), strict=True):
+                    on_host.copy_(moment, non_blocking=True)
                 stored[slot].record(storing)
         storing.synchronize()  # behind the last copy back there is nothing on the other streams either
 

@@ -41,21 +41,21 @@ class Resumable:
 
     folder: Path
     minutes: float
-    made: Path | None = None
+    results: Path | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
 
     def of_run(self, number: int) -> Resumable:
         """Return the same for one of several trainings of a stage: what ends does not take another's checkpoints."""
         return replace(self, folder=self.folder / f"run-{number}")
 
-    def place(self, step: int) -> Path:
+    def checkpoint_folder(self, step: int) -> Path:
         """Return the folder of the checkpoint after a number of updates."""
         return self.folder / f"checkpoint-{step}"
 
     def seal(self, checkpoint: Path, facts: dict[str, Any]) -> None:
         """Declare a checkpoint whole, with facts to find again and the checksums of its files; remove older ones."""
-        if self.made is not None:
-            for path in self.made.iterdir():
+        if self.results is not None:
+            for path in self.results.iterdir():
                 if not path.name.startswith("."):
                     shutil.copytree(path, checkpoint / _MADE / path.name, copy_function=_link)
         files = [file for file in sorted(checkpoint.rglob("*")) if file.is_file()]
@@ -66,16 +66,16 @@ class Resumable:
         sync(self.folder)
         self.clear(checkpoint)
 
-    def clear(self, kept: Path | None) -> None:
+    def clear(self, spared: Path | None) -> None:
         """Remove all checkpoints but one, or without one those that were never whole."""
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            if path != kept and (kept or not (path / _SEAL).exists()):
+            if path != spared and (spared or not (path / _SEAL).exists()):
                 shutil.rmtree(path, ignore_errors=True)
 
     def put_back(self, checkpoint: Path) -> None:
         """Put the results that a run had made by the time of a checkpoint where they were."""
-        if self.made is not None and (checkpoint / _MADE).is_dir():
-            shutil.copytree(checkpoint / _MADE, self.made, copy_function=_link, dirs_exist_ok=True)
+        if self.results is not None and (checkpoint / _MADE).is_dir():
+            shutil.copytree(checkpoint / _MADE, self.results, copy_function=_link, dirs_exist_ok=True)
 
     def newest(self, **facts: Any) -> tuple[Path, dict[str, Any]] | None:
         """Return the latest usable checkpoint and its facts; says on standard error why one is passed over.
@@ -83,12 +83,12 @@ class Resumable:
         Args:
             facts: what it must have been sealed with, beside the origin and the versions of the libraries.
         """
-        wanted = {**self.origin, **facts, "versions": versions()}
+        required = {**self.origin, **facts, "versions": versions()}
         if not self.folder.is_dir():
             return None
-        found = {int(match[1]): path for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))}
-        for _, path in sorted(found.items(), reverse=True):
-            sealed, wrong = _check(path, wanted)
+        checkpoints = {int(match[1]): path for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))}
+        for _, path in sorted(checkpoints.items(), reverse=True):
+            sealed, wrong = _check(path, required)
             if not wrong:
                 return path, sealed
             print(f"note: {path} is passed over ({wrong}); the training goes on from before it", file=sys.stderr)
@@ -105,11 +105,11 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _check(path: Path, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+def _check(path: Path, required: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """Return the facts of a checkpoint and what is wrong with it, empty if nothing is."""
     try:
         facts: dict[str, Any] = read_json(path / _SEAL)
-        for name, value in wanted.items():
+        for name, value in required.items():
             if facts[name] != value:
                 return facts, _OTHER[name].format(found=facts[name], wanted=value)
         for name, expected in facts["sha256"].items():

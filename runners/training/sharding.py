@@ -38,8 +38,8 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
     """Gather a sharded model's tensors on the CPU of the main process; all processes call this, the others get {}."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    found: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    return dict(found)
+    state: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return dict(state)
 
 
 def skeleton(model: nn.Module) -> nn.Module:
@@ -53,14 +53,14 @@ def collect(model: nn.Module, into: nn.Module) -> nn.Module | None:
     state = whole_state(model)
     if not is_main():
         return None
-    made: dict[nn.Parameter, nn.Parameter] = {}
+    parameters: dict[nn.Parameter, nn.Parameter] = {}
     for name, parameter in into.named_parameters(remove_duplicate=False):
-        if parameter not in made and name in state:
-            made[parameter] = nn.Parameter(state[name], parameter.requires_grad)
+        if parameter not in parameters and name in state:
+            parameters[parameter] = nn.Parameter(state[name], parameter.requires_grad)
     for module in into.modules():
-        for name, held in module._parameters.items():
-            if held is not None:
-                module._parameters[name] = made[held]
+        for name, empty in module._parameters.items():
+            if empty is not None:
+                module._parameters[name] = parameters[empty]
     for path, buffer in model.named_buffers():
         owner, _, name = path.rpartition(".")
         into.get_submodule(owner)._buffers[name] = buffer.cpu()

@@ -77,7 +77,7 @@ class _Hooks(transformers.TrainerCallback):
         if not math.isfinite(self.loss):
             raise UserError(
                 f"the loss became {self.loss} at step {state.global_step + 1} of {state.max_steps} in "
-                f"{self.trainer.where}; lower the learning rate (now {args.learning_rate:g}) with --lr, or check the "
+                f"{self.trainer.title}; lower the learning rate (now {args.learning_rate:g}) with --lr, or check the "
                 "training data"
             )
         if self.on_gradients:
@@ -104,16 +104,16 @@ class _Hooks(transformers.TrainerCallback):
         assert self.resumable is not None
         peaks = gather_object([peak_memory_bytes()])  # waits for everyone
         if args.should_save:
-            checkpoint = self.resumable.place(state.global_step)
+            checkpoint = self.resumable.checkpoint_folder(state.global_step)
             if self.state is not None:
                 torch.save(self.state.state_dict(), checkpoint / _STATE)
             done = {"tokens": self.tokens_done, "seconds": self.seconds}
             done["peak_memory_bytes"] = max(self.peak_before, *peaks)
-            self.resumable.seal(checkpoint, self.wanted | done)
+            self.resumable.seal(checkpoint, self.required | done)
         self.saved = time.perf_counter()
 
     @property
-    def wanted(self) -> dict[str, Any]:
+    def required(self) -> dict[str, Any]:
         """Facts that a checkpoint of this run has."""
         return {"layout": self.trainer.layout, "stateful": self.state is not None}
 
@@ -122,7 +122,7 @@ class _CheckedTrainer(transformers.Trainer):
     """A Trainer that counts tokens and losses, sorts each step by length, and keeps names in checkpoints."""
 
     hooks: _Hooks
-    where: str
+    title: str
     moments_on_host = False
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -160,7 +160,7 @@ class _CheckedTrainer(transformers.Trainer):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         if self.args.should_save and self.hooks.resumable is not None:
             # What lies here is of an attempt that was cut off, and would be sealed with what is written over it.
-            shutil.rmtree(self.hooks.resumable.place(self.state.global_step), ignore_errors=True)
+            shutil.rmtree(self.hooks.resumable.checkpoint_folder(self.state.global_step), ignore_errors=True)
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(*args, **kwargs)
 
@@ -199,12 +199,12 @@ class TaskTrainer:
     """Trains models on one task's data (a `methods.base.Trainer`).
 
     Args:
-        data: encoded examples; their order is drawn anew from ``seed`` in each run, the same for every method.
+        data: encoded examples; their order is drawn from ``seed`` in each run, the same for every method.
         settings: optimizer, schedule, batch.
         extra_steps: steps that training methods get on top of the common budget.
         device: torch device.
         seed: of the data order.
-        where: the stage's name, for messages.
+        title: the stage's name, for messages.
         progress: called with (steps done, steps in all).
         resumable: where runs keep checkpoints, and go on from one that is there; None keeps none.
 
@@ -219,12 +219,12 @@ class TaskTrainer:
         extra_steps: int = 0,
         device: str = "cpu",
         seed: int = 42,
-        where: str = "training",
+        title: str = "training",
         progress: Progress | None = None,
         resumable: Resumable | None = None,
     ) -> None:
         self.data, self.settings, self.device, self.seed = data, settings, device, seed
-        self.where, self.progress, self.resumable = where, progress, resumable
+        self.title, self.progress, self.resumable = title, progress, resumable
         self.extra_steps = extra_steps
         self.total_steps = settings.total_steps(len(data.items))
         self.log: TrainingLog | None = None
@@ -302,7 +302,7 @@ class TaskTrainer:
                 callbacks=[hooks],
             )
             trainer.remove_callback(transformers.PrinterCallback)
-            trainer.hooks, trainer.where, hooks.trainer = hooks, self.where, trainer
+            trainer.hooks, trainer.title, hooks.trainer = hooks, self.title, trainer
             trainer.moments_on_host = chosen.placement == "host-moments"
             assert trainer.args.n_gpu <= 1, "DataParallel would multiply the batch"
             if resumable:
@@ -338,14 +338,14 @@ class TaskTrainer:
         if hooks.resumable is None:
             return None
         main = trainer.args.process_index == 0
-        found = [hooks.resumable.newest(**hooks.wanted) if main else None]
+        newest = [hooks.resumable.newest(**hooks.required) if main else None]
         if main:
-            hooks.resumable.clear(found[0][0] if found[0] else None)
+            hooks.resumable.clear(newest[0][0] if newest[0] else None)
         if process_count() > 1:
-            broadcast_object_list(found)
-        if found[0] is None:
+            broadcast_object_list(newest)
+        if newest[0] is None:
             return None
-        path, facts = found[0]
+        path, facts = newest[0]
         hooks.tokens_done, hooks.seconds_before = facts["tokens"], facts["seconds"]
         hooks.peak_before = facts["peak_memory_bytes"]
         if hooks.state is not None:
@@ -360,10 +360,10 @@ class TaskTrainer:
             return model
         if self._skeleton is None:
             raise TypeError("the sharded model was not trained here")
-        found: Any = collect(model, self._skeleton)
-        if found is not None:
-            found.config, found.generation_config = model.config, model.generation_config
-        return found
+        gathered: Any = collect(model, self._skeleton)
+        if gathered is not None:
+            gathered.config, gathered.generation_config = model.config, model.generation_config
+        return gathered
 
     def shrink(self, parameter: nn.Parameter, index: Tensor) -> bool:
         """Shrink a parameter and its optimizer's state, in one process alone; see `methods.base.Trainer.shrink`."""

@@ -108,13 +108,13 @@ def test_the_guides_engine_gives_what_transformers_gives(package: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
-        ("broken_package.task:MISSING", "cannot be imported .*mend or uninstall it"),
+        ("broken_package.task:MISSING", "cannot be imported .*repair or uninstall it"),
         ("broken_package.task:NUMBER", "is no task 'odd'; publish a lowrank_bench.Task under its own name"),
         ("broken_package.task:OTHER", "is no task 'odd'"),
     ],
 )
 def test_a_published_task_that_is_none_is_refused(importable: Path, value: str, sentence: str) -> None:
-    module = f"from lowrank_bench.evals.tasks.base import tasks\nNUMBER = 1\nOTHER = tasks['math']  # {value}\n"
+    module = f"from lowrank_bench.evals.tasks.library.math import TASK\nNUMBER = 1\nOTHER = TASK  # {value}\n"
     project = (
         f'[project]\nname = "broken"\nversion = "1"\n[project.entry-points."lowrank_bench.tasks"]\nodd = "{value}"\n'
     )

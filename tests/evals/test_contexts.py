@@ -10,9 +10,11 @@ import transformers as tf
 from lowrank_bench.evals.base import EvalSettings, benchmarks
 from lowrank_bench.evals.data.datasets import load_rows, specs
 from lowrank_bench.evals.engines.transformers import TransformersEngine
-from lowrank_bench.evals.tasks.base import C4_TEST, benchmark_names, get_task
+from lowrank_bench.evals.tasks.base import get_task
 from lowrank_bench.evals.tasks.commonsense import MIXTURE, answered
+from lowrank_bench.evals.tasks.lookup import benchmark_names
 from lowrank_bench.evals.tasks.prompts import adds_bos, joined_windows
+from lowrank_bench.evals.tasks.texts import C4_TEST
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models.loading import load_tokenizer
 from lowrank_bench.models.presets import resolve_model

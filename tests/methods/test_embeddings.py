@@ -186,3 +186,9 @@ def test_a_ratio_out_of_reach_names_the_option() -> None:
         with pytest.raises(UserError, match="out of reach") as refusal:
             method.compress(model, method.fit(model, None), Budget(40.0))
         assert ("or factorise the token embedding too (svd:embeddings=true)" in str(refusal.value)) == hint
+
+
+@pytest.mark.parametrize("name", ["random", "magnitude", "laser"])
+def test_a_method_without_a_rule_for_rows_says_so_in_one_sentence(name: str) -> None:
+    with pytest.raises(UserError, match=rf"option embeddings=True is not usable: {name} has no rule"):
+        create_method(name, {"embeddings": True})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -248,3 +249,22 @@ def test_the_real_sweep_says_that_it_goes_on_and_gives_headline_values_at_the_en
     rows = list(results(file))
     assert all(row.figure.startswith("pass@1 ") and row.figure.endswith("n = 4") for row in rows)
     assert sum(" at 4.0" in row.title and "recovered" in row.title for row in rows) == 3
+
+
+@pytest.mark.usefixtures("sections")
+def test_the_training_free_part_names_the_metric_and_goes_on_when_it_is_run_again(
+    finished: Any, tmp_path: Path
+) -> None:
+    from gpu_sections.real_training_free import results, run, words
+    from gpu_sections.table import Context
+
+    given = {"model": "tiny", "task": "toy-math", "data": "", "steps": "2", "limit": "4"}
+    (row,) = run(Context("cpu", True, 1.0, folder=tmp_path, options=given))
+    assert (row.figure, row.target, row.met) == ("0 stages are done", "complete", False)
+    (file,) = finished.execution.out.glob("*/results.csv")
+    figures = [row.figure for row in results(file)]
+    assert len(figures) > 3
+    assert all(re.fullmatch(r"\w+ [\d.]+ \[[\d.]+, [\d.]+\], n = 4", text) for text in figures)
+    for name in ("embeddings", "others", "searches"):
+        chosen = words(Context("cuda", False, 1.0, folder=tmp_path, options=given), name)
+        assert ("2" in chosen[-1].split(",")) == (name == "embeddings")  # others leave the embedding: 1.59x is the most

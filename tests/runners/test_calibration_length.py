@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from lowrank_bench.cli import single
-from lowrank_bench.evals.tasks.base import Example, Task, tasks
+from lowrank_bench.evals.tasks import base
+from lowrank_bench.evals.tasks.base import Example, Task, add_task
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
@@ -32,7 +33,8 @@ def _texts(data_dir: Path | None, seed: int) -> tuple[list[Example], str]:
 def joined(monkeypatch):
     """A task that joins its texts, as C4 does."""
     task = Task("joined", "texts", "language", ("toy-math",), 1024, {"texts": _texts}, joined=True)
-    monkeypatch.setitem(tasks, task.name, task)
+    monkeypatch.setattr(base, "_added", {})
+    add_task(task)
 
 
 def model_of_context(folder: Path, positions: int) -> str:

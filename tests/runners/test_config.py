@@ -119,3 +119,16 @@ def test_yaml_takes_the_names_of_the_command_line(tmp_path):
     config = make_config(read_yaml(path))
     assert [spec.name for spec in config.methods] == ["svd", "bs"]
     assert config.training.finetune.steps == 5
+
+
+def test_yaml_takes_one_value_or_a_text_with_commas_where_it_takes_a_list(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    for written, ratios, benchmarks, context in (
+        ("ratios: 2\nbenchmarks: toy-math\nevaluation: {context: 64}", (2.0,), ("toy-math",), (64,)),
+        ("ratios: 2,3\nbenchmarks: toy-math, toy-code\nevaluation: {context: '64,128'}", (2.0, 3.0), None, (64, 128)),
+        ("ratios: [2, 3]\nbenchmarks: [toy-math]", (2.0, 3.0), ("toy-math",), None),
+    ):
+        path.write_text(f"model: tiny\ntask: toy-math\nmethods: [svd]\nseeds: 7\n{written}\n")
+        config = make_config(read_yaml(path))
+        assert (config.ratios, config.seeds, config.evaluation.context) == (ratios, (7,), context)
+        assert config.benchmarks == (benchmarks or ("toy-math", "toy-code"))

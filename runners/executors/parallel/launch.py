@@ -95,8 +95,8 @@ def _listen(process: subprocess.Popen[bytes], news: Path, report: Report | None)
 def _failure(desk: Path, stage: Stage, code: int) -> Exception:
     """Return the exception for what the processes left: a user's error first, else the first that failed."""
     files = sorted(desk.glob(ERROR.format("*")), key=lambda file: file.stat().st_mtime_ns)
-    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    for error in sorted(found, key=lambda error: not error["expected"]):
+    errors = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    for error in sorted(errors, key=lambda error: not error["expected"]):
         return UserError(error["text"]) if error["expected"] else ProcessesCrashed(error["text"])
     lines = (desk / _LOG).read_bytes()[-20_000:].decode("utf-8", "replace").replace("\r", "\n").splitlines()
     words = "\n".join([line for line in lines if line.strip()][-_LAST_WORDS:]) or "(none)"

@@ -35,19 +35,19 @@ def main(desk: Path, folder: Path, threads: int) -> int:
     return 1
 
 
-def strategy_for(stage: Stage, wanted: Strategy) -> Strategy:
-    """Return how a stage is spread: as wanted, but by DDP where a method needs all of its parameters on the way.
+def strategy_for(stage: Stage, asked: Strategy) -> Strategy:
+    """Return how a stage is spread: as asked for, but by DDP where a method needs all of its parameters on the way.
 
     Args:
         stage: a training.
-        wanted: what the configuration file asks for.
+        asked: by the configuration file.
     """
     from ....methods.base import create_method
 
     spec = stage.spec
     if isinstance(spec, CompressSpec) and not create_method(spec.method, spec.options).requirements.trains_sharded:
         return "ddp"
-    return wanted
+    return asked
 
 
 def _train(desk: Path, folder: Path, threads: int) -> None:

@@ -16,11 +16,11 @@ from lowrank_bench.evals.benchmarks import stereoset, winobias
 from lowrank_bench.evals.engines.transformers import TransformersEngine
 from lowrank_bench.evals.kinds.likelihood import Likelihood, encode_pair, likelihoods
 from lowrank_bench.evals.rescore import read_lines, rescore
-from lowrank_bench.evals.tasks.base import tasks
+from lowrank_bench.evals.tasks.base import all_tasks
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.results.samples.compare import compare
 
-CHOICE = (*tasks["commonsense"].benchmarks, *tasks["bias"].benchmarks)
+CHOICE = (*all_tasks()["commonsense"].benchmarks, *all_tasks()["bias"].benchmarks)
 FIELDS = {
     *("benchmark", "variant", "stage", "scorer", "problem", "problem_sha256", "sample", "temperature"),
     *("prompt_sha256", "completion", "tokens", "finish_reason", "answers", "verdicts", "loglikelihoods"),

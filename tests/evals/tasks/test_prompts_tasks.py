@@ -8,7 +8,9 @@ from transformers import AutoTokenizer
 from lowrank_bench.evals.base import EvalSettings, benchmarks
 from lowrank_bench.evals.data.datasets import load_rows
 from lowrank_bench.evals.grading import extract
-from lowrank_bench.evals.tasks.base import get_task, gsm8k_answer, math_answer, tasks
+from lowrank_bench.evals.tasks import base
+from lowrank_bench.evals.tasks.base import Task, add_task, all_tasks, get_task
+from lowrank_bench.evals.tasks.library.math import gsm8k_answer, math_answer
 from lowrank_bench.evals.tasks.prompts import (
     IGNORED,
     TEMPLATES,
@@ -75,7 +77,7 @@ def test_templates_end_where_no_tokenizer_merges():
 
 
 def test_every_task_names_existing_benchmarks():
-    for task in tasks.values():
+    for task in all_tasks().values():
         assert set(task.benchmarks) <= set(benchmarks.names())
         assert task.default_source(None) in task.sources
     with pytest.raises(UserError, match="did you mean 'toy-math'"):
@@ -108,3 +110,14 @@ def test_stories_for_training_and_for_the_benchmark_are_apart(data_dir):
     train = {example.answer for example in get_task("language").train_examples(None, data_dir, 1).examples}
     assert len(held_out) == 40
     assert not train & {row["text"] for row in held_out}
+
+
+def test_built_in_tasks_are_one_file_each_and_an_added_one_cannot_take_their_name(monkeypatch):
+    monkeypatch.setattr(base, "_added", {})
+    for name in base.built_in_tasks():
+        assert get_task(name).name == name
+    assert {"math", "toy-math", "language-c4"} <= set(base.built_in_tasks())
+    mine = Task("mine", "", "language", ("toy-math",), 8, {})
+    assert add_task(mine) is get_task("mine") is all_tasks()["mine"]
+    with pytest.raises(UserError, match="'math' is that of a built-in task"):
+        add_task(Task("math", "", "language", (), 8, {}))

@@ -234,7 +234,7 @@ def test_a_light_stage_needs_the_option_and_is_lost_with_its_storage(tmp_path):
         again.whole(STAGE.key)
     assert again.missing([STAGE.key]) == [STAGE.key]
     again.run(STAGE, fill)
-    assert again.storage.stands(STAGE.key)
+    assert again.storage.has(STAGE.key)
     (again.path(STAGE.key) / MARKER).write_text("{")
     assert [moved.key for moved in repair(tmp_path / "two")[1]] == [STAGE.key]
 
@@ -271,7 +271,7 @@ def test_a_stage_stays_here_when_its_storage_fails(tmp_path):
     assert store.is_done(STAGE.key)
     (tmp_path / "storage").unlink()
     store.run(STAGE, lambda folder: pytest.fail("done twice"))
-    assert store.storage.stands(STAGE.key)
+    assert store.storage.has(STAGE.key)
 
 
 def test_a_sweep_goes_on_elsewhere(finished, tmp_path):

@@ -143,7 +143,7 @@ def test_nan_loss_names_stage_and_step():
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.fill_(math.nan)
     with pytest.raises(UserError, match=r"nan at step 1 of 4 in finetune tiny.*--lr"):
-        trainer(where="finetune tiny").train(model, 4)
+        trainer(title="finetune tiny").train(model, 4)
 
 
 def test_steps_from_epochs():

@@ -80,7 +80,7 @@ def test_a_loss_that_is_no_number_in_any_pass_is_refused_before_the_update(bad):
     model.register_forward_hook(spoil)
     words = r"the loss became inf at step 1 of 4 in finetune x; lower the learning rate \(now 0\.0\d+\) with --lr"
     with pytest.raises(UserError, match=words):
-        trainer(examples(24), where="finetune x").train(model, 4)
+        trainer(examples(24), title="finetune x").train(model, 4)
     assert len(passes) == 4
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 

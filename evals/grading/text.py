@@ -1,0 +1,144 @@
+"""Scores of free text against references: equality, F1, ROUGE, BLEU, JSON schemas. Words of any script count."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import regex
+
+RULES_VERSION = 1
+"""Raised whenever a text gets another score."""
+
+MATCH_SECONDS = 1.0
+"""Longest search of a user's regular expression in one completion; beyond it the verdict is ``timeout``."""
+
+_PUNCTUATION = regex.compile(r"[\p{P}\p{S}]+")
+_WORDS = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}]|[\p{L}\p{M}\p{N}]+")
+"""Scripts without spaces between words count by characters."""
+
+
+def normalise(text: str) -> str:
+    """Return text without case, punctuation, symbols and superfluous spaces (NFKC, case folded)."""
+    return " ".join(_PUNCTUATION.sub(" ", unicodedata.normalize("NFKC", text).casefold()).split())
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text, normalised."""
+    return [str(word) for word in _WORDS.findall(unicodedata.normalize("NFKC", text).casefold())]
+
+
+def extract(pattern: str | None, text: str) -> str | None:
+    """Return the last match of a regular expression, or of its first group; without one the text, stripped.
+
+    Raises:
+        TimeoutError: the search takes too long.
+    """
+    if pattern is None:
+        return text.strip() or None
+    found = None
+    for match in regex.finditer(pattern, text, timeout=MATCH_SECONDS):
+        found = match
+    if found is None:
+        return None
+    group = found[1] if found.re.groups else found[0]
+    return (group or "").strip() or None
+
+
+def f1(answer: str, reference: str) -> float:
+    """Return the F1 of the words that both have, as SQuAD counts them; 1 where neither has any."""
+    left, right = Counter(words(answer)), Counter(words(reference))
+    if not left or not right:
+        return float(left == right)
+    shared = (left & right).total()
+    return 2 * shared / (left.total() + right.total())
+
+
+class _Words:
+    def tokenize(self, text: str) -> list[str]:
+        """Return the words, for rouge-score, whose own tokenizer knows Latin letters alone."""
+        return words(text)
+
+
+ROUGE = ("rouge1", "rouge2", "rougeL")
+
+
+def rouge(answer: str, references: Sequence[str]) -> dict[str, float]:
+    """Return the F-measures of ROUGE-1, ROUGE-2 and ROUGE-L, each of the reference that suits best."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scores = RougeScorer(list(ROUGE), tokenizer=_Words()).score_multi(list(references), answer)
+    return {name: float(scores[name].fmeasure) for name in ROUGE}
+
+
+def bleu(answers: Sequence[str], references: Sequence[Sequence[str]], tokenize: str) -> tuple[float, float, float]:
+    """Return the BLEU of a whole set in 0..1 and its 95 % interval by sacrebleu's bootstrap over the problems.
+
+    Args:
+        answers: one for each problem.
+        references: of each problem, one or more.
+        tokenize: sacrebleu's tokenizer.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    most = max(map(len, references))
+    streams = [[row[min(index, len(row) - 1)] for row in references] for index in range(most)]
+    metric = BLEU(tokenize=tokenize)
+    value = metric.corpus_score(list(answers), streams).score / 100
+    if len(answers) < 2:
+        return value, 0.0, 1.0
+    resampled: Any = metric.corpus_score(list(answers), streams, n_bootstrap=1000)
+    half = resampled._ci / 100  # sacrebleu prints it and offers it in no other way
+    return value, max(0.0, min(value, value - half)), min(1.0, value + half)
+
+
+def json_block(text: str) -> str:
+    """Return the content of the first Markdown code block, whose language is none or JSON; the text where none is."""
+    _, fence, behind = text.partition("```")
+    language, line_end, block = behind.partition("\n")
+    if not fence or not line_end or language.strip().lower() not in ("", "json"):
+        return text
+    return block.partition("```")[0]
+
+
+def json_verdict(text: str, schema: Mapping[str, Any]) -> tuple[str, str]:
+    """Return a verdict on a text as JSON, and why it is not right: ``no-answer`` where it is none."""
+    import jsonschema
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return "no-answer", str(error)[:200]
+    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    try:
+        # An empty registry, so that a schema fetches nothing.
+        broken = next(iter(kind(schema, registry=Registry()).iter_errors(value)), None)
+    except (Unresolvable, RecursionError) as problem:
+        return "wrong", f"the schema cannot be applied: {problem}"[:200]
+    return ("correct", "") if broken is None else ("wrong", f"{broken.json_path}: {broken.message}"[:200])
+
+
+def check_schema(schema: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` where a JSON schema is none, or needs another document."""
+    import jsonschema
+
+    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    try:
+        kind.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise ValueError(f"at {error.json_path} {error.message}") from None
+    waiting: list[Any] = [schema]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Mapping):
+            reference = item.get("$ref")
+            if isinstance(reference, str) and not reference.startswith("#"):
+                raise ValueError(f"it refers to another document ({reference}), which is not fetched")
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item

@@ -1,0 +1,174 @@
+"""Conversations: prompts that the tokenizer's own chat template renders, and what a model ends a turn with.
+
+A template decides about BOS itself, so that rendered text is encoded as it is. Where a template has no
+``{% generation %}`` markers, which is nearly always, what the assistant says is the difference between the rendering
+with and without its turn; a template whose renderings do not begin alike is refused, because the mask would be a guess.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ...foundation.errors import UserError
+from ..continuation import encode_continuation
+
+Message = Mapping[str, str]
+"""``role`` (``system``, ``user``, ``assistant``) and ``content``."""
+
+ASSISTANT = "assistant"
+
+
+class Instructed(str):
+    """A finetuning prompt as text, which remembers the instruction that it was made from."""
+
+    instruction: str
+
+    def __new__(cls, text: str, instruction: str) -> Instructed:
+        """Make the text; nothing but the attribute sets it apart from another."""
+        made = super().__new__(cls, text)
+        made.instruction = instruction
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle both parts."""
+        return type(self), (str(self), self.instruction)
+
+
+class Conversation(str):
+    """Messages that wait for the assistant's turn; as text they are JSON, so that hashes and people can read them."""
+
+    messages: tuple[Message, ...]
+
+    def __new__(cls, messages: Iterable[Message]) -> Conversation:
+        """Make the text of the messages."""
+        kept = tuple({"role": str(m["role"]), "content": str(m["content"])} for m in messages)
+        made = super().__new__(cls, json.dumps(kept, ensure_ascii=False))
+        made.messages = kept
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the messages."""
+        return type(self), (self.messages,)
+
+
+def as_conversation(prompt: str) -> str:
+    """Return the conversation of one user turn for a prompt that has an instruction; others as they are."""
+    if isinstance(prompt, Instructed):
+        return Conversation([{"role": "user", "content": prompt.instruction}])
+    return prompt
+
+
+def has_chat_template(tokenizer: Any) -> bool:
+    """Return whether a tokenizer brings a chat template."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def render(tokenizer: Any, messages: Sequence[Message], asks: bool) -> str:
+    """Return messages as the tokenizer's chat template writes them.
+
+    Args:
+        tokenizer: with a chat template.
+        messages: the turns so far.
+        asks: end with the beginning of an assistant's turn.
+
+    Raises:
+        UserError: no template, or one that refuses these messages.
+    """
+    if not has_chat_template(tokenizer):
+        raise UserError(
+            "this model's tokenizer has no chat template; use a chat model, or write 'prompt: alpaca' (or question, "
+            "plain, a text with {instruction}) in the task file"
+        )
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=asks))
+    except Exception as error:  # Jinja's, or what the template raises by itself
+        roles = ", ".join(message["role"] for message in messages)
+        raise UserError(
+            f"the chat template of this tokenizer refuses messages of the roles {roles} ({error}); bring the turns "
+            "into an order that it allows, such as user, assistant"
+        ) from error
+
+
+class Turns(NamedTuple):
+    """A rendered conversation in pieces, in order: texts, and whether the assistant says them."""
+
+    texts: list[str]
+    learnt: list[bool]
+
+
+def turns(tokenizer: Any, messages: Sequence[Message]) -> Turns:
+    """Cut a conversation into what the assistant says and what it reads; it ends with the assistant's last turn.
+
+    Raises:
+        UserError: no assistant's turn, or a template whose renderings do not begin alike.
+    """
+    result, done = Turns([], []), ""
+    for index, message in enumerate(messages):
+        if message["role"] != ASSISTANT:
+            continue
+        before = render(tokenizer, messages[:index], asks=True)
+        after = render(tokenizer, messages[: index + 1], asks=False)
+        if not (before.startswith(done) and after.startswith(before) and len(after) > len(before)):
+            raise UserError(
+                "this tokenizer's chat template writes earlier turns in another way when a turn is added, so that what "
+                "the assistant says cannot be told apart; use conversations of one turn, or another prompt"
+            )
+        result.texts.extend((before[len(done) :], after[len(before) :]))
+        result.learnt.extend((False, True))
+        done = after
+    if not result.texts:
+        raise UserError("the messages have no turn of the assistant's, so there is nothing to learn from them")
+    return result
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Return the ids of tokens that are no text: those with a role, and added ones that are marked as special."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {*map(int, tokenizer.all_special_ids), *(int(i) for i, token in added.items() if token.special)}
+
+
+def end_of_turn_ids(tokenizer: Any) -> tuple[int, ...]:
+    """Return the id that the chat template ends an assistant's turn with, or none where it is plain text."""
+    pieces = turns(tokenizer, [{"role": "user", "content": "a"}, {"role": ASSISTANT, "content": "b"}])
+    special = special_ids(tokenizer)
+    return tuple(token for token in encode_continuation(tokenizer, pieces.texts[-1]) if token in special)[:1]
+
+
+def encode_turns(tokenizer: Any, messages: Sequence[Message], ignored: int) -> tuple[list[int], list[int]]:
+    """Return ids and labels of a conversation; learnt is what the assistant says, and the token that ends its turn.
+
+    Pieces are encoded apart and joined as ids, so that generation starts from the very ids that training saw. What the
+    template writes behind the end of the last turn is left out.
+
+    Args:
+        tokenizer: with a chat template.
+        messages: ending with the assistant's.
+        ignored: label of what is not learnt.
+    """
+    pieces, special = turns(tokenizer, messages), special_ids(tokenizer)
+    ids: list[int] = []
+    labels: list[int] = []
+    behind = 0  # ids behind the end of a turn, so far
+    for text, learnt in zip(*pieces, strict=True):
+        piece = _encode(tokenizer, text) if not learnt else encode_continuation(tokenizer, text)
+        end = len(piece)
+        if learnt:
+            ends = [index + 1 for index, token in enumerate(piece) if token in special]
+            end = ends[-1] if ends else end
+            if not ends and tokenizer.eos_token_id is not None:
+                piece, end = [*piece, int(tokenizer.eos_token_id)], end + 1
+        ids += piece
+        labels += [*piece[:end], *[ignored] * (len(piece) - end)] if learnt else [ignored] * len(piece)
+        behind = len(piece) - end
+    return ids[: len(ids) - behind], labels[: len(labels) - behind]
+
+
+def encode_conversation(tokenizer: Any, conversation: Conversation) -> list[int]:
+    """Return the ids of a conversation up to the beginning of the assistant's turn."""
+    return _encode(tokenizer, render(tokenizer, conversation.messages, asks=True))
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))

@@ -1,0 +1,237 @@
+"""Rows of the files that people have, one at a time: JSON lines, CSV, Parquet, and what the hub holds of them.
+
+CSV fields stay text (`007`, `NA`). A byte-order mark and line ends of any kind are read over. Columns that are not
+asked for are ignored. Every refusal names the file, the line or row, and the column.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import json
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ....foundation.errors import UserError, did_you_mean
+from ....foundation.files import open_regular
+from ....models.hub import explain, fetch_snapshot
+from .schema import Data
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+MAX_FIELD = 64 << 20
+"""Most characters of one line or field."""
+_BATCH = 512
+
+
+class Row(NamedTuple):
+    """One row: where it is, such as ``line 3 of 'train.jsonl'``, its number, and its columns."""
+
+    where: str
+    number: int
+    values: Mapping[str, Any]
+
+
+def is_file(data: str) -> bool:
+    """Return whether a source is a file rather than a hub id."""
+    return data.lower().endswith(SUFFIXES) or Path(data).is_absolute()
+
+
+def shown(source: Data) -> str:
+    """Return how messages name a source."""
+    return f"'{Path(source.data).name}'" if is_file(source.data) else f"'{source.data}'"
+
+
+def read_rows(source: Data, wanted: Sequence[str] | None = None) -> Iterator[Row]:
+    """Yield the rows of a source, of which at most one batch is in memory.
+
+    Args:
+        source: a file, by its absolute path, or a hub dataset.
+        wanted: columns that every row must have; None for all there are, unchecked.
+
+    Raises:
+        UserError: no such file, a file that is none of its kind, or a row without a column.
+    """
+    if not is_file(source.data):
+        yield from _hub(source, wanted)
+        return
+    path = Path(source.data)
+    if path.suffix == ".parquet":
+        yield from _parquet(path, wanted)
+    elif path.name.removesuffix(".gz").endswith((".csv", ".tsv")):
+        yield from _csv(path, source.delimiter, wanted)
+    else:
+        yield from _json(path, wanted)
+
+
+def columns_of(source: Data) -> list[str]:
+    """Return the columns of a source's first row.
+
+    Raises:
+        UserError: as `read_rows`, or it has no rows.
+    """
+    for row in read_rows(source):
+        return [str(name) for name in row.values]
+    raise UserError(f"{shown(source)} has no rows; name a file with at least one")
+
+
+def _checked(where: str, number: int, values: Mapping[str, Any], wanted: Sequence[str] | None) -> Row:
+    for name in wanted or ():
+        if name not in values:
+            names = [str(column) for column in values]
+            raise UserError(
+                f"{where} has no column '{name}'{did_you_mean(name, names) or ';'} its columns: {', '.join(names)}"
+            )
+    return Row(where, number, values)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield line numbers and lines without their ends."""
+    number = 0
+    try:
+        with open_regular(path) as raw:
+            file: Any = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+            while line := file.readline(MAX_FIELD + 1):
+                number += 1
+                if len(line) > MAX_FIELD:
+                    raise UserError(f"line {number} of '{path.name}' has more than {MAX_FIELD:,} bytes; shorten it")
+                if number == 1:
+                    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                        raise UserError(f"'{path.name}' is UTF-16 text; save it as UTF-8")
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                yield number, line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"line {number} of '{path.name}' is not UTF-8 text; save the file as UTF-8") from error
+    except (EOFError, zlib.error) as error:
+        raise UserError(f"'{path.name}' is damaged or cut off after line {number}; make it again") from error
+    except OSError as error:  # gzip.BadGzipFile among them
+        reason = error.strerror or str(error)
+        raise UserError(f"the data file {path} cannot be read ({reason}); name an existing file") from error
+
+
+def _json(path: Path, wanted: Sequence[str] | None) -> Iterator[Row]:
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        where = f"line {number} of '{path.name}'"
+        try:
+            values = json.loads(line)
+        except RecursionError:
+            raise UserError(f"{where} is nested too deeply; write it with fewer brackets") from None
+        except ValueError as error:
+            hint = 'one JSON object a line, such as {"prompt": "…", "completion": "…"}'
+            message = getattr(error, "msg", str(error))
+            raise UserError(f"{where} is not JSON ({message}); write {hint}") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{where} is not a JSON object; write one object a line, without brackets around them")
+        yield _checked(where, number, values, wanted)
+
+
+def _csv(path: Path, delimiter: str | None, wanted: Sequence[str] | None) -> Iterator[Row]:
+    separator = delimiter or ("\t" if path.name.removesuffix(".gz").endswith(".tsv") else ",")
+    csv.field_size_limit(MAX_FIELD)
+    reader = csv.reader((line for _, line in _lines(path)), delimiter=separator, strict=True)
+    header: list[str] = []
+    while True:
+        start = reader.line_num + 1
+        where = f"line {start} of '{path.name}'"
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            raise UserError(f"{where} is not CSV ({error}); close every quotation mark that is opened") from error
+        if fields is None:
+            return
+        if not fields:  # a blank line
+            continue
+        if not header:
+            header = [name.strip() for name in fields]
+            _check_header(header, path, separator)
+            continue
+        if len(fields) != len(header):
+            raise UserError(
+                f"{where} has {len(fields)} fields and the header {len(header)} ({', '.join(header)}); put fields that "
+                f"contain '{separator}' in quotation marks"
+            )
+        yield _checked(where, start, dict(zip(header, fields, strict=True)), wanted)
+
+
+def _check_header(header: Sequence[str], path: Path, separator: str) -> None:
+    for name in header:
+        if header.count(name) > 1:
+            raise UserError(f"line 1 of '{path.name}' names the column '{name}' twice; rename one of them")
+    if len(header) == 1 and separator == "," and any(other in header[0] for other in ";\t|"):
+        other = next(other for other in ";\t|" if other in header[0])
+        raise UserError(
+            f"line 1 of '{path.name}' has one column, '{header[0]}'; if its fields are apart by {other!r}, write "
+            f"delimiter: {json.dumps(other)}"
+        )
+
+
+def _parquet(path: Path, wanted: Sequence[str] | None) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with open_regular(path) as raw:
+            file = pq.ParquetFile(raw)
+            names = list(file.schema_arrow.names)
+            _checked(f"'{path.name}'", 0, dict.fromkeys(names), wanted)
+            number = 0
+            columns = list(dict.fromkeys(wanted)) if wanted is not None else names
+            for batch in file.iter_batches(batch_size=_BATCH, columns=columns):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(f"row {number} of '{path.name}'", number, values)
+    except pa.ArrowException as error:
+        raise UserError(f"'{path.name}' is no readable Parquet file ({error}); make it again") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"the data file {path} cannot be read ({reason}); name an existing file") from error
+
+
+def _hub(source: Data, wanted: Sequence[str] | None) -> Iterator[Row]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    split = source.split or "train"
+    name = f"{source.data}@{source.revision}/{split}"
+    try:
+        # The files of a snapshot are those of its commit, with a connection or without (datasets issue 7928).
+        folder = fetch_snapshot(source.data, source.revision or "", "dataset", None)
+        loaded = datasets.load_dataset(str(folder), source.config, split=split)
+    except UserError:
+        raise
+    except Exception as error:  # the hub's client raises many unrelated types
+        problem, remedy = explain(error, source.data, "dataset")
+        raise UserError(f"cannot load {name} from the hub ({problem}); {remedy}, or name a local file") from error
+    _checked(f"'{name}'", 0, dict.fromkeys(loaded.column_names), wanted)
+    for number, values in enumerate(loaded, 1):
+        yield Row(f"row {number} of '{name}'", number, values)
+
+
+def cell_text(row: Row, column: str) -> str:
+    """Return a cell as text: numbers as JSON writes them, lists and objects as JSON, nothing for null and NaN.
+
+    Raises:
+        UserError: text that is no Unicode.
+    """
+    value = row.values[column]
+    if isinstance(value, str):
+        text = value
+    elif value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    else:
+        try:
+            text = json.dumps(value, ensure_ascii=False)
+        except (TypeError, ValueError):  # dates and decimals of Parquet
+            text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"column '{column}' in {row.where} holds half a character (a lone surrogate); write it whole"
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")

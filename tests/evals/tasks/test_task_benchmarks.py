@@ -1,0 +1,152 @@
+"""Benchmarks of task files: every kind scores what a person would, from data in a file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lowrank_bench.evals.base import EvalSettings, Metric, benchmarks
+from lowrank_bench.evals.grading import text as grading
+from lowrank_bench.evals.kinds.likelihood import Likelihood
+from lowrank_bench.evals.tasks import base
+from lowrank_bench.evals.tasks.files.opening import open_task
+from lowrank_bench.foundation.errors import UserError
+
+SETTINGS = EvalSettings()
+
+
+@pytest.fixture(autouse=True)
+def own_tasks(monkeypatch):
+    """Tasks that a test adds are gone after it."""
+    monkeypatch.setattr(base, "_added", {})
+
+
+def made(folder: Path, rows: list[dict[str, Any]], part: dict[str, Any]) -> Any:
+    """Return the benchmark of a part over rows."""
+    (folder / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {"name": "t", "train": {"data": "train.jsonl"}, "benchmarks": [{"name": "b", "data": "test.jsonl"} | part]}
+    (folder / "t.yaml").write_text(yaml.safe_dump(values))
+    open_task(str(folder / "t.yaml"))
+    return benchmarks.get("t-b")()
+
+
+def judged(benchmark: Any, texts: list[str]) -> tuple[list[dict[str, Any]], list[Metric]]:
+    """Return what the scorers say of completions, and the metrics."""
+    rows = benchmark.data(SETTINGS).rows
+    lines = [
+        {"completion": text, "finish_reason": "stop", "prompt_sha256": "", "problem_sha256": "", "problem": str(i)}
+        for i, text in enumerate(texts)
+    ]
+    outcome = benchmark.judge(rows, lines, SETTINGS)
+    assert sum(metric.headline for metric in outcome.metrics) == 1
+    return outcome.samples, outcome.metrics
+
+
+@pytest.mark.parametrize(
+    ("part", "texts", "verdicts"),
+    [
+        ({"kind": "exact"}, [" Paris\n", "paris", "", "Paris."], ["correct", "wrong", "no-answer", "wrong"]),
+        ({"kind": "match"}, ["PARIS!", "the paris", " ", "pa\u0072is"], ["correct", "wrong", "no-answer", "correct"]),
+        (
+            {"kind": "regex", "extract": r"[Aa]nswer: (\w+)"},
+            ["answer: Rome. Answer: Paris", "Paris", "Answer: Rome", "answer: paris"],
+            ["correct", "no-answer", "wrong", "correct"],
+        ),
+    ],
+)
+def test_answers_that_equal_a_reference(tmp_path, part, texts, verdicts):
+    rows = [{"prompt": f"capital {n}?", "answer": "Paris"} for n in range(4)]
+    samples, metrics = judged(made(tmp_path, rows, part), texts)
+    assert [sample["verdicts"][part["kind"]] for sample in samples] == verdicts
+    assert metrics[0].name == "accuracy"
+    assert metrics[0].value == verdicts.count("correct") / 4
+
+
+def test_any_of_several_references_counts(tmp_path):
+    rows = [{"prompt": "q", "answer": ["colour", "color"]}]
+    samples, _ = judged(made(tmp_path, rows, {"kind": "match"}), ["Color"])
+    assert samples[0]["verdicts"] == {"match": "correct"}
+    assert samples[0]["gold"] == "colour | color"
+
+
+def test_f1_rouge_and_bleu_know_words_of_any_script(tmp_path):
+    rows = [{"prompt": "q1", "answer": "the cat sat on the mat"}, {"prompt": "q2", "answer": "кошка сидит на ковре"}]
+    texts = ["the cat sat", "кошка сидит на ковре"]
+    samples, metrics = judged(made(tmp_path, rows, {"kind": "f1"}), texts)
+    assert samples[0]["scores"]["f1"] == pytest.approx(2 * 3 / (3 + 6))
+    assert (metrics[0].name, metrics[0].headline) == ("f1", True)
+    assert metrics[0].value == pytest.approx((2 / 3 + 1) / 2)
+    samples, metrics = judged(made(tmp_path, rows, {"kind": "rouge"}), texts)
+    assert samples[1]["scores"] == {"rouge1": 1.0, "rouge2": 1.0, "rougeL": 1.0}
+    assert samples[0]["scores"]["rougeL"] == pytest.approx(2 / 3)
+    _, metrics = judged(made(tmp_path, rows, {"kind": "bleu"}), [row["answer"] for row in rows])
+    assert (metrics[0].name, metrics[0].value) == ("bleu", pytest.approx(1.0))
+    _, metrics = judged(made(tmp_path, rows, {"kind": "bleu"}), ["nothing alike here", "ничего такого здесь нет"])
+    assert metrics[0].value < 0.1
+    assert metrics[0].low <= metrics[0].value <= metrics[0].high
+
+
+def test_json_is_judged_by_its_schema_and_equality(tmp_path):
+    schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+    rows = [{"prompt": f"q{n}", "answer": {"age": 7}} for n in range(4)]
+    texts = ['{"age": 7}', '```json\n{"age": 8}\n```', '{"age": "7"}', "age 7"]
+    part = {"kind": "json", "schema": schema, "columns": {"answer": "answer"}}
+    samples, metrics = judged(made(tmp_path, rows, part), texts)
+    assert [s["verdicts"]["json"] for s in samples] == ["correct", "correct", "wrong", "no-answer"]
+    assert [s["verdicts"]["equal"] for s in samples] == ["correct", "wrong", "wrong", "no-answer"]
+    assert metrics[0].value == 0.5
+    assert "$.age" in samples[2]["detail"]
+    (tmp_path / "s.json").write_text(json.dumps(schema))
+    from_file = made(tmp_path, [{"prompt": "q"}], {"kind": "json", "schema": "s.json"})
+    assert judged(from_file, texts[:1])[0][0]["verdicts"] == {"json": "correct"}
+
+
+def test_code_runs_in_the_sandbox(tmp_path):
+    rows = [{"prompt": "write f", "tests": "assert f(2) == 4"}, {"prompt": "write g", "tests": ["assert g() == 1", ""]}]
+    benchmark = made(tmp_path, rows, {"kind": "code", "columns": {"tests": "tests"}})
+    rows_read = benchmark.data(SETTINGS).rows
+    scored, details = benchmark.score(
+        rows_read, ["```python\ndef f(x):\n    return 2 * x\n```", "def g(): return 2"], SETTINGS
+    )
+    assert [one.verdicts["tests"] for one in scored] == ["correct", "wrong"]
+    assert details["isolation"]
+
+
+@pytest.mark.parametrize("answer", ["ship", 1, "1", "B", "b"])
+def test_choices_by_text_number_or_letter(tmp_path, answer):
+    rows = [{"prompt": "q", "answer": answer, "options": "bill|ship|login"}]
+    benchmark = made(tmp_path, rows, {"kind": "choice", "columns": {"choices": "options"}})
+    read = benchmark.data(SETTINGS).rows
+    assert read[0]["gold"] == 1
+    requests = benchmark.requests(read, SETTINGS)
+    assert [tail for _, tail in requests[0]] == ["bill", "ship", "login"]  # the prompt ends in a newline
+    scores = [[Likelihood(-4.0, 1), Likelihood(-3.9, 1), Likelihood(-4.5, 1)]]
+    (one,) = benchmark.judge_rows(read, scores)
+    assert one.verdicts == {"acc": "correct", "acc_norm": "wrong"}
+    assert one.choice == one.gold == 1
+
+
+def test_a_prompt_of_ones_own_is_used_as_it_is_written(tmp_path):
+    rows = [{"title": "{body}", "body": "text", "answer": "x"}]
+    benchmark = made(tmp_path, rows, {"kind": "exact", "instruction": "{title}: {body}"})
+    (prompt,) = benchmark.prompts(benchmark.data(SETTINGS).rows, SETTINGS)
+    assert "{body}: text" in prompt
+    assert benchmark.variant(SETTINGS) == "t-b-0shot-alpaca"
+    assert benchmark.variant(EvalSettings(chat=True)) == "t-b-0shot-chat"
+
+
+def test_a_slow_regular_expression_is_a_timeout_and_no_hang(tmp_path, monkeypatch):
+    monkeypatch.setattr(grading, "MATCH_SECONDS", 0.05)
+    benchmark = made(tmp_path, [{"prompt": "q", "answer": "b"}], {"kind": "regex", "extract": r"((a+)+)+$"})
+    samples, metrics = judged(benchmark, ["a" * 5000 + "b"])
+    assert samples[0]["verdicts"] == {"regex": "timeout"}
+    assert any(metric.name == "timeout" for metric in metrics)
+
+
+def test_a_schema_fetches_nothing(tmp_path):
+    part = {"kind": "json", "schema": {"$ref": "https://example.com/schema.json"}}
+    with pytest.raises(UserError, match=r"line \d+, field 'benchmarks.0.schema': .*refers to another document"):
+        made(tmp_path, [{"prompt": "q"}], part)
