@@ -25,6 +25,7 @@ from . import (
     samples,
     score,
     serving,
+    shrink,
     single,
     task,
 )
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 _GROUPS = (
     run,
+    shrink,
     reproduce,
     listings,
     single,

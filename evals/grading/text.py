@@ -39,12 +39,12 @@ def extract(pattern: str | None, text: str) -> str | None:
     """
     if pattern is None:
         return text.strip() or None
-    found = None
+    last = None
     for match in regex.finditer(pattern, text, timeout=MATCH_SECONDS):
-        found = match
-    if found is None:
+        last = match
+    if last is None:
         return None
-    group = found[1] if found.re.groups else found[0]
+    group = last[1] if last.re.groups else last[0]
     return (group or "").strip() or None
 
 

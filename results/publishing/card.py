@@ -71,10 +71,10 @@ def model_card(origin: Origin, base: Base, repository: str) -> str:
     data["tags"] = ["low-rank", "lowrank-bench", origin.method]
     head = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     title = repository.partition("/")[2]
-    return f"---\n{head}---\n\n# {title}\n\n{_made(origin, base)}\n{_measured(origin)}\n{_loading(repository)}"
+    return f"---\n{head}---\n\n# {title}\n\n{_provenance(origin, base)}\n{_measured(origin)}\n{_loading(repository)}"
 
 
-def _made(origin: Origin, base: Base) -> str:
+def _provenance(origin: Origin, base: Base) -> str:
     if base.repository:
         at = f" at commit `{base.revision}`" if base.revision else ""
         model = f"[{base.repository}](https://huggingface.co/{base.repository}){at}"
@@ -103,18 +103,18 @@ def _made(origin: Origin, base: Base) -> str:
 def _measured(origin: Origin) -> str:
     if not origin.measurements:
         return "## Evaluation\n\nNothing has been measured on these weights.\n"
-    rows = "".join(_row(measurement) for measurement in origin.measurements)
+    rows = "".join(_row(score) for score in origin.measurements)
     return (
         "## Evaluation\n\nMeasured on exactly these weights; 95 % intervals in brackets.\n\n"
         "| benchmark | metric | value | uncompressed | n | engine |\n| --- | --- | --- | --- | --- | --- |\n" + rows
     )
 
 
-def _row(found: Measurement) -> str:
-    low, value, high = (format_value(found.metric, number) for number in (found.low, found.value, found.high))
-    dense = "" if found.uncompressed is None else format_value(found.metric, found.uncompressed)
-    metric = f"{found.metric} ({found.scorer})" if found.scorer else found.metric
-    return f"| {found.variant} | {metric} | {value} [{low}, {high}] | {dense} | {found.n} | {found.engine} |\n"
+def _row(score: Measurement) -> str:
+    low, value, high = (format_value(score.metric, number) for number in (score.low, score.value, score.high))
+    dense = "" if score.uncompressed is None else format_value(score.metric, score.uncompressed)
+    metric = f"{score.metric} ({score.scorer})" if score.scorer else score.metric
+    return f"| {score.variant} | {metric} | {value} [{low}, {high}] | {dense} | {score.n} | {score.engine} |\n"
 
 
 def _loading(repository: str) -> str:
@@ -139,17 +139,17 @@ In vLLM, where lowrank-bench is installed in the same environment:
 def eval_results(origin: Origin) -> dict[str, str]:
     """Return the files below ``.eval_results`` by name: one for each benchmark whose dataset takes results on the hub.
 
-    A benchmark that was measured on a part of its test split has none; its value stands in the card alone.
+    A benchmark that was measured on a part of its test split has none; its value is in the card alone.
     """
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     files = {}
-    for found in origin.measurements:
-        if found.benchmark in _REGISTERED and found.n == _REGISTERED[found.benchmark][2]:
-            dataset, task, _ = _REGISTERED[found.benchmark]
-            notes = f"share of 1; 95 % interval [{found.low:.4f}, {found.high:.4f}]; {found.variant}, {found.scorer}"
-            notes += f", {found.engine}, lowrank-bench {origin.package}"
-            entry = EvalResultEntry(dataset, task, round(found.value, 6), date=found.date[:10] or None, notes=notes)
+    for score in origin.measurements:
+        if score.benchmark in _REGISTERED and score.n == _REGISTERED[score.benchmark][2]:
+            dataset, task, _ = _REGISTERED[score.benchmark]
+            notes = f"share of 1; 95 % interval [{score.low:.4f}, {score.high:.4f}]; {score.variant}, {score.scorer}"
+            notes += f", {score.engine}, lowrank-bench {origin.package}"
+            entry = EvalResultEntry(dataset, task, round(score.value, 6), date=score.date[:10] or None, notes=notes)
             content = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
-            files[f".eval_results/{found.benchmark}.yaml"] = content
+            files[f".eval_results/{score.benchmark}.yaml"] = content
     return files

@@ -19,6 +19,9 @@ RECORD_FILE = "compression.json"
 """What `bench compress` writes beside the weights."""
 
 
+_COLUMNS = ("benchmark", "variant", "metric", "value", "low", "high", "n", "engine")
+
+
 @dataclass(frozen=True)
 class Measurement:
     """One headline metric of the checkpoint.
@@ -125,10 +128,13 @@ def _of_cell(name: str, seed: int | None) -> Origin:
         record["git_commit"] or "",
         tuple(
             Measurement(
-                *(row[column] for column in ("benchmark", "variant", "metric")),
-                _text(row["scorer"]),
-                *(row[column] for column in ("value", "low", "high", "n", "engine", "evaluated_at")),
-                values.get(tuple(row[column] for column in condition)),
+                **{
+                    name: row[name]
+                    for name in ("benchmark", "variant", "metric", "value", "low", "high", "n", "engine")
+                },
+                scorer=_text(row["scorer"]),
+                date=row["evaluated_at"],
+                uncompressed=values.get(tuple(row[column] for column in condition)),
             )
             for row in rows
         ),
@@ -142,23 +148,23 @@ def _of_folder(folder: Path, evaluations: Iterable[Path]) -> Origin:
             f"{folder} has no {RECORD_FILE}, so nothing says how it was made; name a folder that bench compress wrote, "
             "or a cell such as runs/tiny-toy-math:svd@3"
         )
-    made, sha256 = _read(folder / RECORD_FILE), model_sha256(folder)
+    compression, sha256 = _load(folder / RECORD_FILE), model_sha256(folder)
     try:
         return Origin(
             folder,
             sha256,
-            made["model"],
-            made["model_sha256"],
-            made["method_name"],
-            made["label"],
-            made["method"],
-            made["ratio"],
-            made["parameters_before"],
-            made["parameters"],
-            bool(made["steps"]),
-            made["provenance"]["versions"]["lowrank_bench"],
-            made["provenance"]["git_commit"] or "",
-            tuple(found for evaluation in evaluations for found in _evaluated(evaluation, folder, sha256)),
+            compression["model"],
+            compression["model_sha256"],
+            compression["method_name"],
+            compression["label"],
+            compression["method"],
+            compression["ratio"],
+            compression["parameters_before"],
+            compression["parameters"],
+            bool(compression["steps"]),
+            compression["provenance"]["versions"]["lowrank_bench"],
+            compression["provenance"]["git_commit"] or "",
+            tuple(measurement for evaluation in evaluations for measurement in _evaluated(evaluation, folder, sha256)),
         )
     except (KeyError, TypeError) as error:
         raise UserError(
@@ -169,15 +175,16 @@ def _of_folder(folder: Path, evaluations: Iterable[Path]) -> Origin:
 def _evaluated(evaluation: Path, folder: Path, sha256: str) -> list[Measurement]:
     if not (evaluation / "metrics.json").is_file():
         raise UserError(f"{evaluation} has no metrics.json; name a folder that bench eval {folder} --out DIR wrote")
-    measured = _read(evaluation / "metrics.json")
+    measured = _load(evaluation / "metrics.json")
     if measured.get("model_sha256") != sha256:
         raise UserError(f"{evaluation} was measured on other weights than {folder} has; run bench eval {folder} again")
     return [
         Measurement(
-            benchmark,
-            outcome["variant"],
-            *(metric[key] for key in ("name", "scorer", "value", "low", "high", "n")),
-            measured["engine"]["name"],
+            benchmark=benchmark,
+            variant=outcome["variant"],
+            metric=metric["name"],
+            **{name: metric[name] for name in ("scorer", "value", "low", "high", "n")},
+            engine=measured["engine"]["name"],
         )
         for benchmark, outcome in measured["benchmarks"].items()
         for metric in outcome["metrics"]
@@ -193,7 +200,7 @@ def _check_factorised(folder: Path) -> None:
         raise UserError(f"{folder} is not factorised; bench push publishes factorised checkpoints alone")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _load(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
