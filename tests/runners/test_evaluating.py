@@ -8,6 +8,7 @@ from sweeps import small_sweep
 
 from lowrank_bench.evals.hosting import host
 from lowrank_bench.evals.hosting.host import HostedEngine
+from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.files import read_json
 from lowrank_bench.runners import tokenizers
 from lowrank_bench.runners.evaluating import default_settings, evaluate
@@ -94,3 +95,18 @@ def test_bench_eval_loads_the_tokenizer_once(data_dir: Path, tokenizer_loads: li
     settings = default_settings(data_dir=data_dir, limit=1, max_new_tokens=2)
     assert evaluate("tiny", BENCHMARKS, settings, engine="transformers").failures == {}
     assert tokenizer_loads == ["tokenizers"]
+
+
+@pytest.mark.parametrize("contexts", [[513], [64, 5000], [10**9]])
+def test_a_context_longer_than_the_models_is_refused_before_a_model_is_loaded(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contexts: list[int]
+) -> None:
+    monkeypatch.setattr(evaluate_stage, "HostedEngine", lambda *_, **__: pytest.fail("loaded a model"))
+    out, model = tmp_path / "scores", str(data_dir / "models" / "stories260K")
+    with pytest.raises(UserError, match=rf"--context {contexts[-1]} is more than the model takes \(512\)"):
+        evaluate(model, ["tinystories"], default_settings(data_dir=data_dir), contexts=contexts, out=out)
+    assert not out.exists()
+    config = small_sweep(tmp_path / "runs", model=model, benchmarks=["tinystories"], context=contexts, data=data_dir)
+    with pytest.raises(UserError, match=rf"--context {contexts[-1]} is more than .* takes \(512\)"):
+        make_plan(config)
+    assert not (tmp_path / "runs").exists()
