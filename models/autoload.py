@@ -4,7 +4,8 @@ Neither is imported by this, and any of the three may be imported first: our par
 that it goes into exists.
 
 Where scikit-learn is installed, as lm-eval has it, transformers imports it and scipy for a few metrics. Here they are
-imported when one of these is called, and a process of ours starts with about one second of CPU time less (5 runs, scattering more than that).
+imported when one of these is called, and a process of ours starts with about one second of CPU time less (a few runs,
+which scatter by more than that).
 """
 
 from __future__ import annotations

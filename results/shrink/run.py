@@ -59,14 +59,15 @@ class Probe:
 
 @dataclass
 class Shrunk:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         share: of the uncompressed accuracy that has to be kept.
         benchmark, metric: what was measured.
         tried: every cell, in order.
-        found: the smallest model that keeps the share, or None.
-        confirmations: candidates on problems that the search did not see, in order; the last one is of ``found``.
+        smallest: the smallest model that keeps the share, or None.
+        confirmations: candidates on problems that the search did not see, in order; the last one is of
+            ``smallest``.
         confirmable: whether there are such problems.
         folder: of results.
         model: the checkpoint, or None.
@@ -85,7 +86,7 @@ class Shrunk:
     model: Path | None = None
 
     def next_ratio(self) -> float | None:
-        """Return the smallest ratio above the found one that did not hold for some method, when it was measured."""
+        """Return the least ratio above that of ``smallest`` that did not hold for some method, when it was measured."""
         least = self.smallest.target if self.smallest else 0.0
         failed = [p.target for p in [*self.tried, *self.confirmations] if not p.margin.holds]
         return min((target for target in failed if target > least), default=None)
