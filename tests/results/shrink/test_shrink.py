@@ -122,7 +122,8 @@ def test_killed_at_random_it_ends_the_same(include_path, tmp_path):
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import test_shrink as t\n"
         "if __name__ == '__main__':\n"
-        "    t.shrink(t.likelihood_sweep(Path(sys.argv[2]), Path(sys.argv[3]), methods=['svd']), t.SHARE, t.BETWEEN, t.RESOLUTION)\n"
+        "    config = t.likelihood_sweep(Path(sys.argv[2]), Path(sys.argv[3]), methods=['svd'])\n"
+        "    t.shrink(config, t.SHARE, t.BETWEEN, t.RESOLUTION)\n"
     )
     (tmp_path / "again.py").write_text(script)
     here = os.path.dirname(__file__)
