@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -119,8 +120,7 @@ class TwoStreams:
                     )
 
             shift, gram = self._sums(
-                lambda index, inputs=inputs: inputs(self._dense, "dense", index),
-                (lambda index, inputs=inputs: inputs(module, "shifted", index)) if self.shifted else None,
+                partial(inputs, self._dense, "dense"), partial(inputs, module, "shifted") if self.shifted else None
             )
             for layer in step:
                 replace(f"{name}.{layer}", shift, gram)
@@ -183,8 +183,7 @@ class TwoStreams:
 
         for layer in names:
             shift, gram = self._sums(
-                lambda index, layer=layer: inputs(layer, "dense", index),
-                (lambda index, layer=layer: inputs(layer, "shifted", index)) if self.shifted else None,
+                partial(inputs, layer, "dense"), partial(inputs, layer, "shifted") if self.shifted else None
             )
             replace(layer, shift, gram)
 

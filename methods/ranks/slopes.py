@@ -26,7 +26,9 @@ def weight_gradients(model: nn.Module, groups: Sequence[Group], batches: Sequenc
         groups: whose weights count.
         batches: ``input_ids``, ``attention_mask``, ``labels`` (b, t), see `CalibrationData`.
     """
-    wanted = {matrix.name: model.get_submodule(matrix.name).weight for group in groups for matrix in group.members}
+    wanted: dict[str, Tensor] = {
+        matrix.name: model.get_parameter(f"{matrix.name}.weight") for group in groups for matrix in group.members
+    }
     required = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     training, examples = model.training, sum(len(batch["input_ids"]) for batch in batches)
     model.eval()
@@ -34,15 +36,15 @@ def weight_gradients(model: nn.Module, groups: Sequence[Group], batches: Sequenc
         for parameter, _, _ in required:
             parameter.requires_grad_(False)
             parameter.grad = None
-        for parameter in wanted.values():
-            parameter.requires_grad_(True)
+        for weight in wanted.values():
+            weight.requires_grad_(True)
         for batch in track(batches, unit="batches"):
             with torch.enable_grad():
                 logits = model(
                     input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
                 ).logits
                 (example_losses(logits, batch["labels"]).sum() / examples).backward()
-        found = {name: _or_zero(parameter) for name, parameter in wanted.items()}
+        found = {name: _or_zero(weight) for name, weight in wanted.items()}
         return {group.name: torch.cat([found[matrix.name] for matrix in group.members]) for group in groups}
     finally:
         for parameter, requires, gradient in required:
