@@ -194,18 +194,10 @@ def check_not_empty(name: str, rows: Sequence[Any]) -> None:
         raise UserError(f"the data of '{name}' have no problems; fetch them again, or name another folder with --data")
 
 
-class BenchmarkRegistry(Registry[Benchmark]):
-    """Benchmarks by name; besides those that are listed, every task of lm-evaluation-harness (`harness.names`)."""
-
-    def get(self, name: str) -> type[Benchmark]:
-        """Import and return the class behind a name; see `Registry.get`."""
-        if ":" in name:
-            from .harness.benchmark import harness_benchmark
-
-            return harness_benchmark(name)
-        return super().get(name)
-
-
-benchmarks = BenchmarkRegistry(
-    "benchmark", f"{__package__}.benchmarks", Path(__file__).parent / "benchmarks", "lowrank_bench.benchmarks"
+benchmarks: Registry[Benchmark] = Registry(
+    "benchmark",
+    f"{__package__}.benchmarks",
+    Path(__file__).parent / "benchmarks",
+    "lowrank_bench.benchmarks",
+    {"lm_eval": f"{__package__}.harness.benchmark:harness_benchmark"},
 )

@@ -209,7 +209,7 @@ def _bos_note(outcomes: Iterable[Outcome]) -> str:
     sentences = [
         bos_sentence(variant, metric, value, values[without][1])
         for variant, (metric, value) in values.items()
-        if (without := variant_without(variant)) in values and differ(metric, value, values[without][1])
+        if (without := variant_without(variant)) and without in values and differ(metric, value, values[without][1])
     ]
     return "; ".join(sentences)
 

@@ -348,7 +348,7 @@ class Layout:
             samples=asked.samples,
             temperature=asked.temperature,
             top_p=asked.top_p,
-            seed=DATA_SEED,
+            seed=DATA_SEED if asked.problem_seed is None else asked.problem_seed,
             allow_weak_isolation=self.config.execution.allow_weak_isolation,
             context=context,
             chat=self.chat,

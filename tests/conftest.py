@@ -27,12 +27,14 @@ runners/test_engines.py
 runners/test_nothing_lost.py
 runners/store/test_storage.py
 results/report/test_report.py
+results/shrink/test_shrink.py
 methods/test_third_party.py
 cli/test_cli.py
 results/speed/test_speed.py
 papers/test_reproduce.py
 docs/test_python_api.py
 docs/test_guides.py
+docs/test_your_own_task.py
 runners/test_broken_models.py
 runners/test_hostile_folders.py
 evals/test_samples.py
@@ -82,6 +84,7 @@ evals/grading/test_sandbox_packages.py
 foundation/test_memory.py
 foundation/test_process.py
 models/test_adapters.py
+models/test_autoload.py
 models/test_export.py
 models/test_streamed.py
 models/test_tiny.py

@@ -69,7 +69,7 @@ class TransformersEngine(Engine):
         self._scorer = TokenScorer(model)
 
     @cached_property
-    def tokenizer(self) -> Any:  # type: ignore[override]
+    def tokenizer(self) -> Any:
         """The model's, loaded when something is generated: a large one takes seconds, and scoring needs none."""
         return load_tokenizer(*self._files)
 

@@ -159,7 +159,7 @@ class VllmEngine(Engine):
     ) -> list[list[float]]:
         """Score sequences; softmax in float32. As in `generate`, ``batch_size`` has no effect."""
         scored = self.score_continuations(sequences, [1] * len(sequences), batch_size, progress)
-        return [each.logprobs for each in scored]
+        return [score.logprobs for score in scored]
 
     def score_continuations(
         self,

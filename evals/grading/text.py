@@ -39,12 +39,12 @@ def extract(pattern: str | None, text: str) -> str | None:
     """
     if pattern is None:
         return text.strip() or None
-    found = None
+    last = None
     for match in regex.finditer(pattern, text, timeout=MATCH_SECONDS):
-        found = match
-    if found is None:
+        last = match
+    if last is None:
         return None
-    group = found[1] if found.re.groups else found[0]
+    group = last[1] if last.re.groups else last[0]
     return (group or "").strip() or None
 
 
@@ -97,7 +97,7 @@ def bleu(answers: Sequence[str], references: Sequence[Sequence[str]], tokenize: 
 
 def json_block(text: str) -> str:
     """Return the content of the first Markdown code block, whose language is none or JSON; the text where none is."""
-    _before, fence, behind = text.partition("```")
+    _, fence, behind = text.partition("```")
     language, line_end, block = behind.partition("\n")
     if not fence or not line_end or language.strip().lower() not in ("", "json"):
         return text
@@ -117,10 +117,10 @@ def json_verdict(text: str, schema: Mapping[str, Any]) -> tuple[str, str]:
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
         # An empty registry, so that a schema fetches nothing.
-        error = next(iter(kind(schema, registry=Registry()).iter_errors(value)), None)
+        broken = next(iter(kind(schema, registry=Registry()).iter_errors(value)), None)
     except (Unresolvable, RecursionError) as problem:
         return "wrong", f"the schema cannot be applied: {problem}"[:200]
-    return ("correct", "") if error is None else ("wrong", f"{error.json_path}: {error.message}"[:200])
+    return ("correct", "") if broken is None else ("wrong", f"{broken.json_path}: {broken.message}"[:200])
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:

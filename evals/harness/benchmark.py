@@ -41,9 +41,9 @@ class HarnessTaskBenchmark(Benchmark):
 
     def variant(self, settings: EvalSettings) -> str:
         """Name task, version, shots and chat template: ``lm_eval-gsm8k-v3-5shot-chat``."""
-        found = self._described(settings)
-        version = f"-v{found.version}" if found.version else ""
-        shots = f"{found.shots}shot" if found.shots >= 0 else "mixed-shots"
+        described = self._described(settings)
+        version = f"-v{described.version}" if described.version else ""
+        shots = f"{described.shots}shot" if described.shots >= 0 else "mixed-shots"
         return f"lm_eval-{self.task_name.task}{version}-{shots}{'-chat' if self.task_name.chat else ''}"
 
     def check(self, settings: EvalSettings) -> None:
@@ -68,14 +68,14 @@ class HarnessTaskBenchmark(Benchmark):
 
     def identity(self, settings: EvalSettings) -> Mapping[str, Any]:
         """Return versions, and hashes of the task's YAML, code and data: few YAMLs pin a commit of their dataset."""
-        found = self._described(settings)
+        described = self._described(settings)
         return {
             "benchmark": self.name,
             "variant": self.variant(settings),
             "lm_eval": harness_version(),
             "adapter": ADAPTER_VERSION,
-            "rules": dict(found.rules),
-            "data": dict(found.data),
+            "rules": dict(described.rules),
+            "data": dict(described.data),
             "limit": settings.limit,
             "max_new_tokens": settings.max_new_tokens,
         }

@@ -83,7 +83,7 @@ def _local(path: str, name: str | None, data_dir: Path) -> LocalSplits | None:
         splits[split] = datasets.Dataset.from_list(load_rows(spec.name, split, data_dir).rows)  # type: ignore[union-attr]
     folder = data_dir.joinpath(*path.split("/"), *([name] if name else []))
     for file in sorted(folder.iterdir()) if not splits and folder.is_dir() else ():
-        suffix = next((each for each in _SUFFIXES if file.name.endswith(each)), None)
+        suffix = next((ending for ending in _SUFFIXES if file.name.endswith(ending)), None)
         if suffix == ".parquet":
             splits[file.name.removesuffix(suffix)] = datasets.Dataset.from_parquet(str(file))
         elif suffix:

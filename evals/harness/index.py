@@ -44,11 +44,11 @@ def find_tasks(name: str, include_path: Path | None) -> tuple[Any, dict[str, Map
     manager = lm_eval.tasks.TaskManager(include_path=own, include_defaults=False)
     mine = list(manager.task_index)
     folders: list[str] = []
-    wanted, asked = {name}, set[str]()
+    needed, asked = {name}, set[str]()
     while True:
         index = manager.task_index
-        wanted |= {member for known in wanted & index.keys() for member in _member_names(index[known])}
-        missing = sorted(wanted - index.keys() - asked)
+        needed |= {member for known in needed & index.keys() for member in _member_names(index[known])}
+        missing = sorted(needed - index.keys() - asked)
         if not missing:
             break
         asked |= set(missing)
@@ -83,7 +83,7 @@ def code_files(manager: Any, names: Iterable[str]) -> list[Path]:
 
 def _check_runs_no_code(name: str, member: str, config: Mapping[str, Any]) -> None:
     # Before anything is imported: importing the harness's module for HumanEval runs a test program.
-    metrics = [each.get("metric") for each in config.get("metric_list") or () if isinstance(each, Mapping)]
+    metrics = [entry.get("metric") for entry in config.get("metric_list") or () if isinstance(entry, Mapping)]
     if not config.get("unsafe_code") and not any("pass_at_k" in str(metric) for metric in metrics):
         return
     family = next((family for family in SANDBOXED if member.startswith(family)), None)
@@ -100,12 +100,12 @@ def _folders(root: Path, names: Iterable[str]) -> list[str]:
     """Return the folders, relative to the root, of the files that say one of these names as task, group or tag."""
     words = "|".join(re.escape(name) for name in names)
     says = re.compile(rf"^\s*(?:task|group|tag|-)\s*:?\s*['\"]?(?:{words})['\"]?\s*$", re.MULTILINE)
-    found = {
+    folders = {
         str(path.parent.relative_to(root))
         for path in root.glob("**/*.yaml")
         if says.search(path.read_text(encoding="utf-8", errors="replace"))
     }
-    return sorted(folder for folder in found if not any(folder.startswith(f"{other}/") for other in found))
+    return sorted(folder for folder in folders if not any(folder.startswith(f"{other}/") for other in folders))
 
 
 def _member_names(entry: Any) -> Iterator[str]:
@@ -132,10 +132,11 @@ def _listed(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _members(name: str, index: Mapping[str, Any]) -> list[str]:
     """Return a name and all that it consists of, groups included, each once."""
-    found, waiting = {}, [name]
+    names_seen: dict[str, None] = {}
+    waiting = [name]
     while waiting:
-        each = waiting.pop(0)
-        if each in index and each not in found:
-            found[each] = None
-            waiting += sorted(_member_names(index[each]))
-    return [each for each in found if index[each].kind.name != "TAG"]
+        entry = waiting.pop(0)
+        if entry in index and entry not in names_seen:
+            names_seen[entry] = None
+            waiting += sorted(_member_names(index[entry]))
+    return [entry for entry in names_seen if index[entry].kind.name != "TAG"]

@@ -65,16 +65,16 @@ def load(name: TaskName, include_path: Path | None, data_dir: Path | None) -> Lo
                 "it needs"
             ) from error
         tasks = loaded["tasks"]
-        for each, task in tasks.items():
-            _check_kind(name, each, task)
-            _set_shots(name, each, task)
-        data = {each: _data_hash(name, each, task) for each, task in tasks.items()}
+        for member, task in tasks.items():
+            _check_kind(name, member, task)
+            _set_shots(name, member, task)
+        data = {member: _data_hash(name, member, task) for member, task in tasks.items()}
     group = loaded.get("groups", {}).get(name.task)
     if group is not None:
         _check_group(name, group)
     shots = {int(task.get_config("num_fewshot") or 0) for task in tasks.values()}
     code = [sha256_file(path) for path in code_files(manager, configs)]
-    rules = {each: digest([_plain(config), code]) for each, config in configs.items()}
+    rules = {member: digest([_plain(config), code]) for member, config in configs.items()}
     return Loaded(
         loaded,
         _version(group.version if group is not None else tasks[name.task].VERSION),
@@ -143,8 +143,8 @@ def quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _check_kind(name: TaskName, each: str, task: Any) -> None:
-    part = "" if each == name.task else f" (through its member '{each}')"
+def _check_kind(name: TaskName, member: str, task: Any) -> None:
+    part = "" if member == name.task else f" (through its member '{member}')"
     if getattr(task, "MULTIMODAL", False):
         raise UserError(f"'{name}'{part} shows images or sound to a model, and the engines here take text alone")
     if getattr(task, "UNSAFE_CODE", False):
@@ -160,7 +160,7 @@ def _check_group(name: TaskName, group: Any) -> None:
         )
 
 
-def _set_shots(name: TaskName, each: str, task: Any) -> None:
+def _set_shots(name: TaskName, member: str, task: Any) -> None:
     """Set the number of examples and the seed as the harness's command line does; a task's own 0 stays."""
     own = task.get_config("num_fewshot")
     if name.shots is not None and own != 0:
@@ -168,24 +168,24 @@ def _set_shots(name: TaskName, each: str, task: Any) -> None:
     elif own is None:
         task.set_config(key="num_fewshot", value=0)
     if name.shots and own == 0:
-        raise UserError(f"'{each}' is defined without examples (num_fewshot: 0); leave :shots={name.shots} out")
+        raise UserError(f"'{member}' is defined without examples (num_fewshot: 0); leave :shots={name.shots} out")
     task.set_fewshot_seed(seed=SHOT_SEED)
 
 
-def _data_hash(name: TaskName, each: str, task: Any) -> str:
+def _data_hash(name: TaskName, member: str, task: Any) -> str:
     documents = [_plain(doc) for doc in task.eval_docs]
     if not documents:
         split = task.config.test_split or task.config.validation_split
         raise UserError(
-            f"the data of '{each}' have no problems (split '{split}' of {task.config.dataset_path}); put its file into "
-            "the --data folder (docs/lm-eval.md), or leave --data out for the hub"
+            f"the data of '{member}' have no problems (split '{split}' of {task.config.dataset_path}); put its file "
+            "into the --data folder (docs/lm-eval.md), or leave --data out for the hub"
         )
     shots = int(task.get_config("num_fewshot") or 0)
     examples = list(map(_plain, task.fewshot_docs() or ())) if shots else []
     if len(examples) < shots:
         split = task.fewshot_cfg.split or task.config.training_split or task.config.validation_split
         raise UserError(
-            f"'{each}' needs {shots} examples and its data have {len(examples)} (split '{split}' of "
+            f"'{member}' needs {shots} examples and its data have {len(examples)} (split '{split}' of "
             f"{task.config.dataset_path}); put that split's file into the --data folder (docs/lm-eval.md), or write "
             f"lm_eval:{name.task}:shots={len(examples)}"
         )

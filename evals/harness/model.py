@@ -41,7 +41,7 @@ def engine_model(
         engine: a loaded model.
         batch_size: sequences at once.
         max_new_tokens: longest completion; None takes the task's.
-        progress: returns what is told of requests of a kind: ``loglikelihood``, ``loglikelihood_rolling``,
+        progress: returns what is called for requests of a kind: ``loglikelihood``, ``loglikelihood_rolling``,
             ``generate_until``.
     """
     harness_version()
@@ -101,8 +101,8 @@ def engine_model(
                 sequences.append(ids[cut:])
                 starts.append(len(ids) - cut - len(tail))
             scored = _once(engine, sequences, starts, batch_size, progress(self._kind))
-            check_finite([each.logprobs for each in scored])
-            return [(math.fsum(each.logprobs), each.greedy) for each in scored]
+            check_finite([score.logprobs for score in scored])
+            return [(math.fsum(score.logprobs), score.greedy) for score in scored]
 
         def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
             self._kind = "loglikelihood_rolling"
@@ -146,7 +146,7 @@ def engine_model(
 
 
 def start_token(tokenizer: Any) -> int:
-    """Return the id that stands before a text without a context: BOS, or the end-of-sequence token.
+    """Return the id that comes before a text without a context: BOS, or the end-of-sequence token.
 
     Raises:
         UserError: the tokenizer has neither.
@@ -182,8 +182,8 @@ def render_chat(tokenizer: Any, messages: list[dict[str, str]], add_generation_p
     try:
         return str(tokenizer.apply_chat_template(messages, **options))
     except jinja2.exceptions.TemplateError:
-        kept = [message for message in messages if message["role"] != "system"]
-        return str(tokenizer.apply_chat_template(kept, **options))
+        turns = [message for message in messages if message["role"] != "system"]
+        return str(tokenizer.apply_chat_template(turns, **options))
 
 
 def sampling_of(settings: Mapping[str, Any], context: int, max_new_tokens: int | None) -> Sampling:
@@ -240,12 +240,14 @@ def _once(
     engine: Engine, sequences: list[list[int]], starts: list[int], batch_size: int, progress: Progress | None
 ) -> list[Scored]:
     """Score each pair of a sequence and its start once."""
-    places: dict[tuple[int, tuple[int, ...]], int] = {}
-    asked = [places.setdefault((start, tuple(ids)), len(places)) for ids, start in zip(sequences, starts, strict=True)]
+    positions: dict[tuple[int, tuple[int, ...]], int] = {}
+    asked = [
+        positions.setdefault((start, tuple(ids)), len(positions)) for ids, start in zip(sequences, starts, strict=True)
+    ]
     scored = engine.score_continuations(
-        [list(ids) for _, ids in places], [start for start, _ in places], batch_size, progress
+        [list(ids) for _, ids in positions], [start for start, _ in positions], batch_size, progress
     )
-    return [scored[place] for place in asked]
+    return [scored[position] for position in asked]
 
 
 def _part(progress: Progress | None, before: int, total: int) -> Progress | None:

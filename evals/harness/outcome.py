@@ -78,7 +78,7 @@ def make_outcome(
             shown += [names.named(metric, key, f"/{member}") for key, metric in of_member.items() if key in metrics]
     lines = [line for task in tasks for line in _lines(task, results["samples"][task], notes, names, group is not None)]
     for line in lines:
-        line |= fixed | {"scorer": names.verdict(headline)}
+        line |= {**fixed, "scorer": names.verdict(headline)}
     details: dict[str, Any] = {
         "lm_eval": harness_version(),
         "tasks": {
@@ -95,8 +95,8 @@ def make_outcome(
     }
     if group is not None:
         details["weighting"] = {
-            each.metric: "by problems" if each.weight_by_size else "every member alike"
-            for each in group.aggregate_metric_list
+            entry.metric: "by problems" if entry.weight_by_size else "every member alike"
+            for entry in group.aggregate_metric_list
         }
     data = digest([line["problem_sha256"] for line in lines])
     return Outcome(shown, lines, data, digest([line["prompt_sha256"] for line in lines]), details, fixed["variant"])
@@ -111,7 +111,7 @@ class _Scorers:
 
     def __init__(self, values: Any) -> None:
         keys = {key for of_task in values for key in of_task}
-        self._count = Counter(each for _, each in keys)
+        self._count = Counter(entry for _, entry in keys)
 
     def scorer(self, key: Key) -> str:
         metric, filtered = key
@@ -202,25 +202,25 @@ def _group_metrics(
     """Return what the harness aggregates over the members of a group."""
     members = [task.task_name for task in group.get_all_tasks()]
     result, metrics = results["groups"][group.name], {}
-    for each in group.aggregate_metric_list or ():
-        filters = dict.fromkeys(key[1] for member in members for key in of_tasks[member] if key[0] == each.metric)
+    for entry in group.aggregate_metric_list or ():
+        filters = dict.fromkeys(key[1] for member in members for key in of_tasks[member] if key[0] == entry.metric)
         for filtered in filters:
-            key = (each.metric, filtered)
-            value = result.get(f"{each.metric},{filtered}")
+            key = (entry.metric, filtered)
+            value = result.get(f"{entry.metric},{filtered}")
             parts = [of_tasks[member][key] for member in members if key in of_tasks[member]]
             if not parts or not isinstance(value, int | float):
                 continue
             better = parts[0].higher_is_better
             sizes = [part.n for part in parts]
-            if each.weight_by_size:
+            if entry.weight_by_size:
                 pooled = [item for member in members for item in values[member].get(key, ())]
-                metrics[key] = _with_interval(each.metric, float(value), pooled, better, None)
+                metrics[key] = _with_interval(entry.metric, float(value), pooled, better, None)
                 if math.isfinite(metrics[key].high - metrics[key].low):
                     continue
-            weights = sizes if each.weight_by_size else [1] * len(parts)
+            weights = sizes if entry.weight_by_size else [1] * len(parts)
             errors = [(part.high - part.low) / 2 / NormalDist().inv_cdf(0.975) for part in parts]
             error = math.hypot(*(w * e for w, e in zip(weights, errors, strict=True))) / sum(weights)
-            metrics[key] = _normal(each.metric, float(value), error, sum(sizes), better)
+            metrics[key] = _normal(entry.metric, float(value), error, sum(sizes), better)
     return metrics
 
 

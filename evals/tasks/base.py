@@ -133,10 +133,12 @@ class Task:
             source, data_dir, seed: as in `train_examples`.
             most: how many examples are wanted.
         """
-        read = self.train_examples(source, data_dir, seed)
-        count = len(read.examples)
-        sample = [read.examples[index * count // most] for index in range(most)] if count > most else read.examples
-        return TrainSurvey(read.sha256, read.source, count, tuple(sample))
+        training = self.train_examples(source, data_dir, seed)
+        count = len(training.examples)
+        sample = (
+            [training.examples[index * count // most] for index in range(most)] if count > most else training.examples
+        )
+        return TrainSurvey(training.sha256, training.source, count, tuple(sample))
 
     def read_encoded(
         self,

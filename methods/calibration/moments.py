@@ -183,8 +183,8 @@ class GradientRule:
             norms = gradients.float().norm(dim=-1) * mask
             present = (norms > 0).sum(1, keepdim=True)
             mean = norms.sum(1, keepdim=True) / present.clamp_min(1)
-            wanted = torch.minimum(torch.maximum(norms, mean / self.clip), mean * self.clip)
-            scale = torch.where(norms > 0, wanted / norms, torch.ones_like(norms))
+            clipped = torch.minimum(torch.maximum(norms, mean / self.clip), mean * self.clip)
+            scale = torch.where(norms > 0, clipped / norms, torch.ones_like(norms))
             gradients = gradients.float() * scale[..., None]
         return gradients[mask]
 

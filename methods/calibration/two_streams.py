@@ -27,7 +27,7 @@ class TwoStreams:
     """The dense model's hidden states and those of the model compressed so far, side by side.
 
     Args:
-        model: in memory; its blocks are compressed one after the other by `walk`.
+        model: in memory; its blocks are compressed one after the other.
         batches: ``input_ids`` and ``attention_mask`` (b, t).
         shifted: whether the second stream runs through the compressed blocks; else it is the first one.
 
@@ -54,7 +54,7 @@ class TwoStreams:
         Args:
             names: dotted names of the linear layers that are replaced.
             replace: called once a layer.
-            refine: called with each block when its layers are replaced, and its inputs and wanted outputs.
+            refine: called with each block when its layers are replaced, and its inputs and target outputs.
         """
         training = self.model.training
         self.model.eval()
@@ -192,22 +192,22 @@ class Pairs:
     """What a compressed block is given, and what the dense one makes of what it was given.
 
     Args:
-        streams: the walk.
+        streams: of the model.
         name: the block.
-        cache: of the walk.
+        cache: of the streams.
     """
 
     def __init__(self, streams: TwoStreams, name: str, cache: OffloadCache) -> None:
         self.streams, self.name, self._cache = streams, name, cache
         for index in range(len(streams.batches)):
             hidden = streams.hidden("dense", index, cache)
-            cache.put(("wanted", index), streams.run(streams._dense, name, index, hidden))
+            cache.put(("target", index), streams.run(streams._dense, name, index, hidden))
 
     def __iter__(self) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-        """Yield each batch's number, attention mask (b, t), input and wanted output (b, t, d)."""
+        """Yield each batch's number, attention mask (b, t), input and target output (b, t, d)."""
         for index, batch in enumerate(self.streams.batches):
-            wanted = self._cache.get(("wanted", index)).to(self.streams.device)
-            yield index, batch["attention_mask"], self.streams.hidden("shifted", index, self._cache), wanted
+            target = self._cache.get(("target", index)).to(self.streams.device)
+            yield index, batch["attention_mask"], self.streams.hidden("shifted", index, self._cache), target
 
     def run(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
         """Run a batch through a block."""

@@ -136,11 +136,11 @@ class Refinement:
         optimizer = torch.optim.AdamW(block.parameters(), lr=self.lr, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _factor(step, updates))
         for _ in range(self.passes):
-            for index, mask, hidden, wanted in pairs:
-                kept = mask.bool()
-                error = (pairs.run(block, index, hidden.float()) - wanted.float())[kept]
+            for index, mask, hidden, target in pairs:
+                valid = mask.bool()
+                error = (pairs.run(block, index, hidden.float()) - target.float())[valid]
                 (error.square().mean() / together).backward()
-                self.tokens += int(kept.sum())
+                self.tokens += int(valid.sum())
                 if (index + 1) % together == 0 or index + 1 == len(pairs.streams.batches):
                     torch.nn.utils.clip_grad_norm_(block.parameters(), 1.0)
                     optimizer.step()

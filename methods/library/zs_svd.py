@@ -55,10 +55,10 @@ class ZSSVD(Whitened):
     @property
     def requirements(self) -> Requirements:
         """Return what the method needs; a correction looks at the model for each ratio."""
-        found = super().requirements
+        requirements = super().requirements
         if not self.corrections:
-            return found
-        return replace(found, searches=True, gradients=True, layer_by_layer=False)
+            return requirements
+        return replace(requirements, searches=True, gradients=True, layer_by_layer=False)
 
     def fit_key(self) -> dict[str, object]:
         """Leave out what only `compress` reads."""

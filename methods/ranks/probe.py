@@ -77,8 +77,8 @@ def example_errors(logits: Tensor, labels: Tensor) -> Tensor:
 def target_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Return the logits from which a batch's target tokens are predicted, (targets, vocabulary), float32."""
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-    kept: Tensor = logits[:, :-1][batch["labels"][:, 1:] != -100].float()
-    return kept
+    predicted: Tensor = logits[:, :-1][batch["labels"][:, 1:] != -100].float()
+    return predicted
 
 
 def divergence(dense: Tensor, cut: Tensor) -> Tensor:

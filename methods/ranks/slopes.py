@@ -26,7 +26,7 @@ def weight_gradients(model: nn.Module, groups: Sequence[Group], batches: Sequenc
         groups: whose weights count.
         batches: ``input_ids``, ``attention_mask``, ``labels`` (b, t), see `CalibrationData`.
     """
-    wanted: dict[str, Tensor] = {
+    trained = {
         matrix.name: model.get_parameter(f"{matrix.name}.weight") for group in groups for matrix in group.members
     }
     required = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
@@ -36,16 +36,16 @@ def weight_gradients(model: nn.Module, groups: Sequence[Group], batches: Sequenc
         for parameter, _, _ in required:
             parameter.requires_grad_(False)
             parameter.grad = None
-        for weight in wanted.values():
-            weight.requires_grad_(True)
+        for parameter in trained.values():
+            parameter.requires_grad_(True)
         for batch in track(batches, unit="batches"):
             with torch.enable_grad():
                 logits = model(
                     input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
                 ).logits
                 (example_losses(logits, batch["labels"]).sum() / examples).backward()
-        found = {name: _or_zero(weight) for name, weight in wanted.items()}
-        return {group.name: torch.cat([found[matrix.name] for matrix in group.members]) for group in groups}
+        gradients = {name: _or_zero(parameter) for name, parameter in trained.items()}
+        return {group.name: torch.cat([gradients[matrix.name] for matrix in group.members]) for group in groups}
     finally:
         for parameter, requires, gradient in required:
             parameter.requires_grad_(requires)

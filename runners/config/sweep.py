@@ -136,6 +136,9 @@ class Evaluation(BaseModel):
     samples: Positive = Field(default=1, description="Completions per problem, for pass@k; several need a temperature.")
     temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="Of sampling; 0 is greedy.")
     top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus share.")
+    problem_seed: Annotated[int | None, Option(default="42")] = Field(
+        default=None, ge=0, le=MAX_SEED, description="Of generated test problems and of sampling: other ones."
+    )
     engine: str = Field(default="auto", description="What generates and scores: vllm, transformers or auto.")
     dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, Option(default="the recipe's")] = Field(
         default=None, description="Of the evaluation's arithmetic: float32, bfloat16, float16."

@@ -55,6 +55,7 @@ NO_KEY = {
     "placement=device": "what auto takes for so small a model",
     "placement=fsdp2": "a placement that leaves the numbers as they are",
     "placement=host-moments": "a placement that leaves the numbers as they are",
+    "chat_template=never": "what a tokenizer without a chat template gets anyway",
     "finetune.precision=float32": "what the recipe has anyway",
     "recover.precision=float32": "what the recipe has anyway",
     "dtype=float32": "what the recipe has anyway",

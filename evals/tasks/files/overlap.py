@@ -67,18 +67,18 @@ class OverlapSearch:
             self._sizes.append(len(groups))
             for group in groups:
                 self._groups[group].append(index)
-        self._found: dict[int, str] = {}
+        self._equal: dict[int, str] = {}
         self._near: dict[int, str] = {}
 
-    def see(self, text: str, where: str) -> None:
+    def see(self, text: str, title: str) -> None:
         """Compare one training example with all problems.
 
         Args:
             text: its prompt.
-            where: it is, for people.
+            title: names the example, for people.
         """
         for index in self._exact.get(_hash(normalise(text)), ()):
-            self._found.setdefault(index, where)
+            self._equal.setdefault(index, title)
         shared: dict[int, int] = defaultdict(int)
         for group in _groups(text):
             owners = self._groups.get(group, ())
@@ -87,20 +87,20 @@ class OverlapSearch:
                     shared[index] += 1
         for index, count in shared.items():
             if count >= NEAR * self._sizes[index]:
-                self._near.setdefault(index, where)
+                self._near.setdefault(index, title)
 
     def result(self) -> Overlap:
         """Return what was found."""
-        near = {index: where for index, where in self._near.items() if index not in self._found}
-        index, where = next(iter({**self._found, **near}.items()), (0, ""))
-        example = f"problem {self._ids[index]} is that of {where}" if where else ""
-        return Overlap(len(self._ids), len(self._found), len(near), example)
+        near = {index: title for index, title in self._near.items() if index not in self._equal}
+        index, title = next(iter({**self._equal, **near}.items()), (0, ""))
+        example = f"problem {self._ids[index]} is that of {title}" if title else ""
+        return Overlap(len(self._ids), len(self._equal), len(near), example)
 
 
 def _groups(text: str) -> set[int]:
-    found = words(text)
-    size = min(GROUP, len(found))
-    spans: Iterable[Sequence[str]] = (found[i : i + size] for i in range(len(found) - size + 1)) if size else ()
+    tokens = words(text)
+    size = min(GROUP, len(tokens))
+    spans: Iterable[Sequence[str]] = (tokens[i : i + size] for i in range(len(tokens) - size + 1)) if size else ()
     return {int.from_bytes(_hash("\0".join(span))[:8]) for span in spans}
 
 

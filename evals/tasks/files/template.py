@@ -63,14 +63,14 @@ def _benchmark() -> list[str]:
     return lines
 
 
-def _fields(model: type[BaseModel], place: str, indent: int) -> list[str]:
+def _fields(model: type[BaseModel], path: str, indent: int) -> list[str]:
     lines = []
     for name, field in model.model_fields.items():
         if name == "columns":
             lines += [*_comment(field.description or "", indent), f"{' ' * indent}# columns:"]
             lines += _fields(parts.TrainColumns, "", indent + 2)
         else:
-            lines += _field(name, field, _ACTIVE.get(place, {}).get(name), indent)
+            lines += _field(name, field, _ACTIVE.get(path, {}).get(name), indent)
     return lines
 
 
@@ -84,3 +84,29 @@ def _field(name: str, field: FieldInfo, active: str | None, indent: int) -> list
 
 def _comment(text: str, indent: int) -> list[str]:
     return [f"{' ' * indent}# {line}" for line in textwrap.wrap(text, _WIDTH - indent)]
+
+
+def field_table() -> str:
+    """Return all fields as Markdown tables, for the documentation."""
+    kinds = ", ".join(f"`{kind}`" for kind in parts.KINDS)
+    groups: list[tuple[str, type[BaseModel], set[str]]] = [
+        ("At the top", parts.TaskFile, set()),
+        ("`train`", parts.Train, set()),
+        ("`train.columns`", parts.TrainColumns, set()),
+        ("An entry of `benchmarks`", parts.BenchmarkPart, set()),
+        ("`columns` of a benchmark", parts.BenchmarkColumns, set()),
+        ("Kinds whose answers are generated", parts.GeneratedPart, {*parts.BenchmarkPart.model_fields}),
+    ]
+    groups += [
+        (f"`kind: {kind}`", model, {*parts.GeneratedPart.model_fields, "kind"}) for kind, model in sorted(_OWN.items())
+    ]
+    lines = ["| where | field | what it says |", "| --- | --- | --- |"]
+    for path, model, known in groups:
+        for name, field in model.model_fields.items():
+            if name not in known:
+                lines.append(
+                    f"| {path} | `{field.alias or name}` | {(field.description or '').replace('|', chr(92) + '|')} |"
+                )
+        if model is parts.BenchmarkPart:
+            lines.append(f"| {path} | `kind` | What it is, one of {kinds}. |")
+    return "\n".join(lines)

@@ -86,20 +86,20 @@ class IntegerProgram(Policy):
             assert evidence.loss is not None
             for alpha, gamma in track([(0.0, 0.0), *_pairs(self.trials - 1)], unit="trials"):
                 ranks = self._ranks(evidence.units, choices, alpha, gamma, affordable)
-                found = evidence.loss(ranks)
-                if found < least:
-                    best, least = ranks, found
+                loss = evidence.loss(ranks)
+                if loss < least:
+                    best, least = ranks, loss
         return through(evidence.units, [(_LEVEL, best)])
 
     def choices(self, evidence: Evidence, affordable: float) -> list[Choices]:
         """Return what each unit can be; see `Choices`."""
         share = self.least or (0.3 if evidence.share >= 0.5 else 0.1)
-        found = self._choices(evidence, share)
-        return found if sum(min(part.costs) for part in found) <= affordable else self._choices(evidence, 0.0)
+        choices = self._choices(evidence, share)
+        return choices if sum(min(part.costs) for part in choices) <= affordable else self._choices(evidence, 0.0)
 
     def _choices(self, evidence: Evidence, least: float) -> list[Choices]:
         worst = max((kl for kl in self._divergences(evidence) if math.isfinite(kl)), default=1.0)
-        found = []
+        choices = []
         for unit, kl in zip(evidence.units, self._divergences(evidence), strict=True):
             spectrum, even = values(evidence.spectra, unit, "ilp"), unit.parameters / unit.cost
             step = self.step or max(min(8, int(even / 16)), 1)
@@ -109,14 +109,14 @@ class IntegerProgram(Policy):
             before = tail_energy(unit, spectrum, float(evidence.measured[unit.name][0]))
             weight = max(kl if math.isfinite(kl) else worst, 1e-6 * worst, 1e-12)
             weight /= before or tail_energy(unit, spectrum, 0.0) or 1.0
-            found.append(
+            choices.append(
                 Choices(
                     [*ranks, None],
                     [*(unit.factorised(rank) for rank in ranks), unit.parameters],
                     [*(weight * tail_energy(unit, spectrum, float(rank)) for rank in ranks), 0.0],
                 )
             )
-        return found
+        return choices
 
     def _divergences(self, evidence: Evidence) -> list[float]:
         return [float(evidence.measured[unit.name][1]) for unit in evidence.units]
@@ -159,22 +159,22 @@ def solve(costs: Sequence[Sequence[int]], errors: Sequence[Sequence[float]], aff
     if sum(own[index] for own, index in zip(costs, cheapest, strict=True)) > affordable:
         return cheapest
     flat = np.array([cost for own in costs for cost in own], dtype=float)
-    wanted = np.array([error for own in errors for error in own], dtype=float)
+    losses = np.array([error for own in errors for error in own], dtype=float)
     owner = np.array([index for index, own in enumerate(costs) for _ in own])
-    one = csr_array((np.ones(len(owner)), (owner, np.arange(len(owner)))), shape=(len(costs), len(owner)))
-    scale = wanted.max() or 1.0  # the solver's own tolerances are absolute
-    found = milp(
-        1e4 * wanted / scale,
+    picks = csr_array((np.ones(len(owner)), (owner, np.arange(len(owner)))), shape=(len(costs), len(owner)))
+    scale = losses.max() or 1.0  # the solver's own tolerances are absolute
+    solution = milp(
+        1e4 * losses / scale,
         integrality=np.ones(len(flat)),
         bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(one, 1, 1), LinearConstraint(flat[None] / affordable, -np.inf, 1.0)],
+        constraints=[LinearConstraint(picks, 1, 1), LinearConstraint(flat[None] / affordable, -np.inf, 1.0)],
         options={"mip_rel_gap": 0.0 if len(flat) <= 10_000 else 1e-4},
     )
-    if found.x is None:
-        raise RuntimeError(f"the integer program of the ranks was not solved: {found.message}")
+    if solution.x is None:
+        raise RuntimeError(f"the integer program of the ranks was not solved: {solution.message}")
     picked, start = [], 0
     for own in costs:
-        picked.append(int(np.argmax(found.x[start : start + len(own)])))
+        picked.append(int(np.argmax(solution.x[start : start + len(own)])))
         start += len(own)
     return picked
 

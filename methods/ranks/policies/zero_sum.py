@@ -32,11 +32,11 @@ class ZeroSum(Policy):
     def demands(self, evidence: Evidence) -> list[Demand]:
         """Return how many of a unit's parts are left when a share of all, 1 - level, is dropped."""
         slopes = [evidence.measured[unit.name].double().tolist() for unit in evidence.units]
-        kept = list(reversed(dropping_order(slopes)))
+        order = list(reversed(dropping_order(slopes)))
         positions: list[list[int]] = [[] for _ in slopes]
-        for position, index in enumerate(kept):
+        for position, index in enumerate(order):
             positions[index].append(position + 1)
-        return [demand_in_pool(unit, own, len(kept)) for unit, own in zip(evidence.units, positions, strict=True)]
+        return [demand_in_pool(unit, own, len(order)) for unit, own in zip(evidence.units, positions, strict=True)]
 
 
 def dropping_order(slopes: Sequence[Sequence[float]]) -> list[int]:
