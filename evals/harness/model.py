@@ -41,7 +41,7 @@ def engine_model(
         engine: a loaded model.
         batch_size: sequences at once.
         max_new_tokens: longest completion; None takes the task's.
-        progress: returns what is told of requests of a kind: ``loglikelihood``, ``loglikelihood_rolling``,
+        progress: returns what is reported of requests of a kind: ``loglikelihood``, ``loglikelihood_rolling``,
             ``generate_until``.
     """
     harness_version()
@@ -146,7 +146,7 @@ def engine_model(
 
 
 def start_token(tokenizer: Any) -> int:
-    """Return the id that stands before a text without a context: BOS, or the end-of-sequence token.
+    """Return the id that is put before a text without a context: BOS, or the end-of-sequence token.
 
     Raises:
         UserError: the tokenizer has neither.
