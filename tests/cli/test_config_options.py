@@ -42,7 +42,7 @@ def test_options_stand_in_panels_by_what_they_are_for(monkeypatch):
     assert {"--model", "--task", "--methods", "--ratios", "--seeds"} <= flags["What to run"]
     assert {"--recipe", "--lr", "--recover-steps", "--training-free"} <= flags["Training"]
     assert {"--limit", "--context", "--temperature", "--engine"} <= flags["Evaluation"]
-    assert {"--out", "--data", "--keep", "--storage"} == flags["Files"] - {"--checkpoint-minutes"}
+    assert {"--out", "--data", "--include-path", "--keep", "--storage"} == flags["Files"] - {"--checkpoint-minutes"}
 
 
 def test_every_field_is_an_option():
