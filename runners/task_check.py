@@ -120,7 +120,7 @@ def _checked(task: FileTask, plan: Plan) -> Checked:
     for row, example in read_examples(task.file, layout, counts):
         text = example.answer if layout.form == "text" else prompt_text(example.prompt)
         for search in searches.values():
-            search.see(text, row.where)
+            search.see(text, row.location)
         if len(lengths) >= TOKENISED:
             continue
         whole = task.encode_one(tokenizer, example, _UNLIMITED, chat=chat)
@@ -128,7 +128,7 @@ def _checked(task: FileTask, plan: Plan) -> Checked:
         lengths.append(len(whole.input_ids))
         unlearnt += all(label == IGNORED for label in whole.labels)
         if len(shown) < SHOWN:
-            shown.append(rendered(tokenizer, whole, row.where))
+            shown.append(rendered(tokenizer, whole, row.location))
     too_long, cut = sum(length > limit for length in lengths), task.kind == "language"
     if not lengths:
         raise UserError(f"the training data of '{task.name}' leave no example; see the rows that were left out")

@@ -39,12 +39,12 @@ def extract(pattern: str | None, text: str) -> str | None:
     """
     if pattern is None:
         return text.strip() or None
-    found = None
+    last_match = None
     for match in regex.finditer(pattern, text, timeout=MATCH_SECONDS):
-        found = match
-    if found is None:
+        last_match = match
+    if last_match is None:
         return None
-    group = found[1] if found.re.groups else found[0]
+    group = last_match[1] if last_match.re.groups else last_match[0]
     return (group or "").strip() or None
 
 

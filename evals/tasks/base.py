@@ -133,10 +133,12 @@ class Task:
             source, data_dir, seed: as in `train_examples`.
             most: how many examples are wanted.
         """
-        read = self.train_examples(source, data_dir, seed)
-        count = len(read.examples)
-        sample = [read.examples[index * count // most] for index in range(most)] if count > most else read.examples
-        return TrainSurvey(read.sha256, read.source, count, tuple(sample))
+        train_set = self.train_examples(source, data_dir, seed)
+        count = len(train_set.examples)
+        sample = (
+            [train_set.examples[index * count // most] for index in range(most)] if count > most else train_set.examples
+        )
+        return TrainSurvey(train_set.sha256, train_set.source, count, tuple(sample))
 
     def read_encoded(
         self,

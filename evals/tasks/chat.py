@@ -27,9 +27,9 @@ class Instructed(str):
 
     def __new__(cls, text: str, instruction: str) -> Instructed:
         """Make the text; nothing but the attribute sets it apart from another."""
-        made = super().__new__(cls, text)
-        made.instruction = instruction
-        return made
+        instance = super().__new__(cls, text)
+        instance.instruction = instruction
+        return instance
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle both parts."""
@@ -43,10 +43,10 @@ class Conversation(str):
 
     def __new__(cls, messages: Iterable[Message]) -> Conversation:
         """Make the text of the messages."""
-        kept = tuple({"role": str(m["role"]), "content": str(m["content"])} for m in messages)
-        made = super().__new__(cls, json.dumps(kept, ensure_ascii=False))
-        made.messages = kept
-        return made
+        copies = tuple({"role": str(m["role"]), "content": str(m["content"])} for m in messages)
+        instance = super().__new__(cls, json.dumps(copies, ensure_ascii=False))
+        instance.messages = copies
+        return instance
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the messages."""
@@ -113,7 +113,7 @@ def turns(tokenizer: Any, messages: Sequence[Message]) -> Turns:
         if not (before.startswith(done) and after.startswith(before) and len(after) > len(before)):
             raise UserError(
                 "this tokenizer's chat template writes earlier turns in another way when a turn is added, so that what "
-                "the assistant says cannot be told apart; use conversations of one turn, or another prompt"
+                "the assistant says cannot be separated; use conversations of one turn, or another prompt"
             )
         result.texts.extend((before[len(done) :], after[len(before) :]))
         result.learnt.extend((False, True))

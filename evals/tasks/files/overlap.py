@@ -67,18 +67,18 @@ class OverlapSearch:
             self._sizes.append(len(groups))
             for group in groups:
                 self._groups[group].append(index)
-        self._found: dict[int, str] = {}
+        self._exact_hits: dict[int, str] = {}
         self._near: dict[int, str] = {}
 
-    def see(self, text: str, where: str) -> None:
+    def see(self, text: str, location: str) -> None:
         """Compare one training example with all problems.
 
         Args:
             text: its prompt.
-            where: it is, for people.
+            location: of it, for people.
         """
         for index in self._exact.get(_hash(normalise(text)), ()):
-            self._found.setdefault(index, where)
+            self._exact_hits.setdefault(index, location)
         shared: dict[int, int] = defaultdict(int)
         for group in _groups(text):
             owners = self._groups.get(group, ())
@@ -87,20 +87,22 @@ class OverlapSearch:
                     shared[index] += 1
         for index, count in shared.items():
             if count >= NEAR * self._sizes[index]:
-                self._near.setdefault(index, where)
+                self._near.setdefault(index, location)
 
     def result(self) -> Overlap:
         """Return what was found."""
-        near = {index: where for index, where in self._near.items() if index not in self._found}
-        index, where = next(iter({**self._found, **near}.items()), (0, ""))
-        example = f"problem {self._ids[index]} is that of {where}" if where else ""
-        return Overlap(len(self._ids), len(self._found), len(near), example)
+        near = {index: location for index, location in self._near.items() if index not in self._exact_hits}
+        index, location = next(iter({**self._exact_hits, **near}.items()), (0, ""))
+        example = f"problem {self._ids[index]} is that of {location}" if location else ""
+        return Overlap(len(self._ids), len(self._exact_hits), len(near), example)
 
 
 def _groups(text: str) -> set[int]:
-    found = words(text)
-    size = min(GROUP, len(found))
-    spans: Iterable[Sequence[str]] = (found[i : i + size] for i in range(len(found) - size + 1)) if size else ()
+    text_words = words(text)
+    size = min(GROUP, len(text_words))
+    spans: Iterable[Sequence[str]] = (
+        (text_words[i : i + size] for i in range(len(text_words) - size + 1)) if size else ()
+    )
     return {int.from_bytes(_hash("\0".join(span))[:8]) for span in spans}
 
 

@@ -103,9 +103,9 @@ class FileTask(Task):
         self, tokenizer: Any, examples: list[Example], max_length: int, cut: bool = False, chat: bool = False
     ) -> EncodedSet:
         """Turn examples into token ids and labels, in memory."""
-        made = [self.encode_one(tokenizer, example, max_length, cut, chat) for example in examples]
-        items = [item for item in made if item is not None]
-        return EncodedSet(items, len(made) - len(items))
+        encoded_items = [self.encode_one(tokenizer, example, max_length, cut, chat) for example in examples]
+        items = [item for item in encoded_items if item is not None]
+        return EncodedSet(items, len(encoded_items) - len(items))
 
     def encode_one(
         self, tokenizer: Any, example: Example, max_length: int, cut: bool = False, chat: bool = False

@@ -80,7 +80,7 @@ def find_layout(definition: TaskFile) -> Layout:
             raise UserError(
                 f"train.columns names columns of two forms, {' and '.join(named)}; leave one out, or write train.form"
             )
-        there = [
+        fitting = [
             form_
             for form_, needed in (
                 ("messages", ["messages"]),
@@ -89,14 +89,14 @@ def find_layout(definition: TaskFile) -> Layout:
             )
             if set(needed) <= set(names)
         ]
-        if not named and not there and definition.instruction is None:
+        if not named and not fitting and definition.instruction is None:
             raise UserError(
                 f"{shown(train)} has none of the columns 'messages', 'prompt' and 'completion', or 'text'; say in "
                 f"train.columns which holds what, such as columns: {{prompt: {names[0]}, completion: {names[-1]}}}; "
                 f"its columns: {', '.join(names)}"
             )
-        form = (named or there or ["prompt-completion"])[0]  # type: ignore[assignment]
-    made = Layout(
+        form = (named or fitting or ["prompt-completion"])[0]  # type: ignore[assignment]
+    base_layout = Layout(
         form,
         (),
         columns.text or "text",
@@ -105,12 +105,17 @@ def find_layout(definition: TaskFile) -> Layout:
         columns.messages or "messages",
     )
     if form == "text":
-        wanted = [made.text]
+        needed = [base_layout.text]
     elif form == "messages":
-        wanted = [made.messages]
+        needed = [base_layout.messages]
     else:
-        wanted = [*instruction_columns(definition.instruction, made.prompt, names, "instruction"), made.completion]
-    return Layout(form, tuple(wanted), made.text, made.prompt, made.completion, made.messages)
+        needed = [
+            *instruction_columns(definition.instruction, base_layout.prompt, names, "instruction"),
+            base_layout.completion,
+        ]
+    return Layout(
+        form, tuple(needed), base_layout.text, base_layout.prompt, base_layout.completion, base_layout.messages
+    )
 
 
 def to_example(definition: TaskFile, layout: Layout, row: Row) -> Example | None:
@@ -123,12 +128,14 @@ def to_example(definition: TaskFile, layout: Layout, row: Row) -> Example | None
         text = cell_text(row, layout.text)
         return Example("", text) if text.strip() else None
     if layout.form == "messages":
-        return messages_example(definition, read_messages(row.values[layout.messages], row.where, layout.messages), row)
+        return messages_example(
+            definition, read_messages(row.values[layout.messages], row.location, layout.messages), row
+        )
     completion = row.values[layout.completion]
     asked = row.values[layout.prompt] if definition.instruction is None else None
     if _is_messages(completion) or _is_messages(asked):
-        before = read_messages(asked, row.where, layout.prompt)
-        behind = read_messages(completion, row.where, layout.completion)
+        before = read_messages(asked, row.location, layout.prompt)
+        behind = read_messages(completion, row.location, layout.completion)
         return messages_example(definition, [*before, *behind], row)
     instruction, answer = fill(definition.instruction, layout.prompt, row), cell_text(row, layout.completion)
     if not instruction.strip() or not answer.strip():
@@ -144,7 +151,7 @@ def messages_example(definition: TaskFile, messages: list[Message], row: Row) ->
     """Return the example of a conversation that ends with the assistant's turn."""
     if len(messages) < 2 or messages[-1]["role"] != ASSISTANT:
         raise UserError(
-            f"the messages in {row.where} do not end with the assistant's turn; write its answer as the last one"
+            f"the messages in {row.location} do not end with the assistant's turn; write its answer as the last one"
         )
     if definition.system and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": definition.system}, *messages]
@@ -187,12 +194,12 @@ def read_examples(
         key = int.from_bytes(hashlib.sha256(f"{example.prompt}\0{example.answer}".encode()).digest()[:8])
         counts.duplicates += key in counts.seen
         counts.seen.add(key)
-        kept = is_held_out(definition, example)
-        counts.held_out += kept
-        if not kept:
+        is_test = is_held_out(definition, example)
+        counts.held_out += is_test
+        if not is_test:
             counts.used += 1
             counts.characters += len(example.prompt) + len(example.answer)
-        if kept == held_out:
+        if is_test == held_out:
             yield row, example
 
 
