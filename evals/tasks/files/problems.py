@@ -97,8 +97,8 @@ def _held_out(definition: TaskFile, part: AnyBenchmark, card: dict[str, int]) ->
             f"the benchmark '{part.name}' of kind {part.kind} needs {missing}, which the training data have not; name "
             "data for it"
         )
-    needed = tuple(dict.fromkeys([*layout.columns, *extra, *filter(None, [part.columns.answer])]))
-    wider = Layout(layout.form, needed, layout.text, layout.prompt, layout.completion, layout.messages)
+    columns = tuple(dict.fromkeys([*layout.columns, *extra, *filter(None, [part.columns.answer])]))
+    wider = Layout(layout.form, columns, layout.text, layout.prompt, layout.completion, layout.messages)
     for row, example in read_examples(definition, wider, counts, held_out=True):
         if layout.form == "text":
             yield {"id": str(row.number), "text": example.answer}

@@ -152,8 +152,8 @@ def _csv(path: Path, delimiter: str | None, needed: Sequence[str] | None) -> Ite
             continue
         if len(fields) != len(header):
             raise UserError(
-                f"{location} has {len(fields)} fields and the header {len(header)} ({', '.join(header)}); put fields that "
-                f"contain '{separator}' in quotation marks"
+                f"{location} has {len(fields)} fields and the header {len(header)} ({', '.join(header)}); put fields "
+                f"that contain '{separator}' in quotation marks"
             )
         yield _checked(location, start, dict(zip(header, fields, strict=True)), needed)
 
