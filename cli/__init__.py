@@ -16,6 +16,7 @@ from . import (
     inspect,
     leaderboard,
     listings,
+    push,
     regression,
     report,
     reproduce,
@@ -24,6 +25,7 @@ from . import (
     samples,
     score,
     serving,
+    shrink,
     single,
     task,
 )
@@ -41,6 +43,7 @@ app = typer.Typer(
 )
 _GROUPS = (
     run,
+    shrink,
     reproduce,
     listings,
     single,
@@ -48,6 +51,7 @@ _GROUPS = (
     samples,
     score,
     serving,
+    push,
     results,
     inspect,
     leaderboard,

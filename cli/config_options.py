@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -27,13 +27,19 @@ def declared(name: str) -> Any:
     return _typer_option(OPTIONS[name], panel=None)
 
 
-def takes_config(model: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes_config(
+    model: type[BaseModel], without: Sequence[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command an option for each field of a configuration; it gets those that were given as ``asked``, nested.
+
+    Args:
+        model: the configuration.
+        without: options that the command does not have.
 
     Raises:
         UserError: by the command, for numbers that are none.
     """
-    options = config_options(model)
+    options = [option for option in config_options(model) if option.name not in without]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(command, include_extras=True)

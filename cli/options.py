@@ -8,6 +8,7 @@ from typing import Annotated
 from .config_options import declared
 
 Data = Annotated[Path | None, declared("data")]
+IncludePath = Annotated[Path | None, declared("include_path")]
 Out = Annotated[Path, declared("out")]
 Weak = Annotated[bool, declared("allow_weak_isolation")]
 Revision = Annotated[str | None, declared("revision")]

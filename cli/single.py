@@ -16,6 +16,7 @@ from .options import (
     Data,
     Device,
     Engine,
+    IncludePath,
     Limit,
     MaxNewTokens,
     Memory,
@@ -123,7 +124,9 @@ def compress(
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Preset, folder (dense or factorised) or hub id.")],
-    benchmarks: Annotated[str, typer.Option(help="Benchmarks with commas; a task means its benchmarks.")],
+    benchmarks: Annotated[
+        str, typer.Option(help="With commas; a task means its benchmarks, lm_eval:TASK any of lm-eval's.")
+    ],
     data: Data = None,
     limit: Limit = None,
     stage: Annotated[
@@ -145,6 +148,7 @@ def evaluate(
     context: Context = None,
     bos: Bos = None,
     chat_template: ChatTemplate = "auto",
+    include_path: IncludePath = None,
 ) -> None:
     """Evaluate one model or checkpoint."""
     if stage not in ("pretrained", "finetuned"):
@@ -164,6 +168,7 @@ def evaluate(
         temperature=temperature,
         top_p=top_p,
         allow_weak_isolation=allow_weak_isolation,
+        include_path=include_path.expanduser().resolve() if include_path else None,
     )
     names = split_list(benchmarks) or []
     contexts = numbers("context", context, int, "128,2048")

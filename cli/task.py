@@ -49,7 +49,7 @@ def check(
     )
     for number, example in enumerate(checked.examples, 1):
         screen.print(
-            f"\n── training example {number}, {escape(example.where)}: {example.tokens} tokens, {example.learnt} "
+            f"\n── training example {number}, {escape(example.title)}: {example.tokens} tokens, {example.learnt} "
             "of them learnt; ⟪…⟫ is read and not learnt",
             highlight=False,
             soft_wrap=True,

@@ -108,6 +108,7 @@ class EvalSettings:
         bos: whether each window of a perplexity begins with a beginning-of-sequence token, where the benchmark
             `has_bos_option`; without it only the whole text does (the GPTQ recipe).
         chat: instructions are conversations, which the tokenizer's chat template renders; few-shot prompts stay text.
+        include_path: folder with YAML files of further tasks of lm-evaluation-harness.
     """
 
     data_dir: Path | None = None
@@ -123,6 +124,7 @@ class EvalSettings:
     context: int | None = None
     bos: bool = False
     chat: bool = False
+    include_path: Path | None = None
 
 
 class Benchmark(ABC):
@@ -142,6 +144,10 @@ class Benchmark(ABC):
     runs_code: ClassVar[bool] = False
     has_context: ClassVar[bool] = False
     has_bos_option: ClassVar[bool] = False
+
+    def is_generating(self, settings: EvalSettings) -> bool:
+        """Return whether completions are sampled with these settings."""
+        return self.generates
 
     @abstractmethod
     def variant(self, settings: EvalSettings) -> str:
@@ -189,5 +195,9 @@ def check_not_empty(name: str, rows: Sequence[Any]) -> None:
 
 
 benchmarks: Registry[Benchmark] = Registry(
-    "benchmark", f"{__package__}.benchmarks", Path(__file__).parent / "benchmarks", "lowrank_bench.benchmarks"
+    "benchmark",
+    f"{__package__}.benchmarks",
+    Path(__file__).parent / "benchmarks",
+    "lowrank_bench.benchmarks",
+    {"lm_eval": f"{__package__}.harness.benchmark:harness_benchmark"},
 )

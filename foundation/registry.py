@@ -44,10 +44,15 @@ class Registry(Generic[T]):
         package: dotted name of the package whose modules are the built-in parts.
         folder: that package's folder.
         group: entry point group of third parties.
+        families: for names ``PREFIX:…``, which are too many to list: by prefix, the ``MODULE:FUNCTION`` that returns
+            the class of a name, or raises a `UserError`.
     """
 
-    def __init__(self, kind: str, package: str, folder: Path, group: str) -> None:
+    def __init__(
+        self, kind: str, package: str, folder: Path, group: str, families: Mapping[str, str] | None = None
+    ) -> None:
         self.kind, self.package, self.folder, self.group = kind, package, folder, group
+        self.families = families or {}
         self._classes: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
@@ -140,6 +145,11 @@ class Registry(Generic[T]):
         """Import and return the class behind ``name``; raise a `UserError` with the nearest name if there is none."""
         if name in self._classes:
             return self._classes[name]
+        prefix, colon, _ = name.partition(":")
+        if colon and prefix in self.families:
+            module, _, function = self.families[prefix].partition(":")
+            built: type[T] = getattr(import_module(module), function)(name)
+            return built
         if name in self._files():
             import_module(f"{self.package}.{name.replace('-', '_')}")
         elif (point := self._entry_points().get(name)) is not None:

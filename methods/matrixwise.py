@@ -32,9 +32,10 @@ from .base import CalibrationData, CompressionReport, Compressor, Trainer
 from .fitted import Factors, Fitted
 from .groups import Group, singles
 from .linalg.rows import factor_rows
-from .ranks.budget import Budget
+from .ranks.budget import Allocation, Budget
 from .ranks.policies.base import Loss, Policy, parse_policy
 from .ranks.probe import Probe
+from .ranks.slopes import fitted_slopes
 from .ranks.units import ModelShape
 from .requirements import Requirements
 
@@ -57,6 +58,9 @@ class MatrixCompressor(Compressor):
     """
 
     requires: ClassVar[Requirements] = Requirements()
+
+    later_options: ClassVar[frozenset[str]] = frozenset({"embeddings"})
+    """Options whose default is off and that no stage's key names then."""
 
     policy: str = "uniform"
     probe_samples: int = Field(default=64, ge=1)
@@ -82,11 +86,9 @@ class MatrixCompressor(Compressor):
 
     @model_serializer(mode="wrap")
     def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave ``embeddings`` out where it is off, so that stages of before the option are still these."""
+        """Leave out what is off of `later_options`, so that stages of before the options are still these."""
         options: dict[str, Any] = dump(self)
-        if not options.get("embeddings", True):
-            del options["embeddings"]
-        return options
+        return {key: value for key, value in options.items() if value or key not in self.later_options}
 
     def targets(self, model: nn.Module) -> list[Matrix]:
         """Return the matrices that the method may replace."""
@@ -96,7 +98,13 @@ class MatrixCompressor(Compressor):
     def requirements(self) -> Requirements:
         """Return what the method needs, and its rank policy: measurements while fitting, the loss while compressing."""
         policy = parse_policy(self.policy)
-        return replace(self.requires, policy=self.policy, measures=policy.measures, searches=policy.needs_loss)
+        return replace(
+            self.requires,
+            policy=self.policy,
+            measures=policy.measures,
+            searches=policy.needs_loss,
+            gradients=self.requires.gradients or policy.needs_slopes,
+        )
 
     def groups(self, model: nn.Module) -> list[Group]:
         """Return what is decomposed together; by default every matrix alone."""
@@ -180,7 +188,10 @@ class MatrixCompressor(Compressor):
             if weights_of(model) is not None:
                 trim_memory()
         policy = parse_policy(self.policy)
-        if policy.measures:
+        if policy.needs_slopes:
+            batches = self._probe(model, fitted, groups, data).batches
+            fitted.measured(fitted_slopes(model, groups, fitted, batches))
+        elif policy.measures:
             units = self.shape(model).units
             spectra = {unit.name: fitted.spectrum(unit.name) for unit in units}
             fitted.measured(policy.measure(units, spectra, self._loss(model, fitted, groups, data)))
@@ -232,9 +243,21 @@ class MatrixCompressor(Compressor):
         return method.fit(model, data, folder)
 
     def _loss(self, model: nn.Module, fitted: Fitted, groups: Sequence[Group], data: CalibrationData | None) -> Loss:
+        return self._probe(model, fitted, groups, data).loss
+
+    def _probe(self, model: nn.Module, fitted: Fitted, groups: Sequence[Group], data: CalibrationData | None) -> Probe:
         if data is None:
             raise UserError(f"the policy '{self.policy}' asks for the model's loss; add --task, such as --task math")
-        return Probe(model, groups, fitted, data, self.probe_samples, metric=parse_policy(self.policy).asks()).loss
+        return Probe(model, groups, fitted, data, self.probe_samples, metric=parse_policy(self.policy).asks())
+
+    def allocation(
+        self, model: nn.Module, fitted: Fitted, budget: Budget, data: CalibrationData | None = None
+    ) -> Allocation:
+        """Return the ranks of one budget under the policy; the model is left as it was."""
+        shape, policy = self.shape(model, budget.ratio), parse_policy(self.policy)
+        spectra = {unit.name: fitted.spectrum(unit.name) for unit in shape.units} if policy.needs_spectrum else None
+        loss = self._loss(model, fitted, self.groups(model), data) if policy.needs_loss else None
+        return budget.allocate(shape, policy, spectra, fitted.evidence(), loss)
 
     def compress(
         self,
@@ -246,10 +269,7 @@ class MatrixCompressor(Compressor):
     ) -> CompressionReport:
         """Truncate every group to its share of the budget."""
         shape, groups = self.shape(model, budget.ratio), self.groups(model)
-        policy: Policy = parse_policy(self.policy)
-        spectra = {unit.name: fitted.spectrum(unit.name) for unit in shape.units} if policy.needs_spectrum else None
-        loss = self._loss(model, fitted, groups, data) if policy.needs_loss else None
-        allocation = budget.allocate(shape, policy, spectra, fitted.evidence(), loss)
+        allocation = self.allocation(model, fitted, budget, data)
         for group in track(groups, unit="matrices"):
             if group.name in allocation.ranks:
                 rank = allocation.ranks[group.name]

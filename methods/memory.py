@@ -20,6 +20,7 @@ from .estimates import decompose_bytes, statistic_bytes
 from .fitted import BUFFER_BYTES
 from .groups import Group
 from .matrixwise import MatrixCompressor
+from .ranks.policies.base import parse_policy
 from .working import rows_bytes, svd_bytes
 
 
@@ -91,6 +92,8 @@ def fit_peak(
         parts = _Parts.of(skeleton)
         statistics = _statistics(method, groups, parts, layer_by_layer)
         activations = _activations(skeleton, method, groups, parts, calibration, layer_by_layer)
+        if parse_policy(method.policy).needs_slopes:  # the gradients of all weights at once
+            activations += 4 * sum(group.out_features * group.in_features for group in groups)
         if layer_by_layer:
             weights = 4 * max(parts.block, parts.outside)
             width = int(skeleton.get_input_embeddings().embedding_dim)

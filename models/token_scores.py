@@ -49,7 +49,11 @@ class TokenScorer:
         return self._body is not None
 
     def score(self, ids: Tensor, mask: Tensor, scored: Tensor) -> Tensor:
-        """Return natural-log probabilities of tokens given those before them in their sequence.
+        """Return natural-log probabilities of tokens, float32 (number of scored tokens,); see `judge`."""
+        return self.judge(ids, mask, scored)[0]
+
+    def judge(self, ids: Tensor, mask: Tensor, scored: Tensor, context: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return natural-log probabilities of tokens given those before them, and whether each is the likeliest.
 
         The softmax is computed in float32, whatever dtype the model's logits have.
 
@@ -57,26 +61,29 @@ class TokenScorer:
             ids: int64 (sequences, tokens), padded on the right.
             mask: int64 of that shape, 1 where a token is no padding.
             scored: bool of that shape, which tokens are scored; a sequence's first token cannot be.
+            context: most tokens of a sequence that the model reads; one more can be scored, which is not read.
 
         Returns:
-            float32 (number of scored tokens,), sequence by sequence.
+            float32 and bool, each (number of scored tokens,), sequence by sequence.
         """
         sequence, token = scored.nonzero(as_tuple=True)
         if not len(sequence):
-            return torch.zeros(0)
+            return torch.zeros(0), torch.zeros(0, dtype=torch.bool)
+        targets = ids[sequence, token]
+        ids, mask = ids[:, :context], mask[:, :context]
         if not self._checked:
             self._body, self._checked = self._find_body(ids, mask), True
-        rows, targets = sequence * ids.shape[1] + token - 1, ids[sequence, token]
+        rows = sequence * ids.shape[1] + token - 1
         if self._body is None:
             logits = self._logits(ids, mask)
             return _gather(logits, rows, targets)
         size = block_rows(self.model.config)
-        blocks: list[Tensor] = []
+        blocks: list[tuple[Tensor, Tensor]] = []
         with _in_blocks(self._body) as shown:
             for block, expected in zip(rows.split(size), targets.split(size), strict=True):
                 shown.rows = block
                 blocks.append(_gather(self._logits(ids, mask), None, expected))
-        return torch.cat(blocks)
+        return _joined(blocks)
 
     def _logits(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return the logits of a forward pass, sequence by sequence: (positions, vocabulary)."""
@@ -158,8 +165,10 @@ def _agree(blocks: Tensor, whole: Tensor) -> bool:
     return torch.allclose(blocks.float(), whole.float(), rtol=0, atol=tolerance, equal_nan=True)
 
 
-def _gather(logits: Tensor, rows: Tensor | None, targets: Tensor) -> Tensor:
-    """Return the log-probability of one token a row, in float32, with few rows in float32 at a time.
+def _gather(logits: Tensor, rows: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log-probability of one token a row, in float32, and whether it is the row's likeliest.
+
+    Few rows are in float32 at a time.
 
     Args:
         logits: (positions, vocabulary), any floating-point dtype.
@@ -169,8 +178,13 @@ def _gather(logits: Tensor, rows: Tensor | None, targets: Tensor) -> Tensor:
     most = _SOFTMAX_BYTES if logits.device.type == "cpu" else LOGIT_BYTES
     size = max(1, torch.get_num_threads(), most // (4 * logits.shape[-1]))
     rows = torch.arange(len(targets), device=logits.device) if rows is None else rows
-    parts = [
-        logits[some].float().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-        for some, tokens in zip(rows.split(size), targets.split(size), strict=True)
-    ]
-    return torch.cat(parts)
+    parts = []
+    for some, tokens in zip(rows.split(size), targets.split(size), strict=True):
+        scores = logits[some].float().log_softmax(-1)
+        parts.append((scores.gather(1, tokens[:, None])[:, 0], scores.argmax(-1) == tokens))
+    return _joined(parts)
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    scores, best = zip(*parts, strict=True)
+    return torch.cat(scores), torch.cat(best)

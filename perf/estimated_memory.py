@@ -4,12 +4,14 @@
     python perf/estimated_memory.py --sizes 50 --optimizers sgd       # a quick look
     python perf/estimated_memory.py --model FOLDER --methods svd      # another model
 
-Models are Llamas with random weights and the built-in tokenizer; a stage is done as `bench run` does it, with two
-updates. The measured peak is VmHWM, libraries included, of the stage's record; for evaluations of the engine's process.
+Models are Llamas, and one Gemma 3 with a tied head, with random weights and the built-in tokenizer; a stage is done as
+`bench run` does it, with two updates. The measured peak is VmHWM, libraries included, of the stage's record; for
+evaluations of the engine's process.
 The target: every ratio lies between 0.8 and 1.25.
 """
 
 import argparse
+import math
 import os
 import shutil
 import subprocess
@@ -17,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from lowrank_bench.models.loading import load_tokenizer
 from lowrank_bench.models.presets import resolve_model
@@ -27,8 +30,8 @@ from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.specs import Stage
 
 LEAST, MOST = 0.8, 1.25
-SIZES = {"50": (512, 13, 4096), "120": (768, 14, 8192), "270": (1024, 15, 32768)}
-"""Millions of parameters: width, layers, vocabulary."""
+SIZES = {"50": ("llama", 512, 13, 4096), "120": ("gemma3", 640, 12, 65536), "270": ("llama", 1024, 15, 32768)}
+"""Millions of parameters: architecture, width, layers, vocabulary."""
 KINDS = ("finetune", "fit", "compress", "recover", "evaluate")
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "adagrad", "rmsprop")
 # glibc keeps freed memory in one arena for each thread, and raises the size from which it asks the system for pages.
@@ -45,35 +48,45 @@ StageStore(Path(sys.argv[1])).run(stage, lambda folder: perform(stage, folder))
 """
 
 
-def write_model(folder: Path, width: int, layers: int, vocabulary: int) -> int:
-    """Write a Llama with random weights in bfloat16; returns its parameters."""
+def write_model(folder: Path, architecture: str, width: int, layers: int, vocabulary: int) -> int:
+    """Write a model with random weights in bfloat16; returns its parameters.
+
+    Args:
+        folder: where to.
+        architecture: ``llama``, or ``gemma3``: tied head, sliding windows, four heads that share keys and values.
+        width, layers, vocabulary: of the model.
+    """
     import torch
     import transformers
 
     load_tokenizer(resolve_model("tiny").location).save_pretrained(folder)
-    config = transformers.LlamaConfig(
-        hidden_size=width,
-        intermediate_size=width * 11 // 4,
-        num_hidden_layers=layers,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        vocab_size=vocabulary,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        architectures=["LlamaForCausalLM"],
-        dtype="bfloat16",
-    )
+    common: dict[str, Any] = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 512,
+        "dtype": "bfloat16",
+    }
+    if architecture == "gemma3":
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": width // 4}
+        windows = {"sliding_window": 128, "intermediate_size": 5 * width, "tie_word_embeddings": True}
+        config: Any = transformers.Gemma3TextConfig(**common, **heads, **windows, architectures=["Gemma3ForCausalLM"])
+    else:
+        heads = {"num_attention_heads": 8, "num_key_value_heads": 8}
+        sizes = {"intermediate_size": width * 11 // 4, "tie_word_embeddings": False}
+        config = transformers.LlamaConfig(**common, **heads, **sizes, architectures=["LlamaForCausalLM"])
     config.save_pretrained(folder)
     with torch.device("meta"):
         skeleton = transformers.AutoModelForCausalLM.from_config(config)
+    tensors = {
+        name: tuple(tensor.shape) for name, tensor in skeleton.named_parameters()
+    }  # a tied head is no second one
     promises = [
-        Promise(
-            name, tuple(tensor.shape), torch.bfloat16, lambda shape=tensor.shape: torch.randn(shape).bfloat16() / 50
-        )
-        for name, tensor in skeleton.state_dict().items()
+        Promise(name, shape, torch.bfloat16, lambda shape=shape: torch.randn(shape).bfloat16() / 50)
+        for name, shape in tensors.items()
     ]
     write_shards(promises, folder, 10**10)
-    return sum(tensor.numel() for tensor in skeleton.state_dict().values())
+    return sum(math.prod(shape) for shape in tensors.values())
 
 
 def plan_for(
@@ -96,7 +109,7 @@ def plan_for(
                 "methods": list(methods),
                 "ratios": [1.5],
                 "training": {"finetune": train, "recover": train | {"steps": 4 if recover else 0}},
-                "evaluation": {"limit": 4, "max_new_tokens": 8, "dtype": "float32"},
+                "evaluation": {"limit": 4, "max_new_tokens": 8, "dtype": "float32", "engine": "transformers"},
                 "execution": {"eval_batch_size": 4, "device": "cpu", "out": out},
             }
         )
@@ -123,15 +136,17 @@ def measure(plan: Plan, kinds: Sequence[str]) -> Iterator[tuple[Stage, int, int]
         yield stage, record["result"]["memory"]["predicted_peak_bytes"], measured
 
 
-def measure_model(model: Path, out: Path, optimizers: Sequence[str], methods: Sequence[str]) -> bool:
+def measure_model(
+    model: Path, out: Path, optimizers: Sequence[str], methods: Sequence[str], kinds: Sequence[str]
+) -> bool:
     """Print the lines of a model: all stages with the first optimizer, finetuning with all; return whether all hold."""
     good = True
     for optimizer in optimizers:
         for checkpointing in (False, True):
             folder = out / f"{optimizer}-{checkpointing}"
             plan = plan_for(model, folder, optimizer, checkpointing, methods)
-            kinds = ["finetune"] if checkpointing or optimizer != optimizers[0] else list(KINDS)
-            for stage, estimated, measured in measure(plan, kinds):
+            asked = ["finetune"] if checkpointing or optimizer != optimizers[0] else kinds
+            for stage, estimated, measured in measure(plan, asked):
                 ratio = estimated / measured
                 good &= LEAST <= ratio <= MOST
                 settings = f", {optimizer}{', checkpointing' if checkpointing else ''}" if stage.train else ""
@@ -148,8 +163,9 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="a folder instead of random models")
     parser.add_argument("--optimizers", default=",".join(OPTIMIZERS), help="with commas")
     parser.add_argument("--methods", default="svd,svd-llm,bs:prunings=2", help="with commas")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="of stages, with commas")
     options = parser.parse_args()
-    optimizers, methods = options.optimizers.split(","), options.methods.split(",")
+    asked = [text.split(",") for text in (options.optimizers, options.methods, options.kinds)]
     good = True
     print(f"{'ratio':>6}{'estimated':>10}{'measured':>10}  MB, stage", flush=True)
     for size in ["given"] if options.model else options.sizes.split(","):
@@ -157,7 +173,7 @@ def main() -> int:
             folder = Path(scratch)
             if not options.model:
                 print(f"{write_model(folder / 'model', *SIZES[size]) / 1e6:.0f} M parameters", flush=True)
-            good &= measure_model(options.model or folder / "model", folder / "out", optimizers, methods)
+            good &= measure_model(options.model or folder / "model", folder / "out", *asked)
     print(f"{'all ratios lie' if good else 'MISSED: not all ratios lie'} between {LEAST} and {MOST}")
     return 0 if good else 1
 

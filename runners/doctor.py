@@ -16,6 +16,7 @@ from ..evals.engines.base import engines
 from ..evals.grading.sandbox.isolation import isolation_level
 from ..evals.hosting.choice import engine_version, vllm_version
 from ..foundation.errors import UserError
+from .estimates.probe import probe_cpu
 from .provenance import processor, versions
 from .store.files import reason_of
 from .store.folders import StageStore
@@ -34,7 +35,10 @@ class Finding:
 
 
 def examine(data: Path | None, out: Path) -> list[Finding]:
-    """Look at devices, memory, disk, engines, isolation, data, and every byte of the stages; changes nothing."""
+    """Look at devices, memory, disk, engines, isolation, data, and every byte of the stages.
+
+    Nothing is changed, but the probe of this machine's speed is remembered.
+    """
     known = ", ".join(f"{name} {value}" for name, value in versions().items() if value)
     findings = [Finding("versions", True, known)]
     findings += [*_devices(), _disk(out), _stages(out), *_engines(), _isolation(), *_data(data)]
@@ -100,7 +104,7 @@ def _devices() -> list[Finding]:
 
     memory = psutil.virtual_memory()
     cpu = f"{processor()}, {len(os.sched_getaffinity(0))} cores, {memory.available / 2**30:.1f} GiB of memory free"
-    rows = [Finding("cpu", True, cpu)]
+    rows = [Finding("cpu", True, cpu), Finding("one thread", True, probe_cpu().sentence())]
     if not torch.cuda.is_available():
         return [*rows, Finding("gpu", True, "none; models up to some 50 M parameters train on the CPU in minutes")]
     for index in range(torch.cuda.device_count()):

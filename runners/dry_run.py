@@ -15,6 +15,7 @@ from .config import SweepConfig
 from .estimates.disk import disk_sentence
 from .estimates.machine import assume_machine
 from .estimates.memory import COLUMNS, TITLE, evaluation_needs, evaluation_rows, memory_rows, plan_ways
+from .estimates.probe import probe_cpu
 from .estimates.seconds import estimate, wall_seconds
 from .estimates.verdict import evaluation_demands, judge, training_demands, training_rows, way_demands
 from .executors.local import crew_size
@@ -69,6 +70,9 @@ def _show_hours(plan: Plan, console: Console) -> None:
             table.add_row(kind, str(count), duration(seconds / count), duration(seconds), by)
     console.print(table)
     time = duration(wall_seconds(plan, found.seconds, workers))
+    if plan.machine.flops is None and len(found.measured) < len(found.seconds):
+        speeds = f"arithmetic from a probe of one thread: {probe_cpu().sentence()}"
+        console.print(speeds, highlight=False, soft_wrap=True)
     several = f" with {workers} workers" if workers > 1 else ""
     console.print(f"about {time}{several} and {disk_sentence(plan)}", highlight=False, soft_wrap=True)
 

@@ -32,7 +32,7 @@ from .provenance import provenance
 from .specs import EvaluateStage, ModelLocation
 from .stages.evaluate import evaluate_with, open_engine, outcome_record, sample_lines
 from .store.folders import verify_around
-from .tokenizers import tokenizer_chats
+from .tokenizers import PlanTokenizer, tokenizer_chats
 from .training.data import DATA_SEED
 
 
@@ -143,7 +143,7 @@ def evaluate(
         name: evaluate_stage(
             benchmark,
             each,
-            choice.engine_for(benchmark.generates),
+            choice.engine_for(benchmark.is_generating(each)),
             dtype,
             source.sha256,
             common,
@@ -159,7 +159,7 @@ def evaluate(
         return max(benchmark.longest_sequence(tokenizer, each, context) for benchmark, each in chosen.values())
 
     def opened(stage: EvaluateStage) -> HostedEngine:
-        return open_engine(stage, longest, threads)
+        return open_engine(stage, longest, threads, PlanTokenizer(source).read())
 
     results = _Results(source, dtype, why, stages, out)
     log = out / LOG_FILE if out else None
@@ -209,7 +209,7 @@ def _bos_note(outcomes: Iterable[Outcome]) -> str:
     sentences = [
         bos_sentence(variant, metric, value, values[without][1])
         for variant, (metric, value) in values.items()
-        if (without := variant_without(variant)) in values and differ(metric, value, values[without][1])
+        if (without := variant_without(variant)) and without in values and differ(metric, value, values[without][1])
     ]
     return "; ".join(sentences)
 

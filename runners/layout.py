@@ -124,6 +124,8 @@ class Layout:
                     "at most that many tokens, or leave it out"
                 )
         self.data_dir = data.expanduser().resolve() if data else None
+        include = plan.config.execution.include_path
+        self.include_path = include.expanduser().resolve() if include else None
         self.train_set = plan.recipe.train_set(plan.config.task, training.train_set)
         self.placements = TrainingPlacements(plan)
         self.calibration: dict[str, DataSpec] = {}
@@ -346,10 +348,11 @@ class Layout:
             samples=asked.samples,
             temperature=asked.temperature,
             top_p=asked.top_p,
-            seed=DATA_SEED,
+            seed=DATA_SEED if asked.problem_seed is None else asked.problem_seed,
             allow_weak_isolation=self.config.execution.allow_weak_isolation,
             context=context,
             chat=self.chat,
+            include_path=self.include_path,
         )
 
     def _cell(self, spec: MethodSpec, ratio: float, seed: int, state: str, keys: dict[str, str], model: _Model) -> None:
@@ -368,7 +371,7 @@ class Layout:
         stage = evaluate_stage(
             benchmark,
             settings,
-            self.plan.engine.engine_for(benchmark.generates),
+            self.plan.engine.engine_for(benchmark.is_generating(settings)),
             self.plan.dtype,
             model.identity,
             self._common(model),

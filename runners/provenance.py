@@ -15,7 +15,7 @@ from ..foundation.environment import kernel_choices, number_formats
 from ..foundation.files import digest, sha256_file
 from ..foundation.version import __version__
 
-_PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
+_PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy", "lm_eval")
 
 
 def _version(package: str) -> str:

@@ -38,7 +38,7 @@ class Rendered:
         parts: its text in pieces, and whether each is learnt.
     """
 
-    where: str
+    title: str
     tokens: int
     learnt: int
     parts: tuple[tuple[str, bool], ...]
@@ -120,7 +120,7 @@ def _checked(task: FileTask, plan: Plan) -> Checked:
     for row, example in read_examples(task.file, layout, counts):
         text = example.answer if layout.form == "text" else prompt_text(example.prompt)
         for search in searches.values():
-            search.see(text, row.location)
+            search.see(text, row.title)
         if len(lengths) >= TOKENISED:
             continue
         whole = task.encode_one(tokenizer, example, _UNLIMITED, chat=chat)
@@ -128,7 +128,7 @@ def _checked(task: FileTask, plan: Plan) -> Checked:
         lengths.append(len(whole.input_ids))
         unlearnt += all(label == IGNORED for label in whole.labels)
         if len(shown) < SHOWN:
-            shown.append(rendered(tokenizer, whole, row.location))
+            shown.append(rendered(tokenizer, whole, row.title))
     too_long, cut = sum(length > limit for length in lengths), task.kind == "language"
     if not lengths:
         raise UserError(f"the training data of '{task.name}' leave no example; see the rows that were left out")
@@ -157,7 +157,7 @@ def _checked(task: FileTask, plan: Plan) -> Checked:
     )
 
 
-def rendered(tokenizer: Any, example: Encoded, where: str) -> Rendered:
+def rendered(tokenizer: Any, example: Encoded, title: str) -> Rendered:
     """Return an example's text in pieces, special tokens shown, by whether they are learnt."""
     flags = [label != IGNORED for label in example.labels]
     parts: list[tuple[str, bool]] = []
@@ -167,4 +167,4 @@ def rendered(tokenizer: Any, example: Encoded, where: str) -> Rendered:
         text = str(tokenizer.decode(example.input_ids[:done], clean_up_tokenization_spaces=False))
         parts.append((text[len(before) :] if text.startswith(before) else text, learnt))
         before = text
-    return Rendered(where, len(flags), sum(flags), tuple(parts))
+    return Rendered(title, len(flags), sum(flags), tuple(parts))

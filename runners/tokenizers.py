@@ -11,6 +11,7 @@ from ..evals.tasks.chat import has_chat_template
 from ..foundation.files import digest
 from ..foundation.remembered import remembered
 from ..foundation.version import __version__
+from ..models.hub import fetch_model
 from ..models.loading import load_tokenizer
 from ..models.presets import ModelSource
 
@@ -45,6 +46,15 @@ class PlanTokenizer:
 
     def __len__(self) -> int:
         return len(_read(self._source))
+
+    def read(self) -> Any:
+        """Return the tokenizer itself, read once a process."""
+        return _read(self._source)
+
+    def json_bytes(self) -> int:
+        """Return the bytes of its ``tokenizer.json``, 0 where it has none: loading is mostly parsing it."""
+        file = fetch_model(self._source.location, self._source.revision) / "tokenizer.json"
+        return file.stat().st_size if file.is_file() else 0
 
     def check(self) -> None:
         """Raise a `UserError` if the tokenizer cannot be read; reads nothing where these files were readable before."""

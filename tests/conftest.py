@@ -27,6 +27,7 @@ runners/test_engines.py
 runners/test_nothing_lost.py
 runners/store/test_storage.py
 results/report/test_report.py
+results/shrink/test_shrink.py
 methods/test_third_party.py
 cli/test_cli.py
 results/speed/test_speed.py
@@ -70,6 +71,7 @@ cli/test_broken_task_files.py
 evals/data/test_datasets_from_the_hub.py
 evals/engines/test_engine_transformers.py
 evals/kinds/test_harness.py
+evals/harness/test_lm_eval_tasks.py
 evals/test_contexts.py
 evals/grading/test_isolation.py
 evals/grading/test_math.py
@@ -82,6 +84,7 @@ evals/grading/test_sandbox_packages.py
 foundation/test_memory.py
 foundation/test_process.py
 models/test_adapters.py
+models/test_autoload.py
 models/test_export.py
 models/test_streamed.py
 models/test_tiny.py

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from lowrank_bench.evals.engines.base import Sampling
+from lowrank_bench.evals.engines.base import Engine, Sampling
 from lowrank_bench.evals.tasks.prompts import encode_prompt
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models.loading import load_model, load_tokenizer
@@ -154,6 +154,26 @@ class EngineContract:
             engine.logprobs(prompts, 3), engine.continuation_logprobs(prompts, starts, 3), starts, strict=True
         ):
             assert found == pytest.approx(all_scores[start - 1 :], abs=1e-4)
+
+    def test_continuations_are_scored_with_whether_they_are_greedy(self, engine, prompts, argmax):
+        greedy = [[*prompt, *ids[:3]] for prompt, ids in zip(prompts, argmax, strict=True)]
+        other = [[*ids[:-1], ids[-1] + 1 if ids[-1] < 300 else ids[-1] - 1] for ids in greedy]
+        starts = [len(ids) - 3 for ids in greedy] * 2
+        scored = engine.score_continuations(greedy + other, starts, 3)
+        assert [each.greedy for each in scored] == [True] * len(greedy) + [False] * len(other)
+        for each, logprobs in zip(scored, engine.continuation_logprobs(greedy + other, starts, 3), strict=True):
+            assert each.logprobs == pytest.approx(logprobs, abs=1e-4)
+        plain = Engine.score_continuations(engine, greedy + other, starts, 3)
+        assert [each.greedy for each in plain] == [each.greedy for each in scored], "engines that see no ranks"
+
+    def test_an_unread_last_id_may_exceed_the_context(self, engine, prompts):
+        head = [prompts[0][0], *(20 + (7 * i) % 400 for i in range(engine.context_length - 2))]
+        longest = [*head, *[33, 44][: 1 + engine.unread]]
+        whole, short = engine.score_continuations([longest, longest[:-1]], [len(longest) - 3, len(longest) - 3], 2)
+        assert len(whole.logprobs) == 3
+        assert whole.logprobs[:2] == pytest.approx(short.logprobs, abs=1e-4)
+        with pytest.raises(UserError, match=f"{len(longest) + 1} tokens"):
+            engine.score_continuations([[*longest, 5]], [3], 1)
 
     def test_a_completion_may_fill_the_context(self, engine, prompts):
         room = 3

@@ -1,7 +1,8 @@
-"""A read-only hub on 127.0.0.1: what `huggingface_hub` and `datasets` ask for when they download, and nothing else."""
+"""A hub on 127.0.0.1: what `huggingface_hub` and `datasets` ask for when they download, and a push of a model."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -14,11 +15,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 TOKEN = "hf_loopbackSecret"
-"""Opens gated repositories."""
+"""Opens gated repositories, and may push."""
 
 _RESOLVE = re.compile(r"/(?:(datasets)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 _INFO = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?")
 _TREE = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)/(tree|paths-info)/([^/]+)(?:/(.*))?")
+_PREUPLOAD = re.compile(r"/api/models/([^/]+/[^/]+)/preupload/main")
+_BATCH = re.compile(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch")
+_COMMIT = re.compile(r"/api/models/([^/]+/[^/]+)/commit/main")
 
 
 @dataclass
@@ -27,6 +31,7 @@ class Repository:
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     gated: bool = False
+    private: bool = False
 
     def add(self, files: Mapping[str, bytes]) -> str:
         """Add a commit and return its 40 digits."""
@@ -49,6 +54,7 @@ class LoopbackHub:
     def __init__(self) -> None:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.asked: list[str] = []
+        self.objects: dict[str, bytes] = {}
         self.cut_off: int | None = None
         self.refuse = 0
         self.refusals: int | None = None
@@ -98,6 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.refuses():
             wait = {} if self.hub.retry_after is None else {"Retry_After": str(self.hub.retry_after)}
             return self._reply(self.hub.refuse, {"error": "not now"}, **wait)
+        if self.command in ("POST", "PUT") and "paths-info" not in path:
+            return self._write(path)
         if match := _RESOLVE.fullmatch(path):
             return self._file("datasets" if match[1] else "models", match[2], match[3], match[4])
         if match := _TREE.fullmatch(path):
@@ -106,7 +114,66 @@ class _Handler(BaseHTTPRequestHandler):
             return self._info(match[1], match[2], match[3] or "main")
         return self._reply(404, {"error": "no such endpoint"})
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET
+
+    def _write(self, path: str) -> None:
+        raw = self.rfile.read(int(self.headers.get("content-length") or 0))
+        if self.headers.get("authorization") != f"Bearer {TOKEN}" and not path.startswith("/objects/"):
+            return self._reply(401, {"error": "Invalid username or password."})
+        if path == "/api/repos/create":
+            return self._create(json.loads(raw))
+        if path == "/api/validate-yaml":
+            return self._reply(200, {"errors": [], "warnings": []})
+        if match := _PREUPLOAD.fullmatch(path):
+            return self._preupload(match[1], json.loads(raw)["files"])
+        if _BATCH.fullmatch(path):
+            return self._reply(
+                200, {"transfer": "basic", "objects": list(map(self._place, json.loads(raw)["objects"]))}
+            )
+        if path.startswith("/objects/"):
+            self.hub.objects[path.removeprefix("/objects/")] = raw
+            return self._reply(200)
+        if match := _COMMIT.fullmatch(path):
+            return self._add_commit(match[1], [json.loads(line) for line in raw.splitlines()])
+        return self._reply(404, {"error": "no such endpoint"})
+
+    def _create(self, asked: dict[str, Any]) -> None:
+        name = f"{asked['organization']}/{asked['name']}"
+        known = ("models", name) in self.hub.repositories
+        if not known:
+            repository = self.hub.repository("models", name)
+            repository.private = asked.get("visibility") == "private" or bool(asked.get("private"))
+            repository.add({".gitattributes": b""})
+        self._reply(409 if known else 200, {"url": f"{self.hub.url}/{name}", "id": name, "name": name})
+
+    def _preupload(self, name: str, files: list[dict[str, Any]]) -> None:
+        stored = list(self.hub.repository("models", name).commits.values())[-1]
+        answers = []
+        for file in files:
+            path, large = file["path"], file["path"].endswith(".safetensors")
+            content = stored.get(path)
+            digest = (lambda c: hashlib.sha256(c).hexdigest()) if large else _git_sha1
+            answer = {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+            answers.append(answer | {"oid": None if content is None else digest(content)})
+        self._reply(200, {"files": answers})
+
+    def _place(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Say where an object has to be sent, or nothing where it is here."""
+        place = {"upload": {"href": f"{self.hub.url}/objects/{wanted['oid']}"}}
+        known = wanted["oid"] in self.hub.objects
+        return {"oid": wanted["oid"], "size": wanted["size"]} | ({} if known else {"actions": place})
+
+    def _add_commit(self, name: str, lines: list[dict[str, Any]]) -> None:
+        repository = self.hub.repository("models", name)
+        files = dict(list(repository.commits.values())[-1])
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.objects[value["oid"]]
+        commit = repository.add(files)
+        self._reply(200, {"commitUrl": f"{self.hub.url}/{name}/commit/{commit}", "commitOid": commit})
 
     def _reply(self, status: int, body: Any = b"", **headers: str) -> None:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()

@@ -92,7 +92,7 @@ def find_file(name: str, split: str, data_dir: Path) -> Path:
 
 def _load_local(spec: DatasetSpec, split: str, data_dir: Path) -> Rows:
     path = find_file(spec.name, split, data_dir)
-    rows = [_checked(row, spec, f"line {number} of '{path}'") for number, row in _lines(path)]
+    rows = [_checked(row, spec, f"line {number} of '{path}'") for number, row in read_lines(path)]
     _check_count(rows, spec, split, f"'{path}'")
     actual, expected = content_sha256(rows, spec.fields), spec.splits[split].sha256
     if expected is not None and actual != expected:
@@ -100,7 +100,7 @@ def _load_local(spec: DatasetSpec, split: str, data_dir: Path) -> Rows:
     return Rows(rows, actual, f"local:{spec.name}/{path.name}")
 
 
-def _lines(path: Path) -> Iterable[tuple[int, Any]]:
+def read_lines(path: Path) -> Iterable[tuple[int, Any]]:
     """Yield (line number from 1, parsed JSON) of a .jsonl or .jsonl.gz file; blank lines are skipped."""
     number = 0
     total = 0

@@ -45,6 +45,19 @@ class Completion:
     finish_reason: Literal["stop", "length"]
 
 
+@dataclass(frozen=True)
+class Scored:
+    """How likely the last ids of a sequence are.
+
+    Attributes:
+        logprobs: natural-log probability of each id.
+        greedy: whether each of them is the likeliest id at its place.
+    """
+
+    logprobs: list[float]
+    greedy: bool
+
+
 class Engine(ABC):
     """A loaded model that continues prompts and scores sequences. Use it as a context manager.
 
@@ -55,6 +68,8 @@ class Engine(ABC):
     name: ClassVar[str]
     reserves: ClassVar[bool] = False
     """Whether it is made with ``longest`` too: the most tokens of a sequence that will be asked for, or None."""
+    unread: ClassVar[int] = 0
+    """Ids by which a sequence may exceed the context in `score_continuations`: 1 where the last id is not read."""
     tokenizer: Any
     context_length: int
 
@@ -96,6 +111,32 @@ class Engine(ABC):
         longest = max(map(len, sequences), default=1)
         scored = self.logprobs(sequences, max(1, min(batch_size, BATCH_TOKENS // longest)), progress)
         return [row[start - 1 :] for row, start in zip(scored, starts, strict=True)]
+
+    def score_continuations(
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        batch_size: int,
+        progress: Progress | None = None,
+    ) -> list[Scored]:
+        """Return how likely the last ids of each sequence are, and whether greedy decoding would choose them.
+
+        An engine that sees both in one pass defines it; else each head is continued greedily as well.
+
+        Args:
+            sequences: ids.
+            starts: for each, the index of the first id that is scored, 1 or more.
+            batch_size, progress: as in `logprobs`.
+        """
+        scores = self.continuation_logprobs(sequences, starts, batch_size, progress)
+        tails = [tuple(ids[start:]) for ids, start in zip(sequences, starts, strict=True)]
+        greedy = [False] * len(tails)
+        for length in sorted(set(map(len, tails))):
+            some = [index for index, tail in enumerate(tails) if len(tail) == length]
+            heads = [sequences[index][: starts[index]] for index in some]
+            for index, completion in zip(some, self.generate(heads, Sampling(length), batch_size), strict=True):
+                greedy[index] = completion.token_ids == tails[index]
+        return [Scored(row, best) for row, best in zip(scores, greedy, strict=True)]
 
     @abstractmethod
     def close(self) -> None:

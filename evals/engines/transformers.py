@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from .base import (
     Engine,
     Progress,
     Sampling,
+    Scored,
     check_lengths,
     engines,
     eos_ids,
@@ -45,23 +47,31 @@ class TransformersEngine(Engine):
         revision: commit of a hub id.
     """
 
+    unread = 1
+
     def __init__(
         self, checkpoint: str | Path, dtype: str = "auto", device: str = "cpu", revision: str | None = None
     ) -> None:
-        model = load_model(checkpoint, revision or "", dtype, device)
-        self._take(model, load_tokenizer(checkpoint, revision or ""))
+        self._files = checkpoint, revision or ""
+        self._take(load_model(*self._files, dtype, device))
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any) -> TransformersEngine:
         """Wrap a loaded model where it is; training mode is switched off while the engine works and then restored."""
         engine = cls.__new__(cls)
-        engine._take(model, tokenizer)
+        engine._take(model)
+        engine.tokenizer = tokenizer
         return engine
 
-    def _take(self, model: Any, tokenizer: Any) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def _take(self, model: Any) -> None:
+        self.model = model
         self.context_length = context_length(model.config)
         self._scorer = TokenScorer(model)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's, loaded when something is generated: a large one takes seconds, and scoring needs none."""
+        return load_tokenizer(*self._files)
 
     def close(self) -> None:
         """Free the model."""
@@ -146,7 +156,24 @@ class TransformersEngine(Engine):
         Which tokens are scored decides where logits are made at all; see `TokenScorer`.
         """
         check_lengths(sequences, 0, self.context_length)
-        results: dict[int, list[float]] = {}
+        return [scored.logprobs for scored in self._scored(sequences, starts, batch_size, progress)]
+
+    @torch.inference_mode()
+    def score_continuations(
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        batch_size: int,
+        progress: Progress | None = None,
+    ) -> list[Scored]:
+        """Score as `continuation_logprobs` does; a sequence may have one id more than the context, its last one."""
+        check_lengths(sequences, 0, self.context_length + self.unread)
+        return self._scored(sequences, starts, batch_size, progress)
+
+    def _scored(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int], batch_size: int, progress: Progress | None
+    ) -> list[Scored]:
+        results: dict[int, Scored] = {}
         with _evaluating(self.model):
             for batch in token_batches(list(map(len, sequences)), batch_size):
                 scored = self._score_batch([sequences[i] for i in batch], [starts[i] for i in batch])
@@ -155,18 +182,21 @@ class TransformersEngine(Engine):
                     progress(len(results), len(sequences))
         return [results[index] for index in range(len(sequences))]
 
-    def _score_batch(self, sequences: list[Sequence[int]], starts: list[int]) -> list[list[float]]:
+    def _score_batch(self, sequences: list[Sequence[int]], starts: list[int]) -> list[Scored]:
         device = self.model.device
         width = max(map(len, sequences))
-        ids = torch.full((len(sequences), width), self._pad_id(), dtype=torch.long)
+        ids = torch.zeros(len(sequences), width, dtype=torch.long)  # padded with any token: none that is scored sees it
         mask, is_scored = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
         for row, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
             # Padded on the right: under a causal mask no token sees what follows, so positions stay those of one row.
             ids[row, : len(sequence)] = torch.tensor(sequence)
             mask[row, : len(sequence)] = 1
             is_scored[row, start : len(sequence)] = True
-        scores = self._scorer.score(ids.to(device), mask.to(device), is_scored.to(device)).cpu()
-        return [part.tolist() for part in scores.split(is_scored.sum(1).tolist())]
+        inputs = ids.to(device), mask.to(device), is_scored.to(device)
+        scores, best = self._scorer.judge(*inputs, context=self.context_length)
+        counts = is_scored.sum(1).tolist()
+        parts = zip(scores.cpu().split(counts), best.cpu().split(counts), strict=True)
+        return [Scored(part.tolist(), bool(likeliest.all())) for part, likeliest in parts]
 
     def _pad_id(self) -> int:
         pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id

@@ -21,6 +21,7 @@ from .base import (
     Engine,
     Progress,
     Sampling,
+    Scored,
     check_finite,
     check_lengths,
     engines,
@@ -157,16 +158,31 @@ class VllmEngine(Engine):
         progress: Progress | None = None,
     ) -> list[list[float]]:
         """Score sequences; softmax in float32. As in `generate`, ``batch_size`` has no effect."""
+        scored = self.score_continuations(sequences, [1] * len(sequences), batch_size, progress)
+        return [score.logprobs for score in scored]
+
+    def score_continuations(
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        batch_size: int,
+        progress: Progress | None = None,
+    ) -> list[Scored]:
+        """Score the last ids of sequences, of which vLLM says the rank too; see `logprobs`."""
         from vllm import SamplingParams
 
         self._check(sequences, 0)
         params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-        results: list[list[float]] = [[] for _ in sequences]
+        results = [Scored([], True) for _ in sequences]
         done = 0
         for index, output, _ in self._run(sequences, lambda _: params):
             if output.finished:
-                pairs = zip(output.prompt_logprobs[1:], sequences[index][1:], strict=True)
-                results[index] = [float(entry[token].logprob) for entry, token in pairs]
+                start = starts[index]
+                pairs = zip(output.prompt_logprobs[start:], sequences[index][start:], strict=True)
+                entries = [entry[token] for entry, token in pairs]
+                results[index] = Scored(
+                    [float(entry.logprob) for entry in entries], all(entry.rank == 1 for entry in entries)
+                )
                 done += 1
                 if progress:
                     progress(done, len(sequences))

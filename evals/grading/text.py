@@ -39,12 +39,12 @@ def extract(pattern: str | None, text: str) -> str | None:
     """
     if pattern is None:
         return text.strip() or None
-    last_match = None
+    last = None
     for match in regex.finditer(pattern, text, timeout=MATCH_SECONDS):
-        last_match = match
-    if last_match is None:
+        last = match
+    if last is None:
         return None
-    group = last_match[1] if last_match.re.groups else last_match[0]
+    group = last[1] if last.re.groups else last[0]
     return (group or "").strip() or None
 
 

@@ -1,8 +1,8 @@
 """The other side of `host`: a process that loads one model after the other and does what it is asked.
 
 A request is a tuple whose first item is one of ``open``, ``generate``, ``logprobs``, ``continuation_logprobs``,
-``close``. Each is answered by any number of ``("progress", (done, total))`` and then one of ``("done", value)``,
-``("refused", sentence)``, ``("failed", traceback)``.
+``score_continuations``, ``close``. Each is answered by any number of ``("progress", (done, total))`` and then one of
+``("done", value)``, ``("refused", sentence)``, ``("failed", traceback)``.
 """
 
 from __future__ import annotations

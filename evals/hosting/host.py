@@ -24,7 +24,7 @@ from ...models.configs import load_config
 from ...models.footprint import context_length
 from ...models.headers import weight_files
 from ...models.loading import load_tokenizer
-from ..engines.base import Completion, Engine, Progress, Sampling, engines
+from ..engines.base import Completion, Engine, Progress, Sampling, Scored, engines
 from .child import Opening, serve
 
 REUSE_BYTES = 256 << 20
@@ -61,6 +61,7 @@ class HostedEngine(Engine):
         longest: called with the tokenizer and the model's context, returns the most tokens of a sequence that will be
             asked for (see `Benchmark.longest_sequence`); memory for more is neither asked for nor reserved. None takes
             the context.
+        tokenizer: the model's, where it has been loaded already: a large one takes seconds. None loads it.
 
     Attributes:
         process_id: of the process.
@@ -84,9 +85,10 @@ class HostedEngine(Engine):
         threads: int | None = None,
         keep: bool | None = None,
         longest: Callable[[Any, int], int] | None = None,
+        tokenizer: Any = None,
     ) -> None:
         self.engine, self.peak_memory_bytes, self.cpu_seconds = engine, 0, 0.0
-        self.tokenizer = load_tokenizer(checkpoint, revision or "")
+        self.tokenizer = load_tokenizer(checkpoint, revision or "") if tokenizer is None else tokenizer
         self._keep = _is_small(checkpoint) if keep is None else keep
         count = threads or len(os.sched_getaffinity(0))
         module = engines.module_of(engine)
@@ -126,6 +128,23 @@ class HostedEngine(Engine):
         """Score the last ids of sequences; see the engine itself."""
         ids = [list(sequence) for sequence in sequences]
         scored: list[list[float]] = self._ask(progress, "continuation_logprobs", ids, list(starts), batch_size)
+        return scored
+
+    @property
+    def unread(self) -> int:  # type: ignore[override]
+        """As of the engine itself."""
+        return engines.get(self.engine).unread
+
+    def score_continuations(
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        batch_size: int,
+        progress: Progress | None = None,
+    ) -> list[Scored]:
+        """Score the last ids of sequences; see the engine itself."""
+        ids = [list(sequence) for sequence in sequences]
+        scored: list[Scored] = self._ask(progress, "score_continuations", ids, list(starts), batch_size)
         return scored
 
     def close(self) -> None:

@@ -19,11 +19,10 @@ from typing import Any, ClassVar
 from ...foundation.errors import UserError
 from ..base import EvalSettings, Metric
 from ..data.datasets import Rows
-from ..engines.base import Engine
 from ..grading.metrics import rate
 from .choice import ChoiceBenchmark, Judged, Row
 from .generative import cached_rows
-from .likelihood import Likelihood, Pair, likelihoods
+from .likelihood import Likelihood, Pair
 
 
 class HarnessBenchmark(ChoiceBenchmark):
@@ -168,30 +167,3 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
         if not bars:
             datasets.enable_progress_bars()
-
-
-def engine_model(engine: Engine, batch_size: int = 64) -> Any:
-    """Return an ``lm_eval.api.model.LM`` over an engine, so that the harness can run its likelihood tasks on it.
-
-    Whether a continuation is the greedy one cannot be read from log-probabilities; it is always answered with False, so
-    that ``exact_match`` has no meaning. Generation is not offered: this package's own benchmarks do that.
-
-    Args:
-        engine: a loaded model.
-        batch_size: sequences at once.
-    """
-    harness_version()
-    from lm_eval.api.model import LM
-
-    class EngineModel(LM):
-        def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-            scores = likelihoods(engine, [request.args for request in requests], batch_size)
-            return [(score.value, False) for score in scores]
-
-        def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-            raise UserError("perplexities are measured by this package's own benchmarks; see bench benchmarks")
-
-        def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-            raise UserError("completions are measured by this package's own benchmarks; see bench benchmarks")
-
-    return EngineModel()

@@ -66,6 +66,14 @@ class PerplexityBenchmark(Benchmark):
             raise UserError(f"--context {settings.context} predicts nothing; use 2 tokens or more, such as 2048")
         self.data(settings)
 
+    def check_model(self, settings: EvalSettings, tokenizer: Any, context: int) -> None:
+        """Raise a `UserError` if the windows that were asked for are longer than the model's context."""
+        if settings.context is not None and settings.context > context:
+            raise UserError(
+                f"--context {settings.context} is more than the model takes ({context}); ask for at most that many "
+                "tokens"
+            )
+
     def longest_sequence(self, tokenizer: Any, settings: EvalSettings, context: int) -> int:
         """Return the window."""
         return min(settings.context or self.window, context)
@@ -83,11 +91,7 @@ class PerplexityBenchmark(Benchmark):
     def evaluate(self, engine: Engine, settings: EvalSettings, progress: Progress | None = None) -> Outcome:
         """Score the windows."""
         data = self.data(settings)
-        if settings.context is not None and settings.context > engine.context_length:
-            raise UserError(
-                f"--context {settings.context} is more than the model takes ({engine.context_length}); ask for at most "
-                "that many tokens"
-            )
+        self.check_model(settings, engine.tokenizer, engine.context_length)
         window = settings.context or min(self.window, engine.context_length)
         options = {"bos": True} if self._bos(settings) else {}
         windows = self.windows(engine.tokenizer, [row["text"] for row in data.rows], window, **options)

@@ -133,12 +133,12 @@ class Task:
             source, data_dir, seed: as in `train_examples`.
             most: how many examples are wanted.
         """
-        train_set = self.train_examples(source, data_dir, seed)
-        count = len(train_set.examples)
+        training = self.train_examples(source, data_dir, seed)
+        count = len(training.examples)
         sample = (
-            [train_set.examples[index * count // most] for index in range(most)] if count > most else train_set.examples
+            [training.examples[index * count // most] for index in range(most)] if count > most else training.examples
         )
-        return TrainSurvey(train_set.sha256, train_set.source, count, tuple(sample))
+        return TrainSurvey(training.sha256, training.source, count, tuple(sample))
 
     def read_encoded(
         self,

@@ -43,9 +43,9 @@ class Conversation(str):
 
     def __new__(cls, messages: Iterable[Message]) -> Conversation:
         """Make the text of the messages."""
-        copies = tuple({"role": str(m["role"]), "content": str(m["content"])} for m in messages)
-        instance = super().__new__(cls, json.dumps(copies, ensure_ascii=False))
-        instance.messages = copies
+        turns = tuple({"role": str(m["role"]), "content": str(m["content"])} for m in messages)
+        instance = super().__new__(cls, json.dumps(turns, ensure_ascii=False))
+        instance.messages = turns
         return instance
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from ...models.streamed import weights_of
 from ..base import CalibrationData
 from . import in_memory, sequential_statistics
 from .in_memory import GRAM_BYTES
-from .moments import Moments
+from .moments import GradientRule, Moments
 
 
 def input_moments(
@@ -54,6 +54,7 @@ def gradient_grams(
     samples: int | None,
     batch_size: int = 8,
     limit_bytes: int = GRAM_BYTES,
+    rule: GradientRule = GradientRule(),
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield R = Σ_t g_t g_tᵀ (m, m), float64, over tokens; g_t is the gradient of the loss by a layer's output.
 
@@ -62,10 +63,11 @@ def gradient_grams(
 
     Args:
         model, names, data, samples, batch_size, limit_bytes: as in `input_moments`.
+        rule: which tokens' gradients count, and how large they may be.
     """
     if is_streamed(model):
-        return sequential_statistics.gradient_grams(model, names, data, samples, batch_size)
-    return in_memory.gradient_grams(model, names, data, samples, batch_size, limit_bytes)
+        return sequential_statistics.gradient_grams(model, names, data, samples, batch_size, rule)
+    return in_memory.gradient_grams(model, names, data, samples, batch_size, limit_bytes, rule)
 
 
 def input_fisher(

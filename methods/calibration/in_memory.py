@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import CalibrationData
-from .moments import GradientSums, Moments, MomentSums, Reached, token_loss
+from .moments import GradientRule, GradientSums, Moments, MomentSums, Reached, token_loss
 from .statistics import FisherSums, example_losses, only_embedding_requires_grad
 
 GRAM_BYTES = 2 << 30
@@ -40,11 +40,12 @@ def gradient_grams(
     samples: int | None,
     batch_size: int,
     limit_bytes: int,
+    rule: GradientRule,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield what `collection.gradient_grams` yields."""
     widths = [int(model.get_submodule(name).out_features) for name in names]  # type: ignore[arg-type]
     for chunk in _chunks(names, widths, limit_bytes):
-        yield from _chunk_gradients(model, chunk, data, samples, batch_size).items()
+        yield from _chunk_gradients(model, chunk, data, samples, batch_size, rule).items()
 
 
 def input_fisher(
@@ -77,9 +78,14 @@ def _chunk_moments(
 
 
 def _chunk_gradients(
-    model: nn.Module, names: Sequence[str], data: CalibrationData, samples: int | None, batch_size: int
+    model: nn.Module,
+    names: Sequence[str],
+    data: CalibrationData,
+    samples: int | None,
+    batch_size: int,
+    rule: GradientRule,
 ) -> dict[str, Tensor]:
-    sums = GradientSums(names)
+    sums = GradientSums(names, rule=rule)
     with _evaluating(model), only_embedding_requires_grad(model) as embedding, sums.watching(model):
         for batch in _batches(model, data, samples, batch_size):
             sums.begin(batch["attention_mask"])

@@ -154,21 +154,62 @@ class MomentSums:
         return {name: moments[self._same[name]] for name in self.names}
 
 
+@dataclass(frozen=True)
+class GradientRule:
+    """Which tokens' gradients count, and how large they may be; as in KFAC-SVD's code with 10 and 0.125.
+
+    Attributes:
+        clip: c; each token's gradient is scaled so that its norm lies within [1/c, c] times the mean of the example's
+            norms that are not zero. Those that are zero stay. 0 changes nothing.
+        trim: share of an example's tokens that are left out at its start, and as many at its end.
+    """
+
+    clip: float = 0.0
+    trim: float = 0.0
+
+    def apply(self, gradients: Tensor, mask: Tensor) -> Tensor:
+        """Return the gradients that count, (tokens, m).
+
+        Args:
+            gradients: (b, t, m).
+            mask: (b, t), True where there is a token; padding is on the right.
+        """
+        if self.trim:
+            lengths = mask.sum(1, keepdim=True)
+            cut = (self.trim * lengths).long()
+            position = torch.arange(mask.shape[1], device=mask.device)
+            mask = mask & (position >= cut) & (position < lengths - cut)
+        if self.clip:
+            norms = gradients.float().norm(dim=-1) * mask
+            present = (norms > 0).sum(1, keepdim=True)
+            mean = norms.sum(1, keepdim=True) / present.clamp_min(1)
+            clipped = torch.minimum(torch.maximum(norms, mean / self.clip), mean * self.clip)
+            scale = torch.where(norms > 0, clipped / norms, torch.ones_like(norms))
+            gradients = gradients.float() * scale[..., None]
+        return gradients[mask]
+
+
 class GradientSums:
     """Gathers Σ g gᵀ over tokens of some layers' output gradients while `watching`.
 
     Args:
         names: dotted names of ``nn.Linear`` modules.
         sums: what `result` gave for earlier batches.
+        rule: which gradients count.
     """
 
-    def __init__(self, names: Sequence[str], sums: Mapping[str, Tensor] | None = None) -> None:
-        self.names, self._sums = names, dict(sums or {})
+    def __init__(
+        self,
+        names: Sequence[str],
+        sums: Mapping[str, Tensor] | None = None,
+        rule: GradientRule = GradientRule(),
+    ) -> None:
+        self.names, self._sums, self.rule = names, dict(sums or {}), rule
         self._mask = torch.zeros(0)
 
     def begin(self, mask: Tensor) -> None:
         """Start a batch with this attention mask (b, t)."""
-        self._mask = mask.reshape(-1).bool()
+        self._mask = mask.bool()
 
     @contextlib.contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
@@ -176,7 +217,9 @@ class GradientSums:
 
         def hook(name: str) -> Any:
             def backward(_: nn.Module, __: Any, gradients: tuple[Tensor, ...]) -> None:
-                g = gradients[0].detach().reshape(-1, gradients[0].shape[-1])[self._mask]
+                # Some models flatten batch and time before a linear layer (OPT).
+                g = gradients[0].detach().reshape(*self._mask.shape, gradients[0].shape[-1])
+                g = self.rule.apply(g, self._mask.to(g.device))
                 if name not in self._sums:
                     m = g.shape[1]
                     self._sums[name] = torch.zeros(m, m, dtype=torch.float64, device=g.device)

@@ -17,7 +17,7 @@ from ...foundation.progress import track
 from ...models.blocks import find_blocks
 from ...models.streamed import weights_of
 from ..base import CalibrationData
-from .moments import GradientSums, Moments, MomentSums, Reached, token_loss
+from .moments import GradientRule, GradientSums, Moments, MomentSums, Reached, token_loss
 from .offload_cache import OffloadCache
 from .sequential import Batch, SequentialCalibration
 from .statistics import FisherSums, example_losses
@@ -101,7 +101,12 @@ def input_fisher(
 
 
 def gradient_grams(
-    model: nn.Module, names: Sequence[str], data: CalibrationData, samples: int | None, batch_size: int
+    model: nn.Module,
+    names: Sequence[str],
+    data: CalibrationData,
+    samples: int | None,
+    batch_size: int,
+    rule: GradientRule,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield what `collection.gradient_grams` yields; matrices wait in a cache, as the last block comes first."""
     with _offload_cache(model) as grams:
@@ -111,7 +116,7 @@ def gradient_grams(
         ) -> None:
             inside = [name for name in names if calibration.blocks.owner(name) == block]
             before = {name: grams.take(name).to(calibration.weights.device) for name in inside if grams.has(name)}
-            own = GradientSums(inside, before)
+            own = GradientSums(inside, before, rule)
             with own.watching(calibration.model):
                 pass_back(own)
             for name, gram in own.result().items():

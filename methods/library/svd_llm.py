@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from ..base import CalibrationData, methods
 from ..calibration.collection import gradient_grams
 from ..calibration.driver import MomentCompressor
-from ..calibration.moments import Moments
+from ..calibration.moments import GradientRule, Moments
 from ..estimates import decompose_bytes, statistic_bytes
 from ..fitted import Factors
 from ..groups import Group
 from ..linalg.whitening import VERSION, Side, whiten
+from ..ranks.policies.base import parse_policy
 from ..requirements import Requirements
 from ..working import whiten_bytes
 
@@ -45,6 +46,11 @@ class Whitened(MomentCompressor):
     shrink_output: float = Field(default=0.3, ge=0, le=1)
     jitter: float = Field(default=0.0, ge=0, lt=1)
 
+    @property
+    def gradient_rule(self) -> GradientRule:
+        """Which tokens' gradients count, and how large they may be; all as they are, unless a method says otherwise."""
+        return GradientRule()
+
     def fit_key(self) -> dict[str, Any]:
         """Return one name for the factors, whatever the method that asks for them is called."""
         return super().fit_key() | {"factors": "whitened", "version": VERSION}
@@ -55,7 +61,9 @@ class Whitened(MomentCompressor):
         """Yield each group with its input moments and, if two-sided, its output-gradient moments (m, m)."""
         one_sided = super().collect(model, data, groups)
         weighted = [group.name for group in groups if not group.embedding] if self.two_sided and data else []
-        gradients = gradient_grams(model, weighted, data, self.samples, self.batch_size) if weighted and data else None
+        gradients = None
+        if weighted and data:
+            gradients = gradient_grams(model, weighted, data, self.samples, self.batch_size, rule=self.gradient_rule)
         for group, moments in one_sided:
             if group.embedding:
                 yield group, moments
@@ -64,8 +72,9 @@ class Whitened(MomentCompressor):
 
     @property
     def requirements(self) -> Requirements:
-        """Return what the method needs; gradients where they weigh too."""
-        return replace(super().requirements, gradients=self.two_sided)
+        """Return what the method needs; gradients where they weigh too, or the rank policy needs them."""
+        gradients = self.two_sided or parse_policy(self.policy).needs_slopes
+        return replace(super().requirements, gradients=gradients)
 
     def decompose(
         self, weight: Tensor, statistic: tuple[Moments, Tensor | None] | None = None, rank: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -15,6 +16,11 @@ from ..fitted import Factors, Fitted
 from ..groups import Group
 from .policies.base import Metric
 
+TEMPERATURE = 0.6
+"""Of the divergence, as in LEMS's code."""
+DENSE_BYTES = 1 << 30
+"""Most memory for the dense model's logits; those of further batches are computed at each evaluation."""
+
 
 class Examples:
     """A fixed set of examples and what is asked about a model on them.
@@ -26,7 +32,7 @@ class Examples:
         device: where the model is.
         metric: ``loss``, the mean over examples of each one's mean cross-entropy over its target tokens, or
             ``accuracy``, which asks for the error rate: the mean over examples of the share of target tokens that are
-            not the model's first choice given the tokens before them.
+            not the model's first choice given the tokens before them. (``divergence`` is `Probe`'s.)
     """
 
     def __init__(
@@ -68,6 +74,19 @@ def example_errors(logits: Tensor, labels: Tensor) -> Tensor:
     return wrong.sum(1).float() / counted.sum(1).clamp_min(1)
 
 
+def target_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the logits from which a batch's target tokens are predicted, (targets, vocabulary), float32."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    predicted: Tensor = logits[:, :-1][batch["labels"][:, 1:] != -100].float()
+    return predicted
+
+
+def divergence(dense: Tensor, cut: Tensor) -> Tensor:
+    """Return KL(dense ‖ cut) of each row of logits, (tokens,), at `TEMPERATURE`."""
+    before, after = ((logits / TEMPERATURE).log_softmax(-1) for logits in (dense, cut))
+    return (before.exp() * (before - after)).sum(-1)
+
+
 class Probe:
     """Evaluates truncations of a dense model in place, on a fixed set of examples; the model is left as it was.
 
@@ -95,11 +114,38 @@ class Probe:
         self.groups = {group.name: group for group in groups}
         self.examples = Examples(data, samples, batch_size, next(model.parameters()).device, metric)
         self.batches = self.examples.batches
+        self._dense: dict[int, Tensor] = {}  # logits of the dense model at the target tokens, by batch
+        self._dense_bytes = 0
 
     def loss(self, ranks: Mapping[str, int]) -> float:
-        """Return the mean loss, or the error rate, of the examples with these units cut to these ranks."""
+        """Return the mean loss, error rate or divergence of the examples with these units cut to these ranks."""
+        if self.examples.metric == "divergence":
+            return self._divergence(ranks)
         with self.truncated(ranks):
             return self.examples.loss(self.model)
+
+    @torch.inference_mode()
+    def _divergence(self, ranks: Mapping[str, int]) -> float:
+        """Return the mean over target tokens of KL(dense ‖ cut) at `TEMPERATURE`; infinite if not finite."""
+        training, total, count = self.model.training, 0.0, 0
+        self.model.eval()
+        try:
+            for index, batch in enumerate(self.batches):
+                dense = self._dense.get(index)
+                if dense is None:
+                    dense = target_logits(self.model, batch)
+                    size = dense.numel() * dense.element_size()
+                    if self._dense_bytes + size <= DENSE_BYTES:
+                        self._dense[index] = dense
+                        self._dense_bytes += size
+                with self.truncated(ranks):
+                    cut = target_logits(self.model, batch)
+                total += float(divergence(dense, cut).sum())
+                count += len(cut)
+        finally:
+            self.model.train(training)
+        value = total / max(count, 1)
+        return value if math.isfinite(value) else math.inf
 
     @contextmanager
     def truncated(self, ranks: Mapping[str, int]) -> Iterator[nn.Module]:

@@ -110,7 +110,10 @@ def _shortened(text: str) -> str:
 
 
 def _prompts(sources: Sequence[_Source], lineage: Lineage, data: Path | None) -> list[str]:
-    """Return the prompt of each line, or an empty text where today's data do not give the very prompt."""
+    """Return the prompt of each line, or an empty text where today's data do not give the very prompt.
+
+    Lines of lm-evaluation-harness's tasks have the end of their prompt with them.
+    """
     prompts_of: dict[tuple[str, str, str, str], dict[str, str]] = {}
     texts = []
     for source in sources:
@@ -122,7 +125,7 @@ def _prompts(sources: Sequence[_Source], lineage: Lineage, data: Path | None) ->
             know_task_of(lineage.stage(source.key) or {})
             prompts_of[group] = _prompts_of_stage(*group, problems)
         text = prompts_of[group].get(str(line["problem"]), "")
-        texts.append(text if text and _same(text, line) else "")
+        texts.append(text if text and _same(text, line) else str(line.get("prompt", "")))
     return texts
 
 

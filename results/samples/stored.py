@@ -171,10 +171,12 @@ def problem_text(line: dict[str, Any], data: Path | None) -> str:
     settings = EvalSettings(data_dir=data, stage=line["stage"], seed=DATA_SEED, chat=chat)
     try:
         benchmark = benchmarks.get(line["benchmark"])()
-        data_rows = benchmark.data(settings).rows  # type: ignore[attr-defined]
+        if not isinstance(benchmark, GenerativeBenchmark | ChoiceBenchmark):
+            return str(line.get("prompt", ""))
+        data_rows = benchmark.data(settings).rows
         for index, row in enumerate(data_rows):
-            if benchmark.problem_id(row, index) == line["problem"]:  # type: ignore[attr-defined]
-                return str(benchmark.prompts([row], settings)[0])  # type: ignore[attr-defined]
+            if benchmark.problem_id(row, index) == line["problem"]:
+                return str(benchmark.prompts([row], settings)[0])
     except UserError:
         pass
     return ""

@@ -136,6 +136,9 @@ class Evaluation(BaseModel):
     samples: Positive = Field(default=1, description="Completions per problem, for pass@k; several need a temperature.")
     temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="Of sampling; 0 is greedy.")
     top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus share.")
+    problem_seed: Annotated[int | None, Option(default="42")] = Field(
+        default=None, ge=0, le=MAX_SEED, description="Of generated test problems and of sampling: other ones."
+    )
     engine: str = Field(default="auto", description="What generates and scores: vllm, transformers or auto.")
     dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, Option(default="the recipe's")] = Field(
         default=None, description="Of the evaluation's arithmetic: float32, bfloat16, float16."
@@ -201,6 +204,9 @@ class Execution(BaseModel):
     )
     data: Annotated[Path | None, Option(environment="LOWRANK_BENCH_DATA", panel=_FILES)] = Field(
         default=None, description="Folder with local datasets; without it the hub is used."
+    )
+    include_path: Annotated[Path | None, Option(panel=_FILES)] = Field(
+        default=None, description="Folder with YAML files of your own lm_eval: tasks."
     )
     out: Annotated[Path, Option(panel=_FILES)] = Field(
         default=Path("runs"), description="Folder for stages and results."
@@ -274,7 +280,9 @@ class SweepConfig(BaseModel):
         default=(42,), min_length=1, description="Seeds with commas: of training order, new vectors and sampling."
     )
     benchmarks: tuple[str, ...] | None = Field(
-        default=None, description="Instead of the task's own (see bench benchmarks); a task stands for its benchmarks."
+        default=None,
+        description="Instead of the task's own (see bench benchmarks); a task stands for its benchmarks, lm_eval:TASK "
+        "for any task of lm-evaluation-harness.",
     )
     name: Annotated[str | None, Option(default="MODEL-TASK")] = Field(
         default=None, description="Of this sweep: its folder of results, and the sweep in their rows."

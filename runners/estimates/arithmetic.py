@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, cast
 
+from ...evals.base import benchmarks
 from ...evals.engines.base import BATCH_TOKENS
 from ...methods.base import Compressor, create_method
 from ...methods.estimates import fitter, statistic_bytes
@@ -25,6 +26,7 @@ from ...models.loading import DTYPES, own_dtype
 from ...models.matrices import Matrix, head_name, matrices
 from ..graph import Plan
 from ..specs import CompressStage, EvaluateStage, FitStage, Stage
+from ..tokenizers import PlanTokenizer
 from .assumptions import CPU_SHARES, FULL_BASES, SEARCH_TOKENS
 from .lengths import Lengths
 from .memory import calibration, read_length
@@ -49,6 +51,7 @@ class Work:
         moved: bytes that go through memory beside products.
         passes: forward passes of the whole model, each of which takes its time even for one token.
         traffic: bytes of checkpoints and factors, read and written.
+        parsed: bytes of the tokenizer's JSON.
     """
 
     training: float = 0.0
@@ -61,6 +64,7 @@ class Work:
     moved: float = 0.0
     passes: float = 0.0
     traffic: float = 0.0
+    parsed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,15 @@ class Arithmetic:
     def work(self, key: str) -> Work:
         """Return what a stage computes."""
         stage = self.plan.stages[key]
+        # Every stage loads the tokenizer, and an engine of a process of its own that generates loads it too.
+        generates = isinstance(stage, EvaluateStage) and benchmarks.get(stage.spec.benchmark).generates
+        return replace(self._work(key, stage), parsed=(2.0 if generates else 1.0) * self._tokenizer_bytes)
+
+    @cached_property
+    def _tokenizer_bytes(self) -> int:
+        return PlanTokenizer(self.plan.source).json_bytes() if self.plan.at_hand.tokenizer else 0
+
+    def _work(self, key: str, stage: Stage) -> Work:
         sizes = self.sizes.at(*self.ratios.get(key, (1.0, False)))
         if isinstance(stage, EvaluateStage):
             return self._evaluate(stage, sizes)
@@ -202,8 +215,7 @@ class Arithmetic:
         samples = min(read.samples, lengths.examples)
         length = lengths.padded(read.batch_size)
         tokens, gradients = samples * length, method.requirements.gradients
-        reads_head = gradients or any(group.embedding for group in groups)
-        scored = tokens if reads_head else 0.0
+        scored = tokens if gradients else 0.0  # a pass for statistics ends at the last input, before the head
         times = 3.0 if gradients else 1.0
         reading = Work(
             reading=times * self.sizes.forward(tokens, length, scored),

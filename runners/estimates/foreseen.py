@@ -41,7 +41,7 @@ def evaluation_peak(
     kind, loaded = DTYPES[name], loading_bytes(skeleton, name)
     weights = model_size(skeleton).parameters * kind.itemsize
     batch = min(settings.batch_size, (settings.limit or settings.batch_size) * settings.samples)
-    if benchmark.generates:
+    if benchmark.is_generating(settings):
         new = getattr(benchmark, "max_new_tokens", lambda _: settings.max_new_tokens or 0)(settings)
         work = forward_peak(skeleton, batch, max(longest - new, 1), kind)
         layers = int(getattr(skeleton.config.get_text_config(), "num_hidden_layers", None) or 1)

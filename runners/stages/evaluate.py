@@ -22,19 +22,18 @@ from ..specs import EvaluateStage
 from .shared import skeleton_of
 
 
-def open_engine(stage: EvaluateStage, longest: Callable[[Any, int], int], threads: int) -> HostedEngine:
-    """Load the model of an evaluate stage into its engine; see `HostedEngine` for ``longest`` and errors."""
-    spec, execution = stage.spec, stage.execution
-    model = execution.model
-    revision = model.revision or None
-    return HostedEngine(spec.engine, model.location, spec.dtype, execution.device, revision, threads, longest=longest)
+def open_engine(stage: EvaluateStage, longest: Callable[[Any, int], int], threads: int, tokenizer: Any) -> HostedEngine:
+    """Load the model of an evaluate stage into its engine; see `HostedEngine` for the arguments and errors."""
+    spec, model, device = stage.spec, stage.execution.model, stage.execution.device
+    files = spec.engine, model.location, spec.dtype, device, model.revision or None
+    return HostedEngine(*files, threads, longest=longest, tokenizer=tokenizer)
 
 
 def evaluate_with(engine: Engine, stage: EvaluateStage, report: Report | None) -> Outcome:
     """Evaluate the benchmark of a stage by an engine that holds its model."""
     benchmark = benchmarks.get(stage.spec.benchmark)()
     unit = "windows" if isinstance(benchmark, PerplexityBenchmark) else "texts scored"
-    if benchmark.generates:
+    if benchmark.is_generating(stage.settings):
         unit = "completions"
     with reporting(report):  # of what follows, such as running generated code
         return benchmark.evaluate(engine, stage.settings, in_units(report, unit))
@@ -68,7 +67,7 @@ def evaluate(stage: EvaluateStage, folder: Path, report: Report | None) -> Mappi
     if spec.engine == "transformers":  # vLLM takes what it is given
         peak = evaluation_peak(skeleton, benchmark, settings, longest, spec.dtype, device)
         memory = {"memory": plain(peak)}
-    engine = open_engine(stage, lambda *_: longest, torch.get_num_threads())
+    engine = open_engine(stage, lambda *_: longest, torch.get_num_threads(), tokenizer)
     with engine:
         outcome = evaluate_with(engine, stage, report)
     with open(folder / "samples.jsonl", "w", encoding="utf-8") as file:

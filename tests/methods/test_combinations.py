@@ -17,7 +17,12 @@ from lowrank_bench.methods.ranks.policies.base import parse_policy, policies
 from lowrank_bench.methods.ranks.probe import Probe, example_errors
 from lowrank_bench.models.architectures import random_model
 
-OPTIONS = {"sensitivity": "(step=0.3)", "surgical": "(rounds=2)", "modules": "(q_proj=0.5;down_proj=2)"}
+OPTIONS = {
+    "sensitivity": "(step=0.3)",
+    "surgical": "(rounds=2)",
+    "modules": "(q_proj=0.5;down_proj=2)",
+    "ilp": "(trials=2)",
+}
 SPECS = [
     *(row.name + OPTIONS.get(row.name, "") for row in policies.listings() if row.origin == "built in"),
     *(

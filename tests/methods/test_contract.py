@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +13,7 @@ from lowrank_bench.methods.contract_parts import RandomData
 from lowrank_bench.methods.library.fwsvd import FWSVD, fisher_scale
 from lowrank_bench.methods.library.svd_llm import Whitened as WhitenedMethod
 from lowrank_bench.methods.library.svd_llm import shrunk
+from lowrank_bench.models.architectures import random_model
 
 
 class TestSVD(CompressorContract):
@@ -83,6 +85,48 @@ class TestSVDLLMWithEmbeddings(Whitened):
         return torch.empty(0, 0) if isinstance(statistic, RowStatistic) else super().gram(statistic)
 
 
+class TestAA(Whitened):
+    __test__ = True
+    method = "aa"
+    plain: ClassVar[dict[str, Any]] = {"stream": "dense"}
+
+
+class TestAAWithRefinement(Whitened):
+    __test__ = True
+    method = "aa"
+    options: ClassVar[dict[str, Any]] = {"beta": 0.5, "refine_passes": 1}
+    plain: ClassVar[dict[str, Any]] = {"stream": "dense", "refine_passes": 0}
+
+    @pytest.mark.parametrize("architecture", ["qwen2", "opt", "gpt-neox"])
+    def test_keeps_biases(self, architecture: str) -> None:
+        """The refinement trains them, so that only their shapes stay."""
+        case = self.run(random_model(architecture), lr=0.0)
+        after = dict(case.model.named_parameters())
+        biases = {name: value for name, value in case.dense.named_parameters() if name.endswith("bias")}
+        assert biases
+        assert all(after[name].shape == value.shape for name, value in biases.items())
+
+    def test_reports_its_training(self) -> None:
+        """Tokens of the refinement are counted, its steps are none of the task's training."""
+        case = self.run(random_model("llama"))
+        assert case.report.steps == 0
+        assert case.report.tokens == 2 * int(RandomData().mask.sum())
+        assert case.report.details["refine_steps"] == 2
+        assert all(parameter.requires_grad and parameter.grad is None for parameter in case.model.parameters())
+
+
+class TestZSSVD(Whitened):
+    __test__ = True
+    method = "zs-svd"
+
+
+class TestZSSVDWithCorrections(Whitened):
+    __test__ = True
+    method = "zs-svd"
+    options: ClassVar[dict[str, Any]] = {"corrections": 1, "correction_samples": 4}
+    plain: ClassVar[dict[str, Any]] = {"corrections": 0}
+
+
 class TestSVDLLMV2(Whitened):
     __test__ = True
     method = "svd-llm-v2"
@@ -107,6 +151,10 @@ class TestIOSVD(CompressorContract):
             values, vectors = torch.linalg.eigh(shrunk(gram, share))
             roots.append(vectors * values.clamp_min(0).sqrt())
         return roots[0].T @ error @ roots[1]
+
+
+class TestIOSVDClipped(TestIOSVD):
+    options: ClassVar[dict[str, Any]] = {"clip": 10.0, "trim": 0.125}
 
 
 class TestASVD(CompressorContract):

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "perf" / "estimated_memory.py"
-SMALL = (384, 8, 8192)  # 20 M parameters: 0.4 GB for weights, gradients and moments
+SMALL = ("llama", 384, 8, 8192)  # 20 M parameters: 0.4 GB for weights, gradients and moments
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ GIVEN = {
     "address": ["auto"],
     "checkpoint_minutes": [0.0, math.inf],
     "data": ["data"],
+    "include_path": ["data"],
     "device": ["cpu"],
     "out": ["elsewhere"],
     "storage": ["file://{}/shared"],

@@ -100,47 +100,47 @@ def read_task_file(path: Path) -> TaskFile:
 
 
 def _source(source: parts.Data, path: Path, lines: _Lines, location: tuple[str, ...]) -> str:
-    named = lines.named(path, (*location, "data"))
+    title = lines.title(path, (*location, "data"))
     data = source.data
     if not is_file(data) and not (path.parent / data).exists():
         if data.count("/") != 1 or data.startswith((".", "~", "/")):
             raise UserError(
-                f"{named}: '{data}' is neither a file ({', '.join(SUFFIXES)}) nor a hub id; name a file beside the "
+                f"{title}: '{data}' is neither a file ({', '.join(SUFFIXES)}) nor a hub id; name a file beside the "
                 "task file, or OWNER/NAME with its revision"
             )
         if source.revision is None:
             raise UserError(
-                f"{named}: the hub dataset '{data}' needs its revision, a commit of 40 digits; add 'revision: …', or "
+                f"{title}: the hub dataset '{data}' needs its revision, a commit of 40 digits; add 'revision: …', or "
                 "name a local file"
             )
         return data
     if source.revision or source.config:
-        raise UserError(f"{named}: '{data}' is a file, which has no revision or configuration; leave them out")
+        raise UserError(f"{title}: '{data}' is a file, which has no revision or configuration; leave them out")
     file = (path.parent / Path(data).expanduser()).resolve()
     if not is_file(file.name) or not file.name.lower().endswith(SUFFIXES):
-        raise UserError(f"{named}: '{data}' has an unknown ending; allowed: {', '.join(SUFFIXES)}")
+        raise UserError(f"{title}: '{data}' has an unknown ending; allowed: {', '.join(SUFFIXES)}")
     if not file.is_file():
         near = [other.name for other in file.parent.iterdir()] if file.parent.is_dir() else []
         hint = did_you_mean(file.name, near) or "; name an existing file"
-        raise UserError(f"{named}: there is no file '{data}' in {file.parent}{hint}")
+        raise UserError(f"{title}: there is no file '{data}' in {file.parent}{hint}")
     return str(file)
 
 
 def _schema(part: Json, path: Path, lines: _Lines, location: tuple[str, ...]) -> dict[str, Any]:
-    named, value = lines.named(path, (*location, "schema")), part.schema_
+    title, value = lines.title(path, (*location, "schema")), part.schema_
     if isinstance(value, str):
         file = path.parent / value
         text = read_input(file, "JSON schema")
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{named}: the JSON schema {file} is not JSON ({error}); repair it") from error
+            raise UserError(f"{title}: the JSON schema {file} is not JSON ({error}); repair it") from error
     if not isinstance(value, dict):
-        raise UserError(f"{named}: a JSON schema is an object, such as {{type: object}}")
+        raise UserError(f"{title}: a JSON schema is an object, such as {{type: object}}")
     try:
         check_schema(value)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{named}: that is no usable JSON schema: {error}") from error
+        raise UserError(f"{title}: that is no usable JSON schema: {error}") from error
     return value
 
 
@@ -164,7 +164,7 @@ class _Lines:
                 line = node.start_mark.line + 1
         return line
 
-    def named(self, path: Path, location: Sequence[str]) -> str:
+    def title(self, path: Path, location: Sequence[str]) -> str:
         """Return how messages name a field."""
         return f"'{path.name}', line {self.line(location)}, field '{'.'.join(location)}'"
 
@@ -176,21 +176,21 @@ def _sentence(error: ValidationError, text: bytes | str, path: Path) -> str:
     location = [
         part for index, part in enumerate(location) if not (index and part in KINDS and location[index - 1].isdigit())
     ]
-    named = _Lines(text).named(path, location)
+    title = _Lines(text).title(path, location)
     kind = problem["type"]
     if kind == "extra_forbidden":
         allowed = _allowed(problem["loc"])
-        return f"{named}: unknown key{did_you_mean(location[-1], allowed) or ';'} allowed: {', '.join(sorted(allowed))}"
+        return f"{title}: unknown key{did_you_mean(location[-1], allowed) or ';'} allowed: {', '.join(sorted(allowed))}"
     if kind == "missing":
-        return f"{named}: it is missing; add it, as bench task new shows"
+        return f"{title}: it is missing; add it, as bench task new shows"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         given = problem["input"].get("kind") if isinstance(problem["input"], dict) else None
         reason = f"unknown kind '{given}'{did_you_mean(str(given), KINDS) or ';'}" if given else "'kind' is missing;"
-        return f"{named}: {reason} allowed: {', '.join(KINDS)}"
+        return f"{title}: {reason} allowed: {', '.join(KINDS)}"
     if kind == "value_error":
-        return f"{named}: {problem['ctx']['error']}"
+        return f"{title}: {problem['ctx']['error']}"
     value = repr(problem["input"])
-    return f"{named}: it cannot be {value[:80]}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    return f"{title}: it cannot be {value[:80]}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
 def _allowed(location: Sequence[int | str]) -> list[str]:

@@ -67,18 +67,18 @@ class OverlapSearch:
             self._sizes.append(len(groups))
             for group in groups:
                 self._groups[group].append(index)
-        self._exact_hits: dict[int, str] = {}
+        self._equal: dict[int, str] = {}
         self._near: dict[int, str] = {}
 
-    def see(self, text: str, location: str) -> None:
+    def see(self, text: str, title: str) -> None:
         """Compare one training example with all problems.
 
         Args:
             text: its prompt.
-            location: of it, for people.
+            title: names the example, for people.
         """
         for index in self._exact.get(_hash(normalise(text)), ()):
-            self._exact_hits.setdefault(index, location)
+            self._equal.setdefault(index, title)
         shared: dict[int, int] = defaultdict(int)
         for group in _groups(text):
             owners = self._groups.get(group, ())
@@ -87,22 +87,20 @@ class OverlapSearch:
                     shared[index] += 1
         for index, count in shared.items():
             if count >= NEAR * self._sizes[index]:
-                self._near.setdefault(index, location)
+                self._near.setdefault(index, title)
 
     def result(self) -> Overlap:
         """Return what was found."""
-        near = {index: location for index, location in self._near.items() if index not in self._exact_hits}
-        index, location = next(iter({**self._exact_hits, **near}.items()), (0, ""))
-        example = f"problem {self._ids[index]} is that of {location}" if location else ""
-        return Overlap(len(self._ids), len(self._exact_hits), len(near), example)
+        near = {index: title for index, title in self._near.items() if index not in self._equal}
+        index, title = next(iter({**self._equal, **near}.items()), (0, ""))
+        example = f"problem {self._ids[index]} is that of {title}" if title else ""
+        return Overlap(len(self._ids), len(self._equal), len(near), example)
 
 
 def _groups(text: str) -> set[int]:
-    text_words = words(text)
-    size = min(GROUP, len(text_words))
-    spans: Iterable[Sequence[str]] = (
-        (text_words[i : i + size] for i in range(len(text_words) - size + 1)) if size else ()
-    )
+    tokens = words(text)
+    size = min(GROUP, len(tokens))
+    spans: Iterable[Sequence[str]] = (tokens[i : i + size] for i in range(len(tokens) - size + 1)) if size else ()
     return {int.from_bytes(_hash("\0".join(span))[:8]) for span in spans}
 
 

@@ -45,10 +45,10 @@ def _problems(definition_json: str, name: str, stamp: Any) -> Rows:
         else:
             rows.append(row)
     if not rows:
-        advice = "no row was held out; raise test_share" if part.data is None else "name other columns, or another file"
+        remedy = "no row was held out; raise test_share" if part.data is None else "name other columns, or another file"
         raise UserError(
             f"the benchmark '{name}' has no problems: {card['rows']:,} rows, {card['empty']:,} of them without a "
-            f"prompt or an answer; {advice}"
+            f"prompt or an answer; {remedy}"
         )
     contents = [digest({key: value for key, value in row.items() if key != "id"}) for row in rows]
     card["duplicates"] = len(contents) - len(set(contents))
@@ -73,7 +73,7 @@ def _rows(definition: TaskFile, part: AnyBenchmark, card: dict[str, int]) -> Ite
             text = cell_text(row, layout.text)
             yield {"id": str(row.number), "text": text} if text.strip() else None
         elif layout.form == "messages":
-            messages = read_messages(row.values[layout.messages], row.location, layout.messages)
+            messages = read_messages(row.values[layout.messages], row.title, layout.messages)
             example = messages_example(definition, messages, row)
             asked, answer = (example.prompt, example.answer) if example else ("", "")
             yield _problem(part, row, asked, answer) if example else None
@@ -92,13 +92,13 @@ def _held_out(definition: TaskFile, part: AnyBenchmark, card: dict[str, int]) ->
             "leave out its instruction and columns, or name its data"
         )
     if isinstance(part, Perplexity) != (layout.form == "text"):
-        missing = "a text column" if isinstance(part, Perplexity) else "prompts and answers"
+        needed = "a text column" if isinstance(part, Perplexity) else "prompts and answers"
         raise UserError(
-            f"the benchmark '{part.name}' of kind {part.kind} needs {missing}, which the training data have not; name "
+            f"the benchmark '{part.name}' of kind {part.kind} needs {needed}, which the training data have not; name "
             "data for it"
         )
-    columns = tuple(dict.fromkeys([*layout.columns, *extra, *filter(None, [part.columns.answer])]))
-    wider = Layout(layout.form, columns, layout.text, layout.prompt, layout.completion, layout.messages)
+    needed_columns = tuple(dict.fromkeys([*layout.columns, *extra, *filter(None, [part.columns.answer])]))
+    wider = Layout(layout.form, needed_columns, layout.text, layout.prompt, layout.completion, layout.messages)
     for row, example in read_examples(definition, wider, counts, held_out=True):
         if layout.form == "text":
             yield {"id": str(row.number), "text": example.answer}
@@ -141,23 +141,23 @@ def _problem(part: AnyBenchmark, row: Row, asked: Any, answer: Any) -> dict[str,
     if isinstance(part, Json) and answer is None:
         return problem | {"answers": []}
     listed = answer if isinstance(answer, list) and not isinstance(part, Json) else [answer]
-    answers = [cell_text(Row(row.location, row.number, {"answer": cell}), "answer") for cell in listed]
+    answers = [cell_text(Row(row.title, row.number, {"answer": reference}), "answer") for reference in listed]
     return problem | {"answers": answers} if any(text.strip() for text in answers) else None
 
 
 def _tests(row: Row, column: str) -> str:
-    _check_column(row, column, "asserts")
+    _require_column(row, column, "asserts")
     value = row.values[column]
     tests = "\n".join(map(str, value)) if isinstance(value, list) else cell_text(row, column)
     try:
         tested_names(tests)
     except UserError as error:
-        raise UserError(f"column '{column}' in {row.location}: {error}") from error
+        raise UserError(f"column '{column}' in {row.title}: {error}") from error
     return tests
 
 
 def _choices(row: Row, column: str) -> list[str]:
-    _check_column(row, column, "choices")
+    _require_column(row, column, "choices")
     value = row.values[column]
     if isinstance(value, str):
         if value.lstrip().startswith("["):
@@ -165,22 +165,22 @@ def _choices(row: Row, column: str) -> list[str]:
                 value = json.loads(value)
             except (ValueError, RecursionError) as error:
                 raise UserError(
-                    f'column \'{column}\' in {row.location} is no JSON list ({error}); write ["a", "b"] or a|b'
+                    f'column \'{column}\' in {row.title} is no JSON list ({error}); write ["a", "b"] or a|b'
                 ) from error
         else:
             value = [part.strip() for part in value.split("|")]
     choices = [str(choice) for choice in value] if isinstance(value, list) else []
     if len(choices) < 2 or not all(choice.strip() for choice in choices) or len(set(choices)) < len(choices):
         raise UserError(
-            f"column '{column}' in {row.location} must hold two or more different choices; write a list, or a|b"
+            f"column '{column}' in {row.title} must hold two or more different choices; write a list, or a|b"
         )
     return choices
 
 
-def _check_column(row: Row, column: str, kind: str) -> None:
+def _require_column(row: Row, column: str, kind: str) -> None:
     if column not in row.values:
         raise UserError(
-            f"{row.location} has no column '{column}' with {kind}; say in the benchmark's columns which it is: "
+            f"{row.title} has no column '{column}' with {kind}; say in the benchmark's columns which it is: "
             f"{', '.join(map(str, row.values))}"
         )
 
@@ -196,7 +196,7 @@ def _gold(row: Row, choices: Sequence[str], answer: Any) -> int:
     if len(text) == 1 and 0 <= (index := ord(text.upper()) - ord("A")) < len(choices):
         return index
     raise UserError(
-        f"the answer '{text[:60]}' in {row.location} is none of its choices ({', '.join(stripped)[:200]}); write a "
+        f"the answer '{text[:60]}' in {row.title} is none of its choices ({', '.join(stripped)[:200]}); write a "
         "choice, its number from 0 or its letter"
     )
 

@@ -55,13 +55,13 @@ def conversation(definition: TaskFile, instruction: str) -> Conversation:
     return Conversation([*system, {"role": "user", "content": instruction}])
 
 
-def read_messages(value: Any, location: str, column: str) -> list[Message]:
+def read_messages(value: Any, title: str, column: str) -> list[Message]:
     """Return a cell's messages.
 
     Raises:
         UserError: no list of role and content, an unknown role, or content that is no text.
     """
-    problem = f"column '{column}' in {location}"
+    problem = f"column '{column}' in {title}"
     if isinstance(value, str) and value.lstrip().startswith("["):  # of a CSV file
         with suppress(ValueError, RecursionError):
             value = json.loads(value)

@@ -30,7 +30,7 @@ _BATCH = 512
 class Row(NamedTuple):
     """One row: where it is, such as ``line 3 of 'train.jsonl'``, its number, and its columns."""
 
-    location: str
+    title: str
     number: int
     values: Mapping[str, Any]
 
@@ -45,7 +45,7 @@ def shown(source: Data) -> str:
     return f"'{Path(source.data).name}'" if is_file(source.data) else f"'{source.data}'"
 
 
-def read_rows(source: Data, needed: Sequence[str] | None = None) -> Iterator[Row]:
+def read_rows(source: Data, required: Sequence[str] | None = None) -> Iterator[Row]:
     """Yield the rows of a source, of which at most one batch is in memory.
 
     Args:
@@ -56,15 +56,15 @@ def read_rows(source: Data, needed: Sequence[str] | None = None) -> Iterator[Row
         UserError: no such file, a file that is none of its kind, or a row without a column.
     """
     if not is_file(source.data):
-        yield from _hub(source, needed)
+        yield from _hub(source, required)
         return
     path = Path(source.data)
     if path.suffix == ".parquet":
-        yield from _parquet(path, needed)
+        yield from _parquet(path, required)
     elif path.name.removesuffix(".gz").endswith((".csv", ".tsv")):
-        yield from _csv(path, source.delimiter, needed)
+        yield from _csv(path, source.delimiter, required)
     else:
-        yield from _json(path, needed)
+        yield from _json(path, required)
 
 
 def columns_of(source: Data) -> list[str]:
@@ -78,14 +78,14 @@ def columns_of(source: Data) -> list[str]:
     raise UserError(f"{shown(source)} has no rows; name a file with at least one")
 
 
-def _checked(location: str, number: int, values: Mapping[str, Any], needed: Sequence[str] | None) -> Row:
-    for name in needed or ():
+def _checked(title: str, number: int, values: Mapping[str, Any], required: Sequence[str] | None) -> Row:
+    for name in required or ():
         if name not in values:
             names = [str(column) for column in values]
             raise UserError(
-                f"{location} has no column '{name}'{did_you_mean(name, names) or ';'} its columns: {', '.join(names)}"
+                f"{title} has no column '{name}'{did_you_mean(name, names) or ';'} its columns: {', '.join(names)}"
             )
-    return Row(location, number, values)
+    return Row(title, number, values)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -112,36 +112,36 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"the data file {path} cannot be read ({reason}); name an existing file") from error
 
 
-def _json(path: Path, needed: Sequence[str] | None) -> Iterator[Row]:
+def _json(path: Path, required: Sequence[str] | None) -> Iterator[Row]:
     for number, line in _lines(path):
         if not line.strip():
             continue
-        location = f"line {number} of '{path.name}'"
+        title = f"line {number} of '{path.name}'"
         try:
             values = json.loads(line)
         except RecursionError:
-            raise UserError(f"{location} is nested too deeply; write it with fewer brackets") from None
+            raise UserError(f"{title} is nested too deeply; write it with fewer brackets") from None
         except ValueError as error:
             hint = 'one JSON object a line, such as {"prompt": "…", "completion": "…"}'
             message = getattr(error, "msg", str(error))
-            raise UserError(f"{location} is not JSON ({message}); write {hint}") from error
+            raise UserError(f"{title} is not JSON ({message}); write {hint}") from error
         if not isinstance(values, dict):
-            raise UserError(f"{location} is not a JSON object; write one object a line, without brackets around them")
-        yield _checked(location, number, values, needed)
+            raise UserError(f"{title} is not a JSON object; write one object a line, without brackets around them")
+        yield _checked(title, number, values, required)
 
 
-def _csv(path: Path, delimiter: str | None, needed: Sequence[str] | None) -> Iterator[Row]:
+def _csv(path: Path, delimiter: str | None, required: Sequence[str] | None) -> Iterator[Row]:
     separator = delimiter or ("\t" if path.name.removesuffix(".gz").endswith(".tsv") else ",")
     csv.field_size_limit(MAX_FIELD)
     reader = csv.reader((line for _, line in _lines(path)), delimiter=separator, strict=True)
     header: list[str] = []
     while True:
         start = reader.line_num + 1
-        location = f"line {start} of '{path.name}'"
+        title = f"line {start} of '{path.name}'"
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            raise UserError(f"{location} is not CSV ({error}); close every quotation mark that is opened") from error
+            raise UserError(f"{title} is not CSV ({error}); close every quotation mark that is opened") from error
         if fields is None:
             return
         if not fields:  # a blank line
@@ -152,10 +152,10 @@ def _csv(path: Path, delimiter: str | None, needed: Sequence[str] | None) -> Ite
             continue
         if len(fields) != len(header):
             raise UserError(
-                f"{location} has {len(fields)} fields and the header {len(header)} ({', '.join(header)}); put fields "
-                f"that contain '{separator}' in quotation marks"
+                f"{title} has {len(fields)} fields and the header {len(header)} ({', '.join(header)}); put fields that "
+                f"contain '{separator}' in quotation marks"
             )
-        yield _checked(location, start, dict(zip(header, fields, strict=True)), needed)
+        yield _checked(title, start, dict(zip(header, fields, strict=True)), required)
 
 
 def _check_header(header: Sequence[str], path: Path, separator: str) -> None:
@@ -170,7 +170,7 @@ def _check_header(header: Sequence[str], path: Path, separator: str) -> None:
         )
 
 
-def _parquet(path: Path, needed: Sequence[str] | None) -> Iterator[Row]:
+def _parquet(path: Path, required: Sequence[str] | None) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -178,9 +178,9 @@ def _parquet(path: Path, needed: Sequence[str] | None) -> Iterator[Row]:
         with open_regular(path) as raw:
             file = pq.ParquetFile(raw)
             names = list(file.schema_arrow.names)
-            _checked(f"'{path.name}'", 0, dict.fromkeys(names), needed)
+            _checked(f"'{path.name}'", 0, dict.fromkeys(names), required)
             number = 0
-            columns = list(dict.fromkeys(needed)) if needed is not None else names
+            columns = list(dict.fromkeys(required)) if required is not None else names
             for batch in file.iter_batches(batch_size=_BATCH, columns=columns):
                 for values in batch.to_pylist():
                     number += 1
@@ -192,7 +192,7 @@ def _parquet(path: Path, needed: Sequence[str] | None) -> Iterator[Row]:
         raise UserError(f"the data file {path} cannot be read ({reason}); name an existing file") from error
 
 
-def _hub(source: Data, needed: Sequence[str] | None) -> Iterator[Row]:
+def _hub(source: Data, required: Sequence[str] | None) -> Iterator[Row]:
     import datasets
 
     datasets.disable_progress_bars()
@@ -207,7 +207,7 @@ def _hub(source: Data, needed: Sequence[str] | None) -> Iterator[Row]:
     except Exception as error:  # the hub's client raises many unrelated types
         problem, remedy = explain(error, source.data, "dataset")
         raise UserError(f"cannot load {name} from the hub ({problem}); {remedy}, or name a local file") from error
-    _checked(f"'{name}'", 0, dict.fromkeys(loaded.column_names), needed)
+    _checked(f"'{name}'", 0, dict.fromkeys(loaded.column_names), required)
     for number, values in enumerate(loaded, 1):
         yield Row(f"row {number} of '{name}'", number, values)
 
@@ -232,6 +232,6 @@ def cell_text(row: Row, column: str) -> str:
         text.encode()
     except UnicodeEncodeError:
         raise UserError(
-            f"column '{column}' in {row.location} holds half a character (a lone surrogate); write it whole"
+            f"column '{column}' in {row.title} holds half a character (a lone surrogate); write it whole"
         ) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")

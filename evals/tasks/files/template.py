@@ -63,14 +63,14 @@ def _benchmark() -> list[str]:
     return lines
 
 
-def _fields(model: type[BaseModel], section: str, indent: int) -> list[str]:
+def _fields(model: type[BaseModel], path: str, indent: int) -> list[str]:
     lines = []
     for name, field in model.model_fields.items():
         if name == "columns":
             lines += [*_comment(field.description or "", indent), f"{' ' * indent}# columns:"]
             lines += _fields(parts.TrainColumns, "", indent + 2)
         else:
-            lines += _field(name, field, _ACTIVE.get(section, {}).get(name), indent)
+            lines += _field(name, field, _ACTIVE.get(path, {}).get(name), indent)
     return lines
 
 
@@ -101,12 +101,12 @@ def field_table() -> str:
         (f"`kind: {kind}`", model, {*parts.GeneratedPart.model_fields, "kind"}) for kind, model in sorted(_OWN.items())
     ]
     lines = ["| where | field | what it says |", "| --- | --- | --- |"]
-    for section, model, known in groups:
+    for path, model, known in groups:
         for name, field in model.model_fields.items():
             if name not in known:
                 lines.append(
-                    f"| {section} | `{field.alias or name}` | {(field.description or '').replace('|', chr(92) + '|')} |"
+                    f"| {path} | `{field.alias or name}` | {(field.description or '').replace('|', chr(92) + '|')} |"
                 )
         if model is parts.BenchmarkPart:
-            lines.append(f"| {section} | `kind` | What it is, one of {kinds}. |")
+            lines.append(f"| {path} | `kind` | What it is, one of {kinds}. |")
     return "\n".join(lines)

@@ -80,7 +80,7 @@ def find_layout(definition: TaskFile) -> Layout:
             raise UserError(
                 f"train.columns names columns of two forms, {' and '.join(named)}; leave one out, or write train.form"
             )
-        fitting = [
+        present = [
             form_
             for form_, needed in (
                 ("messages", ["messages"]),
@@ -89,14 +89,14 @@ def find_layout(definition: TaskFile) -> Layout:
             )
             if set(needed) <= set(names)
         ]
-        if not named and not fitting and definition.instruction is None:
+        if not named and not present and definition.instruction is None:
             raise UserError(
                 f"{shown(train)} has none of the columns 'messages', 'prompt' and 'completion', or 'text'; say in "
                 f"train.columns which holds what, such as columns: {{prompt: {names[0]}, completion: {names[-1]}}}; "
                 f"its columns: {', '.join(names)}"
             )
-        form = (named or fitting or ["prompt-completion"])[0]  # type: ignore[assignment]
-    base_layout = Layout(
+        form = (named or present or ["prompt-completion"])[0]  # type: ignore[assignment]
+    layout = Layout(
         form,
         (),
         columns.text or "text",
@@ -105,17 +105,12 @@ def find_layout(definition: TaskFile) -> Layout:
         columns.messages or "messages",
     )
     if form == "text":
-        needed = [base_layout.text]
+        needed = [layout.text]
     elif form == "messages":
-        needed = [base_layout.messages]
+        needed = [layout.messages]
     else:
-        needed = [
-            *instruction_columns(definition.instruction, base_layout.prompt, names, "instruction"),
-            base_layout.completion,
-        ]
-    return Layout(
-        form, tuple(needed), base_layout.text, base_layout.prompt, base_layout.completion, base_layout.messages
-    )
+        needed = [*instruction_columns(definition.instruction, layout.prompt, names, "instruction"), layout.completion]
+    return Layout(form, tuple(needed), layout.text, layout.prompt, layout.completion, layout.messages)
 
 
 def to_example(definition: TaskFile, layout: Layout, row: Row) -> Example | None:
@@ -128,14 +123,12 @@ def to_example(definition: TaskFile, layout: Layout, row: Row) -> Example | None
         text = cell_text(row, layout.text)
         return Example("", text) if text.strip() else None
     if layout.form == "messages":
-        return messages_example(
-            definition, read_messages(row.values[layout.messages], row.location, layout.messages), row
-        )
+        return messages_example(definition, read_messages(row.values[layout.messages], row.title, layout.messages), row)
     completion = row.values[layout.completion]
     asked = row.values[layout.prompt] if definition.instruction is None else None
     if _is_messages(completion) or _is_messages(asked):
-        before = read_messages(asked, row.location, layout.prompt)
-        behind = read_messages(completion, row.location, layout.completion)
+        before = read_messages(asked, row.title, layout.prompt)
+        behind = read_messages(completion, row.title, layout.completion)
         return messages_example(definition, [*before, *behind], row)
     instruction, answer = fill(definition.instruction, layout.prompt, row), cell_text(row, layout.completion)
     if not instruction.strip() or not answer.strip():
@@ -151,7 +144,7 @@ def messages_example(definition: TaskFile, messages: list[Message], row: Row) ->
     """Return the example of a conversation that ends with the assistant's turn."""
     if len(messages) < 2 or messages[-1]["role"] != ASSISTANT:
         raise UserError(
-            f"the messages in {row.location} do not end with the assistant's turn; write its answer as the last one"
+            f"the messages in {row.title} do not end with the assistant's turn; write its answer as the last one"
         )
     if definition.system and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": definition.system}, *messages]

@@ -92,8 +92,12 @@ class BasisSelectionOptions(Compressor):
     @field_validator("final_policy")
     @classmethod
     def _known_policy(cls, value: str) -> str:
-        if value:
-            parse_policy(value)
+        policy = parse_policy(value or "uniform")
+        if policy.needs_slopes or policy.asks() == "divergence":
+            raise ValueError(
+                f"{value} compares a fit's components with the dense model, which a pruning run does not keep; take "
+                "another policy, such as surgical"
+            )
         return value
 
     def shape(self, model: nn.Module, ratio: float | None = None) -> ModelShape:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -73,3 +74,25 @@ def values(spectra: Mapping[str, Tensor], unit: Unit, policy: str) -> list[float
         raise ValueError(f"the {policy} policy needs the spectrum of {unit.name}")
     numbers: list[float] = spectra[unit.name].double().clamp_min(0).tolist()
     return numbers
+
+
+def through(units: Sequence[Unit], ranks_at: Sequence[tuple[float, Mapping[str, int]]]) -> list[Demand]:
+    """Return demands that rise from 0 through ranks at given levels, dense where a unit is missing, to full rank."""
+    demands = []
+    for unit in units:
+        dense = dense_rank(unit)
+        knots = [(0.0, 0.0)]
+        for level, ranks in ranks_at:
+            knots.append((level, max(knots[-1][1], float(ranks.get(unit.name, dense)))))
+        demands.append(_line([*knots, (BREAK_EVEN_LEVEL, float(dense)), (1.0, float(unit.max_rank))]))
+    return demands
+
+
+def _line(knots: Sequence[tuple[float, float]]) -> Demand:
+    def rank(level: float) -> float:
+        for (left, low), (right, high) in pairwise(knots):
+            if level < right:
+                return low + (high - low) * (level - left) / (right - left)
+        return knots[-1][1]
+
+    return rank

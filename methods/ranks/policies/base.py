@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 Demand = Callable[[float], float]
 """The rank that one unit wants at a level in 0..1; must not decrease with the level."""
 
-Metric = Literal["loss", "accuracy"]
+Metric = Literal["loss", "accuracy", "divergence"]
 """What of the model a policy asks for."""
 
 Loss = Callable[[Mapping[str, int]], float]
-"""Mean loss with the named units cut to the given ranks; the error rate for policies whose metric is the accuracy."""
+"""Mean loss with the named units cut to the given ranks; the error rate for policies whose metric is the accuracy, and
+the divergence from the dense model for those whose metric is that."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Policy(BaseModel, ABC):
         needs_spectrum: whether `Evidence.spectra` has to be there.
         needs_loss: whether `Evidence.loss` has to be there when ranks are chosen, that is once per ratio.
         measures: whether `measure` has to run while fitting, once for all ratios.
+        needs_slopes: whether `Evidence.measured` has to hold the slope of each unit's components (`ranks.slopes`), by
+            the unit's name, shape (k,); with ``measures``, and in place of what `measure` gives.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,9 +73,10 @@ class Policy(BaseModel, ABC):
     needs_spectrum: ClassVar[bool] = False
     needs_loss: ClassVar[bool] = False
     measures: ClassVar[bool] = False
+    needs_slopes: ClassVar[bool] = False
 
     def asks(self) -> Metric:
-        """Return what the policy wants `Evidence.loss` to be made of: the loss, or 1 - accuracy."""
+        """Return what the policy wants `Evidence.loss` to be made of: loss, 1 - accuracy, or divergence from dense."""
         return "loss"
 
     def check(self, units: Sequence[Unit]) -> None:

@@ -64,7 +64,7 @@ class Greedy(Policy):
         positions: list[list[int]] = [[] for _ in spectra]
         for position, (_, _, index) in enumerate(pool):
             positions[index].append(position + 1)
-        return [_demand(unit, own, len(pool)) for unit, own in zip(evidence.units, positions, strict=True)]
+        return [demand_in_pool(unit, own, len(pool)) for unit, own in zip(evidence.units, positions, strict=True)]
 
     def _weights(self, evidence: Evidence, spectra: Sequence[list[float]]) -> list[float]:
         if self.normalise == "none":
@@ -84,6 +84,13 @@ class Greedy(Policy):
         return weights
 
 
-def _demand(unit: Unit, positions: Sequence[int], pool: int) -> Demand:
+def demand_in_pool(unit: Unit, positions: Sequence[int], pool: int) -> Demand:
+    """Return how many of a unit's components are among the first of a pool, a share of it = the level.
+
+    Args:
+        unit: the unit.
+        positions: of its components in the pool, from 1, ascending.
+        pool: how many components there are.
+    """
     fixed = unit.max_rank - len(positions)  # ranks that carry no component of their own
     return lambda level: float(fixed + bisect_right(positions, level * pool + 1e-9))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from ..units import Unit
 from ._search import Search
-from ._shares import BREAK_EVEN_LEVEL, dense_rank
+from ._shares import through
 from .base import Demand, Evidence, Metric, Policy, policies
 
 _BLOCK = re.compile(r"(^|\.)\d+\.")  # the number of a block in a module's name; an output head has none
@@ -81,7 +80,7 @@ class Surgical(Policy):
         least = {unit.name: unit.min_rank for unit in search.units}
         if self.tolerance:
             tolerated = search.run(self.tolerance, None)
-            return _through(evidence.units, [(_level(self.tolerance), least if tolerated is None else tolerated)])
+            return through(evidence.units, [(_level(self.tolerance), least if tolerated is None else tolerated)])
         low, high = 1e-5, 1.0 if self.metric == "accuracy" else 1e3
         under: Mapping[str, int] = least
         over: Mapping[str, int] = {}
@@ -95,7 +94,7 @@ class Surgical(Policy):
                 high, under = middle, ranks
             else:
                 low, over, low_level = middle, ranks, _level(middle)
-        return _through(evidence.units, [(_level(high), under), (low_level, over)])
+        return through(evidence.units, [(_level(high), under), (low_level, over)])
 
     def _visited(self, evidence: Evidence, affordable: float) -> list[Unit]:
         units = list(evidence.units)
@@ -116,25 +115,3 @@ def _dense(units: Sequence[Unit]) -> int:
 
 def _level(tolerance: float) -> float:
     return _TOP / (1 + tolerance)
-
-
-def _through(units: Sequence[Unit], ranks_at: Sequence[tuple[float, Mapping[str, int]]]) -> list[Demand]:
-    """Return demands that rise from 0 through the ranks found, dense where a unit is missing, to full rank."""
-    demands = []
-    for unit in units:
-        dense = dense_rank(unit)
-        knots = [(0.0, 0.0)]
-        for level, ranks in ranks_at:
-            knots.append((level, max(knots[-1][1], float(ranks.get(unit.name, dense)))))
-        demands.append(_line([*knots, (BREAK_EVEN_LEVEL, float(dense)), (1.0, float(unit.max_rank))]))
-    return demands
-
-
-def _line(knots: Sequence[tuple[float, float]]) -> Demand:
-    def rank(level: float) -> float:
-        for (left, low), (right, high) in pairwise(knots):
-            if level < right:
-                return low + (high - low) * (level - left) / (right - left)
-        return knots[-1][1]
-
-    return rank

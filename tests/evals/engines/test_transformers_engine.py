@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lowrank_bench.evals.engines import transformers as transformers_engine
 from lowrank_bench.evals.engines.base import Sampling, engines
 from lowrank_bench.evals.engines.transformers import TransformersEngine
 
@@ -43,3 +44,14 @@ def test_wrapped_model_keeps_its_training_mode(engine):
     wrapped.generate([[1]], Sampling(2), 1)
     assert engine.model.training
     engine.model.eval()
+
+
+def test_scoring_needs_no_tokenizer_and_generation_loads_it_once(data_dir, monkeypatch, engine):
+    loads = []
+    load = transformers_engine.load_tokenizer
+    monkeypatch.setattr(transformers_engine, "load_tokenizer", lambda *files: loads.append(files) or load(*files))
+    fresh = TransformersEngine(data_dir / "models" / "stories260K", dtype="float32")
+    assert fresh.logprobs([[1, 5, 7], [1, 9]], 2) == engine.logprobs([[1, 5, 7], [1, 9]], 2)
+    assert loads == []
+    assert fresh.generate([[1]], Sampling(3), 1) == fresh.generate([[1]], Sampling(3), 1)
+    assert len(loads) == 1

@@ -76,21 +76,6 @@ def test_numbers_are_the_harnesss_own(name, engine, reference, data_dir, tmp_pat
         assert outcome.details["problems_cut_to_context"] > 0, "long passages are compared too"
 
 
-def test_the_harness_runs_its_tasks_on_our_engines(engine, data_dir):
-    """The adapter is a model of the harness: its own loop over it gives the same as ours."""
-    benchmark, settings = benchmarks.get("openbookqa")(), EvalSettings(data_dir, limit=8)
-    rows = benchmark.data(settings).rows[:8]
-    task = harness.load_task(benchmark.folder, benchmark.task, rows)
-    theirs = lm_eval.simple_evaluate(
-        harness.engine_model(engine), tasks=[task], task_manager=TaskManager(include_defaults=False), bootstrap_iters=0
-    )
-    outcome = benchmark.evaluate(engine, settings)
-    for metric in outcome.metrics:
-        assert metric.value == theirs["results"]["openbookqa"][f"{metric.name},none"]
-    with pytest.raises(UserError, match="bench benchmarks"):
-        harness.engine_model(engine).generate_until([])
-
-
 def test_a_missing_harness_is_told_in_one_sentence(monkeypatch, data_dir):
     def missing(name):
         raise PackageNotFoundError(name)

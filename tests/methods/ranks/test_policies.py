@@ -372,5 +372,7 @@ def test_all_policies_are_listed_with_a_summary() -> None:
         "greedy",
         "modules",
         "surgical",
+        "zero-sum",
+        "ilp",
     } <= set(rows)
     assert all(len(summary) > 20 for summary in rows.values())

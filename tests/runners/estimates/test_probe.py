@@ -2,17 +2,22 @@
 
 import math
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 
 import pytest
 import torch
+from sweeps import small_sweep
 
 from lowrank_bench.foundation.checksums import CACHE
 from lowrank_bench.runners.estimates import probe
-from lowrank_bench.runners.estimates.arithmetic import Work
+from lowrank_bench.runners.estimates.arithmetic import Arithmetic, Work
 from lowrank_bench.runners.estimates.probe import Probe, eigen_operations, probe_cpu, svd_operations
 from lowrank_bench.runners.estimates.speeds import cpu_speeds
+from lowrank_bench.runners.plan import make_plan
 
-PROBE = Probe(float32=1e11, bfloat16=4e11, float64=5e10, svd=1e10, eigen=2e10, memory=1e10, disk=1e9, call=3e-6)
+PROBE = Probe(
+    float32=1e11, bfloat16=4e11, float64=5e10, svd=1e10, eigen=2e10, memory=1e10, disk=1e9, call=3e-6, parsing=2e7
+)
 WORK = Work(**{field.name: 1e9 for field in fields(Work)})
 
 
@@ -85,3 +90,20 @@ def test_more_threads_are_no_slower():
 
 def test_operations_of_decompositions_do_not_depend_on_the_orientation():
     assert svd_operations(300, 100) == svd_operations(100, 300) > svd_operations(100, 100) > eigen_operations(100)
+
+
+def test_every_stage_loads_the_tokenizer_and_a_pass_for_statistics_makes_no_logits(tmp_path, monkeypatch):
+    methods = ["svd", "svd-llm", "fwsvd"]
+    config = small_sweep(tmp_path, methods=methods, benchmarks=["toy-math", "tinystories"], engine="transformers")
+    plan = make_plan(config, dry=True)
+    size = (Path(plan.source.location) / "tokenizer.json").stat().st_size
+    works = {stage.title: Arithmetic(plan).work(key) for key, stage in plan.stages.items()}
+    for title, work in works.items():
+        assert work.parsed == (2 * size if title.startswith("evaluate toy-math") else size), title
+    vast = replace(Arithmetic(plan).sizes, head=1e15, vocabulary=10**9)
+    monkeypatch.setattr(Arithmetic, "sizes", vast)
+    more = {stage.title: Arithmetic(plan).work(key) for key, stage in plan.stages.items()}
+    fits = {title: (works[title].reading, more[title].reading) for title in works if title.startswith("fit ")}
+    assert fits
+    for title, (few, many) in fits.items():
+        assert (few == many) is ("fwsvd" not in title), title

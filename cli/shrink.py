@@ -1,0 +1,126 @@
+"""bench shrink: the smallest model that still works for an application."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..foundation.errors import UserError
+from ..runners.config.sweep import SweepConfig
+from .config_options import takes_config
+from .output import console, escape, numbers, print_rows
+
+
+@takes_config(SweepConfig, without=("ratios", "keep"))
+def shrink(
+    asked: dict[str, Any],
+    keep: Annotated[str, typer.Option(help="Share of the uncompressed accuracy to keep at 95 % confidence: 95%.")],
+    between: Annotated[str, typer.Option(help="Least and largest ratio of the search.")] = "1.1,8",
+    resolution: Annotated[float, typer.Option(help="Of neighbouring ratios: 0.05 for steps of 5 %.")] = 0.05,
+    confirm: Annotated[
+        bool, typer.Option("--confirm/--no-confirm", help="Measure again on generated problems with another seed.")
+    ] = True,
+    config: Annotated[Path | None, typer.Option(help="YAML file as for bench run; options here override it.")] = None,
+) -> None:
+    """Find the smallest model whose accuracy stays within a share of the uncompressed one's.
+
+    By bisection over ratios, for the best of the methods. Every evaluation is a cell of an ordinary sweep: give the
+    same command again to go on after an interruption.
+    """
+    from ..runners.config import make_config, merge, read_yaml
+
+    ends = numbers("ratio", between, float, "1.1,8") or []
+    if len(ends) != 2:
+        raise UserError(f"--between {between} has to be two ratios, such as 1.1,8")
+    checked = make_config(merge(read_yaml(config) if config else {}, asked))
+    from ..results.shrink.run import sentence
+    from ..results.shrink.run import shrink as search
+    from ..runners.executors.local import StageCrashed
+    from ..runners.progress import duration
+
+    def terminate(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)
+    share, screen = _share(keep), console()
+    try:
+        answer = search(checked, share, (ends[0], ends[1]), resolution, confirm, screen)
+    except KeyboardInterrupt:
+        console(stderr=True).print("interrupted; finished cells are kept, run the same command again to go on")
+        sys.exit(130)
+    except StageCrashed as crash:
+        console(stderr=True).print(f"[bold red]error:[/] {escape(str(crash))}", soft_wrap=True, highlight=False)
+        sys.exit(1)
+    rows = [
+        (
+            probe.method,
+            f"{probe.target:g}x",
+            f"{probe.parameters:,}",
+            f"{probe.margin.accuracy:.1%}",
+            f"{100 * probe.margin.value:+.1f} [{100 * probe.margin.low:+.1f}, {100 * probe.margin.high:+.1f}]",
+            "yes" if probe.margin.holds else "undecided" if probe.margin.undecided else "no",
+            "search" if probe.problem_seed is None else f"problems of seed {probe.problem_seed}",
+        )
+        for probe in [*answer.tried, *answer.confirmations]
+    ]
+    columns = ["method", "ratio", "parameters", answer.metric, f"points above {keep} of uncompressed", "keeps", "on"]
+    print_rows(f"what was tried: {answer.benchmark}", columns, rows)
+
+    def say(text: str) -> None:
+        screen.print(escape(text), highlight=False, soft_wrap=True)
+
+    probe_time = duration(answer.seconds_per_probe())
+    if answer.smallest is None:
+        say(
+            f"no model of these methods between {ends[0]:g}x and {ends[1]:g}x is shown to keep {keep}; try other "
+            f"methods, a smaller --keep, longer --recover-steps, or more problems (a cell takes about {probe_time})"
+        )
+        sys.exit(1)
+    best = answer.smallest
+    say(f"smallest: {best.method} at {best.target:g}x, {best.parameters:,} parameters; in the search {sentence(best)}")
+    if answer.confirmations:
+        last = answer.confirmations[-1]
+        say(f"on generated problems that the search did not see (seed {last.problem_seed}): {sentence(last)}")
+    else:
+        why = "this benchmark has no others" if not answer.confirmable else "--no-confirm"
+        say(
+            f"not confirmed on other problems ({why}); the same problems chose the ratio, so its accuracy is rather "
+            "too high than too low"
+        )
+    _say_what_is_next(say, answer, probe_time)
+    say(f"model    {answer.model}")
+    say(f"serve    vllm serve {answer.model}")
+    say(f"results  {answer.folder / 'results.csv'}")
+
+
+def _say_what_is_next(say: Any, answer: Any, probe_time: str) -> None:
+    following = answer.next_ratio()
+    if following is None:
+        say(f"the largest ratio of the search holds; go on with a larger --between (a cell takes about {probe_time})")
+        return
+    failed = [p for p in [*answer.tried, *answer.confirmations] if p.target == following and not p.margin.holds]
+    probe = max(failed, key=lambda p: p.margin.value)
+    need = probe.margin.problems_to_decide()
+    undecided = f"; its {probe.margin.n:,} problems do not decide it, about {need:,} would" if need else ""
+    say(
+        f"{probe.method} at {following:g}x is not shown to hold{undecided}; a finer --resolution costs "
+        f"about {probe_time} a cell"
+    )
+
+
+def _share(text: str) -> float:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%?\s*", text)
+    if not match:
+        raise UserError(f"--keep '{text}' is no share; write a percentage such as 95%")
+    value = float(match[1])
+    return value / 100 if "%" in text or value > 1 else value
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this command to the command line."""
+    app.command()(shrink)

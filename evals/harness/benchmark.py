@@ -1,0 +1,149 @@
+"""A task or group of lm-evaluation-harness as a benchmark: ``lm_eval:arc_easy``, ``lm_eval:mmlu:shots=5``.
+
+Prompts, examples, filters, verdicts and the values of tasks and groups are the harness's own: its ``evaluate`` runs
+over one of this package's engines (`model`). This package adds what a sweep needs: identities of data and rules,
+intervals, and a line per problem for paired tests (`outcome`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any, ClassVar
+
+from ...foundation.errors import UserError
+from ..base import Benchmark, EvalSettings, Outcome, Progress
+from ..engines.base import Engine
+from ..kinds.harness import harness_version
+from ..tasks.prompts import most_tokens
+from .loading import Described, Loaded, describe, load, quiet, seeded
+from .model import encode, engine_model, render_chat, sampling_of
+from .names import TaskName, parse_name
+from .outcome import make_outcome
+
+ADAPTER_VERSION = 1
+"""Raised whenever the same task, data and model give other answers here; part of every stage's identity."""
+
+
+class HarnessTaskBenchmark(Benchmark):
+    """One task or group; `harness_benchmark` makes a class for each name. The same at both stages.
+
+    Attributes:
+        task_name: what the name says.
+    """
+
+    task_name: ClassVar[TaskName]
+    generates = False
+
+    def is_generating(self, settings: EvalSettings) -> bool:
+        """Return whether a member of the task generates."""
+        return self._described(settings).generates
+
+    def variant(self, settings: EvalSettings) -> str:
+        """Name task, version, shots and chat template: ``lm_eval-gsm8k-v3-5shot-chat``."""
+        described = self._described(settings)
+        version = f"-v{described.version}" if described.version else ""
+        shots = f"{described.shots}shot" if described.shots >= 0 else "mixed-shots"
+        return f"lm_eval-{self.task_name.task}{version}-{shots}{'-chat' if self.task_name.chat else ''}"
+
+    def check(self, settings: EvalSettings) -> None:
+        """Look for the harness, the task and its data."""
+        harness_version()
+        if settings.limit is not None and settings.limit < 1:
+            raise UserError(f"--limit {settings.limit} leaves no problems; use 1 or more, or leave it out for all")
+        if settings.samples != 1 or settings.temperature != 0:
+            raise UserError(
+                f"--samples and --temperature are not for {self.name}: generation_kwargs and repeats in its YAML say "
+                "how completions are drawn; leave them out, or measure it by itself"
+            )
+        self._described(settings)
+
+    def check_model(self, settings: EvalSettings, tokenizer: Any, context: int) -> None:
+        """Raise a `UserError` if completions leave no room for prompts, or the chat template is missing."""
+        if self.task_name.chat and not tokenizer.chat_template:
+            raise UserError(f"the tokenizer has no chat template for '{self.name}'; leave :chat out")
+        for task in self._load(settings).tasks["tasks"].values():
+            if task.OUTPUT_TYPE == "generate_until":
+                sampling_of(task.config.generation_kwargs or {}, context, settings.max_new_tokens)
+
+    def identity(self, settings: EvalSettings) -> Mapping[str, Any]:
+        """Return versions, and hashes of the task's YAML, code and data: few YAMLs pin a commit of their dataset."""
+        described = self._described(settings)
+        return {
+            "benchmark": self.name,
+            "variant": self.variant(settings),
+            "lm_eval": harness_version(),
+            "adapter": ADAPTER_VERSION,
+            "rules": dict(described.rules),
+            "data": dict(described.data),
+            "limit": settings.limit,
+            "max_new_tokens": settings.max_new_tokens,
+        }
+
+    def longest_sequence(self, tokenizer: Any, settings: EvalSettings, context: int) -> int:
+        """Return the tokens of the longest request; what does not fit the model is cut."""
+        with seeded(), quiet():
+            loaded = self._load(settings)
+            sizes = dict(_request_texts(loaded, settings, self.task_name.chat, tokenizer, context))
+        if any(new is None for new in sizes.values()):  # windows of a text
+            return context
+        return min(most_tokens(sizes, lambda text: len(encode(tokenizer, text)) + (sizes[text] or 0)), context)
+
+    def evaluate(self, engine: Engine, settings: EvalSettings, progress: Progress | None = None) -> Outcome:
+        """Let the harness evaluate the task on this engine."""
+        from lm_eval.evaluator import evaluate
+
+        model = engine_model(engine, settings.batch_size, settings.max_new_tokens, lambda _: progress)
+        with seeded(), quiet():
+            loaded = self._load(settings)
+            results = evaluate(
+                model,
+                loaded.tasks,
+                limit=settings.limit,
+                bootstrap_iters=0,
+                log_samples=True,
+                apply_chat_template=self.task_name.chat,
+                fewshot_as_multiturn=True,
+            )
+        fixed = {"benchmark": self.name, "variant": self.variant(settings), "stage": settings.stage}
+        return make_outcome(self.task_name.task, loaded, results, model.notes, fixed)
+
+    def _described(self, settings: EvalSettings) -> Described:
+        return describe(self.task_name, settings.include_path, settings.data_dir)
+
+    def _load(self, settings: EvalSettings) -> Loaded:
+        return load(self.task_name, settings.include_path, settings.data_dir)
+
+
+@lru_cache(maxsize=256)
+def harness_benchmark(name: str) -> type[Benchmark]:
+    """Return the benchmark of a name as `names` reads it; raise a `UserError` where it is none."""
+    task = parse_name(name)
+    return type("HarnessTask", (HarnessTaskBenchmark,), {"name": str(task), "task_name": task, "__module__": __name__})
+
+
+def _request_texts(
+    loaded: Loaded, settings: EvalSettings, chat: bool, tokenizer: Any, context: int
+) -> Iterator[tuple[str, int | None]]:
+    """Yield each request's text, and how many tokens are generated behind it; None for a text read in windows."""
+    for task in loaded.tasks["tasks"].values():
+        task.build_all_requests(
+            limit=settings.limit,
+            rank=0,
+            world_size=1,
+            apply_chat_template=chat,
+            fewshot_as_multiturn=True,
+            chat_template=(
+                (lambda messages, add_generation_prompt=True: render_chat(tokenizer, messages, add_generation_prompt))
+                if chat
+                else None
+            ),
+            tokenizer_name=str(tokenizer.name_or_path) if chat else "",
+        )
+        for request in task.instances:
+            if request.request_type == "loglikelihood_rolling":
+                yield request.args[0], None
+            elif request.request_type == "generate_until":
+                yield request.args[0], sampling_of(request.args[1], context, settings.max_new_tokens).max_new_tokens
+            else:
+                yield "".join(request.args), 0

@@ -1,0 +1,1 @@
+"""The smallest model that still works: a search over ratios and methods."""

@@ -1,0 +1,72 @@
+"""How far a compressed model is above a share of the uncompressed one's accuracy, from the same problems."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from ...records.intervals import mean_interval
+
+
+@dataclass(frozen=True)
+class Margin:
+    """The accuracy less the share that has to be kept, as a difference over paired problems.
+
+    Attributes:
+        accuracy, uncompressed: means over the problems.
+        value: ``accuracy - share * uncompressed``.
+        low, high: ends of its two-sided interval at 95 %.
+        n: problems.
+    """
+
+    accuracy: float
+    uncompressed: float
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether the share is kept with 95 % confidence: the whole interval is at or above 0."""
+        return self.low >= 0
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the problems show neither that the share is kept nor that it is lost."""
+        return self.low < 0 <= self.high
+
+    def problems_to_decide(self) -> int | None:
+        """Return so many problems that would decide it if the difference stayed as it is; None where none would."""
+        if not self.undecided or not self.value:
+            return None
+        half = (self.high - self.low) / 2
+        return math.ceil(self.n * (half / self.value) ** 2)
+
+
+def margin(compressed: Sequence[float], uncompressed: Sequence[float], share: float) -> Margin:
+    """Return the margin over a share.
+
+    Where each problem is right or wrong, the interval is that of Agresti and Min (2005) for paired proportions with the
+    weight ``share`` on the second one: half an observation is added to each of the four cells, so that no problem on
+    which the models differ does not mean certainty. Else it is Student's of the mean difference.
+
+    Args:
+        compressed, uncompressed: score of each problem in 0..1, in the same order.
+        share: that has to be kept, such as 0.95.
+    """
+    n = len(compressed)
+    accuracy, whole = math.fsum(compressed) / n, math.fsum(uncompressed) / n
+    pairs = list(zip(compressed, uncompressed, strict=True))
+    value = accuracy - share * whole
+    if any(score not in (0, 1) for pair in pairs for score in pair):
+        interval = mean_interval([small - share * large for small, large in pairs])
+        return Margin(accuracy, whole, value, interval.low, interval.high, n)
+    cells = {(small, large): pairs.count((small, large)) + 0.5 for small in (0, 1) for large in (0, 1)}
+    total = n + 2
+    centre = math.fsum(count * (small - share * large) for (small, large), count in cells.items()) / total
+    squares = math.fsum(count * (small - share * large) ** 2 for (small, large), count in cells.items()) / total
+    half = NormalDist().inv_cdf(0.975) * math.sqrt((squares - centre**2) / total)
+    return Margin(accuracy, whole, value, centre - half, centre + half, n)

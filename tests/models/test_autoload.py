@@ -1,0 +1,38 @@
+"""What transformers imports of scikit-learn and scipy is imported when it is called."""
+
+import sys
+
+import numpy
+import pytest
+
+from lowrank_bench.foundation import fork_server
+
+
+def _print_loaded() -> None:
+    import transformers.generation.candidate_generator as generator
+
+    print(sorted({"sklearn", "scipy.stats", "transformers.generation.utils"} & set(sys.modules)))
+    generator.roc_curve([0, 1], [0.1, 0.9])
+    print("sklearn.metrics" in sys.modules)
+
+
+def test_a_process_that_evaluates_does_not_import_them() -> None:
+    code, printed = fork_server.run_apart(_print_loaded)
+    assert (code, printed.splitlines()) == (0, ["['transformers.generation.utils']", "True"])
+
+
+@pytest.mark.filterwarnings("ignore:This metric will be removed")
+def test_the_functions_and_what_asks_for_them_are_the_same() -> None:
+    from sklearn import metrics as wanted  # not above: the process that is asked imports this module
+    from transformers.data import metrics
+    from transformers.generation import candidate_generator
+    from transformers.utils import is_sklearn_available
+
+    labels, scores = [0, 1, 1, 0], [0.1, 0.4, 0.9, 0.6]
+    made, expected = candidate_generator.roc_curve(labels, scores), wanted.roc_curve(labels, scores)
+    assert [part.tolist() for part in made] == [part.tolist() for part in expected]
+    assert metrics.f1_score(labels, [0, 1, 0, 0]) == wanted.f1_score(labels, [0, 1, 0, 0])
+    assert metrics.matthews_corrcoef(labels, [0, 1, 0, 0]) == wanted.matthews_corrcoef(labels, [0, 1, 0, 0])
+    assert metrics.pearson_and_spearman(numpy.array(scores), scores)["pearson"] == pytest.approx(1)
+    assert is_sklearn_available()
+    assert candidate_generator.is_sklearn_available is is_sklearn_available

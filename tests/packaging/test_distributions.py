@@ -1,0 +1,79 @@
+"""Both distributions hold every tracked file of the package, and what the wheel installs works without the checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from code_blocks import ROOT
+
+LAYERS = ("cli", "papers", "results", "runners", "evals", "methods", "models", "records", "foundation")
+BUILD = "from setuptools import build_meta; print(build_meta.build_{kind}({out!r}))"
+
+
+def tracked() -> list[str]:
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [name for name in names.split("\0") if name and (ROOT / name).is_file()]
+
+
+def build(kind: str, source: Path, out: Path) -> Path:
+    code = BUILD.format(kind=kind, out=str(out))
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out / done.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The source distribution of the tracked files, and the wheel that is built from what it unpacks to."""
+    work = tmp_path_factory.mktemp("packaging")
+    for name in tracked():
+        target = work / "source" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, target)
+    source = build("sdist", work / "source", work)
+    with tarfile.open(source) as archive:
+        archive.extractall(work, filter="data")
+    return source, build("wheel", work / source.name.removesuffix(".tar.gz"), work)
+
+
+def test_the_wheel_holds_the_tracked_files_of_the_package_and_no_others(distributions: tuple[Path, Path]) -> None:
+    _, wheel = distributions
+    package = [name for name in tracked() if name.split("/")[0] in (*LAYERS, "__init__.py", "py.typed")]
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert held == {f"lowrank_bench/{name}" for name in package}
+
+
+def test_the_source_distribution_holds_all_tracked_files(distributions: tuple[Path, Path]) -> None:
+    with tarfile.open(distributions[0]) as archive:
+        held = {member.name.split("/", 1)[1] for member in archive.getmembers() if member.isfile()}
+    assert not set(tracked()) - held
+
+
+def test_what_the_wheel_installs_runs_outside_the_checkout(distributions: tuple[Path, Path], tmp_path: Path) -> None:
+    site, work = tmp_path / "site", tmp_path / "work"
+    work.mkdir()
+    with zipfile.ZipFile(distributions[1]) as archive:
+        archive.extractall(site)
+        (entries,) = [name for name in archive.namelist() if name.endswith("/entry_points.txt")]
+        assert "bench = lowrank_bench.cli:main" in archive.read(entries).decode()
+    environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    bench = [sys.executable, "-P", "-c", "from lowrank_bench.cli import main; main()"]
+
+    def run(*words: str) -> str:
+        done = subprocess.run([*bench, *words], cwd=work, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    where = [sys.executable, "-P", "-c", "import lowrank_bench; print(lowrank_bench.__file__)"]
+    found = subprocess.run(where, cwd=work, env=environment, capture_output=True, text=True, check=True).stdout
+    assert Path(found.strip()).is_relative_to(site)
+    assert "svd-llm" in run("methods")
+    sweep = ("--methods", "svd", "--model", "tiny", "--task", "toy-math", "--ratios", "2", "--limit", "4")
+    run("run", "--training-free", *sweep, "--max-new-tokens", "4", "--out", "runs")
+    assert (work / "runs/tiny-toy-math/results.csv").is_file()

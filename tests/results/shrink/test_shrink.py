@@ -1,0 +1,213 @@
+"""`bench shrink` finds the smallest model that keeps a share of the accuracy, and ends the same after being killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from sweeps import small_sweep
+
+from lowrank_bench.evals.base import EvalSettings, benchmarks
+from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.models.loading import load_model
+from lowrank_bench.models.matrices import low_rank_layers, model_size
+from lowrank_bench.records.files import read_records
+from lowrank_bench.records.paired import paired_interval
+from lowrank_bench.results.cells import find_cell
+from lowrank_bench.results.shrink.margin import margin
+from lowrank_bench.results.shrink.run import CONFIRM_SEED, as_plain, check, shrink
+from lowrank_bench.results.shrink.search import largest_ratio, ratio_grid
+
+TASK = """
+task: sums
+dataset_path: json
+dataset_kwargs: {data_files: {test: FOLDER/sums.jsonl}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "Question: {{question}}\\nAnswer:"
+doc_to_choice: "{{choices}}"
+doc_to_target: label
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+
+
+@pytest.fixture(scope="module")
+def include_path(tmp_path_factory):
+    """Return a folder with a task whose answers the built-in model finds likelier than letters in disorder."""
+    folder = tmp_path_factory.mktemp("sums")
+    texts = [
+        "Tom has 12 apples and buys 3 more.",
+        "She reads 5 pages a day.",
+        "A box holds 8 pens.",
+        "The shop sells tea.",
+    ]
+    rows = [
+        {"question": text[: len(text) - cut], "choices": [" " + text[-cut - 1 :][:cut], " zqxjkvzq"], "label": 0}
+        for text in texts
+        for cut in (4, 5, 6, 7)
+    ]
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "sums.yaml").write_text(TASK.replace("FOLDER", str(folder)))
+    return folder
+
+
+def likelihood_sweep(include_path, out, **changes):
+    """Return a sweep of seconds: nothing is trained, likelihoods alone are read."""
+    values = {
+        "methods": ["random", "svd"], "benchmarks": ["lm_eval:sums"], "include_path": include_path, "out": out,
+        "training_free": True, "finetune": {}, "recover": {}, "limit": 16, "workers": 1,
+    }  # fmt: skip
+    return small_sweep(**values | changes)
+
+
+BETWEEN, RESOLUTION, SHARE = (1.1, 8.0), 1.0, 0.7
+
+
+def test_the_search_finds_the_border_with_few_questions():
+    grid = ratio_grid(1.1, 8, 0.05)
+    assert (grid[0], grid[-1]) == (1.1, 8)
+    assert all(1 < right / left < 1.06 for left, right in pairwise(grid))
+    draw = random.Random(3)
+    for _ in range(200):
+        borders = {name: draw.randint(-1, len(grid) - 1) for name in "abc"}
+        asked = []
+
+        def holds(name, ratio, borders=borders, asked=asked):
+            asked.append((name, ratio))
+            return grid.index(ratio) <= borders[name]
+
+        found = largest_ratio("abc", grid, holds)
+        best = max(borders.values())
+        assert found == (None if best < 0 else (next(n for n in "abc" if borders[n] == best), best))
+        assert len(asked) == len(set(asked)) <= 3 * 7
+
+
+def test_the_margin_is_agresti_and_mins_for_the_whole_accuracy():
+    draw = np.random.default_rng(0)
+    small, large = draw.integers(0, 2, 80), draw.integers(0, 2, 80)
+    found = margin(small.tolist(), large.tolist(), 1.0)
+    only_large, only_small = int((large > small).sum()), int((small > large).sum())
+    assert (found.low, found.high) == pytest.approx(paired_interval(only_large, only_small, 80))
+    assert found.value == pytest.approx(small.mean() - large.mean())
+
+
+def test_the_margin_covers_the_truth():
+    """At the border, a share that is just kept is said to be kept in 2.5 % of samples and not in many more."""
+    draw, share, said = np.random.default_rng(1), 0.9, 0
+    for _ in range(2000):
+        large = draw.random(250) < 0.6
+        small = np.where(draw.random(250) < 0.7, large, draw.random(250) < 0.4)  # 0.7 * 0.6 + 0.3 * 0.4 = 0.54
+        said += margin(small.astype(int).tolist(), large.astype(int).tolist(), share).holds
+    assert 0.01 < said / 2000 < 0.04
+
+
+def test_equal_models_on_few_problems_are_no_certainty():
+    assert not margin([1, 1, 1], [1, 1, 1], 0.95).holds
+    assert margin([1] * 200, [1] * 200, 0.95).holds
+    assert margin([0.5, 0.25, 1.0], [0.5, 0.25, 1.0], 0.95).n == 3
+    few = margin([1] * 56 + [0] * 4, [1] * 60, 0.9)
+    assert few.undecided
+    assert few.problems_to_decide() > 60
+
+
+def test_killed_at_random_it_ends_the_same(include_path, tmp_path):
+    first = shrink(likelihood_sweep(include_path, tmp_path / "a", methods=["svd"]), SHARE, BETWEEN, RESOLUTION)
+    assert first.smallest is not None
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import test_shrink as t\n"
+        "if __name__ == '__main__':\n"
+        "    config = t.likelihood_sweep(Path(sys.argv[2]), Path(sys.argv[3]), methods=['svd'])\n"
+        "    t.shrink(config, t.SHARE, t.BETWEEN, t.RESOLUTION)\n"
+    )
+    (tmp_path / "again.py").write_text(script)
+    here = os.path.dirname(__file__)
+    environment = os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(here)), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, tmp_path / "again.py", here, include_path, tmp_path / "b"]
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    stages = tmp_path / "b" / "stages"
+    wanted = random.Random().randint(1, 4)
+    while process.poll() is None and len(list(stages.glob("*/stage.json"))) < wanted:
+        time.sleep(0.05)
+    assert process.poll() is None, "it ended before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "b" / "tiny-toy-math" / "shrink.json").exists()
+    second = shrink(likelihood_sweep(include_path, tmp_path / "b", methods=["svd"]), SHARE, BETWEEN, RESOLUTION)
+    assert as_plain(second) == as_plain(first)
+    reports = [(tmp_path / name / "tiny-toy-math" / "shrink.json").read_bytes() for name in "ab"]
+    assert reports[0] == reports[1]
+    assert {path.name for path in (tmp_path / "a" / "stages").iterdir()} <= {path.name for path in stages.iterdir()}
+
+
+def test_what_is_left_is_an_ordinary_run_and_a_model(include_path, tmp_path):
+    config = likelihood_sweep(include_path, tmp_path)
+    result = shrink(config, SHARE, BETWEEN, RESOLUTION)
+    best = result.smallest
+    assert result.confirmable is False, "a file has no other problems"
+    model = load_model(result.model)
+    assert model_size(model).parameters == best.parameters
+    assert low_rank_layers(model)
+    cell = find_cell(f"{result.folder}:{best.method}@{best.target:g}", "lm_eval:sums")
+    assert cell.record["value"] == pytest.approx(best.margin.accuracy)
+    frame = read_records(result.folder)
+    assert set(frame.label) == {"pretrained", *(probe.method for probe in result.tried)}
+    assert {probe.target for probe in result.tried} == set(frame.ratio_target) - {1.0}
+    failed = [probe for probe in result.tried if probe.target > best.target]
+    assert all(not probe.margin.holds for probe in failed)
+    before = (result.model / "model.safetensors").stat().st_mtime_ns
+    again = shrink(config, SHARE, BETWEEN, RESOLUTION)
+    assert as_plain(again) == as_plain(result)
+    assert (again.model / "model.safetensors").stat().st_mtime_ns == before, "a copy that stands is left alone"
+    stricter = shrink(config, 0.01, BETWEEN, RESOLUTION)
+    assert stricter.smallest.target >= best.target
+
+
+def test_the_result_holds_on_generated_problems_with_another_seed(tmp_path):
+    config = small_sweep(
+        tmp_path, methods=["svd"], finetune={"steps": 60}, recover={"steps": 12}, limit=60, max_new_tokens=64, workers=1
+    )
+    result = shrink(config, 0.3, (1.05, 2.0), 1.0)
+    assert result.confirmations
+    assert [probe.problem_seed for probe in result.confirmations] == [
+        CONFIRM_SEED + number for number in range(len(result.confirmations))
+    ]
+    problems = [
+        benchmarks.get("toy-math")().data(EvalSettings(seed=seed)).sha256
+        for seed in (42, CONFIRM_SEED, CONFIRM_SEED + 1)
+    ]
+    assert len(set(problems)) == 3
+    if result.smallest is not None:
+        last = result.confirmations[-1]
+        assert (last.method, last.target) == (result.smallest.method, result.smallest.target)
+        assert last.margin.holds
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"share": 0.0}, "more than 0% and at most 100%"),
+        ({"share": 1.5}, "150%"),
+        ({"between": (1.0, 4.0)}, "two ratios above 1"),
+        ({"between": (5.0, 4.0)}, "two ratios above 1"),
+        ({"resolution": 0.0}, "0.005 to 1"),
+    ],
+)
+def test_bad_input_is_refused_in_a_sentence(tmp_path, change, sentence):
+    words = {"share": 0.95, "between": (1.1, 4.0), "resolution": 0.1} | change
+    with pytest.raises(UserError, match=sentence):
+        check(small_sweep(tmp_path), **words)
+
+
+def test_a_perplexity_and_a_model_that_solves_nothing_are_refused(tmp_path, data_dir):
+    free = {"methods": ["svd"], "training_free": True, "finetune": {}, "recover": {}, "workers": 1}
+    config = small_sweep(tmp_path, benchmarks=["tinystories"], data=data_dir, **free | {"limit": 2})
+    with pytest.raises(UserError, match="no accuracy"):
+        shrink(config, 0.95, (2.0, 4.0), 1.0)
+    with pytest.raises(UserError, match="solves none of the 4 problems"):
+        shrink(small_sweep(tmp_path, **free), 0.95, (2.0, 4.0), 1.0)
