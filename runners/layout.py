@@ -16,6 +16,7 @@ from ..models.footprint import context_length
 from .checks import bos_windows, check_model
 from .choices import build_method, merge_settings
 from .config import MethodSpec
+from .data_spec import DataSpec
 from .estimates.at_hand import counts_by_size
 from .graph import BASELINE, Cell, Plan
 from .kept_ranks import KeptRanks
@@ -26,7 +27,6 @@ from .specs import (
     CompressInputs,
     CompressSpec,
     CompressStage,
-    DataSpec,
     EvaluateExecution,
     EvaluateSpec,
     EvaluateStage,

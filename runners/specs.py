@@ -11,18 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    SerializerFunctionWrapHandler,
-    TypeAdapter,
-    field_serializer,
-    field_validator,
-    model_serializer,
-)
+from pydantic import TypeAdapter, field_serializer, field_validator
 
 from ..evals.base import EvalSettings
 from ..foundation.files import digest
+from .data_spec import DataSpec, Frozen
 from .process_setup import ProcessSetup
 from .training.settings import Placement, TrainSettings
 
@@ -32,38 +25,7 @@ FORMAT = 1
 StageKind = Literal["finetune", "fit", "compress", "recover", "evaluate"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
-
-
-class DataSpec(_Frozen):
-    """The task data that a stage reads.
-
-    Attributes:
-        task: whose data.
-        source: name of the training set.
-        sha256: of its content, hex.
-        prompt_version: of the rules by which examples become prompts.
-        max_length: longest example in tokens; None takes the task's own.
-        chat: instructions are rendered with the tokenizer's chat template; part of the key only where they are.
-    """
-
-    task: str
-    source: str
-    sha256: str
-    prompt_version: int
-    max_length: int | None = None
-    chat: bool = False
-
-    @model_serializer(mode="wrap")
-    def _without_chat(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = plain(self)
-        if not self.chat:
-            del fields["chat"]
-        return fields
-
-
-class ModelInput(_Frozen):
+class ModelInput(Frozen):
     """What a stage reads: the model's sha256, or ``KEY/FOLDER`` of the stage that writes it."""
 
     model: str
@@ -75,7 +37,7 @@ class CompressInputs(ModelInput):
     fit: str
 
 
-class Spec(_Frozen):
+class Spec(Frozen):
     """What enters a stage's key.
 
     Attributes:
@@ -143,7 +105,7 @@ class RecoverSpec(TrainedSpec):
     extra_pruning_steps: int
 
 
-class FitBudget(_Frozen):
+class FitBudget(Frozen):
     """The only budget that a fit will be used for."""
 
     ratio: float
@@ -208,21 +170,21 @@ class EvaluateSpec(Spec):
     dtype: str
 
 
-class ModelLocation(_Frozen):
+class ModelLocation(Frozen):
     """Where a model lies: a folder or hub id, and the revision of a hub model."""
 
     location: str
     revision: str = ""
 
 
-class ChosenPlacement(_Frozen):
+class ChosenPlacement(Frozen):
     """Where a training keeps weights, gradients and moments, and why."""
 
     placement: Placement
     why: str
 
 
-class Execution(_Frozen):
+class Execution(Frozen):
     """Where and how a stage runs; no part of its key.
 
     Attributes:
@@ -301,7 +263,7 @@ class EvaluateExecution(Execution):
     dtype_why: str | None = None
 
 
-class Stage(_Frozen):
+class Stage(Frozen):
     """One step of the protocol before it runs; a subclass for each kind narrows both parts.
 
     Attributes:

@@ -1,12 +1,12 @@
 """Small stages of each kind for tests that need one without a plan."""
 
 from lowrank_bench.evals.base import EvalSettings
+from lowrank_bench.runners.data_spec import DataSpec
 from lowrank_bench.runners.specs import (
     CompressExecution,
     CompressInputs,
     CompressSpec,
     CompressStage,
-    DataSpec,
     EvaluateExecution,
     EvaluateSpec,
     EvaluateStage,

@@ -13,8 +13,8 @@ from ...evals.kinds.perplexity import PerplexityBenchmark
 from ...evals.tasks.base import get_task
 from ...evals.tasks.prompts import encode_prompt
 from ...models.footprint import context_length
+from ..data_spec import DataSpec
 from ..graph import Plan
-from ..specs import DataSpec
 from ..tokenizers import PlanTokenizer
 from .assumptions import (
     BENCHMARKS,

@@ -15,8 +15,8 @@ from ...evals.tasks.base import Example, get_task
 from ...evals.tasks.prompts import IGNORED, PROMPT_VERSION, Encoded
 from ...foundation.errors import UserError
 from ...foundation.progress import track
+from ..data_spec import DataSpec
 from ..estimates.assumptions import TRAINING_SETS
-from ..specs import DataSpec
 
 CALIBRATION_TOKENS = 2048
 """Longest example that statistics are made of unless the user names a length; a model's context may be far longer."""
