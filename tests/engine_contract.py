@@ -164,7 +164,10 @@ class EngineContract:
         for each, logprobs in zip(scored, engine.continuation_logprobs(greedy + other, starts, 3), strict=True):
             assert each.logprobs == pytest.approx(logprobs, abs=1e-4)
         plain = Engine.score_continuations(engine, greedy + other, starts, 3)
-        assert [each.greedy for each in plain] == [each.greedy for each in scored], "engines that see no ranks"
+        ends = [engine.tokenizer.eos_token_id in ids[-3:] for ids in greedy + other]
+        assert not all(ends)
+        expected = [each.greedy and not end for each, end in zip(scored, ends, strict=True)]
+        assert [each.greedy for each in plain] == expected, "engines that see no ranks"
 
     def test_an_unread_last_id_may_exceed_the_context(self, engine, prompts):
         head = [prompts[0][0], *(20 + (7 * i) % 400 for i in range(engine.context_length - 2))]

@@ -121,7 +121,8 @@ class Engine(ABC):
     ) -> list[Scored]:
         """Return how likely the last ids of each sequence are, and whether greedy decoding would choose them.
 
-        An engine that sees both in one pass defines it; else each head is continued greedily as well.
+        An engine that sees both in one pass defines it; else each head is continued greedily as well. Since decoding
+        ends at the end of a text, a continuation with that id in it then never counts as greedy.
 
         Args:
             sequences: ids.
