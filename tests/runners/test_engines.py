@@ -151,7 +151,7 @@ def test_two_engines_are_opened_one_after_the_other_and_named(monkeypatch, tmp_p
     (tmp_path / "mark").touch()
     opened = []
 
-    def open_one(stage, longest, threads):
+    def open_one(stage, longest, threads, tokenizer):
         opened.append(stage.spec.engine)
         engines = {"killed-once": killed_once.KilledOnce, "transformers": TransformersEngine}
         return engines[stage.spec.engine](stage.execution.model.location, "float32")
