@@ -113,13 +113,13 @@ def evaluate(
     chosen = _choose(names, settings, contexts)
     verify_around(Path(model))
     source = resolve_model(model, revision)
+    skeleton = load_skeleton(source.location, source.revision)  # before the tokenizer: a broken folder is refused for its configuration
     if chat_template == "auto" and tokenizer_chats(source):
         chosen = {name: (benchmark, replace(each, chat=True)) for name, (benchmark, each) in chosen.items()}
     bos_rule = bos_windows(bos, source, [benchmark for benchmark, _ in chosen.values()])
     for benchmark, each in chosen.values():
         benchmark.check(each)
     device = pick_device(device)
-    skeleton = load_skeleton(source.location, source.revision)
     compressed = bool(low_rank_layers(skeleton))
     chosen = {
         evaluation_name(benchmark.name, each.context, windows): (benchmark, settings_each)
