@@ -113,7 +113,8 @@ def evaluate(
     chosen = _choose(names, settings, contexts)
     verify_around(Path(model))
     source = resolve_model(model, revision)
-    skeleton = load_skeleton(source.location, source.revision)  # before the tokenizer: a broken folder is refused for its configuration
+    # Before the tokenizer is read: a broken folder is refused for its configuration.
+    skeleton = load_skeleton(source.location, source.revision)
     if chat_template == "auto" and tokenizer_chats(source):
         chosen = {name: (benchmark, replace(each, chat=True)) for name, (benchmark, each) in chosen.items()}
     bos_rule = bos_windows(bos, source, [benchmark for benchmark, _ in chosen.values()])
