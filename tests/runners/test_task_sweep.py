@@ -140,7 +140,7 @@ def test_chat_is_the_default_of_instructions_and_in_the_variant(tmp_path, chat_m
 def test_the_check_renders_with_the_template(tmp_path, chat_model):
     checked = check_task(task_file(tmp_path / "t"), str(chat_model))
     assert checked.prompt == "chat template"
-    number = int(checked.examples[0].where.split()[1]) - 1  # of the line, which begin at 1
+    number = int(checked.examples[0].title.split()[1]) - 1  # of the line, which begin at 1
     answer = "no" if number % 2 else "yes"
     asked = f"<s>[user]Is {number} even?\n[assistant]"
     assert checked.examples[0].parts == ((asked, False), (f"{answer}</s>", True))
@@ -163,7 +163,7 @@ def test_the_check_shows_masks_lengths_overlap_and_cost(tmp_path):
     assert {path: path.read_bytes() for path in (tmp_path / "t").iterdir()} == before
     example = checked.examples[0]
     assert len(checked.examples) == 3
-    assert example.where == "line 1 of 'train.jsonl'"
+    assert example.title == "line 1 of 'train.jsonl'"
     assert [learnt for _, learnt in example.parts] == [False, True]
     assert example.parts[0][0].endswith("### Response:\n")
     assert example.parts[1][0] == "yes</s>"
