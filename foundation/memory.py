@@ -20,8 +20,8 @@ It is a bound.
 """
 
 USUAL_BYTES = 460 << 20
-"""What such a process has been measured to take: 390 to 400 MiB where it is forked from the fork server, 487 MiB where it
-is started afresh (28 November 2026; until then, with scikit-learn, it was 520)."""
+"""What such a process has been measured to take: 390 to 400 MiB where it is forked from the fork server, 487 MiB where
+it is started afresh (28 November 2026; until then, with scikit-learn, it was 520)."""
 
 
 def reset_peak_memory() -> None:
