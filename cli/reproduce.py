@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +9,9 @@ import typer
 
 from ..foundation.errors import UserError
 from .config_options import declared
+from .interruption import resumable_work
 from .options import Data, Limit, Revision, TrainSet, Weak
-from .output import console, escape, numbers, print_rows
+from .output import console, numbers, print_rows
 
 
 def reproduce(
@@ -56,7 +56,6 @@ def reproduce(
     item = find_item(paper, figure, table)
     from ..papers.reproduce.configs import Changes
     from ..papers.reproduce.run import reproduce as make
-    from ..runners.executors.local import StageCrashed
 
     chosen_ratios = numbers("ratio", ratios, float, "2,4,7")
     chosen_seeds = numbers("seed", seeds, int, "1,2,3")
@@ -77,14 +76,8 @@ def reproduce(
         eval_batch_size=eval_batch_size,
         allow_weak_isolation=allow_weak_isolation or None,
     )
-    try:
+    with resumable_work():
         make(item, changes, console(), dry_run, quoted)
-    except KeyboardInterrupt:
-        console(stderr=True).print("interrupted; finished stages are kept, run the same command again to go on")
-        sys.exit(130)
-    except StageCrashed as crash:
-        console(stderr=True).print(f"[bold red]error:[/] {escape(str(crash))}", soft_wrap=True, highlight=False)
-        sys.exit(1)
 
 
 def add_to(app: typer.Typer) -> None:

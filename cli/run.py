@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +10,8 @@ import typer
 from ..foundation.errors import UserError
 from ..runners.config.sweep import SweepConfig
 from .config_options import takes_config
-from .output import console, escape
+from .interruption import resumable_work
+from .output import console
 
 
 @takes_config(SweepConfig)
@@ -43,24 +42,9 @@ def run(
         print_plan(checked, console(), assume)
         return
     from ..results.sweep import run_sweep
-    from ..runners.executors.local import StageCrashed
 
-    signals: list[int] = []
-
-    def terminate(number: int, frame: object) -> None:
-        # A cluster's or container's polite end; handled as Ctrl-C is, which Ray passes on as a plain one.
-        signals.append(number)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, terminate)
-    try:
+    with resumable_work():
         run_sweep(checked, console())
-    except KeyboardInterrupt:
-        console(stderr=True).print("interrupted; finished stages are kept, run the same command again to go on")
-        sys.exit(128 + signals[0] if signals else 130)
-    except StageCrashed as crash:
-        console(stderr=True).print(f"[bold red]error:[/] {escape(str(crash))}", soft_wrap=True, highlight=False)
-        sys.exit(1)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ import typer
 from ..foundation.errors import UserError
 from ..runners.config.sweep import SweepConfig
 from .config_options import takes_config
+from .interruption import resumable_work
 from .output import console, escape, numbers, print_rows
 
 
@@ -40,22 +40,11 @@ def shrink(
     checked = make_config(merge(read_yaml(config) if config else {}, asked))
     from ..results.shrink.run import sentence
     from ..results.shrink.run import shrink as search
-    from ..runners.executors.local import StageCrashed
     from ..runners.progress import duration
 
-    def terminate(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, terminate)
     share, screen = _share(keep), console()
-    try:
+    with resumable_work():
         answer = search(checked, share, (ends[0], ends[1]), resolution, confirm, screen)
-    except KeyboardInterrupt:
-        console(stderr=True).print("interrupted; finished cells are kept, run the same command again to go on")
-        sys.exit(130)
-    except StageCrashed as crash:
-        console(stderr=True).print(f"[bold red]error:[/] {escape(str(crash))}", soft_wrap=True, highlight=False)
-        sys.exit(1)
     rows = [
         (
             probe.method,

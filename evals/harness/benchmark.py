@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 from ...foundation.errors import UserError
 from ..base import Benchmark, EvalSettings, Outcome, Progress
 from ..engines.base import Engine
-from ..kinds.harness import harness_version
+from ..kinds.harness import harness_version, quiet
 from ..tasks.prompts import most_tokens
-from .loading import Described, Loaded, describe, load, quiet, seeded
+from .loading import Described, Loaded, describe, load, seeded
 from .model import encode, engine_model, render_chat, sampling_of
 from .names import TaskName, parse_name
 from .outcome import make_outcome

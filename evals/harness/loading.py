@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 
 from ...foundation.errors import UserError
 from ...foundation.files import digest, sha256_file
-from ..kinds.harness import harness_version
+from ..kinds.harness import harness_version, quiet
 from .data import local_datasets
 from .index import code_files, find_tasks
 from .names import TaskName
@@ -120,27 +119,6 @@ def seeded() -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Context: the harness and `datasets` say nothing below an error."""
-    import datasets
-    import lm_eval.api.task
-
-    bar = lm_eval.api.task.tqdm
-    lm_eval.api.task.tqdm = lambda items, **_: items
-    logger, bars = logging.getLogger("lm_eval"), datasets.are_progress_bars_disabled()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        lm_eval.api.task.tqdm = bar
-        logger.setLevel(level)
-        if not bars:
-            datasets.enable_progress_bars()
 
 
 def _check_kind(name: TaskName, member: str, task: Any) -> None:

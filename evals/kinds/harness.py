@@ -141,7 +141,7 @@ def load_task(folder: str, name: str, rows: Sequence[Row]) -> Any:
         "test_split": "test",
         "fewshot_split": None,
     }
-    with _quiet():  # it warns that custom datasets may take arguments
+    with quiet():  # it warns that custom datasets may take arguments
         loaded = manager.load([{"group": "local", "task": [changes]}])
     return loaded["tasks"][name]
 
@@ -154,9 +154,13 @@ def _instances(task: Any) -> Iterator[list[Any]]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Context: the harness and `datasets` say nothing below an error."""
     import datasets
+    import lm_eval.api.task
 
+    bar = lm_eval.api.task.tqdm
+    lm_eval.api.task.tqdm = lambda items, **_: items
     logger, bars = logging.getLogger("lm_eval"), datasets.are_progress_bars_disabled()
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -164,6 +168,7 @@ def _quiet() -> Iterator[None]:
     try:
         yield
     finally:
+        lm_eval.api.task.tqdm = bar
         logger.setLevel(level)
         if not bars:
             datasets.enable_progress_bars()

@@ -60,6 +60,11 @@ def as_conversation(prompt: str) -> str:
     return prompt
 
 
+def is_chat_variant(variant: str) -> bool:
+    """Return whether the prompts of a record's variant, such as ``gsm8k-0shot-chat``, are conversations."""
+    return variant.endswith("-chat")
+
+
 def has_chat_template(tokenizer: Any) -> bool:
     """Return whether a tokenizer brings a chat template."""
     return bool(getattr(tokenizer, "chat_template", None))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...evals.base import EvalSettings, benchmarks
+from ...evals.tasks.chat import is_chat_variant
 from ...evals.tasks.prompts import prompt_sha256
 from ...foundation.errors import UserError
 from ...runners.task_files import know_task_of
@@ -149,7 +150,7 @@ def _prompts_of_stage(name: str, variant: str, stage: str, folder: str, problems
             data_dir=Path(folder or "no-data-folder"),
             stage="pretrained" if stage == "pretrained" else "finetuned",
             seed=DATA_SEED,
-            chat=variant.endswith("-chat"),
+            chat=is_chat_variant(variant),
         )
         rows = benchmark.data(settings).rows
         chosen = {benchmark.problem_id(row, index): row for index, row in enumerate(rows)}

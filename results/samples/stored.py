@@ -12,6 +12,7 @@ from ...evals.base import EvalSettings, benchmarks
 from ...evals.kinds.choice import ChoiceBenchmark
 from ...evals.kinds.generative import GenerativeBenchmark
 from ...evals.rescore import read_lines, rescore
+from ...evals.tasks.chat import is_chat_variant
 from ...foundation.errors import UserError
 from ...foundation.files import open_regular
 from ...foundation.progress import track
@@ -167,7 +168,7 @@ def show_samples(lines: list[dict[str, Any]], filters: Filters) -> Iterator[dict
 
 def problem_text(line: dict[str, Any], data: Path | None) -> str:
     """Return the prompt of a sample's problem, made again from the data; empty where the data are not there."""
-    chat = str(line["variant"]).endswith("-chat")
+    chat = is_chat_variant(str(line["variant"]))
     settings = EvalSettings(data_dir=data, stage=line["stage"], seed=DATA_SEED, chat=chat)
     try:
         benchmark = benchmarks.get(line["benchmark"])()

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from ....foundation.errors import UserError, did_you_mean
+from ....foundation.errors import UserError, did_you_mean, reason
 from ....foundation.plain import parse_yaml, read_input
 from ...grading.text import check_schema
 from ..base import Task, add_task, get_task
@@ -185,12 +185,12 @@ def _sentence(error: ValidationError, text: bytes | str, path: Path) -> str:
         return f"{title}: it is missing; add it, as bench task new shows"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         given = problem["input"].get("kind") if isinstance(problem["input"], dict) else None
-        reason = f"unknown kind '{given}'{did_you_mean(str(given), KINDS) or ';'}" if given else "'kind' is missing;"
-        return f"{title}: {reason} allowed: {', '.join(KINDS)}"
+        refusal = f"unknown kind '{given}'{did_you_mean(str(given), KINDS) or ';'}" if given else "'kind' is missing;"
+        return f"{title}: {refusal} allowed: {', '.join(KINDS)}"
     if kind == "value_error":
-        return f"{title}: {problem['ctx']['error']}"
+        return f"{title}: {reason(problem)}"
     value = repr(problem["input"])
-    return f"{title}: it cannot be {value[:80]}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    return f"{title}: it cannot be {value[:80]}: {reason(problem)}"
 
 
 def _allowed(location: Sequence[int | str]) -> list[str]:
