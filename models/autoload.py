@@ -4,8 +4,7 @@ Neither is imported by this, and any of the three may be imported first: our par
 that it goes into exists.
 
 Where scikit-learn is installed, as lm-eval has it, transformers imports it and scipy for a few metrics. Here they are
-imported when one of these is called, and a process of ours starts with about one second of CPU time less (a few runs,
-which scatter by more than that).
+imported when one of these is called, so that processes of ours start sooner and smaller.
 """
 
 from __future__ import annotations
