@@ -147,6 +147,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
     os.environ["LOWRANK_BENCH_CACHE"] = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_task_files():
+    """What a module's task files made known to this process is unknown to the next module."""
+    from lowrank_bench.evals.base import benchmarks
+    from lowrank_bench.evals.tasks import base
+
+    known, tasks = set(benchmarks._classes), dict(base._added)
+    yield
+    for name in [name for name in benchmarks._classes if name not in known]:
+        if benchmarks._classes[name].__module__ == "lowrank_bench.evals.tasks.files.benchmarks":
+            del benchmarks._classes[name]
+    base._added.clear()
+    base._added.update(tasks)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory):
     """The configuration of a finished small sweep; the processes of pytest-xdist share one, each has a copy."""
