@@ -43,6 +43,15 @@ def fitter(method: Compressor) -> Compressor:
 
 
 @singledispatch
+def calibration_passes(method: Compressor) -> float:
+    """Return how many forward passes through the examples of `fit` `compress` computes for each ratio.
+
+    0, the default: it reads no data, or other examples of them, such as a policy that asks the model.
+    """
+    return 0.0
+
+
+@singledispatch
 def training_checkpoint_bytes(method: Compressor, model: nn.Module, budget: Budget, sharded: bool = False) -> int:
     """Return the most bytes that one checkpoint of the training in `compress_path` takes on disk.
 

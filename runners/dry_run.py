@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..methods.base import create_method
+from ..methods.estimates import calibration_passes
 from ..models.footprint import context_length
 from .choices import build_method
 from .config import SweepConfig
@@ -105,7 +106,7 @@ def _calibrations(plan: Plan) -> list[str]:
             what, method = "compress", create_method(stage.spec.method, stage.spec.options)
         else:
             continue
-        gathers = what == "fit" and method.requirements.statistics
+        gathers = calibration_passes(method) > 0 if what == "compress" else method.requirements.statistics
         samples = getattr(method, "samples" if gathers else "probe_samples", None)
         some = "all examples" if samples is None else f"{samples} examples"
         lines[f"{what} by {method.name} reads {some} of {stage.data.task}, of at most {length} tokens each"] = None

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..base import CalibrationData, CompressionReport, Trainer, methods
 from ..calibration.two_streams import Pairs, TwoStreams
+from ..estimates import calibration_passes
 from ..fitted import Factors, Fitted
 from ..linalg.whitening import root, whiten
 from ..matrixwise import install, report
@@ -108,6 +109,13 @@ class AASVD(Whitened):
         if self.beta and self.stream == "compressed":
             wide = wide + self.beta * torch.cholesky_solve((wide @ shift).T, inputs.lower).T
         return whiten(wide, inputs, side=self.side)
+
+
+@calibration_passes.register
+def _(method: AASVD) -> float:
+    """Each block runs to the inputs of its outputs, gates and last matrix, and once to its end: about three passes."""
+    streams = 2.0 if method.stream == "compressed" else 1.0
+    return 3.0 * streams + 3.0 * method.refine_passes
 
 
 class Refinement:

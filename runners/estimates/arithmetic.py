@@ -18,12 +18,13 @@ from typing import Any, cast
 from ...evals.base import benchmarks
 from ...evals.engines.base import BATCH_TOKENS
 from ...methods.base import Compressor, create_method
-from ...methods.estimates import fitter, statistic_bytes
+from ...methods.estimates import calibration_passes, fitter, statistic_bytes
 from ...methods.groups import Group
 from ...methods.matrixwise import MatrixCompressor
 from ...models.dtypes import OWN
 from ...models.loading import DTYPES, own_dtype
 from ...models.matrices import Matrix, head_name, matrices
+from ..data_spec import DataSpec
 from ..graph import Plan
 from ..specs import CompressStage, EvaluateStage, FitStage, Stage
 from ..tokenizers import PlanTokenizer
@@ -210,20 +211,26 @@ class Arithmetic:
         work = replace(work, traffic=own * self.plan.parameters + 4.0 * kept)
         if stage.spec.data is None:
             return work
+        gradients = method.requirements.gradients
+        moments = 1.0 if whitened else 0.0
+        return _sum([work, self._read(stage, stage.spec.data, method, 3.0 if gradients else 1.0, moments, gradients)])
+
+    def _read(
+        self, stage: Stage, data: DataSpec, method: Compressor, times: float, moments: float, scores: bool = False
+    ) -> Work:
+        """Return the work of passes through the examples of a fit, Gram matrices of all inputs among it."""
         read = calibration(method, self.plan.skeleton, read_length(stage))
-        lengths = self.lengths.training(stage.spec.data)
+        lengths = self.lengths.training(data)
         samples = min(read.samples, lengths.examples)
         length = lengths.padded(read.batch_size)
-        tokens, gradients = samples * length, method.requirements.gradients
-        scored = tokens if gradients else 0.0  # a pass for statistics ends at the last input, before the head
-        times = 3.0 if gradients else 1.0
-        reading = Work(
+        tokens = samples * length
+        scored = tokens if scores else 0.0  # a pass for statistics ends at the last input, before the head
+        return Work(
             reading=times * self.sizes.forward(tokens, length, scored),
-            double=tokens * self._moments() if whitened else 0.0,
+            double=moments * tokens * self._moments(),
             moved=times * self.sizes.moved(tokens, scored, 4),
             passes=times * samples / read.batch_size,
         )
-        return _sum([work, reading])
 
     def _groups(self, method: Compressor) -> list[Group]:
         if isinstance(method, MatrixCompressor):
@@ -248,8 +255,15 @@ class Arithmetic:
             # Half of the common budget, through frozen bases that fall from full rank to the ratio's.
             blocks = (FULL_BASES * self.sizes.blocks + sizes[-1].blocks) / 2
             return self._training(stage, replace(self.sizes, blocks=blocks), 0.5, traffic, frozen=True)
+        work = Work(traffic=traffic, moved=4.0 * parameters[0])
+        passes = calibration_passes(method)
+        if passes and stage.spec.data is not None:
+            # For each ratio half of x̂ x̂ᵀ, all of (x - x̂) x̂ᵀ, and the decompositions that others keep from a fit.
+            parts = [_decomposition(group, whitened=True) for group in self._groups(method)]
+            parts.append(self._read(stage, stage.spec.data, method, passes, 3.0))
+            return _sum([work, *parts * len(sizes)])
         search = self.sizes.forward(SEARCH_TOKENS, 128, SEARCH_TOKENS) if method.requirements.searches else 0.0
-        return Work(reading=search, traffic=traffic, moved=4.0 * parameters[0])
+        return replace(work, reading=search)
 
 
 def _decomposition(group: Group, whitened: bool) -> Work:

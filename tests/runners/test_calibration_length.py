@@ -117,8 +117,10 @@ def test_a_default_beyond_the_context_is_cut(tmp_path):
 def test_a_plan_says_what_is_read(tmp_path):
     file = io.StringIO()
     show_plan(planned("tiny", "sfsd:samples=32", tmp_path), Console(file=file, width=200))
+    show_plan(planned("tiny", "aa:samples=32", tmp_path), Console(file=file, width=200))
     assert "fit by sfsd reads 32 examples of toy-math, of at most 128 tokens each" in file.getvalue()
     assert "compress by sfsd reads 64 examples of toy-math, of at most 128 tokens each" in file.getvalue()
+    assert "compress by aa reads 32 examples of toy-math, of at most 256 tokens each" in file.getvalue()
 
 
 def test_records_and_output_name_length_and_examples(tmp_path, capsys):

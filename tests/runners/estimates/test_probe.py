@@ -107,3 +107,20 @@ def test_every_stage_loads_the_tokenizer_and_a_pass_for_statistics_makes_no_logi
     assert fits
     for title, (few, many) in fits.items():
         assert (few == many) is ("fwsvd" not in title), title
+
+
+def test_a_method_that_reads_its_calibration_again_is_no_search_through_millions_of_tokens(tmp_path):
+    config = small_sweep(tmp_path, methods=["svd-llm", "aa", "aa:stream=dense", "aa:refine_passes=2", "swsd"])
+    plan = make_plan(config, dry=True)
+    works = {stage.title: Arithmetic(plan).work(key) for key, stage in plan.stages.items()}
+    reading = {title: work.reading for title, work in works.items() if title.startswith("compress")}
+    (fit,) = {work.reading for title, work in works.items() if title.startswith("fit whitened")}
+
+    def passes(method: str) -> float:
+        return next(seconds for title, seconds in reading.items() if title.startswith(f"compress {method} ")) / fit
+
+    assert passes("aa") == pytest.approx(6)
+    assert passes("aa:stream=dense") == pytest.approx(3)
+    assert passes("aa:refine_passes=2") == pytest.approx(12)
+    assert passes("svd-llm") == 0
+    assert passes("swsd") > 100
