@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...methods.base import create_method
+from ...methods.calibration.precision import passes_in
 from ...methods.ranks.budget import Budget
 from ...models.notes import notes_of
 from ..estimates.memory import fit_way, read_length
@@ -20,10 +21,11 @@ def fit(stage: FitStage, folder: Path) -> Mapping[str, Any]:
     way, notes = choose_way(stage, fit_way, method, length=read_length(stage))
     model, tokenizer = open_for(stage, way, folder)
     data = read_data(stage, model, tokenizer)
-    if only := stage.spec.budget:
-        fitted = method.fit_for(Budget(only.ratio, method.guard, only.rank_multiple), model, data, folder)
-    else:
-        fitted = method.fit_to(stage.execution.ranks or {}, model, data, folder)
+    with passes_in(stage.spec.calibration_dtype):
+        if only := stage.spec.budget:
+            fitted = method.fit_for(Budget(only.ratio, method.guard, only.rank_multiple), model, data, folder)
+        else:
+            fitted = method.fit_to(stage.execution.ranks or {}, model, data, folder)
     fitted.save(folder)
     return {
         "matrices": len(method.targets(model)),
