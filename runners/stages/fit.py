@@ -18,7 +18,7 @@ from .shared import choose_way, data_card, open_for, read_data
 def fit(stage: FitStage, folder: Path) -> Mapping[str, Any]:
     """Fit a method and write its factors; returns plain data for the record."""
     method = create_method(stage.execution.method, stage.execution.options)
-    way, notes = choose_way(stage, fit_way, method, length=read_length(stage))
+    way, notes = choose_way(stage, fit_way, method, length=read_length(stage), dtype=stage.spec.calibration_dtype)
     model, tokenizer = open_for(stage, way, folder)
     data = read_data(stage, model, tokenizer)
     with passes_in(stage.spec.calibration_dtype):
