@@ -64,7 +64,7 @@ def pick_calibration_dtype(asked: str, stored: str, device: str) -> DtypeChoice:
     """Return the dtype of the passes that statistics are gathered from.
 
     Args:
-        asked: ``--calibration-dtype``, or ``auto``: bfloat16 on a GPU for weights that are stored in 16 bits, else float32.
+        asked: ``--calibration-dtype``, or ``auto``: bfloat16 on a GPU for weights stored in 16 bits, else float32.
         stored: dtype that the model's weights are stored in.
         device: torch device of the fits.
     """

@@ -99,7 +99,7 @@ def test_products_are_narrow_and_weights_states_and_decompositions_are_not(monke
 
 
 def test_factors_are_nearly_as_good(tiny: Any) -> None:
-    """svd-llm at half the rank: what it minimises, by float32 statistics, is at most 2 % above the least (measured 0.9)."""
+    """svd-llm at half the rank: its loss by float32 statistics is at most 2 % above the least (measured 0.9)."""
     names = [matrix.name for matrix in matrices(tiny)]
     exact, method = grams(tiny, names), create_method("svd-llm")
 

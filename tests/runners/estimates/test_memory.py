@@ -25,7 +25,8 @@ from lowrank_bench.models.matrices import model_size
 from lowrank_bench.models.presets import resolve_model
 from lowrank_bench.runners.compressing import CompressRequest, compress, foresee
 from lowrank_bench.runners.config import MethodSpec, parse_method
-from lowrank_bench.runners.estimates import foreseen, memory
+from lowrank_bench.runners.estimates import foreseen
+from lowrank_bench.runners.estimates import memory as memory_estimates
 from lowrank_bench.runners.estimates.foreseen import check_training
 from lowrank_bench.runners.estimates.memory import Way, calibration, compress_way, fit_way, read_length
 from lowrank_bench.runners.plan import make_plan
@@ -97,7 +98,7 @@ def test_too_much_is_refused_and_a_rough_excess_told() -> None:
 
 def test_the_host_is_checked_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Statistics, buffers and offloaded moments wait in the host's memory, which may be the smaller one."""
-    for module in (memory, foreseen):
+    for module in (memory_estimates, foreseen):
         monkeypatch.setattr(module, "free_memory", lambda device="cpu": 80 << 30 if device == "cuda" else 32 << 30)
     assert Way(True, "", Peak(20 << 30, 60 << 30, 1)).check("fit of io-svd", "cuda") == []
     [warning] = Way(True, "", Peak(90 << 30, 60 << 30, 1, usual=40 << 30)).check("fit of io-svd", "cuda")
