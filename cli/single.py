@@ -11,6 +11,7 @@ import typer
 from ..foundation.errors import UserError, unknown
 from .options import (
     Bos,
+    CalibrationDtype,
     ChatTemplate,
     Context,
     Data,
@@ -55,6 +56,7 @@ def compress(
     revision: Revision = None,
     memory: Memory = "auto",
     rank_multiple: RankMultiple = 1,
+    calibration_dtype: CalibrationDtype = "auto",
     placement: Placement = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the memory that it will take, and stop.")] = False,
 ) -> None:
@@ -88,6 +90,7 @@ def compress(
         memory,
         rank_multiple,
         placement,
+        calibration_dtype,
     )
     if dry_run:
         from ..runners.estimates.memory import COLUMNS, TITLE

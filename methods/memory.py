@@ -26,11 +26,12 @@ from .working import rows_bytes, svd_bytes
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is read while fitting: examples, examples per batch, and the longest one in tokens."""
+    """What is read while fitting: examples, examples per batch, the longest one in tokens, and by autocast or not."""
 
     samples: int
     batch_size: int
     length: int
+    autocast: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ def fit_peak(
         activations = _activations(skeleton, method, groups, parts, calibration, layer_by_layer)
         if parse_policy(method.policy).needs_slopes:  # the gradients of all weights at once
             activations += 4 * sum(group.out_features * group.in_features for group in groups)
+        if calibration.autocast and method.requirements.gradients:  # the backward pass holds the weights in 16 bits
+            activations += 2 * (max(parts.block, parts.outside) if layer_by_layer else model_size(skeleton).parameters)
         if layer_by_layer:
             weights = 4 * max(parts.block, parts.outside)
             width = int(skeleton.get_input_embeddings().embedding_dim)

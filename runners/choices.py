@@ -60,6 +60,25 @@ def pick_dtype(asked: str | None, default: str, device: str) -> DtypeChoice:
     )
 
 
+def pick_calibration_dtype(asked: str, stored: str, device: str) -> DtypeChoice:
+    """Return the dtype of the passes that statistics are gathered from.
+
+    Args:
+        asked: ``--calibration-dtype``, or ``auto``: bfloat16 on a GPU for weights stored in 16 bits, else float32.
+        stored: dtype that the model's weights are stored in.
+        device: torch device of the fits.
+    """
+    if asked != "auto":
+        return DtypeChoice(asked)
+    if stored not in ("bfloat16", "float16") or not device.startswith("cuda"):
+        return DtypeChoice("float32")
+    return DtypeChoice(
+        "bfloat16",
+        "fits gather their statistics by bfloat16 autocast, as trainings on a GPU compute, because the model's weights "
+        "are stored in 16 bits; --calibration-dtype float32 gathers them in float32",
+    )
+
+
 def pick_recipe(asked: str, source: ModelSource, parameters: int) -> str:
     """Return the name of the recipe: the one named, the preset's, or by model size."""
     if asked == "auto":

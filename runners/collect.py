@@ -11,6 +11,7 @@ from ..foundation.files import canonical_json
 from ..records.files import Record
 from .choices import build_method
 from .graph import BASELINE, Cell, Plan
+from .specs import FitStage
 from .stage_records import CompressRecord, EvaluateRecord, FinetuneRecord, RecoverRecord, StageRecord
 from .store.files import RECORD, damaged
 
@@ -97,5 +98,8 @@ def _options(plan: Plan, cell: Cell) -> dict[str, Any]:
         options.pop("seed", None)  # the sweep's seed has a column of its own
     if plan.config.rank_multiple > 1:
         options["rank_multiple"] = plan.config.rank_multiple
+    fit = plan.stages.get(cell.stages.get("fit", ""))
+    if isinstance(fit, FitStage) and fit.spec.calibration_dtype != "float32":
+        options["calibration_dtype"] = fit.spec.calibration_dtype
     loaded: dict[str, Any] = json.loads(json.dumps(options))
     return loaded

@@ -73,6 +73,7 @@ class CompressRequest:
     memory: str = "auto"
     rank_multiple: int = 1
     placement: str = "auto"
+    calibration_dtype: str = "auto"
 
     @property
     def spec(self) -> MethodSpec:
@@ -129,6 +130,7 @@ def plan_compression(request: CompressRequest, dry: bool = False) -> Plan:
         "methods": (request.spec,),
         "ratios": (request.ratio,),
         "rank_multiple": request.rank_multiple,
+        "calibration_dtype": request.calibration_dtype,
         "seeds": (request.seed,),
         "recipe": request.recipe,
         "finetune": {"steps": 0},
@@ -165,7 +167,7 @@ def foresee(request: CompressRequest) -> tuple[str, list[tuple[str, ...]], list[
     except UserError as refusal:
         notes = [str(refusal)]
     access = {name.partition(" ")[0]: chosen for name, chosen in plan_ways(plan).items()}
-    before = filter(None, [out_of_reach(plan.skeleton), *plan.at_hand.notes])
+    before = filter(None, [out_of_reach(plan.skeleton), plan.calibration_note, *plan.at_hand.notes])
     return text, memory_rows(access), [*before, *notes]
 
 
@@ -186,6 +188,8 @@ def compress(request: CompressRequest, progress: Progress | None = None, console
     """
     plan = plan_compression(request)
     notes = _memory_notes(plan, request)
+    if console and plan.calibration_note:
+        console.print(f"note: {plan.calibration_note}", highlight=False, markup=False, soft_wrap=True)
     if console and (dense := out_of_reach(plan.skeleton)):
         console.print(f"note: {dense}", highlight=False, markup=False, soft_wrap=True)
     with new_folder(request.out) as folder:
@@ -273,6 +277,7 @@ def _origin(
         "stays_dense": [asdict(part) for part in dense_parts],
         "calibration_length": fit["calibration"].get("length"),
         "calibration": _readings(records),
+        "calibration_dtype": records["fit"]["config"].get("calibration_dtype", "float32"),
         "added_jitter": fit["added_jitter"],
         "warnings": warnings,
         "memory": {kind: record["result"]["memory"] for kind, record in records.items()}

@@ -57,6 +57,7 @@ class Plan:
         setup: the processes that train together, or None for one.
         dtype_note: why evaluations do not compute in the recipe's dtype, or empty.
         bos_note: what a reader of perplexities should know, or empty.
+        calibration_note: why statistics are gathered in bfloat16, or empty.
         task_typed: what was typed as the task, which may be a file.
         task_file: the user's task file, see `specs.Execution`.
         assumed: the machine that the user named for a dry run, or None for this one.
@@ -83,6 +84,7 @@ class Plan:
     setup: ProcessSetup | None = None
     dtype_note: str = ""
     bos_note: str = ""
+    calibration_note: str = ""
     task_typed: str = ""
     task_file: str | None = None
     assumed: Machine | None = None

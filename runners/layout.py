@@ -13,8 +13,9 @@ from ..evals.tasks.base import get_task
 from ..foundation.errors import UserError
 from ..methods.base import Compressor
 from ..models.footprint import context_length
+from ..models.loading import own_dtype
 from .checks import bos_windows, check_model
-from .choices import build_method, merge_settings
+from .choices import DtypeChoice, build_method, merge_settings, pick_calibration_dtype
 from .config import MethodSpec
 from .data_spec import DataSpec
 from .estimates.at_hand import counts_by_size
@@ -248,15 +249,21 @@ class Layout:
         options = method.model_dump(mode="json")
         reads = method.requirements.data_in_fit
         alone = self.compress_only and len(self.config.ratios) == 1
+        passes = self._passes(method, tuned)
         fit = FitSpec(
             inputs=ModelInput(model=tuned.identity),
             fit=method.fit_key(),
             data=self._calibration_data(spec, method) if reads else None,
             seed=seed if reads else None,
             budget=FitBudget(ratio=self.config.ratios[0], rank_multiple=self.config.rank_multiple) if alone else None,
+            calibration_dtype=passes.dtype,
         )
         execution = FitExecution(
-            **self._common(tuned), memory=self.config.execution.memory, method=spec.name, options=options
+            **self._common(tuned),
+            memory=self.config.execution.memory,
+            method=spec.name,
+            options=options,
+            calibration_why=passes.why or None,
         )
         title = f"fit {fit.fit.get('factors', spec.name)}, seed {seed}"
         fit_key = self.plan.add(FitStage(spec=fit, execution=execution, title=title), tuned.stage)
@@ -265,6 +272,16 @@ class Layout:
         ratios = sorted(self.config.ratios)
         for group in [ratios] if together else [[ratio] for ratio in ratios]:
             self._compressed(spec, method, seed, tuned, keys | {"fit": fit_key}, group)
+
+    def _passes(self, method: Compressor, tuned: _Model) -> DtypeChoice:
+        """Return the dtype of the passes that a method gathers statistics from; of no effect where it gathers none."""
+        if not method.requirements.statistics:
+            return DtypeChoice("float32")
+        stored = self.plan.saves(trains=True) if tuned.stage else "own"
+        stored = own_dtype(self.plan.skeleton.config) if stored == "own" else stored
+        passes = pick_calibration_dtype(self.config.calibration_dtype, stored, self.plan.device)
+        self.plan.calibration_note = self.plan.calibration_note or passes.why
+        return passes
 
     def _compressed(
         self, spec: MethodSpec, method: Compressor, seed: int, tuned: _Model, keys: dict[str, str], ratios: list[float]

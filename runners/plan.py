@@ -15,6 +15,7 @@ from ..methods.ranks.budget import Budget
 from ..methods.ranks.policies.base import policies
 from ..models.matrices import model_size
 from ..models.presets import resolve_model
+from ..models.untouched import out_of_reach
 from .choices import build_method, pick_device, pick_dtype, pick_recipe
 from .config import SweepConfig
 from .estimates.at_hand import AtHand, assumed_device, assumed_engine, find_at_hand, read_skeleton
@@ -95,7 +96,11 @@ def _check_ratios(plan: Plan) -> None:
         method = build_method(spec, plan.recipe, plan.config.seeds[0])
         for ratio in plan.config.ratios:
             shape = method.shape(plan.skeleton, ratio)
-            allocation = Budget(ratio, method.guard, plan.config.rank_multiple).allocate(
-                shape, policies.get("uniform")()
-            )
+            try:
+                allocation = Budget(ratio, method.guard, plan.config.rank_multiple).allocate(
+                    shape, policies.get("uniform")()
+                )
+            except UserError as refusal:
+                reasons = [str(refusal), out_of_reach(plan.skeleton)]
+                raise UserError("; ".join(filter(None, reasons))) from refusal
             plan.allocations[spec.shown, ratio] = allocation

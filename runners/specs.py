@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, field_serializer, field_validator
 
 from ..evals.base import EvalSettings
 from ..foundation.files import digest
+from ..methods.calibration.precision import PassDtype
 from .data_spec import DataSpec, Frozen
 from .process_setup import ProcessSetup
 from .training.settings import Placement, TrainSettings
@@ -119,6 +120,7 @@ class FitSpec(Spec):
         fit: `Compressor.fit_key`: the method's options that the fit depends on.
         data, seed: for methods that read data.
         budget: where no other ratio will read the fit, so that less can be computed.
+        calibration_dtype: of the products in the passes that statistics are gathered from (`calibration.precision`).
     """
 
     kind: Literal["fit"] = "fit"
@@ -126,6 +128,7 @@ class FitSpec(Spec):
     data: DataSpec | None = None
     seed: int | None = None
     budget: FitBudget | None = None
+    calibration_dtype: PassDtype = "float32"
 
 
 class CompressSpec(_MayTrain):
@@ -233,12 +236,14 @@ class FitExecution(Execution):
         memory: how the model is loaded, see `SweepConfig.memory`.
         method, options: what fits; options that the fit does not depend on are no part of its key.
         ranks: parts that are kept of each unit's factors, by name; None for all (`kept_ranks`).
+        calibration_why: why the passes do not compute in float32, None where they do or where that was asked for.
     """
 
     memory: str = "auto"
     method: str
     options: dict[str, Any]
     ranks: dict[str, int] | None = None
+    calibration_why: str | None = None
 
 
 class CompressExecution(TrainingExecution):

@@ -171,7 +171,14 @@ def plan_warnings(plan: Plan) -> list[str]:
     """Return what a reader of the results should know before the work starts."""
     notes = [
         note
-        for note in (plan.source.note, *plan.at_hand.notes, plan.engine.note, plan.dtype_note, plan.bos_note)
+        for note in (
+            plan.source.note,
+            *plan.at_hand.notes,
+            plan.engine.note,
+            plan.dtype_note,
+            plan.calibration_note,
+            plan.bos_note,
+        )
         if note
     ]
     notes += _scoring_notes(plan)

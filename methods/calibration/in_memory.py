@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..base import CalibrationData
 from .moments import GradientRule, GradientSums, Moments, MomentSums, Reached, token_loss
+from .precision import autocast
 from .statistics import FisherSums, example_losses, only_embedding_requires_grad
 
 GRAM_BYTES = 2 << 30
@@ -128,5 +129,7 @@ def _batches(
 
 
 def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    logits: Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    ids = batch["input_ids"]
+    with autocast(ids.device):
+        logits: Tensor = model(input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False).logits
     return logits

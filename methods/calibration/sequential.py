@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ...models.blocks import Blocks, find_blocks, forwards, hidden_in
 from ...models.streamed import empty, fill, loaded, weights_of
 from .offload_cache import OffloadCache
+from .precision import autocast
 
 Batch = dict[str, Tensor]
 
@@ -107,7 +108,8 @@ class SequentialCalibration:
             return type(value)(map(restore, value)) if type(value) in (list, tuple) else value
 
         args, kwargs = map(restore, self._given[name, index])
-        return self.blocks.unwrap(self.model.get_submodule(name)(*args, **kwargs))
+        with autocast(self.weights.device):
+            return self.blocks.unwrap(self.model.get_submodule(name)(*args, **kwargs))
 
     @contextmanager
     def block(self, name: str) -> Iterator[None]:
@@ -137,7 +139,8 @@ class SequentialCalibration:
             return lambda *args, **kwargs: self.blocks.wrap(block(number, args, kwargs))
 
         batch, device = self.batches[index], self.weights.device
-        with forwards(self.model, {name: forward(number) for number, name in enumerate(self.blocks.names)}):
+        replaced = {name: forward(number) for number, name in enumerate(self.blocks.names)}
+        with forwards(self.model, replaced), autocast(device):
             return self.model(
                 input_ids=batch["input_ids"].to(device),
                 attention_mask=batch["attention_mask"].to(device),

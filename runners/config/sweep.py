@@ -276,6 +276,12 @@ class SweepConfig(BaseModel):
     rank_multiple: int = Field(
         default=1, ge=1, le=4096, description="Ranks are multiples of this; 16 aligns bfloat16 rows on GPUs."
     )
+    # By name in the keys of fits that gather statistics, where it is not float32.
+    calibration_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="Of the passes that methods gather statistics from: float32, bfloat16, or auto: bfloat16 on a GPU "
+        "for weights stored in 16 bits.",
+    )
     seeds: Annotated[tuple[int, ...], Option(example="1,2,3")] = Field(
         default=(42,), min_length=1, description="Seeds with commas: of training order, new vectors and sampling."
     )

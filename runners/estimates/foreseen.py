@@ -82,8 +82,24 @@ def advise(settings: TrainSettings) -> str:
     return f"{fields}--accelerate with a file that names several GPUs, or a machine with more memory"
 
 
+def check_host(needed: int, what: str) -> list[str]:
+    """Return a warning if what a stage on a GPU takes of the host's memory may not fit.
+
+    Args:
+        needed: bytes of the host.
+        what: the stage's name.
+    """
+    free = free_memory("cpu")
+    if needed <= free:
+        return []
+    return [
+        f"{what} may need {needed / _GIB:.1f} GiB of the host's memory beside the GPU's, but {free / _GIB:.1f} GiB are "
+        "free there; use fewer --workers, or a machine with more memory"
+    ]
+
+
 def check_training(peak: TrainingPeak, what: str, settings: TrainSettings, device: str, free: int | None = None) -> str:
-    """Return a warning if a training may not fit into free memory, else an empty string.
+    """Return a warning if a training may not fit into free memory, of a GPU or of the host beside it, else nothing.
 
     Args:
         peak: of one process.
@@ -102,6 +118,5 @@ def check_training(peak: TrainingPeak, what: str, settings: TrainSettings, devic
             f"{what} needs at least {peak.least / _GIB:.1f} GiB for weights, gradients and the state of "
             f"{settings.optimizer}, but {where}"
         )
-    if peak.device <= there:
-        return ""
-    return f"{what} may need {peak.device / _GIB:.1f} GiB at its peak, but {where}"
+    notes = [] if peak.device <= there else [f"{what} may need {peak.device / _GIB:.1f} GiB at its peak, but {where}"]
+    return "; ".join(notes if peak.on_cpu else [*notes, *check_host(peak.host, what)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,6 +14,7 @@ from ...evals.base import benchmarks
 from ...foundation.errors import UserError, unknown
 from ...foundation.memory import BASE_BYTES, free_memory
 from ...methods.base import Compressor, create_method
+from ...methods.calibration.precision import PassDtype
 from ...methods.estimates import fitter
 from ...methods.matrixwise import MatrixCompressor
 from ...methods.memory import Calibration, Peak, compress_peak, fit_peak
@@ -27,7 +28,7 @@ from ..specs import CompressStage, EvaluateStage, FitStage, Stage
 from ..tokenizers import PlanTokenizer
 from ..training.data import CALIBRATION_TOKENS, example_length
 from .at_hand import assumed_longest, counts_by_size
-from .foreseen import check_training
+from .foreseen import check_host, check_training
 
 Memory = Literal["auto", "walk", "whole"]
 WALK_PARAMETERS = SMALL_PARAMETERS
@@ -60,7 +61,7 @@ class Way:
         return {"way": "walk" if self.walk else "whole", "why": self.why, **peak}
 
     def check(self, what: str, device: str) -> list[str]:
-        """Return a warning if the peak may not fit into free memory.
+        """Return a warning if the peak may not fit into free memory, and on a GPU one if the host's part may not.
 
         Raises:
             UserError: what is certain of it does not fit.
@@ -76,9 +77,8 @@ class Way:
                 f"{what} needs at least {self.peak.least / _GIB:.1f} GiB, but {where}{because}; use {advice}"
                 "head=false where the output head is the largest matrix, fewer --workers, or a machine with more memory"
             )
-        if wanted > free:
-            return [f"{what} may need {wanted / _GIB:.1f} GiB at its peak, but {where}"]
-        return []
+        notes = [f"{what} may need {wanted / _GIB:.1f} GiB at its peak, but {where}"] if wanted > free else []
+        return notes if device == "cpu" else [*notes, *check_host(self.peak.usual or self.peak.host, what)]
 
 
 def fit_way(
@@ -89,6 +89,7 @@ def fit_way(
     wanted: str,
     device: str,
     length: int | None = None,
+    dtype: PassDtype = "float32",
 ) -> Way:
     """Choose for `Compressor.fit`.
 
@@ -99,6 +100,7 @@ def fit_way(
         wanted: see `Memory`.
         device: torch device.
         length: longest example in tokens where the method does not say; None is `CALIBRATION_TOKENS`.
+        dtype: of the passes that read data.
 
     Raises:
         UserError: the walk was asked for and is not possible.
@@ -108,7 +110,7 @@ def fit_way(
     walk, why = _choose(fitting.requirements.fit_layer_by_layer, "measure", reads, skeleton, location, revision, wanted)
     if not isinstance(fitting, MatrixCompressor):
         return Way(walk, why, None)
-    read = calibration(fitting, skeleton, length) if reads else None
+    read = replace(calibration(fitting, skeleton, length), autocast=dtype != "float32") if reads else None
     return Way(walk, why, fit_peak(fitting, skeleton, walk, device, read))
 
 
@@ -189,7 +191,8 @@ def plan_ways(plan: Plan) -> dict[str, Way]:
             name = f"fit {stage.spec.fit.get('factors', '')}".strip()
             method = create_method(stage.execution.method, stage.execution.options)
             length = read_length(stage)
-            found.setdefault(name, fit_way(method, plan.skeleton, *place, length))
+            dtype = stage.spec.calibration_dtype
+            found.setdefault(name, fit_way(method, plan.skeleton, *place, length, dtype))
         elif isinstance(stage, CompressStage):
             method = create_method(stage.spec.method, stage.spec.options)
             name = f"compress {stage.spec.method}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...methods.base import create_method
+from ...methods.calibration.precision import passes_in
 from ...methods.ranks.budget import Budget
 from ...models.notes import notes_of
 from ..estimates.memory import fit_way, read_length
@@ -17,13 +18,14 @@ from .shared import choose_way, data_card, open_for, read_data
 def fit(stage: FitStage, folder: Path) -> Mapping[str, Any]:
     """Fit a method and write its factors; returns plain data for the record."""
     method = create_method(stage.execution.method, stage.execution.options)
-    way, notes = choose_way(stage, fit_way, method, length=read_length(stage))
+    way, notes = choose_way(stage, fit_way, method, length=read_length(stage), dtype=stage.spec.calibration_dtype)
     model, tokenizer = open_for(stage, way, folder)
     data = read_data(stage, model, tokenizer)
-    if only := stage.spec.budget:
-        fitted = method.fit_for(Budget(only.ratio, method.guard, only.rank_multiple), model, data, folder)
-    else:
-        fitted = method.fit_to(stage.execution.ranks or {}, model, data, folder)
+    with passes_in(stage.spec.calibration_dtype):
+        if only := stage.spec.budget:
+            fitted = method.fit_for(Budget(only.ratio, method.guard, only.rank_multiple), model, data, folder)
+        else:
+            fitted = method.fit_to(stage.execution.ranks or {}, model, data, folder)
     fitted.save(folder)
     return {
         "matrices": len(method.targets(model)),

@@ -5,13 +5,16 @@ from types import MappingProxyType
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lowrank_bench.foundation.processor import native_bfloat16
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import load_tokenizer
 from lowrank_bench.models.presets import resolve_model
-from lowrank_bench.runners.choices import pick_dtype
+from lowrank_bench.runners.choices import DtypeChoice, pick_calibration_dtype, pick_dtype
+from lowrank_bench.runners.collect import _options
+from lowrank_bench.runners.compressing import RECORD_FILE, CompressRequest, compress
 from lowrank_bench.runners.config import make_config, nest
 from lowrank_bench.runners.estimates.machine import assume_machine
 from lowrank_bench.runners.evaluating import default_settings, evaluate
@@ -89,6 +92,77 @@ def test_a_sweep_decides_once_and_hashes_what_is_used(tmp_path, cpu):
     native = planned(tmp_path)
     assert {stage.spec.dtype for stage in evaluations(native)} == {"bfloat16"}
     assert not native.dtype_note
+
+
+def fits(plan):
+    return {stage.execution.method: stage for stage in plan.stages.values() if stage.kind == "fit"}
+
+
+def test_on_a_gpu_statistics_are_gathered_in_bfloat16_and_the_key_says_so(tmp_path):
+    """The weights of the built-in model are stored in bfloat16. Keys on a CPU are what they were."""
+    methods, gpu = ("svd", "svd-llm", "fwsvd"), assume_machine("h100:1")
+    plan, on_cpu = planned(tmp_path, gpu, methods=methods), planned(tmp_path, methods=methods)
+    assert {name: fit.spec.calibration_dtype for name, fit in fits(plan).items()} == {
+        "svd": "float32", "svd-llm": "bfloat16", "fwsvd": "bfloat16",
+    }  # fmt: skip
+    assert not any("calibration_dtype" in fit.spec.hashed() for fit in fits(on_cpu).values())
+    assert fits(plan)["fwsvd"].spec.hashed()["calibration_dtype"] == "bfloat16"
+    assert fits(plan)["fwsvd"].execution.stored()["calibration_why"] == plan.calibration_note
+    [note] = [note for note in plan_warnings(plan) if "--calibration-dtype float32" in note]
+    assert "16 bits" in note
+    assert not on_cpu.calibration_note
+    compressed = [cell for cell in plan.cells if "fit" in cell.stages]
+    options = {cell.method.name: _options(plan, cell).get("calibration_dtype") for cell in compressed}
+    assert options == {"svd": None, "svd-llm": "bfloat16", "fwsvd": "bfloat16"}
+
+
+def test_a_dtype_of_calibration_that_is_named_is_taken(tmp_path):
+    gpu = assume_machine("h100:1")
+    wide = planned(tmp_path, gpu, methods=("svd-llm",), calibration_dtype="float32")
+    auto = planned(tmp_path, gpu, methods=("svd-llm",))
+    assert "calibration_dtype" not in fits(wide)["svd-llm"].spec.hashed()
+    assert fits(wide)["svd-llm"].key != fits(auto)["svd-llm"].key
+    narrow = planned(tmp_path, methods=("svd-llm",), calibration_dtype="bfloat16")
+    assert fits(narrow)["svd-llm"].spec.calibration_dtype == "bfloat16"
+    assert "calibration_why" not in fits(narrow)["svd-llm"].execution.stored()
+
+
+@pytest.mark.parametrize(
+    ("stored", "device", "expected"),
+    [
+        ("bfloat16", "cuda", "bfloat16"),
+        ("float16", "cuda:1", "bfloat16"),  # Llama 2; trainings and evaluations of it are in bfloat16 too
+        ("float32", "cuda", "float32"),
+        ("bfloat16", "cpu", "float32"),
+    ],
+)
+def test_the_dtype_of_calibration_follows_weights_and_device(stored, device, expected):
+    chosen = pick_calibration_dtype("auto", stored, device)
+    assert chosen.dtype == expected
+    assert bool(chosen.why) is (expected == "bfloat16")
+    assert pick_calibration_dtype("float32", stored, device) == DtypeChoice("float32")
+
+
+def test_weights_that_a_finetuning_saves_in_float32_are_read_in_float32(tmp_path):
+    trained = {"training_free": False, "finetune": {"steps": 1}, "recover": {"steps": 1}, "methods": ("svd-llm",)}
+    gpu = assume_machine("h100:1")
+    assert fits(planned(tmp_path, gpu, **trained))["svd-llm"].spec.calibration_dtype == "bfloat16"
+    wide = planned(tmp_path, gpu, **trained, save_dtype="float32")
+    assert fits(wide)["svd-llm"].spec.calibration_dtype == "float32"
+
+
+def test_a_fit_computes_in_the_dtype_of_its_key(tmp_path):
+    """The stage itself, on a CPU: other statistics than in float32, and the record says so."""
+    records = {}
+    for dtype in ("float32", "bfloat16"):
+        request = CompressRequest(
+            "tiny", "svd-llm:samples=4", 2.0, tmp_path / dtype, task="toy-math", calibration_dtype=dtype
+        )
+        compress(request)
+        records[dtype] = json.loads((tmp_path / dtype / RECORD_FILE).read_text())
+        assert records[dtype]["calibration_dtype"] == dtype
+    first, second = (load_file(tmp_path / dtype / "model.safetensors") for dtype in records)
+    assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_cluster_and_an_assumed_machine(tmp_path, cpu):

@@ -15,19 +15,26 @@ from typed_stages import DATA, fit_stage
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.memory import Peak
+from lowrank_bench.methods.matrixwise import MatrixCompressor
+from lowrank_bench.methods.memory import Calibration, Peak, fit_peak
 from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import load_skeleton
+from lowrank_bench.models.matrices import model_size
 from lowrank_bench.models.presets import resolve_model
 from lowrank_bench.runners.compressing import CompressRequest, compress, foresee
 from lowrank_bench.runners.config import MethodSpec, parse_method
+from lowrank_bench.runners.estimates import foreseen
+from lowrank_bench.runners.estimates import memory as memory_estimates
+from lowrank_bench.runners.estimates.foreseen import check_training
 from lowrank_bench.runners.estimates.memory import Way, calibration, compress_way, fit_way, read_length
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.stages.perform import perform
 from lowrank_bench.runners.store.folders import StageStore
 from lowrank_bench.runners.training.data import example_length
+from lowrank_bench.runners.training.memory import TrainingPeak
+from lowrank_bench.runners.training.settings import TrainSettings
 
 TINY = resolve_model("tiny")
 WHOLE_NEEDS = {"svd": (True, True), "swsd": (True, False), "laser": (False, True), "bs": (True, False)}
@@ -87,6 +94,36 @@ def test_too_much_is_refused_and_a_rough_excess_told() -> None:
         Way(False, "", Peak(huge, 0, huge)).check("fit", "cpu")
     with pytest.raises(UserError, match=r"loaded whole because it is odd"):
         Way(False, "it is odd", Peak(huge, 0, huge)).check("fit", "cpu")
+
+
+def test_the_host_is_checked_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics, buffers and offloaded moments wait in the host's memory, which may be the smaller one."""
+    for module in (memory_estimates, foreseen):
+        monkeypatch.setattr(module, "free_memory", lambda device="cpu": 80 << 30 if device == "cuda" else 32 << 30)
+    assert Way(True, "", Peak(20 << 30, 60 << 30, 1)).check("fit of io-svd", "cuda") == []
+    [warning] = Way(True, "", Peak(90 << 30, 60 << 30, 1, usual=40 << 30)).check("fit of io-svd", "cuda")
+    assert "fit of io-svd may need 40.0 GiB of the host's memory beside the GPU's, but 32.0 GiB are free" in warning
+    settings = TrainSettings(steps=1)
+    assert check_training(TrainingPeak(60 << 30, 30 << 30), "finetune", settings, "cuda") == ""
+    said = check_training(TrainingPeak(60 << 30, 70 << 30), "finetune", settings, "cuda")
+    assert "finetune may need 70.0 GiB of the host's memory" in said
+    both = check_training(TrainingPeak(90 << 30, 70 << 30), "finetune", settings, "cuda")
+    assert "90.0 GiB at its peak" in both
+    assert "70.0 GiB of the host's" in both
+    on_cpu = TrainingPeak(20 << 30, 70 << 30, on_cpu=True)  # of several processes together, which see one another
+    assert check_training(on_cpu, "finetune", settings, "cpu") == ""
+
+
+def test_autocast_holds_weights_in_16_bits_for_the_backward_pass() -> None:
+    skeleton = load_skeleton(TINY.location)
+    parameters = model_size(skeleton).parameters
+    for name, copies in (("svd-llm", 0), ("fwsvd", 2 * parameters)):
+        method = create_method(name)
+        assert isinstance(method, MatrixCompressor)
+        wide, narrow = (
+            fit_peak(method, skeleton, False, "cuda", Calibration(64, 8, 256, autocast)) for autocast in (False, True)
+        )
+        assert narrow.device - wide.device == copies
 
 
 def test_compress_rounds_ranks_to_multiples(tmp_path: Path) -> None:
