@@ -1,7 +1,8 @@
-"""Makes transformers load factorised folders, and peft adapt them, after ``import lowrank_bench``.
+"""Makes transformers load factorised folders, and peft adapt them, after ``import lowrank_bench`` or ``import torch``.
 
-Neither is imported by this, and any of the three may be imported first: our part is registered as soon as the table
-that it goes into exists.
+torch calls `install` through the entry point group ``torch.backends`` at the end of its import, so programs that do not
+know this package load such folders too. Neither library is imported by this, and any may be imported first: our part
+is registered as soon as the table that it goes into exists.
 
 Where scikit-learn is installed, as lm-eval has it, transformers imports it and scipy for a few metrics. Here they are
 imported when one of these is called, so that processes of ours start sooner and smaller.
@@ -29,6 +30,9 @@ _METRICS = {
 """Modules that import scikit-learn if it is installed: the functions that they use, and where each comes from."""
 _PARTS = {"transformers.quantizers.auto": ".checkpoint", "peft.tuners.lora": ".adapters"}
 """The module of ours that registers itself, by the module that must be there first."""
+
+_unfinished: set[str] = set()
+"""Modules with tables that were half made when `install` saw them."""
 
 
 class _Registering(Loader):
@@ -87,6 +91,8 @@ class _Finder(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Return the wrapped spec of such a module, None for all else."""
+        if _unfinished:
+            _register_finished()
         if fullname not in _PARTS and fullname not in _METRICS:
             return None
         spec = PathFinder.find_spec(fullname, path)
@@ -103,10 +109,24 @@ def _register(part: str) -> None:
     importlib.import_module(part, __package__)
 
 
+def _is_finished(table: str) -> bool:
+    return not getattr(sys.modules[table].__spec__, "_initializing", False)
+
+
+def _register_finished() -> None:
+    """Register for the tables whose modules have been executed since `install` saw them half made."""
+    for table in [table for table in _unfinished if _is_finished(table)]:
+        _unfinished.discard(table)
+        _register(_PARTS[table])
+
+
 def install() -> None:
-    """Register now what can be, the rest when its table comes; calling it again changes nothing."""
-    for table, part in _PARTS.items():
-        if table in sys.modules:
-            _register(part)
+    """Register now what can be, the rest when its table comes; calling it again changes nothing.
+
+    Where the import of a table's module is what imported torch, which calls this, the module is half made; our part is
+    registered before the next module after it is imported.
+    """
+    _unfinished.update(table for table in _PARTS if table in sys.modules)
+    _register_finished()
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())

@@ -9,6 +9,9 @@ from statistics import NormalDist
 
 from ...records.intervals import mean_interval
 
+CONFIDENCE = 0.95
+"""Of a single comparison, two-sided: a model that is just too bad is called good in 2.5 % of cases."""
+
 
 @dataclass(frozen=True)
 class Margin:
@@ -17,8 +20,9 @@ class Margin:
     Attributes:
         accuracy, uncompressed: means over the problems.
         value: ``accuracy - share * uncompressed``.
-        low, high: ends of its two-sided interval at 95 %.
+        low, high: ends of its two-sided interval.
         n: problems.
+        confidence: of the interval.
     """
 
     accuracy: float
@@ -27,10 +31,11 @@ class Margin:
     low: float
     high: float
     n: int
+    confidence: float = CONFIDENCE
 
     @property
     def holds(self) -> bool:
-        """Whether the share is kept with 95 % confidence: the whole interval is at or above 0."""
+        """Whether the share is kept with this confidence: the whole interval is at or above 0."""
         return self.low >= 0
 
     @property
@@ -46,7 +51,22 @@ class Margin:
         return math.ceil(self.n * (half / self.value) ** 2)
 
 
-def margin(compressed: Sequence[float], uncompressed: Sequence[float], share: float) -> Margin:
+def confirmation_confidence(number: int) -> float:
+    """Return the confidence of a search's confirmations, so that all together err as seldom as one comparison.
+
+    Each takes half of the error that is left (Bonferroni's inequality with unequal parts): 97.5 % for the first,
+    98.75 % for the second. However many there are, and whatever the models have in common, one that is too bad is
+    accepted in at most 2.5 % of searches.
+
+    Args:
+        number: 0 for the first confirmation.
+    """
+    return 1 - (1 - CONFIDENCE) / 2 ** (number + 1)
+
+
+def margin(
+    compressed: Sequence[float], uncompressed: Sequence[float], share: float, confidence: float = CONFIDENCE
+) -> Margin:
     """Return the margin over a share.
 
     Where each problem is right or wrong, the interval is that of Agresti and Min (2005) for paired proportions with the
@@ -56,17 +76,18 @@ def margin(compressed: Sequence[float], uncompressed: Sequence[float], share: fl
     Args:
         compressed, uncompressed: score of each problem in 0..1, in the same order.
         share: that has to be kept, such as 0.95.
+        confidence: of the two-sided interval.
     """
     n = len(compressed)
     accuracy, whole = math.fsum(compressed) / n, math.fsum(uncompressed) / n
     pairs = list(zip(compressed, uncompressed, strict=True))
     value = accuracy - share * whole
     if any(score not in (0, 1) for pair in pairs for score in pair):
-        interval = mean_interval([small - share * large for small, large in pairs])
-        return Margin(accuracy, whole, value, interval.low, interval.high, n)
+        interval = mean_interval([small - share * large for small, large in pairs], confidence)
+        return Margin(accuracy, whole, value, interval.low, interval.high, n, confidence)
     cells = {(small, large): pairs.count((small, large)) + 0.5 for small in (0, 1) for large in (0, 1)}
     total = n + 2
     centre = math.fsum(count * (small - share * large) for (small, large), count in cells.items()) / total
     squares = math.fsum(count * (small - share * large) ** 2 for (small, large), count in cells.items()) / total
-    half = NormalDist().inv_cdf(0.975) * math.sqrt((squares - centre**2) / total)
-    return Margin(accuracy, whole, value, centre - half, centre + half, n)
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt((squares - centre**2) / total)
+    return Margin(accuracy, whole, value, centre - half, centre + half, n, confidence)

@@ -25,8 +25,8 @@ from ...runners.training.data import DATA_SEED
 from ..cells import checkpoint_folder
 from ..leaderboard.ranking import Scores
 from ..samples.paired_scores import stage_scores
-from .margin import Margin, margin
-from .search import largest_ratio, ratio_grid
+from .margin import CONFIDENCE, Margin, confirmation_confidence, margin
+from .search import largest_confirmed, largest_ratio, ratio_grid
 
 CONFIRM_SEED = DATA_SEED + 1000
 """Of the first set of generated problems that the search does not see; the next candidate gets the next seed."""
@@ -108,7 +108,7 @@ def shrink(
 
     Args:
         config: model, task, methods and how cells are trained and measured; its ratios are not used.
-        share: of the uncompressed model's accuracy that has to be kept with 95 % confidence, in (0, 1].
+        share: of the uncompressed model's accuracy that has to be kept with 95 % confidence (`margin`), in (0, 1].
         between: least and largest ratio.
         resolution: of neighbouring ratios, relative.
         confirm: whether candidates are measured on generated problems with another seed.
@@ -154,7 +154,7 @@ class _Search:
         best = largest_ratio(list(self.methods), self.grid, self._holds)
         assert self.result is not None
         if best is not None and confirm:
-            best = self._confirmed(*best)
+            best = largest_confirmed(list(self.methods), self.grid, best, self._holds, self._confirms)
         if best is not None:
             self.result.smallest = self._probe(best[0], self.grid[best[1]])
         self._write()
@@ -163,27 +163,16 @@ class _Search:
     def _holds(self, method: str, ratio: float) -> bool:
         return self._probe(method, ratio).margin.holds
 
-    def _confirmed(self, method: str, position: int) -> tuple[str, int] | None:
-        """Return the first candidate that keeps the share on problems not seen before, from the largest ratio down.
-
-        Of a ratio the search's choice comes first, then the other methods.
-        """
+    def _confirms(self, method: str, ratio: float) -> bool:
+        """Return whether a candidate keeps the share on problems not seen before, or there are no such problems."""
         assert self.result is not None
-        seed = CONFIRM_SEED
-        for lower in range(position, -1, -1):
-            ratio = self.grid[lower]
-            for name in dict.fromkeys([method, *self.methods]):
-                if not self._holds(name, ratio):
-                    continue
-                fresh = self._probe(name, ratio, seed)
-                if self.data[seed] == self.data[None]:
-                    self.result.confirmable = False
-                    return name, lower
-                self.result.confirmations.append(fresh)
-                if fresh.margin.holds:
-                    return name, lower
-                seed += 1
-        return None
+        done = self.result.confirmations
+        fresh = self._probe(method, ratio, CONFIRM_SEED + len(done))
+        if self.data[fresh.problem_seed] == self.data[None]:
+            self.result.confirmable = False
+            return True
+        done.append(fresh)
+        return fresh.margin.holds
 
     def _probe(self, method: str, ratio: float, problem_seed: int | None = None) -> Probe:
         key = method, ratio, problem_seed
@@ -222,7 +211,8 @@ class _Search:
         if scores[0].problems != scores[1].problems:
             raise UserError("the two models were measured on other problems or prompts; remove --out and search again")
         small, large = ([float(value) for value in score.values] for score in scores)
-        difference = margin(small, large, self.share)
+        confidence = CONFIDENCE if problem_seed is None else confirmation_confidence(problem_seed - CONFIRM_SEED)
+        difference = margin(small, large, self.share, confidence)
         if difference.uncompressed == 0:
             raise UserError(
                 f"the uncompressed model solves none of the {difference.n} problems of {before.variant}, so there is "
@@ -249,7 +239,7 @@ def sentence(probe: Probe) -> str:
     m = probe.margin
     return (
         f"{m.accuracy:.1%} against {m.uncompressed:.1%} uncompressed on {m.n:,} problems, {100 * m.value:+.1f} points "
-        f"above the share, 95 % interval {100 * m.low:+.1f} to {100 * m.high:+.1f}"
+        f"above the share, {100 * m.confidence:g} % interval {100 * m.low:+.1f} to {100 * m.high:+.1f}"
     )
 
 

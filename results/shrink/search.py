@@ -45,3 +45,24 @@ def largest_ratio(methods: Sequence[str], grid: Sequence[float], holds: Holds) -
             else:
                 failed = middle
     return best
+
+
+def largest_confirmed(
+    methods: Sequence[str], grid: Sequence[float], chosen: tuple[str, int], holds: Holds, confirms: Holds
+) -> tuple[str, int] | None:
+    """Return the first candidate that is confirmed, from the largest ratio down; None where none is.
+
+    Of a ratio the search's choice comes first, then the other methods. A candidate holds in the search as well.
+
+    Args:
+        methods: in order.
+        grid: ascending.
+        chosen: what `largest_ratio` returned.
+        holds: in the search.
+        confirms: on other problems; asked once for a candidate.
+    """
+    for position in range(chosen[1], -1, -1):
+        for method in dict.fromkeys([chosen[0], *methods]):
+            if holds(method, grid[position]) and confirms(method, grid[position]):
+                return method, position
+    return None

@@ -140,7 +140,9 @@ class Arithmetic:
         """Return what a stage computes."""
         stage = self.plan.stages[key]
         # Every stage loads the tokenizer, and an engine of a process of its own that generates loads it too.
-        generates = isinstance(stage, EvaluateStage) and benchmarks.get(stage.spec.benchmark).generates
+        generates = isinstance(stage, EvaluateStage) and benchmarks.get(stage.spec.benchmark)().is_generating(
+            stage.settings
+        )
         return replace(self._work(key, stage), parsed=(2.0 if generates else 1.0) * self._tokenizer_bytes)
 
     @cached_property

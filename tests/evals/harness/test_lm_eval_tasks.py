@@ -1,12 +1,12 @@
 """`lm_eval:TASK` gives what lm-evaluation-harness's own transformers model gives on the same folder, item by item."""
 
 import builtins
-import json
 from importlib.metadata import PackageNotFoundError
 
 import lm_eval
 import pytest
 import torch
+from harness_tasks import CHOICE, GENERATED, lines_of, write_tasks
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from served_models import factorise
@@ -27,112 +27,11 @@ from lowrank_bench.results.samples.compare import compare
 
 STORIES = "models/stories260K"
 
-CHOICE = """
-task: local_choice
-dataset_path: json
-dataset_kwargs: {data_files: {train: FOLDER/train.jsonl, test: FOLDER/test.jsonl}}
-output_type: multiple_choice
-training_split: train
-fewshot_split: train
-test_split: test
-doc_to_text: "{{question}}"
-doc_to_choice: "{{choices}}"
-doc_to_target: label
-metric_list:
-  - {metric: acc, aggregation: mean, higher_is_better: true}
-  - {metric: acc_norm, aggregation: mean, higher_is_better: true}
-metadata: {version: 2.0}
-"""
-LAST_WORD = """
-task: local_last_word
-dataset_path: json
-dataset_kwargs: {data_files: {test: FOLDER/words.jsonl}}
-output_type: loglikelihood
-test_split: test
-doc_to_text: "{{text}}"
-doc_to_target: "{{word}}"
-metric_list:
-  - {metric: acc, aggregation: mean, higher_is_better: true}
-  - {metric: perplexity, aggregation: perplexity, higher_is_better: false}
-"""
-TEXTS = """
-task: local_texts
-dataset_path: json
-dataset_kwargs: {data_files: {test: FOLDER/texts.jsonl}}
-output_type: loglikelihood_rolling
-test_split: test
-doc_to_text: ""
-doc_to_target: "{{text}}"
-metric_list:
-  - {metric: word_perplexity}
-  - {metric: bits_per_byte}
-"""
-GENERATED = """
-task: local_generated
-dataset_path: json
-dataset_kwargs: {data_files: {train: FOLDER/train.jsonl, test: FOLDER/test.jsonl}}
-output_type: generate_until
-training_split: train
-test_split: test
-num_fewshot: 2
-doc_to_text: "{{question}}"
-doc_to_target: "{{choices[label]}}"
-generation_kwargs: {until: [".", "\\n"], max_gen_toks: 24}
-filter_list:
-  - name: first-word
-    filter: [{function: regex, regex_pattern: '(\\w+)'}, {function: take_first}]
-  - name: last-word
-    filter: [{function: regex, regex_pattern: '(\\w+)', group_select: -1}, {function: take_first}]
-metric_list:
-  - {metric: exact_match, aggregation: mean, higher_is_better: true}
-"""
-SECOND = CHOICE.replace("local_choice", "local_other").replace("test.jsonl", "other.jsonl").replace("2.0", "1")
-GROUP = """
-group: local_{name}
-task: [local_choice, local_other]
-aggregate_metric_list: [{{metric: acc, aggregation: mean, weight_by_size: {by_size}}}]
-metadata: {{version: 3}}
-"""
-PLAIN_GROUP = "group: local_plain\ntask: [local_choice, local_other]\n"
-
-STARTS = [
-    ("Once upon a time, there was a", " little", " theorem"),
-    ("Lily and Tom wanted to play in the", " park", " xylophone"),
-    ("The dog was very", " happy", " seventeen"),
-    ("One day, the boy went to the", " sky", " park"),
-    ("She was so sad that she started to", " cry", " fry"),
-]
-
-
-def lines_of(rows):
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
 
 @pytest.fixture(scope="module")
-def include_path(tmp_path_factory, data_dir):
+def include_path(tmp_path_factory):
     """Return a folder with a YAML for each of the harness's four kinds of output, groups, and their data."""
-    folder = tmp_path_factory.mktemp("own")
-    rows = [
-        {"question": text, "choices": [right, wrong][:: 1 - 2 * (n % 2)], "label": n % 2}
-        for n, (text, right, wrong) in enumerate(STARTS)
-    ]
-    long = [row | {"question": "Tom saw a cat. " * 90 + row["question"]} for row in rows[:2]]  # more than the context
-    story = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
-    files = {
-        "train.jsonl": [{**row, "question": row["question"].replace("Lily", "Ben")} for row in rows],
-        "test.jsonl": rows + long,
-        "other.jsonl": rows[:3],
-        "words.jsonl": [{"text": text, "word": right} for text, right, _ in STARTS],
-        "texts.jsonl": [{"text": story}, {"text": story * 30}, {"text": "A theorem of seventeen xylophones."}],
-    }
-    for name, content in files.items():
-        (folder / name).write_text(lines_of(content))
-    for name, text in {"choice": CHOICE, "words": LAST_WORD, "texts": TEXTS, "gen": GENERATED, "other": SECOND}.items():
-        (folder / f"{name}.yaml").write_text(text.replace("FOLDER", str(folder)))
-    (folder / "sized.yaml").write_text(GROUP.format(name="sized", by_size="true"))
-    (folder / "alike.yaml").write_text(GROUP.format(name="alike", by_size="false"))
-    (folder / "plain.yaml").write_text(PLAIN_GROUP)
-    return folder
+    return write_tasks(tmp_path_factory.mktemp("own"))
 
 
 @pytest.fixture(scope="module", params=["dense", "factorised"])

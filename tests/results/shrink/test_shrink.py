@@ -20,9 +20,9 @@ from lowrank_bench.models.matrices import low_rank_layers, model_size
 from lowrank_bench.records.files import read_records
 from lowrank_bench.records.paired import paired_interval
 from lowrank_bench.results.cells import find_cell
-from lowrank_bench.results.shrink.margin import margin
+from lowrank_bench.results.shrink.margin import confirmation_confidence, margin
 from lowrank_bench.results.shrink.run import CONFIRM_SEED, as_plain, check, shrink
-from lowrank_bench.results.shrink.search import largest_ratio, ratio_grid
+from lowrank_bench.results.shrink.search import largest_confirmed, largest_ratio, ratio_grid
 
 TASK = """
 task: sums
@@ -105,6 +105,41 @@ def test_the_margin_covers_the_truth():
         small = np.where(draw.random(250) < 0.7, large, draw.random(250) < 0.4)  # 0.7 * 0.6 + 0.3 * 0.4 = 0.54
         said += margin(small.astype(int).tolist(), large.astype(int).tolist(), share).holds
     assert 0.01 < said / 2000 < 0.04
+
+
+def test_however_many_candidates_are_confirmed_few_searches_accept_one_that_is_too_bad():
+    """Six candidates at the border in each of 800 searches, each on new problems."""
+    draw, share, grid = np.random.default_rng(2), 0.9, list(range(6))
+    accepted = uncorrected = 0
+    for _ in range(800):
+        large = draw.random((6, 250)) < 0.6
+        small = np.where(draw.random((6, 250)) < 0.7, large, draw.random((6, 250)) < 0.4)  # 0.54 on average
+        scores = list(zip(small.astype(int).tolist(), large.astype(int).tolist(), strict=True))
+        asked = []
+
+        def confirms(method, ratio, scores=scores, asked=asked):
+            asked.append(ratio)
+            return margin(*scores[ratio], share, confirmation_confidence(len(asked) - 1)).holds
+
+        accepted += largest_confirmed("a", grid, ("a", 5), lambda method, ratio: True, confirms) is not None
+        uncorrected += any(margin(*pair, share).holds for pair in scores)
+    assert accepted / 800 < 0.045
+    assert uncorrected / 800 > 0.09
+    assert [confirmation_confidence(number) for number in range(3)] == pytest.approx([0.975, 0.9875, 0.99375])
+
+
+def test_candidates_are_confirmed_from_the_largest_ratio_down_with_the_chosen_method_first():
+    asked = []
+
+    def confirms(method, ratio):
+        asked.append((method, ratio))
+        return (method, ratio) == ("a", 1.5)
+
+    grid = [1.1, 1.5, 2.0]
+    answer = largest_confirmed("ab", grid, ("b", 2), lambda method, ratio: (method, ratio) != ("a", 2.0), confirms)
+    assert answer == ("a", 1)
+    assert asked == [("b", 2.0), ("b", 1.5), ("a", 1.5)]
+    assert largest_confirmed("a", grid, ("a", 2), lambda *_: True, lambda *_: False) is None
 
 
 def test_equal_models_on_few_problems_are_no_certainty():
