@@ -97,11 +97,15 @@ def save_figure(figure: Any, stem: Path) -> list[Path]:
 
 def _stem(table: Pivot, tables: Sequence[Pivot]) -> str:
     scorer = f"-{table.scorer}" if table.scorer else ""
-    names = [slug(f"{t.model}-{t.task}-{t.variant}-{t.metric}{scorer}") for t in tables]
-    name = slug(f"{table.model}-{table.task}-{table.variant}-{table.metric}{scorer}")
+    names = [slug(f"{t.model}-{t.task}-{t.variant}-{t.metric}{scorer}{_steps(t)}") for t in tables]
+    name = slug(f"{table.model}-{table.task}-{table.variant}-{table.metric}{scorer}{_steps(table)}")
     if names.count(name) > 1:
         name += f"-{digest([table.title, table.model, table.n])[:8]}"
     return name
+
+
+def _steps(table: Pivot) -> str:
+    return f"-{table.budget}-steps" if table.budget else ""
 
 
 def slug(text: str) -> str:
@@ -322,7 +326,8 @@ def measured_line(table: Pivot, drawn: str = "bands") -> str:
     seeds = f"seed {table.seeds[0]}" if len(table.seeds) == 1 else f"{len(table.seeds)} seeds"
     spread = any(cell.across_seeds for row in table.rows for cell in row.cells.values())
     bands = f"{drawn}: {100 * table.confidence:g} % interval" + (" across seeds" if spread else "")
-    return f"n = {table.n} · {seeds} · {bands}" + (f" · data {table.data}" if table.data else "")
+    steps = f" · {table.budget:,} steps" if table.budget else ""
+    return f"n = {table.n} · {seeds} · {bands}{steps}" + (f" · data {table.data}" if table.data else "")
 
 
 def plain(text: str, keep: str = "") -> str:
