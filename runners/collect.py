@@ -31,7 +31,8 @@ def _budgets(plan: Plan) -> dict[str, int]:
         budget = cell.budget
         if "recover" in cell.stages:
             recovery, compression = (plan.store.record(cell.stages[kind]) for kind in ("recover", "compress"))
-            assert isinstance(recovery, RecoverRecord) and isinstance(compression, CompressRecord)
+            assert isinstance(recovery, RecoverRecord)
+            assert isinstance(compression, CompressRecord)
             if budget is None:
                 report = compression.result.report(cell.ratio)
                 spent = 0 if recovery.spec.extra_pruning_steps else report.steps

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from .pivot import Cell, Pivot, Row, format_cell, pivot
+from .pivot import Cell, Pivot, Row, format_cell, pivot, same_but_budget
 from .table import Cell as TableCell
 from .table import Column, Field, Table, by_label, number_columns, text_columns
 
@@ -31,7 +31,7 @@ def by_ratio(frame: pd.DataFrame, headline: bool = True, exact: bool = True) -> 
     """
     tables = []
     for (model, task), group in _by_model(pivot(frame, headline)):
-        tables += [_by_ratio(part) for part in _same_but_budget(group)]
+        tables += [_by_ratio(part) for part in same_but_budget(group)]
         tables.append(_sizes(f"{model} · {task}: sizes and training tokens", group, exact))
     return tables
 
@@ -57,14 +57,6 @@ def by_ratio_data(frame: pd.DataFrame, headline: bool = True) -> Table:
     return Table("results", text_columns(*names), rows)
 
 
-def _same_but_budget(tables: Sequence[Pivot]) -> list[list[Pivot]]:
-    """Return the tables in groups that differ in nothing but the budget."""
-    groups: dict[str, list[Pivot]] = {}
-    for table in tables:
-        groups.setdefault(replace(table, budget=0).title if table.budget else f"{id(table)}", []).append(table)
-    return list(groups.values())
-
-
 def _by_ratio(tables: Sequence[Pivot]) -> Table:
     """Return one table; several budgets have a column of their own, and models without one are shown once."""
     several = len(tables) > 1
@@ -86,8 +78,8 @@ def _by_ratio(tables: Sequence[Pivot]) -> Table:
     if several:
         legend += "; steps: after the first finetuning, pruning included"
     title = replace(tables[0], budget=0).title
-    table = Table(title, columns, [lines[key] for key in order], notes=notes, legend=legend, pinned=pinned)
-    return by_label(table) if several else table
+    shown = Table(title, columns, [lines[key] for key in order], notes=notes, legend=legend, pinned=pinned)
+    return by_label(shown) if several else shown
 
 
 def _field(table: Pivot, row: Row, ratio: float) -> Field:

@@ -29,6 +29,7 @@ __all__ = [
     "is_fraction",
     "is_perplexity",
     "pivot",
+    "same_but_budget",
 ]
 
 TOO_LONG = "prompt_too_long"
@@ -39,7 +40,17 @@ _DATA = ["dataset_sha256", "prompt_sha256"]
 _SAME = ["stage_key", "label", "options", "stage", "ratio_target", "seed"]
 _READ = [
     *(*_CONDITIONS, *_DATA, *_SAME, "sweep", "method", "higher_is_better", "confidence", "value", "low", "high"),
-    *("ratio", "kept", "ratio_matrices", "params", "bytes", BUDGET, "tokens_compress", "tokens_recover", "tokens_per_second"),
+    *(
+        "ratio",
+        "kept",
+        "ratio_matrices",
+        "params",
+        "bytes",
+        BUDGET,
+        "tokens_compress",
+        "tokens_recover",
+        "tokens_per_second",
+    ),
     *("origin", TOO_LONG),
 ]
 _EVALUATION = [*(c for c in KEY_COLUMNS if c not in ("metric", "scorer")), "stage_key"]
@@ -161,8 +172,9 @@ def pivot(frame: pd.DataFrame, headline: bool = True) -> list[Pivot]:
     Records share a table only if model, task, benchmark variant, metric, scorer, number of problems, engine and number
     format are the same, and the data too (data generated from the training seed may differ between seeds). Where
     models were trained for several numbers of steps after the first finetuning (`Pivot.budget`), each has a table;
-    models that were trained for none, such as uncompressed ones, are in all of them. Within a table, rows that one label would merge are distinguished by their options or by their sweep. A table of
-    uncompressed models alone without BOS is left out if their values with BOS differ little; else both have a note.
+    models that were trained for none, such as uncompressed ones, are in all of them. Within a table, rows that one
+    label would merge are distinguished by their options or by their sweep. A table of uncompressed models alone without
+    BOS is left out if their values with BOS differ little; else both have a note.
 
     Args:
         frame: records as `records.read_records` returns them; with a column ``origin``, rows of another origin are
@@ -202,7 +214,9 @@ def pivot(frame: pd.DataFrame, headline: bool = True) -> list[Pivot]:
             tables += _by_budget(group, "")
     tables = _with_bos_notes(tables)
     order = {key: i for i, key in enumerate(dict.fromkeys((t.model, t.task) for t in tables))}
-    return sorted(tables, key=lambda t: (order[t.model, t.task], t.benchmark, not t.compressed, t.metric, t.scorer, t.budget))
+    return sorted(
+        tables, key=lambda t: (order[t.model, t.task], t.benchmark, not t.compressed, t.metric, t.scorer, t.budget)
+    )
 
 
 def _by_budget(group: Sequence[_Line], data: str) -> list[Pivot]:
@@ -212,6 +226,14 @@ def _by_budget(group: Sequence[_Line], data: str) -> list[Pivot]:
         return [_table(group, data)]
     parts = {budget: [line for line in group if line[BUDGET] in (0, budget)] for budget in budgets}
     return [replace(_table(part, data), budget=budget) for budget, part in parts.items()]
+
+
+def same_but_budget(tables: Sequence[Pivot]) -> list[list[Pivot]]:
+    """Return the tables in groups that differ in nothing but the budget, ascending in it."""
+    groups: dict[str, list[Pivot]] = {}
+    for table in tables:
+        groups.setdefault(replace(table, budget=0).title if table.budget else f"{id(table)}", []).append(table)
+    return list(groups.values())
 
 
 def _with_bos_notes(tables: Sequence[Pivot]) -> list[Pivot]:
@@ -295,8 +317,10 @@ def _table(group: Sequence[_Line], data: str) -> Pivot:
     ]
     rank = {"pretrained": 0, "finetuned": 1}
     rows.sort(key=lambda row: rank.get(row.stage, 2))
+    names = ("model", "task", "benchmark", "variant", "metric", "scorer", "engine", "dtype")
+    conditions: dict[str, Any] = {name: str(first[name]) for name in names}
     return Pivot(
-        **{c: str(first[c]) for c in ("model", "task", "benchmark", "variant", "metric", "scorer", "engine", "dtype")},
+        **conditions,
         n=int(first["n"]),
         data=data,
         higher_is_better=bool(first["higher_is_better"]),

@@ -50,7 +50,11 @@ def test_every_field_is_an_option():
     for name, field in SweepConfig.model_fields.items():
         group = field.annotation
         if isinstance(group, type) and issubclass(group, BaseModel):
-            inner = {inner for inner, part in group.model_fields.items() if part.annotation not in (TrainOverrides, RecoverOverrides)}
+            inner = {
+                inner
+                for inner, part in group.model_fields.items()
+                if part.annotation not in (TrainOverrides, RecoverOverrides)
+            }
             assert {(name, part) for part in inner} <= reached
         else:
             assert (name,) in reached
