@@ -92,4 +92,4 @@ def _parsed(option: ConfigOption, value: Any) -> Any:
         return value
     if option.type is str:
         return split_list(value)
-    return numbers(option.name.removesuffix("s"), value, option.type, option.declared.example)
+    return numbers(option.name.removesuffix("s").replace("_", " "), value, option.type, option.declared.example)

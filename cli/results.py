@@ -122,19 +122,23 @@ def _overview(frame: Any) -> Sequence[Table]:
 def plot(
     run: Results,
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures. \\[default: the run's]")] = None,
-    x: Annotated[str, typer.Option(help="ratio, bytes or tokens_per_second.")] = "ratio",
+    x: Annotated[
+        str,
+        typer.Option(help="ratio, bytes, tokens_per_second, or tokens of training where there are several budgets."),
+    ] = "ratio",
     speed: Annotated[
         Path | None, typer.Option(help="Where bench speed put its records. \\[default: speed/ beside the run]")
     ] = None,
 ) -> None:
-    """Draw each benchmark's metric over the ratio, the weights' bytes or measured tokens per second."""
+    """Draw each benchmark's metric over ratio, weights' bytes, measured tokens per second or training tokens."""
     from ..records.files import read_records
     from ..results.plots.axes import AXES
+    from ..results.plots.budgets import TOKENS, draw_budgets
     from ..results.plots.curves import draw_curves
     from ..results.speed.joining import speed_variants, with_speed
 
-    if x not in AXES:
-        raise unknown("x-axis", x, AXES)
+    if x not in (*AXES, TOKENS):
+        raise unknown("x-axis", x, [*AXES, TOKENS])
     frame = read_records(run)
     base = run if run.is_dir() else run.parent
     folder, paths = out or base, []
@@ -145,6 +149,13 @@ def plot(
         speeds = read_records(measured)
         for variant in speed_variants(speeds):
             paths += draw_curves(with_speed(frame, speeds, variant), folder, x=x, condition=variant)
+    elif x == TOKENS:
+        paths = draw_budgets(frame, folder)
+        if not paths:
+            raise UserError(
+                f"{run} has no models with different training after compression; run bench run with several, such as "
+                "--recover-steps 100,200,400"
+            )
     else:
         paths = draw_curves(frame, folder, x=x)
     if not paths and x == "tokens_per_second":

@@ -9,7 +9,19 @@ from typing import Any, get_args, get_origin
 
 import annotated_types
 
-from .schema import COLUMNS, KEY_COLUMNS, MAX_JSON, MAX_TEXT, SCHEMA_VERSION, TIMING_COLUMNS, Json, Name, Record, Text
+from .schema import (
+    BUDGET,
+    COLUMNS,
+    KEY_COLUMNS,
+    MAX_JSON,
+    MAX_TEXT,
+    SCHEMA_VERSION,
+    TIMING_COLUMNS,
+    Json,
+    Name,
+    Record,
+    Text,
+)
 
 _TYPES = {int: ("integer", "int64"), float: ("number", "float64"), bool: ("boolean", "bool"), str: ("text", "string")}
 _UNITS = {
@@ -121,7 +133,9 @@ two rows and the column in which they contradict each other.
 
 ## Schema versions
 
-`schema_version` is {SCHEMA_VERSION}. It rises when a column is added, removed or changes its meaning. A program reads
-the versions up to its own. A file of a later version is refused with a sentence that names both versions; the remedy is
-to update `lowrank-bench`. Within a version, a column may become stricter where that keeps out what no run writes.
+`schema_version` is {SCHEMA_VERSION}. It rises when a column is added, removed or changes its meaning after a release
+(version 1 is that of 0.1.0, which is not released yet). A file without `{BUDGET}`, the column that was added last, is
+read as if it were `steps_compress + steps_recover`. A program reads the versions up to its own. A file of a later
+version is refused with a sentence that names both versions; the remedy is to update `lowrank-bench`. Within a version,
+a column may become stricter where that keeps out what no run writes.
 """

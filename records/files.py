@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from ..foundation.errors import UserError
 from ..foundation.plain import read_input
 from .checksums import CSV_NAME, PARQUET_NAME, check_against_checksums, write_with_checksums
-from .schema import COLUMNS, KEY_COLUMNS, SCHEMA_VERSION, STAGES, TIMING_COLUMNS, Record
+from .schema import BUDGET, COLUMNS, KEY_COLUMNS, SCHEMA_VERSION, STAGES, TIMING_COLUMNS, Record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,8 @@ __all__ = [
 ]
 
 _ORDER = (
-    *("sweep", "model", "task", "stage", "label", "ratio_target", "seed", "benchmark", "variant", "metric", "scorer"),
+    *("sweep", "model", "task", "stage", "label", "ratio_target"),
+    *(BUDGET, "seed", "benchmark", "variant", "metric", "scorer"),
     *(c for c in KEY_COLUMNS),
 )
 MAX_BYTES, MAX_RECORDS = 1 << 29, 500_000
@@ -232,7 +233,7 @@ def _csv_rows(path: Path, raw: bytes) -> list[dict[str, Any]]:
         ) from None
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV ({error}); write it again with 'bench run'") from None
-    if lines and len(lines[0]) == 1 and len(lines[0][0].split(";")) == len(COLUMNS):
+    if lines and len(lines[0]) == 1 and len(lines[0][0].split(";")) in (len(COLUMNS) - 1, len(COLUMNS)):
         raise UserError(f"{path} is separated by semicolons; save it with commas")
     if lines and "schema_version" in lines[0]:
         at = lines[0].index("schema_version")
@@ -241,7 +242,7 @@ def _csv_rows(path: Path, raw: bytes) -> list[dict[str, Any]]:
     for number, line in enumerate(lines[1:], start=1):
         if len(line) != len(lines[0]):
             raise UserError(
-                f"{path}: record {number} has {len(line)} of {len(COLUMNS)} cells; the file is cut off or torn"
+                f"{path}: record {number} has {len(line)} of {len(lines[0])} cells; the file is cut off or torn"
             )
     return [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
 
@@ -338,9 +339,9 @@ def _future(version: Any) -> str:
 
 
 def _check_columns(path: Path, columns: Sequence[str]) -> None:
-    missing = [c for c in COLUMNS if c not in columns]
+    missing = [c for c in COLUMNS if c not in columns and c != BUDGET]
     foreign = [c for c in columns if c not in COLUMNS]
-    if missing or foreign or len(columns) != len(COLUMNS):
+    if missing or foreign or len(columns) != len(set(columns)):
         lists = {"missing": missing, "unknown": foreign}
         problems = [f"{word}: {', '.join(names[:5])}" for word, names in lists.items() if names]
         raise UserError(

@@ -15,6 +15,7 @@ from .metrics import is_fraction
 
 SCHEMA_VERSION = 1
 STAGES = ("pretrained", "finetuned", "compressed", "recovered")
+BUDGET = "steps_budget"
 MAX_TEXT, MAX_JSON = 1000, 20_000
 """Longest text and longest JSON object in characters."""
 _MAX_INT = 2**63 - 1
@@ -146,6 +147,10 @@ class Record(BaseModel):
     steps_finetune: Count = Field(description="optimizer steps of the first finetuning")
     steps_compress: Count = Field(description="optimizer steps taken while compressing")
     steps_recover: Count = Field(description="optimizer steps of the second finetuning")
+    steps_budget: Count = Field(
+        description="optimizer steps after the first finetuning that the sweep allows, pruning included; 0 if the "
+        "model depends on none"
+    )
     tokens_finetune: Count = Field(description="training tokens of the first finetuning, padding excluded")
     tokens_compress: Count = Field(description="training tokens used while compressing, padding excluded")
     tokens_recover: Count = Field(description="training tokens of the second finetuning, padding excluded")
@@ -171,6 +176,18 @@ class Record(BaseModel):
     )
     stage_key: Name = Field(description="key of the evaluate stage: the folder with samples and provenance")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_budget(cls, values: Any) -> Any:
+        """Fill in the budget of a record that was written before there was a column for it."""
+        if not isinstance(values, dict) or BUDGET in values:
+            return values
+        try:
+            steps = int(values["steps_compress"]) + int(values["steps_recover"])
+        except (KeyError, TypeError, ValueError):
+            return values  # the fields themselves are refused with a sentence of their own
+        return {**values, BUDGET: steps}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not self.low <= self.value <= self.high:
@@ -195,7 +212,18 @@ TIMING_COLUMNS = (
 """What may differ between two runs that are otherwise equal."""
 
 KEY_COLUMNS = (
-    *("sweep", "model", "model_sha256", "task", "method", "label", "options", "stage", "ratio_target", "seed"),
-    *("benchmark", "variant", "metric", "scorer", "engine", "dtype", "dataset_sha256", "prompt_sha256"),
+    *("sweep", "model", "model_sha256", "task", "method", "label", "options", "stage", "ratio_target"),
+    *(
+        "steps_budget",
+        "seed",
+        "benchmark",
+        "variant",
+        "metric",
+        "scorer",
+        "engine",
+        "dtype",
+        "dataset_sha256",
+        "prompt_sha256",
+    ),
 )
 """What names a record: two rows with equal keys in one file are an error."""

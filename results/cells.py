@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..foundation.errors import UserError
 from ..records.bos import without_bos_references
@@ -14,7 +14,10 @@ from ..records.schema import STAGES
 from ..runners.store.folders import StageStore, verify_around
 from ..runners.store.storage import check_url
 
-_NAME = re.compile(r"(?P<run>.+?):(?P<label>.+)@(?P<ratio>[0-9.]+)x?")
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NAME = re.compile(r"(?P<run>.+?):(?P<label>.+)@(?P<ratio>[0-9.]+)x?(?:/(?P<steps>[0-9]+))?")
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class FoundCell:
 
 
 def is_cell(name: str) -> bool:
-    """Whether a name has the form ``RUN:LABEL@RATIO``."""
+    """Whether a name has the form ``RUN:LABEL@RATIO`` or ``RUN:LABEL@RATIO/STEPS``."""
     return _NAME.fullmatch(name) is not None
 
 
@@ -75,6 +78,7 @@ def find_cell(
 
     Args:
         name: ``RUN:LABEL@RATIO``, such as ``runs/tiny-toy-math:svd@3``; ``finetuned@1`` is the uncompressed model.
+            Where the run has several budgets ``svd@3/200`` is the model with 200 steps after the first finetuning.
         benchmark, seed: which evaluation, where a cell has several; a variant's name says which.
         any_benchmark: whether the first benchmark does, for those who ask for the weights alone.
         storage: URL from which files are brought that are not here; nothing but what the user named.
@@ -95,6 +99,7 @@ def find_cell(
     if benchmark not in set(frame.variant):
         frame = without_bos_references(frame)
     rows = frame[frame.headline & (frame.label == match["label"]) & (frame.ratio_target == _number(match["ratio"]))]
+    rows = _of_budget(rows, name, match["steps"])
     several = rows.variant.nunique() > rows.benchmark.nunique()
     seeds = (
         ""
@@ -124,6 +129,24 @@ def find_cell(
         raise UserError(f"{cell} is no cell of {run}; its cells: {', '.join(cells)}")
     record = {str(column): value for column, value in rows.to_dict("records")[0].items()}
     return FoundCell(record, stage_folder(run, keys[0]), storage)
+
+
+def _of_budget(rows: pd.DataFrame, name: str, steps: str | None) -> pd.DataFrame:
+    """Return the rows of one budget, and those that depend on none.
+
+    Raises:
+        UserError: there are several and none is named, or the named one is not there.
+    """
+    budgets = sorted(set(rows.steps_budget) - {0})
+    if steps is None and len(budgets) < 2:
+        return rows
+    cell = name.removesuffix(f"/{steps}")
+    if not budgets:
+        raise UserError(f"'{name}' names steps and that model depends on none; write {cell}")
+    if steps is None or int(steps) not in budgets:
+        listed = ", ".join(map(str, budgets))
+        raise UserError(f"{cell} was trained for {listed} steps after the first finetuning; write {cell}/{budgets[0]}")
+    return rows[rows.steps_budget == int(steps)]
 
 
 def stage_folder(run: Path, key: str) -> Path:

@@ -12,6 +12,7 @@ from ..records.files import to_frame
 from ..runners.config import SweepConfig
 from ..runners.keywords import config_of
 from ..runners.sweep import execute
+from .plots.budgets import draw_budgets
 from .plots.curves import draw_curves
 from .tables.by_ratio import EXACT_WIDTH, by_ratio
 from .tables.overview import overviews
@@ -64,7 +65,7 @@ def run_sweep(
     done = execute(config_of(config, options), out)
     files = done.write_records()
     csv, frame = files[0], to_frame(done.records)
-    curves = draw_curves(frame, csv.parent)
+    curves = [*draw_curves(frame, csv.parent), *draw_budgets(frame, csv.parent)]
     result = SweepResult(csv.parent, frame, csv, curves, done.stages_run, (*files, *curves))
     if done.shared:
         done.shared.send_results(result.folder, result.files)

@@ -18,10 +18,33 @@ from .store.files import RECORD, damaged
 
 def collect(plan: Plan, failed: Collection[str] = ()) -> list[Record]:
     """Return one record per cell, benchmark and metric of a finished sweep, without the evaluations that failed."""
-    return [record for cell in plan.cells for record in _cell_records(plan, cell, failed)]
+    budgets = _budgets(plan)
+    return [record for cell in plan.cells for record in _cell_records(plan, cell, failed, budgets)]
 
 
-def _cell_records(plan: Plan, cell: Cell, failed: Collection[str]) -> list[Record]:
+def _budgets(plan: Plan) -> dict[str, int]:
+    """Return the steps after the first finetuning by the key of the stage that they are taken from.
+
+    That is the recovery, and also the compression where it trains. Without steps in the plan they are counted.
+    """
+    budgets: dict[str, int] = {}
+    for cell in plan.cells:
+        budget = cell.budget
+        if "recover" in cell.stages:
+            recovery, compression = (plan.store.record(cell.stages[kind]) for kind in ("recover", "compress"))
+            assert isinstance(recovery, RecoverRecord)
+            assert isinstance(compression, CompressRecord)
+            if budget is None:
+                report = compression.result.report(cell.ratio)
+                spent = 0 if recovery.spec.extra_pruning_steps else report.steps
+                budget = recovery.result.training.steps + spent
+            budgets[cell.stages["recover"]] = budget
+            if compression.spec.train is not None:
+                budgets[cell.stages["compress"]] = budget
+    return budgets
+
+
+def _cell_records(plan: Plan, cell: Cell, failed: Collection[str], budgets: Mapping[str, int]) -> list[Record]:
     stages = {kind: plan.store.record(key) for kind, key in cell.stages.items()}
     rows = []
     for title, key in cell.evaluations.items():
@@ -31,7 +54,9 @@ def _cell_records(plan: Plan, cell: Cell, failed: Collection[str]) -> list[Recor
         evaluation = plan.store.record(key)
         assert isinstance(evaluation, EvaluateRecord)
         try:
+            last = cell.stages.get("recover") or cell.stages.get("compress") or ""
             common = _common(plan, cell, stages, evaluation) | {"benchmark": name, "stage_key": key}
+            common["steps_budget"] = budgets.get(last, 0)
             for metric in evaluation.result.metrics:
                 fields = asdict(metric)
                 rows.append(Record(**common, metric=fields.pop("name"), **fields))

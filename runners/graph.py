@@ -37,6 +37,8 @@ class Cell:
         state: ``pretrained``, ``finetuned``, ``compressed`` or ``recovered``.
         stages: keys of the stages on the way, by kind; evaluate keys are in ``evaluations``.
         evaluations: evaluate keys by name, see `layout.evaluation_name`.
+        budget: optimizer steps after the first finetuning, where the sweep names them; None where the recipe's epochs
+            decide, or the model depends on none.
     """
 
     method: MethodSpec
@@ -45,6 +47,7 @@ class Cell:
     state: str
     stages: Mapping[str, str]
     evaluations: Mapping[str, str]
+    budget: int | None = None
 
 
 @dataclass

@@ -16,7 +16,7 @@ from ..models.footprint import context_length
 from ..models.loading import own_dtype
 from .checks import bos_windows, check_model
 from .choices import DtypeChoice, build_method, merge_settings, pick_calibration_dtype
-from .config import MethodSpec
+from .config import MethodSpec, RecoverOverrides
 from .data_spec import DataSpec
 from .estimates.at_hand import counts_by_size
 from .graph import BASELINE, Cell, Plan
@@ -95,6 +95,14 @@ def evaluate_stage(
     return EvaluateStage(spec=spec, execution=execution, title=title)
 
 
+def _recoveries(recipe: TrainSettings, asked: RecoverOverrides) -> list[TrainSettings]:
+    """Return the training after compression once for each budget that the sweep asks for, ascending."""
+    changes = asked.model_dump(exclude={"steps"})
+    return [merge_settings(recipe, changes, {"steps": steps}) for steps in sorted(asked.steps or ())] or [
+        merge_settings(recipe, changes)
+    ]
+
+
 def evaluation_name(benchmark: str, context: int | None = None, windows: str = "") -> str:
     """Return how an evaluation is called among those of one model: ``wikitext2``, ``wikitext2@512-no-bos``."""
     rest = "-".join(filter(None, [str(context or ""), windows]))
@@ -111,10 +119,11 @@ class Layout:
         finetune, recover = plan.recipe.for_kind(kind, plan.device)
         training, data = plan.config.training, plan.config.execution.data
         self.finetune = merge_settings(finetune, training.finetune.model_dump())
-        self.recover = merge_settings(recover, training.recover.model_dump())
+        self.recoveries = _recoveries(recover, training.recover)
         if training.training_free:
-            self.finetune, self.recover = (run.model_copy(update={"steps": 0}) for run in (self.finetune, self.recover))
-        for run in (self.finetune, self.recover):
+            self.finetune = self.finetune.model_copy(update={"steps": 0})
+            self.recoveries = [self.recoveries[0].model_copy(update={"steps": 0})]
+        for run in (self.finetune, *self.recoveries):
             if plan.setup and run.steps != 0:
                 run.split(plan.setup.processes)
         self.context = context_length(plan.skeleton.config)
@@ -270,8 +279,11 @@ class Layout:
         self.kept.want(fit_key, method, spec.shown)
         together = bool(options.get("trajectory"))
         ratios = sorted(self.config.ratios)
+        # What trains while it compresses takes its steps out of the budget: another budget is another compression.
+        budgets = [[run] for run in self.recoveries] if method.requirements.trains else [self.recoveries]
         for group in [ratios] if together else [[ratio] for ratio in ratios]:
-            self._compressed(spec, method, seed, tuned, keys | {"fit": fit_key}, group)
+            for runs in budgets:
+                self._compressed(spec, method, seed, tuned, keys | {"fit": fit_key}, group, runs)
 
     def _passes(self, method: Compressor, tuned: _Model) -> DtypeChoice:
         """Return the dtype of the passes that a method gathers statistics from; of no effect where it gathers none."""
@@ -284,11 +296,19 @@ class Layout:
         return passes
 
     def _compressed(
-        self, spec: MethodSpec, method: Compressor, seed: int, tuned: _Model, keys: dict[str, str], ratios: list[float]
+        self,
+        spec: MethodSpec,
+        method: Compressor,
+        seed: int,
+        tuned: _Model,
+        keys: dict[str, str],
+        ratios: list[float],
+        recoveries: list[TrainSettings],
     ) -> None:
+        """Add a compression and the recoveries that start from it, which share it unless it trains."""
         needs = method.requirements
         shown = " and ".join(f"{ratio:g}x" for ratio in ratios)
-        title = f"compress {spec.shown} {shown}, seed {seed}"
+        title = f"compress {spec.shown} {shown}{self._steps(recoveries[0]) if needs.trains else ''}, seed {seed}"
         compression = CompressSpec(
             inputs=CompressInputs(model=tuned.identity, fit=keys["fit"]),
             method=spec.name,
@@ -300,11 +320,11 @@ class Layout:
         )
         training: dict[str, Any] = {}
         if needs.trains:
-            choice = self.placements.choose(self.recover, title, method)
+            choice = self.placements.choose(recoveries[0], title, method)
             training = self._training_fields(choice)
             trained = {
-                "train": placed(self.recover, choice).unplaced(),
-                "data": self._data_spec(self.recover),
+                "train": placed(recoveries[0], choice).unplaced(),
+                "data": self._data_spec(recoveries[0]),
                 "extra_pruning_steps": self.config.training.extra_pruning_steps,
             }
             compression = compression.model_copy(update=trained)
@@ -323,29 +343,40 @@ class Layout:
         for ratio in ratios:
             small = self._made(key, f"{ratio_folder(ratio)}/{MODEL_FOLDER}")
             path = keys | {"compress": key}
-            last = self.recover.steps == 0
+            last = recoveries[0].steps == 0
             if last or self.config.evaluation.before_recovery:
-                self._cell(spec, ratio, seed, "compressed", path, small)
-            if not last:
-                self._recovered(spec, method, ratio, seed, path, small)
+                self._cell(spec, ratio, seed, "compressed", path, small, recoveries[0] if needs.trains else None)
+            for run in recoveries if not last else []:
+                self._recovered(spec, method, ratio, seed, path, small, run)
+
+    def _steps(self, run: TrainSettings | None) -> str:
+        """Return a budget as titles name it, or nothing where the sweep has only one."""
+        return f", {run.steps:,} steps" if run and len(self.recoveries) > 1 else ""
 
     def _recovered(
-        self, spec: MethodSpec, method: Compressor, ratio: float, seed: int, keys: dict[str, str], small: _Model
+        self,
+        spec: MethodSpec,
+        method: Compressor,
+        ratio: float,
+        seed: int,
+        keys: dict[str, str],
+        small: _Model,
+        run: TrainSettings,
     ) -> None:
         extra = self.config.training.extra_pruning_steps if method.requirements.trains else 0
-        title = f"recover {spec.shown} {ratio:g}x, seed {seed}"
-        choice = self.placements.choose(self.recover, title, ratio=ratio)
+        title = f"recover {spec.shown} {ratio:g}x{self._steps(run)}, seed {seed}"
+        choice = self.placements.choose(run, title, ratio=ratio)
         recovery = RecoverSpec(
             inputs=ModelInput(model=small.identity),
-            train=placed(self.recover, choice),
-            data=self._data_spec(self.recover),
+            train=placed(run, choice),
+            data=self._data_spec(run),
             seed=seed,
             save_dtype=self.plan.saves(trains=True),
             extra_pruning_steps=extra,
         )
         execution = TrainingExecution(**self._common(small), **self._training_fields(choice))
         key = self.plan.add(RecoverStage(spec=recovery, execution=execution, title=title), small.stage)
-        self._cell(spec, ratio, seed, "recovered", keys | {"recover": key}, self._made(key, MODEL_FOLDER))
+        self._cell(spec, ratio, seed, "recovered", keys | {"recover": key}, self._made(key, MODEL_FOLDER), run)
 
     def _stage(self, state: str) -> EvalStage:
         """Return whether a model counts as finetuned: its prompts follow from that."""
@@ -372,8 +403,17 @@ class Layout:
             include_path=self.include_path,
         )
 
-    def _cell(self, spec: MethodSpec, ratio: float, seed: int, state: str, keys: dict[str, str], model: _Model) -> None:
-        shown = f"{spec.shown} {ratio:g}x ({state}), seed {seed}"
+    def _cell(
+        self,
+        spec: MethodSpec,
+        ratio: float,
+        seed: int,
+        state: str,
+        keys: dict[str, str],
+        model: _Model,
+        run: TrainSettings | None = None,
+    ) -> None:
+        shown = f"{spec.shown} {ratio:g}x ({state}){self._steps(run)}, seed {seed}"
         evaluations = {}
         for name in self.names:
             benchmark = benchmarks.get(name)()
@@ -382,7 +422,7 @@ class Layout:
                 for windows, each in self.bos.settings(benchmark, settings, compressed=spec is not BASELINE):
                     place = evaluation_name(name, context, windows)
                     evaluations[place] = self._evaluation(benchmark, place, shown, model, each)
-        self.plan.cells.append(Cell(spec, ratio, seed, state, keys, evaluations))
+        self.plan.cells.append(Cell(spec, ratio, seed, state, keys, evaluations, run.steps if run else None))
 
     def _evaluation(self, benchmark: Benchmark, place: str, shown: str, model: _Model, settings: EvalSettings) -> str:
         stage = evaluate_stage(

@@ -104,7 +104,8 @@ class Board:
         table = self.table
         data = f", data {self.data}" if self.data else ""
         level = "" if table.confidence == 0.95 else f", {100 * table.confidence:g} % intervals"
-        engine = f"{shorten(table.engine, 40)}, {shorten(table.dtype, 40)}{level}{data}"
+        steps = f", {table.budget:,} steps after the first finetuning" if table.budget else ""
+        engine = f"{shorten(table.engine, 40)}, {shorten(table.dtype, 40)}{level}{steps}{data}"
         return f"{self.measure}, n = {table.n} ({engine})"
 
     @property
@@ -183,7 +184,7 @@ def _one_of_each(frame: pd.DataFrame) -> pd.DataFrame:
 def _order(board: Board) -> tuple[Any, ...]:
     t = board.table
     words = (t.model, t.task, t.benchmark, t.variant, t.metric, t.scorer, t.engine, t.dtype)
-    return (*words[:3], not board.entries, *words[3:], t.n, board.id)
+    return (*words[:3], not board.entries, *words[3:], t.n, t.budget, board.id)
 
 
 def _board(
@@ -199,6 +200,7 @@ def _board(
     references: list[Entry] = []
     first = next(positions[cell.records[0]] for row in table.rows for cell in row.cells.values())
     conditions = [columns[name][first] for name in _CONDITIONS]
+    conditions += [table.budget] if table.budget else []
     board_id = digest([str(value) for value in conditions])[:10]
     for row in table.rows:
         for target, cell in row.cells.items():
@@ -287,7 +289,8 @@ def _with_bos_notes(boards: Sequence[Board]) -> list[Board]:
 
     def conditions(board: Board, variant: str) -> tuple[str, ...]:
         t = board.table
-        return (variant, t.model, board.model_sha256, t.task, t.benchmark, t.metric, t.scorer, t.engine, t.dtype)
+        words = (t.model, board.model_sha256, t.task, t.benchmark, t.metric, t.scorer, t.engine, t.dtype)
+        return (variant, *words, str(t.budget))
 
     without = {conditions(board, board.table.variant): board for board in boards}
     changed: dict[str, Board | None] = {}

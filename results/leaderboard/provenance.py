@@ -18,6 +18,7 @@ class Provenance:
     Attributes:
         seeds, options: of the method.
         tokens: training tokens of finetune, compress, recover, means over seeds; ``steps`` likewise.
+        budget: steps that the sweep allows after the first finetuning.
         hardware: device and threads of the evaluation.
         versions: of the package and the libraries that compute.
         commit: of lowrank_bench.
@@ -31,6 +32,7 @@ class Provenance:
     options: str
     tokens: str
     steps: str
+    budget: str
     hardware: str
     versions: str
     commit: str
@@ -61,6 +63,7 @@ def provenances(columns: Mapping[str, Sequence[Any]], rows: Sequence[int]) -> Pr
         options=_joined(_pairs(text) for text in column("options")),
         tokens=" + ".join(_count(columns[f"tokens_{stage}"], rows) for stage in _TRAINED),
         steps=" + ".join(_count(columns[f"steps_{stage}"], rows) for stage in _TRAINED),
+        budget=_joined(column("steps_budget")),
         hardware=_joined(hardware),
         versions=_joined(_pairs(text, " ") for text in column("versions")),
         commit=_joined(text[:12] or "not in a repository" for text in column("git_commit")),

@@ -1,4 +1,4 @@
-"""What curves are drawn over: the achieved ratio, the weights' bytes, or decoding speed."""
+"""What curves are drawn over: the achieved ratio, the weights' bytes, decoding speed, or training tokens."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ class XAxis:
         name: as ``bench plot --x`` takes it.
         label: with the unit; ``{unit}`` becomes a prefixed unit of bytes.
         value: of a cell; NaN where it was not measured.
+        order: in which lines go from cell to cell.
     """
 
     name: str
     label: str
     value: Callable[[Cell], float]
+    order: Callable[[Cell], float] = lambda cell: cell.ratio
 
     def cells(self, row: Row) -> list[Cell]:
         """Return the cells of a row that can be drawn, in the order in which the line goes through them."""
         drawable = [c for c in row.cells.values() if math.isfinite(c.value) and math.isfinite(self.value(c))]
-        return sorted(drawable, key=lambda cell: cell.ratio)
+        return sorted(drawable, key=self.order)
 
 
 AXES = {

@@ -68,7 +68,7 @@ def draw_curves(
             if not any(axis.cells(row) for row in table.rows if not row.uncompressed):
                 continue
             figure = _figure(table, _references(table, tables), axis, condition)
-            stem = folder / (_stem(table, tables) + (f"-by-{slug(condition or x)}" if x != "ratio" else ""))
+            stem = folder / (file_stem(table, tables) + (f"-by-{slug(condition or x)}" if x != "ratio" else ""))
             paths += save_figure(figure, stem)
     return paths
 
@@ -95,13 +95,18 @@ def save_figure(figure: Any, stem: Path) -> list[Path]:
     return paths
 
 
-def _stem(table: Pivot, tables: Sequence[Pivot]) -> str:
+def file_stem(table: Pivot, tables: Sequence[Pivot]) -> str:
+    """Return the name of a table's figure without its ending, other than those of the other tables."""
     scorer = f"-{table.scorer}" if table.scorer else ""
-    names = [slug(f"{t.model}-{t.task}-{t.variant}-{t.metric}{scorer}") for t in tables]
-    name = slug(f"{table.model}-{table.task}-{table.variant}-{table.metric}{scorer}")
+    names = [slug(f"{t.model}-{t.task}-{t.variant}-{t.metric}{scorer}{_steps(t)}") for t in tables]
+    name = slug(f"{table.model}-{table.task}-{table.variant}-{table.metric}{scorer}{_steps(table)}")
     if names.count(name) > 1:
         name += f"-{digest([table.title, table.model, table.n])[:8]}"
     return name
+
+
+def _steps(table: Pivot) -> str:
+    return f"-{table.budget}-steps" if table.budget else ""
 
 
 def slug(text: str) -> str:
@@ -126,7 +131,7 @@ def _figure(table: Pivot, references: Sequence[tuple[Row, str]], axis: XAxis, co
     lines = _lines(table, axis)
     if len(lines) > _CROWDED:
         groups = _groups(lines, table.higher_is_better)
-        figure = _sheet(4.1 * len(groups) + 0.6, 6.2)
+        figure = new_sheet(4.1 * len(groups) + 0.6, 6.2)
         _panels(figure, table, references, axis, groups)
         _title(figure, table, drawn, condition, len(groups))
         return figure
@@ -138,11 +143,12 @@ def _figure(table: Pivot, references: Sequence[tuple[Row, str]], axis: XAxis, co
 
 def new_figure(height: float = 4.9) -> tuple[Any, Any]:
     """Return a figure with one pair of axes; the height is in inches."""
-    figure = _sheet(7.2, height)
+    figure = new_sheet(7.2, height)
     return figure, figure.add_subplot()
 
 
-def _sheet(width: float, height: float) -> Any:
+def new_sheet(width: float, height: float) -> Any:
+    """Return an empty figure; sizes are in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -174,12 +180,12 @@ def draw_rows(
         if row not in shown:
             cells = axis.cells(row)
             axes.plot([axis.value(c) for c in cells], [c.value * scale for c in cells], color="#cfcfcf", linewidth=1)
-    handles = [_reference(axes, row, scale, axis) for row in uncompressed]
+    handles = [draw_reference(axes, row, scale, axis) for row in uncompressed]
     chosen = line_looks(lines)
-    handles += [_line(axes, row, chosen[row.label], scale, axis) for row in shown]
+    handles += [draw_line(axes, row, chosen[row.label], scale, axis) for row in shown]
     texts = [plain(text) for _, text in references] + [plain(row.label) for row in shown]
     set_x_axis(axes, axis, lines, uncompressed)
-    _y_axis(axes, table, uncompressed + lines, scale)
+    set_y_axis(axes, table, uncompressed + lines, scale)
     axes.grid(True, color="#e4e4e4", linewidth=0.7)
     axes.set_axisbelow(True)
     return handles, texts
@@ -234,7 +240,8 @@ def _panels(
         )
 
 
-def _line(axes: Any, row: Row, look: Look, scale: float, axis: XAxis) -> Any:
+def draw_line(axes: Any, row: Row, look: Look, scale: float, axis: XAxis) -> Any:
+    """Draw a row as a line with markers and intervals; return its handle for the legend."""
     cells = axis.cells(row)
     colour = look.colour
     x = [axis.value(c) for c in cells]
@@ -258,7 +265,8 @@ def _line(axes: Any, row: Row, look: Look, scale: float, axis: XAxis) -> Any:
     )[0]
 
 
-def _reference(axes: Any, row: Row, scale: float, axis: XAxis) -> Any:
+def draw_reference(axes: Any, row: Row, scale: float, axis: XAxis) -> Any:
+    """Draw an uncompressed row as a line across, over measured axes with a point; return its handle."""
     cell = next(iter(row.cells.values()))
     colour, dashes = _REFERENCE[row.stage]
     low, high = _ends([cell], scale)
@@ -285,7 +293,8 @@ def _ends(cells: Sequence[Cell], scale: float) -> tuple[list[float], list[float]
     return low, high
 
 
-def _y_axis(axes: Any, table: Pivot, rows: Sequence[Row], scale: float) -> None:
+def set_y_axis(axes: Any, table: Pivot, rows: Sequence[Row], scale: float) -> None:
+    """Scale and label the y-axis for some rows of a table."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
     unit = "%" if is_fraction(table.metric) else "nats" if table.metric.startswith("nats") else ""
@@ -322,7 +331,8 @@ def measured_line(table: Pivot, drawn: str = "bands") -> str:
     seeds = f"seed {table.seeds[0]}" if len(table.seeds) == 1 else f"{len(table.seeds)} seeds"
     spread = any(cell.across_seeds for row in table.rows for cell in row.cells.values())
     bands = f"{drawn}: {100 * table.confidence:g} % interval" + (" across seeds" if spread else "")
-    return f"n = {table.n} · {seeds} · {bands}" + (f" · data {table.data}" if table.data else "")
+    steps = f" · {table.budget:,} steps" if table.budget else ""
+    return f"n = {table.n} · {seeds} · {bands}{steps}" + (f" · data {table.data}" if table.data else "")
 
 
 def plain(text: str, keep: str = "") -> str:

@@ -107,7 +107,7 @@ def _of_cell(name: str, seed: int | None) -> Origin:
     frame = read_records(Path(name.partition(":")[0]))
     frame = frame[frame.headline & (frame.seed == record["seed"])]
     own = frame[(frame.label == record["label"]) & (frame.ratio_target == record["ratio_target"])]
-    own = own[own.stage == record["stage"]]
+    own = own[(own.stage == record["stage"]) & (own.steps_budget == record["steps_budget"])]
     dense = frame[frame.method == "none"]
     condition = ["variant", "metric", "scorer", "n", "engine"]
     values = {tuple(row[column] for column in condition): row["value"] for row in dense.to_dict("records")}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ...foundation.errors import UserError
 from ...foundation.files import write_atomic
 from ...records.files import COLUMNS, TIMING_COLUMNS, Record, csv_text, read_records, to_records
-from .recovery import CellName, Estimate, estimates
+from .recovery import CellName, Estimate, estimates, has_budgets
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,8 +82,11 @@ def update_baseline(run: pd.DataFrame, path: Path) -> Update:
     new = [known.get(_result(record), record) for record in to_records(run)]
     records = (*untouched, *new)
     write_atomic(path, csv_text(records))
-    before = {} if old is None else estimates(old[[pair in updated for pair in _models_and_tasks(old)]])
-    return Update(records, tuple(_changes(before, cells)))
+    if old is None:
+        return Update(records, tuple(_changes({}, cells)))
+    same = old[[pair in updated for pair in _models_and_tasks(old)]]
+    budgets = has_budgets(same) or has_budgets(run)
+    return Update(records, tuple(_changes(estimates(same, budgets), estimates(run, budgets))))
 
 
 def _models_and_tasks(frame: pd.DataFrame) -> Iterable[tuple[str, str]]:

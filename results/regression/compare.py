@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...foundation.errors import UserError
 from ...records.intervals import t_quantile
-from .recovery import CellName, Estimate, estimates
+from .recovery import CellName, Estimate, estimates, has_budgets
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,7 +126,8 @@ def check_run(run: pd.DataFrame, baseline: pd.DataFrame, tolerance: Tolerance) -
     Raises:
         UserError: the two have no cell in common, or one holds two records of a cell and seed.
     """
-    bases, runs = estimates(baseline), estimates(run)
+    budgets = has_budgets(baseline) or has_budgets(run)
+    bases, runs = estimates(baseline, budgets), estimates(run, budgets)
     measures = {name.reference for name in bases}
     runs = {name: estimate for name, estimate in runs.items() if name.reference in measures}
     if not bases.keys() & runs.keys():

@@ -19,7 +19,10 @@ UNCOMPRESSED = ("pretrained", "finetuned")
 
 
 class CellName(NamedTuple):
-    """What a cell is called on both sides of a check; seeds and conditions are not part of it."""
+    """What a cell is called on both sides of a check; seeds and conditions are not part of it.
+
+    The budget is, where a side has several; else it is 0, and a condition.
+    """
 
     model: str
     task: str
@@ -30,6 +33,7 @@ class CellName(NamedTuple):
     label: str
     stage: str
     ratio_target: float
+    steps_budget: int = 0
 
     @property
     def uncompressed(self) -> bool:
@@ -41,7 +45,8 @@ class CellName(NamedTuple):
         """The cell within its measure, such as ``svd 3×``."""
         if self.uncompressed:
             return f"uncompressed ({self.stage})"
-        return f"{self.label} {self.ratio_target:g}×{', not recovered' if self.stage == 'compressed' else ''}"
+        steps = f", {self.steps_budget:,} steps" if self.steps_budget else ""
+        return f"{self.label} {self.ratio_target:g}×{steps}{', not recovered' if self.stage == 'compressed' else ''}"
 
     @property
     def measure(self) -> str:
@@ -100,22 +105,34 @@ class Estimate:
         return variance(self.values) if len(self.values) > 1 else math.nan
 
 
-def estimates(frame: pd.DataFrame) -> dict[CellName, Estimate]:
+def has_budgets(frame: pd.DataFrame) -> bool:
+    """Whether models of a frame were trained for several numbers of steps after the first finetuning."""
+    return len(set(frame["steps_budget"]) - {0}) > 1
+
+
+def estimates(frame: pd.DataFrame, budgets: bool | None = None) -> dict[CellName, Estimate]:
     """Return every cell of a frame of records, in its order.
 
     The uncompressed model of a cell is the finetuned one of the same model, task, variant, metric and scorer, with the
     same seed where there is one, else the mean over its seeds; the pretrained one where nothing was finetuned.
     Metrics whose ideal lies in the middle (measures of bias) have no recovery and are left out.
 
+    Args:
+        frame: records.
+        budgets: whether cells are named by their budget; None where the frame has several.
+
     Raises:
         UserError: two records give one cell and seed.
     """
     groups: dict[CellName, dict[int, dict[str, Any]]] = {}
     rows: list[dict[str, Any]] = frame.to_dict("records")  # type: ignore[assignment]
+    named = has_budgets(frame) if budgets is None else budgets
     for row in rows:
         if has_ideal(row["metric"]):
             continue
         name = CellName(**{field: row[field] for field in CellName._fields})
+        if not named:
+            name = name._replace(steps_budget=0)
         if name.uncompressed:
             name = name._replace(label="uncompressed", ratio_target=1.0)
         earlier = groups.setdefault(name, {}).setdefault(int(row["seed"]), row)

@@ -231,6 +231,8 @@ class Report:
 
     Attributes:
         records: the run's, as `records.read_records` returns them.
+        orders: where models were trained for several budgets, tests of every pair of rows at a ratio and budget, the
+            one with the better estimate as leader, corrected for all pairs and budgets of the ratio.
         span: start and end of its stages, UTC; empty where they are not there.
         missing: why a section is empty or shows less than it could, one sentence each, by section.
     """
@@ -239,6 +241,7 @@ class Report:
     records: pd.DataFrame = field(compare=False)
     asked: Asked
     paired: tuple[Paired, ...] = ()
+    orders: tuple[Paired, ...] = ()
     costs: tuple[Cost, ...] = ()
     span: tuple[str, ...] = ()
     ranks: tuple[RankMap, ...] = ()

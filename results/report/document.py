@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from functools import partial
 
 from ..pages.shell import shorten
-from ..tables.pivot import Cell, Pivot, format_cell, pivot
+from ..tables.pivot import Cell, Pivot, format_cell, pivot, same_but_budget
 from ..tables.table import Cell as TableCell
 from ..tables.table import Column, Field, Table, number_columns, text_columns
 from .blocks import Block, Bullets, Code, Examples, Fold, Heading, Listing, Picture, Section
 from .data import Report
-from .figures import MOST_LINES, curve, failure_figure, spending_figure
-from .findings import findings, is_separated
+from .figures import MOST_LINES, budget_curve, curve, failure_figure, spending_figure
+from .findings import findings
 from .inside import rank_blocks, spectra_blocks
 from .spending import Spending, Spent, spending
-from .words import count, duration
+from .verdicts import is_separated
+from .words import count, duration, with_budget
 
 MOST_CURVES = 20
 """Benchmarks whose curves a page shows at most."""
@@ -148,7 +149,8 @@ def _sizes(tables: Sequence[Pivot]) -> Table:
                 share_left = Field(f"{100 * c.kept:.1f} %", c.kept)
                 weights = Field(f"{count(c.bytes)}B", c.bytes)
                 numbers = (ratio, c.ratio, share_left, c.ratio_matrices, c.params, weights, c.tokens)
-                groups.setdefault((row.label, ratio), [row.label, *numbers])
+                label = with_budget(row.label, table.budget if row.budgeted else 0)
+                groups.setdefault((label, ratio), [label, *numbers])
     columns = [Column("method"), *number_columns("ratio", format="{:g}×")]
     columns += number_columns("achieved", "kept", "matrices", format="{:.3f}×")
     columns += number_columns("parameters", "weights", "tokens after finetuning", format="{:,.0f}")
@@ -161,7 +163,10 @@ def _curves(tables: Sequence[Pivot]) -> list[Block]:
     for number, table in enumerate(tables):
         if not table.compressed:
             continue
-        caption = f"{table.variant}: {table.measure} over the achieved ratio, with intervals. The table above has the "
+        steps = with_budget("", table.budget)
+        caption = (
+            f"{table.variant}: {table.measure} over the achieved ratio{steps}, with intervals. The table above has the "
+        )
         caption += "numbers."
         rows = [row for row in table.rows if not row.uncompressed]
         if len(rows) > MOST_LINES:
@@ -170,6 +175,20 @@ def _curves(tables: Sequence[Pivot]) -> list[Block]:
             blocks.append(Picture(f"curve-{number}", caption, caption, partial(curve, table, f"curve-{number}")))
         elif len(blocks) == MOST_CURVES:
             blocks.append(f"The first {MOST_CURVES} benchmarks are drawn; all are in the tables above.")
+    return blocks + _budget_curves(tables)
+
+
+def _budget_curves(tables: Sequence[Pivot]) -> list[Block]:
+    """Return a picture for each ratio of the measures that have several budgets."""
+    blocks: list[Block] = []
+    for number, group in enumerate(same_but_budget(tables)):
+        rows = [row for table in group if table.budget for row in table.rows if row.budgeted]
+        for ratio in sorted({ratio for row in rows for ratio in row.cells}):
+            if len(blocks) < MOST_CURVES:
+                caption = f"{group[0].variant} at {ratio:g}×: {group[0].measure} over the training tokens after the "
+                caption += "first finetuning, with intervals."
+                name = f"budgets-{number}-{ratio:g}".replace(".", "-")
+                blocks.append(Picture(name, caption, caption, partial(budget_curve, group, ratio, name)))
     return blocks
 
 

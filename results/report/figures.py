@@ -68,6 +68,36 @@ def curve(table: Pivot, name: str) -> Markup:
     return chart(name, f"{table.variant}: {table.measure}", text, x, y, series, levels)
 
 
+def budget_curve(tables: Sequence[Pivot], ratio: float, name: str) -> Markup:
+    """Draw the values at one ratio over the training tokens after the first finetuning, a line each row.
+
+    Args:
+        tables: that differ in nothing but the budget, ascending in it.
+        ratio: target.
+        name: id of the chart.
+    """
+    first = tables[0]
+    scale = 100.0 if is_fraction(first.metric) else 1.0
+    points: dict[str, list[Point]] = {}
+    methods: dict[str, str] = {}
+    for table in tables:
+        for row in table.rows:
+            if row.budgeted and ratio in row.cells:
+                cell = row.cells[ratio]
+                value, interval = format_cell(table.metric, cell)
+                text = f"{row.label} with {table.budget:,} steps, {cell.tokens:,.0f} tokens: {value} {interval}"
+                at = Point(cell.tokens, scale * cell.value, scale * cell.low, scale * cell.high, text)
+                points.setdefault(row.label, []).append(at)
+                methods[row.label] = row.method
+    series = [Series(label, line, method=methods[label]) for label, line in list(points.items())[:MOST_LINES]]
+    levels = [(row.label, scale * c.value) for row in first.rows if row.uncompressed for c in row.cells.values()]
+    good = direction(first.metric, first.higher_is_better)
+    x = Axis("training tokens after the first finetuning", logarithmic=True)
+    y = Axis(f"{first.measure} · {good}", logarithmic=None if is_perplexity(first.metric) else False)
+    text = f"{len(series)} lines over the training tokens, one for each row of the tables; {good}."
+    return chart(name, f"{first.variant} at {ratio:g}×: {first.measure}", text, x, y, series, levels)
+
+
 def _point(table: Pivot, label: str, ratio: float, cell: Cell, scale: float) -> Point:
     value, interval = format_cell(table.metric, cell)
     text = f"{label} at {ratio:g}×: {value} {interval}"

@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ..tables.pivot import Cell, Pivot, Row, direction, format_value, is_fraction, pivot
+from .budgets import budget_findings
 from .data import Paired, Report
+from .verdicts import SIGNIFICANCE, is_separated, lies_apart
 from .words import and_list, duration
 
-SIGNIFICANCE = 0.05
 _NAMED = 6
 """Most rows that a sentence names; more are counted."""
 
@@ -23,6 +24,7 @@ def findings(report: Report) -> list[tuple[str, list[str]]]:
         if table.compressed:
             tests = [test for test in report.paired if test.table == number]
             texts.append((table.title, _table(table, tests)))
+    texts += budget_findings(tables, report.orders)
     if sentences := _fairness(report) + _costs(report):
         texts.append(("Training and time", sentences))
     return texts
@@ -101,7 +103,7 @@ def _separated(
     ahead = [name for name, _ in others if name in tested and is_separated(tested[name])]
     close = [name for name, _ in others if name in tested and not is_separated(tested[name])]
     rest = [(name, cell) for name, cell in others if name not in tested]
-    apart = [name for name, cell in rest if _apart(table, best, cell)]
+    apart = [name for name, cell in rest if lies_apart(table, best, cell)]
     parts = []
     if tested:
         test = next(iter(tested.values()))
@@ -121,15 +123,6 @@ def _separated(
             f"its interval overlaps that of {_those(overlapping, len(rest))}, so that the order is not settled"
         )
     return parts
-
-
-def is_separated(test: Paired) -> bool:
-    """Return whether a test is held to show that the leader is better."""
-    return test.p_corrected < SIGNIFICANCE and test.every_seed
-
-
-def _apart(table: Pivot, best: Cell, other: Cell) -> bool:
-    return best.low > other.high if table.higher_is_better else best.high < other.low
 
 
 def _named(names: Sequence[str]) -> str:
@@ -163,9 +156,16 @@ def _fairness(report: Report) -> list[str]:
     if rows.empty:
         return []
     last = rows[rows.stage == "recovered"] if (rows.stage == "recovered").any() else rows
-    steps = sorted({int(s) for s in last.steps_compress + last.steps_recover})
+    taken = last.steps_compress + last.steps_recover
+    steps = sorted({int(s) for s in taken})
     tokens = sorted({int(t) for t in last.tokens_compress + last.tokens_recover})
-    if steps == [0]:
+    budgets = sorted({int(budget) for budget in last.steps_budget} - {0})
+    if len(budgets) > 1 and (taken == last.steps_budget).all():
+        sentences = [
+            f"With each of the {len(budgets)} budgets every method had the same training steps after the first "
+            f"finetuning: {and_list([f'{budget:,}' for budget in budgets])}."
+        ]
+    elif steps == [0]:
         sentences = ["No method was trained after the first finetuning."]
     elif len(steps) == 1:
         sentences = [f"Every method had the same {steps[0]:,} training steps after the first finetuning"]

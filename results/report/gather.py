@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,10 @@ from .data import Report
 from .failed import failed_stages
 from .failures import failures
 from .lineage import Lineage, Rows
-from .paired import paired_tests
+from .paired import order_tests, paired_tests
 from .ranks import rank_maps
 from .spectra import spectra
+from .words import with_budget
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,17 +38,19 @@ def gather(run: Path, data: Path | None = None) -> Report:
     lineage = Lineage(run, (str(key) for key in frame.stage_key))
     rows = _shown_rows(frame)
     answers = _answers(rows, lineage)
+    named = _named_rows(rows)
     parts = {
-        "ranks": rank_maps(rows, lineage),
-        "spectra": spectra(rows, lineage),
-        "failures": failures(rows, answers, lineage, data),
+        "ranks": rank_maps(named, lineage),
+        "spectra": spectra(named, lineage),
+        "failures": failures(named, answers, lineage, data),
         "paired": paired_tests(rows, answers),
     }
     return Report(
         title=" and ".join(dict.fromkeys(str(name) for name in frame.sweep)),
         records=frame,
         asked=asked(run, frame, lineage),
-        costs=costs(rows, lineage),
+        orders=order_tests(rows, answers),
+        costs=costs(named, lineage),
         span=span(lineage),
         failed=failed_stages(lineage),
         origin=origin(frame, lineage),
@@ -59,12 +63,21 @@ def _shown_rows(frame: pd.DataFrame) -> Rows:
     """Return the headline records as the tables show them."""
     records: list[dict[Any, Any]] = frame.to_dict("records")
     return [
-        {**records[index], "table": number, "shown": row.label}
+        {**records[index], "index": index, "table": number, "budget": table.budget, "shown": row.label}
         for number, table in enumerate(pivot(frame))
         for row in table.rows
         for cell in row.cells.values()
         for index in cell.records
     ]
+
+
+def _named_rows(rows: Rows) -> Rows:
+    """Return each record once, where several budgets were measured with the budget in the text of its row."""
+    named: dict[int, Mapping[str, Any]] = {}
+    for row in rows:
+        budget = row["budget"] if row["steps_budget"] else 0
+        named.setdefault(row["index"], {**row, "shown": with_budget(row["shown"], budget)})
+    return list(named.values())
 
 
 def _answers(rows: Rows, lineage: Lineage) -> dict[str, Answers]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from .answers import Answers
 from .data import Paired
 from .lineage import Rows
 
+_MEASURE = ("model", "task", "variant", "metric", "scorer", "engine", "dtype", "n")
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -31,6 +33,34 @@ def paired_tests(rows: Rows, answers: Mapping[str, Answers]) -> tuple[Paired, ..
     Returns:
         Nothing for a table whose seeds were measured on different problems, or whose samples are not there.
     """
+    tests: list[Paired] = []
+    for (table, ratio), entries in _entries(rows, answers).items():
+        pairs = [pair for other in entries[1:] if (pair := _pair(entries[0], other)) is not None]
+        tests += _tested([(table, ratio, entries[0].label, pair) for pair in pairs])
+    return tuple(tests)
+
+
+def order_tests(rows: Rows, answers: Mapping[str, Answers]) -> tuple[Paired, ...]:
+    """Test every pair of compressed rows at each ratio and budget; nothing where there are no several budgets.
+
+    p-values are corrected for all pairs and budgets of one measure at one ratio.
+
+    Args:
+        rows: headline records.
+        answers: by evaluate key.
+    """
+    measures = {row["table"]: tuple(row[c] for c in _MEASURE) for row in rows if row["budget"]}
+    groups: dict[tuple[Any, ...], list[tuple[int, float, str, _Pair]]] = {}
+    for (table, ratio), entries in _entries([row for row in rows if row["budget"]], answers).items():
+        group = groups.setdefault((*measures[table], ratio), [])
+        for ahead, behind in combinations(entries, 2):
+            if (pair := _pair(ahead, behind)) is not None:
+                group.append((table, ratio, ahead.label, pair))
+    return tuple(test for group in groups.values() for test in _tested(group))
+
+
+def _entries(rows: Rows, answers: Mapping[str, Answers]) -> dict[tuple[int, float], list[_Entry]]:
+    """Return the compressed rows of each table and ratio, the best estimate first."""
     cells: dict[tuple[int, float], dict[str, list[Mapping[str, Any]]]] = {}
     data: dict[int, set[tuple[str, str]]] = {}
     for row in rows:
@@ -38,15 +68,14 @@ def paired_tests(rows: Rows, answers: Mapping[str, Answers]) -> tuple[Paired, ..
             data.setdefault(row["table"], set()).add((row["dataset_sha256"], row["prompt_sha256"]))
             by_label = cells.setdefault((row["table"], row["ratio_target"]), {})
             by_label.setdefault(row["shown"], []).append(row)
-    tests: list[Paired] = []
+    ranked = {}
     for (table, ratio), by_label in sorted(cells.items()):
         if len(data[table]) > 1:
             continue
         entries = [_Entry(label, part, answers) for label, part in by_label.items()]
         entries.sort(key=lambda entry: -entry.value if entry.higher_is_better else entry.value)
-        pairs = [pair for other in entries[1:] if (pair := _pair(entries[0], other)) is not None]
-        tests += _tested(table, ratio, entries[0].label, pairs)
-    return tuple(tests)
+        ranked[table, ratio] = entries
+    return ranked
 
 
 class _Entry:
@@ -118,12 +147,13 @@ def _windows(mine: Sequence[Answers], theirs: Sequence[Answers]) -> tuple[Floats
     return np.array(columns).T, float(sum(tokens.values())), "windows"
 
 
-def _tested(table: int, ratio: float, leader: str, pairs: Sequence[_Pair]) -> list[Paired]:
+def _tested(pairs: Sequence[tuple[int, float, str, _Pair]]) -> list[Paired]:
+    """Test pairs, each with its table, ratio and leader; p-values are corrected for all of them."""
     if not pairs:
         return []
     flips = enough_flips(len(pairs))
     results = []
-    for pair in pairs:
+    for *_, pair in pairs:
         n = len(pair.gains)
         ahead, behind = int((pair.gains > 0).sum()), int((pair.gains < 0).sum())
         if pair.greedy:
@@ -139,5 +169,7 @@ def _tested(table: int, ratio: float, leader: str, pairs: Sequence[_Pair]) -> li
             *(table, ratio, leader, pair.label, difference, low, high, p_value, p_corrected),
             *(len(pair.gains), pair.units, pair.seeds, pair.every_seed, test),
         )
-        for pair, (difference, low, high, p_value, test), p_corrected in zip(pairs, results, corrected, strict=True)
+        for (table, ratio, leader, pair), (difference, low, high, p_value, test), p_corrected in zip(
+            pairs, results, corrected, strict=True
+        )
     ]

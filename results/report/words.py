@@ -10,6 +10,11 @@ def and_list(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""
 
 
+def with_budget(label: str, budget: int) -> str:
+    """Return a row's label with its training steps; 0 adds nothing."""
+    return f"{label}, {budget:,} steps" if budget else label
+
+
 def duration(seconds: float) -> str:
     """Return seconds as a reader says them: ``41 s``, ``12 min``, ``3.2 h``."""
     if seconds < 100:

@@ -12,7 +12,7 @@ from ...foundation.errors import UserError
 from ...records.bos import bos_sentence, differ, variant_without
 from ...records.intervals import across_seeds
 from ...records.metrics import direction, format_value, goodness, has_ideal, is_fraction, is_perplexity, limits
-from ...records.schema import KEY_COLUMNS
+from ...records.schema import BUDGET, KEY_COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +29,7 @@ __all__ = [
     "is_fraction",
     "is_perplexity",
     "pivot",
+    "same_but_budget",
 ]
 
 TOO_LONG = "prompt_too_long"
@@ -39,7 +40,17 @@ _DATA = ["dataset_sha256", "prompt_sha256"]
 _SAME = ["stage_key", "label", "options", "stage", "ratio_target", "seed"]
 _READ = [
     *(*_CONDITIONS, *_DATA, *_SAME, "sweep", "method", "higher_is_better", "confidence", "value", "low", "high"),
-    *("ratio", "kept", "ratio_matrices", "params", "bytes", "tokens_compress", "tokens_recover", "tokens_per_second"),
+    *(
+        "ratio",
+        "kept",
+        "ratio_matrices",
+        "params",
+        "bytes",
+        BUDGET,
+        "tokens_compress",
+        "tokens_recover",
+        "tokens_per_second",
+    ),
     *("origin", TOO_LONG),
 ]
 _EVALUATION = [*(c for c in KEY_COLUMNS if c not in ("metric", "scorer")), "stage_key"]
@@ -83,12 +94,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table; an uncompressed model has a single cell, at ratio 1."""
+    """One line of a table; an uncompressed model has a single cell, at ratio 1.
+
+    Attributes:
+        budgeted: whether the row depends on how many steps follow the first finetuning.
+    """
 
     label: str
     stage: str
     cells: Mapping[float, Cell]
     method: str = ""
+    budgeted: bool = False
 
     @property
     def uncompressed(self) -> bool:
@@ -105,6 +121,7 @@ class Pivot:
         ratios: target ratios, ascending; 1 is the column of the uncompressed rows.
         rows: uncompressed rows first.
         note: what a reader of the values should know; may be empty.
+        budget: optimizer steps after the first finetuning, where records of several budgets are at hand; else 0.
     """
 
     model: str
@@ -122,6 +139,7 @@ class Pivot:
     ratios: tuple[float, ...]
     rows: tuple[Row, ...]
     note: str = ""
+    budget: int = 0
 
     @property
     def compressed(self) -> bool:
@@ -143,7 +161,8 @@ class Pivot:
     def title(self) -> str:
         """What was measured, on what, under which conditions."""
         data = f", data {self.data}" if self.data else ""
-        conditions = f"n = {self.n} ({self.engine}, {self.dtype}{data})"
+        steps = f", {self.budget:,} steps" if self.budget else ""
+        conditions = f"n = {self.n} ({self.engine}, {self.dtype}{data}{steps})"
         return f"{self.model} · {self.task} · {self.variant}: {self.measure}, {conditions}"
 
 
@@ -151,9 +170,11 @@ def pivot(frame: pd.DataFrame, headline: bool = True) -> list[Pivot]:
     """Group records into tables.
 
     Records share a table only if model, task, benchmark variant, metric, scorer, number of problems, engine and number
-    format are the same, and the data too (data generated from the training seed may differ between seeds). Within a
-    table, rows that one label would merge are distinguished by their options or by their sweep. A table of
-    uncompressed models alone without BOS is left out if their values with BOS differ little; else both have a note.
+    format are the same, and the data too (data generated from the training seed may differ between seeds). Where
+    models were trained for several numbers of steps after the first finetuning (`Pivot.budget`), each has a table;
+    models that were trained for none, such as uncompressed ones, are in all of them. Within a table, rows that one
+    label would merge are distinguished by their options or by their sweep. A table of uncompressed models alone without
+    BOS is left out if their values with BOS differ little; else both have a note.
 
     Args:
         frame: records as `records.read_records` returns them; with a column ``origin``, rows of another origin are
@@ -187,19 +208,39 @@ def pivot(frame: pd.DataFrame, headline: bool = True) -> list[Pivot]:
             data.setdefault(line["seed"], set()).add(hashes)
             parts.setdefault(hashes, []).append(line)
         if max(map(len, data.values())) > 1:
-            tables += [_table(part, " ".join(h[:8] for h in hashes if h)) for hashes, part in parts.items()]
+            for hashes, part in parts.items():
+                tables += _by_budget(part, " ".join(h[:8] for h in hashes if h))
         else:
-            tables.append(_table(group, ""))
+            tables += _by_budget(group, "")
     tables = _with_bos_notes(tables)
     order = {key: i for i, key in enumerate(dict.fromkeys((t.model, t.task) for t in tables))}
-    return sorted(tables, key=lambda t: (order[t.model, t.task], t.benchmark, not t.compressed, t.metric, t.scorer))
+    return sorted(
+        tables, key=lambda t: (order[t.model, t.task], t.benchmark, not t.compressed, t.metric, t.scorer, t.budget)
+    )
+
+
+def _by_budget(group: Sequence[_Line], data: str) -> list[Pivot]:
+    """Return a table for each budget; models that depend on none are in all of them."""
+    budgets = sorted({int(line[BUDGET]) for line in group} - {0})
+    if len(budgets) < 2:
+        return [_table(group, data)]
+    parts = {budget: [line for line in group if line[BUDGET] in (0, budget)] for budget in budgets}
+    return [replace(_table(part, data), budget=budget) for budget, part in parts.items()]
+
+
+def same_but_budget(tables: Sequence[Pivot]) -> list[list[Pivot]]:
+    """Return the tables in groups that differ in nothing but the budget, ascending in it."""
+    groups: dict[str, list[Pivot]] = {}
+    for table in tables:
+        groups.setdefault(replace(table, budget=0).title if table.budget else f"{id(table)}", []).append(table)
+    return list(groups.values())
 
 
 def _with_bos_notes(tables: Sequence[Pivot]) -> list[Pivot]:
     """Return the tables with a note where those with and without BOS differ, and without those that say nothing new."""
 
     def conditions(table: Pivot, variant: str) -> tuple[str, ...]:
-        names = ("model", "task", "benchmark", "metric", "scorer", "engine", "dtype")
+        names = ("model", "task", "benchmark", "metric", "scorer", "engine", "dtype", "budget")
         return variant, *(getattr(table, name) for name in names)  # n may differ: a BOS takes a token's place
 
     shown = list(tables)
@@ -265,13 +306,21 @@ def _table(group: Sequence[_Line], data: str) -> Pivot:
         parts.setdefault((label, line["stage"]), {}).setdefault(ratio, []).append(line)
         methods.setdefault(label, line["method"])
     rows = [
-        Row(label, stage, {ratio: _cell(label, cells[ratio]) for ratio in sorted(cells)}, methods[label])
+        Row(
+            label,
+            stage,
+            {ratio: _cell(label, cells[ratio]) for ratio in sorted(cells)},
+            methods[label],
+            any(line[BUDGET] for part in cells.values() for line in part),
+        )
         for (label, stage), cells in parts.items()
     ]
     rank = {"pretrained": 0, "finetuned": 1}
     rows.sort(key=lambda row: rank.get(row.stage, 2))
+    names = ("model", "task", "benchmark", "variant", "metric", "scorer", "engine", "dtype")
+    conditions: dict[str, Any] = {name: str(first[name]) for name in names}
     return Pivot(
-        **{c: str(first[c]) for c in ("model", "task", "benchmark", "variant", "metric", "scorer", "engine", "dtype")},
+        **conditions,
         n=int(first["n"]),
         data=data,
         higher_is_better=bool(first["higher_is_better"]),

@@ -2,12 +2,13 @@
 
 from .methods import MethodSpec, parse_method, split_methods
 from .reading import make_config, merge, nest, read_yaml
-from .sweep import Evaluation, Execution, SweepConfig, Training, TrainOverrides, check_seed
+from .sweep import Evaluation, Execution, RecoverOverrides, SweepConfig, Training, TrainOverrides, check_seed
 
 __all__ = [
     "Evaluation",
     "Execution",
     "MethodSpec",
+    "RecoverOverrides",
     "SweepConfig",
     "TrainOverrides",
     "Training",

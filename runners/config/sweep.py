@@ -7,7 +7,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from ...foundation.errors import unknown
 from .methods import MethodSpec, check_recordable, split_methods
@@ -69,6 +77,43 @@ class TrainOverrides(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] | None = None
 
 
+class RecoverOverrides(TrainOverrides):
+    """Changes to a recipe's training after compression; several numbers of steps are an axis of the sweep."""
+
+    steps: Annotated[tuple[int, ...] | None, Option(name="{parent}_steps", example="100,200,400")] = Field(  # type: ignore[assignment]
+        default=None, min_length=1, description="Optimizer steps {description}"
+    )
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _listed(cls, values: object) -> object:
+        if isinstance(values, str):
+            return tuple(filter(None, (part.strip() for part in values.split(","))))
+        return (values,) if isinstance(values, int) else values
+
+    @field_validator("steps")
+    @classmethod
+    def _usable_steps(cls, values: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        for value in values or ():
+            if not 0 <= value <= MAX_COUNT:
+                raise ValueError(
+                    f"{value} recover steps are not possible; write a whole number from 0 to {MAX_COUNT:,}, or several "
+                    "with commas, such as 100,200,400"
+                )
+        if values and len(values) > 1 and 0 in values:
+            others = ",".join(str(value) for value in values if value)
+            raise ValueError(
+                f"0 recover steps leave the second finetuning out, so they are no budget beside others; write "
+                f"--recover-steps {others} --before-recovery to measure models before it too"
+            )
+        _no_repeats("number of recover steps", [str(value) for value in values or ()])
+        return values
+
+    @field_serializer("steps")
+    def _plain_steps(self, values: tuple[int, ...] | None) -> int | list[int] | None:
+        return values[0] if values and len(values) == 1 else None if values is None else list(values)
+
+
 class Training(BaseModel):
     """How models are finetuned, before compression and after it."""
 
@@ -82,8 +127,9 @@ class Training(BaseModel):
         default=None, description="Training set of the task (see bench tasks)."
     )
     finetune: TrainOverrides = Field(default=TrainOverrides(), description="of the first finetuning.")
-    recover: TrainOverrides = Field(
-        default=TrainOverrides(), description="after it, pruning included; the same for every method."
+    recover: RecoverOverrides = Field(
+        default=RecoverOverrides(),
+        description="after it, pruning included; the same for every method. Several, 100,200,400: each of them.",
     )
     chat_template: Literal["auto", "never"] = Field(
         default="auto",
@@ -104,7 +150,7 @@ class Training(BaseModel):
 
     @model_validator(mode="after")
     def _no_training(self) -> Training:
-        asked = self.finetune.steps or self.finetune.epochs or self.recover.steps or self.recover.epochs
+        asked = self.finetune.steps or self.finetune.epochs or any(self.recover.steps or ()) or self.recover.epochs
         if self.training_free and (asked or self.extra_pruning_steps):
             raise ValueError(_NO_TRAINING)
         return self

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from lowrank_bench.cli import app
 from lowrank_bench.cli.config_options import OPTIONS, takes_config
-from lowrank_bench.runners.config import SweepConfig, TrainOverrides, make_config, merge
+from lowrank_bench.runners.config import RecoverOverrides, SweepConfig, TrainOverrides, make_config, merge
 from lowrank_bench.runners.config.options import Option
 
 
@@ -50,7 +50,11 @@ def test_every_field_is_an_option():
     for name, field in SweepConfig.model_fields.items():
         group = field.annotation
         if isinstance(group, type) and issubclass(group, BaseModel):
-            inner = {inner for inner, part in group.model_fields.items() if part.annotation is not TrainOverrides}
+            inner = {
+                inner
+                for inner, part in group.model_fields.items()
+                if part.annotation not in (TrainOverrides, RecoverOverrides)
+            }
             assert {(name, part) for part in inner} <= reached
         else:
             assert (name,) in reached
@@ -119,7 +123,7 @@ def test_one_option_sets_both_trainings_and_goes_over_yaml():
     assert lr.paths == (("training", "finetune", "learning_rate"), ("training", "recover", "learning_rate"))
     file = {"model": "tiny", "task": "toy-math", "methods": ["svd"], "training": {"recover": {"steps": 5}}}
     config = make_config(merge(file, {"training": {"recover": {"learning_rate": 0.5}}}))
-    assert (config.training.recover.steps, config.training.recover.learning_rate) == (5, 0.5)
+    assert (config.training.recover.steps, config.training.recover.learning_rate) == ((5,), 0.5)
 
 
 @pytest.mark.parametrize("broken", [{"training": 3}, {"training": None}, {"execution": "cpu"}, {"evaluation": []}])

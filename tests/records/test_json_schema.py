@@ -48,12 +48,18 @@ def test_both_refuse_the_same(published, record, column, value):
 
 def test_both_want_every_column_and_no_other(published, record):
     row = record().model_dump()
-    for name in row:
+    for name in row.keys() - {"steps_budget"}:
         less = {k: v for k, v in row.items() if k != name}
         assert not published.is_valid(less)
         with pytest.raises(ValidationError):
             Record.model_validate(less)
     assert not published.is_valid(row | {"extra": 1})
+
+
+def test_a_record_from_before_there_was_a_budget_is_taken(published, record):
+    older = {k: v for k, v in record(steps_compress=150, steps_recover=450).model_dump().items() if k != "steps_budget"}
+    assert published.is_valid(older)
+    assert Record.model_validate(older).steps_budget == 600
 
 
 def test_every_column_says_what_it_is():

@@ -211,7 +211,7 @@ def appended(path, change):
         (lambda line: line.replace(",60.25,", ",61.25,"), "records 1 and 2 .* timed twice"),
         (lambda line: line.replace("cpu", "gpu"), "contradict each other: device is 'cpu' in one and 'gpu'"),
         (lambda line: line[:-40] + "\n" + line[-40:], "record 2 is not valid|cells; the file is cut off"),
-        (lambda line: ",".join(line.split(",")[:20]), "record 2 has 20 of 51 cells; the file is cut off or torn"),
+        (lambda line: ",".join(line.split(",")[:20]), "record 2 has 20 of 52 cells; the file is cut off or torn"),
     ],
 )
 def test_duplicates_contradictions_and_torn_lines_are_named(tmp_path, record, change, told):

@@ -31,6 +31,7 @@ GIVEN = {
     "micro_batch_size": [1],
     "schedule": ["linear"],
     "optimizer": ["adafactor"],
+    "recover.steps": [5, (4, 5)],
 }
 """Values of fields whose type does not say which there are; they differ from those of the sweep."""
 SMALL = {"methods": ["svd"], "ratios": [2]}
@@ -88,7 +89,8 @@ def cases(*groups):
         for name, field in type(held).model_fields.items():
             if issubclass(type(getattr(held, name)), TrainOverrides):
                 for inner, part in TrainOverrides.model_fields.items():
-                    for value in other_values(inner, part, getattr(getattr(held, name), inner)):
+                    title = f"{name}.{inner}" if f"{name}.{inner}" in GIVEN else inner
+                    for value in other_values(title, part, getattr(getattr(held, name), inner)):
                         yield pytest.param(inner, {name: {inner: value}}, id=f"{name}.{inner}={value}")
             else:
                 for value in other_values(name, field, getattr(held, name)):
