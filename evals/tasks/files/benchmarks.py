@@ -24,10 +24,12 @@ from ...kinds.perplexity import PerplexityBenchmark
 from ..chat import Conversation
 from ..prompts import encode_prompt
 from .problems import card_of, problems
-from .prompting import asked, style_name
+from .prompting import asked, style_name, uses_chat
 from .schema import AnyBenchmark, Bleu, Code, GeneratedPart, Json, TaskFile
 
 RULES_VERSION = 1
+CONVERSATIONS_VERSION = 2
+"""Of choices behind conversations; version 1 scored them behind the messages' JSON."""
 
 
 class FileBenchmark(Benchmark):
@@ -256,6 +258,11 @@ class LikeliestBenchmark(FileBenchmark, ChoiceBenchmark):
     def rules(self) -> Mapping[str, Any]:
         """Return the part's fields too."""
         return {**super().rules(), **self.part_identity()}
+
+    def identity(self, settings: EvalSettings) -> Mapping[str, Any]:
+        """Return what a result depends on; conversations have a version of their own."""
+        chat = {"conversations": CONVERSATIONS_VERSION} if uses_chat(self.definition, settings.chat) else {}
+        return {**super().identity(settings), **chat}
 
     def requests(self, rows: Sequence[Mapping[str, Any]], settings: EvalSettings) -> list[list[Pair]]:
         """Return each problem's prompt with each choice, behind a space where the prompt ends in none."""
