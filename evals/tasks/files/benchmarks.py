@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -334,3 +334,9 @@ def add_benchmark(definition: TaskFile, part: AnyBenchmark) -> None:
         benchmarks.add_made(name, type(base.__name__, (base,), {**fields, "__module__": __name__}))
     except UserError as error:
         raise UserError(f"{error} for the task or for its benchmark '{part.name}'") from error
+
+
+def task_files(chosen: Iterable[Benchmark]) -> tuple[str, ...]:
+    """Return the task files of benchmarks as JSON with absolute paths, one for each task; built-in ones have none."""
+    definitions = [benchmark.definition for benchmark in chosen if isinstance(benchmark, FileBenchmark)]
+    return tuple(dict.fromkeys(definition.model_dump_json(by_alias=True) for definition in definitions))
