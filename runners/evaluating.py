@@ -15,6 +15,7 @@ from ..evals.base import Benchmark, EvalSettings, Outcome, benchmarks
 from ..evals.engines.base import Engine
 from ..evals.hosting.choice import SCORING_NOTE, choose_engine, engine_version
 from ..evals.hosting.host import EngineCrashed, HostedEngine
+from ..evals.tasks.files.benchmarks import task_files
 from ..evals.tasks.lookup import benchmark_names
 from ..foundation.errors import UserError
 from ..foundation.files import check_new_folder, write_atomic, write_json
@@ -26,12 +27,14 @@ from ..records.bos import bos_sentence, differ, variant_without
 from .checks import bos_windows, check_model
 from .choices import pick_device, pick_dtype
 from .executors.local import Event, crew_size
+from .finetuned_as import TEXT_NOTE, finetuned_as_text
 from .layout import evaluate_stage, evaluation_name
 from .progress import LOG_FILE, StageProgress
 from .provenance import provenance
 from .specs import EvaluateStage, ModelLocation
 from .stages.evaluate import evaluate_with, open_engine, outcome_record, sample_lines
 from .store.folders import verify_around
+from .task_files import METRICS
 from .tokenizers import PlanTokenizer, tokenizer_chats
 from .training.data import DATA_SEED
 
@@ -99,7 +102,8 @@ def evaluate(
         progress: called with (problems done, problems in all).
         contexts: windows of perplexities in tokens, or None for each benchmark's own.
         bos: whether windows of joined texts begin with a BOS: ``never``, ``always``, ``auto``; see `bos_windows`.
-        chat_template: ``never``, or ``auto``: instructions are conversations where the tokenizer has a chat template.
+        chat_template: ``never``, or ``auto``: instructions are conversations where the tokenizer has a chat template,
+            unless the model lies in a stage that was finetuned without.
         console: where lines, or on a terminal a progress bar, say what runs; None is silent. The lines are in
             ``run.log`` in ``out`` too.
 
@@ -115,7 +119,8 @@ def evaluate(
     source = resolve_model(model, revision)
     # Before the tokenizer is read: a broken folder is refused for its configuration.
     skeleton = load_skeleton(source.location, source.revision)
-    if chat_template == "auto" and tokenizer_chats(source):
+    as_text = chat_template == "auto" and tokenizer_chats(source) and finetuned_as_text(model)
+    if chat_template == "auto" and tokenizer_chats(source) and not as_text:
         chosen = {name: (benchmark, replace(each, chat=True)) for name, (benchmark, each) in chosen.items()}
     bos_rule = bos_windows(bos, source, [benchmark for benchmark, _ in chosen.values()])
     for benchmark, each in chosen.values():
@@ -162,14 +167,15 @@ def evaluate(
     def opened(stage: EvaluateStage) -> HostedEngine:
         return open_engine(stage, longest, threads, PlanTokenizer(source).read())
 
-    results = _Results(source, dtype, why, stages, out)
+    results = _Results(source, dtype, why, stages, out, task_files(benchmark for benchmark, _ in chosen.values()))
     log = out / LOG_FILE if out else None
     named = {stage.key: stage for stage in stages.values()}
     with StageProgress(console or Console(quiet=True), named, {}, 1, log, False) as shown:
         for engine in dict.fromkeys(stage.spec.engine for stage in stages.values()):  # one after the other
             _run({n: s for n, s in stages.items() if s.spec.engine == engine}, results, opened, shown, progress)
     bos_note = bos_rule.note or ("" if compressed else _bos_note(results.outcomes.values()))
-    note = "; ".join(filter(None, (bos_note, SCORING_NOTE if scored_by_another else "")))
+    scoring_note, text_note = SCORING_NOTE if scored_by_another else "", TEXT_NOTE if as_text else ""
+    note = "; ".join(filter(None, (bos_note, scoring_note, text_note)))
     return Evaluated(results.outcomes, results.failures, note, why)
 
 
@@ -233,10 +239,18 @@ class _Results:
     """Keeps what came out, each benchmark written as soon as it is known."""
 
     def __init__(
-        self, source: ModelSource, dtype: str, dtype_why: str, stages: dict[str, EvaluateStage], out: Path | None
+        self,
+        source: ModelSource,
+        dtype: str,
+        dtype_why: str,
+        stages: dict[str, EvaluateStage],
+        out: Path | None,
+        definitions: Sequence[str],
     ) -> None:
         self.stages, self.out = stages, out
         self.about: dict[str, Any] = {"model": source.name, "model_sha256": source.sha256, "dtype": dtype}
+        if definitions:
+            self.about["task_files"] = list(definitions)
         if dtype_why:
             self.about["dtype_why"] = dtype_why
         engines = {name: _about_engine(stage.spec.engine) for name, stage in stages.items()}
@@ -257,7 +271,7 @@ class _Results:
             name: outcome_record(self.stages[name], outcome) | self.engines[name]
             for name, outcome in self.outcomes.items()
         }
-        write_json(self.out / "metrics.json", self.about | {"benchmarks": found, "provenance": provenance()})
+        write_json(self.out / METRICS, self.about | {"benchmarks": found, "provenance": provenance()})
 
 
 def _about_engine(name: str) -> dict[str, str]:

@@ -33,6 +33,7 @@ from .stage_records import FinetuneRecord, FitRecord
 from .store.removal import Removal, by_fit, keeps_all
 from .store.shared import SharedStore
 from .store.storage import Storage
+from .task_files import check_results_folder
 
 _SPARE_BYTES = 64 << 20
 
@@ -92,7 +93,7 @@ def execute(config: SweepConfig, out: Console) -> Executed:
     if config.execution.storage:
         Storage(config.execution.storage, attempts=1).check()
     plan = make_plan(config)
-    for warning in plan_warnings(plan):
+    for warning in [*filter(None, [check_results_folder(plan)]), *plan_warnings(plan)]:
         out.print(f"[yellow]note:[/yellow] {warning}", highlight=False)
     pending = plan.pending()
     for key in reused(plan, pending):

@@ -22,6 +22,7 @@ from ...foundation.files import digest
 from ..base import Benchmark, EvalSettings, Metric, Outcome, Progress, check_not_empty
 from ..data.datasets import Rows
 from ..engines.base import Engine
+from ..tasks.chat import ASSISTANT, Conversation
 from ..tasks.prompts import most_tokens, prompt_sha256
 from .likelihood import ENCODING_VERSION, Likelihood, Pair, encode_pair, likelihoods
 
@@ -47,6 +48,13 @@ class Judged:
     choice: int
     gold: int | None
     values: dict[str, float]
+
+
+def _pair_text(context: str, continuation: str) -> str:
+    """Return a request as one text; what a chat template makes of a conversation is longer than any bound by its text."""
+    if isinstance(context, Conversation):
+        return Conversation([*context.messages, {"role": ASSISTANT, "content": continuation}])
+    return f"{context}\0{continuation}"
 
 
 class ChoiceBenchmark(Benchmark):
@@ -100,7 +108,7 @@ class ChoiceBenchmark(Benchmark):
     def longest_sequence(self, tokenizer: Any, settings: EvalSettings, context: int) -> int:
         """Return the tokens of the longest context with its continuation; what does not fit is cut."""
         pairs = chain.from_iterable(self.requests(self.data(settings).rows[: settings.limit], settings))
-        split = {f"{head}\0{tail}": (head, tail) for head, tail in pairs}
+        split = {_pair_text(head, tail): (head, tail) for head, tail in pairs}
         return min(most_tokens(split, lambda text: sum(map(len, encode_pair(tokenizer, *split[text])))), context)
 
     def identity(self, settings: EvalSettings) -> Mapping[str, Any]:

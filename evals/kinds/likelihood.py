@@ -11,6 +11,9 @@ Texts become ids as lm-evaluation-harness makes them for its `hf` models (`lm_ev
 - an empty context becomes one BOS, or the end-of-sequence token where there is no BOS;
 - what does not fit the model's context is cut from the left, BOS included. Here a sequence fits if all of it does; the
   reference needs no place for the last id, so that it cuts one id less.
+
+A context that is a conversation is encoded as for generation instead: what the tokenizer's chat template makes of it,
+and the continuation apart from it.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ from typing import Any
 
 from ...foundation.errors import UserError
 from ..base import Progress
+from ..continuation import encode_continuation
 from ..engines.base import Engine, check_finite
+from ..tasks.chat import Conversation, encode_conversation
 
 ENCODING_VERSION = 1
 """Raised whenever texts become other ids; part of every stage's identity."""
@@ -51,6 +56,9 @@ def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[i
     Raises:
         UserError: the continuation has no token, or an empty context cannot be written with this tokenizer.
     """
+    if isinstance(context, Conversation):
+        answer = encode_continuation(tokenizer, continuation)
+        return _checked(encode_conversation(tokenizer, context), answer, continuation)
     if not context:
         return _behind_start(tokenizer, continuation)
     stripped = context.rstrip()

@@ -1,30 +1,44 @@
-"""A sweep over a task file: the whole line, resumed and moved; and chat models with their template."""
+"""A sweep over a task file: the whole line, killed, resumed and moved; and chat models with their template."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from chat_models import CHATML, save_chat_model
 from sweeps import small_sweep
 
+from lowrank_bench.evals.base import benchmarks
+from lowrank_bench.evals.kinds.likelihood import encode_pair
 from lowrank_bench.evals.tasks import base
 from lowrank_bench.evals.tasks.chat import encode_turns, end_of_turn_ids
+from lowrank_bench.evals.tasks.files.opening import open_task
 from lowrank_bench.evals.tasks.prompts import IGNORED
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models.loading import load_tokenizer
-from lowrank_bench.models.presets import resolve_model
-from lowrank_bench.results.samples.stored import load_samples, problem_text, rescore_run
+from lowrank_bench.records.files import read_records
+from lowrank_bench.results.samples.stored import compare_samples, load_samples, problem_text, rescore_run
 from lowrank_bench.results.sweep import run_sweep
+from lowrank_bench.runners.evaluating import default_settings, evaluate
+from lowrank_bench.runners.finetuned_as import TEXT_NOTE
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.task_check import check_task
+from lowrank_bench.runners.task_files import check_results_folder
 
-TEMPLATE = (
+INSTRUCT = (
     "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] | trim }}"
     "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+VARYING = ("evaluated_at", "peak_memory_bytes", "threads")
+"""Columns, besides seconds, that two runs of the same sweep need not share."""
 
 
 @pytest.fixture(autouse=True)
@@ -54,10 +68,9 @@ def task_file(folder: Path, data: str = "train.jsonl", **changes: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def chat_model(tmp_path_factory):
-    """The built-in model with a chat template."""
+    """The built-in model with ChatML's template and its two special tokens."""
     folder = tmp_path_factory.mktemp("chat") / "model"
-    shutil.copytree(resolve_model("tiny").location, folder)
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    save_chat_model(folder)
     return folder
 
 
@@ -74,7 +87,7 @@ def test_the_whole_line_of_a_chat_model_from_a_file_resumes_and_moves(tmp_path, 
     assert yaml.safe_load((done.folder / "sweep.yaml").read_text())["task"] == str(file)
     assert set(frame.variant) == {"parity-exact-0shot-chat", "parity-choice-0shot-chat"}
     tuned = next(iter((tmp_path / "runs/stages").glob("recover-*/model")))
-    assert load_tokenizer(str(tuned)).chat_template == TEMPLATE
+    assert load_tokenizer(str(tuned)).chat_template == CHATML
     assert not make_plan(config).pending()
     records = {p.parent.name: json.loads(p.read_text()) for p in (tmp_path / "runs/stages").glob("*/stage.json")}
     cards = {
@@ -92,6 +105,18 @@ def test_the_whole_line_of_a_chat_model_from_a_file_resumes_and_moves(tmp_path, 
     elsewhere = task_file(tmp_path / "there", "other.jsonl")
     moved = small_sweep(tmp_path / "runs", **common, task=str(elsewhere))
     assert not make_plan(moved).pending()
+    assert check_results_folder(make_plan(moved)) == ""
+    # Another version of the file replaces the results; another file of that name does not.
+    changed = make_plan(small_sweep(tmp_path / "runs", **common, task=str(task_file(tmp_path / "here", max_length=96))))
+    assert "the task file has changed" in check_results_folder(changed)
+    other = task_file(tmp_path / "other", "other.jsonl", max_length=96, system="Be brief.")
+    with pytest.raises(UserError, match=r"runs/run holds results of another task file with the name 'parity', .*--name"):
+        run_sweep(small_sweep(tmp_path / "runs", **common, task=str(other)))
+    assert len(read_records(done.folder)) == len(frame)
+    file = task_file(tmp_path / "here")
+    # A single evaluation keeps the task file, too.
+    for name in ("a", "b"):
+        evaluate(str(tuned), [str(file)], default_settings(), engine="transformers", out=tmp_path / name)
     # The task file may go; what stages recorded is enough to score again and to show prompts.
     shutil.rmtree(tmp_path / "there")
     file.unlink()
@@ -99,6 +124,11 @@ def test_the_whole_line_of_a_chat_model_from_a_file_resumes_and_moves(tmp_path, 
     changes, _ = rescore_run(done.folder, None, tmp_path / "again")
     assert changes
     assert all(change.before == change.after for change in changes)
+    base._added.clear()
+    for name in [name for name in benchmarks._classes if name.startswith("parity-")]:
+        del benchmarks._classes[name]
+    assert compare_samples(str(tmp_path / "a"), str(tmp_path / "b"), "parity-exact", None, None).problems > 0
+    assert "even?" in problem_text(load_samples(tmp_path / "a/samples-parity-exact.jsonl")[0], None)
     stage = next(key for key, record in records.items() if record["config"].get("benchmark") == "parity-exact")
     line = load_samples(tmp_path / "runs/stages" / stage / "samples.jsonl")[0]
     assert "even?" in problem_text(line, None)
@@ -112,12 +142,39 @@ def test_turns_are_learnt_up_to_their_end(chat_model):
         {"role": "user", "content": "three"},
         {"role": "assistant", "content": "four"},
     ]
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end_of_turn_ids(tokenizer) == (end,) != (tokenizer.eos_token_id,)
+    ids, labels = encode_turns(tokenizer, messages, IGNORED)
+    turn = "<|im_start|>{}\n{}<|im_end|>"
+    expected = [turn.format(message["role"], message["content"]) for message in messages]
+    assert tokenizer.decode(ids) == "\n".join(expected), "without BOS, which this template has not"
+    learnt = [token for token, label in zip(ids, labels, strict=True) if label != IGNORED]
+    assert tokenizer.decode(learnt) == "two<|im_end|>four<|im_end|>"
+    # As Mistral's: a BOS by the template, and turns that end with the end of a sequence.
+    tokenizer.chat_template = INSTRUCT
     ids, labels = encode_turns(tokenizer, messages, IGNORED)
     assert end_of_turn_ids(tokenizer) == (tokenizer.eos_token_id,)
     assert tokenizer.decode(ids) == "<s>[user]one\n[assistant]two</s>\n[user]three\n[assistant]four</s>"
     learnt = [token for token, label in zip(ids, labels, strict=True) if label != IGNORED]
     assert tokenizer.decode(learnt) == "two</s>four</s>"
     assert ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_choices_are_scored_behind_what_the_template_writes(tmp_path, chat_model):
+    tokenizer, file = load_tokenizer(str(chat_model)), task_file(tmp_path / "t")
+    task = base.get_task(open_task(str(file)).name)
+    benchmark = benchmarks.get(task.benchmarks[1])()
+    settings = default_settings(chat=True)
+    rows = benchmark.data(settings).rows
+    for row, pairs in zip(rows, benchmark.requests(rows, settings), strict=True):
+        for choice, pair in zip(("yes", "no"), pairs, strict=True):
+            context, answer = encode_pair(tokenizer, *pair)
+            question = row["messages"][0]["content"]
+            assert tokenizer.decode(context) == f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+            assert tokenizer.decode(answer) == choice
+    longest = benchmark.longest_sequence(tokenizer, settings, 1024)
+    lengths = [sum(map(len, encode_pair(tokenizer, *pair))) for p in benchmark.requests(rows, settings) for pair in p]
+    assert longest == max(lengths)
 
 
 def test_chat_is_the_default_of_instructions_and_in_the_variant(tmp_path, chat_model):
@@ -142,8 +199,8 @@ def test_the_check_renders_with_the_template(tmp_path, chat_model):
     assert checked.prompt == "chat template"
     number = int(checked.examples[0].title.split()[1]) - 1  # of the line, which begin at 1
     answer = "no" if number % 2 else "yes"
-    asked = f"<s>[user]Is {number} even?\n[assistant]"
-    assert checked.examples[0].parts == ((asked, False), (f"{answer}</s>", True))
+    asked = f"<|im_start|>user\nIs {number} even?<|im_end|>\n<|im_start|>assistant\n"
+    assert checked.examples[0].parts == ((asked, False), (f"{answer}<|im_end|>", True))
 
 
 def test_the_check_shows_masks_lengths_overlap_and_cost(tmp_path):
@@ -174,3 +231,45 @@ def test_the_check_shows_masks_lengths_overlap_and_cost(tmp_path):
     assert (overlap.problems, overlap.exact, overlap.near) == (4, 2, 1)
     assert {kind for kind, _, _ in checked.cost} >= {"finetune", "fit", "evaluate"}
     assert all(seconds >= 0 for _, _, seconds in checked.cost)
+
+
+def test_a_model_that_was_finetuned_without_its_template_is_evaluated_without(tmp_path, chat_model):
+    """By the record beside it, also where a compression without data lies between."""
+    file, steps = task_file(tmp_path / "t"), {"finetune": {"steps": 1}, "recover": {"steps": 0}, "limit": 2}
+    common: dict[str, Any] = {"model": str(chat_model), "methods": ["svd"], "ratios": [2], **steps}
+    run_sweep(small_sweep(tmp_path / "runs", **common, task=str(file), chat_template="never"))
+    benchmark = f"{file}"
+    for model in (*(tmp_path / "runs/stages").glob("*/model"), *(tmp_path / "runs/stages").glob("compress-*/*/model")):
+        done = evaluate(str(model), [benchmark], default_settings(limit=2), engine="transformers")
+        assert TEXT_NOTE in done.note
+        assert done.outcomes["parity-exact"].samples[0]["variant"] == "parity-exact-0shot-alpaca"
+    done = evaluate(str(chat_model), [benchmark], default_settings(limit=2), engine="transformers")
+    assert TEXT_NOTE not in done.note
+    assert done.outcomes["parity-exact"].samples[0]["variant"] == "parity-exact-0shot-chat"
+
+
+def test_a_sweep_that_is_killed_ends_with_the_same_results(tmp_path):
+    """Killed while it works, three times, and started again; seconds and dates apart."""
+    file = task_file(tmp_path / "t")
+    words = ["run", "--task", str(file), "--model", "tiny", "--methods", "svd", "--ratios", "2", "--engine"]
+    words += ["transformers", "--finetune-steps", "6", "--recover-steps", "4", "--workers", "1", "--out"]
+    run_sweep(
+        small_sweep(tmp_path / "whole", task=str(file), methods=["svd"], ratios=[2], limit=None, max_new_tokens=None,
+                    finetune={"steps": 6}, recover={"steps": 4}, engine="transformers", workers=1)
+    )  # fmt: skip
+    killed = 0
+    for stage in ("finetune", "compress", "recover"):  # until its work has begun
+        command = [sys.executable, "-m", "lowrank_bench.cli", *words, str(tmp_path / "killed")]
+        running = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        stages = tmp_path / "killed/stages"
+        while running.poll() is None and not any(stages.glob(f".part-{stage}-*")):
+            time.sleep(0.01)
+        killed += running.poll() is None
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+    assert killed == 3, "each was still running"
+    done = subprocess.run([sys.executable, "-m", "lowrank_bench.cli", *words, str(tmp_path / "killed")], check=False)
+    assert done.returncode == 0
+    frames = [read_records(tmp_path / name / "tiny-parity") for name in ("whole", "killed")]
+    measured = [name for name in frames[0] if not name.startswith("seconds_") and name not in VARYING]
+    assert frames[0][measured].to_csv() == frames[1][measured].to_csv()

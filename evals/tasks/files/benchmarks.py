@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -24,10 +24,12 @@ from ...kinds.perplexity import PerplexityBenchmark
 from ..chat import Conversation
 from ..prompts import encode_prompt
 from .problems import card_of, problems
-from .prompting import asked, style_name
+from .prompting import asked, style_name, uses_chat
 from .schema import AnyBenchmark, Bleu, Code, GeneratedPart, Json, TaskFile
 
 RULES_VERSION = 1
+CONVERSATIONS_VERSION = 2
+"""Of choices behind conversations; version 1 scored them behind the messages' JSON."""
 
 
 class FileBenchmark(Benchmark):
@@ -257,6 +259,11 @@ class LikeliestBenchmark(FileBenchmark, ChoiceBenchmark):
         """Return the part's fields too."""
         return {**super().rules(), **self.part_identity()}
 
+    def identity(self, settings: EvalSettings) -> Mapping[str, Any]:
+        """Return what a result depends on; conversations have a version of their own."""
+        chat = {"conversations": CONVERSATIONS_VERSION} if uses_chat(self.definition, settings.chat) else {}
+        return {**super().identity(settings), **chat}
+
     def requests(self, rows: Sequence[Mapping[str, Any]], settings: EvalSettings) -> list[list[Pair]]:
         """Return each problem's prompt with each choice, behind a space where the prompt ends in none."""
         requests = []
@@ -327,3 +334,9 @@ def add_benchmark(definition: TaskFile, part: AnyBenchmark) -> None:
         benchmarks.add_made(name, type(base.__name__, (base,), {**fields, "__module__": __name__}))
     except UserError as error:
         raise UserError(f"{error} for the task or for its benchmark '{part.name}'") from error
+
+
+def task_files(chosen: Iterable[Benchmark]) -> tuple[str, ...]:
+    """Return the task files of benchmarks as JSON with absolute paths, one for each task; built-in ones have none."""
+    definitions = [benchmark.definition for benchmark in chosen if isinstance(benchmark, FileBenchmark)]
+    return tuple(dict.fromkeys(definition.model_dump_json(by_alias=True) for definition in definitions))

@@ -137,6 +137,8 @@ def _problem(part: AnyBenchmark, row: Row, asked: Any, answer: Any) -> dict[str,
         return problem | {"tests": _tests(row, part.columns.tests or "tests")}
     if isinstance(part, Choice):
         choices = list(part.choices or _choices(row, part.columns.choices or "choices"))
+        if answer is None or not str(answer).strip():
+            return None
         return problem | {"choices": choices, "gold": _gold(row, choices, answer)}
     if isinstance(part, Json) and answer is None:
         return problem | {"answers": []}

@@ -201,7 +201,12 @@ def _hub(source: Data, required: Sequence[str] | None) -> Iterator[Row]:
     try:
         # The files of a snapshot are those of its commit, with a connection or without (datasets issue 7928).
         folder = fetch_snapshot(source.data, source.revision or "", "dataset", None)
-        loaded = datasets.load_dataset(str(folder), source.config, split=split)
+        config = _known_config(source, [str(name) for name in datasets.get_dataset_config_names(str(folder))])
+        splits = [str(known) for known in datasets.get_dataset_split_names(str(folder), config)]
+        if split not in splits:
+            hint = did_you_mean(split, splits) or ";"
+            raise UserError(f"'{source.data}@{source.revision}' has no split '{split}'{hint} its splits: {', '.join(splits)}")
+        loaded = datasets.load_dataset(str(folder), config, split=split)
     except UserError:
         raise
     except Exception as error:  # the hub's client raises many unrelated types
@@ -210,6 +215,19 @@ def _hub(source: Data, required: Sequence[str] | None) -> Iterator[Row]:
     _checked(f"'{name}'", 0, dict.fromkeys(loaded.column_names), required)
     for number, values in enumerate(loaded, 1):
         yield Row(f"row {number} of '{name}'", number, values)
+
+
+def _known_config(source: Data, configs: Sequence[str]) -> str | None:
+    """Return the configuration of a hub dataset, None where it has one that needs no name."""
+    title, listed = f"'{source.data}@{source.revision}'", ", ".join(configs)
+    if source.config is None:
+        if len(configs) > 1 and "default" not in configs:
+            raise UserError(f"{title} has several configurations; write config: with one of them: {listed}")
+        return None
+    if source.config not in configs:
+        hint = did_you_mean(source.config, configs) or ";"
+        raise UserError(f"{title} has no configuration '{source.config}'{hint} its configurations: {listed}")
+    return source.config
 
 
 def cell_text(row: Row, column: str) -> str:

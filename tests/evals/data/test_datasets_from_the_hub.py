@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -166,3 +167,66 @@ def test_only_the_beginning_of_a_large_split_is_read(hub, load):
     commit = hub.repository("datasets", "allenai/c4").add({"README.md": b"", f"{path}.gz": content})
     ((count, sha256, _, _),) = load(("c4", "train_head"), revisions={"c4": commit})
     assert (count, sha256) == (1000, content_sha256(texts[:1000], ("text",)))
+
+
+TASK_SCRIPT = """
+import json, sys
+from pathlib import Path
+from lowrank_bench.evals.tasks.files.opening import open_task
+from lowrank_bench.evals.base import EvalSettings, benchmarks
+from lowrank_bench.foundation.errors import UserError
+for path in sys.argv[1:]:
+    try:
+        task = open_task(path)
+        rows = benchmarks.get(task.benchmarks[0])().data(EvalSettings()).rows
+        print(json.dumps([task.survey(None, None, 0, 1).count, len(rows), rows[0]["answers"]]))
+    except UserError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def test_a_task_file_reads_a_hub_dataset_and_refuses_it_in_one_sentence(hub, tmp_path):
+    """Data with configurations and splits; then an unknown commit, column, split and configuration, and a gate."""
+    rows = {"train": [{"q": f"question {n}", "a": n} for n in range(30)], "test": [{"q": "last", "a": -1}] * 2}
+    content = {f"plain/{split}.jsonl": "\n".join(map(json.dumps, rows[split])).encode() for split in rows}
+    listing = "".join(f"  - split: {split}\n    path: plain/{split}.jsonl\n" for split in rows)
+    content["README.md"] = README.format(f"- config_name: plain\n  data_files:\n{listing}").encode()
+    commit = hub.repository("datasets", "owner/open").add(content)
+    later = hub.repository("datasets", "owner/open").add(content | {"more.txt": b"x"})
+    closed = hub.repository("datasets", "owner/closed").add(content)
+    hub.repository("datasets", "owner/closed").gated = True
+
+    def file(name, data="owner/open", revision=commit, columns="{prompt: q, completion: a}", test="", train=""):
+        source = f"data: {data}, revision: {revision}"
+        text = f"name: {name}\ntrain: {{{source}, columns: {columns}{train}}}\nbenchmarks:\n"
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(f"{text}  - {{name: b, kind: exact, {source}{test}}}\n")
+        return str(path)
+
+    def run(*paths, **environment):
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "LOWRANK"))}
+        own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        command = [sys.executable, "-c", TASK_SCRIPT, *paths]
+        done = subprocess.run(command, capture_output=True, text=True, env=kept | own | environment, timeout=1200)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    good, named = file("good"), file("named", train=", config: plain", test=", config: plain, split: train")
+    unread = file("unread", revision=later)
+    refused = {
+        file("gone", revision="a" * 40): "cannot load owner/open@aaaa.*the repository has no such commit",
+        file("nobody", data="owner/none", revision=commit): "cannot load owner/none@.*there is no such repository",
+        file("shut", data="owner/closed", revision=closed): "cannot load owner/closed@.*it is gated, and no token",
+        file("columns", columns="{prompt: q, completion: b}"): "owner/open@.*/train' has no column 'b'.*columns: q, a",
+        file("split", train=", split: dev"): "owner/open@.*has no split 'dev'; its splits: train, test",
+        file("config", train=", config: main"): "owner/open@.*has no configuration 'main'; its configurations: plain",
+    }
+    read_good, read_named, *sentences = run(good, named, *refused)
+    assert (read_good, read_named) == ([30, 2, ["-1"]], [30, 30, ["0"]])
+    for said, expected in zip(sentences, refused.values(), strict=True):
+        assert re.search(expected, said), said
+        assert "\n" not in said
+    with_cache, without_cache = run(good, unread, HF_HUB_OFFLINE="1")
+    assert with_cache == [30, 2, ["-1"]]
+    assert f"cannot load owner/open@{later}/train from the hub (it is not completely on this machine" in without_cache

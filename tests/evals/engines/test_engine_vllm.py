@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
+from chat_models import save_chat_model
 from engine_contract import EngineContract
 
 from lowrank_bench.evals.engines import vllm as vllm_engine
@@ -88,6 +90,50 @@ def test_perplexity_and_pass_at_k_agree_with_transformers(data_dir):
         assert len(samples) == 15
         assert samples[0]["completion"] != samples[1]["completion"]
     assert found["vllm"] == pytest.approx(found["transformers"], rel=1e-4)
+
+
+def test_a_task_file_is_evaluated_as_with_transformers_and_turns_end_alike(tmp_path):
+    """Generated answers with stop strings, choices and perplexity; behind a prompt and behind a conversation."""
+    rows = [{"prompt": f"Is {n} even?", "completion": "no" if n % 2 else "yes", "text": "3 plus 4"} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data, prompted = {"data": "rows.jsonl"}, ("vllmed-free", "vllmed-lines", "vllmed-choice")
+    task = {
+        "name": "vllmed",
+        "train": {"data": "rows.jsonl", "form": "prompt-completion"},
+        "benchmarks": [
+            {"name": "free", "kind": "exact", "max_new_tokens": 12, **data},
+            {"name": "lines", "kind": "match", "max_new_tokens": 12, "stop": [" y", "\n"], **data},
+            {"name": "choice", "kind": "choice", "choices": ["yes", "no"], **data},
+            {"name": "texts", "kind": "perplexity", "window": 8, **data},
+        ],
+    }
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
+    save_chat_model(tmp_path / "chat", "<|im_start|>user\nIs 4 even?<|im_end|>\n<|im_start|>assistant\n")
+    reasons = {}
+    for model, style in (("tiny", "alpaca"), (str(tmp_path / "chat"), "chat")):
+        outcomes = {}
+        for engine in ("transformers", "vllm"):
+            done = evaluate(model, [str(tmp_path / "task.yaml")], default_settings(), engine=engine, dtype="float32")
+            assert done.failures == {}
+            outcomes[engine] = done.outcomes
+        assert set(outcomes["vllm"]) == {*prompted, "vllmed-texts"}
+        for name, expected in outcomes["transformers"].items():
+            outcome = outcomes["vllm"][name]
+            ours, theirs = outcome.samples, expected.samples
+            assert [m.value for m in outcome.metrics] == pytest.approx([m.value for m in expected.metrics], rel=1e-4)
+            for fields in ("completion", "tokens", "finish_reason", "verdicts"):
+                assert [s.get(fields) for s in ours] == [s.get(fields) for s in theirs]
+            if name == "vllmed-choice":
+                for by_vllm, by_transformers in zip(ours, theirs, strict=True):
+                    likelihoods = by_transformers["loglikelihoods"]
+                    assert by_vllm["loglikelihoods"] == pytest.approx(likelihoods, rel=1e-3, abs=1e-3)
+        for name in prompted:
+            assert {sample["variant"] for sample in outcomes["vllm"][name].samples} == {f"{name}-0shot-{style}"}
+        for name in prompted[:2]:
+            reasons[style, name] = [sample["finish_reason"] for sample in outcomes["vllm"][name].samples]
+    assert reasons["alpaca", "vllmed-free"] == ["length"] * 8, "nothing ends these"
+    assert set(reasons["chat", "vllmed-free"]) == {"length", "stop"}, "the end of a turn ended some"
+    assert "stop" in reasons["alpaca", "vllmed-lines"], "the stop strings ended some"
 
 
 def test_the_cache_holds_a_full_sequence_or_is_refused(monkeypatch):
