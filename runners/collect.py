@@ -11,7 +11,14 @@ from ..foundation.files import canonical_json
 from ..records.files import Record
 from .choices import build_method
 from .graph import BASELINE, Cell, Plan
-from .stage_records import CompressRecord, EvaluateRecord, FinetuneRecord, RecoverRecord, StageRecord
+from .stage_records import (
+    CompressRecord,
+    EvaluateRecord,
+    FinetuneRecord,
+    QuantiseRecord,
+    RecoverRecord,
+    StageRecord,
+)
 from .store.files import RECORD, damaged
 
 
@@ -41,7 +48,7 @@ def _cell_records(plan: Plan, cell: Cell, failed: Collection[str]) -> list[Recor
 
 def _common(plan: Plan, cell: Cell, stages: Mapping[str, StageRecord], evaluation: EvaluateRecord) -> dict[str, Any]:
     result, hardware = evaluation.result, evaluation.provenance.hardware
-    compression = stages.get("compress")
+    compression, rounded = stages.get("compress"), stages.get("quantise")
     report = compression.result.report(cell.ratio) if isinstance(compression, CompressRecord) else None
     params = report.parameters if report else plan.parameters
     ratio = plan.parameters / params
@@ -53,7 +60,7 @@ def _common(plan: Plan, cell: Cell, stages: Mapping[str, StageRecord], evaluatio
         "model_sha256": plan.source.sha256,
         "task": plan.config.task,
         "method": cell.method.name,
-        "label": cell.state if cell.method is BASELINE else cell.method.shown,
+        "label": cell.label,
         "options": canonical_json({} if cell.method is BASELINE else _options(plan, cell)),
         "stage": cell.state,
         "ratio_target": cell.ratio,
@@ -62,7 +69,7 @@ def _common(plan: Plan, cell: Cell, stages: Mapping[str, StageRecord], evaluatio
         "ratio_matrices": report.ratio_matrices if report else 1.0,
         "params_original": plan.parameters,
         "params": params,
-        "bytes": result.bytes,
+        "bytes": rounded.result.packed_bytes if isinstance(rounded, QuantiseRecord) else result.bytes,
         "seed": cell.seed,
         "variant": result.variant or evaluation.spec.variant,
         "confidence": 0.95,
@@ -92,10 +99,15 @@ def _common(plan: Plan, cell: Cell, stages: Mapping[str, StageRecord], evaluatio
 
 
 def _options(plan: Plan, cell: Cell) -> dict[str, Any]:
+    if cell.control:
+        assert cell.scheme is not None
+        return cell.scheme.model_dump(mode="json")
     options = build_method(cell.method, plan.recipe, cell.seed).model_dump(mode="json")
     if "seed" not in cell.method.options:
         options.pop("seed", None)  # the sweep's seed has a column of its own
     if plan.config.rank_multiple > 1:
         options["rank_multiple"] = plan.config.rank_multiple
+    if cell.scheme is not None:
+        options["bits"] = cell.scheme.bits
     loaded: dict[str, Any] = json.loads(json.dumps(options))
     return loaded

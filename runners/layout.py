@@ -13,6 +13,8 @@ from ..evals.tasks.base import get_task
 from ..foundation.errors import UserError
 from ..methods.base import Compressor
 from ..models.footprint import context_length
+from ..models.quantised.model import dense_matrices
+from ..models.quantised.scheme import FACTORS, Scheme, control_scheme
 from .checks import bos_windows, check_model
 from .choices import build_method, merge_settings
 from .config import MethodSpec
@@ -20,6 +22,7 @@ from .data_spec import DataSpec
 from .estimates.at_hand import counts_by_size
 from .graph import BASELINE, Cell, Plan
 from .kept_ranks import KeptRanks
+from .points import WHOLE_BITS
 from .process_setup import ProcessSetup
 from .specs import (
     ChosenPlacement,
@@ -30,6 +33,7 @@ from .specs import (
     EvaluateExecution,
     EvaluateSpec,
     EvaluateStage,
+    Execution,
     FinetuneSpec,
     FinetuneStage,
     FitBudget,
@@ -38,6 +42,8 @@ from .specs import (
     FitStage,
     ModelInput,
     ModelLocation,
+    QuantiseSpec,
+    QuantiseStage,
     RecoverSpec,
     RecoverStage,
     TrainingExecution,
@@ -176,6 +182,8 @@ class Layout:
                 self._cell(BASELINE, 1.0, seed, "finetuned", keys, tuned)
             for spec in self.config.methods:
                 self._method(spec, seed, tuned, keys)
+            for spec in self.config.controls:
+                self._control(spec, seed, tuned, keys)
         self.kept.settle()
 
     def _common(self, model: _Model) -> dict[str, Any]:
@@ -247,13 +255,14 @@ class Layout:
         method = build_method(spec, self.plan.recipe, seed)
         options = method.model_dump(mode="json")
         reads = method.requirements.data_in_fit
-        alone = self.compress_only and len(self.config.ratios) == 1
+        ratios = self.plan.ratios(spec.shown)
+        alone = self.compress_only and len(ratios) == 1
         fit = FitSpec(
             inputs=ModelInput(model=tuned.identity),
             fit=method.fit_key(),
             data=self._calibration_data(spec, method) if reads else None,
             seed=seed if reads else None,
-            budget=FitBudget(ratio=self.config.ratios[0], rank_multiple=self.config.rank_multiple) if alone else None,
+            budget=FitBudget(ratio=ratios[0], rank_multiple=self.config.rank_multiple) if alone else None,
         )
         execution = FitExecution(
             **self._common(tuned), memory=self.config.execution.memory, method=spec.name, options=options
@@ -262,7 +271,6 @@ class Layout:
         fit_key = self.plan.add(FitStage(spec=fit, execution=execution, title=title), tuned.stage)
         self.kept.want(fit_key, method, spec.shown)
         together = bool(options.get("trajectory"))
-        ratios = sorted(self.config.ratios)
         for group in [ratios] if together else [[ratio] for ratio in ratios]:
             self._compressed(spec, method, seed, tuned, keys | {"fit": fit_key}, group)
 
@@ -308,7 +316,7 @@ class Layout:
             path = keys | {"compress": key}
             last = self.recover.steps == 0
             if last or self.config.evaluation.before_recovery:
-                self._cell(spec, ratio, seed, "compressed", path, small)
+                self._cells(spec, ratio, seed, "compressed", path, small)
             if not last:
                 self._recovered(spec, method, ratio, seed, path, small)
 
@@ -328,7 +336,34 @@ class Layout:
         )
         execution = TrainingExecution(**self._common(small), **self._training_fields(choice))
         key = self.plan.add(RecoverStage(spec=recovery, execution=execution, title=title), small.stage)
-        self._cell(spec, ratio, seed, "recovered", keys | {"recover": key}, self._made(key, MODEL_FOLDER))
+        self._cells(spec, ratio, seed, "recovered", keys | {"recover": key}, self._made(key, MODEL_FOLDER))
+
+    def _cells(
+        self, spec: MethodSpec, ratio: float, seed: int, state: str, keys: dict[str, str], model: _Model
+    ) -> None:
+        """Add the cells of one compressed model, in each number of bits."""
+        for bits in self.plan.bits(spec.shown, ratio):
+            if bits == WHOLE_BITS:
+                self._cell(spec, ratio, seed, state, keys, model)
+                continue
+            shown = f"{spec.shown} {ratio:g}x ({state}) in {bits} bits"
+            rounded, key = self._quantised(FACTORS, shown, seed, model)
+            self._cell(spec, ratio, seed, state, keys | {"quantise": key}, rounded, FACTORS)
+
+    def _control(self, spec: MethodSpec, seed: int, model: _Model, keys: dict[str, str]) -> None:
+        scheme = control_scheme(spec.name, spec.options)
+        dense_matrices(self.plan.skeleton, scheme)  # an embedding that cannot be rounded is refused before any work
+        rounded, key = self._quantised(scheme, spec.shown, seed, model)
+        self._cell(spec, 1.0, seed, "compressed", keys | {"quantise": key}, rounded, scheme, control=True)
+
+    def _quantised(self, scheme: Scheme, shown: str, seed: int, model: _Model) -> tuple[_Model, str]:
+        quantisation = QuantiseSpec(
+            inputs=ModelInput(model=model.identity), scheme=scheme, save_dtype=self.plan.saves(trains=False)
+        )
+        execution = Execution(**self._common(model))
+        stage = QuantiseStage(spec=quantisation, execution=execution, title=f"quantise {shown}, seed {seed}")
+        key = self.plan.add(stage, model.stage)
+        return self._made(key, MODEL_FOLDER), key
 
     def _stage(self, state: str) -> EvalStage:
         """Return whether a model counts as finetuned: its prompts follow from that."""
@@ -355,8 +390,19 @@ class Layout:
             include_path=self.include_path,
         )
 
-    def _cell(self, spec: MethodSpec, ratio: float, seed: int, state: str, keys: dict[str, str], model: _Model) -> None:
-        shown = f"{spec.shown} {ratio:g}x ({state}), seed {seed}"
+    def _cell(
+        self,
+        spec: MethodSpec,
+        ratio: float,
+        seed: int,
+        state: str,
+        keys: dict[str, str],
+        model: _Model,
+        scheme: Scheme | None = None,
+        control: bool = False,
+    ) -> None:
+        bits = f" in {scheme.bits} bits" if scheme else ""
+        shown = f"{spec.shown} {ratio:g}x ({state}){bits}, seed {seed}"
         evaluations = {}
         for name in self.names:
             benchmark = benchmarks.get(name)()
@@ -365,7 +411,7 @@ class Layout:
                 for windows, each in self.bos.settings(benchmark, settings, compressed=spec is not BASELINE):
                     place = evaluation_name(name, context, windows)
                     evaluations[place] = self._evaluation(benchmark, place, shown, model, each)
-        self.plan.cells.append(Cell(spec, ratio, seed, state, keys, evaluations))
+        self.plan.cells.append(Cell(spec, ratio, seed, state, keys, evaluations, scheme, control))
 
     def _evaluation(self, benchmark: Benchmark, place: str, shown: str, model: _Model, settings: EvalSettings) -> str:
         stage = evaluate_stage(

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, field_serializer, field_validator
 
 from ..evals.base import EvalSettings
 from ..foundation.files import digest
+from ..models.quantised.scheme import Scheme
 from .data_spec import DataSpec, Frozen
 from .process_setup import ProcessSetup
 from .training.settings import Placement, TrainSettings
@@ -22,7 +23,8 @@ from .training.settings import Placement, TrainSettings
 FORMAT = 1
 """Raised when a stage's content changes its meaning, so that old folders are not taken for new ones."""
 
-StageKind = Literal["finetune", "fit", "compress", "recover", "evaluate"]
+StageKind = Literal["finetune", "fit", "compress", "recover", "quantise", "evaluate"]
+"""In the order in which they can follow each other."""
 
 
 class ModelInput(Frozen):
@@ -149,6 +151,19 @@ class CompressSpec(_MayTrain):
     train: TrainSettings | None = None
     data: DataSpec | None = None
     extra_pruning_steps: int | None = None
+
+
+class QuantiseSpec(Spec):
+    """Rounding the weights of a checkpoint after all training.
+
+    Attributes:
+        scheme: what is rounded to how many bits.
+        save_dtype: of the dequantised checkpoint and of what is not rounded, see `models.dtypes`.
+    """
+
+    kind: Literal["quantise"] = "quantise"
+    scheme: Scheme
+    save_dtype: str
 
 
 class EvaluateSpec(Spec):
@@ -278,7 +293,7 @@ class Stage(Frozen):
 
     @property
     def kind(self) -> StageKind:
-        """``finetune``, ``fit``, ``compress``, ``recover`` or ``evaluate``."""
+        """``finetune``, ``fit``, ``compress``, ``recover``, ``quantise`` or ``evaluate``."""
         return self.spec.kind
 
     @property
@@ -359,6 +374,13 @@ class RecoverStage(Stage):
     execution: TrainingExecution
 
 
+class QuantiseStage(Stage):
+    """See `QuantiseSpec`."""
+
+    spec: QuantiseSpec
+    execution: Execution
+
+
 class EvaluateStage(Stage):
     """See `EvaluateSpec`."""
 
@@ -374,7 +396,9 @@ class EvaluateStage(Stage):
 TrainingStage = FinetuneStage | CompressStage | RecoverStage
 """The kinds that may train."""
 
-_ANY: TypeAdapter[Stage] = TypeAdapter(FinetuneStage | FitStage | CompressStage | RecoverStage | EvaluateStage)
+_ANY: TypeAdapter[Stage] = TypeAdapter(
+    FinetuneStage | FitStage | CompressStage | RecoverStage | QuantiseStage | EvaluateStage
+)
 
 
 def parse_stage(text: str) -> Stage:
