@@ -122,7 +122,7 @@ def _overview(frame: Any) -> Sequence[Table]:
 def plot(
     run: Results,
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures. \\[default: the run's]")] = None,
-    x: Annotated[str, typer.Option(help="ratio, bytes or tokens_per_second.")] = "ratio",
+    x: Annotated[str, typer.Option(help="ratio, bytes, runtime_bytes or tokens_per_second.")] = "ratio",
     speed: Annotated[
         Path | None, typer.Option(help="Where bench speed put its records. \\[default: speed/ beside the run]")
     ] = None,

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from ..foundation.files import canonical_json
-from ..records.files import Record
+from ..models.loading import DTYPES
+from ..records.files import SCHEMA_VERSION, Record
 from .choices import build_method
 from .graph import BASELINE, Cell, Plan
 from .stage_records import (
@@ -54,7 +55,7 @@ def _common(plan: Plan, cell: Cell, stages: Mapping[str, StageRecord], evaluatio
     ratio = plan.parameters / params
     kind, _, index = evaluation.execution.device.partition(":")
     values: dict[str, Any] = {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "sweep": plan.name,
         "model": plan.source.name,
         "model_sha256": plan.source.sha256,
@@ -70,6 +71,7 @@ def _common(plan: Plan, cell: Cell, stages: Mapping[str, StageRecord], evaluatio
         "params_original": plan.parameters,
         "params": params,
         "bytes": rounded.result.packed_bytes if isinstance(rounded, QuantiseRecord) else result.bytes,
+        "runtime_bytes": params * DTYPES[evaluation.spec.dtype].itemsize,
         "seed": cell.seed,
         "variant": result.variant or evaluation.spec.variant,
         "confidence": 0.95,
@@ -86,7 +88,7 @@ def _common(plan: Plan, cell: Cell, stages: Mapping[str, StageRecord], evaluatio
         "peak_memory_bytes": max(record.peak_memory_bytes for record in [*stages.values(), evaluation]),
         "seconds_evaluate": evaluation.seconds,
     }
-    for kind in ("finetune", "fit", "compress", "recover"):
+    for kind in ("finetune", "fit", "compress", "recover", "quantise"):
         values[f"seconds_{kind}"] = stages[kind].seconds if kind in stages else 0.0
     for kind in ("finetune", "recover"):
         record = stages.get(kind)

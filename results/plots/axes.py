@@ -1,4 +1,4 @@
-"""What curves are drawn over: the achieved ratio, the weights' bytes, or decoding speed."""
+"""What curves are drawn over: the achieved ratio, the weights' bytes on disk or in memory, or decoding speed."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ AXES = {
     for axis in (
         XAxis("ratio", "achieved ratio, original / compressed parameters of the whole model", lambda c: c.ratio),
         XAxis("bytes", "weights on disk [{unit}]", lambda c: c.bytes),
+        XAxis("runtime_bytes", "weights in memory [{unit}]", lambda c: c.runtime_bytes),
         XAxis("tokens_per_second", "decoding speed [tokens/s]", lambda c: c.tokens_per_second),
     )
 }

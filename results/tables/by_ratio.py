@@ -12,7 +12,7 @@ from .table import Column, Field, Table, by_label, number_columns, text_columns
 if TYPE_CHECKING:
     import pandas as pd
 
-_DETAILS = ("target", "achieved", "kept", "matrices", "params", "size", "tokens after finetune")
+_DETAILS = ("target", "achieved", "kept", "matrices", "params", "on disk", "in memory", "tokens after finetune")
 _CONDITIONS = ("model", "task", "benchmark", "variant", "metric", "scorer", "n", "engine", "dtype", "data")
 
 
@@ -115,9 +115,10 @@ def _sizes(title: str, pivots: Sequence[Pivot], exact: bool) -> Table:
 
 def _size(ratio: float, cell: Cell, exact: bool) -> list[str]:
     counts = [f"{count:,.0f}" if exact else _scaled(count, ("", "k", "M", "B")) for count in (cell.params, cell.tokens)]
+    sizes = [_scaled(size, ("B", "kB", "MB", "GB")) for size in (cell.bytes, cell.runtime_bytes)]
     return [
         *(f"{ratio:g}×", f"{cell.ratio:.3f}×", f"{100 * cell.kept:.1f} %", f"{cell.ratio_matrices:.3f}×"),
-        *(counts[0], _scaled(cell.bytes, ("B", "kB", "MB", "GB")), counts[1]),
+        *(counts[0], *sizes, counts[1]),
     ]
 
 

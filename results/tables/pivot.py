@@ -39,7 +39,8 @@ _DATA = ["dataset_sha256", "prompt_sha256"]
 _SAME = ["stage_key", "label", "options", "stage", "ratio_target", "seed"]
 _READ = [
     *(*_CONDITIONS, *_DATA, *_SAME, "sweep", "method", "higher_is_better", "confidence", "value", "low", "high"),
-    *("ratio", "kept", "ratio_matrices", "params", "bytes", "tokens_compress", "tokens_recover", "tokens_per_second"),
+    *("ratio", "kept", "ratio_matrices", "params", "bytes", "runtime_bytes"),
+    *("tokens_compress", "tokens_recover", "tokens_per_second"),
     *("origin", TOO_LONG),
 ]
 _EVALUATION = [*(c for c in KEY_COLUMNS if c not in ("metric", "scorer")), "stage_key"]
@@ -57,7 +58,8 @@ class Cell:
         seeds: the seeds, ascending.
         across_seeds: whether the interval is the one across seeds.
         ratio, kept, ratio_matrices: achieved ratios.
-        params, bytes: size of the model.
+        params, bytes: size of the model, bytes on disk.
+        runtime_bytes: of the weights in the engine's memory.
         tokens: training tokens after the first finetuning (compress + recover).
         tokens_per_second: decoding speed, where `speed.with_speed` joined one; else NaN.
         records: index of the records in the frame.
@@ -75,6 +77,7 @@ class Cell:
     ratio_matrices: float
     params: float
     bytes: float
+    runtime_bytes: float
     tokens: float
     tokens_per_second: float = math.nan
     records: tuple[int, ...] = ()
@@ -328,7 +331,7 @@ def _cell(label: str, lines: Sequence[_Line]) -> Cell:
     spread = len(set(values)) > 1 and math.isfinite(value)
     if spread:
         low, high = across_seeds(values, float(first["confidence"]), *limits(first["metric"]))
-    names = ("ratio", "kept", "ratio_matrices", "params", "bytes")
+    names = ("ratio", "kept", "ratio_matrices", "params", "bytes", "runtime_bytes")
     means = {name: mean([line[name] for line in lines]) for name in names}
     tokens = mean([line["tokens_compress"] + line["tokens_recover"] for line in lines])
     speeds = [float(line.get("tokens_per_second", math.nan)) for line in lines]
