@@ -88,6 +88,8 @@ class ByteCount:
         """
         low, high = 1 + 1 / _STEPS, self._most()
         largest, smallest = self.at(low, bits), self.at(high, bits)
+        if bits == WHOLE_BITS:  # the bytes of a ratio are known; ranks are whole, so that they are a little fewer
+            largest = (self.method.shape(self.skeleton).parameters * self.width) / low
         if not smallest <= size <= largest:
             whole = self.method.shape(self.skeleton).parameters * 2
             raise UserError(
@@ -95,7 +97,9 @@ class ByteCount:
                 f"{smallest / whole:.3f} to {largest / whole:.3f} of the bfloat16 model's bytes; ask for a share in "
                 "between, or for other --bits"
             )
-        for _ in range(_BISECTIONS):
+        if bits == WHOLE_BITS:
+            low = high = self.method.shape(self.skeleton).parameters * self.width / size
+        for _ in range(_BISECTIONS if low < high else 0):
             middle = (low + high) / 2
             low, high = (low, middle) if self.at(middle, bits) <= size else (middle, high)
         return min(-int(-high * _STEPS // 1) / _STEPS, self._most())

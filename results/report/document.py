@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from ..pages.shell import shorten
+from ..tables.by_bytes import by_bytes
 from ..tables.pivot import Cell, Pivot, format_cell, pivot
 from ..tables.table import Cell as TableCell
 from ..tables.table import Column, Field, Table, number_columns, text_columns
@@ -75,6 +77,11 @@ def _findings(report: Report) -> list[Block]:
 
 def _results(report: Report, tables: Sequence[Pivot]) -> list[Block]:
     blocks: list[Block] = [_table(report, number, table) for number, table in enumerate(tables)]
+    blocks += [
+        replace(over_bytes, id=f"bytes-{number}")
+        for number, table in enumerate(tables)
+        if (over_bytes := by_bytes(table)) is not None
+    ]
     if report.paired:
         blocks.append(Fold(f"The {len(report.paired)} paired tests", [_paired(report, tables)], long=True))
     blocks.append(Fold("Sizes and training tokens of every model", [_sizes(tables)], long=True))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...foundation.errors import UserError
+from ...models.quantised.scheme import CONTROLS
 from ...records.bos import bos_sentence, differ, variant_without
 from ...records.intervals import across_seeds
 from ...records.metrics import direction, format_value, goodness, has_ideal, is_fraction, is_perplexity, limits
@@ -86,17 +87,27 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table; an uncompressed model has a single cell, at ratio 1."""
+    """One line of a table; an uncompressed model has a single cell, at ratio 1, and so has a control.
+
+    Attributes:
+        bits: of rounded weights; None where they are not rounded.
+    """
 
     label: str
     stage: str
     cells: Mapping[float, Cell]
     method: str = ""
+    bits: int | None = None
 
     @property
     def uncompressed(self) -> bool:
         """Whether the row is a model before compression."""
         return self.stage in ("pretrained", "finetuned")
+
+    @property
+    def control(self) -> bool:
+        """Whether the row is a dense model that was only quantised."""
+        return self.method in CONTROLS
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,11 @@ class Pivot:
     ratios: tuple[float, ...]
     rows: tuple[Row, ...]
     note: str = ""
+
+    @property
+    def controls(self) -> tuple[Row, ...]:
+        """The rows of plain quantisation."""
+        return tuple(row for row in self.rows if row.control)
 
     @property
     def compressed(self) -> bool:
@@ -263,12 +279,14 @@ def _table(group: Sequence[_Line], data: str) -> Pivot:
     first = group[0]
     parts: dict[tuple[str, str], dict[float, list[_Line]]] = {}
     methods: dict[str, str] = {}
+    bits: dict[str, int | None] = {}
     for label, line in zip(_shown_labels(group), group, strict=True):
         ratio = 1.0 if line["method"] == "none" else float(line["ratio_target"])
         parts.setdefault((label, line["stage"]), {}).setdefault(ratio, []).append(line)
         methods.setdefault(label, line["method"])
+        bits.setdefault(label, json.loads(line["options"]).get("bits"))
     rows = [
-        Row(label, stage, {ratio: _cell(label, cells[ratio]) for ratio in sorted(cells)}, methods[label])
+        Row(label, stage, {ratio: _cell(label, cells[ratio]) for ratio in sorted(cells)}, methods[label], bits[label])
         for (label, stage), cells in parts.items()
     ]
     rank = {"pretrained": 0, "finetuned": 1}
