@@ -115,7 +115,7 @@ def _measured_axis(axes: Any, axis: XAxis, lines: Sequence[Row], references: Seq
 def _ratio_places(axis: XAxis, lines: Sequence[Row]) -> dict[float, float]:
     """Return the target ratios by the mean x of the points that were asked for them."""
     values_by_ratio: dict[float, list[float]] = {}
-    for row in lines:
+    for row in (row for row in lines if not row.control):  # which were asked for no ratio
         for ratio, cell in row.cells.items():
             if math.isfinite(axis.value(cell)):
                 values_by_ratio.setdefault(ratio, []).append(axis.value(cell))
