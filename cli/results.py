@@ -124,7 +124,9 @@ def plot(
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures. \\[default: the run's]")] = None,
     x: Annotated[
         str,
-        typer.Option(help="ratio, bytes, tokens_per_second, or tokens of training where there are several budgets."),
+        typer.Option(
+            help="ratio, bytes, runtime_bytes, tokens_per_second, or tokens of training with several budgets."
+        ),
     ] = "ratio",
     speed: Annotated[
         Path | None, typer.Option(help="Where bench speed put its records. \\[default: speed/ beside the run]")

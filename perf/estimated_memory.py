@@ -35,7 +35,7 @@ from lowrank_bench.runners.specs import Stage
 LEAST, MOST = 0.8, 1.2
 SIZES = {"50": ("llama", 512, 13, 4096), "120": ("gemma3", 640, 12, 65536), "270": ("llama", 1024, 15, 32768)}
 """Millions of parameters: architecture, width, layers, vocabulary."""
-KINDS = ("finetune", "fit", "compress", "recover", "evaluate")
+KINDS = ("finetune", "fit", "compress", "recover", "quantise", "evaluate")
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "adagrad", "rmsprop")
 # glibc keeps freed memory in one arena for each thread, and raises the size from which it asks the system for pages.
 _QUIET = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}

@@ -89,16 +89,16 @@ def cell(
             low, high = wilson(solved, N)
             rows.append(
                 Record(
-                    schema_version=1, sweep=f"{model}-{task}", model=model, model_sha256=model, task=task,
+                    schema_version=2, sweep=f"{model}-{task}", model=model, model_sha256=model, task=task,
                     method=method,
                     label="finetuned" if plain else method, options="{}", stage="finetuned" if plain else "recovered",
                     ratio_target=ratio, ratio=original / params, kept=params / original, ratio_matrices=ratio,
-                    params_original=original, params=params, bytes=2 * params, seed=seed, benchmark=benchmark,
+                    params_original=original, params=params, bytes=2 * params, runtime_bytes=2 * params, seed=seed, benchmark=benchmark,
                     variant=f"{benchmark}-0shot", metric="accuracy", scorer=scorer, headline=scorer == "strict",
                     higher_is_better=True, value=solved / N, low=low, high=high, confidence=0.95, n=N,
                     steps_finetune=600, steps_compress=0, steps_recover=0 if plain else 600, tokens_finetune=10**7,
                     tokens_compress=0, tokens_recover=0 if plain else 10**7, seconds_finetune=3600.5, seconds_fit=60.0,
-                    seconds_compress=5.0, seconds_recover=0.0 if plain else 3600.5, seconds_evaluate=100.5,
+                    seconds_compress=5.0, seconds_recover=0.0 if plain else 3600.5, seconds_quantise=0.0, seconds_evaluate=100.5,
                     peak_memory_bytes=10**10, engine="vllm", dtype="bfloat16", device="gpu", threads=8, isolation="",
                     dataset_sha256=benchmark, prompt_sha256=benchmark, versions=VERSIONS, git_commit="0" * 40,
                     evaluated_at="2026-01-31T12:00:00+00:00", stage_key=hashlib.sha256(key.encode()).hexdigest(),

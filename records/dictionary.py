@@ -29,7 +29,7 @@ _UNITS = {
     **{c: "tokens" for c in COLUMNS if c.startswith("tokens_")},
     **{c: "steps" for c in COLUMNS if c.startswith("steps_")},
     **dict.fromkeys(("params", "params_original"), "parameters"),
-    **dict.fromkeys(("bytes", "peak_memory_bytes"), "bytes"),
+    **dict.fromkeys(("bytes", "runtime_bytes", "peak_memory_bytes"), "bytes"),
     **dict.fromkeys(("value", "low", "high"), "metric's own"),
     **dict.fromkeys(("ratio_target", "ratio", "ratio_matrices"), "×"),
     **{"kept": "share", "confidence": "share", "n": "problems, windows or rounds", "threads": "threads"},
@@ -133,9 +133,9 @@ two rows and the column in which they contradict each other.
 
 ## Schema versions
 
-`schema_version` is {SCHEMA_VERSION}. It rises when a column is added, removed or changes its meaning after a release
-(version 1 is that of 0.1.0, which is not released yet). A file without `{BUDGET}`, the column that was added last, is
-read as if it were `steps_compress + steps_recover`. A program reads the versions up to its own. A file of a later
-version is refused with a sentence that names both versions; the remedy is to update `lowrank-bench`. Within a version,
-a column may become stricter where that keeps out what no run writes.
+`schema_version` is {SCHEMA_VERSION}. It rises when a column is added, removed or changes its meaning. A program reads
+the versions up to its own. A file of a later version is refused with a sentence that names both versions; the remedy is
+to update `lowrank-bench`. A file of version 1 lacks `runtime_bytes`, `seconds_quantise` and `{BUDGET}`; reading it
+fills them in: the parameters in the evaluation's dtype, 0, and `steps_compress + steps_recover`. Within a version, a
+column may become stricter where that keeps out what no run writes.
 """

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from ..foundation.errors import UserError
 from ..foundation.plain import read_input
 from .checksums import CSV_NAME, PARQUET_NAME, check_against_checksums, write_with_checksums
-from .schema import BUDGET, COLUMNS, KEY_COLUMNS, SCHEMA_VERSION, STAGES, TIMING_COLUMNS, Record
+from .schema import BUDGET, COLUMNS, KEY_COLUMNS, SCHEMA_VERSION, STAGES, TIMING_COLUMNS, Record, columns_of, upgraded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,7 +114,7 @@ def _validated(prefix: str, rows: Iterable[Mapping[Any, Any]]) -> list[Record]:
     records = []
     for number, row in enumerate(rows, start=1):
         try:
-            records.append(Record.model_validate(row))
+            records.append(Record.model_validate(upgraded(row)))
         except ValidationError as error:
             raise UserError(f"{prefix}record {number} is not valid: {_first_error(error)}") from None
     return records
@@ -233,12 +233,13 @@ def _csv_rows(path: Path, raw: bytes) -> list[dict[str, Any]]:
         ) from None
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV ({error}); write it again with 'bench run'") from None
-    if lines and len(lines[0]) == 1 and len(lines[0][0].split(";")) in (len(COLUMNS) - 1, len(COLUMNS)):
+    if lines and len(lines[0]) == 1 and len(lines[0][0].split(";")) in (len(columns_of(1)), len(COLUMNS)):
         raise UserError(f"{path} is separated by semicolons; save it with commas")
-    if lines and "schema_version" in lines[0]:
-        at = lines[0].index("schema_version")
+    at = lines[0].index("schema_version") if lines and "schema_version" in lines[0] else None
+    if at is not None:
         _check_version(path, (line[at] for line in lines[1:] if len(line) == len(lines[0])))
-    _check_columns(path, lines[0] if lines else [])
+    versions = {line[at] for line in lines[1:] if len(line) == len(lines[0])} if lines and at is not None else set()
+    _check_columns(path, lines[0] if lines else [], versions)
     for number, line in enumerate(lines[1:], start=1):
         if len(line) != len(lines[0]):
             raise UserError(
@@ -320,9 +321,9 @@ def _parquet_rows(path: Path, raw: bytes) -> list[dict[str, Any]]:
     except (OSError, pa.ArrowException) as error:
         reason = str(error).split("\n")[0].rstrip(".")
         raise UserError(f"{path} cannot be read as Parquet ({reason}); write it again with 'bench run'") from None
-    if "schema_version" in table.column_names:
-        _check_version(path, table.column("schema_version").unique().to_pylist())
-    _check_columns(path, table.column_names)
+    versions = table.column("schema_version").unique().to_pylist() if "schema_version" in table.column_names else []
+    _check_version(path, versions)
+    _check_columns(path, table.column_names, versions)
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
@@ -338,10 +339,11 @@ def _future(version: Any) -> str:
     return f"schema_version is {version} and this version reads {SCHEMA_VERSION}; update lowrank-bench"
 
 
-def _check_columns(path: Path, columns: Sequence[str]) -> None:
-    missing = [c for c in COLUMNS if c not in columns and c != BUDGET]
-    foreign = [c for c in columns if c not in COLUMNS]
-    if missing or foreign or len(columns) != len(set(columns)):
+def _check_columns(path: Path, columns: Sequence[str], versions: Iterable[Any] = ()) -> None:
+    expected = columns_of(1) if {str(version) for version in versions} == {"1"} else COLUMNS
+    missing = [c for c in expected if c not in columns]
+    foreign = [c for c in columns if c not in expected]
+    if missing or foreign or len(columns) != len(expected):
         lists = {"missing": missing, "unknown": foreign}
         problems = [f"{word}: {', '.join(names[:5])}" for word, names in lists.items() if names]
         raise UserError(
@@ -358,5 +360,5 @@ def _first_error(error: ValidationError) -> str:
         version = first["input"]
         if isinstance(version, int | str) and str(version).isdecimal() and int(version) > SCHEMA_VERSION:
             return _future(version)
-        return f"schema_version is {_quoted(version)}; this version reads {SCHEMA_VERSION}"
+        return f"schema_version is {_quoted(version)}; this version reads 1 to {SCHEMA_VERSION}"
     return f"{column}: {message}" if column else message

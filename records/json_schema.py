@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from .schema import BUDGET, COLUMNS, SCHEMA_VERSION, Record
+from .schema import COLUMNS, SCHEMA_VERSION, Record
 
 _OBJECTS = ("options", "versions")
 _TIMES = ("evaluated_at",)
@@ -35,7 +35,7 @@ def record_schema() -> dict[str, Any]:
         ),
         "type": "object",
         "properties": {name: schema["properties"][name] for name in COLUMNS},
-        "required": [name for name in COLUMNS if name != BUDGET],
+        "required": list(COLUMNS),
         "additionalProperties": False,
     }
 

@@ -3,6 +3,7 @@
 import json
 import math
 import unicodedata
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
@@ -13,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ..foundation.files import canonical_json
 from .metrics import is_fraction
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STAGES = ("pretrained", "finetuned", "compressed", "recovered")
 BUDGET = "steps_budget"
 MAX_TEXT, MAX_JSON = 1000, 20_000
@@ -106,7 +107,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Annotated[int, Field(ge=1, le=1)] = Field(description="version of this schema")
+    schema_version: Annotated[int, Field(ge=2, le=2)] = Field(description="version of this schema")
     sweep: Name = Field(description="name of the sweep that wrote the record")
     model: Name = Field(description="preset name, hub id or folder of the model")
     model_sha256: Name = Field(description="hash of the model folder, or its hub revision")
@@ -123,7 +124,11 @@ class Record(BaseModel):
     ratio_matrices: Ratio = Field(description="ratio achieved over the compressed matrices alone; 1 if uncompressed")
     params_original: Positive = Field(description="parameters of the uncompressed model")
     params: Positive = Field(description="parameters of the evaluated model, everything counted")
-    bytes: Count = Field(description="size of the evaluated model's weights on disk, in bytes")
+    bytes: Count = Field(description="size of the model's weights on disk, in bytes; of rounded ones the packed file")
+    runtime_bytes: Count = Field(
+        description="size of the weights as the evaluation's engine held them, in bytes; rounded ones are dequantised; 0 "
+        "if unknown"
+    )
     seed: Annotated[int, Field(ge=-_MAX_INT, le=_MAX_INT)] = Field(
         description="seed of training, compression and sampling"
     )
@@ -158,6 +163,7 @@ class Record(BaseModel):
     seconds_fit: Seconds = Field(description="wall-clock seconds of the fit stage, which all ratios share")
     seconds_compress: Seconds = Field(description="wall-clock seconds of the compress stage")
     seconds_recover: Seconds = Field(description="wall-clock seconds of the recover stage")
+    seconds_quantise: Seconds = Field(description="wall-clock seconds of the quantise stage")
     seconds_evaluate: Seconds = Field(description="wall-clock seconds of the evaluate stage")
     peak_memory_bytes: Count = Field(description="largest memory use of the cell's stages, in bytes; 0 if not measured")
     engine: Name = Field(description="what generated or scored: transformers, vllm, ...")
@@ -176,18 +182,6 @@ class Record(BaseModel):
     )
     stage_key: Name = Field(description="key of the evaluate stage: the folder with samples and provenance")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _with_budget(cls, values: Any) -> Any:
-        """Fill in the budget of a record that was written before there was a column for it."""
-        if not isinstance(values, dict) or BUDGET in values:
-            return values
-        try:
-            steps = int(values["steps_compress"]) + int(values["steps_recover"])
-        except (KeyError, TypeError, ValueError):
-            return values  # the fields themselves are refused with a sentence of their own
-        return {**values, BUDGET: steps}
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not self.low <= self.value <= self.high:
@@ -204,6 +198,9 @@ class Record(BaseModel):
 
 
 COLUMNS = tuple(Record.model_fields)
+ADDED_COLUMNS = {2: ("runtime_bytes", "seconds_quantise", BUDGET)}
+"""Columns that earlier versions do not have, by the version that brought them."""
+_WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 TIMING_COLUMNS = (
     *(c for c in COLUMNS if c.startswith("seconds_")),
     "peak_memory_bytes",
@@ -227,3 +224,24 @@ KEY_COLUMNS = (
     ),
 )
 """What names a record: two rows with equal keys in one file are an error."""
+
+
+def columns_of(version: int) -> tuple[str, ...]:
+    """Return the columns of records of a version of the schema."""
+    later = {column for added, columns in ADDED_COLUMNS.items() if added > version for column in columns}
+    return tuple(column for column in COLUMNS if column not in later)
+
+
+def upgraded(row: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return a row of any version up to this one with this version's columns; rows of this version as they are.
+
+    Version 1 knew no rounded weights: what an engine held follows from the parameters and the dtype. It had one
+    training budget a sweep: the steps after the first finetuning.
+    """
+    if str(row.get("schema_version")) != "1" or any(column in row for column in ADDED_COLUMNS[2]):
+        return dict(row)
+    params, width = str(row.get("params")), _WIDTHS.get(str(row.get("dtype")), 0)
+    held = int(params) * width if params.isdecimal() else 0
+    steps = [str(row.get(column)) for column in ("steps_compress", "steps_recover")]
+    budget = sum(map(int, steps)) if all(count.isdecimal() for count in steps) else 0
+    return dict(row) | {"schema_version": 2, "runtime_bytes": held, "seconds_quantise": 0.0, BUDGET: budget}

@@ -8,11 +8,19 @@ from dataclasses import asdict
 from typing import Any
 
 from ..foundation.files import canonical_json
-from ..records.files import Record
+from ..models.loading import DTYPES
+from ..records.files import SCHEMA_VERSION, Record
 from .choices import build_method
 from .graph import BASELINE, Cell, Plan
 from .specs import FitStage
-from .stage_records import CompressRecord, EvaluateRecord, FinetuneRecord, RecoverRecord, StageRecord
+from .stage_records import (
+    CompressRecord,
+    EvaluateRecord,
+    FinetuneRecord,
+    QuantiseRecord,
+    RecoverRecord,
+    StageRecord,
+)
 from .store.files import RECORD, damaged
 
 
@@ -67,19 +75,19 @@ def _cell_records(plan: Plan, cell: Cell, failed: Collection[str], budgets: Mapp
 
 def _common(plan: Plan, cell: Cell, stages: Mapping[str, StageRecord], evaluation: EvaluateRecord) -> dict[str, Any]:
     result, hardware = evaluation.result, evaluation.provenance.hardware
-    compression = stages.get("compress")
+    compression, rounded = stages.get("compress"), stages.get("quantise")
     report = compression.result.report(cell.ratio) if isinstance(compression, CompressRecord) else None
     params = report.parameters if report else plan.parameters
     ratio = plan.parameters / params
     kind, _, index = evaluation.execution.device.partition(":")
     values: dict[str, Any] = {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "sweep": plan.name,
         "model": plan.source.name,
         "model_sha256": plan.source.sha256,
         "task": plan.config.task,
         "method": cell.method.name,
-        "label": cell.state if cell.method is BASELINE else cell.method.shown,
+        "label": cell.label,
         "options": canonical_json({} if cell.method is BASELINE else _options(plan, cell)),
         "stage": cell.state,
         "ratio_target": cell.ratio,
@@ -88,7 +96,8 @@ def _common(plan: Plan, cell: Cell, stages: Mapping[str, StageRecord], evaluatio
         "ratio_matrices": report.ratio_matrices if report else 1.0,
         "params_original": plan.parameters,
         "params": params,
-        "bytes": result.bytes,
+        "bytes": rounded.result.packed_bytes if isinstance(rounded, QuantiseRecord) else result.bytes,
+        "runtime_bytes": params * DTYPES[evaluation.spec.dtype].itemsize,
         "seed": cell.seed,
         "variant": result.variant or evaluation.spec.variant,
         "confidence": 0.95,
@@ -105,7 +114,7 @@ def _common(plan: Plan, cell: Cell, stages: Mapping[str, StageRecord], evaluatio
         "peak_memory_bytes": max(record.peak_memory_bytes for record in [*stages.values(), evaluation]),
         "seconds_evaluate": evaluation.seconds,
     }
-    for kind in ("finetune", "fit", "compress", "recover"):
+    for kind in ("finetune", "fit", "compress", "recover", "quantise"):
         values[f"seconds_{kind}"] = stages[kind].seconds if kind in stages else 0.0
     for kind in ("finetune", "recover"):
         record = stages.get(kind)
@@ -118,6 +127,9 @@ def _common(plan: Plan, cell: Cell, stages: Mapping[str, StageRecord], evaluatio
 
 
 def _options(plan: Plan, cell: Cell) -> dict[str, Any]:
+    if cell.control:
+        assert cell.scheme is not None
+        return cell.scheme.model_dump(mode="json")
     options = build_method(cell.method, plan.recipe, cell.seed).model_dump(mode="json")
     if "seed" not in cell.method.options:
         options.pop("seed", None)  # the sweep's seed has a column of its own
@@ -126,5 +138,7 @@ def _options(plan: Plan, cell: Cell) -> dict[str, Any]:
     fit = plan.stages.get(cell.stages.get("fit", ""))
     if isinstance(fit, FitStage) and fit.spec.calibration_dtype != "float32":
         options["calibration_dtype"] = fit.spec.calibration_dtype
+    if cell.scheme is not None:
+        options["bits"] = cell.scheme.bits
     loaded: dict[str, Any] = json.loads(json.dumps(options))
     return loaded

@@ -27,7 +27,7 @@ from .specs import CompressStage, FitStage
 from .sweep import plan_warnings
 from .training.data import example_length
 
-KINDS = ("finetune", "fit", "compress", "recover", "evaluate")
+KINDS = ("finetune", "fit", "compress", "recover", "quantise", "evaluate")
 
 
 def print_plan(config: SweepConfig, console: Console, assume: str | None = None) -> None:
@@ -137,7 +137,7 @@ def _ranks(plan: Plan) -> Table:
     for spec in plan.config.methods:
         method = build_method(spec, plan.recipe, plan.config.seeds[0])
         policy = method.requirements.policy
-        for ratio in plan.config.ratios:
+        for ratio in plan.ratios(spec.shown):
             allocation = plan.allocations[spec.shown, ratio]
             target = f"{plan.parameters / ratio:,.0f}"
             if policy != "uniform":

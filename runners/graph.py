@@ -13,9 +13,11 @@ from ..foundation.environment import number_formats
 from ..methods.ranks.budget import Allocation
 from ..models.matrices import model_size
 from ..models.presets import ModelSource
+from ..models.quantised.scheme import Scheme
 from .config import MethodSpec, SweepConfig
 from .estimates.at_hand import AtHand
 from .estimates.machine import Machine, measure_machine
+from .points import Point
 from .process_setup import ProcessSetup
 from .specs import Stage
 from .store.folders import StageStore
@@ -39,6 +41,8 @@ class Cell:
         evaluations: evaluate keys by name, see `layout.evaluation_name`.
         budget: optimizer steps after the first finetuning, where the sweep names them; None where the recipe's epochs
             decide, or the model depends on none.
+        scheme: how its weights were rounded, or None.
+        control: whether it is a dense model that was only rounded; ``method`` is then the control's name and options.
     """
 
     method: MethodSpec
@@ -48,6 +52,18 @@ class Cell:
     stages: Mapping[str, str]
     evaluations: Mapping[str, str]
     budget: int | None = None
+    scheme: Scheme | None = None
+    control: bool = False
+
+    @property
+    def label(self) -> str:
+        """The row's name in tables."""
+        if self.method is BASELINE:
+            return self.state
+        shown = self.method.shown
+        if self.scheme is None or self.control:
+            return shown
+        return f"{shown}{',' if ':' in shown else ':'}bits={self.scheme.bits}"
 
 
 @dataclass
@@ -69,6 +85,7 @@ class Plan:
         dry: whether nothing is going to run; then a training that fits nowhere is noted instead of refused.
         trainings: where each training is placed and what it takes, by the stage's title.
         refusals: why trainings fit nowhere, by the stage's title.
+        points: ratios and bits of each method, by `MethodSpec.shown`.
     """
 
     config: SweepConfig
@@ -96,6 +113,7 @@ class Plan:
     dry: bool = False
     trainings: dict[str, tuple[Choice, TrainingPeak]] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
+    points: dict[str, tuple[Point, ...]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -114,7 +132,16 @@ class Plan:
 
     def saves(self, trains: bool) -> str:
         """Return the dtype that a stage saves weights in, trained ones or others; see `Recipe.saves`."""
-        return self.recipe.saves(self.config.training.save_dtype, trains)
+        asked = self.config.training.save_dtype or (None if self.config.bytes is None else "bfloat16")
+        return self.recipe.saves(asked, trains)
+
+    def ratios(self, shown: str) -> list[float]:
+        """Return the ratios of a method, ascending, by `MethodSpec.shown`."""
+        return sorted({point.ratio for point in self.points[shown]})
+
+    def bits(self, shown: str, ratio: float) -> list[int]:
+        """Return the bits in which a method's weights are measured at a ratio, whole ones first."""
+        return sorted((point.bits for point in self.points[shown] if point.ratio == ratio), reverse=True)
 
     def add(self, stage: Stage, *needs: str | None) -> str:
         """Add a stage (once) and return its key, which the environment's number formats are part of."""

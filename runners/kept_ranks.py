@@ -38,7 +38,7 @@ class KeptRanks:
         """
         if shown not in self._by_method:
             config = self.plan.config
-            budgets = [Budget(ratio, method.guard, config.rank_multiple) for ratio in config.ratios]
+            budgets = [Budget(ratio, method.guard, config.rank_multiple) for ratio in self.plan.ratios(shown)]
             self._by_method[shown] = method.kept_ranks(self.plan.skeleton, budgets)
         self._asked.setdefault(fit, []).append(self._by_method[shown])
 

@@ -14,6 +14,8 @@ from ..foundation.errors import UserError
 from ..methods.base import Compressor
 from ..models.footprint import context_length
 from ..models.loading import own_dtype
+from ..models.quantised.model import dense_matrices
+from ..models.quantised.scheme import FACTORS, Scheme, control_scheme
 from .checks import bos_windows, check_model
 from .choices import DtypeChoice, build_method, merge_settings, pick_calibration_dtype
 from .config import MethodSpec, RecoverOverrides
@@ -21,6 +23,7 @@ from .data_spec import DataSpec
 from .estimates.at_hand import counts_by_size
 from .graph import BASELINE, Cell, Plan
 from .kept_ranks import KeptRanks
+from .points import WHOLE_BITS
 from .process_setup import ProcessSetup
 from .specs import (
     ChosenPlacement,
@@ -31,6 +34,7 @@ from .specs import (
     EvaluateExecution,
     EvaluateSpec,
     EvaluateStage,
+    Execution,
     FinetuneSpec,
     FinetuneStage,
     FitBudget,
@@ -39,6 +43,8 @@ from .specs import (
     FitStage,
     ModelInput,
     ModelLocation,
+    QuantiseSpec,
+    QuantiseStage,
     RecoverSpec,
     RecoverStage,
     TrainingExecution,
@@ -186,6 +192,8 @@ class Layout:
                 self._cell(BASELINE, 1.0, seed, "finetuned", keys, tuned)
             for spec in self.config.methods:
                 self._method(spec, seed, tuned, keys)
+            for spec in self.config.controls:
+                self._control(spec, seed, tuned, keys)
         self.kept.settle()
 
     def _common(self, model: _Model) -> dict[str, Any]:
@@ -257,14 +265,15 @@ class Layout:
         method = build_method(spec, self.plan.recipe, seed)
         options = method.model_dump(mode="json")
         reads = method.requirements.data_in_fit
-        alone = self.compress_only and len(self.config.ratios) == 1
+        ratios = self.plan.ratios(spec.shown)
+        alone = self.compress_only and len(ratios) == 1
         passes = self._passes(method, tuned)
         fit = FitSpec(
             inputs=ModelInput(model=tuned.identity),
             fit=method.fit_key(),
             data=self._calibration_data(spec, method) if reads else None,
             seed=seed if reads else None,
-            budget=FitBudget(ratio=self.config.ratios[0], rank_multiple=self.config.rank_multiple) if alone else None,
+            budget=FitBudget(ratio=ratios[0], rank_multiple=self.config.rank_multiple) if alone else None,
             calibration_dtype=passes.dtype,
         )
         execution = FitExecution(
@@ -278,7 +287,6 @@ class Layout:
         fit_key = self.plan.add(FitStage(spec=fit, execution=execution, title=title), tuned.stage)
         self.kept.want(fit_key, method, spec.shown)
         together = bool(options.get("trajectory"))
-        ratios = sorted(self.config.ratios)
         # What trains while it compresses takes its steps out of the budget: another budget is another compression.
         budgets = [[run] for run in self.recoveries] if method.requirements.trains else [self.recoveries]
         for group in [ratios] if together else [[ratio] for ratio in ratios]:
@@ -345,7 +353,7 @@ class Layout:
             path = keys | {"compress": key}
             last = recoveries[0].steps == 0
             if last or self.config.evaluation.before_recovery:
-                self._cell(spec, ratio, seed, "compressed", path, small, recoveries[0] if needs.trains else None)
+                self._cells(spec, ratio, seed, "compressed", path, small, recoveries[0] if needs.trains else None)
             for run in recoveries if not last else []:
                 self._recovered(spec, method, ratio, seed, path, small, run)
 
@@ -376,7 +384,41 @@ class Layout:
         )
         execution = TrainingExecution(**self._common(small), **self._training_fields(choice))
         key = self.plan.add(RecoverStage(spec=recovery, execution=execution, title=title), small.stage)
-        self._cell(spec, ratio, seed, "recovered", keys | {"recover": key}, self._made(key, MODEL_FOLDER), run)
+        self._cells(spec, ratio, seed, "recovered", keys | {"recover": key}, self._made(key, MODEL_FOLDER), run)
+
+    def _cells(
+        self,
+        spec: MethodSpec,
+        ratio: float,
+        seed: int,
+        state: str,
+        keys: dict[str, str],
+        model: _Model,
+        run: TrainSettings | None,
+    ) -> None:
+        """Add the cells of one compressed model, in each number of bits."""
+        for bits in self.plan.bits(spec.shown, ratio):
+            if bits == WHOLE_BITS:
+                self._cell(spec, ratio, seed, state, keys, model, run)
+                continue
+            shown = f"{spec.shown} {ratio:g}x ({state}){self._steps(run)} in {bits} bits"
+            rounded, key = self._quantised(FACTORS, shown, seed, model)
+            self._cell(spec, ratio, seed, state, keys | {"quantise": key}, rounded, run, FACTORS)
+
+    def _control(self, spec: MethodSpec, seed: int, model: _Model, keys: dict[str, str]) -> None:
+        scheme = control_scheme(spec.name, spec.options)
+        dense_matrices(self.plan.skeleton, scheme)  # an embedding that cannot be rounded is refused before any work
+        rounded, key = self._quantised(scheme, spec.shown, seed, model)
+        self._cell(spec, 1.0, seed, "compressed", keys | {"quantise": key}, rounded, None, scheme, control=True)
+
+    def _quantised(self, scheme: Scheme, shown: str, seed: int, model: _Model) -> tuple[_Model, str]:
+        quantisation = QuantiseSpec(
+            inputs=ModelInput(model=model.identity), scheme=scheme, save_dtype=self.plan.saves(trains=False)
+        )
+        execution = Execution(**self._common(model))
+        stage = QuantiseStage(spec=quantisation, execution=execution, title=f"quantise {shown}, seed {seed}")
+        key = self.plan.add(stage, model.stage)
+        return self._made(key, MODEL_FOLDER), key
 
     def _stage(self, state: str) -> EvalStage:
         """Return whether a model counts as finetuned: its prompts follow from that."""
@@ -412,8 +454,11 @@ class Layout:
         keys: dict[str, str],
         model: _Model,
         run: TrainSettings | None = None,
+        scheme: Scheme | None = None,
+        control: bool = False,
     ) -> None:
-        shown = f"{spec.shown} {ratio:g}x ({state}){self._steps(run)}, seed {seed}"
+        bits = f" in {scheme.bits} bits" if scheme else ""
+        shown = f"{spec.shown} {ratio:g}x ({state}){self._steps(run)}{bits}, seed {seed}"
         evaluations = {}
         for name in self.names:
             benchmark = benchmarks.get(name)()
@@ -422,7 +467,8 @@ class Layout:
                 for windows, each in self.bos.settings(benchmark, settings, compressed=spec is not BASELINE):
                     place = evaluation_name(name, context, windows)
                     evaluations[place] = self._evaluation(benchmark, place, shown, model, each)
-        self.plan.cells.append(Cell(spec, ratio, seed, state, keys, evaluations, run.steps if run else None))
+        budget = run.steps if run else None
+        self.plan.cells.append(Cell(spec, ratio, seed, state, keys, evaluations, budget, scheme, control))
 
     def _evaluation(self, benchmark: Benchmark, place: str, shown: str, model: _Model, settings: EvalSettings) -> str:
         stage = evaluate_stage(

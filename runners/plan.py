@@ -22,6 +22,7 @@ from .estimates.at_hand import AtHand, assumed_device, assumed_engine, find_at_h
 from .estimates.machine import Machine
 from .graph import Plan
 from .layout import Layout
+from .points import points
 from .process_setup import read_setup
 from .store.folders import StageStore, verify_around
 from .store.shared import SharedStore
@@ -92,9 +93,13 @@ def make_plan(
 
 
 def _check_ratios(plan: Plan) -> None:
+    training = plan.config.training
+    trains = not training.training_free and training.recover.steps != 0
     for spec in plan.config.methods:
         method = build_method(spec, plan.recipe, plan.config.seeds[0])
-        for ratio in plan.config.ratios:
+        save_dtype = plan.saves(trains or method.requirements.trains)
+        plan.points[spec.shown] = points(plan.config, plan.skeleton, method, save_dtype)
+        for ratio in plan.ratios(spec.shown):
             shape = method.shape(plan.skeleton, ratio)
             try:
                 allocation = Budget(ratio, method.guard, plan.config.rank_multiple).allocate(

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, field_serializer, field_validator
 from ..evals.base import EvalSettings
 from ..foundation.files import digest
 from ..methods.calibration.precision import PassDtype
+from ..models.quantised.scheme import Scheme
 from .data_spec import DataSpec, Frozen
 from .process_setup import ProcessSetup
 from .training.settings import Placement, TrainSettings
@@ -23,7 +24,8 @@ from .training.settings import Placement, TrainSettings
 FORMAT = 1
 """Raised when a stage's content changes its meaning, so that old folders are not taken for new ones."""
 
-StageKind = Literal["finetune", "fit", "compress", "recover", "evaluate"]
+StageKind = Literal["finetune", "fit", "compress", "recover", "quantise", "evaluate"]
+"""In the order in which they can follow each other."""
 
 
 class ModelInput(Frozen):
@@ -152,6 +154,19 @@ class CompressSpec(_MayTrain):
     train: TrainSettings | None = None
     data: DataSpec | None = None
     extra_pruning_steps: int | None = None
+
+
+class QuantiseSpec(Spec):
+    """Rounding the weights of a checkpoint after all training.
+
+    Attributes:
+        scheme: what is rounded to how many bits.
+        save_dtype: of the dequantised checkpoint and of what is not rounded, see `models.dtypes`.
+    """
+
+    kind: Literal["quantise"] = "quantise"
+    scheme: Scheme
+    save_dtype: str
 
 
 class EvaluateSpec(Spec):
@@ -283,7 +298,7 @@ class Stage(Frozen):
 
     @property
     def kind(self) -> StageKind:
-        """``finetune``, ``fit``, ``compress``, ``recover`` or ``evaluate``."""
+        """``finetune``, ``fit``, ``compress``, ``recover``, ``quantise`` or ``evaluate``."""
         return self.spec.kind
 
     @property
@@ -364,6 +379,13 @@ class RecoverStage(Stage):
     execution: TrainingExecution
 
 
+class QuantiseStage(Stage):
+    """See `QuantiseSpec`."""
+
+    spec: QuantiseSpec
+    execution: Execution
+
+
 class EvaluateStage(Stage):
     """See `EvaluateSpec`."""
 
@@ -379,7 +401,9 @@ class EvaluateStage(Stage):
 TrainingStage = FinetuneStage | CompressStage | RecoverStage
 """The kinds that may train."""
 
-_ANY: TypeAdapter[Stage] = TypeAdapter(FinetuneStage | FitStage | CompressStage | RecoverStage | EvaluateStage)
+_ANY: TypeAdapter[Stage] = TypeAdapter(
+    FinetuneStage | FitStage | CompressStage | RecoverStage | QuantiseStage | EvaluateStage
+)
 
 
 def parse_stage(text: str) -> Stage:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, TypeAdapter, V
 
 from ..evals.base import Metric, metric_from_plain
 from ..foundation.errors import UserError
-from .specs import CompressSpec, EvaluateSpec, FinetuneSpec, FitSpec, ModelLocation, RecoverSpec, Spec
+from .specs import CompressSpec, EvaluateSpec, FinetuneSpec, FitSpec, ModelLocation, QuantiseSpec, RecoverSpec, Spec
 from .store.files import RECORD, damaged
 
 VERSION = 1
@@ -88,13 +88,19 @@ class CompressResult(_Lenient):
         return self.reports[f"{ratio:g}"]
 
 
+class QuantiseResult(_Lenient):
+    """Of rounding weights: bytes of the packed file."""
+
+    packed_bytes: int
+
+
 class EvaluateResult(_Lenient):
     """Of an evaluation.
 
     Attributes:
         details: plain data of the benchmark's, such as the isolation of executed code.
         variant: full name of the benchmark, where the evaluation settled it.
-        bytes: size of the checkpoint's weights.
+        bytes: size of the evaluated checkpoint's weights; of a quantised one they are dequantised.
     """
 
     metrics: tuple[Metric, ...]
@@ -168,6 +174,14 @@ class RecoverRecord(_Record):
     result: TrainingResult
 
 
+class QuantiseRecord(_Record):
+    """Of rounding weights."""
+
+    kind: Literal["quantise"]
+    spec: QuantiseSpec
+    result: QuantiseResult
+
+
 class EvaluateRecord(_Record):
     """Of an evaluation."""
 
@@ -176,7 +190,7 @@ class EvaluateRecord(_Record):
     result: EvaluateResult
 
 
-StageRecord = FinetuneRecord | FitRecord | CompressRecord | RecoverRecord | EvaluateRecord
+StageRecord = FinetuneRecord | FitRecord | CompressRecord | RecoverRecord | QuantiseRecord | EvaluateRecord
 """Any of them; ``kind`` tells which."""
 
 _ANY: TypeAdapter[StageRecord] = TypeAdapter(Annotated[StageRecord, Discriminator("kind")])
@@ -185,9 +199,11 @@ _SPECS: dict[str, type[Spec]] = {
     "fit": FitSpec,
     "compress": CompressSpec,
     "recover": RecoverSpec,
+    "quantise": QuantiseSpec,
     "evaluate": EvaluateSpec,
 }
 _NOUNS = {"finetune": "a finetuning", "fit": "a fit", "compress": "a compression", "recover": "a recovery"}
+_NOUNS |= {"quantise": "a rounding of weights"}
 
 
 def parse_record(plain: Mapping[str, Any], folder: Path) -> StageRecord:

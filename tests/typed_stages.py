@@ -1,6 +1,7 @@
 """Small stages of each kind for tests that need one without a plan."""
 
 from lowrank_bench.evals.base import EvalSettings
+from lowrank_bench.models.quantised.scheme import FACTORS
 from lowrank_bench.runners.data_spec import DataSpec
 from lowrank_bench.runners.specs import (
     CompressExecution,
@@ -10,6 +11,7 @@ from lowrank_bench.runners.specs import (
     EvaluateExecution,
     EvaluateSpec,
     EvaluateStage,
+    Execution,
     FinetuneSpec,
     FinetuneStage,
     FitExecution,
@@ -17,6 +19,8 @@ from lowrank_bench.runners.specs import (
     FitStage,
     ModelInput,
     ModelLocation,
+    QuantiseSpec,
+    QuantiseStage,
     RecoverSpec,
     RecoverStage,
     TrainingExecution,
@@ -67,6 +71,11 @@ def recover_stage(title="", model="m", location="m", **execution):
         extra_pruning_steps=0,
     )
     return RecoverStage(spec=spec, execution=TrainingExecution(**_common(location, execution)), title=title)
+
+
+def quantise_stage(title="", model="m", location="m", scheme=FACTORS, **execution):
+    spec = QuantiseSpec(inputs=ModelInput(model=model), scheme=scheme, save_dtype="own")
+    return QuantiseStage(spec=spec, execution=Execution(**_common(location, execution)), title=title)
 
 
 def evaluate_stage(title="", model="m", location="m", **execution):

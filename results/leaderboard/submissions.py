@@ -17,7 +17,15 @@ from ...foundation.files import read_limited, write_atomic
 from ...foundation.plain import read_input
 from ...records.files import read_records
 from ...records.metrics import is_perplexity
-from ...records.schema import COLUMNS, KEY_COLUMNS, SCHEMA_VERSION, TIMING_COLUMNS, Record
+from ...records.schema import (
+    COLUMNS,
+    KEY_COLUMNS,
+    SCHEMA_VERSION,
+    TIMING_COLUMNS,
+    Record,
+    columns_of,
+    upgraded,
+)
 from ..tables.escape import clean
 
 if TYPE_CHECKING:
@@ -127,7 +135,7 @@ def check(path: Path) -> list[Record]:
     """
     lines = _lines(path)
     header = lines[0][1] if lines else []
-    if faults := [*_version_faults(lines), *_header_faults(header)]:
+    if faults := [*_version_faults(lines), *_header_faults(header, _versions(lines))]:
         raise FaultyFile(path, faults)
     faults, good = [], []
     for number, cells in lines[1:]:
@@ -137,7 +145,7 @@ def check(path: Path) -> list[Record]:
         row = dict(zip(header, cells, strict=True))
         row_faults = _text_faults(number, row)
         try:
-            record = Record.model_validate(row)
+            record = Record.model_validate(upgraded(row))
         except ValidationError as error:
             columns = {fault.column for fault in row_faults}
             row_faults += [fault for fault in _schema_faults(number, error) if fault.column not in columns]
@@ -203,6 +211,14 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
     return lines
 
 
+def _versions(lines: Sequence[tuple[int, list[str]]]) -> set[str]:
+    """Return the schema versions that a file's lines name."""
+    if not lines or "schema_version" not in lines[0][1]:
+        return set()
+    index = lines[0][1].index("schema_version")
+    return {cells[index].strip() for _, cells in lines[1:] if len(cells) > index}
+
+
 def _version_faults(lines: Sequence[tuple[int, list[str]]]) -> list[Fault]:
     """Look at the version before the columns: another version may have others."""
     if not lines or "schema_version" not in lines[0][1]:
@@ -214,11 +230,11 @@ def _version_faults(lines: Sequence[tuple[int, list[str]]]) -> list[Fault]:
             number, "schema_version", f"it is {version[:20]}, this version reads {SCHEMA_VERSION}; update lowrank-bench"
         )
         for version, number in versions.items()
-        if version.isdecimal() and version != str(SCHEMA_VERSION)
+        if version.isdecimal() and not 1 <= int(version) <= SCHEMA_VERSION
     ]
 
 
-def _header_faults(header: Sequence[str]) -> list[Fault]:
+def _header_faults(header: Sequence[str], versions: set[str]) -> list[Fault]:
     if not header:
         return [Fault(0, "", "it is empty; its first line must name the columns")]
     faults = []
@@ -227,7 +243,7 @@ def _header_faults(header: Sequence[str]) -> list[Fault]:
             faults.append(Fault(1, _short(name) or "(no name)", f"no such column{did_you_mean(name[:60], COLUMNS)}"))
         elif header.count(name) > 1:
             faults.append(Fault(1, name, "this column is there twice"))
-    missing = [name for name in COLUMNS if name not in header]
+    missing = [name for name in (columns_of(1) if versions == {"1"} else COLUMNS) if name not in header]
     faults += [Fault(1, name, f"this column is missing: {Record.model_fields[name].description}") for name in missing]
     return faults
 

@@ -1,4 +1,4 @@
-"""What curves are drawn over: the achieved ratio, the weights' bytes, decoding speed, or training tokens."""
+"""What curves are drawn over: the achieved ratio, bytes on disk or in memory, decoding speed, or training tokens."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ AXES = {
     for axis in (
         XAxis("ratio", "achieved ratio, original / compressed parameters of the whole model", lambda c: c.ratio),
         XAxis("bytes", "weights on disk [{unit}]", lambda c: c.bytes),
+        XAxis("runtime_bytes", "weights in memory [{unit}]", lambda c: c.runtime_bytes),
         XAxis("tokens_per_second", "decoding speed [tokens/s]", lambda c: c.tokens_per_second),
     )
 }
@@ -116,7 +117,7 @@ def _measured_axis(axes: Any, axis: XAxis, lines: Sequence[Row], references: Seq
 def _ratio_places(axis: XAxis, lines: Sequence[Row]) -> dict[float, float]:
     """Return the target ratios by the mean x of the points that were asked for them."""
     values_by_ratio: dict[float, list[float]] = {}
-    for row in lines:
+    for row in (row for row in lines if not row.control):  # which were asked for no ratio
         for ratio, cell in row.cells.items():
             if math.isfinite(axis.value(cell)):
                 values_by_ratio.setdefault(ratio, []).append(axis.value(cell))

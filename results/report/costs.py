@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from .data import Cost
 from .lineage import Lineage, Rows
 
-KINDS = ("finetune", "fit", "compress", "recover", "evaluate")
+KINDS = ("finetune", "fit", "compress", "recover", "quantise", "evaluate")
 
 
 @dataclass

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from ..pages.shell import shorten
+from ..tables.by_bytes import by_bytes
 from ..tables.pivot import Cell, Pivot, format_cell, pivot, same_but_budget
 from ..tables.table import Cell as TableCell
 from ..tables.table import Column, Field, Table, number_columns, text_columns
@@ -76,6 +78,11 @@ def _findings(report: Report) -> list[Block]:
 
 def _results(report: Report, tables: Sequence[Pivot]) -> list[Block]:
     blocks: list[Block] = [_table(report, number, table) for number, table in enumerate(tables)]
+    blocks += [
+        replace(over_bytes, id=f"bytes-{number}")
+        for number, table in enumerate(tables)
+        if (over_bytes := by_bytes(table)) is not None
+    ]
     if report.paired:
         blocks.append(Fold(f"The {len(report.paired)} paired tests", [_paired(report, tables)], long=True))
     blocks.append(Fold("Sizes and training tokens of every model", [_sizes(tables)], long=True))
@@ -147,13 +154,13 @@ def _sizes(tables: Sequence[Pivot]) -> Table:
         for row in table.rows:
             for ratio, c in row.cells.items():
                 share_left = Field(f"{100 * c.kept:.1f} %", c.kept)
-                weights = Field(f"{count(c.bytes)}B", c.bytes)
-                numbers = (ratio, c.ratio, share_left, c.ratio_matrices, c.params, weights, c.tokens)
+                weights = [Field(f"{count(size)}B", size) for size in (c.bytes, c.runtime_bytes)]
+                numbers = (ratio, c.ratio, share_left, c.ratio_matrices, c.params, *weights, c.tokens)
                 label = with_budget(row.label, table.budget if row.budgeted else 0)
                 groups.setdefault((label, ratio), [label, *numbers])
     columns = [Column("method"), *number_columns("ratio", format="{:g}×")]
     columns += number_columns("achieved", "kept", "matrices", format="{:.3f}×")
-    columns += number_columns("parameters", "weights", "tokens after finetuning", format="{:,.0f}")
+    columns += number_columns("parameters", "on disk", "in memory", "tokens after finetuning", format="{:,.0f}")
     note = "Matrices: the ratio over the compressed matrices alone. Numbers are means over the seeds."
     return Table("Sizes and training tokens", columns, list(groups.values()), "sizes", notes=[note])
 

@@ -6,9 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from ...models.quantised.scheme import CONTROLS
 from ..tables.pivot import Cell, Pivot, Row, direction, format_value, is_fraction, pivot
 from .budgets import budget_findings
 from .data import Paired, Report
+from .equal_bytes import equal_bytes
 from .verdicts import SIGNIFICANCE, is_separated, lies_apart
 from .words import and_list, duration
 
@@ -31,7 +33,7 @@ def findings(report: Report) -> list[tuple[str, list[str]]]:
 
 
 def _table(table: Pivot, tests: Sequence[Paired]) -> list[str]:
-    rows = [row for row in table.rows if not row.uncompressed]
+    rows = [row for row in table.rows if not (row.uncompressed or row.control)]
     base = [row for row in table.rows if row.uncompressed][-1:]
     sentences = [_baseline(table, base[0])] if base else []
     sentences += [f"The {table.note}."] if table.note else []
@@ -51,7 +53,7 @@ def _table(table: Pivot, tests: Sequence[Paired]) -> list[str]:
         else:
             counts = and_list([f"{label} at {count}" for label, count in most])
             sentences.append(f"The best estimate is not always the same method's: of {len(leaders)} ratios, {counts}.")
-    sentences.append(_uncertainty(table))
+    sentences += [equal_bytes(table), _uncertainty(table)]
     return sentences
 
 
@@ -152,7 +154,7 @@ def _uncertainty(table: Pivot) -> str:
 
 def _fairness(report: Report) -> list[str]:
     """Say whether the methods were trained equally, and met the ratios."""
-    rows = report.records[report.records.method != "none"]
+    rows = report.records[~report.records.method.isin(["none", *CONTROLS])]
     if rows.empty:
         return []
     last = rows[rows.stage == "recovered"] if (rows.stage == "recovered").any() else rows
@@ -176,6 +178,8 @@ def _fairness(report: Report) -> list[str]:
         sentences = [
             f"The methods were not trained equally: {steps[0]:,} to {steps[-1]:,} steps after the first finetuning."
         ]
+    if report.records.method.isin(CONTROLS).any():
+        sentences.append("The controls are the model after the first finetuning, rounded; nothing trains them further.")
     most = float((rows.ratio / rows.ratio_target - 1).abs().max())
     if most > 0.01:
         sentences.append(f"The achieved ratio differs from the one asked for by up to {100 * most:.1f} %.")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .data import Cost
 
-KINDS = ("finetune", "fit", "compress", "recover", "evaluate")
+KINDS = ("finetune", "fit", "compress", "recover", "quantise", "evaluate")
 
 
 @dataclass(frozen=True)

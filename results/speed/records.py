@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...foundation.files import canonical_json, digest, write_json
+from ...models.loading import DTYPES
 from ...records.files import CSV_NAME, KEY_COLUMNS, Record, read_records, write_records
 from ...runners.provenance import git_commit, processor, versions
 from .joining import BENCHMARK, HEADLINE
@@ -89,6 +90,7 @@ def _common(entry: Series) -> dict[str, Any]:
     problems = [spec.prompt_tokens, spec.new_tokens, [spec.prompts(1, 1 << 20)]]
     return entry.subject.origin | {
         "bytes": entry.size.bytes,
+        "runtime_bytes": entry.size.parameters * DTYPES[spec.dtype].itemsize,
         "benchmark": BENCHMARK,
         "seconds_evaluate": sum(entry.values("seconds")),
         "peak_memory_bytes": int(max(entry.values("peak_memory_bytes"))),

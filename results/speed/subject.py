@@ -15,14 +15,23 @@ from ...models.loading import DTYPES, load_skeleton, verify_folder, weights_size
 from ...models.matrices import model_size
 from ...models.presets import PRESETS, folder_name, resolve_model
 from ...models.version4 import config_keys
-from ...records.files import COLUMNS
+from ...records.files import COLUMNS, SCHEMA_VERSION
 from ...runners.store.folders import REPORT, verify_around
 from ..cells import checkpoint_folder, find_cell, is_cell
 
 _MEASURED = {
     *("benchmark", "variant", "metric", "scorer", "headline", "higher_is_better", "value", "low", "high", "confidence"),
     *("n", "seconds_evaluate", "peak_memory_bytes", "engine", "dtype", "device", "threads", "isolation"),
-    *("dataset_sha256", "prompt_sha256", "versions", "git_commit", "evaluated_at", "stage_key", "bytes"),
+    *(
+        "dataset_sha256",
+        "prompt_sha256",
+        "versions",
+        "git_commit",
+        "evaluated_at",
+        "stage_key",
+        "bytes",
+        "runtime_bytes",
+    ),
 }
 
 
@@ -116,7 +125,7 @@ def _origin(name: str, folder: Path, model: str | None) -> dict[str, Any]:
     sha256 = model_sha256(folder)
     original = model_size(load_skeleton(folder)).parameters
     origin: dict[str, Any] = zero | {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "sweep": "speed",
         "model": model or folder_name(folder, sha256),
         "model_sha256": sha256,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from .by_bytes import BYTES, by_bytes, scaled
 from .pivot import Cell, Pivot, Row, format_cell, pivot, same_but_budget
 from .table import Cell as TableCell
 from .table import Column, Field, Table, by_label, number_columns, text_columns
@@ -13,7 +14,7 @@ from .table import Column, Field, Table, by_label, number_columns, text_columns
 if TYPE_CHECKING:
     import pandas as pd
 
-_DETAILS = ("target", "achieved", "kept", "matrices", "params", "size", "tokens after finetune")
+_DETAILS = ("target", "achieved", "kept", "matrices", "params", "on disk", "in memory", "tokens after finetune")
 _CONDITIONS = ("model", "task", "benchmark", "variant", "metric", "scorer", "n", "engine", "dtype", "data")
 
 
@@ -32,6 +33,7 @@ def by_ratio(frame: pd.DataFrame, headline: bool = True, exact: bool = True) -> 
     tables = []
     for (model, task), group in _by_model(pivot(frame, headline)):
         tables += [_by_ratio(part) for part in same_but_budget(group)]
+        tables += [table for same in group if (table := by_bytes(same)) is not None]
         tables.append(_sizes(f"{model} · {task}: sizes and training tokens", group, exact))
     return tables
 
@@ -143,16 +145,9 @@ def _sizes(title: str, pivots: Sequence[Pivot], exact: bool) -> Table:
 
 
 def _size(ratio: float, cell: Cell, exact: bool) -> list[str]:
-    counts = [f"{count:,.0f}" if exact else _scaled(count, ("", "k", "M", "B")) for count in (cell.params, cell.tokens)]
+    counts = [f"{count:,.0f}" if exact else scaled(count, ("", "k", "M", "B")) for count in (cell.params, cell.tokens)]
+    sizes = [scaled(size, BYTES) for size in (cell.bytes, cell.runtime_bytes)]
     return [
         *(f"{ratio:g}×", f"{cell.ratio:.3f}×", f"{100 * cell.kept:.1f} %", f"{cell.ratio_matrices:.3f}×"),
-        *(counts[0], _scaled(cell.bytes, ("B", "kB", "MB", "GB")), counts[1]),
+        *(counts[0], *sizes, counts[1]),
     ]
-
-
-def _scaled(count: float, units: Sequence[str]) -> str:
-    for unit in units[:-1]:
-        if count < 1000:
-            return f"{count:.4g} {unit}".strip()
-        count /= 1000
-    return f"{count:,.4g} {units[-1]}"

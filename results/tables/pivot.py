@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...foundation.errors import UserError
+from ...models.quantised.scheme import CONTROLS
 from ...records.bos import bos_sentence, differ, variant_without
 from ...records.intervals import across_seeds
 from ...records.metrics import direction, format_value, goodness, has_ideal, is_fraction, is_perplexity, limits
@@ -40,17 +41,8 @@ _DATA = ["dataset_sha256", "prompt_sha256"]
 _SAME = ["stage_key", "label", "options", "stage", "ratio_target", "seed"]
 _READ = [
     *(*_CONDITIONS, *_DATA, *_SAME, "sweep", "method", "higher_is_better", "confidence", "value", "low", "high"),
-    *(
-        "ratio",
-        "kept",
-        "ratio_matrices",
-        "params",
-        "bytes",
-        BUDGET,
-        "tokens_compress",
-        "tokens_recover",
-        "tokens_per_second",
-    ),
+    *("ratio", "kept", "ratio_matrices", "params", "bytes", "runtime_bytes", BUDGET),
+    *("tokens_compress", "tokens_recover", "tokens_per_second"),
     *("origin", TOO_LONG),
 ]
 _EVALUATION = [*(c for c in KEY_COLUMNS if c not in ("metric", "scorer")), "stage_key"]
@@ -68,7 +60,8 @@ class Cell:
         seeds: the seeds, ascending.
         across_seeds: whether the interval is the one across seeds.
         ratio, kept, ratio_matrices: achieved ratios.
-        params, bytes: size of the model.
+        params, bytes: size of the model, bytes on disk.
+        runtime_bytes: of the weights in the engine's memory.
         tokens: training tokens after the first finetuning (compress + recover).
         tokens_per_second: decoding speed, where `speed.with_speed` joined one; else NaN.
         records: index of the records in the frame.
@@ -86,6 +79,7 @@ class Cell:
     ratio_matrices: float
     params: float
     bytes: float
+    runtime_bytes: float
     tokens: float
     tokens_per_second: float = math.nan
     records: tuple[int, ...] = ()
@@ -94,10 +88,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table; an uncompressed model has a single cell, at ratio 1.
+    """One line of a table; an uncompressed model has a single cell, at ratio 1, and so has a control.
 
     Attributes:
         budgeted: whether the row depends on how many steps follow the first finetuning.
+        bits: of rounded weights; None where they are not rounded.
     """
 
     label: str
@@ -105,11 +100,17 @@ class Row:
     cells: Mapping[float, Cell]
     method: str = ""
     budgeted: bool = False
+    bits: int | None = None
 
     @property
     def uncompressed(self) -> bool:
         """Whether the row is a model before compression."""
         return self.stage in ("pretrained", "finetuned")
+
+    @property
+    def control(self) -> bool:
+        """Whether the row is a dense model that was only quantised."""
+        return self.method in CONTROLS
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,11 @@ class Pivot:
     rows: tuple[Row, ...]
     note: str = ""
     budget: int = 0
+
+    @property
+    def controls(self) -> tuple[Row, ...]:
+        """The rows of plain quantisation."""
+        return tuple(row for row in self.rows if row.control)
 
     @property
     def compressed(self) -> bool:
@@ -301,10 +307,12 @@ def _table(group: Sequence[_Line], data: str) -> Pivot:
     first = group[0]
     parts: dict[tuple[str, str], dict[float, list[_Line]]] = {}
     methods: dict[str, str] = {}
+    bits: dict[str, int | None] = {}
     for label, line in zip(_shown_labels(group), group, strict=True):
         ratio = 1.0 if line["method"] == "none" else float(line["ratio_target"])
         parts.setdefault((label, line["stage"]), {}).setdefault(ratio, []).append(line)
         methods.setdefault(label, line["method"])
+        bits.setdefault(label, json.loads(line["options"]).get("bits"))
     rows = [
         Row(
             label,
@@ -312,6 +320,7 @@ def _table(group: Sequence[_Line], data: str) -> Pivot:
             {ratio: _cell(label, cells[ratio]) for ratio in sorted(cells)},
             methods[label],
             any(line[BUDGET] for part in cells.values() for line in part),
+            bits[label],
         )
         for (label, stage), cells in parts.items()
     ]
@@ -377,7 +386,7 @@ def _cell(label: str, lines: Sequence[_Line]) -> Cell:
     spread = len(set(values)) > 1 and math.isfinite(value)
     if spread:
         low, high = across_seeds(values, float(first["confidence"]), *limits(first["metric"]))
-    names = ("ratio", "kept", "ratio_matrices", "params", "bytes")
+    names = ("ratio", "kept", "ratio_matrices", "params", "bytes", "runtime_bytes")
     means = {name: mean([line[name] for line in lines]) for name in names}
     tokens = mean([line["tokens_compress"] + line["tokens_recover"] for line in lines])
     speeds = [float(line.get("tokens_per_second", math.nan)) for line in lines]

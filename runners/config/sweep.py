@@ -318,6 +318,18 @@ class SweepConfig(BaseModel):
     ratios: Annotated[tuple[float, ...], Option(example="2,4,7")] = Field(
         default=(2.0, 4.0), min_length=1, description="Original / compressed parameters of the whole model: 2,4,7."
     )
+    bytes: Annotated[tuple[float, ...] | None, Option(example="0.5,0.35,0.25")] = Field(
+        default=None,
+        min_length=1,
+        description="Instead of --ratios: shares of the bfloat16 model's bytes, for which each method's ratio is solved.",
+    )
+    bits: Annotated[tuple[int, ...], Option(example="16,8")] = Field(
+        default=(16,), min_length=1, description="Bits of the factors: 16 as they are saved, 8 rounded after training."
+    )
+    controls: Annotated[tuple[MethodSpec, ...], Option(parse=split_methods, default="none")] = Field(
+        default=(),
+        description="Rows of plain quantisation beside the methods: rtn-int8, rtn-int4, with options after a colon.",
+    )
     # The same on every device, so that a sweep does not depend on where it runs; in a key only where it is not 1.
     rank_multiple: int = Field(
         default=1, ge=1, le=4096, description="Ranks are multiples of this; 16 aligns bfloat16 rows on GPUs."
@@ -362,6 +374,38 @@ class SweepConfig(BaseModel):
         _no_repeats("ratio", [f"{value:g}" for value in values])
         return values
 
+    @field_validator("bytes")
+    @classmethod
+    def _usable_shares(cls, values: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        for value in values or ():
+            if not 0 < value < 1:
+                raise ValueError(
+                    f"{value:g} is no share of the bfloat16 model's bytes; use a number between 0 and 1, such as 0.5"
+                )
+        _no_repeats("share of bytes", [f"{value:g}" for value in values or ()])
+        return values
+
+    @field_validator("bits")
+    @classmethod
+    def _distinct_bits(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        for value in values:
+            if value not in (8, 16):
+                raise ValueError(
+                    f"factors cannot be stored in {value} bits; use 16 (as they are saved), 8, or 16,8 for both"
+                )
+        _no_repeats("number of bits", [str(value) for value in values])
+        return values
+
+    @field_validator("controls")
+    @classmethod
+    def _known_controls(cls, values: tuple[MethodSpec, ...]) -> tuple[MethodSpec, ...]:
+        from ...models.quantised.scheme import control_scheme
+
+        for spec in values:
+            control_scheme(spec.name, spec.options)
+        _no_repeats("control", [spec.shown for spec in values])
+        return values
+
     @field_validator("methods")
     @classmethod
     def _distinct_methods(cls, values: tuple[MethodSpec, ...]) -> tuple[MethodSpec, ...]:
@@ -375,6 +419,12 @@ class SweepConfig(BaseModel):
             check_seed(value)
         _no_repeats("seed", [str(value) for value in values])
         return values
+
+    @model_validator(mode="after")
+    def _bytes_or_ratios(self) -> SweepConfig:
+        if self.bytes is not None and self.ratios != type(self).model_fields["ratios"].default:
+            raise ValueError("--bytes solves the ratio of each method; leave --ratios out, or --bytes")
+        return self
 
     @model_validator(mode="after")
     def _no_recovery(self) -> SweepConfig:

@@ -26,7 +26,7 @@ from ...models.loading import DTYPES, own_dtype
 from ...models.matrices import Matrix, head_name, matrices
 from ..data_spec import DataSpec
 from ..graph import Plan
-from ..specs import CompressStage, EvaluateStage, FitStage, Stage
+from ..specs import CompressStage, EvaluateStage, FitStage, QuantiseStage, Stage
 from ..tokenizers import PlanTokenizer
 from .assumptions import CPU_SHARES, FULL_BASES, SEARCH_TOKENS
 from .lengths import Lengths
@@ -112,7 +112,8 @@ class Arithmetic:
         self.ratios: dict[str, tuple[float, bool]] = {}
         self.methods: dict[str, str] = {}
         for cell in plan.cells:
-            keys = [*cell.evaluations.values(), *([cell.stages["recover"]] if "recover" in cell.stages else [])]
+            later = [cell.stages[kind] for kind in ("recover", "quantise") if kind in cell.stages]
+            keys = [*cell.evaluations.values(), *later]
             embeddings = bool(cell.method.options.get("embeddings"))
             self.ratios |= dict.fromkeys(keys, (cell.ratio, embeddings))
             self.methods |= dict.fromkeys(keys, cell.method.name)
@@ -157,6 +158,8 @@ class Arithmetic:
             return self._fit(stage)
         if isinstance(stage, CompressStage):
             return self._compress(stage)
+        if isinstance(stage, QuantiseStage):
+            return Work(traffic=2.0 * self._width(stage) * (sizes.blocks + sizes.rest), moved=8.0 * sizes.blocks)
         share = 1.0
         if stage.kind == "recover" and create_method(self.methods[key], {}).requirements.trains:
             share = 0.5  # of the common budget, the other half is spent while compressing

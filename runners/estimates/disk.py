@@ -79,6 +79,10 @@ def _stage_bytes(plan: Plan, stage: Stage) -> int:
         return 4 * 2 * plan.parameters
     if stage.kind in ("finetune", "recover"):
         return int(width * plan.parameters / _ratio(stage))
+    if stage.kind == "quantise":  # dequantised weights, and packed ones of a byte or less
+        before = plan.stages.get(stage.spec.inputs.model.partition("/")[0])
+        ratio = _ratio(before) if before is not None and before.kind == "recover" else _ratio(stage)
+        return int((width + 1) * plan.parameters / ratio)
     if isinstance(stage, CompressStage):
         return sum(int(width * plan.parameters / ratio) for ratio in stage.spec.ratios)
     return 0

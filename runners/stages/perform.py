@@ -14,11 +14,12 @@ from ...foundation.environment import number_formats
 from ...foundation.errors import UserError
 from ...foundation.progress import Report, reporting
 from ..executors.parallel.launch import train_together
-from ..specs import CompressStage, EvaluateStage, FinetuneStage, FitStage, RecoverStage, Stage
+from ..specs import CompressStage, EvaluateStage, FinetuneStage, FitStage, QuantiseStage, RecoverStage, Stage
 from .compress import compress
 from .evaluate import evaluate
 from .finetune import finetune
 from .fit import fit
+from .quantise import quantise
 from .recover import recover
 
 
@@ -52,6 +53,8 @@ def _by_kind(stage: Stage, folder: Path, report: Report | None) -> Mapping[str, 
         return compress(stage, folder, report)
     if isinstance(stage, RecoverStage):
         return recover(stage, folder, report)
+    if isinstance(stage, QuantiseStage):
+        return quantise(stage, folder)
     assert isinstance(stage, EvaluateStage)
     return evaluate(stage, folder, report)
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from lowrank_bench.records.json_schema import record_schema, schema_text
-from lowrank_bench.records.schema import Record
+from lowrank_bench.records.schema import Record, columns_of, upgraded
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "records.schema.json"
 
@@ -32,7 +32,7 @@ def test_it_takes_every_valid_record(published, sweep):
 @pytest.mark.parametrize(
     ("column", "value"),
     [
-        *(("schema_version", 2), ("stage", "deployed"), ("label", ""), ("label", "=1+1"), ("label", "a\x1bb")),
+        *(("schema_version", 3), ("stage", "deployed"), ("label", ""), ("label", "=1+1"), ("label", "a\x1bb")),
         *(("ratio", 0), ("n", 0), ("bytes", -1), ("bytes", 2**70), ("confidence", 1), ("headline", "yes")),
         *(("value", "many"), ("params", 1.5), ("model", "m" * 5000)),
     ],
@@ -48,7 +48,7 @@ def test_both_refuse_the_same(published, record, column, value):
 
 def test_both_want_every_column_and_no_other(published, record):
     row = record().model_dump()
-    for name in row.keys() - {"steps_budget"}:
+    for name in row:
         less = {k: v for k, v in row.items() if k != name}
         assert not published.is_valid(less)
         with pytest.raises(ValidationError):
@@ -56,10 +56,12 @@ def test_both_want_every_column_and_no_other(published, record):
     assert not published.is_valid(row | {"extra": 1})
 
 
-def test_a_record_from_before_there_was_a_budget_is_taken(published, record):
-    older = {k: v for k, v in record(steps_compress=150, steps_recover=450).model_dump().items() if k != "steps_budget"}
-    assert published.is_valid(older)
-    assert Record.model_validate(older).steps_budget == 600
+def test_a_record_of_version_1_has_all_its_steps_as_its_budget(record):
+    older = {
+        "schema_version": 1,
+        **record(steps_compress=150, steps_recover=450).model_dump(include=set(columns_of(1))),
+    }
+    assert Record.model_validate(upgraded(older | {"schema_version": 1})).steps_budget == 600
 
 
 def test_every_column_says_what_it_is():

@@ -93,7 +93,7 @@ def test_every_field_is_described():
         ({"evaluated_at": "2026-01-31T12:00:00"}, "UTC"),
         ({"evaluated_at": "yesterday"}, "isoformat"),
         ({"n": 0}, "greater than or equal to 1"),
-        ({"schema_version": 2}, "less than or equal to 1"),
+        ({"schema_version": 3}, "less than or equal to 2"),
         ({"colour": "red"}, "Extra inputs"),
     ],
 )
@@ -137,8 +137,8 @@ def test_foreign_files_are_named(tmp_path, record):
     text = path.read_text()
     for old, new, told in (
         ("schema_version,", "schema,", "missing: schema_version; unknown: schema"),
-        ("\n1,demo", "\n7,demo", "schema_version is 7 and this version reads 1; update"),
-        ("\n1,demo", "\n0,demo", "record 1 is not valid: schema_version is '0'; this version reads 1"),
+        ("\n2,demo", "\n7,demo", "schema_version is 7 and this version reads 2; update"),
+        ("\n2,demo", "\n0,demo", "record 1 is not valid: schema_version is '0'; this version reads 1 to 2"),
         (",0.4,", ",4e999,", "value: '4e999' is beyond the largest number"),
         (",0.426,", ",1e999,", "high: '1e999' is beyond the largest number"),
         (",0.4,", ",40.0,", "record 1 is not valid"),
@@ -211,7 +211,7 @@ def appended(path, change):
         (lambda line: line.replace(",60.25,", ",61.25,"), "records 1 and 2 .* timed twice"),
         (lambda line: line.replace("cpu", "gpu"), "contradict each other: device is 'cpu' in one and 'gpu'"),
         (lambda line: line[:-40] + "\n" + line[-40:], "record 2 is not valid|cells; the file is cut off"),
-        (lambda line: ",".join(line.split(",")[:20]), "record 2 has 20 of 52 cells; the file is cut off or torn"),
+        (lambda line: ",".join(line.split(",")[:20]), "record 2 has 20 of 54 cells; the file is cut off or torn"),
     ],
 )
 def test_duplicates_contradictions_and_torn_lines_are_named(tmp_path, record, change, told):
@@ -246,11 +246,11 @@ def test_a_future_schema_is_told_before_its_columns(tmp_path, record, name):
     (tmp_path / CHECKSUMS_NAME).unlink()
     path = tmp_path / name
     if path.suffix == ".csv":
-        text = path.read_text().replace("schema_version,", "schema_version,invented_later,").replace("\n1,", "\n2,x,")
+        text = path.read_text().replace("schema_version,", "schema_version,invented_later,").replace("\n2,", "\n3,x,")
         path.write_text(text)
     else:
-        pd.read_parquet(path).assign(schema_version=2, invented_later="x").to_parquet(path)
-    with pytest.raises(UserError, match="schema_version is 2 and this version reads 1; update lowrank-bench"):
+        pd.read_parquet(path).assign(schema_version=3, invented_later="x").to_parquet(path)
+    with pytest.raises(UserError, match="schema_version is 3 and this version reads 2; update lowrank-bench"):
         read_records(path)
 
 

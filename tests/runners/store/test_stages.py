@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typed_stages import compress_stage, evaluate_stage, finetune_stage, fit_stage, recover_stage
+from typed_stages import compress_stage, evaluate_stage, finetune_stage, fit_stage, quantise_stage, recover_stage
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.runners.specs import parse_stage
@@ -26,6 +26,7 @@ KINDS = {
     "fit": fit_stage,
     "compress": compress_stage,
     "recover": recover_stage,
+    "quantise": quantise_stage,
     "evaluate": evaluate_stage,
 }
 

@@ -1,0 +1,53 @@
+"""The packed file beside a rounded checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...foundation.files import sync
+from .model import FACTOR_SCALE, PACKED, SCALE, SHAPE
+from .packing import unpack
+from .rounding import from_groups, group_for
+from .scheme import Scheme
+
+PACKED_FILE = "packed.safetensors"
+"""In the folder of a quantise stage, beside the dequantised checkpoint that is evaluated."""
+
+_SCHEME = "scheme"
+
+
+def write_packed(tensors: Mapping[str, Tensor], scheme: Scheme, file: Path) -> int:
+    """Write the tensors that `model.quantise` returned and return the bytes of the file."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, file, {_SCHEME: scheme.model_dump_json()})
+    sync(file)
+    return file.stat().st_size
+
+
+def read_packed(file: Path) -> dict[str, Tensor]:
+    """Return what a packed file stands for: weights by the model's names, rounded ones in float32.
+
+    Of two factors, A gets the integers and B the integers times the scales; their product is the module's matrix.
+    """
+    with safe_open(file, framework="pt") as stored:
+        scheme = Scheme.model_validate_json(stored.metadata()[_SCHEME])
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    weights: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        module, _, part = name.rpartition(".")
+        if part == PACKED:
+            columns = int(tensors[f"{module}.{SHAPE}"][1])
+            integers = unpack(tensor, scheme.bits, columns)
+            group = group_for(columns, scheme.group)
+            weights[f"{module}.weight"] = from_groups(integers, tensors[f"{module}.{SCALE}"], group)
+        elif part == "lr_b" and tensor.dtype == torch.int8:
+            weights[name] = tensor.float() * tensors[f"{module}.{FACTOR_SCALE}"].float()
+        elif part not in (SCALE, SHAPE, FACTOR_SCALE):
+            weights[name] = tensor.float() if tensor.dtype == torch.int8 else tensor
+    return weights

@@ -1,0 +1,142 @@
+"""At which ratios and bits each method of a sweep is measured: as asked, or solved so that packed weights take a size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import nn
+
+from ..foundation.errors import UserError
+from ..methods.base import Compressor
+from ..methods.ranks.budget import Budget
+from ..methods.ranks.policies.base import policies
+from ..models.dtypes import OWN
+from ..models.loading import DTYPES, own_dtype
+from ..models.matrices import matrices
+from ..models.quantised.rounding import SCALE_DTYPE, group_count, group_for
+from .config import SweepConfig
+
+WHOLE_BITS = 16
+"""Of ``--bits``: weights as they are saved, without rounding."""
+
+_STEPS = 1e4  # ratios that are solved have so many parts in 1, rounded up: never more bytes than asked for
+_MOST = 1e4
+_BISECTIONS = 40
+
+
+@dataclass(frozen=True)
+class Point:
+    """A ratio and the bits of the weights at it."""
+
+    ratio: float
+    bits: int = WHOLE_BITS
+
+
+class ByteCount:
+    """Counts the bytes of a method's packed weights at any ratio, from shapes, with ranks by the uniform policy.
+
+    Other policies spread the same parameters over other ranks, which moves 8-bit factors by their scales alone.
+
+    Args:
+        skeleton: the dense model.
+        method: with its options.
+        width: bytes of a number that is not rounded.
+        multiple: of ranks.
+    """
+
+    def __init__(self, skeleton: nn.Module, method: Compressor, width: int, multiple: int = 1) -> None:
+        self.skeleton, self.method, self.width, self.multiple = skeleton, method, width, multiple
+        self._linear = matrices(skeleton)
+
+    def at(self, ratio: float, bits: int) -> float:
+        """Return the bytes at a ratio.
+
+        Raises:
+            UserError: the ratio is out of reach.
+        """
+        shape = self.method.shape(self.skeleton, ratio)
+        budget = Budget(ratio, self.method.guard, self.multiple)
+        allocation = budget.allocate(shape, policies.get("uniform")())
+        if bits == WHOLE_BITS:
+            return float(allocation.parameters * self.width)
+        scale, size = SCALE_DTYPE.itemsize, 0.0
+        inside = 0
+        for unit in shape.units:
+            inside += unit.parameters
+            rank = allocation.ranks.get(unit.name)
+            if rank is None:
+                size += unit.parameters * self._dense_width
+            else:
+                size += rank * (unit.cost + scale) + unit.overhead * self.width
+        beside = max(sum(matrix.parameters for matrix in self._linear) - inside, 0)  # such as a head that stays
+        return size + beside * self._dense_width + max(shape.untouched - beside, 0) * self.width
+
+    @property
+    def _dense_width(self) -> float:
+        """Bytes of an entry of a dense matrix in 8 bits, with its share of the scales."""
+        entries = sum(matrix.parameters for matrix in self._linear)
+        groups = sum(m.out_features * group_count(m.in_features, group_for(m.in_features)) for m in self._linear)
+        return 1 + SCALE_DTYPE.itemsize * groups / entries
+
+    def ratio_for(self, size: float, bits: int) -> float:
+        """Return the least ratio, to four decimals, at which the weights take at most ``size`` bytes.
+
+        Raises:
+            UserError: they take less at every ratio, or more at every one; says between which shares of the bfloat16
+                model's bytes there is one.
+        """
+        low, high = 1 + 1 / _STEPS, self._most()
+        largest, smallest = self.at(low, bits), self.at(high, bits)
+        if bits == WHOLE_BITS:  # the bytes of a ratio are known; ranks are whole, so that they are a little fewer
+            largest = (self.method.shape(self.skeleton).parameters * self.width) / low
+        if not smallest <= size <= largest:
+            whole = self.method.shape(self.skeleton).parameters * 2
+            raise UserError(
+                f"--bytes {size / whole:.4g} is out of reach for {self.method.name} in {bits} bits, which takes "
+                f"{smallest / whole:.3f} to {largest / whole:.3f} of the bfloat16 model's bytes; ask for a share in "
+                "between, or for other --bits"
+            )
+        if bits == WHOLE_BITS:
+            low = high = self.method.shape(self.skeleton).parameters * self.width / size
+        for _ in range(_BISECTIONS if low < high else 0):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.at(middle, bits) <= size else (middle, high)
+        return min(-int(-high * _STEPS // 1) / _STEPS, self._most())
+
+    def _most(self) -> float:
+        """Return the largest ratio in reach, to four decimals."""
+        shape = self.method.shape(self.skeleton)
+        low, high = 1 + 1 / _STEPS, min(_MOST, shape.parameters / max(shape.untouched, 1))
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            try:
+                Budget(middle, self.method.guard, self.multiple).allocate(
+                    self.method.shape(self.skeleton, middle), policies.get("uniform")()
+                )
+                low = middle
+            except UserError:
+                high = middle
+        return int(low * _STEPS) / _STEPS
+
+
+def points(config: SweepConfig, skeleton: nn.Module, method: Compressor, save_dtype: str) -> tuple[Point, ...]:
+    """Return where a method is measured, ratios ascending.
+
+    Args:
+        config: of the sweep.
+        skeleton: the dense model.
+        method: with its options.
+        save_dtype: in which its weights are saved, as `models.dtypes.save_dtypes` takes it.
+
+    Raises:
+        UserError: a share of bytes that is out of reach.
+    """
+    if config.bytes is None:
+        return tuple(Point(ratio, bits) for ratio in sorted(config.ratios) for bits in config.bits)
+    own = own_dtype(cast(Any, skeleton).config)
+    width = DTYPES[own if save_dtype == OWN else save_dtype].itemsize
+    count = ByteCount(skeleton, method, width, config.rank_multiple)
+    whole = 2 * method.shape(skeleton).parameters
+    solved = {Point(count.ratio_for(share * whole, bits), bits) for share in config.bytes for bits in config.bits}
+    return tuple(sorted(solved, key=lambda point: (point.ratio, point.bits)))
