@@ -36,7 +36,8 @@ def make_record(**changes: Any) -> Record:
         **{"versions": VERSIONS, "git_commit": "0" * 40, "evaluated_at": "2026-01-31T12:00:00+00:00"},
         "stage_key": "12" * 32,
     }
-    return Record.model_validate({**fields, **changes})
+    fields |= changes
+    return Record.model_validate({"steps_budget": fields["steps_compress"] + fields["steps_recover"], **fields})
 
 
 def make_sweep(
