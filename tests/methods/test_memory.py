@@ -98,7 +98,7 @@ out.mkdir()
 def compress(saved):
     model = open_streamed(folder)
     fitted = method.fit(model, None)
-    method.compress(model, fitted, Budget(1.1))
+    method.compress(model, fitted, Budget(1.02))
     del fitted
     reset_peak_memory()
     before = peak_resident_bytes()

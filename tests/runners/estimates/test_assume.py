@@ -77,7 +77,9 @@ def test_the_headline_command_is_planned_for_a_machine_that_is_not_here(model: s
 def test_a_ratio_that_is_out_of_reach_for_a_mixture_names_its_experts(bare: Path) -> None:
     """The experts are one tensor of three dimensions a layer: counted in the size, and no method factorises them."""
     asked = {"model": "mixtral-8x7b", "task": "math", "benchmarks": ["gsm8k"], "methods": ["svd"], "ratios": [2]}
-    sentence = rf"the ratio 2 is out of reach .*; methods factorise .* {32 * 8 * 3 * 4096 * 14336:,} of experts \(stored"
+    sentence = (
+        rf"the ratio 2 is out of reach .*; methods factorise .* {32 * 8 * 3 * 4096 * 14336:,} of experts \(stored"
+    )
     with pytest.raises(UserError, match=sentence):
         make_plan(small_sweep(bare / "out", **asked), assume_machine("h100:8"), dry=True)
 
