@@ -119,8 +119,8 @@ def fit_peak(
 def compress_peak(method: MatrixCompressor, skeleton: Any, layer_by_layer: bool, device: str) -> Peak:
     """Return the peak of `MatrixCompressor.compress` and of writing its result, on the CPU
 
-        layer by layer  base + largest tensor as stored, in float32 and as written (as a bound, 12 bytes a parameter), or
-                        largest factors twice
+        layer by layer  base + largest tensor as stored, in float32 and as written (the bound: 12 bytes a parameter)
+                        or largest factors twice
         whole           base + model + max(largest factors twice, checkpoint)
 
     Args:
