@@ -97,13 +97,14 @@ method, folder, out = create_method("magnitude"), sys.argv[1], Path(sys.argv[2])
 out.mkdir()
 def compress(saved):
     model = open_streamed(folder)
+    estimated = compress_peak(method, model, True, "cpu").usual - USUAL_BYTES
     fitted = method.fit(model, None)
     method.compress(model, fitted, Budget(1.02))
     del fitted
     reset_peak_memory()
     before = peak_resident_bytes()
     save_streamed(model, None, saved, save_dtypes("own", folder, ""))
-    return peak_resident_bytes() - before, compress_peak(method, model, True, "cpu").usual - USUAL_BYTES
+    return peak_resident_bytes() - before, estimated
 compress(out / "first")  # what libraries take once
 print(json.dumps(compress(out / "second")))
 """
