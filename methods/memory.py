@@ -119,20 +119,25 @@ def fit_peak(
 def compress_peak(method: MatrixCompressor, skeleton: Any, layer_by_layer: bool, device: str) -> Peak:
     """Return the peak of `MatrixCompressor.compress` and of writing its result, on the CPU
 
-        layer by layer  base + largest tensor as stored, in float32 and as written, or largest factors twice
+        layer by layer  base + largest tensor as stored, in float32 and as written (the bound: 12 bytes a parameter)
+                        or largest factors twice
         whole           base + model + max(largest factors twice, checkpoint)
 
     Args:
         method, skeleton, layer_by_layer, device: as in `fit_peak`.
     """
     factors = 2 * max(_factors(group) for group in method.groups(skeleton))
-    largest = 3 * 4 * max(parameter.numel() for parameter in skeleton.parameters())
+    elements, stored = max(parameter.numel() for parameter in skeleton.parameters()), _itemsize(skeleton)
+    largest = 3 * 4 * elements
     model = 0 if layer_by_layer else 4 * model_size(skeleton).parameters
     work = max(factors, largest) if layer_by_layer else model + max(factors, _stored(skeleton))
     bound = BASE_BYTES + work
-    usual = USUAL_BYTES + (work if layer_by_layer else model + max(factors, _pages(skeleton)))
+    # In float32 the tensor is the file's pages all the way; else it is read, widened and written in its own dtype.
+    copied = elements * (4 if stored == 4 else 4 + 2 * stored)
+    certain = max(factors, copied) if layer_by_layer else model
+    usual = USUAL_BYTES + (certain if layer_by_layer else model + max(factors, _pages(skeleton)))
     if layer_by_layer or device == "cpu":  # nothing is computed: tensors go from file to file
-        return Peak(bound, 0, work if layer_by_layer else model, usual=usual)
+        return Peak(bound, 0, certain, usual=usual)
     return Peak(bound, model + factors, model, usual=usual)
 
 
@@ -143,7 +148,11 @@ def _pages(skeleton: Any) -> int:
 
 def _stored(skeleton: Any) -> int:
     """Return the bytes of the checkpoint: while a model is loaded whole, pages of its files are in memory too."""
-    return model_size(skeleton).parameters * DTYPES[own_dtype(skeleton.config)].itemsize
+    return model_size(skeleton).parameters * _itemsize(skeleton)
+
+
+def _itemsize(skeleton: Any) -> int:
+    return DTYPES[own_dtype(skeleton.config)].itemsize
 
 
 def _factors(group: Group) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from ..evals.base import Benchmark, EvalSettings, benchmarks
 from ..evals.base import Stage as EvalStage
@@ -12,6 +12,7 @@ from ..evals.kinds.generative import check_sampling
 from ..evals.tasks.base import get_task
 from ..foundation.errors import UserError
 from ..methods.base import Compressor
+from ..methods.calibration.precision import PassDtype
 from ..models.footprint import context_length
 from ..models.loading import own_dtype
 from ..models.quantised.model import dense_matrices
@@ -274,7 +275,7 @@ class Layout:
             data=self._calibration_data(spec, method) if reads else None,
             seed=seed if reads else None,
             budget=FitBudget(ratio=ratios[0], rank_multiple=self.config.rank_multiple) if alone else None,
-            calibration_dtype=passes.dtype,
+            calibration_dtype=cast(PassDtype, passes.dtype),
         )
         execution = FitExecution(
             **self._common(tuned),

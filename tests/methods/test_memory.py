@@ -82,6 +82,52 @@ def test_no_decomposition_takes_more_than_its_formula() -> None:
         assert regular or formula <= 2.5 * taken, case
 
 
+COMPRESS = """
+import json, sys, torch
+from pathlib import Path
+from lowrank_bench.foundation.memory import USUAL_BYTES, peak_resident_bytes, reset_peak_memory
+from lowrank_bench.methods.base import create_method
+from lowrank_bench.methods.memory import compress_peak
+from lowrank_bench.methods.ranks.budget import Budget
+from lowrank_bench.models.dtypes import save_dtypes
+from lowrank_bench.models.shards import save_streamed
+from lowrank_bench.models.streamed import open_streamed
+
+method, folder, out = create_method("magnitude"), sys.argv[1], Path(sys.argv[2])
+out.mkdir()
+def compress(saved):
+    model = open_streamed(folder)
+    estimated = compress_peak(method, model, True, "cpu").usual - USUAL_BYTES
+    fitted = method.fit(model, None)
+    method.compress(model, fitted, Budget(1.02))
+    del fitted
+    reset_peak_memory()
+    before = peak_resident_bytes()
+    save_streamed(model, None, saved, save_dtypes("own", folder, ""))
+    return peak_resident_bytes() - before, estimated
+compress(out / "first")  # what libraries take once
+print(json.dumps(compress(out / "second")))
+"""
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_large_embedding_is_written_in_what_was_estimated(dtype: torch.dtype, tmp_path: Path) -> None:
+    """As stored, widened and as written: 8 bytes a parameter for bfloat16, and for float32 the file's pages alone."""
+    config = tf.LlamaConfig(
+        **{"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4},
+        vocab_size=131072,
+        tie_word_embeddings=True,
+        dtype=dtype,
+    )
+    tf.AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(tmp_path / "dense")
+    command = [sys.executable, "-c", COMPRESS, str(tmp_path / "dense"), str(tmp_path / "out")]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    taken, formula = json.loads(done.stdout)
+    assert 0.8 <= formula / taken <= 1.2, (formula, taken)
+
+
 @pytest.mark.parametrize("name", ["svd", "fwsvd", "svd-llm"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_llama2_13b_fits_into_24_gib_only_when_walked(name: str, device: str) -> None:
