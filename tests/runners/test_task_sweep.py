@@ -110,7 +110,9 @@ def test_the_whole_line_of_a_chat_model_from_a_file_resumes_and_moves(tmp_path, 
     changed = make_plan(small_sweep(tmp_path / "runs", **common, task=str(task_file(tmp_path / "here", max_length=96))))
     assert "the task file has changed" in check_results_folder(changed)
     other = task_file(tmp_path / "other", "other.jsonl", max_length=96, system="Be brief.")
-    with pytest.raises(UserError, match=r"runs/run holds results of another task file with the name 'parity', .*--name"):
+    with pytest.raises(
+        UserError, match=r"runs/run holds results of another task file with the name 'parity', .*--name"
+    ):
         run_sweep(small_sweep(tmp_path / "runs", **common, task=str(other)))
     assert len(read_records(done.folder)) == len(frame)
     file = task_file(tmp_path / "here")
@@ -260,7 +262,9 @@ def test_a_sweep_that_is_killed_ends_with_the_same_results(tmp_path):
     killed = 0
     for stage in ("finetune", "compress", "recover"):  # until its work has begun
         command = [sys.executable, "-m", "lowrank_bench.cli", *words, str(tmp_path / "killed")]
-        running = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        running = subprocess.Popen(
+            command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         stages = tmp_path / "killed/stages"
         while running.poll() is None and not any(stages.glob(f".part-{stage}-*")):
             time.sleep(0.01)

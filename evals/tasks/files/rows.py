@@ -205,7 +205,9 @@ def _hub(source: Data, required: Sequence[str] | None) -> Iterator[Row]:
         splits = [str(known) for known in datasets.get_dataset_split_names(str(folder), config)]
         if split not in splits:
             hint = did_you_mean(split, splits) or ";"
-            raise UserError(f"'{source.data}@{source.revision}' has no split '{split}'{hint} its splits: {', '.join(splits)}")
+            raise UserError(
+                f"'{source.data}@{source.revision}' has no split '{split}'{hint} its splits: {', '.join(splits)}"
+            )
         loaded = datasets.load_dataset(str(folder), config, split=split)
     except UserError:
         raise
