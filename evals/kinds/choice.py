@@ -51,7 +51,7 @@ class Judged:
 
 
 def _pair_text(context: str, continuation: str) -> str:
-    """Return a request as one text; what a chat template makes of a conversation is longer than any bound by its text."""
+    """Return a request as one text, as a conversation where it is one: no bound by its text holds for its template."""
     if isinstance(context, Conversation):
         return Conversation([*context.messages, {"role": ASSISTANT, "content": continuation}])
     return f"{context}\0{continuation}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ def asked(run: Path, frame: pd.DataFrame, lineage: Lineage) -> Asked:
         ("model", _list(frame.model)),
         ("parameters", _list(f"{n:,}" for n in frame.params_original)),
         ("task", _list(frame.task)),
+        *_own_task(lineage),
         ("ratios", _list(f"{r:g}×" for r in sorted(frame.ratio_target[frame.method != "none"].unique()))),
         ("seeds", _list(str(s) for s in sorted(frame.seed.unique()))),
         ("benchmarks", _list(f"{r.variant}, n = {r.n}" for r in frame[frame.headline].itertuples())),
@@ -37,6 +39,27 @@ def asked(run: Path, frame: pd.DataFrame, lineage: Lineage) -> Asked:
     for row in frame[frame.method != "none"].itertuples():
         methods[str(row.label), str(row.method), str(row.options)] = None
     return Asked(tuple((name, value) for name, value in facts if value), tuple(sorted(methods)), _config(run))
+
+
+def _own_task(lineage: Lineage) -> list[tuple[str, str]]:
+    """Say what a task file's task is, and what was in its training data: a reader cannot look it up anywhere else."""
+    summaries: dict[str, None] = {}
+    cards: dict[str, None] = {}
+    for path in lineage.paths.values():
+        for key in path.values():
+            record = lineage.stage(key) or {}
+            if not (text := record.get("runtime", {}).get("task_file")):
+                continue
+            summaries[str(json.loads(text).get("summary", ""))] = None
+            if record.get("kind") in ("finetune", "recover") and (card := record["result"].get("data_card")):
+                left_out = {"held out for benchmarks": "held_out", "left out as empty": "empty"}
+                left_out |= {"left out as too long": "dropped_too_long", "cut": "cut_to_length"}
+                parts = [f"{card['rows']:,} rows, {card['used']:,} for training"]
+                parts += [f"{card[name]:,} {title}" for title, name in left_out.items() if card.get(name)]
+                if tokens := card.get("tokens"):
+                    parts.append(f"{tokens['min']:,} to {tokens['max']:,} tokens each, median {tokens['50%']:,}")
+                cards[", ".join(parts)] = None
+    return [("what it is", _list(filter(None, summaries))), ("training data", "; ".join(cards))]
 
 
 def _list(values: Iterable[Any]) -> str:
@@ -107,8 +130,6 @@ def origin(frame: pd.DataFrame, lineage: Lineage) -> Facts:
 
 
 def _versions(text: str) -> str:
-    import json
-
     return ", ".join(f"{name} {version}" for name, version in json.loads(text).items() if version)
 
 

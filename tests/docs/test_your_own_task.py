@@ -1,4 +1,4 @@
-"""docs/your-own-task.md: its fields are the model's, and its commands run, from a CSV file to a folder that loads."""
+"""docs/your-own-task.md: its fields are the model's, and its commands run, from a CSV file to a served model."""
 
 import random
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from code_blocks import ROOT, code_blocks
 from commands import bench
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from vllm_server import complete, serving
 
 from lowrank_bench.evals.tasks.files.template import field_table
 from lowrank_bench.records.files import read_records
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_five_commands_lead_from_a_csv_file_to_a_folder_that_loads(folder: Path) -> None:
+def test_five_commands_lead_from_a_csv_file_to_a_served_model(folder: Path, tmp_path: Path, monkeypatch) -> None:
     (block,) = [block.text for block in code_blocks(PAGE) if block.language == "sh"]
     *commands, serve = [shlex.split(line) for line in block.splitlines()]
     assert len(commands) == 4
@@ -61,11 +61,13 @@ def test_five_commands_lead_from_a_csv_file_to_a_folder_that_loads(folder: Path)
     assert (headline.value > 0.9).all(), "three teams are soon learnt"
     report = (folder / "runs/tiny-tickets/report.md").read_text(encoding="utf-8")
     assert "tickets-team-0shot-question" in report
-    # An ordinary folder; that vLLM serves those is the subject of tests/models/vllm_plugin.
-    program, verb, served = serve
-    assert (program, verb) == ("vllm", "serve")
-    model = AutoModelForCausalLM.from_pretrained(folder / served)
-    tokenizer = AutoTokenizer.from_pretrained(folder / served)
-    ids = tokenizer("Question: My parcel is late. Number 5000.\nAnswer:\n", return_tensors="pt")
-    written = model.generate(**ids, max_new_tokens=12, do_sample=False)
-    assert "shipping" in tokenizer.decode(written[0], skip_special_tokens=True)
+    assert "| what it is | which team answers a ticket |" in report
+    assert re.search(
+        r"\| training data \| 403 rows, \d+ for training, \d+ held out for benchmarks, \d+ to \d+ tok", report
+    )
+    program, *words = serve
+    assert (program, words) == ("vllm", ["serve", "served"])
+    monkeypatch.chdir(folder)
+    with serving(words, tmp_path) as url:
+        (answer,) = complete(url, "served", ["Question: My parcel is late. Number 5000.\nAnswer:\n"], 12)
+    assert answer.strip() == "shipping"

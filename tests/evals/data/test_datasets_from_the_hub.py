@@ -218,9 +218,9 @@ def test_a_task_file_reads_a_hub_dataset_and_refuses_it_in_one_sentence(hub, tmp
         file("gone", revision="a" * 40): "cannot load owner/open@aaaa.*the repository has no such commit",
         file("nobody", data="owner/none", revision=commit): "cannot load owner/none@.*there is no such repository",
         file("shut", data="owner/closed", revision=closed): "cannot load owner/closed@.*it is gated, and no token",
-        file("columns", columns="{prompt: q, completion: b}"): "owner/open@.*/train' has no column 'b'.*columns: q, a",
+        file("columns", columns="{prompt: q, completion: b}"): "owner/open@.*' has no column 'b'; its columns: q, a",
         file("split", train=", split: dev"): "owner/open@.*has no split 'dev'; its splits: train, test",
-        file("config", train=", config: main"): "owner/open@.*has no configuration 'main'; its configurations: plain",
+        file("config", train=", config: main"): "owner/open@.*has no configuration 'main'.* its configurations: plain",
     }
     read_good, read_named, *sentences = run(good, named, *refused)
     assert (read_good, read_named) == ([30, 2, ["-1"]], [30, 30, ["0"]])

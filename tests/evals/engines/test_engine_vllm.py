@@ -109,7 +109,6 @@ def test_a_task_file_is_evaluated_as_with_transformers_and_turns_end_alike(tmp_p
     }
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
     save_chat_model(tmp_path / "chat", "<|im_start|>user\nIs 4 even?<|im_end|>\n<|im_start|>assistant\n")
-    reasons = {}
     for model, style in (("tiny", "alpaca"), (str(tmp_path / "chat"), "chat")):
         outcomes = {}
         for engine in ("transformers", "vllm"):
@@ -129,11 +128,11 @@ def test_a_task_file_is_evaluated_as_with_transformers_and_turns_end_alike(tmp_p
                     assert by_vllm["loglikelihoods"] == pytest.approx(likelihoods, rel=1e-3, abs=1e-3)
         for name in prompted:
             assert {sample["variant"] for sample in outcomes["vllm"][name].samples} == {f"{name}-0shot-{style}"}
-        for name in prompted[:2]:
-            reasons[style, name] = [sample["finish_reason"] for sample in outcomes["vllm"][name].samples]
-    assert reasons["alpaca", "vllmed-free"] == ["length"] * 8, "nothing ends these"
-    assert set(reasons["chat", "vllmed-free"]) == {"length", "stop"}, "the end of a turn ended some"
-    assert "stop" in reasons["alpaca", "vllmed-lines"], "the stop strings ended some"
+    free, lines = (outcomes["vllm"][name].samples for name in prompted[:2])
+    assert (free[4]["finish_reason"], free[4]["tokens"] <= 3) == ("stop", True), "the end of its turn ended it"
+    assert "length" in {sample["finish_reason"] for sample in free}
+    assert any(" y" in sample["completion"] for sample in free)
+    assert not any(" y" in sample["completion"] for sample in lines), "a stop string ended these"
 
 
 def test_the_cache_holds_a_full_sequence_or_is_refused(monkeypatch):
