@@ -21,9 +21,6 @@ MINE = """
 include: IFEVAL
 task: my_instructions
 process_results: !function checks.process_results
-metric_list:
-  - {metric: prompt_level_strict_acc, aggregation: mean, higher_is_better: true}
-  - {metric: inst_level_strict_acc, aggregation: !function checks.agg_inst_level_acc, higher_is_better: true}
 generation_kwargs: {until: [], do_sample: false, max_gen_toks: 48}
 """
 
@@ -77,11 +74,12 @@ def test_a_yaml_of_ones_own_uses_the_same_checks(data, language, data_dir, tmp_p
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "mine.yaml").write_text(MINE.replace("IFEVAL", utils.__file__.replace("utils.py", "ifeval.yaml")))
-    (folder / "checks.py").write_text("from lm_eval.tasks.ifeval.utils import agg_inst_level_acc, process_results\n")
+    (folder / "checks.py").write_text("from lm_eval.tasks.ifeval.utils import process_results\n")
     engine = TransformersEngine(data_dir / "models" / "stories260K", dtype="float32")
     settings = EvalSettings(data, include_path=folder)
     outcome = benchmarks.get("lm_eval:my_instructions")().evaluate(engine, settings)
-    assert [metric.name for metric in outcome.metrics] == ["prompt_level_strict_acc", "inst_level_strict_acc"]
+    names = {f"{level}_level_{kind}_acc" for level in ("prompt", "inst") for kind in ("strict", "loose")}
+    assert {metric.name for metric in outcome.metrics} == names
     assert outcome.metrics[0].n == len(PROBLEMS)
 
 
