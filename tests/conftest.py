@@ -43,6 +43,7 @@ evals/grading/test_sandbox.py
 evals/benchmarks/test_benchmarks.py
 methods/test_memory.py
 models/vllm_plugin/test_lm_eval.py
+evals/harness/test_command_line.py
 perf/test_sweeps.py
 foundation/test_fork_server.py
 evals/hosting/test_engine_hosting.py
@@ -72,6 +73,8 @@ evals/data/test_datasets_from_the_hub.py
 evals/engines/test_engine_transformers.py
 evals/kinds/test_harness.py
 evals/harness/test_lm_eval_tasks.py
+evals/harness/test_broken_tasks.py
+evals/harness/test_ifeval.py
 evals/test_contexts.py
 evals/grading/test_isolation.py
 evals/grading/test_math.py

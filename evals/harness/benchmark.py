@@ -7,8 +7,11 @@ intervals, and a line per problem for paired tests (`outcome`).
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ...foundation.errors import UserError
@@ -17,6 +20,7 @@ from ..engines.base import Engine
 from ..kinds.harness import harness_version, quiet
 from ..tasks.prompts import most_tokens
 from .loading import Described, Loaded, describe, load, seeded
+from .model import __file__ as model_module
 from .model import encode, engine_model, render_chat, sampling_of
 from .names import TaskName, parse_name
 from .outcome import make_outcome
@@ -94,7 +98,7 @@ class HarnessTaskBenchmark(Benchmark):
         from lm_eval.evaluator import evaluate
 
         model = engine_model(engine, settings.batch_size, settings.max_new_tokens, lambda _: progress)
-        with seeded(), quiet():
+        with seeded(), quiet(), _judging(self.name):
             loaded = self._load(settings)
             results = evaluate(
                 model,
@@ -120,6 +124,27 @@ def harness_benchmark(name: str) -> type[Benchmark]:
     """Return the benchmark of a name as `names` reads it; raise a `UserError` where it is none."""
     task = parse_name(name)
     return type("HarnessTask", (HarnessTaskBenchmark,), {"name": str(task), "task_name": task, "__module__": __name__})
+
+
+@contextmanager
+def _judging(name: str) -> Iterator[None]:
+    """Context: what a task's YAML or Python raises is a `UserError`; what the engine raises is passed on.
+
+    A rule may fail on one answer alone, after hours: nothing else can be known before.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if any(Path(frame.filename) == Path(model_module) for frame in frames):
+            raise
+        text = next(iter(str(error).strip().splitlines()), "")
+        raise UserError(
+            f"the rules of '{name}' fail ({type(error).__name__}: {text[:200]}, line {frames[-1].lineno} of "
+            f"{frames[-1].filename}); repair metric_list, filter_list or doc_to_target in its YAML, or its Python"
+        ) from error
 
 
 def _request_texts(

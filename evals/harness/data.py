@@ -51,7 +51,8 @@ def local_datasets(data_dir: Path | None) -> Iterator[None]:
         except Exception as error:  # the hub's client raises many unrelated types
             if path in _FORMATS:
                 raise UserError(
-                    f"the data of this task cannot be read ({error}); repair data_files in its YAML"
+                    f"the data of this task cannot be read ({_cause(error)}); repair the file, or data_files in its "
+                    "YAML"
                 ) from error
             problem, remedy = explain(error, path, "dataset")
             folder = "/".join(filter(None, (path, name)))
@@ -65,6 +66,13 @@ def local_datasets(data_dir: Path | None) -> Iterator[None]:
         yield
     finally:
         datasets.load_dataset = real
+
+
+def _cause(error: BaseException) -> str:
+    """Return the first line of what an error comes from: `datasets` says only that something went wrong."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _local(path: str, name: str | None, data_dir: Path) -> LocalSplits | None:

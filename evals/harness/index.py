@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...foundation.errors import UserError, did_you_mean
+from ...foundation.errors import UserError
 from ...foundation.files import digest
 from ...foundation.remembered import remembered
 from ..kinds.harness import harness_version
+from .unknown import unknown_member, unknown_task
 
 SANDBOXED = {"humaneval": "humaneval", "mbpp": "mbpp"}
 """Tasks that run generated code, and the benchmark of this package that does so in a sandbox."""
@@ -58,11 +59,11 @@ def find_tasks(name: str, include_path: Path | None) -> tuple[Any, dict[str, Map
         paths = [*(root / folder for folder in folders), *own]
         manager = lm_eval.tasks.TaskManager(include_path=paths, include_defaults=False)
     if name not in index:
-        near = did_you_mean(name, mine) if mine else ""
-        raise UserError(
-            f"lm-evaluation-harness {version} has no task or group '{name}'{near or ';'} list its tasks with "
-            "'lm-eval ls tasks', or name the folder of your own YAML files with --include-path"
-        )
+        raise unknown_task(name, root, mine, include_path)
+    for group in _members(name, index):
+        lacking = next((member for member in _plain_members(index[group]) if member not in index), None)
+        if lacking is not None:
+            raise unknown_member(group, lacking, root, mine, include_path)
     if index[name].kind.name == "TAG":
         members = ",".join(f"lm_eval:{member}" for member in sorted(index[name].tags))
         raise UserError(
@@ -115,6 +116,12 @@ def _member_names(entry: Any) -> Iterator[str]:
     if entry.kind.name != "GROUP":
         return
     yield from _listed(entry.cfg or {})
+
+
+def _plain_members(entry: Any) -> list[str]:
+    """Return the members that a group's YAML only names; others may be defined on the spot."""
+    listed = (entry.cfg or {}).get("task") if entry.kind.name == "GROUP" else ()
+    return [item for item in ([listed] if isinstance(listed, str) else listed or ()) if isinstance(item, str)]
 
 
 def _listed(config: Mapping[str, Any]) -> Iterator[str]:

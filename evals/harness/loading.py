@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,9 @@ from .names import TaskName
 
 SHOT_SEED = 1234
 """Draws the examples, as the harness's command line does."""
+
+_FIRST = 100
+"""Problems whose answers are looked at."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +65,11 @@ def load(name: TaskName, include_path: Path | None, data_dir: Path | None) -> Lo
         except UserError:
             raise
         except Exception as error:  # a task's YAML and Python may do anything
-            raise UserError(
-                f"'{name}' cannot be loaded ({type(error).__name__}: {_line(error)}); repair its YAML, or install what "
-                "it needs"
-            ) from error
+            raise UserError(_unloadable(name, manager, configs, error)) from error
         tasks = loaded["tasks"]
         for member, task in tasks.items():
             _check_kind(name, member, task)
+            _check_language_data(name, manager, member)
             _set_shots(name, member, task)
         data = {member: _data_hash(name, member, task) for member, task in tasks.items()}
     group = loaded.get("groups", {}).get(name.task)
@@ -121,12 +125,84 @@ def seeded() -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
+def _unloadable(name: TaskName, manager: Any, configs: Mapping[str, Mapping[str, Any]], error: BaseException) -> str:
+    """Say why a task was not loaded, and what to do."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return (
+            f"'{name}' needs the Python package '{error.name}', which is not installed; install it with: "
+            f"pip install '{_provider(error.name)}'"
+        )
+    for member, config in configs.items():
+        files = (config.get("dataset_kwargs") or {}).get("data_files")
+        for key in ("test_split", "validation_split", "training_split", "fewshot_split"):
+            if isinstance(error, KeyError) and config.get(key) is not None and error.args == (config[key],):
+                there = f"; its data_files are {', '.join(files)}" if isinstance(files, Mapping) else ""
+                return f"the data of '{member}' have no split '{config[key]}', which is its {key}{there}: change {key}"
+    path = manager.task_index[name.task].yaml_path
+    return (
+        f"'{name}' cannot be loaded ({type(error).__name__}: {_line(error)}); repair its YAML"
+        f"{f', {path},' if path else ''} or the Python beside it"
+    )
+
+
+def _provider(module: str) -> str:
+    """Return what to install for a module: the harness's extra that brings it, else a package of that name."""
+    for line in requires("lm_eval") or ():
+        package, _, marker = line.partition(";")
+        extra = re.search(r"extra == ['\"]([\w-]+)", marker)
+        if extra and re.match(r"[\w-]+", package.strip())[0].replace("-", "_").lower() == module.lower():  # type: ignore[index]
+            return f"lm-eval[{extra[1]}]"
+    return module
+
+
+def _check_language_data(name: TaskName, manager: Any, member: str) -> None:
+    """Refuse a task that splits texts with nltk's models where they could not be fetched: it would fail at its end."""
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in code_files(manager, [member])]
+    if not any("punkt" in text or "tasks.ifeval" in text for text in texts):
+        return
+    import nltk
+
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError as error:
+        raise UserError(
+            f"'{name}' splits texts with nltk's 'punkt_tab', which is not on this machine and could not be fetched; "
+            "run 'python -m nltk.downloader punkt_tab' where there is a connection, copy its folder nltk_data here, "
+            "and name it with NLTK_DATA"
+        ) from error
+
+
 def _check_kind(name: TaskName, member: str, task: Any) -> None:
     part = "" if member == name.task else f" (through its member '{member}')"
     if getattr(task, "MULTIMODAL", False):
         raise UserError(f"'{name}'{part} shows images or sound to a model, and the engines here take text alone")
     if getattr(task, "UNSAFE_CODE", False):
         raise UserError(f"'{name}'{part} executes generated code without a sandbox; leave it out")
+    unknown = [metric for metric, function in getattr(task, "_metric_fn_list", {}).items() if function is None]
+    if unknown and task.config.process_results is None:  # the harness would leave it out with a line in its log
+        raise UserError(
+            f"'{name}'{part} has the metric '{unknown[0]}', which neither lm-evaluation-harness nor the library "
+            "evaluate has; repair metric_list in its YAML"
+        )
+    if task.OUTPUT_TYPE == "multiple_choice":
+        _check_answers(name, member, task)
+
+
+def _check_answers(name: TaskName, member: str, task: Any) -> None:
+    """Refuse multiple choice whose first answers are none of the choices: the harness would call all problems wrong."""
+    gold, choices = None, None
+    for doc in itertools.islice(task.eval_docs, _FIRST):
+        gold, choices = task.doc_to_target(doc), task.doc_to_choice(doc)
+        golds = gold if isinstance(gold, list) else [gold]
+        if task.multiple_input or any(
+            -len(choices) <= item < len(choices) if isinstance(item, int) else item in choices for item in golds
+        ):
+            return
+    if choices is not None:
+        raise UserError(
+            f"the answers of '{member}' are none of its choices: doc_to_target gives {gold!r} and doc_to_choice "
+            f"{str(choices)[:100]}; repair them in its YAML"
+        )
 
 
 def _check_group(name: TaskName, group: Any) -> None:
@@ -135,6 +211,13 @@ def _check_group(name: TaskName, group: Any) -> None:
         raise UserError(
             f"the group '{name.task}' has no number of its own (no aggregate_metric_list in its YAML); name its "
             f"members: {members}"
+        )
+    aggregated = [entry.metric for entry in group.aggregate_metric_list]
+    measured = {str(entry.get("metric")) for task in group.get_all_tasks() for entry in task.config.metric_list or ()}
+    if measured and not measured & set(aggregated):
+        raise UserError(
+            f"the group '{name.task}' aggregates {', '.join(aggregated)}, which none of its members has; they have "
+            f"{', '.join(sorted(measured))}: change aggregate_metric_list in its YAML"
         )
 
 
@@ -180,4 +263,5 @@ def _plain(value: Any) -> str:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error  # of which str is the repr
+    return " ".join(str(text).split())[:300]

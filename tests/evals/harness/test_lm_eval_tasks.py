@@ -1,22 +1,31 @@
 """`lm_eval:TASK` gives what lm-evaluation-harness's own transformers model gives on the same folder, item by item."""
 
 import builtins
+import random
 from importlib.metadata import PackageNotFoundError
+from statistics import NormalDist
 
 import lm_eval
 import pytest
 import torch
 from harness_tasks import CHOICE, GENERATED, lines_of, write_tasks
+from lm_eval.api.group import Group
+from lm_eval.api.metrics import mean_stderr
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.config.group import AggMetricConfig
+from lm_eval.config.task import TaskConfig
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from served_models import factorise
 
 from lowrank_bench.evals.base import EvalSettings, benchmarks
 from lowrank_bench.evals.engines.transformers import TransformersEngine
+from lowrank_bench.evals.grading.metrics import rate
 from lowrank_bench.evals.harness import index
 from lowrank_bench.evals.harness.data import local_datasets
 from lowrank_bench.evals.harness.model import completion_text, engine_model
 from lowrank_bench.evals.harness.names import TaskName, parse_name
+from lowrank_bench.evals.harness.outcome import _group_metrics
 from lowrank_bench.evals.kinds import harness
 from lowrank_bench.evals.tasks.lookup import benchmark_names
 from lowrank_bench.foundation.errors import UserError
@@ -148,6 +157,32 @@ def test_groups_have_their_weighting_and_their_members(include_path, data_dir):
     assert sized.metrics[0].value == pytest.approx(by_size)
     same = compare(sized.samples, sized.samples)
     assert (same.problems, same.difference, same.a) == (10, 0, pytest.approx(by_size))
+
+
+@pytest.mark.parametrize("by_size", [True, False])
+def test_a_groups_interval_is_of_the_width_of_the_harnesss_standard_error(by_size):
+    """The harness pools what varies inside members; so does ours, up to what the smallness of members changes."""
+    draw = random.Random(0)
+    sizes = {"a": 900, "b": 300, "c": 150}
+    values = {name: {("acc", "none"): [float(draw.random() < 0.6) for _ in range(n)]} for name, n in sizes.items()}
+    own = {name: {key: rate("acc", items) for key, items in of.items()} for name, of in values.items()}
+    measured = {
+        name: {"acc,none": own[name]["acc", "none"].value, "sample_len": n}
+        | {"acc_stderr,none": mean_stderr(values[name]["acc", "none"])}
+        for name, n in sizes.items()
+    }
+    tasks = [ConfigurableTask.__new__(ConfigurableTask) for _ in sizes]
+    group = Group("g", aggregate_metric_list=[AggMetricConfig("acc", weight_by_size=by_size)])
+    for task, name in zip(tasks, sizes, strict=True):
+        task._config = TaskConfig(task=name)
+        group.add(task)
+    theirs = group.aggregate(measured)
+    ours = _group_metrics(group, {"groups": {"g": theirs}}, values, own)["acc", "none"]
+    weights = sizes if by_size else dict.fromkeys(sizes, 1)
+    mean = sum(weights[name] * own[name]["acc", "none"].value for name in sizes) / sum(weights.values())
+    assert ours.value == pytest.approx(mean) == pytest.approx(theirs["acc,none"])
+    error = (ours.high - ours.low) / 2 / NormalDist().inv_cdf(0.975)
+    assert error == pytest.approx(theirs["acc_stderr,none"], rel=0.03)
 
 
 def test_identities_follow_yaml_code_and_data(include_path, tmp_path):

@@ -1,6 +1,5 @@
 """`bench shrink` finds the smallest model that keeps a share of the accuracy, and ends the same after being killed."""
 
-import json
 import os
 import random
 import signal
@@ -11,6 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from shrinking import likelihood_sweep, write_sums
 from sweeps import small_sweep
 
 from lowrank_bench.evals.base import EvalSettings, benchmarks
@@ -24,46 +24,11 @@ from lowrank_bench.results.shrink.margin import confirmation_confidence, margin
 from lowrank_bench.results.shrink.run import CONFIRM_SEED, as_plain, check, shrink
 from lowrank_bench.results.shrink.search import largest_confirmed, largest_ratio, ratio_grid
 
-TASK = """
-task: sums
-dataset_path: json
-dataset_kwargs: {data_files: {test: FOLDER/sums.jsonl}}
-output_type: multiple_choice
-test_split: test
-doc_to_text: "Question: {{question}}\\nAnswer:"
-doc_to_choice: "{{choices}}"
-doc_to_target: label
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-"""
-
 
 @pytest.fixture(scope="module")
 def include_path(tmp_path_factory):
     """Return a folder with a task whose answers the built-in model finds likelier than letters in disorder."""
-    folder = tmp_path_factory.mktemp("sums")
-    texts = [
-        "Tom has 12 apples and buys 3 more.",
-        "She reads 5 pages a day.",
-        "A box holds 8 pens.",
-        "The shop sells tea.",
-    ]
-    rows = [
-        {"question": text[: len(text) - cut], "choices": [" " + text[-cut - 1 :][:cut], " zqxjkvzq"], "label": 0}
-        for text in texts
-        for cut in (4, 5, 6, 7)
-    ]
-    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "sums.yaml").write_text(TASK.replace("FOLDER", str(folder)))
-    return folder
-
-
-def likelihood_sweep(include_path, out, **changes):
-    """Return a sweep of seconds: nothing is trained, likelihoods alone are read."""
-    values = {
-        "methods": ["random", "svd"], "benchmarks": ["lm_eval:sums"], "include_path": include_path, "out": out,
-        "training_free": True, "finetune": {}, "recover": {}, "limit": 16, "workers": 1,
-    }  # fmt: skip
-    return small_sweep(**values | changes)
+    return write_sums(tmp_path_factory.mktemp("sums"))
 
 
 BETWEEN, RESOLUTION, SHARE = (1.1, 8.0), 1.0, 0.7
@@ -164,14 +129,14 @@ def test_killed_at_random_it_ends_the_same(include_path, tmp_path):
     here = os.path.dirname(__file__)
     environment = os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(here)), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, tmp_path / "again.py", here, include_path, tmp_path / "b"]
-    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
     stages = tmp_path / "b" / "stages"
-    wanted = random.Random().randint(1, 4)
-    while process.poll() is None and len(list(stages.glob("*/stage.json"))) < wanted:
-        time.sleep(0.05)
-    assert process.poll() is None, "it ended before it could be killed"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    for wanted in sorted(random.Random().sample(range(5), 2)):  # finished stages at which it is killed
+        process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+        while process.poll() is None and (len(list(stages.glob("*/stage.json"))) < wanted or not stages.is_dir()):
+            time.sleep(0.05)
+        assert process.poll() is None, "it ended before it could be killed"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     assert not (tmp_path / "b" / "tiny-toy-math" / "shrink.json").exists()
     second = shrink(likelihood_sweep(include_path, tmp_path / "b", methods=["svd"]), SHARE, BETWEEN, RESOLUTION)
     assert as_plain(second) == as_plain(first)

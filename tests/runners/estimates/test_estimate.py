@@ -2,6 +2,7 @@ import math
 
 import pytest
 import trained_together
+from harness_tasks import write_tasks
 from sweeps import small_sweep
 
 from lowrank_bench.methods.base import create_method
@@ -9,8 +10,10 @@ from lowrank_bench.methods.estimates import TRAINED_BYTES, training_checkpoint_b
 from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.models.matrices import model_size
+from lowrank_bench.runners.estimates.arithmetic import Arithmetic
 from lowrank_bench.runners.estimates.disk import checkpoint_bytes
 from lowrank_bench.runners.plan import make_plan
+from lowrank_bench.runners.specs import EvaluateStage
 from lowrank_bench.runners.store.folders import resume_folder
 from lowrank_bench.runners.training.data import TaskData
 from lowrank_bench.runners.training.resuming import Resumable
@@ -86,3 +89,20 @@ def test_a_plan_of_basis_selection_alone_foresees_less(tmp_path, monkeypatch):
     (stage,) = (stage for stage in plan.stages.values() if stage.kind == "compress")
     bs = create_method("bs", stage.spec.options)
     assert checkpoint_bytes(plan) == 2 * training_checkpoint_bytes(bs, plan.skeleton, Budget(4.0)) > 0
+
+
+def test_a_task_of_lm_eval_that_generates_counts_two_tokenizer_loads_and_others_count_one(tmp_path):
+    """One class stands for both kinds: the task says whether it generates."""
+    names = ["toy-math", "lm_eval:local_generated", "lm_eval:local_choice"]
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    config = small_sweep(tmp_path / "runs", benchmarks=names, include_path=write_tasks(folder), ratios=[2])
+    arithmetic = Arithmetic(plan := make_plan(config))
+    parsed = {
+        stage.spec.benchmark: arithmetic.work(key).parsed
+        for key, stage in plan.stages.items()
+        if isinstance(stage, EvaluateStage)
+    }
+    one = parsed["lm_eval:local_choice"]
+    assert one > 0
+    assert [parsed[name] / one for name in names] == [2, 2, 1]
