@@ -123,6 +123,7 @@ two rows and the column in which they contradict each other.
 
 `schema_version` is {SCHEMA_VERSION}. It rises when a column is added, removed or changes its meaning. A program reads
 the versions up to its own. A file of a later version is refused with a sentence that names both versions; the remedy is
-to update `lowrank-bench`. A file of version 1 lacks `runtime_bytes` and `seconds_quantise`; reading it fills them in: the
-parameters in the evaluation's dtype, and 0. Within a version, a column may become stricter where that keeps out what no run writes.
+to update `lowrank-bench`. A file of version 1 lacks `runtime_bytes` and `seconds_quantise`; reading it fills them in:
+the parameters in the evaluation's dtype, and 0. Within a version, a column may become stricter where that keeps out
+what no run writes.
 """

@@ -49,4 +49,3 @@ def packed_bytes(model: nn.Module, scheme: Scheme, width: int) -> int:
         size += dense_bytes(matrix, scheme)
         rounded += matrix.parameters
     return size + (model_size(model).parameters - rounded) * width
-

@@ -153,8 +153,8 @@ def _sizes(tables: Sequence[Pivot]) -> Table:
         for row in table.rows:
             for ratio, c in row.cells.items():
                 share_left = Field(f"{100 * c.kept:.1f} %", c.kept)
-                weights = [Field(f"{count(size)}B", size) for size in (c.bytes, c.runtime_bytes)]
-                numbers = (ratio, c.ratio, share_left, c.ratio_matrices, c.params, *weights, c.tokens)
+                weights: list[TableCell] = [Field(f"{count(size)}B", size) for size in (c.bytes, c.runtime_bytes)]
+                numbers: list[TableCell] = [ratio, c.ratio, share_left, c.ratio_matrices, c.params, *weights, c.tokens]
                 groups.setdefault((row.label, ratio), [row.label, *numbers])
     columns = [Column("method"), *number_columns("ratio", format="{:g}×")]
     columns += number_columns("achieved", "kept", "matrices", format="{:.3f}×")

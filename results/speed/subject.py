@@ -22,7 +22,16 @@ from ..cells import checkpoint_folder, find_cell, is_cell
 _MEASURED = {
     *("benchmark", "variant", "metric", "scorer", "headline", "higher_is_better", "value", "low", "high", "confidence"),
     *("n", "seconds_evaluate", "peak_memory_bytes", "engine", "dtype", "device", "threads", "isolation"),
-    *("dataset_sha256", "prompt_sha256", "versions", "git_commit", "evaluated_at", "stage_key", "bytes", "runtime_bytes"),
+    *(
+        "dataset_sha256",
+        "prompt_sha256",
+        "versions",
+        "git_commit",
+        "evaluated_at",
+        "stage_key",
+        "bytes",
+        "runtime_bytes",
+    ),
 }
 
 

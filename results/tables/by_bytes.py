@@ -9,7 +9,9 @@ from .table import Cell as TableCell
 from .table import Column, Field, Table, number_columns
 
 BYTES = ("B", "kB", "MB", "GB")
-_NOTE = "share: bytes on disk (packed, where weights are rounded) over those of the uncompressed parameters in bfloat16; "
+_NOTE = (
+    "share: bytes on disk (packed, where weights are rounded) over those of the uncompressed parameters in bfloat16; "
+)
 _NOTE += "in memory: as the evaluation's engine held them, rounded ones dequantised"
 
 

@@ -36,7 +36,9 @@ def test_the_solved_ratio_meets_the_bytes_and_a_smaller_one_does_not(skeleton, n
 
 @pytest.mark.parametrize(("share", "bits"), [(0.9, 8), (0.02, 8), (0.02, 16)])
 def test_a_share_out_of_reach_names_those_in_reach(skeleton, share, bits):
-    with pytest.raises(UserError, match=rf"--bytes {share} is out of reach for svd in {bits} bits, which takes 0\.\d+ to"):
+    with pytest.raises(
+        UserError, match=rf"--bytes {share} is out of reach for svd in {bits} bits, which takes 0\.\d+ to"
+    ):
         ByteCount(skeleton, create_method("svd", {}), 2).ratio_for(share * 2 * 809_984, bits)
 
 
@@ -65,7 +67,9 @@ def test_equal_bytes_save_bfloat16_and_give_each_number_of_bits_its_ratio(tmp_pa
     ratios = {cell.label: cell.ratio for cell in plan.cells}
     assert ratios["svd"] == 2.0
     assert 1 < ratios["svd:bits=8"] < 1.2
-    assert {stage.spec.save_dtype for stage in plan.stages.values() if hasattr(stage.spec, "save_dtype")} == {"bfloat16"}
+    assert {stage.spec.save_dtype for stage in plan.stages.values() if hasattr(stage.spec, "save_dtype")} == {
+        "bfloat16"
+    }
     named = make_plan(changed(plan.config, save_dtype="float32"))
     assert {cell.label: cell.ratio for cell in named.cells}["svd"] == 4.0
 
@@ -78,6 +82,11 @@ def test_equal_bytes_save_bfloat16_and_give_each_number_of_bits_its_ratio(tmp_pa
         ({"bytes": (0.5, 0.5)}, "the share of bytes 0.5 is given twice"),
         ({"bits": (4,)}, "factors cannot be stored in 4 bits; use 16"),
         ({"bits": (8, 8)}, "the number of bits 8 is given twice"),
+        (
+            {"methods": ["svd", "rtn-int4:group=64"]},
+            "no low-rank method but a control; write --controls rtn-int4:group=64",
+        ),
+        ({"methods": ["svd:bits=8"]}, "bits is no option of svd: .* write --bits 8, or --bits 16,8 for both"),
         ({"controls": ("rtn-int5",)}, "unknown control 'rtn-int5'"),
         ({"controls": ("rtn-int8", "rtn-int8")}, "the control rtn-int8 is given twice"),
     ],
