@@ -1,7 +1,7 @@
 """Integers of 4 or 8 bits in words of 32 bits, as the format ``pack-quantized`` of compressed-tensors lays them out.
 
-Of a row, 32/bits neighbours share a word, the first in the lowest bits, stored as q + 2^(bits-1); the last word of a row
-is filled up with zeros (``compressed_tensors/compressors/pack_quantized/helpers.py``).
+Of a row, 32/bits neighbours share a word, the first in the lowest bits, stored as q + 2^(bits-1); the last word of
+a row is filled up with zeros (``compressed_tensors/compressors/pack_quantized/helpers.py``).
 """
 
 from __future__ import annotations
