@@ -126,7 +126,7 @@ class Record(BaseModel):
     params: Positive = Field(description="parameters of the evaluated model, everything counted")
     bytes: Count = Field(description="size of the model's weights on disk, in bytes; of rounded ones the packed file")
     runtime_bytes: Count = Field(
-        description="size of the weights as the evaluation's engine held them, in bytes; rounded ones are dequantised; 0 "
+        description="size of the weights as the evaluation's engine held them, in bytes; rounded ones dequantised; 0 "
         "if unknown"
     )
     seed: Annotated[int, Field(ge=-_MAX_INT, le=_MAX_INT)] = Field(
@@ -241,7 +241,7 @@ def upgraded(row: Mapping[Any, Any]) -> dict[Any, Any]:
     if str(row.get("schema_version")) != "1" or any(column in row for column in ADDED_COLUMNS[2]):
         return dict(row)
     params, width = str(row.get("params")), _WIDTHS.get(str(row.get("dtype")), 0)
-    held = int(params) * width if params.isdecimal() else 0
+    in_memory = int(params) * width if params.isdecimal() else 0
     steps = [str(row.get(column)) for column in ("steps_compress", "steps_recover")]
     budget = sum(map(int, steps)) if all(count.isdecimal() for count in steps) else 0
-    return dict(row) | {"schema_version": 2, "runtime_bytes": held, "seconds_quantise": 0.0, BUDGET: budget}
+    return dict(row) | {"schema_version": 2, "runtime_bytes": in_memory, "seconds_quantise": 0.0, BUDGET: budget}

@@ -1,4 +1,4 @@
-"""At which ratios and bits each method of a sweep is measured: as asked, or solved so that packed weights take a size."""
+"""At which ratios and bits each method of a sweep is measured: as asked, or solved for a size of the packed weights."""
 
 from __future__ import annotations
 

@@ -58,6 +58,7 @@ runners/test_progress.py
 runners/test_plan.py
 results/samples/test_samples.py
 runners/test_save_dtype.py
+runners/test_quantised_sweep.py
 results/leaderboard/test_paired_boards.py
 runners/training/test_resuming.py
 runners/estimates/test_estimate.py

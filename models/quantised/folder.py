@@ -31,7 +31,7 @@ def write_packed(tensors: Mapping[str, Tensor], scheme: Scheme, file: Path) -> i
 
 
 def read_packed(file: Path) -> dict[str, Tensor]:
-    """Return what a packed file stands for: weights by the model's names, rounded ones in float32.
+    """Return the weights that a packed file encodes, by the model's names, rounded ones in float32.
 
     Of two factors, A gets the integers and B the integers times the scales; their product is the module's matrix.
     """

@@ -1,7 +1,7 @@
 """Integers of 4 or 8 bits in words of 32 bits, as the format ``pack-quantized`` of compressed-tensors lays them out.
 
-Of a row, 32/bits neighbours share a word, the first in the lowest bits, each stored as q + 2^(bits-1); a row's last word
-is filled up with zeros (``compressed_tensors/compressors/pack_quantized/helpers.py``).
+Of a row, 32/bits neighbours share a word, the first in the lowest bits, stored as q + 2^(bits-1); the last word of
+a row is filled up with zeros (``compressed_tensors/compressors/pack_quantized/helpers.py``).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ def words_per_row(columns: int, bits: int) -> int:
 
 def pack(integers: Tensor, bits: int) -> Tensor:
     """Return integers (m, n) of int8, each within ``bits``, as words (m, ⌈n·bits/32⌉) of int32."""
-    each = WORD_BITS // bits
+    neighbours = WORD_BITS // bits
     rows, columns = integers.shape
     unsigned = integers.to(torch.int32) + 2 ** (bits - 1)
-    padded = torch.nn.functional.pad(unsigned, (0, -columns % each)).view(rows, -1, each)
-    shifts = torch.arange(each, dtype=torch.int32, device=integers.device) * bits
+    padded = torch.nn.functional.pad(unsigned, (0, -columns % neighbours)).view(rows, -1, neighbours)
+    shifts = torch.arange(neighbours, dtype=torch.int32, device=integers.device) * bits
     return (padded << shifts).sum(dim=2, dtype=torch.int32)
 
 

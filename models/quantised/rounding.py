@@ -1,6 +1,6 @@
 """Symmetric rounding to the nearest integer: groups of a dense matrix's rows, and whole components of two factors.
 
-An integer q of b bits lies in ±(2^(b-1) - 1) and stands for q·scale, with a scale in bfloat16. The scale is the largest
+An integer q of b bits lies in ±(2^(b-1) - 1) and encodes q·scale, with a scale in bfloat16. The scale is the largest
 magnitude over the largest integer, rounded to the nearest bfloat16: the largest entry then still becomes the largest
 integer (127·2^-8 < 1/2), so that no error exceeds half a scale, and rounding what was rounded changes nothing.
 """

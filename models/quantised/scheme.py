@@ -46,8 +46,8 @@ def control_scheme(name: str, options: Mapping[str, Any]) -> Scheme:
         raise unknown("control", name, list(CONTROLS))
     if unusable := sorted(set(options) - {"group", "embeddings"}):
         raise UserError(
-            f"the control '{name}' has no option '{unusable[0]}'; it has group (columns that share a scale, a multiple of "
-            f"8) and embeddings (true or false): {name}:group=64"
+            f"the control '{name}' has no option '{unusable[0]}'; it has group (columns that share a scale, a multiple "
+            f"of 8) and embeddings (true or false): {name}:group=64"
         )
     try:
         return Scheme(**(CONTROLS[name].model_dump() | dict(options)))

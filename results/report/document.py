@@ -154,8 +154,8 @@ def _sizes(tables: Sequence[Pivot]) -> Table:
         for row in table.rows:
             for ratio, c in row.cells.items():
                 share_left = Field(f"{100 * c.kept:.1f} %", c.kept)
-                weights = [Field(f"{count(size)}B", size) for size in (c.bytes, c.runtime_bytes)]
-                numbers = (ratio, c.ratio, share_left, c.ratio_matrices, c.params, *weights, c.tokens)
+                weights: list[TableCell] = [Field(f"{count(size)}B", size) for size in (c.bytes, c.runtime_bytes)]
+                numbers: list[TableCell] = [ratio, c.ratio, share_left, c.ratio_matrices, c.params, *weights, c.tokens]
                 label = with_budget(row.label, table.budget if row.budgeted else 0)
                 groups.setdefault((label, ratio), [label, *numbers])
     columns = [Column("method"), *number_columns("ratio", format="{:g}×")]

@@ -40,8 +40,8 @@ def _against(table: Pivot, control: str, cell: Cell) -> str:
     settled = "" if apart else ", with overlapping intervals"
     share = f"{share_of_bfloat16(best):.3f}"
     return (
-        f"at the bytes of {control}, {size}, the best low-rank row, {name} with {share}, {verdict} the control{settled}: "
-        f"{_value(table, best)} against {_value(table, cell)}"
+        f"at the bytes of {control}, {size}, the best low-rank row, {name} with {share}, {verdict} the control{settled}"
+        f": {_value(table, best)} against {_value(table, cell)}"
     )
 
 

@@ -135,6 +135,8 @@ def check(config: SweepConfig, share: float, between: tuple[float, float], resol
         raise UserError("bench shrink searches with one seed; name one with --seeds")
     if config.evaluation.before_recovery:
         raise UserError("bench shrink measures models after their recovery; leave --before-recovery out")
+    if config.bytes is not None or config.bits != (16,) or config.controls:
+        raise UserError("bench shrink searches over ratios in 16 bits; leave bytes, bits and controls out")
     if config.execution.storage or config.execution.keep == "needed":
         raise UserError("bench shrink keeps the weights of its cells in --out; leave --storage and keep: needed out")
 

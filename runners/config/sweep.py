@@ -321,7 +321,7 @@ class SweepConfig(BaseModel):
     bytes: Annotated[tuple[float, ...] | None, Option(example="0.5,0.35,0.25")] = Field(
         default=None,
         min_length=1,
-        description="Instead of --ratios: shares of the bfloat16 model's bytes, for which each method's ratio is solved.",
+        description="Instead of --ratios: shares of the bfloat16 model's bytes; each method's ratio is solved.",
     )
     bits: Annotated[tuple[int, ...], Option(example="16,8")] = Field(
         default=(16,), min_length=1, description="Bits of the factors: 16 as they are saved, 8 rounded after training."
@@ -409,6 +409,16 @@ class SweepConfig(BaseModel):
     @field_validator("methods")
     @classmethod
     def _distinct_methods(cls, values: tuple[MethodSpec, ...]) -> tuple[MethodSpec, ...]:
+        from ...models.quantised.scheme import CONTROLS
+
+        for spec in values:
+            if spec.name in CONTROLS:
+                raise ValueError(f"{spec.name} is no low-rank method but a control; write --controls {spec.shown}")
+            if "bits" in spec.options:
+                raise ValueError(
+                    f"bits is no option of {spec.name}: all methods of a sweep are measured in the same bits; write "
+                    f"--bits {spec.options['bits']}, or --bits 16,8 for both"
+                )
         _no_repeats("method", [spec.shown for spec in values])
         return values
 

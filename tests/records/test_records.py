@@ -365,3 +365,32 @@ def test_pipes_are_no_results(tmp_path, record, name):
 def test_characters_that_are_not_seen_are_refused(record, hidden):
     with pytest.raises(ValidationError, match=f"invisible characters .* U\\+{ord(hidden):04X}"):
         record(label=f"svd{hidden}")
+
+
+@pytest.mark.parametrize("name", ["results.csv", "results.parquet"])
+def test_files_of_version_1_are_read_with_what_follows_from_them(tmp_path, record, name):
+    records = [record(dtype="bfloat16"), record(dtype="float32", seed=1), record(dtype="int5", seed=2)]
+    csv_path, parquet_path = write_records(tmp_path, records)
+    (tmp_path / CHECKSUMS_NAME).unlink()
+    old = pd.read_parquet(parquet_path).drop(columns=["runtime_bytes", "seconds_quantise"]).assign(schema_version=1)
+    if name == "results.csv":
+        parquet_path.unlink()
+        old.to_csv(csv_path, index=False)
+    else:
+        old.to_parquet(parquet_path)
+    frame = read_records(tmp_path / name).sort_values("seed")
+    assert set(frame.schema_version) == {2}
+    params = records[0].params
+    assert dict(zip(frame.dtype, frame.runtime_bytes, strict=True)) == {
+        "bfloat16": 2 * params,
+        "float32": 4 * params,
+        "int5": 0,
+    }
+    assert set(frame.seconds_quantise) == {0.0}
+
+
+def test_version_1_with_columns_of_version_2_is_refused(tmp_path, record):
+    path, _ = write_records(tmp_path, [record()])
+    path.write_text(path.read_text().replace("\n2,", "\n1,"))
+    with pytest.raises(UserError, match="has not the columns of records"):
+        read_records(path)

@@ -82,6 +82,11 @@ def test_equal_bytes_save_bfloat16_and_give_each_number_of_bits_its_ratio(tmp_pa
         ({"bytes": (0.5, 0.5)}, "the share of bytes 0.5 is given twice"),
         ({"bits": (4,)}, "factors cannot be stored in 4 bits; use 16"),
         ({"bits": (8, 8)}, "the number of bits 8 is given twice"),
+        (
+            {"methods": ["svd", "rtn-int4:group=64"]},
+            "no low-rank method but a control; write --controls rtn-int4:group=64",
+        ),
+        ({"methods": ["svd:bits=8"]}, "bits is no option of svd: .* write --bits 8, or --bits 16,8 for both"),
         ({"controls": ("rtn-int5",)}, "unknown control 'rtn-int5'"),
         ({"controls": ("rtn-int8", "rtn-int8")}, "the control rtn-int8 is given twice"),
     ],

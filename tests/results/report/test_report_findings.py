@@ -5,6 +5,7 @@ import re
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_records import PARAMS
 
 from lowrank_bench.records.files import to_frame
 from lowrank_bench.results.report.data import Asked, Paired, Report
@@ -109,3 +110,59 @@ def test_markdown_of_hostile_names(record):
 def test_words():
     assert [and_list(["a"]), and_list(["a", "b"]), and_list(["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
     assert [duration(s) for s in (0.04, 12, 120, 7200)] == ["0.0 s", "12 s", "2 min", "2.0 h"]
+
+
+def control(record, value, size, name="rtn-int4", **changes):
+    return cell(
+        record,
+        name,
+        value,
+        params=PARAMS,
+        bytes=size,
+        ratio=1.0,
+        kept=1.0,
+        ratio_target=1.0,
+        stage="compressed",
+        **changes,
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "size", "sentence"),
+    [
+        (
+            0.5,
+            2 * PARAMS // 2,
+            "svd at 2× with 0.500, beats the control: 60.0 % [58.0, 62.0] against 50.0 % [48.0, 52.0].",
+        ),
+        (
+            0.61,
+            2 * PARAMS // 2,
+            "does not beat the control, with overlapping intervals: 60.0 % [58.0, 62.0] against 61.0 %",
+        ),
+        (0.6, 2 * PARAMS // 2, "equals the control"),
+        (0.1, PARAMS // 2, "No low-rank row is as small as the control rtn-int4, 0.250 of the bfloat16 model's bytes."),
+    ],
+)
+def test_low_rank_is_compared_with_the_control_at_equal_bytes(record, value, size, sentence):
+    text = said([cell(record, "svd", 0.6), cell(record, "fwsvd", 0.4), control(record, value, size)])
+    assert sentence in text
+    assert "At 1×" not in text
+    assert "The controls are the model after the first finetuning, rounded" in text
+    assert "Every method had the same 600 training steps" in text
+
+
+def test_less_is_better_for_perplexities(record):
+    measured = {"metric": "perplexity", "higher_is_better": False, "scorer": ""}
+    svd = record(method="svd", **measured, value=20.0, low=19.0, high=21.0)
+    plain = record(
+        method="rtn-int8", label="rtn-int8", **measured, value=10.0, low=9.0, high=11.0, params=PARAMS,
+        stage="compressed",
+        ratio=1.0, kept=1.0, ratio_target=1.0, bytes=PARAMS, stage_key="other",
+    )  # fmt: skip
+    assert "does not beat the control: 20.00 [19.00, 21.00] against 10.00 [9.000, 11.00]" in said([svd, plain])
+
+
+def test_a_report_without_a_control_says_so(record):
+    text = said([cell(record, "svd", 0.6)])
+    assert "No control was run, so how plain quantisation does at equal bytes is not known" in text

@@ -1,0 +1,73 @@
+"""Rounded rows of a real sweep: stages, records, tables, what is in the folders, and the same command again."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from sweeps import small_sweep
+
+from lowrank_bench.models.loading import load_model
+from lowrank_bench.models.quantised.folder import PACKED_FILE, read_packed
+from lowrank_bench.results.report.write import write_report
+from lowrank_bench.results.sweep import run_sweep
+from lowrank_bench.results.tables.by_ratio import by_ratio
+from lowrank_bench.runners.store.folders import MODEL_FOLDER
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    free = {"training_free": True, "finetune": {}, "recover": {}, "limit": 2, "max_new_tokens": 2}
+    axis = {"bits": (16, 8), "controls": ["rtn-int8", "rtn-int4:group=64"], "bytes": (0.4,), "ratios": (2.0, 4.0)}
+    return small_sweep(tmp_path_factory.mktemp("rounded"), methods=["svd"], **free, **axis)
+
+
+@pytest.fixture(scope="module")
+def swept(config):
+    return run_sweep(config)
+
+
+def rows(swept):
+    frame = swept.records[swept.records.headline]
+    return {row.label: row for row in frame.itertuples()}
+
+
+def test_records_say_the_bytes_of_the_packed_file_and_those_in_memory(config, swept):
+    frame = rows(swept)
+    assert set(frame) == {"pretrained", "svd", "svd:bits=8", "rtn-int8", "rtn-int4:group=64"}
+    stages = config.execution.folder / "stages"
+    packed = {file.stat().st_size for file in stages.glob(f"quantise-*/{PACKED_FILE}")}
+    assert packed == {frame[label].bytes for label in ("svd:bits=8", "rtn-int8", "rtn-int4:group=64")}
+    for row in frame.values():
+        assert row.runtime_bytes == 4 * row.params
+    whole = 2 * frame["pretrained"].params
+    for label in ("svd", "svd:bits=8"):
+        assert 0.97 < frame[label].bytes / (0.4 * whole) < 1.02  # the header of so small a file is half a percent
+    assert frame["rtn-int4:group=64"].bytes < frame["rtn-int8"].bytes
+    assert frame["rtn-int8"].params == frame["pretrained"].params
+    assert json.loads(frame["rtn-int4:group=64"].options) == {"bits": 4, "embeddings": False, "group": 64}
+    assert json.loads(frame["svd:bits=8"].options)["bits"] == 8
+    assert frame["svd:bits=8"].ratio < frame["svd"].ratio
+
+
+def test_what_is_evaluated_is_what_was_packed(config, swept):
+    for folder in (config.execution.folder / "stages").glob("quantise-*"):
+        packed, model = read_packed(folder / PACKED_FILE), load_model(folder / MODEL_FOLDER)
+        for name, parameter in model.named_parameters():
+            if not name.endswith((".lr_a", ".lr_b")):
+                assert torch.allclose(packed[name].float(), parameter, rtol=2**-8, atol=0)
+        assert {t.dtype for t in load_file(folder / PACKED_FILE).values()} <= {
+            *(torch.int8, torch.int32, torch.int64, torch.bfloat16),
+        }
+
+
+def test_the_same_command_again_does_nothing(config, swept):
+    assert run_sweep(config).stages_run == 0
+
+
+def test_tables_and_report_have_the_axis_of_bytes(swept, tmp_path):
+    titles = [table.title for table in by_ratio(swept.records)]
+    assert sum(title.endswith("over bytes") for title in titles) == 1
+    text = write_report(swept.folder, tmp_path)[-1].read_text()
+    assert "No low-rank row is as small as the control rtn-int4:group=64" in text
+    assert "; at the bytes of rtn-int8, 0.5" in text
