@@ -89,8 +89,22 @@ def show_plan(plan: Plan, console: Console) -> None:
         console.print(f"note: {note}", highlight=False)
     for line in _calibrations(plan):
         console.print(f"calibration: {line}", markup=False, highlight=False, soft_wrap=True)
+    if note := _budgets(plan):
+        console.print(f"budgets: {note}", markup=False, highlight=False, soft_wrap=True)
     console.print(_stages(plan))
     console.print(_ranks(plan))
+
+
+def _budgets(plan: Plan) -> str:
+    """Say what several budgets share, or nothing where there is one."""
+    budgets = sorted({cell.budget for cell in plan.cells if cell.budget})
+    if len(budgets) < 2:
+        return ""
+    trains = [spec.shown for spec in plan.config.methods if create_method(spec.name, spec.options).requirements.trains]
+    rest = "" if len(trains) == len(plan.config.methods) else ", and compressions of methods that do not train,"
+    own = f"; {', '.join(trains)} trains while it compresses and is compressed for each" if trains else ""
+    steps = ", ".join(f"{budget:,}" for budget in budgets)
+    return f"{steps} steps after the first finetuning share it, fits{rest} and recover separately{own}"
 
 
 def _calibrations(plan: Plan) -> list[str]:

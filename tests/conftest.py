@@ -24,6 +24,7 @@ runners/test_sweep.py
 evals/engines/test_engine_vllm.py
 models/vllm_plugin/test_server.py
 runners/test_engines.py
+runners/test_budgets.py
 runners/test_nothing_lost.py
 runners/store/test_storage.py
 results/report/test_report.py

@@ -162,7 +162,8 @@ def _fairness(report: Report) -> list[str]:
     steps = sorted({int(s) for s in taken})
     tokens = sorted({int(t) for t in last.tokens_compress + last.tokens_recover})
     budgets = sorted({int(budget) for budget in last.steps_budget} - {0})
-    if len(budgets) > 1 and (taken == last.steps_budget).all():
+    everywhere = last.groupby("label").steps_budget.nunique().eq(len(budgets)).all()
+    if len(budgets) > 1 and everywhere and (taken == last.steps_budget).all():
         sentences = [
             f"With each of the {len(budgets)} budgets every method had the same training steps after the first "
             f"finetuning: {and_list([f'{budget:,}' for budget in budgets])}."

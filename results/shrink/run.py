@@ -133,6 +133,8 @@ def check(config: SweepConfig, share: float, between: tuple[float, float], resol
         raise UserError(f"--resolution {resolution:g} is not usable; write 0.005 to 1, such as 0.05 for 5 % steps")
     if len(config.seeds) != 1:
         raise UserError("bench shrink searches with one seed; name one with --seeds")
+    if len(config.training.recover.steps or ()) > 1:
+        raise UserError("bench shrink searches with one budget; name one number with --recover-steps")
     if config.evaluation.before_recovery:
         raise UserError("bench shrink measures models after their recovery; leave --before-recovery out")
     if config.bytes is not None or config.bits != (16,) or config.controls:
