@@ -174,7 +174,7 @@ def _check(request: SpeedRequest) -> None:
     for engine in request.engines:
         if engine not in ENGINES:
             raise unknown("engine", engine, [*ENGINES, "both"])
-        check_engine(engine)
+        check_engine(engine, pick_device(request.device))
     if request.dtype != "auto" and request.dtype not in DTYPES:
         raise unknown("dtype", request.dtype, ["auto", *DTYPES])
     sizes = request.batch_sizes
