@@ -63,6 +63,7 @@ runners/estimates/test_estimate.py
 runners/estimates/test_memory.py
 runners/store/test_stages.py
 browser/test_leaderboard.py
+packaging/test_recipes.py
 browser/test_shell.py
 cli/test_inspect.py
 runners/test_task_sweep.py

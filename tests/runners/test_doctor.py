@@ -1,4 +1,4 @@
-"""``bench doctor`` names what is missing and the command that installs it; the machines are folders, absence is real."""
+"""``bench doctor`` names what is missing and the command that installs it; machines are folders here."""
 
 import importlib.util
 import shlex
