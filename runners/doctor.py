@@ -111,7 +111,7 @@ def _devices() -> list[Finding]:
         unseen = unseen_gpu(torch.__version__, torch.version.cuda)
         if unseen is None:
             return [*rows, Finding("gpu", True, "none; models up to some 50 M parameters train on the CPU in minutes")]
-        return [*rows, Finding("gpu", False, unseen.found, unseen.remedy)]
+        return [*rows, Finding("gpu", False, unseen.shows, unseen.remedy)]
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)

@@ -13,7 +13,7 @@ _DISPLAY_CLASSES = ("0x0300", "0x0302")  # VGA and 3D controllers, PCI class cod
 class Unseen:
     """A GPU that torch cannot use: what the machine shows of it, and what to type."""
 
-    found: str
+    shows: str
     remedy: str
 
 

@@ -30,6 +30,7 @@ results/report/test_report.py
 results/shrink/test_shrink.py
 methods/test_third_party.py
 cli/test_cli.py
+results/speed/test_online.py
 results/speed/test_speed.py
 papers/test_reproduce.py
 docs/test_python_api.py

@@ -68,7 +68,7 @@ def test_the_container_gets_the_whole_package():
 def step(name: str, folder: Path, **inputs: str) -> subprocess.CompletedProcess[str]:
     """Run a step's script in a shell as GitHub's runner does, with the values that its inputs have there."""
     steps: list[dict[str, Any]] = yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"]
-    (chosen,) = [one for one in steps if one.get("name") == name]
+    (chosen,) = [entry for entry in steps if entry.get("name") == name]
 
     def put_in(text: str) -> str:
         return re.sub(r"\$\{\{ inputs\.([\w-]+) \}\}", lambda match: inputs.get(match[1], ""), text)

@@ -28,7 +28,7 @@ def machine(root: Path, device: bool = False, driver: bool = False, card: bool =
 
 
 @pytest.mark.parametrize(
-    ("shows", "version", "built_for", "found", "remedy"),
+    ("machine_has", "version", "built_for", "shows", "remedy"),
     [
         ({"card": True}, "2.13.0+cpu", None, "1 NVIDIA card on the bus", "sudo apt-get install nvidia-driver"),
         ({"card": True}, "2.13.0", "13.0", "no driver", "docker run --gpus all"),
@@ -41,10 +41,10 @@ def machine(root: Path, device: bool = False, driver: bool = False, card: bool =
     ],
 )  # fmt: skip
 def test_a_gpu_that_torch_does_not_see_is_named_with_what_is_missing(
-    tmp_path, shows, version, built_for, found, remedy
+    tmp_path, machine_has, version, built_for, shows, remedy
 ):
-    unseen = unseen_gpu(version, built_for, machine(tmp_path, **shows))
-    assert found in unseen.found
+    unseen = unseen_gpu(version, built_for, machine(tmp_path, **machine_has))
+    assert shows in unseen.shows
     assert remedy in unseen.remedy
 
 
