@@ -145,10 +145,10 @@ def ask(server: Server, seed: int, folder: Path, progress: Callable[[int], None]
     server.check()
     if client.returncode:
         raise UserError(f"vllm bench serve, which asks {name}, {_last_words(client.returncode, folder / 'log')}")
-    return [_read(file, spec, load, name) for file, load in zip(results, spec.loads, strict=True)]
+    return [_timing(file, spec, load, name) for file, load in zip(results, spec.loads, strict=True)]
 
 
-def _read(file: Path, spec: OnlineSpec, load: Load, name: str) -> LoadTiming:
+def _timing(file: Path, spec: OnlineSpec, load: Load, name: str) -> LoadTiming:
     result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if result["completed"] < spec.requests:
         errors = [" ".join(str(error).split()) for error in result.get("errors", []) if error]
