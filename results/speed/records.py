@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ...foundation.files import canonical_json, digest, write_json
 from ...models.loading import DTYPES
+from ...models.matrices import Size
 from ...records.files import CSV_NAME, KEY_COLUMNS, Record, read_records, write_records
 from ...runners.provenance import git_commit, processor, versions
 from .joining import BENCHMARK, HEADLINE
 from .measure import Series
+from .subject import Subject
 
 _PER_BATCH = {
     "first_token_seconds": "time_to_first_token_seconds",
@@ -59,12 +61,20 @@ def save_speed(folder: Path, series: Sequence[Series]) -> Path:
     Raises:
         UserError: the folder holds results that cannot be read.
     """
-    new = speed_records(series)
-    names = {_key(record.model_dump()) for record in new}
-    others = [record for record in stored_records(folder) if _key(record.model_dump()) not in names]
     rounds = [
         {"name": s.subject.name, "records": _stage_key(s), "rounds": [r.to_dict() for r in s.rounds]} for s in series
     ]
+    return add_records(folder, speed_records(series), rounds)
+
+
+def add_records(folder: Path, new: Sequence[Record], rounds: object) -> Path:
+    """Put records into a folder's, in the place of those with the same key, and rounds into a file of their own.
+
+    Returns:
+        The path of ``results.csv``.
+    """
+    names = {_key(record.model_dump()) for record in new}
+    others = [record for record in stored_records(folder) if _key(record.model_dump()) not in names]
     write_json(folder / f"rounds-{digest(rounds)[:12]}.json", rounds)
     return write_records(folder, [*others, *new])[0]
 
@@ -88,9 +98,7 @@ def _stage_key(entry: Series) -> str:
 def _common(entry: Series) -> dict[str, Any]:
     spec, last = entry.spec, entry.rounds[-1]
     problems = [spec.prompt_tokens, spec.new_tokens, [spec.prompts(1, 1 << 20)]]
-    return entry.subject.origin | {
-        "bytes": entry.size.bytes,
-        "runtime_bytes": entry.size.parameters * DTYPES[spec.dtype].itemsize,
+    measured = {
         "benchmark": BENCHMARK,
         "seconds_evaluate": sum(entry.values("seconds")),
         "peak_memory_bytes": int(max(entry.values("peak_memory_bytes"))),
@@ -98,26 +106,50 @@ def _common(entry: Series) -> dict[str, Any]:
         "dtype": spec.dtype,
         "device": last.device or processor(),
         "threads": last.threads,
-        "isolation": "",
         "dataset_sha256": digest(problems),
+        "stage_key": _stage_key(entry),
+    }
+    return common_fields(entry.subject, entry.size, last.engine_version, measured)
+
+
+def common_fields(subject: Subject, size: Size, engine_version: str, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that all records of one checkpoint share, those of this software among them.
+
+    Args:
+        subject: the checkpoint.
+        size: of its weights on disk.
+        engine_version: of the library behind the engine.
+        measured: further fields, ``engine`` and ``dtype`` among them.
+    """
+    return {
+        **subject.origin,
+        "bytes": size.bytes,
+        "runtime_bytes": size.parameters * DTYPES[str(measured["dtype"])].itemsize,
+        "isolation": "",
         "prompt_sha256": "",
-        "versions": canonical_json(versions() | {spec.engine: last.engine_version}),
+        "versions": canonical_json(versions() | {str(measured["engine"]): engine_version}),
         "git_commit": git_commit(),
         "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "stage_key": _stage_key(entry),
+        **measured,
     }
 
 
 def _metric(name: str, values: Sequence[float], rounds: int) -> dict[str, Any]:
-    bounded = len(values) > 1 or name == "weight_bytes"  # which is counted, not measured
+    middle = median_of_rounds(values, counted=name == "weight_bytes")
+    named = {"metric": name, "scorer": "", "headline": name == HEADLINE, "higher_is_better": name == HEADLINE}
+    return named | middle | {"n": rounds}
+
+
+def median_of_rounds(values: Sequence[float], counted: bool = False) -> dict[str, Any]:
+    """Return the fields ``value``, ``low``, ``high`` and ``confidence`` of one value a round.
+
+    The least and the largest of n rounds hold the median with probability 1 - 0.5^(n-1); one round bounds nothing,
+    unless it was ``counted``.
+    """
+    bounded = len(values) > 1 or counted
     return {
-        "metric": name,
-        "scorer": "",
-        "headline": name == HEADLINE,
-        "higher_is_better": name == HEADLINE,
         "value": statistics.median(values),
         "low": min(values) if bounded else float("-inf"),
         "high": max(values) if bounded else float("inf"),
         "confidence": 1 - 0.5 ** (len(values) - 1) if len(values) > 1 else 0.95,
-        "n": rounds,
     }

@@ -58,11 +58,22 @@ def _table(
 
 
 def _cell(entry: Series, series: Sequence[Series], metric: str, unit: float, batch: int | None) -> Field:
-    values = entry.values(metric, batch)
+    reference = None if entry.reference is None else series[entry.reference].values(metric, batch)
+    return field_of_rounds(entry.values(metric, batch), unit, reference)
+
+
+def field_of_rounds(values: Sequence[float], unit: float, reference: Sequence[float] | None) -> Field:
+    """Return a cell: the median, the least and the largest round, and the median ratio to a reference's rounds.
+
+    Args:
+        values: one a round.
+        unit: what they are divided by to be shown.
+        reference: of the same rounds; left out where a round of it is 0, which no ratio can be taken to.
+    """
     middle = statistics.median(values) / unit
     spread = f"[{_number(min(values) / unit)}, {_number(max(values) / unit)}]" if len(values) > 1 else ""
-    if entry.reference is not None:
-        spread += f"  {median_ratio(values, series[entry.reference].values(metric, batch)):.2f}×"
+    if reference is not None and all(reference):
+        spread += f"  {median_ratio(values, reference):.2f}×"
     return Field(_number(middle), middle, spread.strip())
 
 
