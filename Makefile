@@ -46,12 +46,7 @@ check: $(READY)
 	MYPYPATH=.types $(BIN)/mypy -p lowrank_bench
 	@$(MAKE) --no-print-directory docs
 
-# mkdocstrings gets the package's folders alone: beside them in the root are .venv and runs, which it would search too.
-PACKAGE := build/docs-package/lowrank_bench
-
 docs: $(READY)
-	@rm -rf $(PACKAGE) && mkdir -p $(PACKAGE)
-	@for part in __init__.py cli papers results runners evals methods models records foundation; do ln -s ../../../$$part $(PACKAGE)/$$part; done
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 dist: $(READY)
