@@ -1,8 +1,7 @@
 """The tables that pages show of measurements, made of the committed records in ``docs/measured``.
 
 A page has them between two marks, ``<!-- measured: NAME -->`` and ``<!-- end -->``. A second word in the first mark says
-how much is shown: nothing more is everything, ``table`` the table below one line, ``values`` the values of the first
-table as one sentence. Where a measurement has no records yet, what is between the marks stays as it is.
+how much is shown: nothing more is everything, ``table`` the first table below one line. Where a measurement has no records yet, what is between the marks stays as it is.
 """
 
 from __future__ import annotations
@@ -129,7 +128,7 @@ def sweep_section(name: str, facts: Mapping[str, Any], records: pd.DataFrame) ->
     """Return all tables of a sweep, below its command and conditions."""
     parts = [f"    {facts['command']}", f"{trained(records)} {measured(records)} [Records](measured/{name}.csv)."]
     for table in pivot(records):
-        title = f"**{unit(table)}**" + f" on `{table.variant}`, n = {table.n} ({table.engine}, {table.dtype})"
+        title = f"**{unit(table)}** on `{table.variant}`, n = {table.n} ({table.engine}, {table.dtype})"
         parts += [f"{title}, {interval(table)}:", grid(table)]
     return "\n\n".join(parts)
 
@@ -141,18 +140,7 @@ def table_alone(name: str, facts: Mapping[str, Any], records: pd.DataFrame) -> s
     return f"{unit(table)}, {subject}, n = {table.n}, {interval(table)}. {measured(records)}\n\n{grid(table)}"
 
 
-def values_alone(name: str, facts: Mapping[str, Any], records: pd.DataFrame) -> str:
-    """Return the values of a sweep's first table as one sentence."""
-    table = pivot(records)[0]
-    lines = []
-    for row in table.rows:
-        values = [f"{format_cell(table.metric, cell)[0]} at {ratio:g}×" for ratio, cell in row.cells.items()]
-        only = format_cell(table.metric, next(iter(row.cells.values())))[0]
-        lines.append(f"uncompressed {only}" if row.uncompressed else f"`{row.label}` {', '.join(values)}")
-    return f"{unit(table)} on `{table.variant}`: {'; '.join(lines)}. {measured(records)}"
-
-
-FORMS = {"all": sweep_section, "table": table_alone, "values": values_alone}
+FORMS = {"all": sweep_section, "table": table_alone}
 
 
 def grid(table: Pivot) -> str:
@@ -162,7 +150,7 @@ def grid(table: Pivot) -> str:
         cells = [row.cells.get(ratio) for ratio in table.ratios]
         texts = ["" if cell is None else " ".join(format_cell(table.metric, cell)) for cell in cells]
         rows.append(["uncompressed" if row.uncompressed else f"`{row.label}`", *texts])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows).replace("|  |", "| |").replace("|  |", "| |")
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows).replace("|  ", "| ")
 
 
 def unit(table: Pivot) -> str:
