@@ -67,7 +67,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def format_formula(source: str, *_: Any, **__: Any) -> str:
     """Return a formula as MathML, focusable because a narrow window scrolls it."""
     label = escape(" ".join(source.split()), quote=True)
-    return f'<div class="formula" role="group" tabindex="0" aria-label="{label}">{convert(source, display="block")}</div>'
+    return (
+        f'<div class="formula" role="group" tabindex="0" aria-label="{label}">{convert(source, display="block")}</div>'
+    )
 
 
 def notebook_page(text: str) -> str:

@@ -5,9 +5,9 @@
     python measurements/measure.py --real --data DATA     # the heavy ones too
     python measurements/measure.py --pages                # only fill the pages from the records in docs/measured
 
-`measurements.yaml` says what is measured. Sweeps are ordinary ones: ``runs/NAME`` has their results, and ``docs/measured``
-a copy of the headline records. Nothing in ``docs`` is written before all that was asked for has been measured, so that the
-commit in the records is the one that is checked out.
+`measurements.yaml` says what is measured. Sweeps are ordinary ones: ``runs/NAME`` has their results, and
+``docs/measured`` a copy of the headline records. Nothing in ``docs`` is written before all that was asked for has been
+measured, so that the commit in the records is the one that is checked out.
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pages import MEASURED, PAGES, ROOT, Measurement, read_list, update_page
-
 from lowrank_bench.foundation.errors import UserError, unknown
 from lowrank_bench.foundation.files import write_atomic
+from lowrank_bench.measurements.pages import MEASURED, PAGES, ROOT, Measurement, read_list, update_page
 from lowrank_bench.records.files import csv_text, read_records, to_records
 from lowrank_bench.runners.provenance import git_commit, processor
-
 
 RUNS = Path("runs")
 
@@ -123,7 +121,8 @@ def main() -> int:
     options = parser.parse_args()
     data = options.data.resolve() if options.data else None
     try:
-        known, files = read_list(), {}
+        known = read_list()
+        files: dict[str, str] = {}
         for entry in [] if options.pages else choose(known, options.only, options.real, data):
             print(f"{entry.name}: {entry.command}", flush=True)
             files |= run_sweep(entry, data) if entry.sweep else run_script(entry)

@@ -1,7 +1,8 @@
 """The tables that pages show of measurements, made of the committed records in ``docs/measured``.
 
-A page has them between two marks, ``<!-- measured: NAME -->`` and ``<!-- end -->``. A second word in the first mark says
-how much is shown: nothing more is everything, ``table`` the first table below one line. Where a measurement has no records yet, what is between the marks stays as it is.
+A page has them between two marks, ``<!-- measured: NAME -->`` and ``<!-- end -->``. A second word in the first mark
+says how much is shown: nothing more is everything, ``table`` the first table below one line. Where a measurement has no
+records yet, what is between the marks stays as it is.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ def read_list(path: Path = Path(__file__).with_name("measurements.yaml")) -> dic
     entries = [Measurement(**entry) for entry in yaml.safe_load(path.read_text(encoding="utf-8"))]
     for entry in entries:
         if not entry.sweep and not entry.command.startswith("python perf/"):
-            raise UserError(f"{path.name}: the command of {entry.name} begins with neither 'bench run' nor 'python perf/'")
+            raise UserError(
+                f"{path.name}: the command of {entry.name} begins with neither 'bench run' nor 'python perf/'"
+            )
     return {entry.name: entry for entry in entries}
 
 
@@ -117,11 +120,9 @@ def update_page(page: str, known: Mapping[str, Measurement], folder: Path = MEAS
 
 def script_section(facts: Mapping[str, Any]) -> str:
     """Return what a script printed, below its command and conditions."""
-    threads = f"{facts['cores']} cores, load {facts['load']:.1f} before it began"
-    return (
-        f"    {facts['command']}\n\n{facts['date']}, commit {short_commit(facts['commit'])}, {facts['machine']}, {threads}.\n\n"
-        f"```text\n{facts['output'].strip()}\n```"
-    )
+    machine = f"{facts['machine']}, {facts['cores']} cores, load {facts['load']:.1f} before it began"
+    measured = f"Measured {facts['date']} at commit {short_commit(facts['commit'])}, {machine}."
+    return f"    {facts['command']}\n\n{measured}\n\n```text\n{facts['output'].strip()}\n```"
 
 
 def sweep_section(name: str, facts: Mapping[str, Any], records: pd.DataFrame) -> str:
@@ -175,7 +176,10 @@ def trained(records: pd.DataFrame) -> str:
     before, after = set(compressed.steps_finetune), set(compressed.steps_compress + compressed.steps_recover)
     if not any(before | after):
         return f"{model} Nothing was trained."
-    return f"{model} Every method gets {listed(before)} steps of finetuning before compression, and {listed(after)} while compressing and after it."
+    steps = (
+        f"{listed(before)} steps of finetuning before compression, and {listed(after)} while compressing and after it"
+    )
+    return f"{model} Every method gets {steps}."
 
 
 def measured(records: pd.DataFrame) -> str:
@@ -198,5 +202,5 @@ def short_commit(commit: str) -> str:
 
 def listed(values: Iterable[object]) -> str:
     """Return values with commas; sets in ascending order."""
-    ordered: Sequence[Any] = sorted(values) if isinstance(values, set) else list(values)  # type: ignore[type-var]
+    ordered: Sequence[Any] = sorted(values) if isinstance(values, set) else list(values)
     return ", ".join(map(str, ordered))

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -72,7 +71,9 @@ class Visit:
     def violations(self) -> list[str]:
         """Return what axe finds wrong in what we write; the theme's own frame is not ours to mend."""
         context = {"include": [["article"]], "exclude": [[".md-code__nav"]]}
-        rules = {"scrollable-region-focusable": {"enabled": False}}  # browsers give boxes that scroll the focus themselves
+        rules = {
+            "scrollable-region-focusable": {"enabled": False}
+        }  # browsers give boxes that scroll the focus themselves
         response = Axe().run(self.page, context=context, options={"rules": rules}).response
         return [f"{v['id']}: {v['help']} ({v['nodes'][0]['html'][:200]})" for v in response["violations"]]
 
