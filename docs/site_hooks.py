@@ -21,7 +21,7 @@ from latex2mathml.converter import convert
 from mkdocs.structure.files import File
 
 PARTS = ("cli", "papers", "results", "runners", "evals", "methods", "models", "records", "foundation")
-NOTEBOOK = "tutorial.ipynb"
+NOTEBOOK, NOTEBOOK_PAGE = "tutorial.ipynb", "tutorial.md"
 
 
 def on_config(config: Any) -> Any:
@@ -43,12 +43,17 @@ def on_config(config: Any) -> Any:
 def on_files(files: Any, config: Any) -> Any:
     """Add the notebook's page; the notebook itself can be downloaded beside it."""
     text = notebook_page((Path(config.docs_dir) / NOTEBOOK).read_text(encoding="utf-8"))
-    files.append(File.generated(config, NOTEBOOK.replace(".ipynb", ".md"), content=text))
+    files.append(File.generated(config, NOTEBOOK_PAGE, content=text))
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put an empty line between a paragraph and the list behind it, which Python-Markdown needs and GitHub does not."""
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Lead links to the notebook to its page, and put an empty line between a paragraph and the list behind it.
+
+    GitHub needs neither: it shows notebooks, and a list there needs no empty line as it does in Python-Markdown.
+    """
+    if page.file.src_uri != NOTEBOOK_PAGE:
+        markdown = markdown.replace(f"]({NOTEBOOK})", f"]({NOTEBOOK_PAGE})")
     lines: list[str] = []
     fenced = in_paragraph = False
     for line in markdown.split("\n"):
