@@ -90,7 +90,7 @@ def notebook_page(text: str) -> str:
             data = output.get("data", {})
             if picture := data.get("image/png"):
                 parts.append(f"![What the code above draws](data:image/png;base64,{picture.strip()})")
-            elif shown := "".join(data.get("text/plain", output.get("text", ""))).strip():
+            elif shown := "".join(data.get("text/plain", output.get("text", ""))).strip("\n"):
                 parts.append(f"```text\n{shown}\n```")
     parts.append(f"This page is the notebook [{NOTEBOOK}]({NOTEBOOK}) with its outputs; a test executes it.")
     return "\n\n".join(parts) + "\n"
