@@ -126,7 +126,8 @@ def main() -> int:
         for entry in [] if options.pages else choose(known, options.only, options.real, data):
             print(f"{entry.name}: {entry.command}", flush=True)
             files |= run_sweep(entry, data) if entry.sweep else run_script(entry)
-        MEASURED.mkdir(exist_ok=True)
+        if files:
+            MEASURED.mkdir(exist_ok=True)
         for name, text in files.items():
             write_atomic(MEASURED / name, text)
         fill_pages(known)
