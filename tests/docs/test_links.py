@@ -9,7 +9,7 @@ from code_blocks import ROOT
 from markdown_it import MarkdownIt
 
 FOLDERS = ("cli", "papers", "results", "runners", "evals", "methods", "models", "records", "foundation")
-FOLDERS += ("tests", "perf", "docs")
+FOLDERS += ("tests", "perf", "docs", "measurements")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
