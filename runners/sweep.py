@@ -33,6 +33,7 @@ from .stage_records import FinetuneRecord, FitRecord
 from .store.removal import Removal, by_fit, keeps_all
 from .store.shared import SharedStore
 from .store.storage import Storage
+from .tracking.trackers import trackers
 
 _SPARE_BYTES = 64 << 20
 
@@ -111,6 +112,8 @@ def execute(config: SweepConfig, out: Console) -> Executed:
         _check_disk(plan)
         if config.execution.executor != "ray":  # whose machines have memory of their own
             check_plan(plan, pending)
+        for tracker in trackers(plan.tracking):
+            tracker.prepare()
         with removal.claim() as pending:
             failed = _run_pending(plan, pending, removal, out)
     else:

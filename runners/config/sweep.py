@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from ...foundation.errors import unknown
+from ..tracking.names import TRACKERS
 from .methods import MethodSpec, check_recordable, split_methods
 from .options import Option
 
@@ -221,6 +222,11 @@ class Execution(BaseModel):
         default=30.0, ge=0, description="How often a training keeps what it can be resumed from; inf: never."
     )
 
+    report_to: Annotated[tuple[str, ...], Option(default="none", example="tensorboard,wandb")] = Field(
+        default=(),
+        description="Trackers of training curves and results: tensorboard, mlflow, wandb, trackio.",
+    )
+
     @property
     def folder(self) -> Path:
         """The absolute path of ``out``."""
@@ -230,6 +236,15 @@ class Execution(BaseModel):
     @classmethod
     def _recordable(cls, value: str) -> str:
         return check_recordable("device", value)
+
+    @field_validator("report_to")
+    @classmethod
+    def _known_trackers(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            if value not in TRACKERS:
+                raise ValueError(str(unknown("tracker", value, TRACKERS)))
+        _no_repeats("tracker", list(values))
+        return values
 
     @field_validator("storage")
     @classmethod
