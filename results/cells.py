@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..foundation.errors import UserError
 from ..records.bos import without_bos_references
@@ -13,6 +13,9 @@ from ..records.files import read_records
 from ..records.schema import STAGES
 from ..runners.store.folders import StageStore, verify_around
 from ..runners.store.storage import check_url
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _NAME = re.compile(r"(?P<run>.+?):(?P<label>.+)@(?P<ratio>[0-9.]+)x?")
 
@@ -64,6 +67,30 @@ def is_cell(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
+def split_cell(name: str) -> tuple[Path, str, float]:
+    """Return run, label and target ratio of a cell's name.
+
+    Raises:
+        UserError: it is no such name.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise UserError(f"'{name}' names no cell of a run; write RUN:LABEL@RATIO such as runs/tiny-toy-math:svd@3")
+    return Path(match["run"]), match["label"], _number(match["ratio"])
+
+
+def no_cell(name: str, frame: pd.DataFrame) -> UserError:
+    """Return the error for a name that no record of its run has.
+
+    Args:
+        name: ``RUN:LABEL@RATIO``.
+        frame: records of the run.
+    """
+    run, label, ratio = split_cell(name)
+    cells = sorted({f"{label}@{ratio:g}" for label, ratio in zip(frame.label, frame.ratio_target, strict=True)})
+    return UserError(f"'{label}@{ratio:g}' is no cell of {run}; its cells: {', '.join(cells)}")
+
+
 def find_cell(
     name: str,
     benchmark: str | None = None,
@@ -87,14 +114,11 @@ def find_cell(
             check_url(storage)
         except ValueError as error:
             raise UserError(str(error)) from error
-    match = _NAME.fullmatch(name)
-    if match is None:
-        raise UserError(f"'{name}' names no cell of a run; write RUN:LABEL@RATIO such as runs/tiny-toy-math:svd@3")
-    run = Path(match["run"])
+    run, label, ratio = split_cell(name)
     frame = read_records(run)
     if benchmark not in set(frame.variant):
         frame = without_bos_references(frame)
-    rows = frame[frame.headline & (frame.label == match["label"]) & (frame.ratio_target == _number(match["ratio"]))]
+    rows = frame[frame.headline & (frame.label == label) & (frame.ratio_target == ratio)]
     several = rows.variant.nunique() > rows.benchmark.nunique()
     seeds = (
         ""
@@ -113,15 +137,14 @@ def find_cell(
         rows = rows[(rows.variant == rows.variant.iloc[0]) & (rows.stage == last)]
     keys = sorted(set(rows.stage_key))
     if len(keys) != 1:
-        cells = sorted({f"{label}@{ratio:g}" for label, ratio in zip(frame.label, frame.ratio_target, strict=True)})
         options = "--seed" if any_benchmark else "--benchmark or --seed"
-        cell = f"'{match['label']}@{match['ratio']}'"
+        cell = f"'{label}@{ratio:g}'"
         if seeds and not keys:
             lacks = " and ".join(f"{k} {v}" for k, v in (("benchmark", benchmark), ("seed", seed)) if v is not None)
             raise UserError(f"{cell} of {run} has no {lacks}; there are the {seeds}")
         if keys:
             raise UserError(f"{cell} of {run} names several evaluations; add {options} (there are the {seeds})")
-        raise UserError(f"{cell} is no cell of {run}; its cells: {', '.join(cells)}")
+        raise no_cell(name, frame)
     record = {str(column): value for column, value in rows.to_dict("records")[0].items()}
     return FoundCell(record, stage_folder(run, keys[0]), storage)
 
