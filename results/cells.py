@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from ..foundation.errors import UserError
 from ..records.bos import without_bos_references
 from ..records.files import read_records
 from ..records.schema import STAGES
+from ..runners.config.methods import parse_method
 from ..runners.store.folders import StageStore, verify_around
 from ..runners.store.storage import check_url
 
@@ -79,6 +81,29 @@ def split_cell(name: str) -> tuple[Path, str, float]:
     return Path(match["run"]), match["label"], _number(match["ratio"])
 
 
+def label_of(frame: pd.DataFrame, name: str) -> str:
+    """Return the label in a run of a method that is named by its label, or in full as ``method:option=value``.
+
+    Args:
+        frame: records of the run.
+        name: where no record has it as label, the method of the only label whose options agree; else it is returned.
+    """
+    if name in set(frame.label):
+        return name
+    try:
+        spec = parse_method(name)
+    except UserError:
+        return name
+    asked = json.loads(json.dumps(spec.options, default=str))
+    methods = frame[frame.method == spec.name][["label", "options"]].drop_duplicates()
+    labels = {
+        label
+        for label, options in zip(methods.label, methods.options, strict=True)
+        if asked.items() <= json.loads(options).items()
+    }
+    return str(labels.pop()) if len(labels) == 1 else name
+
+
 def no_cell(name: str, frame: pd.DataFrame) -> UserError:
     """Return the error for a name that no record of its run has.
 
@@ -118,6 +143,7 @@ def find_cell(
     frame = read_records(run)
     if benchmark not in set(frame.variant):
         frame = without_bos_references(frame)
+    label = label_of(frame, label)
     rows = frame[frame.headline & (frame.label == label) & (frame.ratio_target == ratio)]
     several = rows.variant.nunique() > rows.benchmark.nunique()
     seeds = (

@@ -25,7 +25,7 @@ from ...foundation.files import finite, new_folder
 from ...records.files import read_records
 from ...runners.stage_records import EvaluateRecord
 from ...runners.store.folders import StageStore
-from ..cells import is_cell, no_cell, split_cell, stage_folder
+from ..cells import is_cell, label_of, no_cell, split_cell, stage_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +56,8 @@ def export_lm_eval(name: str, out: Path, seed: int | None = None) -> list[Path]:
     run, label, ratio = split_cell(name) if is_cell(name) else (Path(name), "", 0.0)
     frame = read_records(run)
     if label:
-        everything, frame = frame, frame[(frame.label == label) & (frame.ratio_target == ratio)]
+        everything = frame
+        frame = frame[(frame.label == label_of(frame, label)) & (frame.ratio_target == ratio)]
         if frame.empty:
             raise no_cell(name, everything)
     if seed is not None:

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from ...foundation.errors import unknown
+from ...foundation.files import canonical_json
 from ..tracking.names import TRACKERS
 from .methods import MethodSpec, check_recordable, split_methods
 from .options import Option
@@ -282,7 +283,8 @@ class SweepConfig(BaseModel):
     task: str = Field(description="Target application (see bench tasks).")
     methods: Annotated[tuple[MethodSpec, ...], Option(parse=split_methods)] = Field(
         min_length=1,
-        description="Methods with commas; options after a colon: svd,bs:prunings=10,new_vectors=top.",
+        description="Methods with commas; options after a colon, a label of your own before an equals sign: "
+        "svd,bs:prunings=10,new_vectors=top,quick=bs:prunings=2.",
     )
     ratios: Annotated[tuple[float, ...], Option(example="2,4,7")] = Field(
         default=(2.0, 4.0), min_length=1, description="Original / compressed parameters of the whole model: 2,4,7."
@@ -328,7 +330,12 @@ class SweepConfig(BaseModel):
     @field_validator("methods")
     @classmethod
     def _distinct_methods(cls, values: tuple[MethodSpec, ...]) -> tuple[MethodSpec, ...]:
-        _no_repeats("method", [spec.shown for spec in values])
+        labels = [spec.shown for spec in values]
+        for spec in values:
+            same = [other for other in values if other.shown == spec.shown]
+            if len({(other.name, canonical_json(other.options)) for other in same}) > 1:
+                raise ValueError(f"the label '{spec.shown}' is given to two methods; give each a label of its own")
+        _no_repeats("method", labels)
         return values
 
     @field_validator("seeds")
