@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..foundation.errors import UserError
+from ..foundation.errors import UserError, unknown
 from .interruption import interruptible
 from .options import Device
 from .output import console, numbers, print_name_note
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..results.speed.measure import SpeedRequest
 
 ONLINE: dict[str, Any] = {"rich_help_panel": "Servers under load"}
+_FORMATS = ("dense", "lm-eval")
 CHECKPOINT = "Folder of a checkpoint, or RUN:LABEL@RATIO such as runs/tiny-toy-math:svd@3."
 Storage = Annotated[
     str | None,
@@ -26,18 +27,36 @@ Seed = Annotated[int | None, typer.Option(help="Which seed of a run, where there
 
 
 def export(
-    folder: Annotated[str, typer.Argument(help=CHECKPOINT)],
+    folder: Annotated[str, typer.Argument(help=f"{CHECKPOINT} With --format lm-eval also a whole run.")],
     out: Annotated[Path, typer.Option(help="New folder.")],
-    dense: Annotated[bool, typer.Option("--dense", help="Multiply the factors out (the one form there is).")] = False,
+    dense: Annotated[bool, typer.Option("--dense", help="Multiply the factors out.")] = False,
+    form: Annotated[
+        str | None, typer.Option("--format", help="dense (as --dense), or lm-eval: results and samples of a run.")
+    ] = None,
     save_dtype: Annotated[
         str, typer.Option("--save-dtype", "--dtype", help="Of the weights written: own, float32, bfloat16, float16.")
     ] = "own",
     seed: Seed = None,
     storage: Storage = None,
 ) -> None:
-    """Write a factorised checkpoint in a form that loads without this package."""
-    if not dense:
-        raise UserError("say which form: bench export FOLDER --dense --out DIR multiplies the factors out")
+    """Write a factorised checkpoint as a dense one, or the results of a run in lm-eval's files."""
+    if form not in (None, *_FORMATS):
+        raise unknown("format", str(form), _FORMATS)
+    if form == "lm-eval":
+        if dense or storage or save_dtype != "own":
+            raise UserError(
+                "--format lm-eval writes results and no weights; leave --dense, --save-dtype and --storage out"
+            )
+        from ..results.exports.lm_eval import export_lm_eval
+
+        for file in export_lm_eval(folder, out, seed):
+            console().print(f"results  {file}", highlight=False, soft_wrap=True)
+        return
+    if not dense and form is None:
+        raise UserError(
+            "say which form: bench export FOLDER --dense --out DIR multiplies the factors out, bench export RUN "
+            "--format lm-eval --out DIR writes results as lm-eval does"
+        )
     from ..models.export import export_dense
     from ..results.cells import checkpoint_folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from ..foundation.errors import UserError
 from ..records.bos import without_bos_references
 from ..records.files import read_records
 from ..records.schema import STAGES
+from ..runners.config.methods import parse_method
 from ..runners.store.folders import StageStore, verify_around
 from ..runners.store.storage import check_url
 
@@ -67,6 +69,53 @@ def is_cell(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
+def split_cell(name: str) -> tuple[Path, str, float, str | None]:
+    """Return run, label, target ratio and, where they are named, steps of a cell's name.
+
+    Raises:
+        UserError: it is no such name.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise UserError(f"'{name}' names no cell of a run; write RUN:LABEL@RATIO such as runs/tiny-toy-math:svd@3")
+    return Path(match["run"]), match["label"], _number(match["ratio"]), match["steps"]
+
+
+def label_of(frame: pd.DataFrame, name: str) -> str:
+    """Return the label in a run of a method that is named by its label, or in full as ``method:option=value``.
+
+    Args:
+        frame: records of the run.
+        name: where no record has it as label, the method of the only label whose options agree; else it is returned.
+    """
+    if name in set(frame.label):
+        return name
+    try:
+        spec = parse_method(name)
+    except UserError:
+        return name
+    asked = json.loads(json.dumps(spec.options, default=str))
+    methods = frame[frame.method == spec.name][["label", "options"]].drop_duplicates()
+    labels = {
+        label
+        for label, options in zip(methods.label, methods.options, strict=True)
+        if asked.items() <= json.loads(options).items()
+    }
+    return str(labels.pop()) if len(labels) == 1 else name
+
+
+def no_cell(name: str, frame: pd.DataFrame) -> UserError:
+    """Return the error for a name that no record of its run has.
+
+    Args:
+        name: ``RUN:LABEL@RATIO``.
+        frame: records of the run.
+    """
+    run, label, ratio, _ = split_cell(name)
+    cells = sorted({f"{label}@{ratio:g}" for label, ratio in zip(frame.label, frame.ratio_target, strict=True)})
+    return UserError(f"'{label}@{ratio:g}' is no cell of {run}; its cells: {', '.join(cells)}")
+
+
 def find_cell(
     name: str,
     benchmark: str | None = None,
@@ -91,15 +140,13 @@ def find_cell(
             check_url(storage)
         except ValueError as error:
             raise UserError(str(error)) from error
-    match = _NAME.fullmatch(name)
-    if match is None:
-        raise UserError(f"'{name}' names no cell of a run; write RUN:LABEL@RATIO such as runs/tiny-toy-math:svd@3")
-    run = Path(match["run"])
+    run, label, ratio, steps = split_cell(name)
     frame = read_records(run)
     if benchmark not in set(frame.variant):
         frame = without_bos_references(frame)
-    rows = frame[frame.headline & (frame.label == match["label"]) & (frame.ratio_target == _number(match["ratio"]))]
-    rows = _of_budget(rows, name, match["steps"])
+    label = label_of(frame, label)
+    rows = frame[frame.headline & (frame.label == label) & (frame.ratio_target == ratio)]
+    rows = of_budget(rows, name, steps)
     several = rows.variant.nunique() > rows.benchmark.nunique()
     seeds = (
         ""
@@ -118,20 +165,19 @@ def find_cell(
         rows = rows[(rows.variant == rows.variant.iloc[0]) & (rows.stage == last)]
     keys = sorted(set(rows.stage_key))
     if len(keys) != 1:
-        cells = sorted({f"{label}@{ratio:g}" for label, ratio in zip(frame.label, frame.ratio_target, strict=True)})
         options = "--seed" if any_benchmark else "--benchmark or --seed"
-        cell = f"'{match['label']}@{match['ratio']}'"
+        cell = f"'{label}@{ratio:g}'"
         if seeds and not keys:
             lacks = " and ".join(f"{k} {v}" for k, v in (("benchmark", benchmark), ("seed", seed)) if v is not None)
             raise UserError(f"{cell} of {run} has no {lacks}; there are the {seeds}")
         if keys:
             raise UserError(f"{cell} of {run} names several evaluations; add {options} (there are the {seeds})")
-        raise UserError(f"{cell} is no cell of {run}; its cells: {', '.join(cells)}")
+        raise no_cell(name, frame)
     record = {str(column): value for column, value in rows.to_dict("records")[0].items()}
     return FoundCell(record, stage_folder(run, keys[0]), storage)
 
 
-def _of_budget(rows: pd.DataFrame, name: str, steps: str | None) -> pd.DataFrame:
+def of_budget(rows: pd.DataFrame, name: str, steps: str | None) -> pd.DataFrame:
     """Return the rows of one budget, and those that depend on none.
 
     Raises:

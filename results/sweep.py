@@ -17,6 +17,7 @@ from .plots.curves import draw_curves
 from .tables.by_ratio import EXACT_WIDTH, by_ratio
 from .tables.overview import overviews
 from .tables.terminal import render
+from .tracked import report_results
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,5 +75,6 @@ def run_sweep(
     for path in curves:
         if path.suffix == ".png":
             out.print(f"curve    {path}", soft_wrap=True, highlight=False)
+    report_results(done.plan.tracking, frame, csv)
     done.raise_failures()
     return result

@@ -21,6 +21,7 @@ from .points import Point
 from .process_setup import ProcessSetup
 from .specs import Stage
 from .store.folders import StageStore
+from .tracking.names import Tracking
 from .training.data import TrainSetSurvey
 from .training.memory import TrainingPeak
 from .training.placement import Choice
@@ -119,6 +120,14 @@ class Plan:
     def name(self) -> str:
         """Name of the sweep and of its folder."""
         return self.config.name or f"{self.source.short_name}-{self.config.task}".lower()
+
+    @property
+    def tracking(self) -> Tracking | None:
+        """Where the sweep is reported to, None for nowhere."""
+        execution = self.config.execution
+        if not execution.report_to:
+            return None
+        return Tracking(names=execution.report_to, sweep=self.name, folder=execution.folder / self.name)
 
     @cached_property
     def parameters(self) -> int:

@@ -218,6 +218,7 @@ class Layout:
             "checkpoint_minutes": self.config.execution.checkpoint_minutes,
             "accelerate": setup,
             "placement": placement,
+            "tracking": self.plan.tracking,
         }
 
     def _data_spec(self, settings: TrainSettings) -> DataSpec:

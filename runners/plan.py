@@ -26,6 +26,7 @@ from .points import points
 from .process_setup import read_setup
 from .store.folders import StageStore, verify_around
 from .store.shared import SharedStore
+from .tracking.names import require_installed
 from .training.recipes import RECIPES
 
 
@@ -44,6 +45,7 @@ def make_plan(
     Raises:
         UserError: anything unusable, before a single file is written.
     """
+    require_installed(config.execution.report_to)
     task = open_task(config.task) if config.task or not compress_only else None
     typed, task_file = config.task, None
     if isinstance(task, FileTask):

@@ -19,6 +19,7 @@ from ..methods.calibration.precision import PassDtype
 from ..models.quantised.scheme import Scheme
 from .data_spec import DataSpec, Frozen
 from .process_setup import ProcessSetup
+from .tracking.names import Tracking
 from .training.settings import Placement, TrainSettings
 
 FORMAT = 1
@@ -236,12 +237,14 @@ class TrainingExecution(Execution):
         accelerate: processes that train together.
         placement: where it was chosen.
         load_device: where the weights are loaded instead of ``device``, before accelerate moves each process's share.
+        tracking: where curves are reported to; None reports to nobody.
     """
 
     checkpoint_minutes: float | None = None
     accelerate: ProcessSetup | None = None
     placement: ChosenPlacement | None = None
     load_device: str | None = None
+    tracking: Tracking | None = None
 
 
 class FitExecution(Execution):

@@ -34,6 +34,7 @@ from .store.removal import Removal, by_fit, keeps_all
 from .store.shared import SharedStore
 from .store.storage import Storage
 from .task_files import check_results_folder
+from .tracking.trackers import trackers
 
 _SPARE_BYTES = 64 << 20
 
@@ -112,6 +113,8 @@ def execute(config: SweepConfig, out: Console) -> Executed:
         _check_disk(plan)
         if config.execution.executor != "ray":  # whose machines have memory of their own
             check_plan(plan, pending)
+        for tracker in trackers(plan.tracking):
+            tracker.prepare()
         with removal.claim() as pending:
             failed = _run_pending(plan, pending, removal, out)
     else:

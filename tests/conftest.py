@@ -103,6 +103,8 @@ perf/test_decompose.py
 perf/test_gpu.py
 papers/test_published.py
 runners/training/test_training.py
+runners/tracking/test_trackers.py
+results/exports/test_lm_eval.py
 methods/library/test_bs_shrinking.py
 records/test_records.py
 methods/library/test_bs.py

@@ -225,7 +225,7 @@ def _panels(
     """Draw each group in a panel of its own with its legend below, all other lines in grey behind it."""
     for axes, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
         handles, texts = draw_rows(axes, table, references, axis, group)
-        axes.set_xlabel(textwrap.fill(axes.get_xlabel(), 42))
+        axes.set_xlabel(textwrap.fill(axes.get_xlabel(), 42, break_on_hyphens=False))
         if axes is not figure.axes[0]:
             axes.set_ylabel("")
         axes.legend(
@@ -318,11 +318,11 @@ def set_y_axis(axes: Any, table: Pivot, rows: Sequence[Row], scale: float) -> No
 
 def _title(figure: Any, table: Pivot, drawn: str, condition: str, panels: int = 1) -> None:
     width = 80 if panels < 3 else 130
-    first = textwrap.fill(clean(f"{table.model} · {table.task} · {table.variant}"), width)
+    first = textwrap.fill(clean(f"{table.model} · {table.task} · {table.variant}"), width, break_on_hyphens=False)
     second = measured_line(table, drawn)
     if panels > 1:
         second += "\npanels from the best to the worst at the highest ratio, the other lines in grey"
-    third = "\n" + plain(textwrap.fill(clean(condition), width), keep="\n") if condition else ""
+    third = "\n" + plain(textwrap.fill(clean(condition), width, break_on_hyphens=False), keep="\n") if condition else ""
     figure.suptitle(plain(first, keep="\n") + "\n" + plain(second, keep="\n") + third, fontsize=10.5)
 
 

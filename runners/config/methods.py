@@ -1,4 +1,4 @@
-"""The methods of a sweep and their short form, ``name:option=value,option=value``."""
+"""The methods of a sweep and their short form, ``label=name:option=value,option=value``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ _NOT_A_COMMA = re.compile(r"(\([^()]*\)|[^()])*?(\s*[:;|&/]|\s)\s*-*\w+\s*=")
 _NAME = re.compile(r"\s*(?P<name>[\w.-]*\w)(?P<rest>.*)", re.DOTALL)
 _SEPARATOR = re.compile(r"[\s:;,|&/?()\[\]{}]")
 _PIECE = re.compile(r"(?:[^\s:;,|&/?()\[\]{}]|\([^()]*\))+")
+_LABELLED = re.compile(r"\s*(?P<label>[^=:,]*?)\s*=\s*(?P<method>[A-Za-z][\w.-]*)\s*")
+"""What is before the first colon of a method with a label of its own."""
+_LABEL = re.compile(r"\w[\w.+-]{0,59}")
 _BARE_METHOD = re.compile(r"(?!(true|false|null)$)[a-z][\w-]*")
 
 
@@ -29,7 +32,8 @@ def check_recordable(kind: str, value: str) -> str:
 class MethodSpec(BaseModel):
     """One method of a sweep: its name, its options, and the label that tables show.
 
-    The short form ``bs:prunings=2,new_vectors=top`` names options after a colon; its label is the text itself.
+    The short form ``bs:prunings=2,new_vectors=top`` names options after a colon; its label is the text itself, or what
+    stands before an equals sign: ``quick=bs:prunings=2``. A label is no part of any stage's key.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
@@ -50,6 +54,12 @@ class MethodSpec(BaseModel):
             check_recordable({"name": "method", "label": "label"}[info.field_name or "name"], value) if value else value
         )
 
+    @model_validator(mode="after")
+    def _own_label(self) -> MethodSpec:
+        if self.label and self.name != "none" and (self.label != self.name or self.options):
+            _check_label(self.label)
+        return self
+
     @property
     def shown(self) -> str:
         """The label, or the name where there is none."""
@@ -63,6 +73,7 @@ def parse_method(text: str) -> MethodSpec:
         UserError: the text has another form, or its label could not stand in a record.
     """
     name, colon, rest = text.strip().partition(":")
+    own, name = _split_label(name)
     if not name or _SEPARATOR.search(name) or "=" in name:
         raise UserError(_separated(text))
     options = {}
@@ -74,9 +85,47 @@ def parse_method(text: str) -> MethodSpec:
             raise UserError(_without_value(text, key.strip(), text.strip() if text.strip()[-1] == "=" else ""))
         options[key.strip()] = parse_yaml(value, f"the value of {key.strip()} in '{text}'")
     try:
-        return MethodSpec(name=name, label=text.strip() if colon else "", options=options)
+        return MethodSpec(name=name, label=own or (text.strip() if colon else ""), options=options)
     except ValidationError as error:
         raise UserError(sentence(error, MethodSpec)) from None
+
+
+def _split_label(head: str) -> tuple[str, str]:
+    """Return the label of a method, empty where it has none of its own, and its name.
+
+    Args:
+        head: what is before the colon.
+    """
+    match = _LABELLED.fullmatch(head)
+    if match is None or (_is_method(match["label"]) and not _is_method(match["method"])):
+        return "", head
+    label = match["label"]
+    if not _LABEL.fullmatch(label):
+        raise UserError(
+            f"the label '{label}' of '{head}' is not usable; a label has 1 to 60 letters, digits, '-', '_', '.' and "
+            "'+', such as quick=svd:embeddings=true"
+        )
+    return label, match["method"]
+
+
+def _check_label(label: str) -> None:
+    """Refuse a label that tables have for something else.
+
+    Raises:
+        ValueError: it is.
+    """
+    from ...records.schema import STAGES  # see `check_recordable`
+
+    if _is_method(label):
+        raise ValueError(f"the label '{label}' is the name of a method; choose another, such as my-{label}")
+    if label in (*STAGES, "none", "uncompressed"):
+        raise ValueError(f"the label '{label}' is what tables call another model; choose another, such as my-{label}")
+
+
+def _is_method(text: str) -> bool:
+    from ...methods.registry import methods
+
+    return text in methods.names()
 
 
 def _separated(text: str) -> str:
@@ -115,6 +164,17 @@ def _is_option(text: str, method: str) -> bool:
     return text in methods.get(name).model_fields
 
 
+def _is_labelled(text: str, before: str) -> bool:
+    """Whether a text between commas without a colon is a method with a label, and no option of the one before it."""
+    label, _, name = (part.strip() for part in text.partition("="))
+    if not _is_method(name):
+        return False
+    from ...methods.registry import methods
+
+    method = _split_label(before.partition(":")[0])[1]
+    return not (_is_method(method) and label in methods.get(method).model_fields)
+
+
 def _without_value(text: str, option: str, corrected: str) -> str:
     name = _NAME.match(text)
     corrected = corrected or (f"{name['name']}:{option}=" if name else f"{option}=")
@@ -127,10 +187,10 @@ def _without_value(text: str, option: str, corrected: str) -> str:
 
 
 def split_methods(text: str) -> list[str]:
-    """Split ``svd,bs:prunings=2,seed=1,fwsvd`` at the commas that begin a new method."""
+    """Split ``svd,bs:prunings=2,seed=1,quick=fwsvd`` at the commas that begin a new method."""
     parts: list[str] = []
     for part in filter(None, (piece.strip() for piece in text.split(","))):
-        if "=" in part and ":" not in part and parts:
+        if "=" in part and ":" not in part and parts and not _is_labelled(part, parts[-1]):
             parts[-1] += f",{part}"
         elif parts and _is_option(part, parts[-1]):
             raise UserError(_without_value(f"{parts[-1]},{part}", part, f"{parts[-1]},{part}="))

@@ -18,6 +18,8 @@ from pydantic import (
 )
 
 from ...foundation.errors import unknown
+from ...foundation.files import canonical_json
+from ..tracking.names import TRACKERS
 from .methods import MethodSpec, check_recordable, split_methods
 from .options import Option
 
@@ -267,6 +269,11 @@ class Execution(BaseModel):
         default=30.0, ge=0, description="How often a training keeps what it can be resumed from; inf: never."
     )
 
+    report_to: Annotated[tuple[str, ...], Option(default="none", example="tensorboard,wandb")] = Field(
+        default=(),
+        description="Trackers of training curves and results: tensorboard, mlflow, wandb, trackio.",
+    )
+
     @property
     def folder(self) -> Path:
         """The absolute path of ``out``."""
@@ -276,6 +283,15 @@ class Execution(BaseModel):
     @classmethod
     def _recordable(cls, value: str) -> str:
         return check_recordable("device", value)
+
+    @field_validator("report_to")
+    @classmethod
+    def _known_trackers(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            if value not in TRACKERS:
+                raise ValueError(str(unknown("tracker", value, TRACKERS)))
+        _no_repeats("tracker", list(values))
+        return values
 
     @field_validator("storage")
     @classmethod
@@ -313,7 +329,8 @@ class SweepConfig(BaseModel):
     task: str = Field(description="Target application (see bench tasks).")
     methods: Annotated[tuple[MethodSpec, ...], Option(parse=split_methods)] = Field(
         min_length=1,
-        description="Methods with commas; options after a colon: svd,bs:prunings=10,new_vectors=top.",
+        description="Methods with commas; options after a colon, a label of your own before an equals sign: "
+        "svd,bs:prunings=10,new_vectors=top,quick=bs:prunings=2.",
     )
     ratios: Annotated[tuple[float, ...], Option(example="2,4,7")] = Field(
         default=(2.0, 4.0), min_length=1, description="Original / compressed parameters of the whole model: 2,4,7."
@@ -419,6 +436,9 @@ class SweepConfig(BaseModel):
                     f"bits is no option of {spec.name}: all methods of a sweep are measured in the same bits; write "
                     f"--bits {spec.options['bits']}, or --bits 16,8 for both"
                 )
+            same = [other for other in values if other.shown == spec.shown]
+            if len({(other.name, canonical_json(other.options)) for other in same}) > 1:
+                raise ValueError(f"the label '{spec.shown}' is given to two methods; give each a label of its own")
         _no_repeats("method", [spec.shown for spec in values])
         return values
 

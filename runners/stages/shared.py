@@ -146,6 +146,7 @@ def trainer_for(
         stage.shown,
         in_units(report, "steps"),
         Resumable(resume_folder(folder.parent, stage.key), minutes, folder, origin),
+        stage.execution.tracking,
     )
 
 

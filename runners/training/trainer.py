@@ -26,6 +26,8 @@ from ...foundation.memory import peak_memory_bytes
 from ...foundation.progress import Progress
 from ...methods.base import Stateful, TrainingLog
 from ...methods.shrinking import shrink_parameter
+from ..tracking.names import Tracking
+from ..tracking.training import MOST_POINTS, TrackedTraining, tracked
 from .batches import Examples, StepSampler
 from .data import TaskData, collate
 from .host_moments import HostMomentsAdamW
@@ -33,7 +35,7 @@ from .one_device import OneDeviceArguments
 from .placement import optimizer_name
 from .resuming import Resumable
 from .settings import TrainSettings
-from .sharding import collect, fit_settings, is_sharded, process_count, shards, skeleton, use_fsdp2_on_cpus
+from .sharding import collect, fit_settings, is_main, is_sharded, process_count, shards, skeleton, use_fsdp2_on_cpus
 
 _STATE = "method.pt"
 """In a checkpoint, what a method changes beside the model."""
@@ -53,8 +55,10 @@ class _Hooks(transformers.TrainerCallback):
         progress: Progress | None,
         resumable: Resumable | None,
         state: Stateful | None,
+        reports: bool = False,
     ) -> None:
         self.on_gradients, self.progress, self.resumable, self.state = on_gradients, progress, resumable, state
+        self.reports = reports
         self.sums: Tensor | None = None  # loss and tokens since the last update, on the device
         self.tokens = self.loss = self.seconds_before = 0.0
         self.peak_before = 0
@@ -88,6 +92,11 @@ class _Hooks(transformers.TrainerCallback):
         tokens, self.last_loss, asking = self._of_all(self.tokens, self.loss, due)
         self.tokens_done += round(tokens)
         control.should_save = asking > 0 and state.global_step < state.max_steps
+        if self.reports and (
+            state.global_step % max(1, state.max_steps // MOST_POINTS) == 0 or state.global_step == state.max_steps
+        ):
+            rate = kwargs["lr_scheduler"].get_last_lr()[0]
+            self.trainer.log({"loss": self.last_loss, "learning_rate": rate, "tokens": tokens})
         if self.progress:
             self.progress(state.global_step, state.max_steps)
 
@@ -207,6 +216,7 @@ class TaskTrainer:
         title: the stage's name, for messages.
         progress: called with (steps done, steps in all).
         resumable: where runs keep checkpoints, and go on from one that is there; None keeps none.
+        tracking: where curves are reported to; None reports to nobody.
 
     Attributes:
         log: of all runs so far, with the loss of the last; None before the first.
@@ -222,9 +232,11 @@ class TaskTrainer:
         title: str = "training",
         progress: Progress | None = None,
         resumable: Resumable | None = None,
+        tracking: Tracking | None = None,
     ) -> None:
         self.data, self.settings, self.device, self.seed = data, settings, device, seed
         self.title, self.progress, self.resumable = title, progress, resumable
+        self.tracking = tracking
         self.extra_steps = extra_steps
         self.total_steps = settings.total_steps(len(data.items))
         self.log: TrainingLog | None = None
@@ -256,7 +268,9 @@ class TaskTrainer:
         resumable = self.resumable if on_gradients is None or state is not None else None
         resumable = resumable.of_run(self._runs) if resumable else None
         self._runs += 1
-        hooks = _Hooks(on_gradients, self.progress, resumable, state)
+        run = self.title if self._runs == 1 else f"{self.title}, training {self._runs}"
+        reports: list[TrackedTraining] = tracked(self.tracking, run) if is_main() else []
+        hooks = _Hooks(on_gradients, self.progress, resumable, state, self.tracking is not None)
         examples = Examples(self.data)
         # Only processes that accelerate started for this training (`parallel.rank`) read its settings there.
         alone = launcher_ignored() if process_count() == 1 else nullcontext()
@@ -283,7 +297,7 @@ class TaskTrainer:
                 save_strategy="no",
                 logging_strategy="no",
                 logging_nan_inf_filter=False,  # it would wait for the device at each pass
-                report_to=[],
+                report_to=[],  # the callbacks of trackers come below, so that a tracker that fails ends no training
                 disable_tqdm=True,
                 dataloader_pin_memory=self.device != "cpu",
                 accelerator_config={
@@ -293,13 +307,14 @@ class TaskTrainer:
                 },
                 remove_unused_columns=False,
                 average_tokens_across_devices=True,
+                **(self.tracking.arguments(run) if self.tracking else {}),
             )
             trainer = _CheckedTrainer(
                 model=model,
                 args=arguments,
                 train_dataset=examples,
                 data_collator=lambda items: self._batch(items, examples.blank),
-                callbacks=[hooks],
+                callbacks=[hooks, *reports],
             )
             trainer.remove_callback(transformers.PrinterCallback)
             trainer.hooks, trainer.title, hooks.trainer = hooks, self.title, trainer
@@ -318,6 +333,8 @@ class TaskTrainer:
             try:
                 trainer.train(resume_from_checkpoint=self._resumed(trainer))
             finally:
+                for report in reports:
+                    report.close()
                 self._running = None
                 model.config.use_cache = use_cache
         torch.manual_seed(self.seed)

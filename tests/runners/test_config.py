@@ -1,7 +1,11 @@
+import re
+
 import pytest
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.runners.config import make_config, parse_method, read_yaml, split_methods
+from lowrank_bench.runners.keywords import config_of
+from lowrank_bench.runners.plan import make_plan
 
 BASE = {"model": "tiny", "task": "toy-math", "methods": ["svd"], "ratios": [2]}
 
@@ -132,3 +136,44 @@ def test_yaml_takes_one_value_or_a_text_with_commas_where_it_takes_a_list(tmp_pa
         config = make_config(read_yaml(path))
         assert (config.ratios, config.seeds, config.evaluation.context) == (ratios, (7,), context)
         assert config.benchmarks == (benchmarks or ("toy-math", "toy-code"))
+
+
+@pytest.mark.parametrize(
+    ("text", "specs"),
+    [
+        ("quick=svd-llm:length=512,samples=16", [("svd-llm", "quick", {"length": 512, "samples": 16})]),
+        ("svd,quick=bs", [("svd", "svd", {}), ("bs", "quick", {})]),
+        ("a=svd:embeddings=true,b=svd", [("svd", "a", {"embeddings": True}), ("svd", "b", {})]),
+        ("svd:policy=energy,e=svd", [("svd", "svd:policy=energy", {"policy": "energy"}), ("svd", "e", {})]),
+    ],
+)
+def test_a_method_takes_a_label_of_its_own(text, specs):
+    assert [(m.name, m.shown, m.options) for m in map(parse_method, split_methods(text))] == specs
+
+
+@pytest.mark.parametrize(
+    ("methods", "sentence"),
+    [
+        ("q=svd,q=bs", "the label 'q' is given to two methods"),
+        ("q=svd,q=svd", "the method q is given twice"),
+        ("fwsvd=svd", "the label 'fwsvd' is the name of a method"),
+        ("svd=svd:embeddings=true", "the label 'svd' is the name of a method"),
+        ("finetuned=svd", "the label 'finetuned' is what tables call another model"),
+        ("my@one=svd", "the label 'my@one' of 'my@one=svd' is not usable"),
+        ([{"name": "svd", "label": "bs", "options": {"embeddings": True}}], "the label 'bs' is the name of a method"),
+        ([{"name": "svd", "label": "q"}, "q=bs"], "the label 'q' is given to two methods"),
+    ],
+)
+def test_labels_that_mean_something_else_end_in_one_sentence(tmp_path, methods, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)) as error:
+        config_of(None, {"model": "tiny", "task": "toy-math", "methods": methods, "out": tmp_path})
+    assert "\n" not in str(error.value)
+
+
+def test_labels_are_in_no_key_and_equal_methods_share_their_stages(tmp_path):
+    def keys(methods):
+        return set(make_plan(config_of(None, {"model": "tiny", "task": "toy-math", "methods": methods})).stages)
+
+    plain = keys("svd-llm:samples=16")
+    assert keys("quick=svd-llm:samples=16") == plain
+    assert keys("quick=svd-llm:samples=16,same=svd-llm:samples=16") == plain

@@ -22,6 +22,7 @@ GIVEN = {
     "include_path": ["data"],
     "device": ["cpu"],
     "out": ["elsewhere"],
+    "report_to": [("tensorboard",)],
     "storage": ["file://{}/shared"],
     "context": [(64,)],
     "bos": [("never",), ("never", "always")],

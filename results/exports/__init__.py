@@ -1,0 +1,1 @@
+"""Results in the files of other projects."""
