@@ -90,19 +90,20 @@ from lowrank_bench.methods.base import create_method
 from lowrank_bench.methods.memory import compress_peak
 from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.dtypes import save_dtypes
+from lowrank_bench.models.loading import load_skeleton
 from lowrank_bench.models.shards import save_streamed
 from lowrank_bench.models.streamed import open_streamed
 
 method, folder, out = create_method("magnitude"), sys.argv[1], Path(sys.argv[2])
 out.mkdir()
 def compress(saved):
+    reset_peak_memory()
+    before = peak_resident_bytes()
     model = open_streamed(folder)
-    estimated = compress_peak(method, model, True, "cpu").usual - USUAL_BYTES
+    estimated = compress_peak(method, load_skeleton(folder), True, "cpu").usual - USUAL_BYTES
     fitted = method.fit(model, None)
     method.compress(model, fitted, Budget(1.02))
     del fitted
-    reset_peak_memory()
-    before = peak_resident_bytes()
     save_streamed(model, None, saved, save_dtypes("own", folder, ""))
     return peak_resident_bytes() - before, estimated
 compress(out / "first")  # what libraries take once
