@@ -59,7 +59,7 @@ def _own_task(lineage: Lineage) -> list[tuple[str, str]]:
                 if tokens := card.get("tokens"):
                     parts.append(f"{tokens['min']:,} to {tokens['max']:,} tokens each, median {tokens['50%']:,}")
                 cards[", ".join(parts)] = None
-    return [("what it is", _list(filter(None, summaries))), ("training data", "; ".join(cards))]
+    return [("what it is", _list(filter(None, sorted(summaries)))), ("training data", "; ".join(sorted(cards)))]
 
 
 def _list(values: Iterable[Any]) -> str:
