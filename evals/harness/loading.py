@@ -136,8 +136,8 @@ def _unloadable(name: TaskName, manager: Any, configs: Mapping[str, Mapping[str,
         files = (config.get("dataset_kwargs") or {}).get("data_files")
         for key in ("test_split", "validation_split", "training_split", "fewshot_split"):
             if isinstance(error, KeyError) and config.get(key) is not None and error.args == (config[key],):
-                there = f"; its data_files are {', '.join(files)}" if isinstance(files, Mapping) else ""
-                return f"the data of '{member}' have no split '{config[key]}', which is its {key}{there}: change {key}"
+                present = f"; its data_files are {', '.join(files)}" if isinstance(files, Mapping) else ""
+                return f"the data of '{member}' have no split '{config[key]}', its {key}{present}: change {key}"
     path = manager.task_index[name.task].yaml_path
     return (
         f"'{name}' cannot be loaded ({type(error).__name__}: {_line(error)}); repair its YAML"

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -145,6 +146,8 @@ IMPORTS = {
     "package last": "from transformers import AutoModelForCausalLM as Auto; import lowrank_bench",
     "loader first": "import lowrank_bench.models.loading; from transformers import AutoModelForCausalLM as Auto",
     "no package": "from transformers import AutoModelForCausalLM as Auto",
+    "installed": "from transformers import AutoModelForCausalLM as Auto",
+    "half-made table": "import transformers.quantizers.auto; from transformers import AutoModelForCausalLM as Auto",
 }
 
 
@@ -152,7 +155,11 @@ IMPORTS = {
 def test_transformers_loads_factors_with_the_package_and_refuses_without(originals: Path, order: str) -> None:
     code = f"{IMPORTS[order]}; m = Auto.from_pretrained({str(originals / 'lowrank')!r})"
     code += f"; print('rank', m.get_submodule({QUERY!r}).rank)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    # torch's entry point would bring the package in: here a program has it from an import, or not at all.
+    environment = os.environ | {
+        "TORCH_DEVICE_BACKEND_AUTOLOAD": "1" if order in ("installed", "half-made table") else "0"
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     if order == "no package":
         assert done.returncode != 0
         assert "ignore_mismatched_sizes" in done.stderr
