@@ -49,8 +49,8 @@ def test_lines_are_told_apart_without_colour(tmp_path, sweep, monkeypatch):
     from lowrank_bench.results.plots import curves
 
     seen = []
-    original = curves._line
-    monkeypatch.setattr(curves, "_line", lambda *args: seen.append(original(*args)) or seen[-1])
+    original = curves.draw_line
+    monkeypatch.setattr(curves, "draw_line", lambda *args: seen.append(original(*args)) or seen[-1])
     draw_curves(to_frame(sweep(methods=tuple("abcdefgh"))), tmp_path)
     assert len({(line.get_marker(), line.get_color()) for line in seen}) == 8
     assert len({line.get_marker() for line in seen}) == 8
@@ -61,9 +61,9 @@ def test_many_lines_are_split_into_panels_and_each_line_is_told_apart_in_its_own
 
     names = tuple(f"m{i:02}" for i in range(17))
     drawn = []
-    original = curves._line
+    original = curves.draw_line
     monkeypatch.setattr(
-        curves, "_line", lambda *args: (drawn.append((args[0], args[1].label, original(*args))), drawn[-1][2])[1]
+        curves, "draw_line", lambda *args: (drawn.append((args[0], args[1].label, original(*args))), drawn[-1][2])[1]
     )
     assert len(draw_curves(to_frame(sweep(methods=names, ratios=(2.0, 4.0))), tmp_path)) == 2
     assert sorted(label for _, label, _ in drawn) == sorted(names)
