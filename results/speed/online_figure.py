@@ -103,8 +103,7 @@ def _set_axes(axes: Any, loads: Sequence[Load], title: str) -> None:
 def _title(series: Sequence[OnlineSeries]) -> str:
     spec = series[0].spec
     first = f"{series[0].subject.origin['model']} · vllm serve {series[0].version} · {spec.dtype} · {spec.device}"
-    second = (
-        f"{spec.requests} requests of {spec.prompt_tokens} + {spec.new_tokens} tokens a load; "
-        f"medians of {len(series[0].rounds)} rounds, bars: least and largest round"
-    )
+    count = len(series[0].rounds)
+    rounds = f"medians of {count} rounds, bars: least and largest round" if count > 1 else "one round"
+    second = f"{spec.requests} requests of {spec.prompt_tokens} + {spec.new_tokens} tokens a load; {rounds}"
     return f"{plain(first)}\n{plain(second)}"
