@@ -109,7 +109,7 @@ def ask(server: Server, seed: int, folder: Path, progress: Callable[[int], None]
 
     Args:
         server: answers.
-        seed: of prompts and of the times at which requests arrive.
+        seed: of prompts; the times at which requests arrive are the same for every seed.
         folder: new folder for what the client writes.
         progress: called with the number of loads that are done.
 
@@ -162,8 +162,8 @@ def _timing(file: Path, spec: OnlineSpec, load: Load, name: str) -> LoadTiming:
     lengths = result["total_input_tokens"], result["total_output_tokens"]
     if lengths != (spec.requests * spec.prompt_tokens, spec.requests * spec.new_tokens):
         raise UserError(
-            f"{name} got {lengths[0]} and gave {lengths[1]} tokens in {spec.requests} requests of {spec.prompt_tokens} + "
-            f"{spec.new_tokens} at {load.title}, so its times say nothing; is its context long enough?"
+            f"{name} got {lengths[0]} and gave {lengths[1]} tokens in {spec.requests} requests of {spec.prompt_tokens} "
+            f"+ {spec.new_tokens} at {load.title}, so its times say nothing; is its context long enough?"
         )
     return LoadTiming.read(result)
 
