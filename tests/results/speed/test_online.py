@@ -1,7 +1,9 @@
 """Servers under load: real servers and vLLM's own client on the built-in model; measured times are never asserted."""
 
+import json
 import math
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -60,7 +62,7 @@ def test_dense_and_factorised_are_served_asked_and_recorded(small, tmp_path):
     frame = read_records(tmp_path / "speed")
     assert set(frame.label) == {"pretrained", "svd"}
     assert set(frame.benchmark) == {"online"}
-    assert set(frame.variant) == {"online-vllm-rate8-requests6-prompt8-new6-float16-cpu-1thread"}
+    assert set(frame.variant) == {"online-vllm-rate8-requests6-prompt8-new6-bfloat16-cpu-1thread"}
     assert len(frame) == 2 * 11
     values = {label: part.set_index("metric").value for label, part in frame.groupby("label")}
     for value in values.values():
@@ -73,12 +75,15 @@ def test_dense_and_factorised_are_served_asked_and_recorded(small, tmp_path):
     assert "loads" in done.stderr or "servers" in done.stderr
 
 
-def test_a_server_that_ends_is_reported_with_its_last_words(data_dir, tmp_path):
-    # Heads of 8, which vLLM has no attention for on a CPU; the command itself refuses such a model before it starts.
-    spec = OnlineSpec(str(data_dir / "models" / "stories260K"), "float32", "cpu", 1, (Load(),), 2, 8, 4, {})
-    words = r"the server of stories260K ended with exit code 1: \w*Error: .+"
+def test_a_server_that_ends_is_reported_with_its_last_words(small, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(small, broken)
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"architectures": ["FancyForCausalLM"]}))
+    spec = OnlineSpec(str(broken), "float32", "cpu", 1, (Load(),), 2, 8, 4, {})
+    words = r"the server of broken ended with exit code 1: \w*Error: .*FancyForCausalLM"
     with pytest.raises(UserError, match=words), serving(spec, tmp_path / "log"):
-        raise AssertionError("it serves heads of 8")
+        raise AssertionError("it serves an architecture that nobody has")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
