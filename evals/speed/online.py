@@ -29,12 +29,11 @@ from .online_spec import Load, LoadTiming, OnlineSpec
 _PACKAGE = __package__.rpartition(".evals.")[0]
 _BLOCK_TOKENS = 128
 _SPARE_BYTES = 64 << 20
-_SPARE_TOKENS = 16
-"""Random prompts are text, which the server's tokenizer may split into a few tokens more than were asked for."""
+_SPARE_TOKENS = 1
 _START_SECONDS = 1800.0
 _STOP_SECONDS = 15.0
 _MESSAGE_CHARACTERS = 300
-_ERROR = re.compile(r"\b([A-Z]\w*(?:Error|Exception): .+)")
+_ERROR = re.compile(r"\b([A-Z]\w*(?:Error|Exception): .+(?:\n[ \t]+\S.*)?)")  # with the line that pydantic indents
 _CONSEQUENCE = "Engine core initialization failed"
 _WARM_UPS = 2
 _MOST_UNDER_WAY = 256
@@ -110,7 +109,7 @@ def ask(server: Server, seed: int, folder: Path, progress: Callable[[int], None]
 
     Args:
         server: answers.
-        seed: of prompts and of the times at which requests arrive.
+        seed: of prompts; the times at which requests arrive are the same for every seed.
         folder: new folder for what the client writes.
         progress: called with the number of loads that are done.
 
@@ -122,8 +121,9 @@ def ask(server: Server, seed: int, folder: Path, progress: Callable[[int], None]
     """
     folder.mkdir(parents=True)
     spec, name = server.spec, Path(server.spec.folder).name
+    trace = _write_trace(spec, seed, folder / "trace.jsonl")
     results = [folder / f"{number}.json" for number in range(len(spec.loads))]
-    lines = [_client_options(server, load, seed, file) for load, file in zip(spec.loads, results, strict=True)]
+    lines = [_client_options(server, load, seed, trace, file) for load, file in zip(spec.loads, results, strict=True)]
     module = f"{_PACKAGE}.evals.speed.client_process"
     with (folder / "log").open("wb") as output:
         client = subprocess.Popen(
@@ -131,7 +131,10 @@ def ask(server: Server, seed: int, folder: Path, progress: Callable[[int], None]
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=_environment("cpu", 1),
+            env={
+                **_environment("cpu", 1),
+                "PYTHONHASHSEED": "0",
+            },  # the client draws prompts by Python's hash of a text
             start_new_session=True,
         )
     try:
@@ -156,7 +159,25 @@ def _timing(file: Path, spec: OnlineSpec, load: Load, name: str) -> LoadTiming:
             f"{spec.requests - result['completed']} of {spec.requests} requests to {name} failed at {load.title}: "
             f"{(errors or ['no message'])[-1][-_MESSAGE_CHARACTERS:]}"
         )
+    lengths = result["total_input_tokens"], result["total_output_tokens"]
+    if lengths != (spec.requests * spec.prompt_tokens, spec.requests * spec.new_tokens):
+        raise UserError(
+            f"{name} got {lengths[0]} and gave {lengths[1]} tokens in {spec.requests} requests of {spec.prompt_tokens} "
+            f"+ {spec.new_tokens} at {load.title}, so its times say nothing; is its context long enough?"
+        )
     return LoadTiming.read(result)
+
+
+def _write_trace(spec: OnlineSpec, seed: int, file: Path) -> Path:
+    """Write the requests as a trace, the form in which the client sends token ids.
+
+    Its random dataset sends text, which small vocabularies split into other numbers of tokens than were asked for; the
+    server then cuts completions short without a word.
+    """
+    lengths = {"timestamp": 0, "input_length": spec.prompt_tokens, "output_length": spec.new_tokens}
+    numbers = range(seed * spec.requests, (seed + 1) * spec.requests)
+    file.write_text("".join(json.dumps(lengths | {"hash_ids": [number]}) + "\n" for number in numbers))
+    return file
 
 
 def _server_options(spec: OnlineSpec, port: int) -> list[str]:
@@ -190,15 +211,15 @@ def cache_bytes(spec: OnlineSpec) -> int:
     return token * most_under_way(spec) * blocks * _BLOCK_TOKENS + _SPARE_BYTES
 
 
-def _client_options(server: Server, load: Load, seed: int, result: Path) -> list[str]:
+def _client_options(server: Server, load: Load, seed: int, trace: Path, result: Path) -> list[str]:
     spec = server.spec
     options: dict[str, object] = {
         "host": "127.0.0.1",
         "port": server.port,
         "model": spec.folder,
-        "dataset-name": "random",
-        "random-input-len": spec.prompt_tokens,
-        "random-output-len": spec.new_tokens,
+        "dataset-name": "timed_trace",
+        "dataset-path": trace,
+        "timed-trace-chunk-hash-size": spec.prompt_tokens,
         "num-prompts": spec.requests,
         "num-warmups": min(_WARM_UPS, spec.requests),
         "request-rate": "inf" if math.isinf(load.rate) else load.rate,
@@ -212,7 +233,7 @@ def _client_options(server: Server, load: Load, seed: int, result: Path) -> list
     goodput = [f"{name}:{milliseconds:g}" for name, milliseconds in spec.objectives.items()]
     return [
         *(word for name, value in options.items() for word in (f"--{name}", str(value))),
-        *("--save-result", "--save-detailed", "--disable-tqdm"),
+        *("--no-self-timed", "--save-result", "--save-detailed", "--disable-tqdm"),
         *(["--goodput", *goodput] if goodput else []),
     ]
 

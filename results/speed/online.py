@@ -101,7 +101,8 @@ def measure_online(request: OnlineRequest, report: Report | None = None) -> list
     """Serve all checkpoints side by side and send each all loads in every round, in alternating order.
 
     In a round all checkpoints get the same prompts at the same times; every other round has the opposite order, so
-    that a machine that grows slower or faster favours none. A server that is not asked waits.
+    that a machine that grows slower or faster favours none. The next round has other prompts. A server that is not
+    asked waits.
 
     Args:
         request: what to measure.

@@ -94,7 +94,7 @@ def _set_axes(axes: Any, loads: Sequence[Load], title: str) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks([_position(load) for load in loads], [f"{_position(load):g}" for load in loads])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, axes.dataLim.y1 * 1.08 or 1)
     axes.set_title(plain(title), fontsize=9.5, loc="left")
     axes.grid(True, color="#e4e4e4", linewidth=0.7)
     axes.set_axisbelow(True)
@@ -103,8 +103,7 @@ def _set_axes(axes: Any, loads: Sequence[Load], title: str) -> None:
 def _title(series: Sequence[OnlineSeries]) -> str:
     spec = series[0].spec
     first = f"{series[0].subject.origin['model']} · vllm serve {series[0].version} · {spec.dtype} · {spec.device}"
-    second = (
-        f"{spec.requests} requests of {spec.prompt_tokens} + {spec.new_tokens} tokens a load; "
-        f"medians of {len(series[0].rounds)} rounds, bars: least and largest round"
-    )
+    count = len(series[0].rounds)
+    rounds = f"medians of {count} rounds, bars: least and largest round" if count > 1 else "one round"
+    second = f"{spec.requests} requests of {spec.prompt_tokens} + {spec.new_tokens} tokens a load; {rounds}"
     return f"{plain(first)}\n{plain(second)}"

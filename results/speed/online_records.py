@@ -96,7 +96,7 @@ def _stage_key(entry: OnlineSeries, load: Load) -> str:
 
 def _common(entry: OnlineSeries, load: Load) -> dict[str, Any]:
     spec = entry.spec
-    problems = ["vllm bench serve: random", spec.prompt_tokens, spec.new_tokens, spec.requests, len(entry.rounds)]
+    problems = ["vllm bench serve: timed_trace", spec.prompt_tokens, spec.new_tokens, spec.requests, len(entry.rounds)]
     measured = {
         "benchmark": BENCHMARK,
         "variant": online_variant(entry, load),

@@ -31,10 +31,11 @@ def print_online(series: Sequence[OnlineSeries], console: Console) -> None:
     """Print medians with the least and the largest round, and their ratio to the dense model's in the same rounds."""
     spec = series[0].spec
     threads = f"{spec.threads} thread{'s' if spec.threads > 1 else ''}"
+    count = len(series[0].rounds)
+    rounds = f"medians of {count} rounds [least, largest]" if count > 1 else "one round"
     title = (
         f"vllm serve {series[0].version}, {spec.dtype}, {device_name(spec.device)}, {threads}, {spec.requests} "
-        f"requests of {spec.prompt_tokens} + {spec.new_tokens} tokens; medians of {len(series[0].rounds)} rounds "
-        "[least, largest], × dense"
+        f"requests of {spec.prompt_tokens} + {spec.new_tokens} tokens; {rounds}, × dense"
     )
     rates = {name: column for name, column in _RATES.items() if name != "goodput" or spec.objectives}
     goals = f"goodput: requests that met {objectives_name(series[0])} (milliseconds)" if spec.objectives else ""

@@ -1,5 +1,6 @@
 """Servers under load: real servers and vLLM's own client on the built-in model; measured times are never asserted."""
 
+import json
 import math
 import os
 import shutil
@@ -61,7 +62,7 @@ def test_dense_and_factorised_are_served_asked_and_recorded(small, tmp_path):
     frame = read_records(tmp_path / "speed")
     assert set(frame.label) == {"pretrained", "svd"}
     assert set(frame.benchmark) == {"online"}
-    assert set(frame.variant) == {"online-vllm-rate8-requests6-prompt8-new6-float16-cpu-1thread"}
+    assert set(frame.variant) == {"online-vllm-rate8-requests6-prompt8-new6-bfloat16-cpu-1thread"}
     assert len(frame) == 2 * 11
     values = {label: part.set_index("metric").value for label, part in frame.groupby("label")}
     for value in values.values():
@@ -77,12 +78,12 @@ def test_dense_and_factorised_are_served_asked_and_recorded(small, tmp_path):
 def test_a_server_that_ends_is_reported_with_its_last_words(small, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(small, broken)
-    weights = broken / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:4000])
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"architectures": ["FancyForCausalLM"]}))
     spec = OnlineSpec(str(broken), "float32", "cpu", 1, (Load(),), 2, 8, 4, {})
-    words = r"the server of broken ended with exit code 1: \w*Error: .+"
+    words = r"the server of broken ended with exit code 1: \w*Error: .*FancyForCausalLM"
     with pytest.raises(UserError, match=words), serving(spec, tmp_path / "log"):
-        raise AssertionError("it serves half a file")
+        raise AssertionError("it serves an architecture that nobody has")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
