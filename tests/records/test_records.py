@@ -28,6 +28,7 @@ from lowrank_bench.records.files import (
     to_frame,
     write_records,
 )
+from lowrank_bench.records.schema import ADDED_COLUMNS
 from lowrank_bench.results.leaderboard.submissions import check
 
 
@@ -372,7 +373,7 @@ def test_files_of_version_1_are_read_with_what_follows_from_them(tmp_path, recor
     records = [record(dtype="bfloat16"), record(dtype="float32", seed=1), record(dtype="int5", seed=2)]
     csv_path, parquet_path = write_records(tmp_path, records)
     (tmp_path / CHECKSUMS_NAME).unlink()
-    old = pd.read_parquet(parquet_path).drop(columns=["runtime_bytes", "seconds_quantise"]).assign(schema_version=1)
+    old = pd.read_parquet(parquet_path).drop(columns=list(ADDED_COLUMNS[2])).assign(schema_version=1)
     if name == "results.csv":
         parquet_path.unlink()
         old.to_csv(csv_path, index=False)
@@ -387,6 +388,7 @@ def test_files_of_version_1_are_read_with_what_follows_from_them(tmp_path, recor
         "int5": 0,
     }
     assert set(frame.seconds_quantise) == {0.0}
+    assert set(frame.steps_budget) == {records[0].steps_compress + records[0].steps_recover}
 
 
 def test_version_1_with_columns_of_version_2_is_refused(tmp_path, record):
