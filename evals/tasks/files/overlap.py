@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+import heapq
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from ...grading.text import normalise, words
@@ -15,8 +18,6 @@ NEAR = 0.8
 """Share of a problem's word groups that one training example has, from which on the two are nearly the same."""
 GROUP = 5
 """Words of a group; of a shorter text, all its words."""
-_SPREAD = 1000
-"""A group that so many problems have tells none of them apart, and is left out."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ def problem_text(row: Mapping[str, Any]) -> str:
 class OverlapSearch:
     """Looks for the problems of one benchmark while training examples pass by.
 
+    An example with `NEAR` of a problem's n groups lacks at most n - `NEAR` n of them, so it has one of any that many
+    and one more. Of each problem only so many are looked up, its rarest ones: an example is compared with few
+    problems, even where all have a template's words in common.
+
     Args:
         problems: of the benchmark.
     """
@@ -58,15 +63,17 @@ class OverlapSearch:
     def __init__(self, problems: Sequence[Mapping[str, Any]]) -> None:
         self._ids = [str(row["id"]) for row in problems]
         self._exact: dict[bytes, list[int]] = defaultdict(list)
-        self._groups: dict[int, list[int]] = defaultdict(list)
-        self._sizes: list[int] = []
+        self._rarest: dict[int, list[int]] = defaultdict(list)
+        self._groups: list[set[int]] = []
         for index, row in enumerate(problems):
             text = problem_text(row)
             self._exact[_hash(normalise(text))].append(index)
-            groups = _groups(text)
-            self._sizes.append(len(groups))
-            for group in groups:
-                self._groups[group].append(index)
+            self._groups.append(_groups(text))
+        problems_with = Counter(chain.from_iterable(self._groups))
+        for index, groups in enumerate(self._groups):
+            looked_up = len(groups) - math.ceil(NEAR * len(groups)) + 1
+            for group in heapq.nsmallest(looked_up, groups, key=problems_with.__getitem__):
+                self._rarest[group].append(index)
         self._equal: dict[int, str] = {}
         self._near: dict[int, str] = {}
 
@@ -79,15 +86,10 @@ class OverlapSearch:
         """
         for index in self._exact.get(_hash(normalise(text)), ()):
             self._equal.setdefault(index, title)
-        shared: dict[int, int] = defaultdict(int)
-        for group in _groups(text):
-            owners = self._groups.get(group, ())
-            if len(owners) <= _SPREAD:
-                for index in owners:
-                    shared[index] += 1
-        for index, count in shared.items():
-            if count >= NEAR * self._sizes[index]:
-                self._near.setdefault(index, title)
+        groups = _groups(text)
+        for index in {index for group in groups & self._rarest.keys() for index in self._rarest[group]}:
+            if index not in self._near and len(groups & self._groups[index]) >= NEAR * len(self._groups[index]):
+                self._near[index] = title
 
     def result(self) -> Overlap:
         """Return what was found."""
@@ -100,8 +102,7 @@ class OverlapSearch:
 def _groups(text: str) -> set[int]:
     tokens = words(text)
     size = min(GROUP, len(tokens))
-    spans: Iterable[Sequence[str]] = (tokens[i : i + size] for i in range(len(tokens) - size + 1)) if size else ()
-    return {int.from_bytes(_hash("\0".join(span))[:8]) for span in spans}
+    return set(map(hash, zip(*(tokens[i:] for i in range(size)), strict=False)))
 
 
 def _hash(text: str) -> bytes:
