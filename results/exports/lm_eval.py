@@ -1,8 +1,8 @@
 """A run as the files that lm-evaluation-harness writes, for programs that read those.
 
 One folder a cell, with ``results_TIME.json`` and a ``samples_TASK_TIME.jsonl`` for each task, in the layout of
-``lm_eval/loggers/evaluation_tracker.py`` (lm-eval 0.4.13). Numbers are those of the records. What a record or a line of
-samples does not hold (the document, texts of choices that were not taken, standard errors of what is no mean) is left out.
+``lm_eval/loggers/evaluation_tracker.py`` (lm-eval 0.4.13). Numbers are those of the records. What a record or a line
+of samples does not hold (the document, texts of choices that were not taken) is left out.
 """
 
 from __future__ import annotations
@@ -143,9 +143,9 @@ def _task_files(
     name = first.benchmark.removeprefix(PREFIX).partition(":")[0] if harness else f"{OURS}{first.variant}"
     grouped = harness and set(known) != {name}
     by_task = _by_task(lines, known) if grouped else {name: list(lines)}
-    metrics = defaultdict(list)
-    for row in rows.itertuples():
-        metric, _, member = str(row.metric).partition("/") if grouped else (str(row.metric), "", "")
+    metrics: dict[str, list[tuple[str, dict[Any, Any]]]] = defaultdict(list)
+    for row in rows.to_dict("records"):
+        metric, _, member = row["metric"].partition("/") if grouped else (row["metric"], "", "")
         metrics[member or name].append((metric, row))
     samples = {}
     for task, entries in metrics.items():
@@ -156,18 +156,23 @@ def _task_files(
         table: dict[str, Any] = {"name": task, "alias": task}
         scores: dict[tuple[str, str], list[float]] = {}
         for metric, row in entries:
-            entry = row.scorer.partition(" ")[0] or "none" if harness else row.scorer or "none"
-            column = _scores(of_task, row.scorer or metric, row.value)
+            scorer = row["scorer"]
+            entry = (scorer.partition(" ")[0] if harness else scorer) or "none"
+            column = _scores(of_task, scorer or metric, row["value"])
             if column:
                 scores[metric, entry] = column
-            table[f"{metric},{entry}"] = row.value
+            table[f"{metric},{entry}"] = row["value"]
             table[f"{metric}_stderr,{entry}"] = (
                 stdev(column) / math.sqrt(len(column)) if len(column) > 1 else _NOT_KNOWN
             )
-        count = fact.get("problems") or len({line["problem"] for line in of_task}) or max(r.n for _, r in entries)
+        count = (
+            fact.get("problems") or len({line["problem"] for line in of_task}) or max(row["n"] for _, row in entries)
+        )
         results["results"][task] = table | {"sample_len": int(count)}
-        results["higher_is_better"][task] = {metric: bool(row.higher_is_better) for metric, row in entries}
+        results["higher_is_better"][task] = {metric: bool(row["higher_is_better"]) for metric, row in entries}
         if task == name and grouped:
+            counts = {key: int(row["n"]) for key, row in zip(_value_names(table), (r for _, r in entries), strict=True)}
+            results["results"][task]["sample_count"] = counts
             results["groups"][task] = dict(results["results"][task])
             results["group_subtasks"][task] = list(known)
             results["versions"][task] = _NOT_KNOWN
@@ -185,10 +190,15 @@ def _task_files(
         results["configs"][task] = config
         if kind and kind != "loglikelihood_rolling" and of_task:
             samples[task] = [s for i, line in enumerate(of_task) for s in _sample(i, line, scores, harness)]
-            hashes = [[s.get(h) for h in ("doc_hash", "prompt_hash", "target_hash")] for s in samples[task]]
-            if all(all(row) for row in hashes):
-                results["task_hashes"][task] = _sha("".join("".join(row) for row in hashes))
+            hashes = [s.get(h, "") for s in samples[task] for h in ("doc_hash", "prompt_hash", "target_hash")]
+            if all(hashes):
+                results["task_hashes"][task] = _sha("".join(hashes))
     return samples
+
+
+def _value_names(table: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a task's values, in order: those with a filter, without standard errors."""
+    return [key for key in table if "," in key and "_stderr," not in key]
 
 
 def _by_task(lines: Iterable[Line], known: Mapping[str, Any]) -> dict[str, list[Line]]:
@@ -231,7 +241,7 @@ def _sample(
         common |= {"arguments": {"gen_args_0": {"arg_0": prompt}}} | ({} if whole else {"prompt_is_cut": True})
     if harness:
         common |= {"doc_hash": line["problem_sha256"], "target_hash": _sha(str(line["gold"]))}
-        common |= {"prompt_hash": _sha(prompt)} if whole else {}
+        common |= {"prompt_hash": _sha(line["prompt"])} if whole else {}
     if "loglikelihoods" in line:
         greedy = line.get("greedy")
         # Texts, as lm-eval's own files have them.
