@@ -190,6 +190,8 @@ def _task_files(
         results["configs"][task] = config
         if kind and kind != "loglikelihood_rolling" and of_task:
             samples[task] = [s for i, line in enumerate(of_task) for s in _sample(i, line, scores, harness)]
+            filters = [sample["filter"] for sample in samples[task]]
+            samples[task].sort(key=lambda sample: filters.index(sample["filter"]))  # one after the other, as lm-eval
             hashes = [s.get(h, "") for s in samples[task] for h in ("doc_hash", "prompt_hash", "target_hash")]
             if all(hashes):
                 results["task_hashes"][task] = _sha("".join(hashes))
