@@ -87,7 +87,7 @@ def _cell(rows: pd.DataFrame, run: Path) -> tuple[str, dict[str, str]]:
     results |= {name: {} for name in ("n-shot", "higher_is_better", "n-samples", "task_hashes")}
     files = {}
     for key, evaluation in rows.groupby("stage_key", sort=False):
-        lines, record = _read(stage_folder(run, str(key)))
+        lines, record = _evaluation_files(stage_folder(run, str(key)))
         for task, samples in _task_files(evaluation, lines, record, results).items():
             file = f"samples_{_UNSAFE.sub('__', task)}_{time}.jsonl"
             files[file] = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
@@ -121,7 +121,7 @@ def _cell(rows: pd.DataFrame, run: Path) -> tuple[str, dict[str, str]]:
     return results["model_name_sanitized"], {f"results_{time}.json": text, **files}
 
 
-def _read(stage: Path) -> tuple[list[dict[str, Any]], EvaluateRecord]:
+def _evaluation_files(stage: Path) -> tuple[list[dict[str, Any]], EvaluateRecord]:
     if not stage.is_dir():
         raise UserError(f"the stage folder {stage} is gone; run the sweep again to make it")
     store = StageStore(stage.parent)
