@@ -51,10 +51,10 @@ def _values(rows: pd.DataFrame) -> dict[str, float]:
     first = rows.iloc[0]
     values = {name: float(first[name]) for name in [*_SIZES, *_COSTS]}
     values["peak_memory_bytes"] = float(rows.peak_memory_bytes.max())
-    for row in rows.itertuples():
-        name = f"{row.variant}/{row.metric}"
-        values[name] = row.value
-        values |= {f"{name}/{bound}": float(getattr(row, bound)) for bound in ("low", "high", "n")}
+    for row in rows.to_dict("records"):
+        name = f"{row['variant']}/{row['metric']}"
+        values[name] = float(row["value"])
+        values |= {f"{name}/{bound}": float(row[bound]) for bound in ("low", "high", "n")}
     return {name: value for name, value in values.items() if value == value}
 
 

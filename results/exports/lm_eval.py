@@ -1,8 +1,8 @@
 """A run as the files that lm-evaluation-harness writes, for programs that read those.
 
 One folder a cell, with ``results_TIME.json`` and a ``samples_TASK_TIME.jsonl`` for each task, in the layout of
-``lm_eval/loggers/evaluation_tracker.py`` (lm-eval 0.4.13). Numbers are those of the records. What a record or a line of
-samples does not hold (the document, texts of choices that were not taken, standard errors of what is no mean) is left out.
+``lm_eval/loggers/evaluation_tracker.py`` (lm-eval 0.4.13). Numbers are those of the records. What a record or a line
+of samples does not hold (the document, texts of choices that were not taken) is left out.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _cell(rows: pd.DataFrame, run: Path, with_budget: bool) -> tuple[str, dict[s
     results |= {name: {} for name in ("n-shot", "higher_is_better", "n-samples", "task_hashes")}
     files = {}
     for key, evaluation in rows.groupby("stage_key", sort=False):
-        lines, record = _read(stage_folder(run, str(key)))
+        lines, record = _evaluation_files(stage_folder(run, str(key)))
         for task, samples in _task_files(evaluation, lines, record, results).items():
             file = f"samples_{_UNSAFE.sub('__', task)}_{time}.jsonl"
             files[file] = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
@@ -124,7 +124,7 @@ def _cell(rows: pd.DataFrame, run: Path, with_budget: bool) -> tuple[str, dict[s
     return results["model_name_sanitized"], {f"results_{time}.json": text, **files}
 
 
-def _read(stage: Path) -> tuple[list[dict[str, Any]], EvaluateRecord]:
+def _evaluation_files(stage: Path) -> tuple[list[dict[str, Any]], EvaluateRecord]:
     if not stage.is_dir():
         raise UserError(f"the stage folder {stage} is gone; run the sweep again to make it")
     store = StageStore(stage.parent)
@@ -146,9 +146,9 @@ def _task_files(
     name = first.benchmark.removeprefix(PREFIX).partition(":")[0] if harness else f"{OURS}{first.variant}"
     grouped = harness and set(known) != {name}
     by_task = _by_task(lines, known) if grouped else {name: list(lines)}
-    metrics = defaultdict(list)
-    for row in rows.itertuples():
-        metric, _, member = str(row.metric).partition("/") if grouped else (str(row.metric), "", "")
+    metrics: dict[str, list[tuple[str, dict[Any, Any]]]] = defaultdict(list)
+    for row in rows.to_dict("records"):
+        metric, _, member = row["metric"].partition("/") if grouped else (row["metric"], "", "")
         metrics[member or name].append((metric, row))
     samples = {}
     for task, entries in metrics.items():
@@ -159,18 +159,23 @@ def _task_files(
         table: dict[str, Any] = {"name": task, "alias": task}
         scores: dict[tuple[str, str], list[float]] = {}
         for metric, row in entries:
-            entry = row.scorer.partition(" ")[0] or "none" if harness else row.scorer or "none"
-            column = _scores(of_task, row.scorer or metric, row.value)
+            scorer = row["scorer"]
+            entry = (scorer.partition(" ")[0] if harness else scorer) or "none"
+            column = _scores(of_task, scorer or metric, row["value"])
             if column:
                 scores[metric, entry] = column
-            table[f"{metric},{entry}"] = row.value
+            table[f"{metric},{entry}"] = row["value"]
             table[f"{metric}_stderr,{entry}"] = (
                 stdev(column) / math.sqrt(len(column)) if len(column) > 1 else _NOT_KNOWN
             )
-        count = fact.get("problems") or len({line["problem"] for line in of_task}) or max(r.n for _, r in entries)
+        count = (
+            fact.get("problems") or len({line["problem"] for line in of_task}) or max(row["n"] for _, row in entries)
+        )
         results["results"][task] = table | {"sample_len": int(count)}
-        results["higher_is_better"][task] = {metric: bool(row.higher_is_better) for metric, row in entries}
+        results["higher_is_better"][task] = {metric: bool(row["higher_is_better"]) for metric, row in entries}
         if task == name and grouped:
+            counts = {key: int(row["n"]) for key, row in zip(_value_names(table), (r for _, r in entries), strict=True)}
+            results["results"][task]["sample_count"] = counts
             results["groups"][task] = dict(results["results"][task])
             results["group_subtasks"][task] = list(known)
             results["versions"][task] = _NOT_KNOWN
@@ -188,10 +193,17 @@ def _task_files(
         results["configs"][task] = config
         if kind and kind != "loglikelihood_rolling" and of_task:
             samples[task] = [s for i, line in enumerate(of_task) for s in _sample(i, line, scores, harness)]
-            hashes = [[s.get(h) for h in ("doc_hash", "prompt_hash", "target_hash")] for s in samples[task]]
-            if all(all(row) for row in hashes):
-                results["task_hashes"][task] = _sha("".join("".join(row) for row in hashes))
+            filters = [sample["filter"] for sample in samples[task]]
+            samples[task].sort(key=lambda sample: filters.index(sample["filter"]))  # one after the other, as lm-eval
+            hashes = [s.get(h, "") for s in samples[task] for h in ("doc_hash", "prompt_hash", "target_hash")]
+            if all(hashes):
+                results["task_hashes"][task] = _sha("".join(hashes))
     return samples
+
+
+def _value_names(table: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a task's values, in order: those with a filter, without standard errors."""
+    return [key for key in table if "," in key and "_stderr," not in key]
 
 
 def _by_task(lines: Iterable[Line], known: Mapping[str, Any]) -> dict[str, list[Line]]:
@@ -234,7 +246,7 @@ def _sample(
         common |= {"arguments": {"gen_args_0": {"arg_0": prompt}}} | ({} if whole else {"prompt_is_cut": True})
     if harness:
         common |= {"doc_hash": line["problem_sha256"], "target_hash": _sha(str(line["gold"]))}
-        common |= {"prompt_hash": _sha(prompt)} if whole else {}
+        common |= {"prompt_hash": _sha(line["prompt"])} if whole else {}
     if "loglikelihoods" in line:
         greedy = line.get("greedy")
         # Texts, as lm-eval's own files have them.

@@ -1,7 +1,7 @@
 """The trackers: a run for each training, whose curves transformers' own callback writes, and a run for each cell.
 
-Nothing but the names of the sweep, settings and numbers is sent: no weights, no code, no texts of training. Accounts and
-addresses are those of each tracker's own variables and files; they are read by its library and never by this package.
+Nothing but the names of the sweep, settings and numbers is sent: no weights, no code, no texts of training. Accounts
+and addresses are those of each tracker's own variables and files, and are written to no record.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Values = Mapping[str, float]
 class Tracker:
     """One tracker of a sweep.
 
-    A title names a run. A run of the same title of the same sweep and folder is continued where the tracker can do that.
+    A title names a run. A run of the same title, sweep and folder is continued where the tracker can do that.
     """
 
     name: ClassVar[str]

@@ -125,7 +125,7 @@ def test_a_resumed_training_continues_its_run(tmp_path):
         train(tracking(tmp_path, "tensorboard"), resumable, cut)
     train(tracking(tmp_path, "tensorboard"), resumable)
     assert [path.name for path in (tmp_path / "tensorboard").iterdir()] == ["finetune-it"]
-    whole, _ = train(tracking(tmp_path / "whole", "tensorboard"))
+    train(tracking(tmp_path / "whole", "tensorboard"))
     steps = dict(scalars(tmp_path / "tensorboard" / "finetune-it")["train/loss"])
     assert steps == dict(scalars(tmp_path / "whole" / "tensorboard" / "finetune-it")["train/loss"])
 
