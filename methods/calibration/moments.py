@@ -154,13 +154,18 @@ class MomentSums:
         return {name: moments[self._same[name]] for name in self.names}
 
 
+_ROUNDING = 1e-6
+"""Share of an example's largest gradient below which a token's gradient is a rounding error of float32."""
+
+
 @dataclass(frozen=True)
 class GradientRule:
     """Which tokens' gradients count, and how large they may be; as in KFAC-SVD's code with 10 and 0.125.
 
     Attributes:
         clip: c; each token's gradient is scaled so that its norm lies within [1/c, c] times the mean of the example's
-            norms that are not zero. Those that are zero stay. 0 changes nothing.
+            norms that are not zero. Those that are zero, or rounding errors beside the example's largest, stay. 0 changes
+            nothing.
         trim: share of an example's tokens that are left out at its start, and as many at its end.
     """
 
@@ -181,10 +186,11 @@ class GradientRule:
             mask = mask & (position >= cut) & (position < lengths - cut)
         if self.clip:
             norms = gradients.float().norm(dim=-1) * mask
-            present = (norms > 0).sum(1, keepdim=True)
-            mean = norms.sum(1, keepdim=True) / present.clamp_min(1)
+            # Queries of a first token have no gradient: what is computed is rounding, whose direction means nothing.
+            present = norms > _ROUNDING * norms.amax(1, keepdim=True)
+            mean = (norms * present).sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp_min(1)
             clipped = torch.minimum(torch.maximum(norms, mean / self.clip), mean * self.clip)
-            scale = torch.where(norms > 0, clipped / norms, torch.ones_like(norms))
+            scale = torch.where(present, clipped / norms, torch.ones_like(norms))
             gradients = gradients.float() * scale[..., None]
         return gradients[mask]
 

@@ -43,6 +43,17 @@ def test_norms_lie_in_the_range_and_directions_stay(clip: float, seed: int) -> N
     torch.testing.assert_close(clipped[inside], before[inside])
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-9, 3e-8])
+def test_rounding_errors_are_not_scaled_up(size: float) -> None:
+    """A first token's queries have no gradient, but products in another order leave some digits."""
+    found, mask = gradients(2)
+    found[:, 0] = size * found.norm(dim=-1).amax(1, keepdim=True)
+    clipped = GradientRule(clip=1.5).apply(found, mask)
+    exact = found.clone()
+    exact[:, 0] = 0
+    torch.testing.assert_close(clipped, GradientRule(clip=1.5).apply(exact, mask), rtol=1e-5, atol=1e-5)
+
+
 def test_trimming_leaves_out_the_ends_of_each_example() -> None:
     found = torch.arange(48.0).reshape(3, 16, 1)
     mask = gradients(0)[1]
