@@ -330,7 +330,7 @@ class SweepConfig(BaseModel):
     methods: Annotated[tuple[MethodSpec, ...], Option(parse=split_methods)] = Field(
         min_length=1,
         description="Methods with commas; options after a colon, a label of your own before an equals sign: "
-        "svd,bs:prunings=10,new_vectors=top,quick=bs:prunings=2.",
+        "svd,bs:prunings=10,new_vectors=top or quick=bs:prunings=2.",
     )
     ratios: Annotated[tuple[float, ...], Option(example="2,4,7")] = Field(
         default=(2.0, 4.0), min_length=1, description="Original / compressed parameters of the whole model: 2,4,7."
