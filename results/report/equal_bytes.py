@@ -31,17 +31,14 @@ def _against(table: Pivot, control: str, cell: Cell) -> str:
         return f"no low-rank row is as small as the control {control}, {size}"
     pick = max if table.higher_is_better else min
     name, best = pick(small, key=lambda line: line[1].value)
-    if best.value == cell.value:
-        verdict = "equals"
+    if best.high < cell.low or cell.high < best.low:
+        verdict = "beats the control" if (best.value > cell.value) == table.higher_is_better else "loses to the control"
     else:
-        verdict = "beats" if (best.value > cell.value) == table.higher_is_better else "does not beat"
-    ahead, behind = (best, cell) if verdict == "beats" else (cell, best)
-    apart = ahead.low > behind.high if table.higher_is_better else ahead.high < behind.low
-    settled = "" if apart else ", with overlapping intervals"
+        verdict = "is not separated from the control, whose interval overlaps"
     share = f"{share_of_bfloat16(best):.3f}"
     return (
-        f"at the bytes of {control}, {size}, the best low-rank row, {name} with {share}, {verdict} the control{settled}"
-        f": {_value(table, best)} against {_value(table, cell)}"
+        f"at the bytes of {control}, {size}, the best low-rank row, {name} with {share}, {verdict}: "
+        f"{_value(table, best)} against {_value(table, cell)}"
     )
 
 

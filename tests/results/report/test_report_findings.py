@@ -138,9 +138,10 @@ def control(record, value, size, name="rtn-int4", **changes):
         (
             0.61,
             2 * PARAMS // 2,
-            "does not beat the control, with overlapping intervals: 60.0 % [58.0, 62.0] against 61.0 %",
+            "is not separated from the control, whose interval overlaps: 60.0 % [58.0, 62.0] against 61.0 %",
         ),
-        (0.6, 2 * PARAMS // 2, "equals the control"),
+        (0.6, 2 * PARAMS // 2, "is not separated from the control, whose interval overlaps: 60.0 %"),
+        (0.7, 2 * PARAMS // 2, "loses to the control: 60.0 % [58.0, 62.0] against 70.0 %"),
         (0.1, PARAMS // 2, "No low-rank row is as small as the control rtn-int4, 0.250 of the bfloat16 model's bytes."),
     ],
 )
@@ -160,7 +161,7 @@ def test_less_is_better_for_perplexities(record):
         stage="compressed",
         ratio=1.0, kept=1.0, ratio_target=1.0, bytes=PARAMS, stage_key="other",
     )  # fmt: skip
-    assert "does not beat the control: 20.00 [19.00, 21.00] against 10.00 [9.000, 11.00]" in said([svd, plain])
+    assert "loses to the control: 20.00 [19.00, 21.00] against 10.00 [9.000, 11.00]" in said([svd, plain])
 
 
 def test_a_report_without_a_control_says_so(record):
