@@ -164,7 +164,7 @@ class GradientRule:
 
     Attributes:
         clip: c; each token's gradient is scaled so that its norm lies within [1/c, c] times the mean of the example's
-            norms that are not zero. Those that are zero, or rounding errors beside the example's largest, stay. 0 changes
+            norms that are not zero. Those that are zero, or rounding errors beside the largest, stay. 0 changes
             nothing.
         trim: share of an example's tokens that are left out at its start, and as many at its end.
     """
