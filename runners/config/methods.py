@@ -56,7 +56,7 @@ class MethodSpec(BaseModel):
 
     @model_validator(mode="after")
     def _own_label(self) -> MethodSpec:
-        if self.label and self.name != "none" and (self.label != self.name or self.options):
+        if self.label and self.name != "none" and self.label != self.name:
             _check_label(self.label)
         return self
 
@@ -117,7 +117,7 @@ def _check_label(label: str) -> None:
     from ...records.schema import STAGES  # see `check_recordable`
 
     if _is_method(label):
-        raise ValueError(f"the label '{label}' is the name of a method; choose another, such as my-{label}")
+        raise ValueError(f"the label '{label}' is the name of another method; choose another, such as my-{label}")
     if label in (*STAGES, "none", "uncompressed"):
         raise ValueError(f"the label '{label}' is what tables call another model; choose another, such as my-{label}")
 

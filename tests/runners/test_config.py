@@ -156,11 +156,10 @@ def test_a_method_takes_a_label_of_its_own(text, specs):
     [
         ("q=svd,q=bs", "the label 'q' is given to two methods"),
         ("q=svd,q=svd", "the method q is given twice"),
-        ("fwsvd=svd", "the label 'fwsvd' is the name of a method"),
-        ("svd=svd:embeddings=true", "the label 'svd' is the name of a method"),
+        ("fwsvd=svd", "the label 'fwsvd' is the name of another method"),
         ("finetuned=svd", "the label 'finetuned' is what tables call another model"),
         ("my@one=svd", "the label 'my@one' of 'my@one=svd' is not usable"),
-        ([{"name": "svd", "label": "bs", "options": {"embeddings": True}}], "the label 'bs' is the name of a method"),
+        ([{"name": "svd", "label": "bs", "options": {"embeddings": True}}], "the label 'bs' is the name of another method"),
         ([{"name": "svd", "label": "q"}, "q=bs"], "the label 'q' is given to two methods"),
     ],
 )
