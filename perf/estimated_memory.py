@@ -120,16 +120,17 @@ def plan_for(
 
 
 def measure(plan: Plan, kinds: Sequence[str], forked: bool = False) -> Iterator[tuple[Stage, int, int]]:
-    """Do the stages of some kinds; yield each with its estimated and measured bytes.
+    """Do the stages of some kinds and what they start from; yield those with their estimated and measured bytes.
 
     Args:
         plan: of `plan_for`.
-        kinds: of the stages that are done.
+        kinds: of the stages that are measured.
         forked: from a process that has imported the libraries, as `bench run` does on a CPU; else started afresh, which
             takes some 90 MB and ten seconds more.
     """
+    last = max(KINDS.index(kind) for kind in kinds)
     for key, stage in plan.stages.items():
-        if stage.kind not in kinds:
+        if KINDS.index(stage.kind) > last:
             continue
         ready = plan.store.ready(stage)
         if forked:
@@ -146,6 +147,8 @@ def measure(plan: Plan, kinds: Sequence[str], forked: bool = False) -> Iterator[
             code, printed = done.returncode, done.stderr
         if code or not plan.store.is_done(key):
             raise SystemExit(printed or f"{stage.title} failed")
+        if stage.kind not in kinds:
+            continue
         record = plan.store.read(key)
         measured = record["result"].get("engine", {}).get("peak_memory_bytes") or record["peak_memory_bytes"]
         yield stage, record["result"]["memory"]["predicted_peak_bytes"], measured

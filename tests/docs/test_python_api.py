@@ -86,7 +86,7 @@ def test_options_are_named_as_on_the_command_line(tmp_path: Path) -> None:
     assert typed.ratios == listed.ratios == (2.0, 4.0)
     assert typed.seeds == (7,)
     assert typed.training.finetune.learning_rate == typed.training.recover.learning_rate == 1e-4
-    assert config_of(listed, {"recover_steps": 3, "limit": None}).training.recover.steps == 3
+    assert config_of(listed, {"recover_steps": 3, "limit": None}).training.recover.steps == (3,)
     (tmp_path / "sweep.yaml").write_text(
         "model: tiny\ntask: toy-math\nmethods: svd\ntraining: {finetune: {epochs: 2}}\n"
     )
