@@ -159,7 +159,10 @@ def test_a_method_takes_a_label_of_its_own(text, specs):
         ("fwsvd=svd", "the label 'fwsvd' is the name of another method"),
         ("finetuned=svd", "the label 'finetuned' is what tables call another model"),
         ("my@one=svd", "the label 'my@one' of 'my@one=svd' is not usable"),
-        ([{"name": "svd", "label": "bs", "options": {"embeddings": True}}], "the label 'bs' is the name of another method"),
+        (
+            [{"name": "svd", "label": "bs", "options": {"embeddings": True}}],
+            "the label 'bs' is the name of another method",
+        ),
         ([{"name": "svd", "label": "q"}, "q=bs"], "the label 'q' is given to two methods"),
     ],
 )
