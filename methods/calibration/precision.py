@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal, get_args
-
-import torch
+from typing import TYPE_CHECKING, Literal, get_args
 
 from ...foundation.errors import unknown
+
+if TYPE_CHECKING:
+    import torch
 
 PassDtype = Literal["float32", "bfloat16"]
 _pass_dtype: ContextVar[PassDtype] = ContextVar("dtype of calibration passes", default="float32")
@@ -43,5 +44,7 @@ def autocast(device: torch.device | str) -> torch.autocast:
 
     Casts of weights are not kept: each is used once a pass, and all together would take 2 bytes a parameter.
     """
+    import torch  # late: specs of stages, which name the dtype, are read without it
+
     narrow = _pass_dtype.get() == "bfloat16"
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=narrow, cache_enabled=False)
