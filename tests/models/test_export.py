@@ -1,6 +1,7 @@
 """Dense exports: the same function, in a folder that plain transformers loads."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -37,12 +38,13 @@ PlainLogits = Callable[[Path], torch.Tensor]
 
 @pytest.fixture(scope="module")
 def plain_logits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainLogits]:
-    """Loads folders in a process that never sees this package."""
+    """Loads folders in a process that never sees this package, as where it is not installed."""
     command = [sys.executable, "-c", PLAIN]
+    alone = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}  # else torch's entry point imports it
     with (
         (tmp_path_factory.mktemp("plain") / "errors").open("w+") as errors,
         subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd="/"
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd="/", env=alone
         ) as process,
     ):
         assert process.stdin is not None
