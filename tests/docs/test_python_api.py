@@ -94,7 +94,7 @@ def test_options_are_named_as_on_the_command_line(tmp_path: Path) -> None:
     finetune = read.training.finetune
     assert (finetune.steps, finetune.epochs, read.evaluation.context) == (5, 2, (128,))
     nested = config_of(None, words | {"methods": ["svd"], "training": {"finetune": {"steps": 5}}, "recover_steps": 2})
-    assert (nested.training.finetune.steps, nested.training.recover.steps) == (5, 2)
+    assert (nested.training.finetune.steps, nested.training.recover.steps) == (5, (2,))
 
 
 @pytest.mark.parametrize(
