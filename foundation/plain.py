@@ -81,3 +81,8 @@ def _is_plain(value: Any) -> bool:
         if seen + len(waiting) > _MAX_VALUES:
             return False
     return True
+
+
+def plain_number(value: Any) -> Any:
+    """Return a scalar of numpy as Python's own, which JSON takes; other values as they are."""
+    return value.item() if hasattr(value, "item") else value

@@ -210,18 +210,7 @@ TIMING_COLUMNS = (
 
 KEY_COLUMNS = (
     *("sweep", "model", "model_sha256", "task", "method", "label", "options", "stage", "ratio_target"),
-    *(
-        "steps_budget",
-        "seed",
-        "benchmark",
-        "variant",
-        "metric",
-        "scorer",
-        "engine",
-        "dtype",
-        "dataset_sha256",
-        "prompt_sha256",
-    ),
+    *(BUDGET, "seed", "benchmark", "variant", "metric", "scorer", "engine", "dtype", "dataset_sha256", "prompt_sha256"),
 )
 """What names a record: two rows with equal keys in one file are an error."""
 

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..foundation.plain import plain_number
 from ..runners.tracking.names import Tracking
 from ..runners.tracking.trackers import trackers
 from ..runners.tracking.training import guarded
@@ -13,8 +14,8 @@ from ..runners.tracking.training import guarded
 if TYPE_CHECKING:
     import pandas as pd
 
-_CELL = ["label", "ratio_target", "stage", "seed"]
-_FACTS = ["sweep", "model", "model_sha256", "task", "method", "label", "options", "stage", "ratio_target", "seed"]
+_CELL = ["label", "ratio_target", "stage", "steps_budget", "seed"]
+_FACTS = ["sweep", "model", "model_sha256", "task", "method", "options", *_CELL]
 _FACTS += ["engine", "dtype", "device", "git_commit"]
 _SIZES = ["ratio", "ratio_matrices", "params", "bytes"]
 _COSTS = [f"{kind}_{stage}" for kind in ("seconds", "steps", "tokens") for stage in ("finetune", "compress", "recover")]
@@ -30,9 +31,11 @@ def report_results(tracking: Tracking | None, frame: pd.DataFrame, csv: Path) ->
         csv: the file that holds them.
     """
     headline = frame[frame.headline][_TABLE]
+    several = len(set(frame.steps_budget) - {0}) > 1
     for tracker in trackers(tracking):
-        for (label, ratio, stage, seed), rows in frame.groupby(_CELL, sort=False):
-            title = f"cell {label}@{ratio:g}, {stage}, seed {seed}"
+        for (label, ratio, stage, budget, seed), rows in frame.groupby(_CELL, sort=False):
+            steps = f"/{budget}" if several and budget else ""
+            title = f"cell {label}@{ratio:g}{steps}, {stage}, seed {seed}"
             if not guarded(tracker, title, partial(tracker.log_cell, title, _facts(rows), _values(rows))):
                 break
         else:
@@ -43,7 +46,7 @@ def report_results(tracking: Tracking | None, frame: pd.DataFrame, csv: Path) ->
 def _facts(rows: pd.DataFrame) -> dict[str, Any]:
     """Return what a cell is; of its evaluations what all of them have in common."""
     first = rows.iloc[0]
-    return {name: _plain(first[name]) for name in _FACTS if rows[name].nunique(dropna=False) == 1}
+    return {name: plain_number(first[name]) for name in _FACTS if rows[name].nunique(dropna=False) == 1}
 
 
 def _values(rows: pd.DataFrame) -> dict[str, float]:
@@ -56,7 +59,3 @@ def _values(rows: pd.DataFrame) -> dict[str, float]:
         values[name] = float(row["value"])
         values |= {f"{name}/{bound}": float(row[bound]) for bound in ("low", "high", "n")}
     return {name: value for name, value in values.items() if value == value}
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value

@@ -95,12 +95,9 @@ def make_plan(
 
 
 def _check_ratios(plan: Plan) -> None:
-    training = plan.config.training
-    trains = not training.training_free and training.recover.steps != 0
     for spec in plan.config.methods:
         method = build_method(spec, plan.recipe, plan.config.seeds[0])
-        save_dtype = plan.saves(trains or method.requirements.trains)
-        plan.points[spec.shown] = points(plan.config, plan.skeleton, method, save_dtype)
+        plan.points[spec.shown] = points(plan.config, plan.skeleton, method, plan.saves(trains=False))
         for ratio in plan.ratios(spec.shown):
             shape = method.shape(plan.skeleton, ratio)
             try:

@@ -14,7 +14,8 @@ from ..methods.ranks.policies.base import policies
 from ..models.dtypes import OWN
 from ..models.loading import DTYPES, own_dtype
 from ..models.matrices import matrices
-from ..models.quantised.rounding import SCALE_DTYPE, group_count, group_for
+from ..models.quantised.scheme import FACTORS
+from ..models.quantised.size import dense_bytes, factor_bytes
 from .config import SweepConfig
 
 WHOLE_BITS = 16
@@ -60,15 +61,14 @@ class ByteCount:
         allocation = budget.allocate(shape, policies.get("uniform")())
         if bits == WHOLE_BITS:
             return float(allocation.parameters * self.width)
-        scale, size = SCALE_DTYPE.itemsize, 0.0
-        inside = 0
+        size, inside = 0.0, 0
         for unit in shape.units:
             inside += unit.parameters
             rank = allocation.ranks.get(unit.name)
             if rank is None:
                 size += unit.parameters * self._dense_width
             else:
-                size += rank * (unit.cost + scale) + unit.overhead * self.width
+                size += factor_bytes(rank, rank * unit.cost) + unit.overhead * self.width
         beside = max(sum(matrix.parameters for matrix in self._linear) - inside, 0)  # such as a head that stays
         return size + beside * self._dense_width + max(shape.untouched - beside, 0) * self.width
 
@@ -76,8 +76,7 @@ class ByteCount:
     def _dense_width(self) -> float:
         """Bytes of an entry of a dense matrix in 8 bits, with its share of the scales."""
         entries = sum(matrix.parameters for matrix in self._linear)
-        groups = sum(m.out_features * group_count(m.in_features, group_for(m.in_features)) for m in self._linear)
-        return 1 + SCALE_DTYPE.itemsize * groups / entries
+        return sum(dense_bytes(matrix, FACTORS) for matrix in self._linear) / entries
 
     def ratio_for(self, size: float, bits: int) -> float:
         """Return the least ratio, to four decimals, at which the weights take at most ``size`` bytes.

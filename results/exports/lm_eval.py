@@ -22,6 +22,7 @@ from ...evals.harness.names import PREFIX
 from ...evals.harness.outcome import PROMPT_CHARACTERS
 from ...foundation.errors import UserError
 from ...foundation.files import finite, new_folder
+from ...foundation.plain import plain_number
 from ...records.files import read_records
 from ...runners.stage_records import EvaluateRecord
 from ...runners.store.folders import StageStore
@@ -34,6 +35,7 @@ OURS = "lowrank-bench."
 """Begins the names of tasks that are this package's own, whose prompts and verdicts are not lm-eval's."""
 
 _CELL = ["label", "ratio_target", "stage", "steps_budget", "seed"]
+_FACTS = ("method", "label", "options", "stage", "ratio", "ratio_target", "seed", "bytes", "model", "task")
 _UNSAFE = re.compile(r"[\"<>:/|\\?*\[\]\s]+")
 _SCORES = {"correct": 1.0, "wrong": 0.0, "no-answer": 0.0, "timeout": 0.0}
 _NOT_KNOWN = "N/A"
@@ -114,8 +116,7 @@ def _cell(rows: pd.DataFrame, run: Path, with_budget: bool) -> tuple[str, dict[s
             "written_by": "bench export --format lm-eval",
             "note": f"tasks that begin with '{OURS}' are lowrank-bench's own; their verdicts are not lm-eval's",
             "intervals": _intervals(rows),
-            **{name: _plain(first[name]) for name in ("method", "label", "options", "stage", "ratio", "ratio_target")},
-            **{name: _plain(first[name]) for name in ("seed", "bytes", "model", "task")},
+            **{name: plain_number(first[name]) for name in _FACTS},
         },
     }
     versions = json.loads(first.versions)
@@ -274,11 +275,7 @@ def _sample(
 
 def _intervals(rows: pd.DataFrame) -> list[dict[str, Any]]:
     fields = ["variant", "metric", "scorer", "value", "low", "high", "n", "confidence"]
-    return [{str(name): _plain(value) for name, value in row.items()} for row in rows[fields].to_dict("records")]
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
+    return [{str(name): plain_number(value) for name, value in row.items()} for row in rows[fields].to_dict("records")]
 
 
 def _sha(text: str) -> str:

@@ -96,6 +96,10 @@ def _provenance(origin: Origin, base: Base) -> str:
         ("sha256 of the base model", f"`{origin.model_sha256}`"),
         ("sha256 of this model", f"`{origin.sha256}`"),
     ]
+    if "bits" in origin.options:
+        rows.insert(
+            3, ("weights", f"rounded to {origin.options['bits']} bits, stored as the numbers that these stand for")
+        )
     table = "".join(f"| {name} | {value.replace('|', chr(92) + '|')} |\n" for name, value in rows)
     return f"A language model whose weight matrices are stored as low-rank factors.\n\n| | |\n| --- | --- |\n{table}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..tables.by_bytes import share_of_bfloat16
 from ..tables.pivot import Cell, Pivot, format_value, is_fraction
+from .verdicts import lies_apart
 
 EQUAL = 1.02
 """A low-rank row counts as of a control's bytes up to so many times its own."""
@@ -31,8 +32,10 @@ def _against(table: Pivot, control: str, cell: Cell) -> str:
         return f"no low-rank row is as small as the control {control}, {size}"
     pick = max if table.higher_is_better else min
     name, best = pick(small, key=lambda line: line[1].value)
-    if best.high < cell.low or cell.high < best.low:
-        verdict = "beats the control" if (best.value > cell.value) == table.higher_is_better else "loses to the control"
+    if lies_apart(table, best, cell):
+        verdict = "beats the control"
+    elif lies_apart(table, cell, best):
+        verdict = "loses to the control"
     else:
         verdict = "is not separated from the control, whose interval overlaps"
     share = f"{share_of_bfloat16(best):.3f}"

@@ -12,7 +12,7 @@ from ...foundation.files import digest
 from ...records.files import Record
 from ...runners.provenance import processor
 from .online import OnlineSeries
-from .records import add_records, common_fields, median_of_rounds
+from .records import add_records, common_fields, machine_name, median_of_rounds
 
 BENCHMARK = "online"
 HEADLINE = "request_latency_seconds"
@@ -84,8 +84,7 @@ def save_online(folder: Path, series: Sequence[OnlineSeries]) -> Path:
 
 def online_variant(entry: OnlineSeries, load: Load) -> str:
     """Return the name of the conditions: engine, load, requests, lengths, number format, device and threads."""
-    spec = entry.spec
-    machine = f"{spec.device.partition(':')[0]}-{spec.threads}thread{'s' if spec.threads > 1 else ''}"
+    spec, machine = entry.spec, machine_name(entry.spec.device, entry.spec.threads)
     lengths = f"prompt{spec.prompt_tokens}-new{spec.new_tokens}"
     return f"online-vllm-{load.name}-requests{spec.requests}-{lengths}-{spec.dtype}-{machine}"
 

@@ -44,10 +44,14 @@ def speed_records(series: Sequence[Series]) -> list[Record]:
 
 def variant_name(entry: Series, batches: Sequence[int]) -> str:
     """Return the name of the conditions: engine, batch sizes, lengths, number format, device and threads."""
-    spec = entry.spec
-    machine = f"{spec.device.partition(':')[0]}-{spec.threads}thread{'s' if spec.threads > 1 else ''}"
+    spec, machine = entry.spec, machine_name(entry.spec.device, entry.spec.threads)
     sizes = "+".join(map(str, batches))
     return f"speed-{spec.engine}-batch{sizes}-prompt{spec.prompt_tokens}-new{spec.new_tokens}-{spec.dtype}-{machine}"
+
+
+def machine_name(device: str, threads: int) -> str:
+    """Return where a model ran, as part of a variant's name: ``cpu-2threads``."""
+    return f"{device.partition(':')[0]}-{threads}thread{'s' if threads > 1 else ''}"
 
 
 def save_speed(folder: Path, series: Sequence[Series]) -> Path:

@@ -11,8 +11,8 @@ from .table import Column, Field, Table, number_columns
 BYTES = ("B", "kB", "MB", "GB")
 _NOTE = (
     "share: bytes on disk (packed, where weights are rounded) over those of the uncompressed parameters in bfloat16; "
+    "in memory: as the evaluation's engine held them, rounded ones dequantised"
 )
-_NOTE += "in memory: as the evaluation's engine held them, rounded ones dequantised"
 
 
 def by_bytes(table: Pivot) -> Table | None:

@@ -218,9 +218,14 @@ class Arithmetic:
             return work
         gradients = method.requirements.gradients
         moments = 1.0 if whitened else 0.0
-        return _sum([work, self._read(stage, stage.spec.data, method, 3.0 if gradients else 1.0, moments, gradients)])
+        return _sum(
+            [
+                work,
+                self._calibration_work(stage, stage.spec.data, method, 3.0 if gradients else 1.0, moments, gradients),
+            ]
+        )
 
-    def _read(
+    def _calibration_work(
         self, stage: Stage, data: DataSpec, method: Compressor, times: float, moments: float, scores: bool = False
     ) -> Work:
         """Return the work of passes through the examples of a fit, Gram matrices of all inputs among it."""
@@ -265,7 +270,7 @@ class Arithmetic:
         if passes and stage.spec.data is not None:
             # For each ratio half of x̂ x̂ᵀ, all of (x - x̂) x̂ᵀ, and the decompositions that others keep from a fit.
             parts = [_decomposition(group, whitened=True) for group in self._groups(method)]
-            parts.append(self._read(stage, stage.spec.data, method, passes, 3.0))
+            parts.append(self._calibration_work(stage, stage.spec.data, method, passes, 3.0))
             return _sum([work, *parts * len(sizes)])
         search = self.sizes.forward(SEARCH_TOKENS, 128, SEARCH_TOKENS) if method.requirements.searches else 0.0
         return replace(work, reading=search)

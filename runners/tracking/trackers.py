@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +29,7 @@ Facts = Mapping[str, Any]
 Values = Mapping[str, float]
 
 
-class Tracker:
+class Tracker(ABC):
     """One tracker of a sweep.
 
     A title names a run. A run of the same title, sweep and folder is continued where the tracker can do that.
@@ -39,24 +40,25 @@ class Tracker:
     def __init__(self, tracking: Tracking) -> None:
         self.tracking = tracking
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 - most need nothing before
         """Make what processes share, before they start.
 
         Raises:
             UserError: the tracker cannot be used as it is set up.
         """
 
+    @abstractmethod
     def open_training(self, title: str) -> Any:
         """Begin the run of a training; returns the callback of transformers that writes its curves."""
-        raise NotImplementedError
 
-    def close_training(self) -> None:
+    def close_training(self) -> None:  # noqa: B027 - some end by their callback
         """End the run of a training."""
 
+    @abstractmethod
     def log_cell(self, title: str, facts: Facts, values: Values) -> None:
         """Write one cell as a run of its own: what it is, and its numbers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log_table(self, title: str, columns: list[str], rows: list[list[Any]], csv: Path) -> None:
         """Write the results of the whole sweep as a run of its own.
 
@@ -65,7 +67,6 @@ class Tracker:
             columns, rows: what a table shows.
             csv: file with all records.
         """
-        raise NotImplementedError
 
     def run_id(self, title: str) -> str:
         """Return what a run of this sweep in this folder is always called, 16 hexadecimal digits."""

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from commands import bench
 from safetensors.torch import load_file
 from sweeps import small_sweep
 
@@ -71,3 +72,11 @@ def test_tables_and_report_have_the_axis_of_bytes(swept, tmp_path):
     text = write_report(swept.folder, tmp_path)[-1].read_text()
     assert "No low-rank row is as small as the control rtn-int4:group=64" in text
     assert "; at the bytes of rtn-int8, 0.5" in text
+
+
+def test_a_card_says_that_published_weights_were_rounded(swept):
+    for label, said in (("svd", False), ("svd:bits=8", True)):
+        ratio = rows(swept)[label].ratio_target
+        done = bench("push", f"{swept.folder}:{label}@{ratio:g}", "owner/name", "--dry-run")
+        assert done.returncode == 0, done.stderr
+        assert ("rounded to 8 bits" in done.stdout) is said

@@ -7,6 +7,7 @@ from pathlib import Path
 import lm_eval
 import pytest
 from commands import bench
+from harness_tasks import write_tasks
 from lm_eval import utils
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.huggingface import HFLM
@@ -16,57 +17,13 @@ from sweeps import small_sweep
 from lowrank_bench import run_sweep
 
 STORIES = "models/stories260K"
-CHOICE = """
-task: exported_choice
-dataset_path: json
-dataset_kwargs: {data_files: {test: FOLDER/test.jsonl}}
-output_type: multiple_choice
-test_split: test
-doc_to_text: "{{question}}"
-doc_to_choice: "{{choices}}"
-doc_to_target: label
-metric_list:
-  - {metric: acc, aggregation: mean, higher_is_better: true}
-  - {metric: acc_norm, aggregation: mean, higher_is_better: true}
-metadata: {version: 2.0}
-"""
-GENERATED = """
-task: exported_words
-dataset_path: json
-dataset_kwargs: {data_files: {test: FOLDER/test.jsonl}}
-output_type: generate_until
-test_split: test
-doc_to_text: "{{question}}"
-doc_to_target: "{{choices[label]}}"
-generation_kwargs: {until: [".", "\\n"], max_gen_toks: 8}
-filter_list:
-  - name: first-word
-    filter: [{function: regex, regex_pattern: '(\\w+)'}, {function: take_first}]
-  - name: last-word
-    filter: [{function: regex, regex_pattern: '(\\w+)', group_select: -1}, {function: take_first}]
-metric_list:
-  - {metric: exact_match, aggregation: mean, higher_is_better: true}
-"""
-GROUP = """
-group: exported_group
-task: [exported_choice]
-aggregate_metric_list: [{metric: acc, aggregation: mean, weight_by_size: true}]
-"""
-TASKS = ["exported_choice", "exported_words", "exported_group"]
-ROWS = [
-    {"question": "Once upon a time, there was a", "choices": [" little", " theorem"], "label": 0},
-    {"question": "Lily and Tom wanted to play in the", "choices": [" xylophone", " park"], "label": 1},
-    {"question": "She was so sad that she started to", "choices": [" cry", " fry"], "label": 1},
-]
+TASKS = ["local_choice", "local_generated", "local_sized"]
+LIMIT = 3
 
 
 @pytest.fixture(scope="module")
 def own_tasks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tasks")
-    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    for name, text in {"choice": CHOICE, "words": GENERATED, "group": GROUP}.items():
-        (folder / f"{name}.yaml").write_text(text.replace("FOLDER", str(folder)))
-    return folder
+    return write_tasks(tmp_path_factory.mktemp("tasks"))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +32,7 @@ def run(own_tasks, data_dir, tmp_path_factory):
     config = small_sweep(
         tmp_path_factory.mktemp("runs"), model=str(data_dir / STORIES), methods=["svd"], ratios=[1.5],
         benchmarks=names, include_path=own_tasks, training_free=True, finetune={}, recover={}, engine="transformers",
-        name="stories", limit=3, training={"recipe": "small"},
+        name="stories", limit=LIMIT, training={"recipe": "small"},
     )  # fmt: skip
     return run_sweep(config)
 
@@ -105,7 +62,7 @@ def test_it_says_what_lm_eval_writes_of_the_same_model(exported, own_tasks, data
     tracker = EvaluationTracker(output_path=str(tmp_path))
     model = HFLM(pretrained=location, dtype="float32", device="cpu", batch_size=4)
     manager = TaskManager(include_path=str(own_tasks), include_defaults=False)
-    asked = {"task_manager": manager, "log_samples": True, "bootstrap_iters": 0}
+    asked = {"task_manager": manager, "log_samples": True, "bootstrap_iters": 0, "limit": LIMIT}
     group = lm_eval.simple_evaluate(model, tasks=TASKS[2:], **asked)["results"]
     theirs = lm_eval.simple_evaluate(model, tasks=TASKS[:2], evaluation_tracker=tracker, **asked)
     of_tasks = theirs.pop("samples")
@@ -114,11 +71,11 @@ def test_it_says_what_lm_eval_writes_of_the_same_model(exported, own_tasks, data
         tracker.save_results_samples(task, lines)
     (written,) = tmp_path.rglob("results_*.json")
     theirs = json.loads(written.read_text())
-    theirs["results"]["exported_group"] = group["exported_group"]
+    theirs["results"]["local_sized"] = group["local_sized"]
     for task in TASKS:
         ours, own = results["results"][task], theirs["results"][task]
         for key, value in own.items():
-            if "stderr" in key and (value == "N/A" or task == "exported_group"):
+            if "stderr" in key and (value == "N/A" or task == "local_sized"):
                 continue  # the group's is pooled from its members', which records do not hold
             assert ours[key] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), (task, key)
     for task in TASKS[:2]:
@@ -138,7 +95,7 @@ def test_it_says_what_lm_eval_writes_of_the_same_model(exported, own_tasks, data
             for key in ("doc_hash", "prompt_hash", "target_hash", "target", *line["metrics"]):
                 assert same[key] == line[key], key
             assert same["arguments"]["gen_args_0"]["arg_0"] == line["arguments"]["gen_args_0"]["arg_0"]
-            if task == "exported_words":
+            if task == "local_generated":
                 assert (same["resps"], same["filtered_resps"]) == (line["resps"], line["filtered_resps"])
             else:
                 numbers = [float(reply[0][0]) for reply in line["resps"]]
@@ -165,8 +122,8 @@ def test_every_cell_has_its_records_and_our_own_benchmarks_are_marked(run, expor
     assert results["config"]["model_num_parameters"] == headline["params"]
     assert len(results["lowrank_bench"]["intervals"]) == len(rows)
     table = utils.make_table(results)
-    assert all(name in table for name in (task, "exported_choice", "exported_words"))
-    assert "exported_group" in utils.make_table(results, "groups")
+    assert all(name in table for name in (task, "local_choice", "local_generated"))
+    assert "local_sized" in utils.make_table(results, "groups")
 
 
 @pytest.mark.parametrize(

@@ -27,3 +27,13 @@ def test_a_figure_over_many_decades_names_its_values(worst, tmp_path, record):
     ]
     (svg,) = [path for path in draw_curves(to_frame(rows), tmp_path) if path.suffix == ".svg"]
     assert len(re.findall(r"1e\+\d+", svg.read_text())) >= 3
+
+
+@pytest.mark.parametrize("x", ["bytes", "runtime_bytes"])
+def test_sizes_in_several_bits_have_no_axis_of_ratios(x, tmp_path, record):
+    """At 2x there are 16-bit and 8-bit weights: the mean of both is no place for the ratio."""
+    params = 3_369_207_808
+    rows = [record(stage_key="whole", bytes=2 * params)]
+    rows += [record(label="svd:bits=8", options='{"bits":8}', stage_key="rounded", bytes=params + 10**6)]
+    (svg,) = [path for path in draw_curves(to_frame(rows), tmp_path, x=x) if path.suffix == ".svg"]
+    assert ("ratio asked for" in svg.read_text()) is (x == "runtime_bytes")

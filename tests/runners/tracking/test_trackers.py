@@ -159,9 +159,21 @@ def test_cells_and_the_table_have_the_numbers_of_the_records(tmp_path):
     assert history(records["cell svd@2, recovered, seed 42"], metric) == [row["value"]]
     (tables,) = [path for path in (tmp_path / "wandb").glob("offline-run-*/files/media/table") if path.is_dir()]
     (table,) = tables.iterdir()
-    assert f'"svd",2.0,"recovered",42,{row["params"]}' in table.read_text()
+    assert f'"svd",2.0,"recovered",600,42,{row["params"]}' in table.read_text()
     (text,) = EventAccumulator(str(tmp_path / "tensorboard" / "results")).Reload().Tensors("results/text_summary")
-    assert f"| svd | 2.0 | recovered | 42 | {row['params']} |" in text.tensor_proto.string_val[0].decode()
+    assert f"| svd | 2.0 | recovered | 600 | 42 | {row['params']} |" in text.tensor_proto.string_val[0].decode()
+
+
+def test_cells_of_two_training_budgets_are_runs_of_their_own(tmp_path):
+    few = make_sweep(methods=("svd",), ratios=(2.0,), steps_recover=200, steps_budget=200)
+    more = [one for one in make_sweep(methods=("svd",), ratios=(2.0,)) if one.method == "svd"]
+    frame = to_frame([one.model_copy(update={"value": 0.25, "low": 0.2, "high": 0.3}) for one in few] + more)
+    report_results(tracking(tmp_path, "tensorboard"), frame, tmp_path / "results.csv")
+    for budget in (200, 600):
+        rows = frame[frame.headline & (frame.method == "svd") & (frame.steps_budget == budget)]
+        (row,) = rows.to_dict("records")
+        cell = scalars(tmp_path / "tensorboard" / f"cell-svd@2-{budget}-recovered-seed-42")
+        assert cell[f"{row['variant']}/{row['metric']}"] == [(0, pytest.approx(row["value"]))]
 
 
 def test_a_sweep_reports_from_its_workers_and_keeps_its_records(tmp_path, finished):
