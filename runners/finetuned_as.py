@@ -28,7 +28,7 @@ def finetuned_as_text(model: str) -> bool:
     stage = stage_around(path) if os.path.exists(path) else None
     while stage is not None and (stage / RECORD).is_file():
         record = read_json(stage / RECORD)
-        know_task_of(record)
+        know_task_of(stage)
         if data := record.get("config", {}).get("data"):
             with suppress(UserError):  # the task is unknown here
                 return get_task(str(data["task"])).instructs and not data.get("chat", False)

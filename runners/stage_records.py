@@ -26,11 +26,13 @@ class _Lenient(BaseModel):
 
 
 class Hardware(_Lenient):
-    """What a stage ran on: the processor's name, CPU threads, and the names of all GPUs."""
+    """What a stage ran on: the processor's name, its cores and CPU threads, the names of all GPUs, and the system."""
 
     cpu: str
+    cores: int | None = None
     threads: int
     gpus: tuple[str, ...] = ()
+    system: str = ""
 
 
 class Provenance(_Lenient):
@@ -42,11 +44,12 @@ class Provenance(_Lenient):
 
 
 class RecordedExecution(_Lenient):
-    """Where a stage ran: torch device, where its model lay, and the folder with local datasets."""
+    """Where a stage ran: torch device, where its model lay, folder with local datasets, and the task file's text."""
 
     device: str
     model: ModelLocation
     data: Path | None = None
+    task_file: str | None = None
 
 
 class RecordedTraining(_Lenient):
@@ -61,8 +64,22 @@ class RecordedReport(_Lenient):
 
     parameters: int
     ratio_matrices: float
+    ranks: dict[str, int] = Field(default_factory=dict)
+    dense: dict[str, str] = Field(default_factory=dict)
     steps: int = 0
     tokens: int = 0
+
+
+class DataCard(_Lenient):
+    """What was in the training data of a task file: rows, and tokens by ``min``, ``50%`` and other quantiles."""
+
+    rows: int
+    used: int
+    held_out: int = 0
+    empty: int = 0
+    dropped_too_long: int = 0
+    cut_to_length: int = 0
+    tokens: dict[str, float] = Field(default_factory=dict)
 
 
 class TrainingResult(_Lenient):
@@ -70,6 +87,7 @@ class TrainingResult(_Lenient):
 
     training: RecordedTraining
     warnings: tuple[str, ...] = ()
+    data_card: DataCard | None = None
 
 
 class FitResult(_Lenient):
@@ -86,6 +104,10 @@ class CompressResult(_Lenient):
     def report(self, ratio: float) -> RecordedReport:
         """Return the report of one of the stage's ratios."""
         return self.reports[f"{ratio:g}"]
+
+    def has_report(self, ratio: float) -> bool:
+        """Whether this is one of the stage's ratios."""
+        return f"{ratio:g}" in self.reports
 
 
 class QuantiseResult(_Lenient):

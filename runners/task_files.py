@@ -22,15 +22,15 @@ METRICS = "metrics.json"
 """What ``bench eval --out`` writes beside its samples."""
 
 
-def know_task_of(record: Mapping[str, Any] | Path) -> None:
+def know_task_of(folder: Path) -> None:
     """Make the task files' benchmarks known that a stage, or ``bench eval``, was run with; does nothing for others.
 
     Where the data are gone the benchmarks stay unknown, and who asks for one is told so.
 
     Args:
-        record: of the stage as plain data, or a folder with a record.
+        folder: with the record of a stage, or of ``bench eval``.
     """
-    plain = _read(record) if isinstance(record, Path) else record
+    plain = _read(folder)
     for definition in (plain.get("runtime", {}).get("task_file"), *plain.get("task_files", ())):
         if definition:
             with suppress(UserError, OSError, ValueError):

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from ...evals.tasks.files.schema import TaskFile
 from ...foundation.files import read_limited
 from ...foundation.plain import MAX_BYTES
+from ...runners.stage_records import FinetuneRecord, RecoverRecord
 from .data import Asked, Facts
 from .lineage import Lineage
 
@@ -47,16 +49,16 @@ def _own_task(lineage: Lineage) -> list[tuple[str, str]]:
     cards: dict[str, None] = {}
     for path in lineage.paths.values():
         for key in path.values():
-            record = lineage.stage(key) or {}
-            if not (text := record.get("runtime", {}).get("task_file")):
+            record = lineage.stage(key)
+            if record is None or not record.execution.task_file:
                 continue
-            summaries[str(json.loads(text).get("summary", ""))] = None
-            if record.get("kind") in ("finetune", "recover") and (card := record["result"].get("data_card")):
-                left_out = {"held out for benchmarks": "held_out", "left out as empty": "empty"}
-                left_out |= {"left out as too long": "dropped_too_long", "cut": "cut_to_length"}
-                parts = [f"{card['rows']:,} rows, {card['used']:,} for training"]
-                parts += [f"{card[name]:,} {title}" for title, name in left_out.items() if card.get(name)]
-                if tokens := card.get("tokens"):
+            summaries[TaskFile.model_validate_json(record.execution.task_file).summary] = None
+            if isinstance(record, FinetuneRecord | RecoverRecord) and (card := record.result.data_card):
+                left_out = {"held out for benchmarks": card.held_out, "left out as empty": card.empty}
+                left_out |= {"left out as too long": card.dropped_too_long, "cut": card.cut_to_length}
+                parts = [f"{card.rows:,} rows, {card.used:,} for training"]
+                parts += [f"{count:,} {title}" for title, count in left_out.items() if count]
+                if tokens := card.tokens:
                     parts.append(f"{tokens['min']:,} to {tokens['max']:,} tokens each, median {tokens['50%']:,}")
                 cards[", ".join(parts)] = None
     return [("what it is", _list(filter(None, sorted(summaries)))), ("training data", "; ".join(sorted(cards)))]
@@ -77,15 +79,12 @@ def _training(frame: pd.DataFrame, lineage: Lineage, kind: str) -> str:
     text = f"{counts[0]:,} steps" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,} steps"
     if both and (used.steps_compress > 0).any():
         text += ", those that a method takes while compressing included"
-    settings = [
-        record["config"]["train"]
-        for path in lineage.paths.values()
-        if kind in path and (record := lineage.stage(path[kind])) and "train" in record.get("config", {})
-    ]
-    names = {"batch_size": "batch", "learning_rate": "learning rate", "optimizer": "", "schedule": ""}
-    for name, title in names.items():
-        if values := _list(f"{s[name]:g}" if isinstance(s[name], float) else s[name] for s in settings if name in s):
-            text += f", {title} {values}".replace("  ", " ")
+    records = [lineage.stage(path[kind]) for path in lineage.paths.values() if kind in path]
+    settings = [record.spec.train for record in records if isinstance(record, FinetuneRecord | RecoverRecord)]
+    if settings:
+        text += f", batch {_list(s.batch_size for s in settings)}"
+        text += f", learning rate {_list(f'{s.learning_rate:g}' for s in settings)}"
+        text += f", {_list(s.optimizer for s in settings)}, {_list(s.schedule for s in settings)}"
     return text
 
 
@@ -103,17 +102,14 @@ def _config(run: Path) -> str:
 def origin(frame: pd.DataFrame, lineage: Lineage) -> Facts:
     """Say what was run on what: a name and its values, with the number of evaluations where they differ."""
     ends = frame.drop_duplicates("stage_key")
-    hardware = [
-        record.get("provenance", {}).get("hardware", {})
-        for key in lineage.evaluations
-        if (record := lineage.stage(key)) is not None
-    ]
+    records = [record for key in lineage.evaluations if (record := lineage.stage(key)) is not None]
+    hardware = [record.provenance.hardware for record in records]
     facts = [
         ("device", _counted(ends.device)),
         ("CPU threads of an evaluation", _counted(ends.threads)),
-        ("cores", _counted(h.get("cores", "") for h in hardware)),
-        ("GPUs", _counted(", ".join(h.get("gpus") or ["none"]) for h in hardware)),
-        ("system", _counted(h.get("system", "") for h in hardware)),
+        ("cores", _counted(h.cores or "" for h in hardware)),
+        ("GPUs", _counted(", ".join(h.gpus) or "none" for h in hardware)),
+        ("system", _counted(h.system for h in hardware)),
         ("engine", _counted(ends.engine)),
         ("number format", _counted(ends.dtype)),
         ("isolation of generated code", _counted(i or "no code was executed" for i in ends.isolation)),

@@ -54,4 +54,4 @@ def span(lineage: Lineage) -> tuple[str, ...]:
     records = [record for key in lineage.keys if (record := lineage.stage(key)) is not None]
     if not records:
         return ()
-    return min(str(r.get("started_at", "")) for r in records), max(str(r.get("ended_at", "")) for r in records)
+    return min(record.started_at for record in records), max(record.ended_at for record in records)

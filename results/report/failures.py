@@ -123,7 +123,7 @@ def _prompts(sources: Sequence[_Source], lineage: Lineage, data: Path | None) ->
         group = str(line["benchmark"]), str(line["variant"]), str(line["stage"]), folder
         if group not in prompts_of:
             problems = {str(s.line["problem"]) for s in sources if s.line["benchmark"] == line["benchmark"]}
-            know_task_of(lineage.stage(source.key) or {})
+            know_task_of(lineage.root / source.key)
             prompts_of[group] = _prompts_of_stage(*group, problems)
         text = prompts_of[group].get(str(line["problem"]), "")
         texts.append(text if text and _same(text, line) else str(line.get("prompt", "")))
@@ -136,8 +136,8 @@ def _same(text: str, line: Mapping[str, Any]) -> bool:
 
 
 def _data_folder(lineage: Lineage, key: str) -> str:
-    record = lineage.stage(key) or {}
-    return str(record.get("runtime", {}).get("data") or "")
+    record = lineage.stage(key)
+    return str(record.execution.data or "") if record else ""
 
 
 def _prompts_of_stage(name: str, variant: str, stage: str, folder: str, problems: set[str]) -> dict[str, str]:

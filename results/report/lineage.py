@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ...foundation.errors import UserError
-from ...runners.store.files import read_record, reason_of
+from ...runners.stage_records import StageRecord, parse_record
+from ...runners.store.files import KEY, read_record, reason_of
 from ...runners.store.folders import StageStore
 from ..cells import stage_folder
 
 Rows = Sequence[Mapping[str, Any]]
 """Headline records by column, with ``table``, the number of their table, and ``shown``, the text of their row in it."""
-
-_KEY = re.compile(r"(finetune|fit|compress|recover|evaluate)-[0-9a-f]{16}")
 
 
 class Lineage:
@@ -33,22 +31,22 @@ class Lineage:
     def __init__(self, run: Path, evaluations: Iterable[str]) -> None:
         self.root = stage_folder(run, "")
         self.evaluations = list(dict.fromkeys(evaluations))
-        self._records: dict[str, dict[str, Any] | None] = {}
+        self._records: dict[str, StageRecord | None] = {}
         self.damaged: dict[str, str] = {}
 
-    def stage(self, key: str) -> dict[str, Any] | None:
-        """Return what ``stage.json`` says; None where it is not there or not as written."""
+    def stage(self, key: str) -> StageRecord | None:
+        """Return a stage's record; None where it is not there or not as written."""
         if key not in self._records:
-            self._records[key] = self._load(key) if _KEY.fullmatch(key) else None
+            self._records[key] = self._load(key) if KEY.fullmatch(key) else None
         return self._records[key]
 
-    def _load(self, key: str) -> dict[str, Any] | None:
+    def _load(self, key: str) -> StageRecord | None:
         folder = self.root / key
         if not folder.is_dir():
             return None
         record = None
         try:
-            record = read_record(folder)
+            record = parse_record(read_record(folder), folder)
             StageStore(self.root).verify(key)
         except UserError as error:
             self.damaged[key] = reason_of(error)
@@ -65,10 +63,10 @@ class Lineage:
         while todo:
             key = todo.pop()
             record = self.stage(key)
-            if record is None or record.get("kind") in paths:
+            if record is None or record.kind in paths:
                 continue
-            paths[str(record["kind"])] = key
-            todo += [str(value).partition("/")[0] for _, value in sorted(record.get("inputs", {}).items())]
+            paths[record.kind] = key
+            todo += [str(value).partition("/")[0] for _, value in sorted(record.spec.inputs)]
         return paths
 
     @cached_property

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...foundation.files import open_regular, read_json
+from ...runners.stage_records import CompressRecord
 from ...runners.store.folders import MODEL_FOLDER, ratio_folder
 from .data import Rank, RankMap
 from .lineage import Lineage, Rows
@@ -64,22 +65,20 @@ def layer_order(layer: str) -> tuple[bool, int]:
 
 def _ranks(lineage: Lineage, key: str, ratio: float) -> dict[str, Rank]:
     record = lineage.stage(key)
-    try:
-        report = record["result"]["reports"][f"{ratio:g}"] if record else {}
-        ranks, dense = {str(k): int(v) for k, v in report["ranks"].items()}, [str(name) for name in report["dense"]]
-    except (KeyError, TypeError, AttributeError, ValueError):
+    if not isinstance(record, CompressRecord) or not record.result.has_report(ratio):
         return {}
+    report = record.result.report(ratio)
     shapes: dict[str, Shape] = {}
     shared: set[str] = set()
     if stage := lineage.folder(key):
         folder = stage / ratio_folder(ratio) / MODEL_FOLDER
         shapes, shared = _shapes(folder), _shared(folder)
     rank_of = {}
-    for name, rank in ranks.items():
+    for name, rank in report.ranks.items():
         m, n = shapes.get(name, (0, 0))
         stored = rank * (m if name in shared else m + n)
         rank_of[name] = Rank(rank, min(m, n), stored / (m * n) if m and n else 0.0, name in shared)
-    for name in dense:
+    for name in report.dense:
         rank_of[name] = Rank(None, min(shapes.get(name, (0, 0))), 1.0)
     return rank_of
 

@@ -16,7 +16,9 @@ from ...models.matrices import model_size
 from ...models.presets import PRESETS, folder_name, resolve_model
 from ...models.version4 import config_keys
 from ...records.files import COLUMNS, SCHEMA_VERSION
-from ...runners.store.folders import REPORT, verify_around
+from ...runners.stage_records import CompressRecord, QuantiseRecord, RecoverRecord
+from ...runners.store.files import stage_around
+from ...runners.store.folders import REPORT, StageStore, verify_around
 from ..cells import checkpoint_folder, find_cell, is_cell
 
 _MEASURED = {
@@ -169,18 +171,27 @@ def _compression_report(folder: Path) -> dict[str, Any]:
 
 
 def _stage_report(folder: Path) -> dict[str, Any]:
-    recovered = (folder.parent / "stage.json").is_file()
-    if recovered:  # stages/recover-…/model was made from stages/compress-…/ratio-R/model
-        stages = folder.parent.parent
-        folder = stages / read_json(folder.parent / "stage.json")["inputs"]["model"]
+    """Return what the stages say that made ``KEY/model`` or ``KEY/ratio-R/model``; nothing for other folders."""
+    around = stage_around(folder)
+    if around is None:
+        return {}
+    store, options, state = StageStore(around.parent), {}, "compressed"
+    record = store.record(around.name)
+    while not isinstance(record, CompressRecord):
+        if isinstance(record, QuantiseRecord):
+            options["bits"] = record.spec.scheme.bits
+        elif isinstance(record, RecoverRecord):
+            state = "recovered"
+        folder = store.root / record.spec.inputs.model
         verify_around(folder)
-    stage, report = read_json(folder.parent.parent / "stage.json"), read_json(folder.parent / REPORT)
+        record = store.record(folder.relative_to(store.root).parts[0])
+    report = read_json(folder.parent / REPORT)
     return {
-        "method": stage["config"]["method"],
-        "label": stage["config"]["method"],
-        "options": canonical_json(stage["config"]["options"]),
-        "stage": "recovered" if recovered else "compressed",
-        "seed": stage["config"]["seed"],
+        "method": record.spec.method,
+        "label": record.spec.method,
+        "options": canonical_json(record.spec.options | options),
+        "stage": state,
+        "seed": record.spec.seed,
         "ratio_target": float(folder.parent.name.removeprefix("ratio-")),
         "ratio_matrices": report["ratio_matrices"],
         "params_original": report["parameters_before"],

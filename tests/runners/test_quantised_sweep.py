@@ -10,7 +10,9 @@ from sweeps import small_sweep
 
 from lowrank_bench.models.loading import load_model
 from lowrank_bench.models.quantised.folder import PACKED_FILE, read_packed
+from lowrank_bench.results.report.lineage import Lineage
 from lowrank_bench.results.report.write import write_report
+from lowrank_bench.results.speed.subject import find_subject
 from lowrank_bench.results.sweep import run_sweep
 from lowrank_bench.results.tables.by_ratio import by_ratio
 from lowrank_bench.runners.store.folders import MODEL_FOLDER
@@ -72,6 +74,24 @@ def test_tables_and_report_have_the_axis_of_bytes(swept, tmp_path):
     text = write_report(swept.folder, tmp_path)[-1].read_text()
     assert "No low-rank row is as small as the control rtn-int4:group=64" in text
     assert "; at the bytes of rtn-int8, 0.5" in text
+
+
+def test_reports_follow_a_rounded_cell_to_the_first_model(swept):
+    key = rows(swept)["svd:bits=8"].stage_key
+    lineage = Lineage(swept.folder, [key])
+    assert set(lineage.paths[key]) == {"fit", "compress", "quantise", "evaluate"}
+    assert lineage.damaged == {}
+
+
+def test_speed_names_the_method_behind_rounded_weights(config, swept):
+    rounded = rows(swept)["svd:bits=8"]
+    stages = config.execution.folder / "stages"
+    folders = {find_subject(str(folder)).origin["ratio_target"] for folder in stages.glob("quantise-*/model")}
+    assert rounded.ratio_target in folders
+    cell = find_subject(f"{swept.folder}:svd:bits=8@{rounded.ratio_target:g}")
+    origin = find_subject(str(cell.folder)).origin
+    assert (origin["method"], origin["stage"], origin["params"]) == ("svd", "compressed", rounded.params)
+    assert json.loads(origin["options"])["bits"] == 8
 
 
 def test_a_card_says_that_published_weights_were_rounded(swept):
