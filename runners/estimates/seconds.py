@@ -8,10 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from ...foundation.errors import UserError
 from ...foundation.files import read_json
 from ...models.loading import DTYPES
 from ..executors.local import crew_size
 from ..graph import Plan
+from ..specs import CompressSpec, EvaluateSpec, FitSpec, Spec, TrainedSpec
+from ..stage_records import StageRecord, parse_record
+from ..store.files import RECORD
 from ..store.folders import StageStore
 from .arithmetic import Arithmetic
 from .speeds import Speeds, card_speeds, cpu_speeds
@@ -51,24 +55,22 @@ def past_seconds(store: StageStore, model: str, device: str) -> dict[tuple[str, 
         model: identity of the model that they began with; others tell nothing.
         device: torch device; stages on another type of device tell nothing.
     """
-    records: dict[str, dict[str, Any]] = {}
-    for file in store.root.glob("*-*/stage.json") if store.root.is_dir() else ():
-        with contextlib.suppress(OSError, ValueError):
-            records[file.parent.name] = read_json(file)
+    records: dict[str, StageRecord] = {}
+    for file in store.root.glob(f"*-*/{RECORD}") if store.root.is_dir() else ():
+        with contextlib.suppress(OSError, ValueError, UserError):
+            records[file.parent.name] = parse_record(read_json(file), file.parent)
     sums: dict[tuple[str, str], list[float]] = defaultdict(list)
     for record in records.values():
-        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
-            where = str(record["runtime"]["device"]).partition(":")[0]
-            if where == device.partition(":")[0] and _first_model(record, records) == model:
-                kind = record["kind"]
-                sums[kind, likeness(kind, record["config"])].append(float(record["seconds"]))
+        device_type = record.execution.device.partition(":")[0]
+        if device_type == device.partition(":")[0] and _first_model(record, records) == model:
+            sums[record.kind, likeness(record.spec)].append(record.seconds)
     return {alike: sum(values) / len(values) for alike, values in sums.items()}
 
 
-def _first_model(record: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]) -> str:
+def _first_model(record: StageRecord, records: Mapping[str, StageRecord]) -> str:
     """Return the identity of the model that a chain of stages began with."""
     for _ in range(len(records) + 1):
-        identity = str(record["inputs"]["model"])
+        identity = record.spec.inputs.model
         before = records.get(identity.partition("/")[0])
         if before is None:
             return identity
@@ -76,17 +78,15 @@ def _first_model(record: Mapping[str, Any], records: Mapping[str, Mapping[str, A
     return ""
 
 
-def likeness(kind: str, config: Mapping[str, Any]) -> str:
+def likeness(spec: Spec) -> str:
     """Return what stages of a kind must have in common for one to tell the seconds of another."""
-    if kind == "evaluate":
-        parts = [config["variant"], config["identity"].get("limit"), config["engine"], config["dtype"]]
-    elif "train" in config:
-        train = config["train"]
-        size = [train["steps"], None if train["steps"] is not None else train["epochs"], train["batch_size"]]
-        parts = [config.get("method"), *size, config["data"]["source"], config["data"]["max_length"]]
-    else:
-        parts = [config.get("method"), config.get("fit", {}).get("factors")]
-    return repr(parts)
+    method = spec.method if isinstance(spec, CompressSpec) else None
+    if isinstance(spec, EvaluateSpec):
+        return repr([spec.variant, spec.identity.get("limit"), spec.engine, spec.dtype])
+    if isinstance(spec, TrainedSpec | CompressSpec) and (train := spec.train) and spec.data:
+        size = [train.steps, None if train.steps is not None else train.epochs, train.batch_size]
+        return repr([method, *size, spec.data.source, spec.data.max_length])
+    return repr([method, spec.fit.get("factors") if isinstance(spec, FitSpec) else None])
 
 
 def estimate(plan: Plan, speeds: Speeds | None = None) -> Estimate:
@@ -103,7 +103,7 @@ def estimate(plan: Plan, speeds: Speeds | None = None) -> Estimate:
     seconds, measured = {}, set()
     for key in pending:
         stage = plan.stages[key]
-        alike = past.get((stage.kind, likeness(stage.kind, stage.spec.hashed())))
+        alike = past.get((stage.kind, likeness(stage.spec)))
         if alike is not None:
             seconds[key] = alike
             measured.add(key)
