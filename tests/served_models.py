@@ -178,7 +178,8 @@ def widen_heads(model: Any, width: int = 32) -> Any:
 
 def served_models(data_dir: Path) -> Iterator[tuple[str, Any]]:
     """Yield factorised models by name."""
-    for architecture in ("llama", "mistral", "qwen2", "gemma", "opt", "gpt-neox"):
+    classic = ("llama", "mistral", "qwen2", "gemma", "opt", "gpt-neox")
+    for architecture in (*classic, "llama3", "qwen3", "smollm3", "olmo2", "qwen3-moe"):
         yield architecture, factorise(random_model(architecture, width=WIDTH))
     yield "phi3", factorise(small_phi3())
     yield "stories260K", factorise(widen_heads(load_model(data_dir / "models" / "stories260K")))

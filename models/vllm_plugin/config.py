@@ -27,6 +27,9 @@ from .sharing import FirstFactors
 _DRAFT = "draft_model."
 """What vLLM puts before the names of a draft model of speculative decoding, which has a configuration of its own."""
 
+_RENAMED = "block_sparse_moe"
+"""What vLLM's Mixtral reads, as files on the hub name it; transformers, and so a factorised folder, says ``mlp``."""
+
 _USUAL: dict[type[LinearBase], tuple[str, ...]] = {
     QKVParallelLinear: ("q_proj", "k_proj", "v_proj"),
     MergedColumnParallelLinear: ("gate_proj", "up_proj"),
@@ -112,9 +115,15 @@ class LowRankServingConfig(QuantizationConfig):
 
         Raises:
             UserError: the checkpoint factorises a layer that only works dense (experts of a mixture), or one that
-                vLLM fuses from matrices that it does not name.
+                vLLM fuses from matrices that it does not name; or it stores experts under other names than vLLM reads.
         """
         prefix = prefix.removeprefix(_DRAFT)
+        if _RENAMED in prefix.split("."):
+            raise UserError(
+                f"vLLM's class of this mixture reads '{prefix}', which factorised folders store as transformers names "
+                "it ('mlp'); export the model dense (bench export FOLDER --dense --out DIR), or evaluate it with "
+                "transformers"
+            )
         if self.layout.embeddings and isinstance(layer, VocabParallelEmbedding):
             if isinstance(layer, ParallelLMHead):
                 if prefix in self.layout.embeddings.values():

@@ -32,7 +32,8 @@ from lowrank_bench.models.matrices import low_rank_layers
 
 _CHILD = Path(__file__).parents[2] / "vllm_child.py"
 FACTORISED = {"llama": 9, "mistral": 9, "qwen2": 9, "gemma": 8, "opt": 8, "gpt-neox": 9, "phi3": 9}
-"""Four layers of each decoder layer, fused ones counted once, and the head where it is not tied."""
+FACTORISED |= {"llama3": 8, "qwen3": 9, "smollm3": 8, "olmo2": 9, "qwen3-moe": 7}
+"""Four layers of each decoder layer, fused ones counted once, and the head where it is not tied; experts stay dense."""
 EMBEDDED = ("llama-embedding", "qwen2-embedding", "gemma3-embedding")
 """Models whose embedding is factorised too, and with it the tied head."""
 DENSE = ("llama", "mistral", "qwen2", "gemma", "stories260K", *EMBEDDED)

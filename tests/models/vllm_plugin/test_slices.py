@@ -462,6 +462,15 @@ def test_fused_layers_of_a_class_without_a_mapping(group: list[Any], prefix: str
     assert type(output.quant_method).__name__ == "LowRankMethod"
 
 
+def test_experts_under_the_names_of_the_hub_are_refused() -> None:
+    made = config({"model.layers.0.self_attn.o_proj": factors(5, 64)})
+    for name in ("gate", "experts"):
+        with pytest.raises(
+            UserError, match=rf"reads 'model\.layers\.0\.block_sparse_moe\.{name}'.*export the model dense"
+        ):
+            made.get_quant_method(torch.nn.Module(), f"model.layers.0.block_sparse_moe.{name}")
+
+
 @pytest.mark.parametrize("names", [("query", "key", "value"), ("w1", "w3"), ("Wq", "out_proj")])
 def test_fused_layers_of_unknown_parts_are_refused(group: list[Any], names: tuple[str, ...]) -> None:
     from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear
