@@ -52,6 +52,8 @@ class Recovery(BaseModel, ABC):
     """Whether there is a training at all; else the compressed model itself is measured."""
     trains_sharded: ClassVar[bool] = False
     """Whether a trainer may leave only a share of the model in each process (FSDP2)."""
+    freezes: ClassVar[bool] = False
+    """Whether nearly all weights are frozen, so that a backward pass computes half of the products, for estimates."""
 
     def check(self) -> None:
         """Refuse what cannot run here, before any work.

@@ -39,6 +39,8 @@ class Lora(Recovery):
         lr_scale: factor on the sweep's learning rate; the authors train at 1e-4.
     """
 
+    freezes = True
+
     r: int = Field(default=8, ge=1)
     lora_alpha: float = Field(default=16, gt=0, allow_inf_nan=False)
     lora_dropout: float = Field(default=0.05, ge=0, lt=1)

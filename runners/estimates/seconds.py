@@ -84,6 +84,7 @@ def likeness(kind: str, config: Mapping[str, Any]) -> str:
         train = config["train"]
         size = [train["steps"], None if train["steps"] is not None else train["epochs"], train["batch_size"]]
         parts = [config.get("method"), *size, config["data"]["source"], config["data"]["max_length"]]
+        parts += [config["recovery"]] if "recovery" in config else []
     else:
         parts = [config.get("method"), config.get("fit", {}).get("factors")]
     return repr(parts)

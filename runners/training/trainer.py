@@ -151,7 +151,9 @@ class _CheckedTrainer(transformers.Trainer):
         """Write the state of a training that has done `start` steps and return its folder, to be resumed from."""
         path = os.path.join(folder, _LATER)
         os.makedirs(path, exist_ok=True)
-        transformers.TrainerState(global_step=self.start).save_to_json(os.path.join(path, "trainer_state.json"))
+        state = transformers.TrainerState(global_step=self.start, train_batch_size=self._train_batch_size)
+        state.compute_steps(self.args, self.args.max_steps)
+        state.save_to_json(os.path.join(path, "trainer_state.json"))
         return path
 
     def create_accelerator_and_postprocess(self) -> None:
