@@ -18,6 +18,7 @@ from accelerate.utils import AutocastKwargs, broadcast_object_list, gather_objec
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from transformers.trainer_callback import ExportableState
 
 from ...evals.tasks.prompts import Encoded
 from ...foundation.environment import launcher_ignored
@@ -151,7 +152,12 @@ class _CheckedTrainer(transformers.Trainer):
         """Write the state of a training that has done `start` steps and return its folder, to be resumed from."""
         path = os.path.join(folder, _LATER)
         os.makedirs(path, exist_ok=True)
-        state = transformers.TrainerState(global_step=self.start, train_batch_size=self._train_batch_size)
+        parts = [*self.callback_handler.callbacks, self.control]
+        state = transformers.TrainerState(
+            global_step=self.start,
+            train_batch_size=self._train_batch_size,
+            stateful_callbacks=[part for part in parts if isinstance(part, ExportableState)],
+        )
         state.compute_steps(self.args, self.args.max_steps)
         state.save_to_json(os.path.join(path, "trainer_state.json"))
         return path
