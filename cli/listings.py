@@ -13,7 +13,9 @@ from .output import print_rows
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method: all that is known of it, and its options.")] = None,
     policies: Annotated[bool, typer.Option("--policies", help="List rank policies instead.")] = False,
-    recoveries: Annotated[bool, typer.Option("--recoveries", help="List what trains after compression instead.")] = False,
+    recoveries: Annotated[
+        bool, typer.Option("--recoveries", help="List what trains after compression instead.")
+    ] = False,
 ) -> None:
     """List the compression methods, the rank policies or the recoveries; with a name, its options and its status."""
     from . import methods as texts

@@ -41,7 +41,9 @@ class FactorPairs:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.layers = {name: layer for name, layer in low_rank_layers(model).items() if isinstance(layer, LowRankLinear)}
+        self.layers = {
+            name: layer for name, layer in low_rank_layers(model).items() if isinstance(layer, LowRankLinear)
+        }
 
     def names(self, part: str) -> list[str]:
         """Return the dotted names of the linear layers ``factor_a`` or ``factor_b``; shared factors have one."""

@@ -95,7 +95,9 @@ def create_recovery(name: str, options: Mapping[str, Any] | None = None) -> Reco
     """
     cls = recoveries.get(name)
     if not (isinstance(cls, type) and issubclass(cls, Recovery)):
-        raise UserError(f"recovery '{name}' is no Recovery; derive it from lowrank_bench.methods.recoveries.base.Recovery")
+        raise UserError(
+            f"recovery '{name}' is no Recovery; derive it from lowrank_bench.methods.recoveries.base.Recovery"
+        )
     try:
         return cls(**(options or {}))
     except ValidationError as error:

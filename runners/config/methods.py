@@ -143,7 +143,9 @@ def _separated(text: str, kind: str = "method") -> str:
     if not match or not pieces or any(piece.startswith("=") for piece in pieces):
         return f"'{text}' is no {kind}; write name, or name:option=value,option=value"
     if ":" not in text and all(map(_BARE_METHOD.fullmatch, pieces)):
-        return f"{_PLURALS[kind]} are separated by commas; in place of '{text}' write {','.join([match['name'], *pieces])}"
+        return (
+            f"{_PLURALS[kind]} are separated by commas; in place of '{text}' write {','.join([match['name'], *pieces])}"
+        )
     options: list[str] = []
     for piece in pieces:
         if "=" not in piece and options and "=" not in options[-1]:

@@ -20,7 +20,9 @@ class RecoverySpec(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:
-        return parse_method(value, "recovery").model_dump(include={"name", "options"}) if isinstance(value, str) else value
+        return (
+            parse_method(value, "recovery").model_dump(include={"name", "options"}) if isinstance(value, str) else value
+        )
 
     @property
     def shown(self) -> str:

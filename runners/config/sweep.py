@@ -134,11 +134,13 @@ class Training(BaseModel):
         default=RecoverOverrides(),
         description="after it, pruning included; the same for every method. Several, 100,200,400: each of them.",
     )
-    recovery: Annotated[tuple[RecoverySpec, ...], Option(parse=split_methods, default="full", example="full,lora")] = Field(
-        default=(FULL,),
-        min_length=1,
-        description="What is trained after compression: full, lora, none (see bench methods --recoveries); several are "
-        "compared: full,lora:r=16.",
+    recovery: Annotated[tuple[RecoverySpec, ...], Option(parse=split_methods, default="full", example="full,lora")] = (
+        Field(
+            default=(FULL,),
+            min_length=1,
+            description="What is trained after compression: full, lora, none (see bench methods --recoveries); several are "
+            "compared: full,lora:r=16.",
+        )
     )
     chat_template: Literal["auto", "never"] = Field(
         default="auto",

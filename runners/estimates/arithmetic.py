@@ -199,7 +199,8 @@ class Arithmetic:
         passes = (4.0 if settings.gradient_checkpointing else 3.0) - 1.0 * frozen
         return Work(
             training=passes * sizes.forward(tokens, length, tokens),
-            moved=3.0 * sizes.moved(tokens, tokens, 4) + updated * _OPTIMIZER_BYTES * (sizes.blocks + sizes.rest) * steps,
+            moved=3.0 * sizes.moved(tokens, tokens, 4)
+            + updated * _OPTIMIZER_BYTES * (sizes.blocks + sizes.rest) * steps,
             passes=3.0 * examples / micro,
             traffic=traffic,
         )

@@ -166,7 +166,9 @@ def test_a_run_killed_in_a_phase_ends_with_the_same_results(whole, tmp_path):
     assert done.returncode == 0, done.stderr
     (recover,) = stages.glob("recover-*")
     first = whole.execution.out / "stages" / recover.name
-    assert (first / "model" / "model.safetensors").read_bytes() == (recover / "model" / "model.safetensors").read_bytes()
+    assert (first / "model" / "model.safetensors").read_bytes() == (
+        recover / "model" / "model.safetensors"
+    ).read_bytes()
     before, after = (read_records(folder / "tiny-toy-math") for folder in (whole.execution.out, tmp_path))
     alike = before.label.isin(["finetuned", "svd:recovery=lora"])
     assert same_results(before[alike], after) == []
