@@ -48,8 +48,8 @@ class RecordingTrainer(PlainTrainer):
 def compressed(architecture: str, method: str = "svd", dtype: torch.dtype = torch.float32) -> Any:
     """Return a random model compressed 2x."""
     model = random_model(architecture, dtype=dtype)
-    data, made = RandomData(), create_method(method)
-    made.compress(model, made.fit(model, data), Budget(2.0), None, data)
+    data, compressor = RandomData(), create_method(method)
+    compressor.compress(model, compressor.fit(model, data), Budget(2.0), None, data)
     return model
 
 

@@ -67,5 +67,6 @@ class FactorPairs:
 
 def _linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    linear.weight, linear.bias = weight, bias
+    linear.weight = weight
+    linear.register_parameter("bias", bias)
     return linear

@@ -358,11 +358,11 @@ class Layout:
             small = self._made(key, f"{ratio_folder(ratio)}/{MODEL_FOLDER}")
             path = keys | {"compress": key}
             last = recoveries[0].steps == 0
-            trained = {shown: recovery for shown, recovery in self.recovered_by.items() if recovery.trains}
-            if last or self.config.evaluation.before_recovery or len(trained) < len(self.recovered_by):
+            recovering = {shown: recovery for shown, recovery in self.recovered_by.items() if recovery.trains}
+            if last or self.config.evaluation.before_recovery or len(recovering) < len(self.recovered_by):
                 self._cells(spec, ratio, seed, "compressed", path, small, recoveries[0] if needs.trains else None)
             for run in recoveries if not last else []:
-                for shown, recovery in trained.items():
+                for shown, recovery in recovering.items():
                     self._recovered(spec, method, ratio, seed, path, small, run, recovery, shown)
 
     def _steps(self, run: TrainSettings | None) -> str:

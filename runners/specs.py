@@ -109,7 +109,7 @@ class RecoverSpec(TrainedSpec):
     kind: Literal["recover"] = "recover"
     extra_pruning_steps: int
     recovery: str = "full"
-    recovery_options: dict[str, Any] = {}
+    recovery_options: Mapping[str, Any] = {}
 
 
 class FitBudget(Frozen):

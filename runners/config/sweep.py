@@ -138,7 +138,7 @@ class Training(BaseModel):
         Field(
             default=(FULL,),
             min_length=1,
-            description="What is trained after compression: full, lora, none (see bench methods --recoveries); several are "
+            description="What is trained after compression: full, lora, none (bench methods --recoveries); several are "
             "compared: full,lora:r=16.",
         )
     )
@@ -173,7 +173,7 @@ class Training(BaseModel):
 
         made = {spec.shown: create_recovery(spec.name, spec.options) for spec in values}
         _no_repeats("recovery", [spec.shown for spec in values])
-        _no_repeats("recovery", [f"{one.name} {one.model_dump_json()}" for one in made.values()])
+        _no_repeats("recovery", [f"{recovery.name} {recovery.model_dump_json()}" for recovery in made.values()])
         return values
 
     @model_validator(mode="after")
@@ -184,8 +184,8 @@ class Training(BaseModel):
         if trained := [spec.shown for spec in self.recovery if spec.name not in ("full", "none")]:
             if self.training_free:
                 raise ValueError(
-                    f"--training-free leaves out both finetunings, and --recovery {trained[0]} is one; leave one of them "
-                    "out"
+                    f"--training-free leaves out both finetunings, and --recovery {trained[0]} is one; leave one "
+                    "of them out"
                 )
             if self.recover.steps == (0,):
                 raise ValueError(

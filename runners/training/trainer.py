@@ -18,7 +18,6 @@ from accelerate.utils import AutocastKwargs, broadcast_object_list, gather_objec
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers.trainer_callback import ExportableState
 
 from ...evals.tasks.prompts import Encoded
 from ...foundation.environment import launcher_ignored
@@ -32,16 +31,16 @@ from ..tracking.training import MOST_POINTS, TrackedTraining, tracked
 from .batches import Examples, StepSampler
 from .data import TaskData, collate
 from .host_moments import HostMomentsAdamW
+from .later import begin_later, begins_later
 from .one_device import OneDeviceArguments
 from .placement import optimizer_name
 from .resuming import Resumable
+from .schedules import schedule_arguments
 from .settings import TrainSettings
 from .sharding import collect, fit_settings, is_main, is_sharded, process_count, shards, skeleton, use_fsdp2_on_cpus
 
 _STATE = "method.pt"
 """In a checkpoint, what a method changes beside the model."""
-_LATER = "begins-later"
-"""Folder of the state that makes transformers' Trainer begin with a later batch, as if it resumed."""
 
 
 class _Hooks(transformers.TrainerCallback):
@@ -148,20 +147,6 @@ class _CheckedTrainer(transformers.Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         return super().create_scheduler(num_training_steps - self.start, optimizer)
 
-    def begin_later(self, folder: str) -> str:
-        """Write the state of a training that has done `start` steps and return its folder, to be resumed from."""
-        path = os.path.join(folder, _LATER)
-        os.makedirs(path, exist_ok=True)
-        parts = [*self.callback_handler.callbacks, self.control]
-        state = transformers.TrainerState(
-            global_step=self.start,
-            train_batch_size=self._train_batch_size,
-            stateful_callbacks=[part for part in parts if isinstance(part, ExportableState)],
-        )
-        state.compute_steps(self.args, self.args.max_steps)
-        state.save_to_json(os.path.join(path, "trainer_state.json"))
-        return path
-
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         if self.args.gradient_checkpointing:
@@ -208,7 +193,7 @@ class _CheckedTrainer(transformers.Trainer):
             save_model(self.model, os.path.join(output_dir, "model.safetensors"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if os.path.basename(resume_from_checkpoint) == _LATER:
+        if begins_later(resume_from_checkpoint):
             return  # it holds a number of steps alone
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -220,22 +205,6 @@ class _CheckedTrainer(transformers.Trainer):
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         self.hooks.count(loss, tokens)
         return loss
-
-
-def _schedule(name: str, min_lr_rate: float) -> dict[str, Any]:
-    """Return the arguments of transformers that choose a schedule, the cosine with a floor where there is one.
-
-    Raises:
-        UserError: a floor under another schedule.
-    """
-    if not min_lr_rate:
-        return {"lr_scheduler_type": name}
-    if name != "cosine":
-        raise UserError(
-            f"a floor of the learning rate (min_lr_rate {min_lr_rate:g}) belongs to the cosine schedule, and the schedule "
-            f"is {name}; write schedule: cosine, or min_lr_rate=0"
-        )
-    return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": min_lr_rate}}
 
 
 _COMPRESS_ORDER = 1_000_003
@@ -309,7 +278,7 @@ class TaskTrainer:
         """Train in place for ``steps`` updates, with one warm-up and one decay; see `methods.base.Trainer.train`."""
         if steps == 0:
             return TrainingLog(0, 0, 0.0, math.nan)
-        schedule = _schedule(self.settings.schedule, min_lr_rate)
+        schedule = schedule_arguments(self.settings.schedule, min_lr_rate)
         if self.shards and not is_sharded(model):
             self._skeleton = skeleton(model)
         chosen = self.settings
@@ -384,7 +353,7 @@ class TaskTrainer:
             try:
                 checkpoint = self._resumed(trainer)
                 if checkpoint is None and start:
-                    checkpoint = trainer.begin_later(folder)
+                    checkpoint = begin_later(trainer, start, folder)
                 trainer.train(resume_from_checkpoint=checkpoint)
             finally:
                 for report in reports:

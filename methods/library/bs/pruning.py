@@ -80,11 +80,11 @@ def pruning_steps_by_epoch(keep_steps: int, prune_steps: int, epochs: float, pru
         prunings: P.
     """
     whole_epochs = max(1, round(epochs))
-    each = whole_prunings(prunings, whole_epochs) // whole_epochs
+    per_epoch = whole_prunings(prunings, whole_epochs) // whole_epochs
     due: list[int] = []
     for epoch in range(whole_epochs):
         first, end = (keep_steps + number * prune_steps // whole_epochs for number in (epoch, epoch + 1))
-        due += range(first, end, max(1, (end - first) // each))
+        due += range(first, end, max(1, (end - first) // per_epoch))
     return due
 
 

@@ -45,7 +45,7 @@ def compress(bs: Any, ratio: float = 2.0, trainer: Any = None, model: Any = None
 
 
 class Recording(PlainTrainer):
-    """Notes the options of its trainings and, when each step's gradients are there, how many bases the first layer has."""
+    """Notes the options of its trainings, and the first layer's rank when each step's gradients are there."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)

@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ class TestNone(RecoveryContract):
 
 class TestLora(RecoveryContract):
     recovery = "lora"
-    options = {"r": 2, "lora_dropout": 0.0}
+    options: ClassVar[dict[str, float]] = {"r": 2, "lora_dropout": 0.0}
 
 
 class TestLoraOfTheAuthors(RecoveryContract):

@@ -75,7 +75,7 @@ def test_a_floor_of_the_cosine_is_a_share_of_the_peak(rate):
 
 
 def test_a_floor_belongs_to_the_cosine():
-    with pytest.raises(UserError, match="schedule is linear; write schedule: cosine"):
+    with pytest.raises(UserError, match="this is linear; write schedule: cosine"):
         trainer_of(schedule="linear").train(random_model("llama"), 4, min_lr_rate=0.1)
 
 
