@@ -171,9 +171,15 @@ class Training(BaseModel):
     def _known_recoveries(cls, values: tuple[RecoverySpec, ...]) -> tuple[RecoverySpec, ...]:
         from ...methods.recoveries.base import create_recovery
 
-        made = {spec.shown: create_recovery(spec.name, spec.options) for spec in values}
-        _no_repeats("recovery", [spec.shown for spec in values])
-        _no_repeats("recovery", [f"{recovery.name} {recovery.model_dump_json()}" for recovery in made.values()])
+        recoveries: dict[str, str] = {}
+        for spec in values:
+            recovery = create_recovery(spec.name, spec.options)
+            key = f"{recovery.name} {recovery.model_dump_json()}"
+            if key in recoveries:
+                raise ValueError(
+                    f"the recovery {recoveries[key]} is given twice, the second time as {spec.shown}; name each once"
+                )
+            recoveries[key] = spec.shown
         return values
 
     @model_validator(mode="after")

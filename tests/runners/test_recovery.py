@@ -68,7 +68,7 @@ def test_none_leaves_the_training_of_a_method_to_it(tmp_path):
         ({"recovery": "loar"}, "did you mean 'lora'"),
         ({"recovery": "lora:rank=4"}, "no option 'rank'"),
         ({"recovery": "lora:r"}, "'lora:r' is no recovery|has no value; options follow the recovery's name"),
-        ({"recovery": "lora,lora:r=8"}, "given twice"),
+        ({"recovery": "lora,lora:r=8"}, r"lora is given twice, the second time as lora\(r=8\)"),
         ({"recovery": "full,full"}, "given twice"),
         ({"recovery": []}, "recovery"),
         ({"recovery": "lora", "recover": {"steps": 0}}, "0 recover steps leave nothing to --recovery lora"),
