@@ -134,6 +134,11 @@ class Layout:
         self.recovered_by = {spec.shown: create_recovery(spec.name, spec.options) for spec in training.recovery}
         for recovery in self.recovered_by.values():
             recovery.check()
+            if plan.setup and plan.setup.strategy == "fsdp2" and not recovery.trains_sharded:
+                raise UserError(
+                    f"the recovery {recovery.name} needs the whole model in every process, and --accelerate is for "
+                    "FSDP2; name one for DDP, or --recovery full"
+                )
         for run in (self.finetune, *self.recoveries):
             if plan.setup and run.steps != 0:
                 run.split(plan.setup.processes)

@@ -23,7 +23,7 @@ class Changes:
     ratios: tuple[float, ...] | None = None
     seeds: tuple[int, ...] | None = None
     finetune_steps: int | None = None
-    recover_steps: int | None = None
+    recover_steps: int | tuple[int, ...] | None = None
     limit: int | None = None
     train_set: str | None = None
     data: Path | None = None
