@@ -6,20 +6,27 @@ from typing import Annotated
 
 import typer
 
+from ..foundation.errors import UserError
 from .output import print_rows
 
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method: all that is known of it, and its options.")] = None,
     policies: Annotated[bool, typer.Option("--policies", help="List rank policies instead.")] = False,
+    recoveries: Annotated[
+        bool, typer.Option("--recoveries", help="List what trains after compression instead.")
+    ] = False,
 ) -> None:
-    """List the compression methods, or the rank policies; with a name, its options and its status."""
+    """List the compression methods, the rank policies or the recoveries; with a name, its options and its status."""
     from . import methods as texts
 
+    if policies and recoveries:
+        raise UserError("--policies and --recoveries list different things; name one of them")
+    kind: texts.Kind = "policies" if policies else "recoveries" if recoveries else "methods"
     if name is not None:
-        texts.show(name, policies)
+        texts.show(name, kind)
     else:
-        texts.list_all(policies)
+        texts.list_all(kind)
 
 
 def models() -> None:

@@ -1,20 +1,21 @@
-"""``bench methods``: what there is, and what is known of one method or policy."""
+"""``bench methods``: what there is, and what is known of one method, policy or recovery."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from ..foundation.registry import Listing, Registry
-from ..methods.registry import methods, policies
+from ..methods.registry import methods, policies, recoveries
 from ..methods.table import cells, listed
 from .output import print_rows
 
 _NEEDS, _SOURCES = ("data", "gradients", "trains", "shares", "ranks", "storage"), ("paper", "status", "note")
 
 
-def _registry(of_policies: bool) -> Registry[Any]:
-    return policies if of_policies else methods
+Kind = Literal["methods", "policies", "recoveries"]
+_REGISTRIES: dict[Kind, Registry[Any]] = {"methods": methods, "policies": policies, "recoveries": recoveries}
+_TITLES: dict[Kind, str] = {"methods": "methods", "policies": "rank policies", "recoveries": "recoveries"}
 
 
 def _cells(listing: Listing) -> Mapping[str, str]:
@@ -22,12 +23,12 @@ def _cells(listing: Listing) -> Mapping[str, str]:
     return {} if requires is None else cells(requires)
 
 
-def list_all(of_policies: bool) -> None:
-    """Print every method with what it needs and where it comes from, or every policy; imports no torch."""
-    listings = _registry(of_policies).listings()
-    if of_policies:
+def list_all(kind: Kind) -> None:
+    """Print every method with what it needs and where it comes from, or every other part; imports no torch."""
+    listings = _REGISTRIES[kind].listings()
+    if kind != "methods":
         rows = [(row.name, row.summary, row.origin) for row in listings]
-        print_rows("rank policies", ["name", "what it does", "from"], rows)
+        print_rows(_TITLES[kind], ["name", "what it does", "from"], rows)
         return
     # Two narrow tables: ten columns do not fit a terminal.
     for title, columns in (("methods", _NEEDS), ("where they come from", _SOURCES)):
@@ -38,9 +39,9 @@ def list_all(of_policies: bool) -> None:
         print_rows("from other packages", ["name", "what it does", "from"], foreign)
 
 
-def show(name: str, of_policies: bool) -> None:
+def show(name: str, kind: Kind) -> None:
     """Print one method's summary, requirements and options with their defaults."""
-    registry = _registry(of_policies)
+    registry = _REGISTRIES[kind]
     cls = registry.get(name)
     listing = next(row for row in registry.listings() if row.name == name)
     rows = [("what it does", listing.summary), *_cells(listing).items()]

@@ -26,7 +26,7 @@ def reproduce(
     ratios: Annotated[str | None, typer.Option(help="Instead of the item's: 2,4,7.")] = None,
     seeds: Annotated[str | None, declared("seeds")] = None,
     finetune_steps: Annotated[int | None, declared("finetune_steps")] = None,
-    recover_steps: Annotated[int | None, declared("recover_steps")] = None,
+    recover_steps: Annotated[str | None, declared("recover_steps")] = None,
     limit: Limit = None,
     train_set: TrainSet = None,
     data: Data = None,
@@ -58,6 +58,7 @@ def reproduce(
     from ..papers.reproduce.run import reproduce as make
 
     chosen_ratios = numbers("ratio", ratios, float, "2,4,7")
+    budgets = numbers("number of recover steps", recover_steps, int, "600,1200")
     chosen_seeds = numbers("seed", seeds, int, "1,2,3")
     changes = Changes(
         model=model,
@@ -65,7 +66,7 @@ def reproduce(
         ratios=None if chosen_ratios is None else tuple(chosen_ratios),
         seeds=None if chosen_seeds is None else tuple(chosen_seeds),
         finetune_steps=finetune_steps,
-        recover_steps=recover_steps,
+        recover_steps=None if budgets is None else tuple(budgets),
         limit=limit,
         train_set=train_set,
         data=data,

@@ -105,6 +105,9 @@ class Trainer(Protocol):
         lr_scale: float = 1.0,
         on_gradients: Callable[[int, int], None] | None = None,
         state: Stateful | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+        min_lr_rate: float = 0.0,
+        start: int = 0,
     ) -> TrainingLog:
         """Train in place every parameter that requires a gradient, with one warm-up and decay over ``steps``.
 
@@ -118,6 +121,11 @@ class Trainer(Protocol):
             on_gradients: called before each update, gradients in place, with the number of updates done and the tokens
                 they used. A run with it and without ``state`` always begins again.
             state: what else the run changes.
+            on_step: called before the first forward pass of each update, with the same two numbers; as ``on_gradients``
+                otherwise.
+            min_lr_rate: where the decay ends, as a share of the peak learning rate.
+            start: how many steps of the data's order lie before this run: a run of ``a`` steps and one of ``b`` that
+                starts at ``a`` read the very batches of one run of ``a + b`` steps.
         """
 
     def shrink(self, parameter: nn.Parameter, index: Tensor) -> bool:

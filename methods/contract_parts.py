@@ -1,5 +1,6 @@
 """What the contract suite works with: task data, a trainer, a budget of equal ranks. Needs no pytest."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -74,17 +75,27 @@ class PlainTrainer:
         lr_scale: float = 1.0,
         on_gradients: Callable[[int, int], None] | None = None,
         state: Stateful | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+        min_lr_rate: float = 0.0,
+        start: int = 0,
     ) -> TrainingLog:
         """Train in place, see `Trainer.train`; keeps no checkpoints."""
+        if steps == 0:
+            return TrainingLog(0, 0, 0.0, math.nan)
         begin, tokens, loss = time.perf_counter(), 0, torch.zeros(())
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = self.optimizer = torch.optim.AdamW(trained, lr=self.lr * lr_scale, weight_decay=0.0)
-        warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: min(1.0, (done + 1) / 2, 1 - done / steps))
+        low = min_lr_rate
+        warm_up = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda done: min(1.0, (done + 1) / 2, low + (1 - low) * (1 - done / steps))
+        )
         batches = list(self.data.batches(None, 2))
         training = model.training
         model.train()
         for step in range(steps):
-            batch = batches[step % len(batches)]
+            if on_step is not None:
+                on_step(step, tokens)
+            batch = batches[(start + step) % len(batches)]
             loss = model(**batch, use_cache=False).loss
             loss.backward()
             loss = loss.detach()  # who holds a graph holds its parameters' shapes

@@ -1,7 +1,7 @@
-"""The registries of compression methods and rank policies; importing them, and listing, imports no torch.
+"""The registries of compression methods, rank policies and recoveries; importing them, and listing, imports no torch.
 
-They hold classes of `methods.base.Compressor` and `methods.ranks.policies.base.Policy`, which register themselves here,
-so that their types cannot be named here.
+They hold classes of `methods.base.Compressor`, `methods.ranks.policies.base.Policy` and
+`methods.recoveries.base.Recovery`, which register themselves here, so that their types cannot be named here.
 """
 
 from __future__ import annotations
@@ -20,4 +20,11 @@ policies: Registry[Any] = Registry(
     "lowrank_bench.methods.ranks.policies",
     Path(__file__).parent / "ranks" / "policies",
     "lowrank_bench.policies",
+)
+
+recoveries: Registry[Any] = Registry(
+    "recovery",
+    "lowrank_bench.methods.recoveries",
+    Path(__file__).parent / "recoveries",
+    "lowrank_bench.recoveries",
 )

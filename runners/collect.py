@@ -12,7 +12,7 @@ from ..models.loading import DTYPES
 from ..records.files import SCHEMA_VERSION, Record
 from .choices import build_method
 from .graph import BASELINE, Cell, Plan
-from .specs import FitStage
+from .specs import FitStage, RecoverStage
 from .stage_records import (
     CompressRecord,
     EvaluateRecord,
@@ -138,6 +138,9 @@ def _options(plan: Plan, cell: Cell) -> dict[str, Any]:
     fit = plan.stages.get(cell.stages.get("fit", ""))
     if isinstance(fit, FitStage) and fit.spec.calibration_dtype != "float32":
         options["calibration_dtype"] = fit.spec.calibration_dtype
+    recover = plan.stages.get(cell.stages.get("recover", ""))
+    if isinstance(recover, RecoverStage) and recover.spec.recovery != "full":
+        options["recovery"] = {"name": recover.spec.recovery, **recover.spec.recovery_options}
     if cell.scheme is not None:
         options["bits"] = cell.scheme.bits
     loaded: dict[str, Any] = json.loads(json.dumps(options))

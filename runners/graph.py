@@ -44,6 +44,7 @@ class Cell:
             decide, or the model depends on none.
         scheme: how its weights were rounded, or None.
         control: whether it is a dense model that was only rounded; ``method`` is then the control's name and options.
+        recovery: what recovered it, as tables show it; empty for ``full`` and for none.
     """
 
     method: MethodSpec
@@ -55,6 +56,7 @@ class Cell:
     budget: int | None = None
     scheme: Scheme | None = None
     control: bool = False
+    recovery: str = ""
 
     @property
     def label(self) -> str:
@@ -62,9 +64,12 @@ class Cell:
         if self.method is BASELINE:
             return self.state
         shown = self.method.shown
-        if self.scheme is None or self.control:
-            return shown
-        return f"{shown}{',' if ':' in shown else ':'}bits={self.scheme.bits}"
+        more = [f"recovery={self.recovery}"] if self.recovery else []
+        if self.scheme is not None and not self.control:
+            more.append(f"bits={self.scheme.bits}")
+        for option in more:
+            shown += f"{',' if ':' in shown else ':'}{option}"
+        return shown
 
 
 @dataclass

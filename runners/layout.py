@@ -13,6 +13,7 @@ from ..evals.tasks.base import get_task
 from ..foundation.errors import UserError
 from ..methods.base import Compressor
 from ..methods.calibration.precision import PassDtype
+from ..methods.recoveries.base import Recovery, create_recovery
 from ..models.footprint import context_length
 from ..models.loading import own_dtype
 from ..models.quantised.model import dense_matrices
@@ -130,6 +131,14 @@ class Layout:
         if training.training_free:
             self.finetune = self.finetune.model_copy(update={"steps": 0})
             self.recoveries = [self.recoveries[0].model_copy(update={"steps": 0})]
+        self.recovered_by = {spec.shown: create_recovery(spec.name, spec.options) for spec in training.recovery}
+        for recovery in self.recovered_by.values():
+            recovery.check()
+            if plan.setup and plan.setup.strategy == "fsdp2" and not recovery.trains_sharded:
+                raise UserError(
+                    f"the recovery {recovery.name} needs the whole model in every process, and --accelerate is for "
+                    "FSDP2; name one for DDP, or --recovery full"
+                )
         for run in (self.finetune, *self.recoveries):
             if plan.setup and run.steps != 0:
                 run.split(plan.setup.processes)
@@ -354,10 +363,12 @@ class Layout:
             small = self._made(key, f"{ratio_folder(ratio)}/{MODEL_FOLDER}")
             path = keys | {"compress": key}
             last = recoveries[0].steps == 0
-            if last or self.config.evaluation.before_recovery:
+            recovering = {shown: recovery for shown, recovery in self.recovered_by.items() if recovery.trains}
+            if last or self.config.evaluation.before_recovery or len(recovering) < len(self.recovered_by):
                 self._cells(spec, ratio, seed, "compressed", path, small, recoveries[0] if needs.trains else None)
             for run in recoveries if not last else []:
-                self._recovered(spec, method, ratio, seed, path, small, run)
+                for shown, recovery in recovering.items():
+                    self._recovered(spec, method, ratio, seed, path, small, run, recovery, shown)
 
     def _steps(self, run: TrainSettings | None) -> str:
         """Return a budget as titles name it, or nothing where the sweep has only one."""
@@ -372,21 +383,27 @@ class Layout:
         keys: dict[str, str],
         small: _Model,
         run: TrainSettings,
+        recovery: Recovery,
+        shown: str,
     ) -> None:
         extra = self.config.training.extra_pruning_steps if method.requirements.trains else 0
-        title = f"recover {spec.shown} {ratio:g}x{self._steps(run)}, seed {seed}"
-        choice = self.placements.choose(run, title, ratio=ratio)
-        recovery = RecoverSpec(
+        by = "" if shown == "full" else f" by {shown}"
+        title = f"recover {spec.shown} {ratio:g}x{by}{self._steps(run)}, seed {seed}"
+        choice = self.placements.choose(run, title, method, ratio, recovery)
+        recover = RecoverSpec(
             inputs=ModelInput(model=small.identity),
             train=placed(run, choice),
             data=self._data_spec(run),
             seed=seed,
             save_dtype=self.plan.saves(trains=True),
             extra_pruning_steps=extra,
+            recovery=recovery.name,
+            recovery_options=recovery.model_dump(mode="json"),
         )
         execution = TrainingExecution(**self._common(small), **self._training_fields(choice))
-        key = self.plan.add(RecoverStage(spec=recovery, execution=execution, title=title), small.stage)
-        self._cells(spec, ratio, seed, "recovered", keys | {"recover": key}, self._made(key, MODEL_FOLDER), run)
+        key = self.plan.add(RecoverStage(spec=recover, execution=execution, title=title), small.stage)
+        made = self._made(key, MODEL_FOLDER)
+        self._cells(spec, ratio, seed, "recovered", keys | {"recover": key}, made, run, by and shown)
 
     def _cells(
         self,
@@ -397,15 +414,17 @@ class Layout:
         keys: dict[str, str],
         model: _Model,
         run: TrainSettings | None,
+        recovery: str = "",
     ) -> None:
         """Add the cells of one compressed model, in each number of bits."""
         for bits in self.plan.bits(spec.shown, ratio):
             if bits == WHOLE_BITS:
-                self._cell(spec, ratio, seed, state, keys, model, run)
+                self._cell(spec, ratio, seed, state, keys, model, run, recovery=recovery)
                 continue
-            shown = f"{spec.shown} {ratio:g}x ({state}){self._steps(run)} in {bits} bits"
+            by = f" by {recovery}" if recovery else ""
+            shown = f"{spec.shown} {ratio:g}x ({state}{by}){self._steps(run)} in {bits} bits"
             rounded, key = self._quantised(FACTORS, shown, seed, model)
-            self._cell(spec, ratio, seed, state, keys | {"quantise": key}, rounded, run, FACTORS)
+            self._cell(spec, ratio, seed, state, keys | {"quantise": key}, rounded, run, FACTORS, recovery=recovery)
 
     def _control(self, spec: MethodSpec, seed: int, model: _Model, keys: dict[str, str]) -> None:
         scheme = control_scheme(spec.name, spec.options)
@@ -458,9 +477,11 @@ class Layout:
         run: TrainSettings | None = None,
         scheme: Scheme | None = None,
         control: bool = False,
+        recovery: str = "",
     ) -> None:
         bits = f" in {scheme.bits} bits" if scheme else ""
-        shown = f"{spec.shown} {ratio:g}x ({state}){self._steps(run)}{bits}, seed {seed}"
+        by = f" by {recovery}" if recovery else ""
+        shown = f"{spec.shown} {ratio:g}x ({state}{by}){self._steps(run)}{bits}, seed {seed}"
         evaluations = {}
         for name in self.names:
             benchmark = benchmarks.get(name)()
@@ -470,7 +491,7 @@ class Layout:
                     place = evaluation_name(name, context, windows)
                     evaluations[place] = self._evaluation(benchmark, place, shown, model, each)
         budget = run.steps if run else None
-        self.plan.cells.append(Cell(spec, ratio, seed, state, keys, evaluations, budget, scheme, control))
+        self.plan.cells.append(Cell(spec, ratio, seed, state, keys, evaluations, budget, scheme, control, recovery))
 
     def _evaluation(self, benchmark: Benchmark, place: str, shown: str, model: _Model, settings: EvalSettings) -> str:
         stage = evaluate_stage(

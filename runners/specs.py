@@ -103,10 +103,13 @@ class RecoverSpec(TrainedSpec):
 
     Attributes:
         extra_pruning_steps: whether compression trained beyond the common budget (by how many updates).
+        recovery, recovery_options: what is trained, with all options, defaults included.
     """
 
     kind: Literal["recover"] = "recover"
     extra_pruning_steps: int
+    recovery: str = "full"
+    recovery_options: Mapping[str, Any] = {}
 
 
 class FitBudget(Frozen):

@@ -65,6 +65,9 @@ runners/test_save_dtype.py
 runners/test_quantised_sweep.py
 results/leaderboard/test_paired_boards.py
 runners/training/test_resuming.py
+runners/test_recovery.py
+runners/training/test_later.py
+methods/recoveries/test_recoveries.py
 runners/estimates/test_estimate.py
 runners/estimates/test_memory.py
 runners/store/test_stages.py

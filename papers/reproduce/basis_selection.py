@@ -16,7 +16,7 @@ _SMALL_METHODS = (Line("bs", "bs"), Line("svd", "svd"), Line("fwsvd", "fwsvd"))
 _SMALL_STEPS = 200
 _RATIOS = "The ratios of the paper's own points are not known; these hold those that its text names."
 _LESS_TRAINING = (
-    f"Small form: 300 optimizer steps before compression and {_SMALL_STEPS} after it, pruning included, for 3 and 6 "
+    "Small form: 300 optimizer steps before compression and {recover_steps} after it, pruning included, for 3 and 6 "
     "epochs."
 )
 _TOP = "New vectors start from the strongest bases and are at most half of a matrix's uniform rank (recipe small)."

@@ -23,7 +23,7 @@ class Changes:
     ratios: tuple[float, ...] | None = None
     seeds: tuple[int, ...] | None = None
     finetune_steps: int | None = None
-    recover_steps: int | None = None
+    recover_steps: int | tuple[int, ...] | None = None
     limit: int | None = None
     train_set: str | None = None
     data: Path | None = None
@@ -79,8 +79,11 @@ def sweep_config(item: Item, form: Form, changes: Changes) -> SweepConfig:
         "name": f"{resolve_model(model, revision).short_name}-{form.sweep}".lower(),
     }
     values |= {key: value for key in _SWEEP_KEYS if (value := getattr(changes, key)) is not None}
-    steps = {"finetune": form.finetune_steps, "recover": form.recover_steps}
-    changed_steps = {"finetune": changes.finetune_steps, "recover": changes.recover_steps}
+    steps: dict[str, int | tuple[int, ...] | None] = {"finetune": form.finetune_steps, "recover": form.recover_steps}
+    changed_steps: dict[str, int | tuple[int, ...] | None] = {
+        "finetune": changes.finetune_steps,
+        "recover": changes.recover_steps,
+    }
     steps |= {stage: count for stage, count in changed_steps.items() if count is not None}
     values |= {stage: {"steps": count} for stage, count in steps.items() if count is not None}
     return make_config(nest({key: value for key, value in values.items() if value is not None}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
@@ -31,6 +32,9 @@ from .configs import Changes, departures, pick_form, sweep_config
 from .hours import gpu_hours
 from .outcome import comparable, findings, panel_table, quoted_methods, quoted_numbers, verdicts
 from .specs import Form, Item
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -78,25 +82,54 @@ def reproduce(
 def conclude(
     item: Item, form: Form, config: SweepConfig, csv_path: Path, console: Console, draw_quoted: bool | None = None
 ) -> Reproduction:
-    """Draw and judge the records of a finished sweep."""
-    frame = read_records(csv_path)
+    """Draw and judge the records of a finished sweep, for each number of steps after compression by itself."""
+    frame, budgets = read_records(csv_path), sorted(config.training.recover.steps or ())
+    stem = csv_path.parent / f"{item.kind}-{item.name}"
+    if len(budgets) < 2:
+        return _conclude(item, form, config, frame, stem, console, draw_quoted)
+    parts = []
+    for steps in budgets:
+        rows = frame[frame["steps_budget"].isin((0, steps))]  # 0: the uncompressed model
+        own = stem.with_name(f"{stem.name}-{steps}-steps")
+        parts.append(_conclude(item, form, config, rows, own, console, draw_quoted, f"{steps:,} steps"))
+    return Reproduction(
+        csv_path.parent,
+        [picture for part in parts for picture in part.pictures],
+        [verdict for part in parts for verdict in part.verdicts],
+        [sentence for part in parts for sentence in part.findings],
+    )
+
+
+def _conclude(
+    item: Item,
+    form: Form,
+    config: SweepConfig,
+    frame: pd.DataFrame,
+    stem: Path,
+    console: Console,
+    draw_quoted: bool | None,
+    budget: str = "",
+) -> Reproduction:
+    """Draw and judge records of one number of steps after compression, which is named where there are several."""
     model = str(frame["model"].iloc[0])
     tables = [(panel, panel_table(frame, panel)) for panel in form.panels]
-    notes = departures(item, form, config)
+    notes = departures(item, form, config) + ([f"{budget} after the first finetuning"] if budget else [])
     results = verdicts(item, form, model, tables, notes)
     draw = comparable(item, form, model) if draw_quoted is None else draw_quoted
     pictures: list[Path] = []
     sentences: list[str] = []
-    stem = csv_path.parent / f"{item.kind}-{item.name}"
     for panel, table in tables:
         rows = [row for row in quoted_numbers(item, model) if draw and row.benchmark in (panel.benchmark, *_all(item))]
         panel_stem = stem.with_name(stem.name + (f"-{panel.name}" if panel.name else ""))
-        pictures += draw_figure(table, panel_stem, _heading(item, form, table), rows, quoted_methods(form))
+        pictures += draw_figure(
+            table, panel_stem, _heading(item, form, config, table, budget), rows, quoted_methods(form)
+        )
         prefix = f"{panel.name}: " if panel.name and item.claims else ""
+        prefix = f"{budget}: {prefix}" if budget else prefix
         sentences += [prefix + sentence for sentence in findings(item, form, table)]
-    _write(stem, item, form, results, sentences)
+    _write(stem, item, _caption(form, config), results, sentences)
     _print_outcome(item, results, sentences, pictures, stem, console)
-    return Reproduction(csv_path.parent, pictures, results, sentences)
+    return Reproduction(stem.parent, pictures, results, sentences)
 
 
 def _all(item: Item) -> tuple[str, ...]:
@@ -108,7 +141,7 @@ def _announce(item: Item, form: Form, config: SweepConfig, console: Console) -> 
     console.print(Text(f"{item.paper}, {item.shown}: {item.title}", style="bold"))
     for claim in item.claims:
         console.print(Text(f"the paper: {claim.text}"))
-    for sentence in form.caption:
+    for sentence in form.captions(config.training.recover.steps):
         console.print(Text(sentence, style="dim"))
     for clause in departures(item, form, config):
         console.print(Text(f"note: {clause}; the verdicts will say so", style="yellow"))
@@ -145,19 +178,20 @@ def _within_reach(source: ModelSource) -> bool:
     return is_cached(source.location, source.revision, "config.json") or hub_answers()
 
 
-def _heading(item: Item, form: Form, table: Pivot) -> Heading:
+def _heading(item: Item, form: Form, config: SweepConfig, table: Pivot, budget: str = "") -> Heading:
     title = f"{item.paper}, {item.shown}, made again: {table.model}, {table.variant}"
     if form is item.small:
         title = f"{item.paper}, {item.shown} in small: {table.model}, {table.variant}"
+    title += f", {budget} after the first finetuning" if budget else ""
     passed = is_fraction(table.metric) and item.paper == "basis-selection"
     scorer = f", {table.scorer}" if table.scorer else ""
     y = f"pass@1 [%] ({table.metric}{scorer})" if passed and table.metric != "pass@1" else ""
-    return Heading(title, _caption(form), y)
+    return Heading(title, _caption(form, config), y)
 
 
-def _caption(form: Form) -> str:
+def _caption(form: Form, config: SweepConfig) -> str:
     sentences = [f"{clause[0].upper()}{clause[1:]}." for clause in form.departs]
-    return " ".join([*form.caption, *sentences])
+    return " ".join([*form.captions(config.training.recover.steps), *sentences])
 
 
 def _lines(results: list[Verdict]) -> list[list[str]]:
@@ -179,13 +213,13 @@ def _lines(results: list[Verdict]) -> list[list[str]]:
 _HEADER = ["model", "benchmark", "method", "ratio", "quoted", "ours", "verdict", "why"]
 
 
-def _write(stem: Path, item: Item, form: Form, results: list[Verdict], sentences: list[str]) -> None:
+def _write(stem: Path, item: Item, caption: str, results: list[Verdict], sentences: list[str]) -> None:
     lines = _lines(results)
     sources = [[*line, row.quoted.source, row.quoted.place] for row, line in zip(results, lines, strict=True)]
     verdicts = Table("verdicts", text_columns(*_HEADER, "source", "place"), sources)
     write_atomic(stem.with_name(f"{stem.name}-verdicts.csv"), to_csv([verdicts]))
     parts = [f"# {markdown_text(f'{item.paper}, {item.shown}: {item.title}')}"]
-    parts += [markdown_text(caption)] if (caption := _caption(form)) else []
+    parts += [markdown_text(caption)] if caption else []
     parts += [f"- {markdown_text(sentence)}" for sentence in sentences]
     parts.append(markdown_grid(Table("", text_columns(*_HEADER), lines)) if results else _nothing(item))
     write_atomic(stem.with_suffix(".md"), "\n\n".join(parts) + "\n")

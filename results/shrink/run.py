@@ -137,6 +137,8 @@ def check(config: SweepConfig, share: float, between: tuple[float, float], resol
         raise UserError("bench shrink searches with one budget; name one number with --recover-steps")
     if config.evaluation.before_recovery:
         raise UserError("bench shrink measures models after their recovery; leave --before-recovery out")
+    if len(config.training.recovery) > 1 or config.training.recovery[0].name == "none":
+        raise UserError("bench shrink measures models after one recovery; name one that trains, such as full or lora")
     if config.bytes is not None or config.bits != (16,) or config.controls:
         raise UserError("bench shrink searches over ratios in 16 bits; leave bytes, bits and controls out")
     if config.execution.storage or config.execution.keep == "needed":

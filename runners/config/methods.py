@@ -13,6 +13,7 @@ from .sentences import sentence
 
 _NOT_A_COMMA = re.compile(r"(\([^()]*\)|[^()])*?(\s*[:;|&/]|\s)\s*-*\w+\s*=")
 """A value behind which another option follows, separated by something else than a comma."""
+_PLURALS = {"method": "methods", "recovery": "recoveries"}
 _NAME = re.compile(r"\s*(?P<name>[\w.-]*\w)(?P<rest>.*)", re.DOTALL)
 _SEPARATOR = re.compile(r"[\s:;,|&/?()\[\]{}]")
 _PIECE = re.compile(r"(?:[^\s:;,|&/?()\[\]{}]|\([^()]*\))+")
@@ -66,8 +67,12 @@ class MethodSpec(BaseModel):
         return self.label or self.name
 
 
-def parse_method(text: str) -> MethodSpec:
+def parse_method(text: str, kind: str = "method") -> MethodSpec:
     """Read ``name`` or ``name:option=value,option=value``; values are YAML scalars.
+
+    Args:
+        text: the short form.
+        kind: what messages call it.
 
     Raises:
         UserError: the text has another form, or its label could not stand in a record.
@@ -75,14 +80,14 @@ def parse_method(text: str) -> MethodSpec:
     name, colon, rest = text.strip().partition(":")
     own, name = _split_label(name)
     if not name or _SEPARATOR.search(name) or "=" in name:
-        raise UserError(_separated(text))
+        raise UserError(_separated(text, kind))
     options = {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")
         if not equals or not key.strip() or _SEPARATOR.search(key.strip()) or _NOT_A_COMMA.match(value):
-            raise UserError(_separated(text))
+            raise UserError(_separated(text, kind))
         if not value.strip():
-            raise UserError(_without_value(text, key.strip(), text.strip() if text.strip()[-1] == "=" else ""))
+            raise UserError(_without_value(text, key.strip(), text.strip() if text.strip()[-1] == "=" else "", kind))
         options[key.strip()] = parse_yaml(value, f"the value of {key.strip()} in '{text}'")
     try:
         return MethodSpec(name=name, label=own or (text.strip() if colon else ""), options=options)
@@ -128,7 +133,7 @@ def _is_method(text: str) -> bool:
     return text in methods.names()
 
 
-def _separated(text: str) -> str:
+def _separated(text: str, kind: str = "method") -> str:
     """Say how methods and options are separated, and what to write in place of a text that has another form."""
     match = _NAME.match(text)
     rest = re.sub(r"\s*=+\s*", "=", match["rest"]).strip() if match else ""
@@ -136,9 +141,11 @@ def _separated(text: str) -> str:
         rest = rest[1:-1]
     pieces = [piece for found_piece in _PIECE.findall(rest) if (piece := found_piece.lstrip("-"))]
     if not match or not pieces or any(piece.startswith("=") for piece in pieces):
-        return f"'{text}' is no method; write name, or name:option=value,option=value"
+        return f"'{text}' is no {kind}; write name, or name:option=value,option=value"
     if ":" not in text and all(map(_BARE_METHOD.fullmatch, pieces)):
-        return f"methods are separated by commas; in place of '{text}' write {','.join([match['name'], *pieces])}"
+        return (
+            f"{_PLURALS[kind]} are separated by commas; in place of '{text}' write {','.join([match['name'], *pieces])}"
+        )
     options: list[str] = []
     for piece in pieces:
         if "=" not in piece and options and "=" not in options[-1]:
@@ -147,9 +154,9 @@ def _separated(text: str) -> str:
             options.append(piece)
     corrected = f"{match['name']}:{','.join(options)}"
     if missing := [option for option in options if "=" not in option]:
-        return _without_value(text, missing[0], f"{corrected}=" if missing == options[-1:] else "")
+        return _without_value(text, missing[0], f"{corrected}=" if missing == options[-1:] else "", kind)
     return (
-        "options follow the method's name behind a colon and are separated by commas; in place of "
+        f"options follow the {kind}'s name behind a colon and are separated by commas; in place of "
         f"'{text}' write {corrected}"
     )
 
@@ -175,13 +182,13 @@ def _is_labelled(text: str, before: str) -> bool:
     return not (_is_method(method) and label in methods.get(method).model_fields)
 
 
-def _without_value(text: str, option: str, corrected: str) -> str:
+def _without_value(text: str, option: str, corrected: str, kind: str = "method") -> str:
     name = _NAME.match(text)
     corrected = corrected or (f"{name['name']}:{option}=" if name else f"{option}=")
     if corrected.count(":") == 0:
         corrected = corrected.replace(",", ":", 1)
     return (
-        f"the option '{option}' in '{text}' has no value; options follow the method's name behind a colon and are "
+        f"the option '{option}' in '{text}' has no value; options follow the {kind}'s name behind a colon and are "
         f"separated by commas: write {corrected}VALUE (null for none)"
     )
 

@@ -22,6 +22,7 @@ from ...foundation.files import canonical_json
 from ..tracking.names import TRACKERS
 from .methods import MethodSpec, check_recordable, split_methods
 from .options import Option
+from .recoveries import FULL, RecoverySpec
 
 MAX_COUNT = 2**31 - 1
 """Largest number of steps, examples or tokens; counts beyond it overflow in the libraries that take them."""
@@ -133,6 +134,14 @@ class Training(BaseModel):
         default=RecoverOverrides(),
         description="after it, pruning included; the same for every method. Several, 100,200,400: each of them.",
     )
+    recovery: Annotated[tuple[RecoverySpec, ...], Option(parse=split_methods, default="full", example="full,lora")] = (
+        Field(
+            default=(FULL,),
+            min_length=1,
+            description="What is trained after compression: full, lora, none (bench methods --recoveries); several are "
+            "compared: full,lora:r=16.",
+        )
+    )
     chat_template: Literal["auto", "never"] = Field(
         default="auto",
         description="Instructions as conversations: auto (where the model's tokenizer has a chat template), never.",
@@ -150,11 +159,44 @@ class Training(BaseModel):
         Literal["auto", "device", "fsdp2", "host-moments", "8-bit"], Option(default="auto, what fits")
     ] = Field(default="auto", description="Of trained weights and moments: device, fsdp2, host-moments, 8-bit.")
 
+    @field_validator("recovery", mode="before")
+    @classmethod
+    def _listed(cls, values: object) -> object:
+        if isinstance(values, str):
+            return split_methods(values)
+        return [values] if isinstance(values, dict | RecoverySpec) else values
+
+    @field_validator("recovery")
+    @classmethod
+    def _known_recoveries(cls, values: tuple[RecoverySpec, ...]) -> tuple[RecoverySpec, ...]:
+        from ...methods.recoveries.base import create_recovery
+
+        recoveries: dict[str, str] = {}
+        for spec in values:
+            recovery = create_recovery(spec.name, spec.options)
+            key = f"{recovery.name} {recovery.model_dump_json()}"
+            if key in recoveries:
+                raise ValueError(
+                    f"the recovery {recoveries[key]} is given twice, the second time as {spec.shown}; name each once"
+                )
+            recoveries[key] = spec.shown
+        return values
+
     @model_validator(mode="after")
     def _no_training(self) -> Training:
         asked = self.finetune.steps or self.finetune.epochs or any(self.recover.steps or ()) or self.recover.epochs
         if self.training_free and (asked or self.extra_pruning_steps):
             raise ValueError(_NO_TRAINING)
+        if trained := [spec.shown for spec in self.recovery if spec.name not in ("full", "none")]:
+            if self.training_free:
+                raise ValueError(
+                    f"--training-free leaves out both finetunings, and --recovery {trained[0]} is one; leave one "
+                    "of them out"
+                )
+            if self.recover.steps == (0,):
+                raise ValueError(
+                    f"0 recover steps leave nothing to --recovery {trained[0]}; give it steps, or leave one of them out"
+                )
         return self
 
 

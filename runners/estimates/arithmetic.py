@@ -21,12 +21,13 @@ from ...methods.base import Compressor, create_method
 from ...methods.estimates import calibration_passes, fitter, statistic_bytes
 from ...methods.groups import Group
 from ...methods.matrixwise import MatrixCompressor
+from ...methods.recoveries.base import create_recovery
 from ...models.dtypes import OWN
 from ...models.loading import DTYPES, own_dtype
 from ...models.matrices import Matrix, head_name, matrices
 from ..data_spec import DataSpec
 from ..graph import Plan
-from ..specs import CompressStage, EvaluateStage, FitStage, QuantiseStage, Stage
+from ..specs import CompressStage, EvaluateStage, FitStage, QuantiseStage, RecoverStage, Stage
 from ..tokenizers import PlanTokenizer
 from .assumptions import CPU_SHARES, FULL_BASES, SEARCH_TOKENS
 from .lengths import Lengths
@@ -163,14 +164,28 @@ class Arithmetic:
         share = 1.0
         if stage.kind == "recover" and create_method(self.methods[key], {}).requirements.trains:
             share = 0.5  # of the common budget, the other half is spent while compressing
-        return self._training(stage, sizes, share, 2.0 * self._width(stage) * (sizes.blocks + sizes.rest))
+        frozen = isinstance(stage, RecoverStage) and create_recovery(stage.spec.recovery).freezes
+        traffic = 2.0 * self._width(stage) * (sizes.blocks + sizes.rest)
+        return self._training(stage, sizes, share, traffic, frozen, 0.0 if frozen else 1.0)
 
     def _width(self, stage: Stage) -> int:
         name = str(getattr(stage.spec, "save_dtype", OWN))
         own = own_dtype(cast(Any, self.plan.skeleton).config)
         return DTYPES[own if name == OWN else name].itemsize
 
-    def _training(self, stage: Stage, sizes: Sizes, share: float, traffic: float, frozen: bool = False) -> Work:
+    def _training(
+        self, stage: Stage, sizes: Sizes, share: float, traffic: float, frozen: bool = False, updated: float = 1.0
+    ) -> Work:
+        """Return the work of a training.
+
+        Args:
+            stage: its settings and data.
+            sizes: of what is trained.
+            share: of the settings' steps.
+            traffic: bytes read and written.
+            frozen: whether a backward pass computes no gradients of the weights.
+            updated: share of the parameters that the optimizer updates.
+        """
         settings, data = stage.train, stage.data
         assert settings is not None
         assert data is not None
@@ -184,7 +199,8 @@ class Arithmetic:
         passes = (4.0 if settings.gradient_checkpointing else 3.0) - 1.0 * frozen
         return Work(
             training=passes * sizes.forward(tokens, length, tokens),
-            moved=3.0 * sizes.moved(tokens, tokens, 4) + _OPTIMIZER_BYTES * (sizes.blocks + sizes.rest) * steps,
+            moved=3.0 * sizes.moved(tokens, tokens, 4)
+            + updated * _OPTIMIZER_BYTES * (sizes.blocks + sizes.rest) * steps,
             passes=3.0 * examples / micro,
             traffic=traffic,
         )

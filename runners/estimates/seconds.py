@@ -13,7 +13,7 @@ from ...foundation.files import read_json
 from ...models.loading import DTYPES
 from ..executors.local import crew_size
 from ..graph import Plan
-from ..specs import CompressSpec, EvaluateSpec, FitSpec, Spec, TrainedSpec
+from ..specs import CompressSpec, EvaluateSpec, FitSpec, RecoverSpec, Spec, TrainedSpec
 from ..stage_records import StageRecord, parse_record
 from ..store.files import RECORD
 from ..store.folders import StageStore
@@ -85,7 +85,8 @@ def likeness(spec: Spec) -> str:
         return repr([spec.variant, spec.identity.get("limit"), spec.engine, spec.dtype])
     if isinstance(spec, TrainedSpec | CompressSpec) and (train := spec.train) and spec.data:
         size = [train.steps, None if train.steps is not None else train.epochs, train.batch_size]
-        return repr([method, *size, spec.data.source, spec.data.max_length])
+        trained = [spec.recovery] if isinstance(spec, RecoverSpec) else []
+        return repr([method, *size, spec.data.source, spec.data.max_length, *trained])
     return repr([method, spec.fit.get("factors") if isinstance(spec, FitSpec) else None])
 
 

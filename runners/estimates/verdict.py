@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -57,7 +58,9 @@ def training_rows(trainings: Mapping[str, tuple[Choice, TrainingPeak]]) -> list[
     """Return the rows under `memory.COLUMNS` of trainings, the largest of those that are placed alike."""
     largest: dict[tuple[str, str, int], TrainingPeak] = {}
     for title, (choice, peak) in trainings.items():
-        alike = (" ".join(title.split(",")[0].split()[:2]), choice.placement, choice.processes)
+        by = re.search(r"x by [\w-]+", title)  # another recovery than full takes another share of the memory
+        name = " ".join(title.split(",")[0].split()[:2]) + (by[0][1:] if by else "")
+        alike = (name, choice.placement, choice.processes)
         if alike not in largest or peak.device > largest[alike].device:
             largest[alike] = peak
     rows = []

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ...foundation.errors import UserError
 from ...foundation.files import read_json
 from ...foundation.progress import Report
+from ...methods.base import TrainingLog
+from ...methods.recoveries.base import create_recovery
 from ..specs import RecoverStage
 from ..store.folders import REPORT
+from ..training.sharding import shards
 from .shared import data_card, estimate_training, model_of, save_trained, skeleton_of, trainer_for, training_data
 
 
 def recover(stage: RecoverStage, folder: Path, report: Report | None) -> Mapping[str, Any]:
     """Train a compressed model for what compression left of the budget; returns plain data for the record."""
+    recovery = create_recovery(stage.spec.recovery, stage.spec.recovery_options)
+    recovery.check()
+    if shards() and not recovery.trains_sharded:
+        raise UserError(
+            f"the recovery {recovery.name} needs the whole model in every process; use DDP, or --recovery full"
+        )
     skeleton, tokenizer = skeleton_of(stage)
     data = training_data(stage, skeleton, tokenizer)
-    memory = estimate_training(stage, data, skeleton)
+    memory = estimate_training(stage, data, skeleton, recovery=recovery)
     model = model_of(stage)
     compression = read_json(Path(stage.execution.model.location).parent / REPORT)
-    trainer = trainer_for(stage, data, folder, report)
+    trainer = trainer_for(stage, data, folder, report, recovery)
     spent = 0 if trainer.extra_steps else compression["steps"]
-    log = trainer.train(model, max(trainer.total_steps - spent, 0), compression["recover_lr_scale"])
+    steps = max(trainer.total_steps - spent, 0)
+    phases = recovery.recover(model, trainer, steps, compression["recover_lr_scale"], stage.spec.seed)
     save_trained(stage, trainer, model, tokenizer, folder)
-    return {"training": asdict(log), "memory": memory} | data_card(data)
+    log = trainer.log or TrainingLog(0, 0, 0.0, math.nan)
+    recovered = {"name": recovery.name, "phases": [phase.plain() for phase in phases]}
+    return {"training": asdict(log), "recovery": recovered, "memory": memory} | data_card(data)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...foundation.progress import Report, in_units
 from ...methods.base import Compressor
+from ...methods.recoveries.base import Recovery
 from ...models.dtypes import SaveDtypes, save_dtypes
 from ...models.footprint import context_length
 from ...models.loading import load_model, load_skeleton, load_tokenizer
@@ -58,9 +59,20 @@ def load_device(stage: Stage) -> str:
 
 
 def estimate_training(
-    stage: TrainingStage, data: TaskData, skeleton: Any, method: Compressor | None = None
+    stage: TrainingStage,
+    data: TaskData,
+    skeleton: Any,
+    method: Compressor | None = None,
+    recovery: Recovery | None = None,
 ) -> dict[str, Any]:
     """Return what the training will take, for the record, with a note where it may not fit.
+
+    Args:
+        stage: whose settings count.
+        data: what is trained on.
+        skeleton: what is loaded, on the meta device.
+        method: one that trains while it compresses.
+        recovery: what trains a compressed model.
 
     Raises:
         UserError: it certainly does not.
@@ -68,7 +80,8 @@ def estimate_training(
     settings, device, processes = training_settings(stage), stage.execution.device, process_count()
     longest = max(len(item.input_ids) for item in data.items)
     placement = placement_of(stage, sharded=shards())
-    peak = training_peak(skeleton, settings, longest, device, placement, processes, method)
+    trained = skeleton if recovery is None else recovery.trained_skeleton(skeleton)
+    peak = training_peak(trained, settings, longest, device, placement, processes, method, loaded=skeleton)
     note = check_training(peak, stage.shown, settings, device)
     return plain(peak, processes) | ({"warning": note} if note else {})
 
@@ -122,7 +135,11 @@ def training_settings(stage: TrainingStage) -> TrainSettings:
 
 
 def trainer_for(
-    stage: TrainingStage, data: TaskData, folder: Path, report: Report | None, method: Compressor | None = None
+    stage: TrainingStage,
+    data: TaskData,
+    folder: Path,
+    report: Report | None,
+    part: Compressor | Recovery | None = None,
 ) -> TaskTrainer:
     """Return the trainer of a stage, which goes on from the checkpoints of an earlier attempt.
 
@@ -131,11 +148,11 @@ def trainer_for(
         data: what is trained on.
         folder: of the stage.
         report: told how many updates are done.
-        method: one that trains while it compresses.
+        part: a method that trains while it compresses, or a recovery; it may be of another package.
     """
     minutes = stage.execution.checkpoint_minutes
     assert minutes is not None
-    origin = {"code": code_digest(*([type(method)] if method else [])), "inputs": input_digests(stage)}
+    origin = {"code": code_digest(*([type(part)] if part else [])), "inputs": input_digests(stage)}
     seed = stage.spec.seed
     return TaskTrainer(
         data,

@@ -75,6 +75,7 @@ def training_peak(
     placement: Placement = "device",
     processes: int = 1,
     method: Compressor | None = None,
+    loaded: nn.Module | None = None,
 ) -> TrainingPeak:
     """Return the peak of a training of P parameters, F bytes of frozen ones and buffers, and S bytes of state
 
@@ -95,6 +96,7 @@ def training_peak(
         placement: see `Placement`.
         processes: that train together.
         method: one that trains while it compresses, None for finetuning and recovery.
+        loaded: what is read from disk, where that is not the skeleton (adapters are made beside it).
     """
     trained = skeleton if method is None else trained_skeleton(method, skeleton)
     kinds = _Parameters.of(trained)
@@ -116,16 +118,16 @@ def training_peak(
         _pass(activations, gradients, kinds, accumulated > 1 or processes > 1),
         gradients + _copies(settings.optimizer, placement, kinds, kind, processes),
     )
-    loaded = loading_bytes(skeleton, "float32")
+    loading = loading_bytes(loaded or skeleton, "float32")
     least = weights + gradients + state - moments
     if not activations.counted:
         note = "; ".join(filter(None, (note, "activations are guessed from the linear layers")))
     if kind == "cpu":
-        one = USUAL_BYTES + max(device_bytes, loaded)
+        one = USUAL_BYTES + max(device_bytes, loading)
         return TrainingPeak(one, (processes - 1) * one, least, note, on_cpu=True)
     # Weights pass through the host when they are read, and once more when a checkpoint is kept.
     copied = 4 * model_size(skeleton).parameters
-    host = processes * (_GPU_BASE_BYTES + max(loaded, moments + copied))
+    host = processes * (_GPU_BASE_BYTES + max(loading, moments + copied))
     return TrainingPeak(device_bytes, host, least, note)
 
 

@@ -77,6 +77,16 @@ _SMALL = TrainSettings(
 )
 # At this size the authors' start of the new vectors loses half of the accuracy at 3x (docs/methods/bs.md).
 _SMALL_BASES = {"new_vectors": "top", "additional_share": 0.5}
+# What the authors' code does and the method's defaults do otherwise (docs/methods/bs.md measures each).
+_AUTHORS_CODE = {
+    "bs": {
+        "min_lr_rate": 0.1,
+        "drop_below": 1e-3,
+        "counting": "epoch",
+        "prune_before": "forward",
+        "threshold": "constant",
+    }
+}
 _FOUR_EXAMPLES = {"batch_size": 4, "micro_batch_size": 4}
 
 RECIPES: dict[str, Recipe] = {
@@ -84,7 +94,11 @@ RECIPES: dict[str, Recipe] = {
     # 128, cosine, warm-up .03, 512 tokens, 3 epochs before and 1 + 2 + 3 after, which is what the other methods get as
     # recovery.
     "paper": Recipe(
-        "the Basis Selection authors' settings", _PAPER, _PAPER.model_copy(update={"epochs": 6.0}), "bfloat16"
+        "the Basis Selection authors' settings",
+        _PAPER,
+        _PAPER.model_copy(update={"epochs": 6.0}),
+        "bfloat16",
+        method_options=_AUTHORS_CODE,
     ),
     # An evening for 7 B parameters on one H100 (docs/gpu.md). Only the data are fewer, 15 thousand examples in place of
     # MetaMathQA's 395 thousand; batch, learning rate and epochs stay. Sets of the other tasks are small as they are.
@@ -93,6 +107,7 @@ RECIPES: dict[str, Recipe] = {
         _PAPER,
         _PAPER.model_copy(update={"epochs": 6.0}),
         "bfloat16",
+        method_options=_AUTHORS_CODE,
         train_sets={"math": "gsm8k+math"},
     ),
     "small": Recipe(

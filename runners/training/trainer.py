@@ -31,9 +31,11 @@ from ..tracking.training import MOST_POINTS, TrackedTraining, tracked
 from .batches import Examples, StepSampler
 from .data import TaskData, collate
 from .host_moments import HostMomentsAdamW
+from .later import begin_later, begins_later
 from .one_device import OneDeviceArguments
 from .placement import optimizer_name
 from .resuming import Resumable
+from .schedules import schedule_arguments
 from .settings import TrainSettings
 from .sharding import collect, fit_settings, is_main, is_sharded, process_count, shards, skeleton, use_fsdp2_on_cpus
 
@@ -56,9 +58,11 @@ class _Hooks(transformers.TrainerCallback):
         resumable: Resumable | None,
         state: Stateful | None,
         reports: bool = False,
+        on_step: Callable[[int, int], None] | None = None,
+        start: int = 0,
     ) -> None:
         self.on_gradients, self.progress, self.resumable, self.state = on_gradients, progress, resumable, state
-        self.reports = reports
+        self.reports, self.on_step, self.start = reports, on_step, start
         self.sums: Tensor | None = None  # loss and tokens since the last update, on the device
         self.tokens = self.loss = self.seconds_before = 0.0
         self.peak_before = 0
@@ -74,6 +78,10 @@ class _Hooks(transformers.TrainerCallback):
         here = torch.stack([loss.double(), tokens.sum().double()])
         self.sums = here if self.sums is None else self.sums + here
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.on_step:
+            self.on_step(state.global_step - self.start, self.tokens_done)
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.sums is not None
         self.loss, self.tokens = self.sums.tolist()
@@ -85,7 +93,7 @@ class _Hooks(transformers.TrainerCallback):
                 "training data"
             )
         if self.on_gradients:
-            self.on_gradients(state.global_step, self.tokens_done)
+            self.on_gradients(state.global_step - self.start, self.tokens_done)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         due = self.resumable is not None and time.perf_counter() - self.saved >= 60 * self.resumable.minutes
@@ -133,6 +141,11 @@ class _CheckedTrainer(transformers.Trainer):
     hooks: _Hooks
     title: str
     moments_on_host = False
+    start = 0
+    """Steps of the data's order that lie before this training."""
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        return super().create_scheduler(num_training_steps - self.start, optimizer)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -180,6 +193,8 @@ class _CheckedTrainer(transformers.Trainer):
             save_model(self.model, os.path.join(output_dir, "model.safetensors"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if begins_later(resume_from_checkpoint):
+            return  # it holds a number of steps alone
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
@@ -256,21 +271,25 @@ class TaskTrainer:
         lr_scale: float = 1.0,
         on_gradients: Callable[[int, int], None] | None = None,
         state: Stateful | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+        min_lr_rate: float = 0.0,
+        start: int = 0,
     ) -> TrainingLog:
         """Train in place for ``steps`` updates, with one warm-up and one decay; see `methods.base.Trainer.train`."""
         if steps == 0:
             return TrainingLog(0, 0, 0.0, math.nan)
+        schedule = schedule_arguments(self.settings.schedule, min_lr_rate)
         if self.shards and not is_sharded(model):
             self._skeleton = skeleton(model)
         chosen = self.settings
         micro, accumulated = chosen.split(process_count())
         wide = chosen.precision == "bfloat16" or (chosen.precision == "auto" and self.device.startswith("cuda"))
-        resumable = self.resumable if on_gradients is None or state is not None else None
+        resumable = self.resumable if (on_gradients is None and on_step is None) or state is not None else None
         resumable = resumable.of_run(self._runs) if resumable else None
         self._runs += 1
         run = self.title if self._runs == 1 else f"{self.title}, training {self._runs}"
         reports: list[TrackedTraining] = tracked(self.tracking, run) if is_main() else []
-        hooks = _Hooks(on_gradients, self.progress, resumable, state, self.tracking is not None)
+        hooks = _Hooks(on_gradients, self.progress, resumable, state, self.tracking is not None, on_step, start)
         examples = Examples(self.data)
         # Only processes that accelerate started for this training (`parallel.rank`) read its settings there.
         alone = launcher_ignored() if process_count() == 1 else nullcontext()
@@ -280,11 +299,11 @@ class TaskTrainer:
                 kind = partial(OneDeviceArguments, named_device=self.device)
             arguments = kind(
                 output_dir=folder,
-                max_steps=steps,
+                max_steps=start + steps,
                 per_device_train_batch_size=micro,
                 gradient_accumulation_steps=accumulated,
                 learning_rate=chosen.learning_rate * lr_scale,
-                lr_scheduler_type=chosen.schedule,
+                **schedule,
                 warmup_steps=math.ceil(chosen.warmup * steps),
                 optim=optimizer_name(chosen),
                 weight_decay=chosen.weight_decay,
@@ -318,6 +337,7 @@ class TaskTrainer:
             )
             trainer.remove_callback(transformers.PrinterCallback)
             trainer.hooks, trainer.title, hooks.trainer = hooks, self.title, trainer
+            trainer.start = start
             trainer.moments_on_host = chosen.placement == "host-moments"
             assert trainer.args.n_gpu <= 1, "DataParallel would multiply the batch"
             if resumable:
@@ -331,7 +351,10 @@ class TaskTrainer:
             hooks.started = hooks.saved = time.perf_counter()
             self._running = trainer
             try:
-                trainer.train(resume_from_checkpoint=self._resumed(trainer))
+                checkpoint = self._resumed(trainer)
+                if checkpoint is None and start:
+                    checkpoint = begin_later(trainer, start, folder)
+                trainer.train(resume_from_checkpoint=checkpoint)
             finally:
                 for report in reports:
                     report.close()

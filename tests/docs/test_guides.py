@@ -18,7 +18,7 @@ from lowrank_bench.evals.engines.transformers import TransformersEngine
 from lowrank_bench.evals.tasks.base import all_tasks, get_task
 from lowrank_bench.evals.tasks.prompts import encode_prompt
 from lowrank_bench.foundation.errors import UserError
-from lowrank_bench.methods.registry import policies
+from lowrank_bench.methods.registry import policies, recoveries
 from lowrank_bench.models.presets import PRESETS
 from lowrank_bench.papers.published import quoted
 from lowrank_bench.papers.reproduce import catalogue
@@ -50,7 +50,7 @@ def importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     """A folder of installed packages that this process and its workers find; what it brings is forgotten afterwards."""
     monkeypatch.syspath_prepend(tmp_path / "site")
     yield tmp_path / "site"
-    for registry in (policies, benchmarks, engines):
+    for registry in (policies, recoveries, benchmarks, engines):
         for name in [name for name, cls in registry._classes.items() if cls.__module__.startswith(PACKAGES)]:
             del registry._classes[name]
     for name in [name for name in sys.modules if name.startswith(PACKAGES)]:
@@ -103,6 +103,16 @@ def test_the_guides_engine_gives_what_transformers_gives(package: Path) -> None:
             assert ours == pytest.approx(theirs, abs=1e-4)
         with pytest.raises(UserError, match="use --temperature 0"):
             guided.generate(prompts, Sampling(4, temperature=1.0), 2)
+
+
+def test_the_guides_recovery_keeps_the_contract_and_serves_a_sweep(package: Path, tmp_path: Path) -> None:
+    suite = package / "test_factors_only.py"
+    suite.write_text(next(block.text for block in code_blocks(GUIDE) if "RecoveryContract" in block.text))
+    assert pytest.main(["-q", "-p", "no:cacheprovider", "-k", "llama or budget or estimates or zero", str(suite)]) == 0
+    few = {"finetune_steps": 2, "recover_steps": 2, "limit": 3, "max_new_tokens": 4, "workers": 1}
+    words = {"methods": "svd", "recovery": "factors-only", "out": tmp_path / "runs"}
+    records = run_sweep(model="tiny", task="toy-math", ratios=2, **words, **few).records
+    assert set(records.label) == {"finetuned", "svd:recovery=factors-only"}
 
 
 @pytest.mark.parametrize(

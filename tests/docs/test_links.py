@@ -40,7 +40,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_contributing_leads_to_a_guide_for_every_part() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     rows = dict(re.findall(r"\| an? (\w+) \| [^|]* \| ([^|]*) \|", text))
-    assert set(rows) == {"method", "policy", "benchmark", "task", "engine", "paper"}
+    assert set(rows) == {"method", "policy", "recovery", "benchmark", "task", "engine", "paper"}
     assert all("](docs/" in row for row in rows.values())
 
 

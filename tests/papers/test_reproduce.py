@@ -235,6 +235,32 @@ def test_other_conditions_make_every_number_not_comparable(tmp_path):
         assert (row.outcome, row.reason) == ("not comparable", "ours has other training steps (recover)")
 
 
+def test_several_budgets_are_drawn_and_judged_apart(tmp_path):
+    item = find_item("basis-selection", "7", None)
+    changes = Changes(model="tiny", out=tmp_path, recover_steps=(1200, 600), seeds=(1,))
+    config = sweep_config(item, item.small, changes)
+    assert config.training.recover.steps == (1200, 600)
+    rows = measured({("dense", 1.0): 0.9}, benchmark="toy-math")
+    for steps, ahead, behind in ((600, 0.2, 0.6), (1200, 0.8, 0.3)):
+        values = {("additional dimension 32", 3.0): ahead, ("additional dimension 0", 3.0): behind}
+        rows += [
+            row.model_copy(update={"steps_budget": steps, "stage_key": f"{row.label}-{steps}"})
+            for row in measured(values, benchmark="toy-math")
+        ]
+    path, _ = write_records(tmp_path / "run", rows)
+    done = conclude(item, item.small, config, path, quiet())
+    assert [picture.name for picture in done.pictures] == [
+        f"figure-7-{steps}-steps.{kind}" for steps in (600, 1200) for kind in ("png", "svg")
+    ]
+    first, second = done.findings
+    assert first.startswith("600 steps: ")
+    assert "The contrary is seen here" in first
+    assert second.startswith("1,200 steps: ")
+    assert "Seen here" in second
+    assert "600 and 1,200 after it" in (done.folder / "figure-7-600-steps.md").read_text()
+    assert (done.folder / "figure-7-1200-steps-verdicts.csv").is_file()
+
+
 @pytest.mark.parametrize(
     ("with_32", "with_0", "said"),
     [

@@ -30,6 +30,7 @@ GIVEN = {
     "recipe": ["quick"],
     "train_set": ["gsm8k"],
     "micro_batch_size": [1],
+    "recovery": ["lora", "none", "full,lora"],
     "schedule": ["linear"],
     "optimizer": ["adafactor"],
     "recover.steps": [5, (4, 5)],

@@ -30,7 +30,7 @@ from ...requirements import Requirements
 from ...shrinking import shrink_parameter
 from .fusing import fused
 from .options import BasisSelectionOptions
-from .pruning import lr_factor, pruning_steps
+from .pruning import lr_factor, pruning_steps, pruning_steps_by_epoch
 from .run import PruningRun
 
 
@@ -130,7 +130,10 @@ class BasisSelection(BasisSelectionOptions):
         steps = self.pruning_run_steps(trainer) if trainer else 0
         before = self.keep_epochs + self.prune_epochs
         keep_steps = min(round(steps * self.keep_epochs / before), max(steps - 1, 0))
-        due = pruning_steps(keep_steps, steps - keep_steps, self.prunings)
+        spaced = (keep_steps, steps - keep_steps)
+        due = pruning_steps(*spaced, self.prunings)
+        if self.counting == "epoch" and steps:
+            due = pruning_steps_by_epoch(*spaced, self.prune_epochs, self.prunings)
         used = TrainingLog(0, 0, 0.0, 0.0)
 
         def hand_out(index: int, merged: nn.Module) -> None:
@@ -143,15 +146,22 @@ class BasisSelection(BasisSelectionOptions):
 
         groups = singles(self.targets(model))
         shrink = trainer.shrink if trainer else shrink_parameter
-        run = PruningRun(self, model, fitted, budgets, hand_out, data, shrink)
+        run = PruningRun(self, model, fitted, budgets, hand_out, data, shrink, len(due))
 
-        def on_gradients(step: int, tokens: int) -> None:
+        def prune_what_is_due(step: int, tokens: int) -> None:
             nonlocal used
             used = TrainingLog(step, tokens, 0.0, 0.0)
-            run.observe()
-            while run.prunings_done < self.prunings and due[run.prunings_done] <= step:
+            while run.prunings_done < run.prunings and due[run.prunings_done] <= step:
                 run.prune()
 
+        def on_gradients(step: int, tokens: int) -> None:
+            run.observe()
+            if self.prune_before == "update":
+                prune_what_is_due(step, tokens)
+
+        # Only what differs from a trainer's defaults: one of another package may know no more.
+        more: dict[str, Any] = {"on_step": prune_what_is_due} if self.prune_before == "forward" else {}
+        more |= {"min_lr_rate": self.min_lr_rate} if self.min_lr_rate else {}
         if trainer is not None and steps > 0:
             if trainer.shards:
                 if not self.requirements.trains_sharded:
@@ -162,13 +172,13 @@ class BasisSelection(BasisSelectionOptions):
                 run.share_bases()
             scale = lr_factor(run.kept_share[-1], max(before, 1.0)) if self.lr_scaling == "paper" else 1.0
             with fused(model) if self.compile else nullcontext():
-                used = trainer.train(model, steps, scale, on_gradients, run)
+                used = trainer.train(model, steps, scale, on_gradients, run, **more)
             if trainer.shards:
                 whole_model = trainer.whole(model)
                 if whole_model is None:
                     return
                 run.gathered(whole_model)
                 model = whole_model
-        while run.prunings_done < self.prunings:
+        while run.prunings_done < run.prunings:
             run.prune()
         hand_out(len(run.budgets) - 1, run.merged(model))

@@ -188,3 +188,13 @@ class BasisLinear(nn.Module):
         with torch.no_grad():
             frozen = (self.left.double() * self.roots().double() ** 2) @ self.right.double()
             return (frozen + self.extra_left.double() @ self.extra_right.double()).to(self.weight_root.dtype)
+
+    def dense_layer(self) -> nn.Linear:
+        """Return the layer as a dense one."""
+        weight, bias = self.dense_weight(), self.bias
+        dense = nn.Linear(self.in_features, self.out_features, bias is not None, weight.device, weight.dtype)
+        with torch.no_grad():
+            dense.weight.copy_(weight)
+            if bias is not None:
+                dense.bias.copy_(bias)
+        return dense

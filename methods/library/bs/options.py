@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 from torch import nn
 
 from ...base import Compressor, methods
@@ -51,7 +51,20 @@ class BasisSelectionOptions(Compressor):
         bases_dtype: of the frozen bases while training, ``model`` for the model's own or ``bfloat16`` (authors), which
             halves their memory and leaves its rounding in the compressed model.
         compile: fuse the kernels of every block with torch.compile while bases are trained; the last digits change.
+        min_lr_rate: where the cosine ends while bases are pruned, as a share of the peak learning rate (authors: 0.1).
+        drop_below: singular values up to this share of a matrix's mean are dropped at the start and at the merge
+            (authors: 0.001).
+        counting: ``run`` spaces the prunings evenly over all steps of the pruning, ``epoch`` over each epoch as the
+            authors do, see `pruning.pruning_steps_by_epoch`.
+        prune_before: ``update`` prunes when the gradient of a step is there, ``forward`` before it is computed
+            (authors).
+        threshold: ``compensated`` for what earlier prunings kept too much of, or ``constant`` K^(1/P) (authors).
     """
+
+    later_options: ClassVar[frozenset[str]] = frozenset(
+        ("min_lr_rate", "drop_below", "counting", "prune_before", "threshold")
+    )
+    """Options left out of the plain data at their default, so that stages of before the options are still these."""
 
     start: str = "svd"
     prunings: int = Field(default=100, ge=1)
@@ -78,6 +91,26 @@ class BasisSelectionOptions(Compressor):
     hessian_memory: float = Field(default=0.9, ge=0, le=1)
     compile: bool = False
     bases_dtype: Literal["model", "bfloat16"] = "model"
+    min_lr_rate: float = Field(default=0.0, ge=0, lt=1)
+    drop_below: float = Field(default=0.0, ge=0, lt=1)
+    counting: Literal["run", "epoch"] = "run"
+    prune_before: Literal["update", "forward"] = "update"
+    threshold: Literal["compensated", "constant"] = "compensated"
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        options: dict[str, Any] = dump(self)
+        fields = type(self).model_fields
+        return {k: v for k, v in options.items() if k not in self.later_options or v != fields[k].default}
+
+    @model_validator(mode="after")
+    def _threshold_of_the_schedule(self) -> Self:
+        if self.threshold == "constant" and self.schedule != "exponential":
+            raise ValueError(
+                "threshold=constant keeps the same share at every pruning, which is the exponential schedule; leave "
+                "schedule or threshold out"
+            )
+        return self
 
     @field_validator("start")
     @classmethod

@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...fitted import Factors
+
 Schedule = Literal["exponential", "linear"]
 
 
@@ -56,6 +58,60 @@ def pruning_steps(keep_steps: int, prune_steps: int, prunings: int) -> list[int]
     Several prunings fall on one step when there are more prunings than steps.
     """
     return [keep_steps + pruning * prune_steps // prunings for pruning in range(prunings)]
+
+
+def whole_prunings(prunings: int, epochs: int) -> int:
+    """Return P', the largest multiple of the epochs up to P, at least one for each: what the authors' K^(1/P') uses."""
+    return max(1, prunings // epochs) * epochs
+
+
+def pruning_steps_by_epoch(keep_steps: int, prune_steps: int, epochs: float, prunings: int) -> list[int]:
+    """Return the optimizer step before which each pruning happens, counted in each epoch as the authors' code does.
+
+    Authors' code, ``methods/custom_trainer.py:BSTrainer``: P is cut to P', a multiple of the E epochs after the
+    keeping; an epoch of n steps has a pruning at each step that ⌊n / (P'/E)⌋ divides, the first included. Because of
+    the rounding there may be more than P' of them. Where an epoch has fewer steps than prunings the authors divide by
+    zero, and here each step has one.
+
+    Args:
+        keep_steps: before the first pruning.
+        prune_steps: from there to the merge.
+        epochs: E; a fraction is rounded, to at least 1.
+        prunings: P.
+    """
+    whole_epochs = max(1, round(epochs))
+    per_epoch = whole_prunings(prunings, whole_epochs) // whole_epochs
+    due: list[int] = []
+    for epoch in range(whole_epochs):
+        first, end = (keep_steps + number * prune_steps // whole_epochs for number in (epoch, epoch + 1))
+        due += range(first, end, max(1, (end - first) // per_epoch))
+    return due
+
+
+def above_share_of_mean(singular_values: Tensor, share: float, values: int) -> int:
+    """Return how many singular values are above a share of the mean of all, at least 1.
+
+    Authors' code, ``methods/basis_selection.py:rank_cal``, with a share of 1e-3.
+
+    Args:
+        singular_values: (r,) descending, the others being zero.
+        share: 0 counts all that are above zero.
+        values: how many there are with the zeros, min(m, n).
+    """
+    mean = float(singular_values.double().sum()) / values
+    return max(1, int((singular_values.double() > share * mean).sum()))
+
+
+def strongest(factors: Factors, share: float, least: int) -> Factors:
+    """Return the factors without parts whose singular value is at most a share of the mean; they are descending.
+
+    Args:
+        factors: of one matrix, at full rank.
+        share: see `above_share_of_mean`.
+        least: so many stay.
+    """
+    count = max(above_share_of_mean(factors.spectrum, share, len(factors.spectrum)), least)
+    return Factors(factors.left[:, :count], factors.right[:count], factors.spectrum[:count])
 
 
 def lr_factor(keep: float, epochs: float) -> float:

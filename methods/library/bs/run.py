@@ -23,7 +23,14 @@ from .curvature import CurvatureProbes
 from .final import BasisProbe
 from .layer import BasisLinear, Shrink, whole
 from .options import BasisSelectionOptions
-from .pruning import compensated_threshold, keep_largest, target_share
+from .pruning import (
+    above_share_of_mean,
+    compensated_threshold,
+    keep_largest,
+    strongest,
+    target_share,
+    whole_prunings,
+)
 
 STATES = ("died", "kept", "freed")
 """What becomes of a basis: pruned, trained on, or turned into a new vector at the start."""
@@ -44,6 +51,7 @@ class PruningRun:
         hand_out: called with the position of a budget and the merged model that meets it, for all but the deepest.
         data: task data for criteria and policies that ask the model; None for the others.
         shrink: makes a parameter in training shorter.
+        prunings: how many there will be; None is the method's P.
 
     Attributes:
         budgets: from the lowest ratio to the highest.
@@ -62,8 +70,10 @@ class PruningRun:
         hand_out: Callable[[int, nn.Module], None],
         data: CalibrationData | None = None,
         shrink: Shrink = shrink_parameter,
+        prunings: int | None = None,
     ) -> None:
         self.method, self.model, self.hand_out, self.data, self.shrink = method, model, hand_out, data, shrink
+        self.prunings = prunings or method.prunings
         self.budgets = sorted(budgets, key=lambda budget: budget.ratio)
         self.dense_shape = method.shape(model)
         self.shape = method.shape(model, self.budgets[-1].ratio)
@@ -77,6 +87,9 @@ class PruningRun:
         for number, unit in enumerate(self.shape.units):
             dense = get_linear(model, unit.name)
             factors = fitted.factors(unit.name)
+            spectrum = factors.spectrum.float().cpu()
+            if method.drop_below:
+                factors = strongest(factors, method.drop_below, self.extra[unit.name] + 1)
             if method.new_vectors == "top":
                 freed += float(factors.spectrum[: self.extra[unit.name]].sum())
             layer = BasisLinear(
@@ -93,7 +106,7 @@ class PruningRun:
             replace_module(model, unit.name, layer.train(dense.training))
             self.layers[unit.name] = layer
             self._shrink(layer)
-            self.spectra[unit.name] = factors.spectrum.float().cpu()
+            self.spectra[unit.name] = spectrum
         self.product = dict.fromkeys(self.layers, 1.0)
         self.slope = {name: layer.weight_root.detach().new_zeros(layer.bases) for name, layer in self.layers.items()}
         self.observed = 0
@@ -226,7 +239,7 @@ class PruningRun:
             return
         if self.probes is not None:
             self.probes.run()
-        final = self.prunings_done == self.method.prunings
+        final = self.prunings_done == self.prunings
         while True:
             budget = self.budgets[self.reached]
             exact = self._allocate(budget)
@@ -246,15 +259,15 @@ class PruningRun:
     def _scheduled(self, pruning: int) -> dict[str, Tensor]:
         """Return the masks of the authors' rule, without prunings that would not bring a matrix below break-even."""
         before_last = 1 - self.method.final_share if self.method.final_policy else 1.0
-        share = target_share(self.keep, pruning * before_last, self.method.prunings, self.method.schedule)
+        share = target_share(self.keep, pruning * before_last, self.prunings, self.method.schedule)
         if self.method.scope == "global":
             pool = torch.cat([self._scores(layer, name) for name, layer in self.layers.items()])
-            theta = compensated_threshold(share, self.product[next(iter(self.layers))])
+            theta = self._threshold(share, before_last, next(iter(self.layers)))
             limit = pool[keep_largest(pool, theta)].min()
             masks = {name: self._at_least_one(self._scores(layer, name), limit) for name, layer in self.layers.items()}
         else:
             masks = {
-                name: keep_largest(self._scores(layer, name), compensated_threshold(share, self.product[name]))
+                name: keep_largest(self._scores(layer, name), self._threshold(share, before_last, name))
                 for name, layer in self.layers.items()
             }
         if self.method.guard:
@@ -263,6 +276,13 @@ class PruningRun:
                 if not unit.saves(int(masks[unit.name].sum()) + layer.extra):
                     masks[unit.name] = torch.ones_like(masks[unit.name])
         return self._aligned(masks)
+
+    def _threshold(self, share: float, before_last: float, name: str) -> float:
+        """Return the share of what is left of a matrix that this pruning keeps."""
+        if self.method.threshold == "compensated":
+            return compensated_threshold(share, self.product[name])
+        epochs = max(1, round(self.method.prune_epochs)) if self.method.counting == "epoch" else 1
+        return float(self.keep ** (before_last / whole_prunings(self.method.prunings, epochs)))
 
     def _aligned(self, masks: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return masks that leave each layer a multiple of ranks, or all it has: what is cut now never grows back."""
@@ -330,18 +350,23 @@ class PruningRun:
         return model
 
     def _merge(self, layer: BasisLinear, rank: int, unit: Unit) -> nn.Module:
-        dtype, device, bias = layer.weight_root.dtype, layer.left.device, layer.bias
-        if self.method.guard and not unit.saves(rank):
-            dense = nn.Linear(layer.in_features, layer.out_features, bias is not None, device=device, dtype=dtype)
-            with torch.no_grad():
-                dense.weight.copy_(layer.dense_weight())
-                if bias is not None:
-                    dense.bias.copy_(bias)
-            return dense
+        dtype, bias = layer.weight_root.dtype, layer.bias
+        if not (self._factorised(unit, rank) or self.method.drop_below):
+            return layer.dense_layer()
         u, s, vt = layer.merged(rank)
+        if self.method.drop_below:
+            strong = above_share_of_mean(s, self.method.drop_below, min(layer.in_features, layer.out_features))
+            multiple = self.budgets[-1].multiple
+            rank = min(rank, math.ceil(strong / multiple) * multiple)
+            if not self._factorised(unit, rank):
+                return layer.dense_layer()
+            u, s, vt = u[:, :rank], s[:rank], vt[:rank]
         root = s.sqrt() if self.method.split == "even" else torch.ones_like(s)
         a, b = (s / root.clamp_min(1e-300))[:, None] * vt, u * root
         return LowRankLinear.from_factors(a.to(dtype), b.to(dtype), None if bias is None else bias.detach())
+
+    def _factorised(self, unit: Unit, rank: int) -> bool:
+        return not self.method.guard or unit.saves(rank)
 
     def bases(self) -> dict[str, Tensor]:
         """Return what became of every basis so far, on the CPU, four tensors a matrix of k bases and d new vectors.

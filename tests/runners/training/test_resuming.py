@@ -68,6 +68,13 @@ SELECTIONS = {
     "one threshold, nothing else trained": {"scope": "global", "train_others": False, "additional_dimension": 0},
     "second order": {"criterion": "hessian", "hessian_samples": 16},
     "a final policy": {"final_policy": "greedy", "final_samples": 8},
+    "the authors' code": {
+        "min_lr_rate": 0.1,
+        "drop_below": 0.1,
+        "counting": "epoch",
+        "prune_before": "forward",
+        "threshold": "constant",
+    },
     "narrow bases": {"bases_dtype": "bfloat16"},
     "a trajectory": {"trajectory": True},
 }

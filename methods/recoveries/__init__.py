@@ -1,0 +1,1 @@
+"""What trains a compressed model again, one file each; see `base`."""

@@ -1,0 +1,34 @@
+"""The recoveries of a sweep and their short form, ``name:option=value,option=value``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from .methods import parse_method
+
+
+class RecoverySpec(BaseModel):
+    """One recovery of a sweep: its name, and options that differ from its defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return (
+            parse_method(value, "recovery").model_dump(include={"name", "options"}) if isinstance(value, str) else value
+        )
+
+    @property
+    def shown(self) -> str:
+        """As tables name it: ``lora``, ``lora(r=4)``."""
+        options = ",".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.name}({options})" if options else self.name
+
+
+FULL = RecoverySpec(name="full")
