@@ -7,14 +7,14 @@ from typing import Any
 from ...evals.base import Benchmark, EvalSettings
 from ...evals.engines.base import BATCH_TOKENS
 from ...foundation.errors import UserError
-from ...foundation.memory import USUAL_BYTES, free_memory
+from ...foundation.memory import free_memory, usual_bytes
 from ...models.footprint import loading_bytes, token_bytes
 from ...models.loading import DTYPES, own_dtype
 from ...models.matrices import model_size
+from ...models.pass_memory import forward_peak
 from ...models.token_scores import LOGIT_BYTES
 from ..specs import Stage
 from ..training.memory import TrainingPeak
-from ..training.pass_memory import forward_peak
 from ..training.settings import Placement, TrainSettings
 
 _GIB = 2**30
@@ -52,8 +52,8 @@ def evaluation_peak(
         # A model whose logits cannot be made in blocks takes more: all of a batch at once.
         work = forward_peak(skeleton, batch, longest, kind) + 2 * LOGIT_BYTES
     if device == "cpu":
-        return TrainingPeak(USUAL_BYTES + max(weights + work, loaded), 0, weights, on_cpu=True)
-    return TrainingPeak(weights + work, USUAL_BYTES + loaded, weights)
+        return TrainingPeak(usual_bytes() + max(weights + work, loaded), 0, weights, on_cpu=True)
+    return TrainingPeak(weights + work, usual_bytes(device) + loaded, weights)
 
 
 def placement_of(stage: Stage, sharded: bool) -> Placement:
