@@ -19,16 +19,17 @@ from ...methods.estimates import calibration_passes, fitter
 from ...methods.matrixwise import MatrixCompressor
 from ...methods.memory import Calibration, Peak, compress_peak, fit_peak
 from ...models.blocks import find_blocks
+from ...models.dtypes import OWN
 from ...models.footprint import SMALL_PARAMETERS, Footprint, check_model, context_length, token_bytes
-from ...models.loading import DTYPES, load_model
+from ...models.loading import DTYPES, load_model, own_dtype
 from ...models.matrices import model_size
 from ...models.streamed import NotStreamable, open_streamed, why_not_streamed
 from ..graph import Plan
-from ..specs import CompressStage, EvaluateStage, FitStage, Stage
+from ..specs import CompressStage, EvaluateStage, FitStage, QuantiseStage, Stage
 from ..tokenizers import PlanTokenizer
 from ..training.data import CALIBRATION_TOKENS, TaskData, example_length
 from .at_hand import assumed_longest, counts_by_size
-from .foreseen import check_host, check_training
+from .foreseen import check_host, check_training, quantise_peak
 
 Memory = Literal["auto", "walk", "whole"]
 WALK_PARAMETERS = SMALL_PARAMETERS
@@ -203,7 +204,7 @@ def memory_rows(ways: Mapping[str, Way]) -> list[tuple[str, ...]]:
 
 
 def plan_ways(plan: Plan) -> dict[str, Way]:
-    """Return how the fits and compressions of a sweep get at their models, by a name for people.
+    """Return how fits, compressions and rounding of a sweep get at their models, by a name for people.
 
     What trainings take is in `Plan.trainings`. Checkpoints that earlier stages have yet to write are judged by the
     sweep's model.
@@ -222,6 +223,10 @@ def plan_ways(plan: Plan) -> dict[str, Way]:
             method = create_method(stage.spec.method, stage.spec.options)
             name, read = f"compress {stage.spec.method}", calibration(method, plan.skeleton, read_length(stage))
             found.setdefault(name, compress_way(method, plan.skeleton, *place, tuple(stage.spec.ratios), read))
+        elif isinstance(stage, QuantiseStage):
+            width = own_dtype(plan.skeleton.config) if stage.spec.save_dtype == OWN else stage.spec.save_dtype
+            peak = quantise_peak(plan.skeleton, stage.spec.scheme, width, plan.device)
+            found.setdefault(f"quantise to {stage.spec.scheme.bits} bits", Way(False, "", peak))
     return found
 
 
