@@ -19,7 +19,7 @@ from .calibration.driver import MomentCompressor
 from .calibration.in_memory import GRAM_BYTES
 from .calibration.offload_cache import LIMIT_BYTES
 from .calibration.sequential_statistics import INPUTS_BYTES
-from .estimates import decompose_bytes, statistic_bytes
+from .estimates import decompose_bytes, regular_bytes, statistic_bytes
 from .fitted import BUFFER_BYTES
 from .groups import Group
 from .matrixwise import MatrixCompressor
@@ -97,6 +97,9 @@ def fit_peak(
         8 * g.out_features * g.in_features + rows_bytes(g.out_features, g.in_features) for g in groups if g.embedding
     ]
     working = max([working, *rows])
+    usually = working
+    if calibration is not None and device == "cpu":
+        usually = max([8 * m * n + _decomposing(method, m, n, calibration) for m, n in shapes] + rows)
     buffer = BUFFER_BYTES + max(_factors(group) for group in groups)
     filled = min(buffer, sum(_factors(group, (kept or {}).get(group.name)) for group in groups))
     model, parts, passes = 4 * model_size(skeleton).parameters, _Parts.of(skeleton), Passes()
@@ -108,20 +111,29 @@ def fit_peak(
     busy = max(passes.bytes, working) if layer_by_layer else model + max(passes.bytes, working)
     least = max(weights, working) if layer_by_layer else weights + working
 
-    def host(base: int, factors: int, pages: int) -> int:
+    def host(base: int, factors: int, decomposing: int, pages: int) -> int:
         if device != "cpu":
             taken = factors + weights + passes.sums + passes.waiting
         elif passes.first:  # what waits is gone when the first matrix is decomposed, where gradients come first
             waiting, held = (passes.waiting, 0) if passes.gradients else (0, passes.waiting)
-            taken = passes.sums + held + max(passes.bytes + waiting, factors + working)
+            taken = passes.sums + held + max(passes.bytes + waiting, factors + decomposing)
         else:
-            taken = passes.sums + passes.waiting + factors + max(passes.bytes, working)
+            taken = passes.sums + passes.waiting + factors + max(passes.bytes, decomposing)
         if layer_by_layer:
             return base + taken
         return base + max(taken + (model if device == "cpu" else 0), model + pages)
 
-    bound, usual = host(BASE_BYTES, buffer, _stored(skeleton)), host(usual_bytes(device), filled, _pages(skeleton))
+    bound, usual = (
+        host(BASE_BYTES, buffer, working, _stored(skeleton)),
+        host(usual_bytes(device), filled, usually, _pages(skeleton)),
+    )
     return Peak(bound, 0 if device == "cpu" else busy + passes.sums, least, passes.disk, min(usual, bound))
+
+
+def _decomposing(method: MatrixCompressor, m: int, n: int, calibration: Calibration) -> int:
+    """Return what `decompose` takes: moments of fewer tokens than inputs are singular, others as a rule are not."""
+    tokens = calibration.samples * calibration.length
+    return regular_bytes(method, m, n) if tokens >= 2 * n else decompose_bytes(method, m, n)
 
 
 @dataclass(frozen=True)
@@ -276,7 +288,7 @@ def _two_streams(method: MatrixCompressor, skeleton: Any, calibration: Calibrati
     # A batch of both inputs, their difference in float64; or the moments' halves and the matrix in float64 twice.
     reading = batch.block + max(rows * group.in_features * (2 * 4 + 3 * 8) for group in groups)
     deciding = max(
-        (3 * 8 * m + 3 * 8 * n) * n + decompose_bytes(method, m, n)
+        2 * 8 * m * n + _decomposing(method, m, n, calibration)
         for m, n in {(group.out_features, group.in_features) for group in groups}
     )
     return 4 * parts.block + min(states, LIMIT_BYTES) + given + sums + max(reading, deciding)

@@ -18,6 +18,7 @@ from ...methods.calibration.precision import PassDtype
 from ...methods.estimates import calibration_passes, fitter
 from ...methods.matrixwise import MatrixCompressor
 from ...methods.memory import Calibration, Peak, compress_peak, fit_peak
+from ...methods.ranks.budget import Budget
 from ...models.blocks import find_blocks
 from ...models.dtypes import OWN
 from ...models.footprint import SMALL_PARAMETERS, Footprint, check_model, context_length, token_bytes
@@ -126,7 +127,6 @@ def compress_way(
     device: str,
     ratios: Sequence[float] = (1.0,),
     read: Calibration | None = None,
-    kept: Mapping[str, int] | None = None,
 ) -> Way:
     """Choose for `Compressor.compress` to some ratios; the other arguments as in `fit_way`."""
     walk, why = _choose(method.requirements.compress_layer_by_layer, "ask", False, skeleton, location, revision, wanted)
@@ -136,6 +136,7 @@ def compress_way(
         read = None
     elif read is None:
         read = calibration(method, skeleton, None)
+    kept = method.kept_ranks(skeleton, [Budget(ratio, method.guard) for ratio in ratios]) if max(ratios) > 1 else None
     return Way(walk, why, compress_peak(method, skeleton, walk, device, ratios, read, kept))
 
 

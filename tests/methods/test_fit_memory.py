@@ -5,17 +5,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import transformers as tf
-
-from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.memory import Calibration, fit_peak
-from lowrank_bench.models.loading import load_skeleton
-from lowrank_bench.models.quantised.scheme import Scheme
-from lowrank_bench.models.quantised.size import packed_bytes
-from lowrank_bench.runners.estimates.foreseen import quantise_peak
 
 MEASURE = """
 import copy, json, sys, torch
@@ -36,8 +28,8 @@ from lowrank_bench.evals.tasks.prompts import Encoded
 from lowrank_bench.runners.training.data import TaskData
 
 folder, out = sys.argv[1], Path(sys.argv[2])
-LENGTH, SAMPLES = 128, 8
-ids = torch.randint(1, 2000, (SAMPLES, LENGTH)).tolist()
+LENGTH, SAMPLES = 128, 24
+ids = torch.randint(1, 1000, (SAMPLES, LENGTH)).tolist()
 DATA = TaskData([Encoded(row, row) for row in ids], 0, 0, 1)
 READ, BUDGET = Calibration(SAMPLES, 8, LENGTH), Budget(2.0)
 skeleton, taken = load_skeleton(folder), {}
@@ -64,7 +56,7 @@ def compress(name, into):
     read = READ if calibration_passes(method) else None
     def run():
         method.compress(load_model(folder), Fitted.load(into), BUDGET, None, DATA)
-    return compress_peak(method, skeleton, False, "cpu", (2.0,), read), run
+    return compress_peak(method, skeleton, False, "cpu", (2.0,), read, method.kept_ranks(skeleton, [BUDGET])), run
 
 def round_weights():
     scheme = Scheme(bits=8)
@@ -93,9 +85,9 @@ CASES = ["svd", "fwsvd", "svd-llm", "two-sided"]
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of 10 M parameters in float32."""
+    """A Llama of 8 M parameters in float32."""
     folder: Path = tmp_path_factory.mktemp("dense") / "model"
-    sizes = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 4096}
+    sizes = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 1024}
     config = tf.LlamaConfig(**sizes, num_attention_heads=6, tie_word_embeddings=False)
     tf.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
