@@ -19,9 +19,15 @@ BASE_BYTES = 600 << 20
 It is a bound.
 """
 
-USUAL_BYTES = 460 << 20
-"""What such a process has been measured to take: 390 to 400 MiB where it is forked from the fork server, 487 MiB where
-it is started afresh (28 November 2026; until then, with scikit-learn, it was 520)."""
+FORKED_BYTES, STARTED_BYTES = 400 << 20, 487 << 20
+"""What such a process has been measured to take, forked from the fork server and started afresh (28 November 2026)."""
+
+
+def usual_bytes(device: str = "cpu") -> int:
+    """Return what such a process usually takes for a stage on a device; those on a CPU are forked where that works."""
+    from .fork_server import ForkServer
+
+    return FORKED_BYTES if device == "cpu" and ForkServer.available() else STARTED_BYTES
 
 
 def reset_peak_memory() -> None:

@@ -31,6 +31,12 @@ def decompose_bytes(method: Compressor, m: int, n: int) -> int:
 
 
 @singledispatch
+def regular_bytes(method: Compressor, m: int, n: int) -> int:
+    """Return how much memory `decompose` takes where the statistic has full rank; by default its bound."""
+    return decompose_bytes(method, m, n)
+
+
+@singledispatch
 def statistic_bytes(method: Compressor, group: Group) -> int:
     """Return the bytes of a group's statistic; vectors count as nothing, which is the default."""
     return 0

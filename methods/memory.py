@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from ..foundation.memory import BASE_BYTES, USUAL_BYTES
+from ..foundation.memory import BASE_BYTES, usual_bytes
 from ..models.blocks import find_blocks
 from ..models.footprint import loading_bytes
 from ..models.loading import DTYPES, own_dtype
 from ..models.matrices import model_size
 from ..models.streamed import NotStreamable
+from .calibration.batch_memory import BatchPeak, batch_peak, guess, shared_inputs
+from .calibration.driver import MomentCompressor
 from .calibration.in_memory import GRAM_BYTES
 from .calibration.offload_cache import LIMIT_BYTES
 from .calibration.sequential_statistics import INPUTS_BYTES
-from .estimates import decompose_bytes, statistic_bytes
+from .estimates import decompose_bytes, regular_bytes, statistic_bytes
 from .fitted import BUFFER_BYTES
 from .groups import Group
 from .matrixwise import MatrixCompressor
@@ -59,16 +62,24 @@ class Peak:
 
 
 def fit_peak(
-    method: MatrixCompressor, skeleton: Any, layer_by_layer: bool, device: str, calibration: Calibration | None = None
+    method: MatrixCompressor,
+    skeleton: Any,
+    layer_by_layer: bool,
+    device: str,
+    calibration: Calibration | None = None,
+    kept: Mapping[str, int] | None = None,
 ) -> Peak:
     """Return the peak of `MatrixCompressor.fit`, on the CPU
 
-        layer by layer  base + buffer + max(block + activations, working set) + statistics of a block + waiting states
-        whole           base + model + max(buffer + max(activations, working set) + statistics, checkpoint)
+        passes          what a batch takes (`batch_memory.batch_peak`), layer by layer with the weights of a block,
+                        or of all that is outside the blocks
+        layer by layer  base + sums of a block + waiting states + factors + max(passes, working set)
+        whole           base + model + max(sums + max(passes, factors + working set), checkpoint)
 
-    with the model and a block (or all that is outside the blocks) in float32, the working set that of the largest
-    matrix including its weight, and the buffer `BUFFER_BYTES` and one matrix's factors. On a GPU the model or block,
-    activations and working set are there, and base, buffer and what waits are on the host.
+    with the model and a block in float32, the working set that of the largest matrix including its weight, and the
+    factors no more than `BUFFER_BYTES` and one matrix's. Fisher information is complete before the first factors exist,
+    and so are sums that fit into one pass. On a GPU the model or block, passes and working sets are there, and base,
+    factors and what waits are on the host.
 
     Args:
         method: says the working set and the statistics of a matrix.
@@ -76,6 +87,7 @@ def fit_peak(
         layer_by_layer: whether weights stay on disk and are read layer by layer.
         device: torch device.
         calibration: None for methods that read no data.
+        kept: parts that are kept of each group's factors; None for all.
     """
     groups = method.groups(skeleton)
     shapes = {(g.out_features, g.in_features) for g in groups if not g.embedding}
@@ -85,60 +97,201 @@ def fit_peak(
         8 * g.out_features * g.in_features + rows_bytes(g.out_features, g.in_features) for g in groups if g.embedding
     ]
     working = max([working, *rows])
+    usually = working
+    if calibration is not None and device == "cpu":
+        usually = max([8 * m * n + _decomposing(method, m, n, calibration) for m, n in shapes] + rows)
     buffer = BUFFER_BYTES + max(_factors(group) for group in groups)
-    filled = min(buffer, sum(_factors(group) for group in groups))
-    weights = 0 if layer_by_layer else 4 * model_size(skeleton).parameters
-    statistics = activations = waiting = disk = 0
+    filled = min(buffer, sum(_factors(group, (kept or {}).get(group.name)) for group in groups))
+    model, parts, passes = 4 * model_size(skeleton).parameters, _Parts.of(skeleton), Passes()
     if calibration is not None:
-        parts = _Parts.of(skeleton)
-        statistics = _statistics(method, groups, parts, layer_by_layer)
-        activations = _activations(skeleton, method, groups, parts, calibration, layer_by_layer)
-        if parse_policy(method.policy).needs_slopes:  # the gradients of all weights at once
-            activations += 4 * sum(group.out_features * group.in_features for group in groups)
-        if calibration.autocast and method.requirements.gradients:  # the backward pass holds the weights in 16 bits
-            activations += 2 * (max(parts.block, parts.outside) if layer_by_layer else model_size(skeleton).parameters)
-        if layer_by_layer:
-            weights = 4 * max(parts.block, parts.outside)
-            width = int(skeleton.get_input_embeddings().embedding_dim)
-            states = 4 * calibration.samples * calibration.length * width
-            states *= len(parts.names) + 1 if method.requirements.gradients else 1
-            waiting, disk = min(states, LIMIT_BYTES), max(min(states, INPUTS_BYTES) - LIMIT_BYTES, 0)
-            if method.requirements.gradients:  # Gram matrices of gradients wait too, as they come last block first
-                disk += sum(statistic_bytes(method, group) for group in groups)
-    busy = max(weights + activations, working) if layer_by_layer else weights + max(activations, working)
+        passes = _passes(method, skeleton, groups, parts, calibration, layer_by_layer)
+    weights = model
+    if layer_by_layer:
+        weights = 4 * max(parts.block, parts.outside) if calibration else 0
+    busy = max(passes.bytes, working) if layer_by_layer else model + max(passes.bytes, working)
     least = max(weights, working) if layer_by_layer else weights + working
-    resident = busy if device == "cpu" else weights
 
-    def host(base: int, factors: int, pages: int) -> int:
-        return base + max(factors + resident + statistics + waiting, 0 if layer_by_layer else weights + pages)
+    def host(base: int, factors: int, decomposing: int, pages: int) -> int:
+        if device != "cpu":
+            taken = factors + weights + passes.sums + passes.waiting
+        elif passes.first:  # what waits is gone when the first matrix is decomposed, where gradients come first
+            waiting, held = (passes.waiting, 0) if passes.gradients else (0, passes.waiting)
+            taken = passes.sums + held + max(passes.bytes + waiting, factors + decomposing)
+        else:
+            taken = passes.sums + passes.waiting + factors + max(passes.bytes, decomposing)
+        if layer_by_layer:
+            return base + taken
+        return base + max(taken + (model if device == "cpu" else 0), model + pages)
 
-    bound, usual = host(BASE_BYTES, buffer, _stored(skeleton)), host(USUAL_BYTES, filled, _pages(skeleton))
-    return Peak(bound, 0 if device == "cpu" else busy + statistics, least, disk, usual)
+    bound, usual = (
+        host(BASE_BYTES, buffer, working, _stored(skeleton)),
+        host(usual_bytes(device), filled, usually, _pages(skeleton)),
+    )
+    return Peak(bound, 0 if device == "cpu" else busy + passes.sums, least, passes.disk, min(usual, bound))
 
 
-def compress_peak(method: MatrixCompressor, skeleton: Any, layer_by_layer: bool, device: str) -> Peak:
+def _decomposing(method: MatrixCompressor, m: int, n: int, calibration: Calibration) -> int:
+    """Return what `decompose` takes: moments of fewer tokens than inputs are singular, others as a rule are not."""
+    tokens = calibration.samples * calibration.length
+    return regular_bytes(method, m, n) if tokens >= 2 * n else decompose_bytes(method, m, n)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What passes over data take, in bytes.
+
+    Attributes:
+        bytes: of a batch, layer by layer with the weights that are loaded for it.
+        sums: Gram matrices that are held at a time.
+        waiting: hidden states, and sums that wait for their block, in memory.
+        disk: the same on disk.
+        first: whether all sums are complete before the first matrix is decomposed.
+        gradients: whether only gradients are gathered, so that no states wait for later blocks then.
+    """
+
+    bytes: int = 0
+    sums: int = 0
+    waiting: int = 0
+    disk: int = 0
+    first: bool = True
+    gradients: bool = False
+
+
+def _passes(
+    method: MatrixCompressor,
+    skeleton: Any,
+    groups: list[Group],
+    parts: _Parts,
+    calibration: Calibration,
+    layer_by_layer: bool,
+) -> Passes:
+    gradients, moments = method.requirements.gradients, isinstance(method, MomentCompressor)
+    slopes = parse_policy(method.policy).needs_slopes  # the gradients of all weights at once, after the fit
+    batches = _batches(skeleton, method, groups, calibration)
+    sums = _sums(method, skeleton, groups)
+    inputs, outputs = ([size[side] for size in sums.values()] for side in (0, 1))
+    narrow = 2 if calibration.autocast and gradients else 0  # the backward pass holds the weights in 16 bits
+    if not layer_by_layer:
+        peak = max(batch.whole for batch in batches) + narrow * model_size(skeleton).parameters
+        peak += 4 * sum(group.out_features * group.in_features for group in groups) if slopes else 0
+        held = [min(sum(sizes), max(GRAM_BYTES, *sizes)) for sizes in (inputs, outputs)]
+        first = not slopes and max(sum(inputs), sum(outputs)) <= GRAM_BYTES
+        return Passes(peak, sum(held), first=first)
+    stored = 0 if _itemsize(skeleton) == 4 else _itemsize(skeleton)  # of a tensor that is being read, beside float32
+    embedding = skeleton.get_input_embeddings().weight.numel()
+    behind = max(batch.behind for batch in batches)
+    peak = max(
+        4 * parts.block + stored * parts.largest + max(batch.block for batch in batches) + narrow * parts.block,
+        4 * parts.outside + stored * embedding + behind + narrow * parts.outside
+        if behind
+        else (4 + stored) * embedding,
+    )
+    width = int(skeleton.get_input_embeddings().embedding_dim)
+    states = 4 * calibration.samples * calibration.length * width
+    given = -(-calibration.samples // calibration.batch_size) * max(batch.given for batch in batches)
+    # Both kinds of sums have states of their own; the last matrices' sums stay while the next block's come.
+    by_kind = [states + given] if moments or not gradients else []
+    by_kind += [states * (len(parts.names) + 1) + given] if gradients else []
+    waiting = sum(min(size, LIMIT_BYTES) for size in by_kind) + min(sum(outputs), LIMIT_BYTES)
+    disk = sum(max(min(size, INPUTS_BYTES) - LIMIT_BYTES, 0) for size in by_kind) + max(sum(outputs) - LIMIT_BYTES, 0)
+    block = max(sum(sum(sums[group.name]) for group in part) for part in parts.inside(groups))
+    return Passes(peak, block + max(inputs), waiting, disk, not moments, not moments and gradients)
+
+
+def _batches(skeleton: Any, method: MatrixCompressor, groups: list[Group], calibration: Calibration) -> list[BatchPeak]:
+    """Return what a batch takes in each of the method's passes."""
+    names = sorted({member.head or member.name for g in groups for member in g.members if g.reader})
+    gradients, moments = method.requirements.gradients, isinstance(method, MomentCompressor)
+    kinds = ([False] if moments or not gradients else []) + ([True] if gradients else [])
+    shape = calibration.batch_size, calibration.length
+    return [
+        batch_peak(skeleton, names, *shape, kind, not moments) or guess(skeleton, groups, *shape, kind)
+        for kind in kinds
+    ]
+
+
+def _sums(method: MatrixCompressor, skeleton: Any, groups: list[Group]) -> dict[str, tuple[int, int]]:
+    """Return the bytes of each group's sums over inputs and over gradients; an input of several groups counts once."""
+    sizes = {group.name: (statistic_bytes(method, group), 0) for group in groups}
+    if not isinstance(method, MomentCompressor) or not any(inputs for inputs, _ in sizes.values()):
+        return sizes
+    first = shared_inputs(skeleton, [group.reader for group in groups if group.reader])
+    for group in groups:
+        own = min(8 * group.in_features**2, sizes[group.name][0])
+        again = first.get(group.reader, group.reader) != group.reader
+        sizes[group.name] = (0 if again else own, sizes[group.name][0] - own)
+    return sizes
+
+
+def compress_peak(
+    method: MatrixCompressor,
+    skeleton: Any,
+    layer_by_layer: bool,
+    device: str,
+    ratios: Sequence[float] = (1.0,),
+    calibration: Calibration | None = None,
+    kept: Mapping[str, int] | None = None,
+) -> Peak:
     """Return the peak of `MatrixCompressor.compress` and of writing its result, on the CPU
 
         layer by layer  base + largest tensor as stored, in float32 and as written (the bound: 12 bytes a parameter)
                         or largest factors twice
-        whole           base + model + max(largest factors twice, checkpoint)
+        whole           base + models + max(largest factors twice, checkpoint, what `compress` computes)
+
+    Models are the dense one and its factors. A dense float32 checkpoint is pages of its file, and those of a replaced
+    weight are never read unless the method runs the model or copies it for one of several ratios.
 
     Args:
-        method, skeleton, layer_by_layer, device: as in `fit_peak`.
+        method, skeleton, layer_by_layer, device, kept: as in `fit_peak`.
+        ratios: that are asked for; models are compressed one after the other.
+        calibration: of methods that read data while compressing (`calibration_passes`), else None.
     """
-    factors = 2 * max(_factors(group) for group in method.groups(skeleton))
+    parts = kept or {}
+    factors = 2 * max(_factors(group, parts.get(group.name)) for group in method.groups(skeleton))
     elements, stored = max(parameter.numel() for parameter in skeleton.parameters()), _itemsize(skeleton)
-    largest = 3 * 4 * elements
-    model = 0 if layer_by_layer else 4 * model_size(skeleton).parameters
-    work = max(factors, largest) if layer_by_layer else model + max(factors, _stored(skeleton))
-    bound = BASE_BYTES + work
-    # In float32 the tensor is the file's pages all the way; else it is read, widened and written in its own dtype.
-    copied = elements * (4 if stored == 4 else 4 + 2 * stored)
-    certain = max(factors, copied) if layer_by_layer else model
-    usual = USUAL_BYTES + (certain if layer_by_layer else model + max(factors, _pages(skeleton)))
-    if layer_by_layer or device == "cpu":  # nothing is computed: tensors go from file to file
-        return Peak(bound, 0, certain, usual=usual)
-    return Peak(bound, model + factors, model, usual=usual)
+    model = 4 * model_size(skeleton).parameters
+    if layer_by_layer:
+        # In float32 the tensor is the file's pages all the way; else it is read, widened and written in its own dtype.
+        certain = max(factors, elements * (4 if stored == 4 else 4 + 2 * stored))
+        bound = BASE_BYTES + max(factors, 3 * 4 * elements)
+        return Peak(bound, 0, certain, usual=usual_bytes(device) + certain)
+    runs = calibration is not None or method.requirements.searches
+    compressed = max(round(model / ratio) for ratio in ratios)
+    copies = model if len(ratios) > 1 else 0
+    computed = 0 if calibration is None else _two_streams(method, skeleton, calibration)
+    mapped = device == "cpu" and stored == 4
+    if not mapped:
+        held = model + copies
+    else:
+        held = (model if runs or copies else 0) + max(compressed, copies)
+    least = model if runs or copies or not mapped else compressed
+    work = max(factors, computed)
+    bound = BASE_BYTES + max(model + max(copies, compressed if mapped else 0) + work, model + _stored(skeleton))
+    usual = usual_bytes(device) + max(held + work, 0 if mapped else model + _pages(skeleton))
+    if device == "cpu":  # without data nothing is computed: tensors go from file to file
+        return Peak(bound, 0, least, usual=min(usual, bound))
+    return Peak(BASE_BYTES + model + _stored(skeleton), held + work, model, usual=usual_bytes(device) + model)
+
+
+def _two_streams(method: MatrixCompressor, skeleton: Any, calibration: Calibration) -> int:
+    """Return what `TwoStreams` takes: a dense block, both streams' states, two moments, a pass or a decomposition.
+
+    Training blocks afterwards (``refine_passes``) is not counted.
+    """
+    groups, parts = method.groups(skeleton), _Parts.of(skeleton)
+    [batch] = _batches(skeleton, method, groups, calibration)
+    width = int(skeleton.get_input_embeddings().embedding_dim)
+    states = 2 * 4 * calibration.samples * calibration.length * width
+    given = -(-calibration.samples // calibration.batch_size) * batch.given
+    sums = max(2 * 8 * group.in_features**2 for group in groups)
+    rows = calibration.batch_size * calibration.length
+    # A batch of both inputs, their difference in float64; or the moments' halves and the matrix in float64 twice.
+    reading = batch.block + max(rows * group.in_features * (2 * 4 + 3 * 8) for group in groups)
+    deciding = max(
+        2 * 8 * m * n + _decomposing(method, m, n, calibration)
+        for m, n in {(group.out_features, group.in_features) for group in groups}
+    )
+    return 4 * parts.block + min(states, LIMIT_BYTES) + given + sums + max(reading, deciding)
 
 
 def _pages(skeleton: Any) -> int:
@@ -155,18 +308,20 @@ def _itemsize(skeleton: Any) -> int:
     return DTYPES[own_dtype(skeleton.config)].itemsize
 
 
-def _factors(group: Group) -> int:
+def _factors(group: Group, rank: int | None = None) -> int:
+    """Return the bytes of a group's factors of a rank, None for all parts, and of its whole spectrum."""
     m, n = group.out_features, group.in_features
-    return 4 * min(m, n) * (m + n + 1)
+    return 4 * (min(m, n, rank or m) * (m + n) + min(m, n))
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """Parameters of the largest block and of all that is outside the blocks, and the blocks' names."""
+    """Parameters of the largest block, of its largest tensor and of all outside the blocks, and the blocks' names."""
 
     names: tuple[str, ...]
     block: int
     outside: int
+    largest: int = 0
 
     @classmethod
     def of(cls, skeleton: nn.Module) -> _Parts:
@@ -175,7 +330,8 @@ class _Parts:
         except NotStreamable:
             return cls((), 0, model_size(skeleton).parameters)
         sizes = [sum(p.numel() for p in skeleton.get_submodule(name).parameters()) for name in blocks]
-        return cls(blocks, max(sizes), model_size(skeleton).parameters - sum(sizes))
+        largest = max(p.numel() for name in blocks for p in skeleton.get_submodule(name).parameters())
+        return cls(blocks, max(sizes), model_size(skeleton).parameters - sum(sizes), largest)
 
     def inside(self, groups: list[Group]) -> list[list[Group]]:
         """Return the groups by the block of their first member, those outside the blocks as one."""
@@ -183,35 +339,3 @@ class _Parts:
         for group in groups:
             by_block.setdefault(next((b for b in self.names if group.name.startswith(f"{b}.")), ""), []).append(group)
         return list(by_block.values())
-
-
-def _statistics(method: MatrixCompressor, groups: list[Group], parts: _Parts, layer_by_layer: bool) -> int:
-    sizes = [statistic_bytes(method, group) for group in groups]
-    if layer_by_layer:
-        largest = max(sum(statistic_bytes(method, group) for group in part) for part in parts.inside(groups))
-        return largest + 2 * max(sizes)  # a batch's share, and the sum with it
-    return min(sum(sizes), max(GRAM_BYTES, max(sizes))) + 2 * max(sizes)
-
-
-def _activations(
-    skeleton: Any,
-    method: MatrixCompressor,
-    groups: list[Group],
-    parts: _Parts,
-    calibration: Calibration,
-    layer_by_layer: bool,
-) -> int:
-    """Estimate what a batch leaves in memory: every linear layer's input and output, attention scores, logits."""
-    tokens, config = calibration.batch_size * calibration.length, skeleton.config.get_text_config()
-    part = max(parts.inside(groups), key=len)
-    layers = 4 * tokens * sum(m.in_features + m.out_features for g in part for m in g.members)
-    layers += 8 * calibration.batch_size * (getattr(config, "num_attention_heads", None) or 1) * calibration.length**2
-    widest = (
-        20 * tokens * max(group.in_features for group in groups)
-    )  # an input as float32 without padding, and float64
-    logits = 4 * tokens * int(config.vocab_size)
-    if not method.requirements.gradients:
-        return max(layers + widest, 0 if layer_by_layer else logits)
-    squares = max(min(m.out_features * m.in_features, calibration.length**2) for g in groups for m in g.members)
-    layers = 2 * layers * (1 if layer_by_layer else max(len(parts.names), 1)) + 8 * calibration.batch_size * squares
-    return max(layers, 4 * logits) if layer_by_layer else layers + 4 * logits

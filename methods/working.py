@@ -43,3 +43,19 @@ def whiten_bytes(m: int, n: int, output_side: bool, two_sided: bool = False) -> 
         return 8 * max(p + 4 * n * n, 2 * p + 2 * n * n + 3 * m * m, p + m * m + 2 * n * n + 3 * factors)
     sides = 3 * n * n + (3 * m * m if two_sided else 0)
     return max(8 * (2 * p + sides) + svd_bytes(m, n, 8), 8 * (2 * p + sides) + 20 * factors, 8 * (p + 4 * n * n))
+
+
+def whiten_regular_bytes(m: int, n: int, output_side: bool, two_sided: bool = False) -> int:
+    """Return the bytes of `whitening.whiten`, float64, where `left_vectors` goes through the smaller Gram matrix.
+
+    Beside W in float64: L and L Lᵀ of the inputs, and of two-sided problems of the gradients with the shrunk moments
+    and a transposed copy; then W S with eigenvectors and their work space, or the factors and their balanced copies.
+
+    Args:
+        m, n, output_side, two_sided: as in `whiten_bytes`.
+    """
+    p, k = m * n, min(m, n)
+    if output_side and not two_sided:
+        return whiten_bytes(m, n, output_side)
+    sides = 2 * n * n + (4 * m * m + n * n if two_sided else 0)
+    return 8 * (p + sides + max(p + 5 * k * k, 2 * k * (m + n)))

@@ -19,13 +19,13 @@ from ..base import CalibrationData, methods
 from ..calibration.collection import gradient_grams
 from ..calibration.driver import MomentCompressor
 from ..calibration.moments import GradientRule, Moments
-from ..estimates import decompose_bytes, statistic_bytes
+from ..estimates import decompose_bytes, regular_bytes, statistic_bytes
 from ..fitted import Factors
 from ..groups import Group
 from ..linalg.whitening import VERSION, Side, whiten
 from ..ranks.policies.base import parse_policy
 from ..requirements import Requirements
-from ..working import whiten_bytes
+from ..working import whiten_bytes, whiten_regular_bytes
 
 
 class Whitened(MomentCompressor):
@@ -94,6 +94,13 @@ def _(method: Whitened, m: int, n: int) -> int:
     """Return the memory of the weighted problem."""
     output_side = method.side == "output" or (method.side == "auto" and m < n)
     return whiten_bytes(m, n, output_side, method.two_sided) + (16 * (m * m + n * n) if method.two_sided else 0)
+
+
+@regular_bytes.register
+def _(method: Whitened, m: int, n: int) -> int:
+    """Return the memory of the weighted problem where moments have full rank."""
+    output_side = method.side == "output" or (method.side == "auto" and m < n)
+    return whiten_regular_bytes(m, n, output_side, method.two_sided)
 
 
 @statistic_bytes.register

@@ -1,4 +1,4 @@
-"""What trainings and evaluations will take at their peak, for records, tables and refusals."""
+"""What trainings, evaluations and rounding will take at their peak, for records, tables and refusals."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from typing import Any
 from ...evals.base import Benchmark, EvalSettings
 from ...evals.engines.base import BATCH_TOKENS
 from ...foundation.errors import UserError
-from ...foundation.memory import USUAL_BYTES, free_memory
+from ...foundation.memory import free_memory, usual_bytes
+from ...methods.memory import Peak
 from ...models.footprint import loading_bytes, token_bytes
 from ...models.loading import DTYPES, own_dtype
-from ...models.matrices import model_size
+from ...models.matrices import low_rank_layers, model_size
+from ...models.pass_memory import forward_peak
+from ...models.quantised.model import dense_matrices
+from ...models.quantised.scheme import Scheme
+from ...models.quantised.size import packed_bytes
 from ...models.token_scores import LOGIT_BYTES
 from ..specs import Stage
 from ..training.memory import TrainingPeak
-from ..training.pass_memory import forward_peak
 from ..training.settings import Placement, TrainSettings
 
 _GIB = 2**30
@@ -52,8 +56,34 @@ def evaluation_peak(
         # A model whose logits cannot be made in blocks takes more: all of a batch at once.
         work = forward_peak(skeleton, batch, longest, kind) + 2 * LOGIT_BYTES
     if device == "cpu":
-        return TrainingPeak(USUAL_BYTES + max(weights + work, loaded), 0, weights, on_cpu=True)
-    return TrainingPeak(weights + work, USUAL_BYTES + loaded, weights)
+        return TrainingPeak(usual_bytes() + max(weights + work, loaded), 0, weights, on_cpu=True)
+    return TrainingPeak(weights + work, usual_bytes(device) + loaded, weights)
+
+
+def quantise_peak(skeleton: Any, scheme: Scheme, width: str, device: str) -> Peak:
+    """Return the peak of rounding a checkpoint
+
+        base + max(weights + the checkpoint's pages, weights + packed tensors + 16 bytes an entry of the largest tensor)
+
+    The last are, in float32, the scales of all entries and three steps from quotients to integers.
+
+    Args:
+        skeleton: dense or factorised, on the meta device.
+        scheme: what is rounded.
+        width: dtype that the weights are loaded in.
+        device: torch device.
+    """
+    itemsize, loaded = DTYPES[width].itemsize, loading_bytes(skeleton, width)
+    weights = model_size(skeleton).parameters * itemsize
+    factors = [max(layer.lr_a.numel(), layer.lr_b.numel()) for layer in low_rank_layers(skeleton).values()]
+    largest = max([*factors, *(matrix.parameters for matrix in dense_matrices(skeleton, scheme))], default=0)
+    # With a width of 0 only what is rounded counts; the others are the model's own tensors.
+    work = weights + packed_bytes(skeleton, scheme, 0) + 16 * largest
+    if device == "cpu":
+        peak = usual_bytes() + max(loaded, work)
+        return Peak(peak, 0, weights, usual=peak)
+    host = usual_bytes(device) + loaded
+    return Peak(host, work, weights, usual=host)
 
 
 def placement_of(stage: Stage, sharded: bool) -> Placement:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,20 +15,22 @@ from ...foundation.errors import UserError, unknown
 from ...foundation.memory import BASE_BYTES, free_memory
 from ...methods.base import Compressor, create_method
 from ...methods.calibration.precision import PassDtype
-from ...methods.estimates import fitter
+from ...methods.estimates import calibration_passes, fitter
 from ...methods.matrixwise import MatrixCompressor
 from ...methods.memory import Calibration, Peak, compress_peak, fit_peak
+from ...methods.ranks.budget import Budget
 from ...models.blocks import find_blocks
+from ...models.dtypes import OWN
 from ...models.footprint import SMALL_PARAMETERS, Footprint, check_model, context_length, token_bytes
-from ...models.loading import DTYPES, load_model
+from ...models.loading import DTYPES, load_model, own_dtype
 from ...models.matrices import model_size
 from ...models.streamed import NotStreamable, open_streamed, why_not_streamed
 from ..graph import Plan
-from ..specs import CompressStage, EvaluateStage, FitStage, Stage
+from ..specs import CompressStage, EvaluateStage, FitStage, QuantiseStage, Stage
 from ..tokenizers import PlanTokenizer
-from ..training.data import CALIBRATION_TOKENS, example_length
+from ..training.data import CALIBRATION_TOKENS, TaskData, example_length
 from .at_hand import assumed_longest, counts_by_size
-from .foreseen import check_host, check_training
+from .foreseen import check_host, check_training, quantise_peak
 
 Memory = Literal["auto", "walk", "whole"]
 WALK_PARAMETERS = SMALL_PARAMETERS
@@ -88,8 +90,9 @@ def fit_way(
     revision: str,
     wanted: str,
     device: str,
-    length: int | None = None,
+    read: Calibration | None = None,
     dtype: PassDtype = "float32",
+    kept: Mapping[str, int] | None = None,
 ) -> Way:
     """Choose for `Compressor.fit`.
 
@@ -99,8 +102,9 @@ def fit_way(
         location, revision: of the checkpoint; an empty location where only the skeleton is known.
         wanted: see `Memory`.
         device: torch device.
-        length: longest example in tokens where the method does not say; None is `CALIBRATION_TOKENS`.
+        read: what is read, if the method reads; None takes what it may read at most.
         dtype: of the passes that read data.
+        kept: parts that are kept of each group's factors; None for all.
 
     Raises:
         UserError: the walk was asked for and is not possible.
@@ -110,16 +114,30 @@ def fit_way(
     walk, why = _choose(fitting.requirements.fit_layer_by_layer, "measure", reads, skeleton, location, revision, wanted)
     if not isinstance(fitting, MatrixCompressor):
         return Way(walk, why, None)
-    read = replace(calibration(fitting, skeleton, length), autocast=dtype != "float32") if reads else None
-    return Way(walk, why, fit_peak(fitting, skeleton, walk, device, read))
+    read = replace(read or calibration(fitting, skeleton, None), autocast=dtype != "float32") if reads else None
+    return Way(walk, why, fit_peak(fitting, skeleton, walk, device, read, kept))
 
 
-def compress_way(method: Compressor, skeleton: Any, location: str, revision: str, wanted: str, device: str) -> Way:
-    """Choose for `Compressor.compress`; arguments as in `fit_way`."""
+def compress_way(
+    method: Compressor,
+    skeleton: Any,
+    location: str,
+    revision: str,
+    wanted: str,
+    device: str,
+    ratios: Sequence[float] = (1.0,),
+    read: Calibration | None = None,
+) -> Way:
+    """Choose for `Compressor.compress` to some ratios; the other arguments as in `fit_way`."""
     walk, why = _choose(method.requirements.compress_layer_by_layer, "ask", False, skeleton, location, revision, wanted)
     if not isinstance(method, MatrixCompressor):
         return Way(walk, why, None)
-    return Way(walk, why, compress_peak(method, skeleton, walk, device))
+    if not calibration_passes(method):
+        read = None
+    elif read is None:
+        read = calibration(method, skeleton, None)
+    kept = method.kept_ranks(skeleton, [Budget(ratio, method.guard) for ratio in ratios]) if max(ratios) > 1 else None
+    return Way(walk, why, compress_peak(method, skeleton, walk, device, ratios, read, kept))
 
 
 def calibration(method: Compressor, skeleton: Any, length: int | None) -> Calibration:
@@ -128,6 +146,15 @@ def calibration(method: Compressor, skeleton: Any, length: int | None) -> Calibr
     wanted = method.requirements.calibration_length or length or CALIBRATION_TOKENS
     longest = min(wanted, context_length(skeleton.config))
     return Calibration(samples, getattr(method, "batch_size", 8), longest)
+
+
+def calibration_of(method: Compressor, data: TaskData | None) -> Calibration | None:
+    """Return what a method reads of data that are at hand; None without data."""
+    if data is None:
+        return None
+    batch_size = getattr(method, "batch_size", 8)
+    samples, longest = data.extent(getattr(method, "samples", None))
+    return Calibration(samples, min(batch_size, samples), longest)
 
 
 def read_length(stage: Stage) -> int | None:
@@ -178,7 +205,7 @@ def memory_rows(ways: Mapping[str, Way]) -> list[tuple[str, ...]]:
 
 
 def plan_ways(plan: Plan) -> dict[str, Way]:
-    """Return how the fits and compressions of a sweep get at their models, by a name for people.
+    """Return how fits, compressions and rounding of a sweep get at their models, by a name for people.
 
     What trainings take is in `Plan.trainings`. Checkpoints that earlier stages have yet to write are judged by the
     sweep's model.
@@ -190,13 +217,17 @@ def plan_ways(plan: Plan) -> dict[str, Way]:
         if isinstance(stage, FitStage):
             name = f"fit {stage.spec.fit.get('factors', '')}".strip()
             method = create_method(stage.execution.method, stage.execution.options)
-            length = read_length(stage)
-            dtype = stage.spec.calibration_dtype
-            found.setdefault(name, fit_way(method, plan.skeleton, *place, length, dtype))
+            read, dtype = calibration(fitter(method), plan.skeleton, read_length(stage)), stage.spec.calibration_dtype
+            way = fit_way(method, plan.skeleton, *place, read, dtype, stage.execution.ranks)
+            found.setdefault(name, way)
         elif isinstance(stage, CompressStage):
             method = create_method(stage.spec.method, stage.spec.options)
-            name = f"compress {stage.spec.method}"
-            found.setdefault(name, compress_way(method, plan.skeleton, *place))
+            name, read = f"compress {stage.spec.method}", calibration(method, plan.skeleton, read_length(stage))
+            found.setdefault(name, compress_way(method, plan.skeleton, *place, tuple(stage.spec.ratios), read))
+        elif isinstance(stage, QuantiseStage):
+            width = own_dtype(plan.skeleton.config) if stage.spec.save_dtype == OWN else stage.spec.save_dtype
+            peak = quantise_peak(plan.skeleton, stage.spec.scheme, width, plan.device)
+            found.setdefault(f"quantise to {stage.spec.scheme.bits} bits", Way(False, "", peak))
     return found
 
 

@@ -15,7 +15,7 @@ from ...methods.base import CompressionReport, create_method
 from ...methods.fitted import Fitted
 from ...methods.ranks.budget import Budget
 from ...models.shards import save_model
-from ..estimates.memory import compress_way
+from ..estimates.memory import calibration_of, compress_way
 from ..specs import CompressStage
 from ..store.folders import MODEL_FOLDER, REPORT, ratio_folder
 from ..training.sharding import is_main
@@ -28,7 +28,6 @@ from .shared import (
     read_data,
     skeleton_of,
     trainer_for,
-    training_data,
 )
 
 BASES_FILE = "bases.safetensors"
@@ -38,15 +37,14 @@ BASES_FILE = "bases.safetensors"
 def compress(stage: CompressStage, folder: Path, report: Report | None) -> Mapping[str, Any]:
     """Compress a model to the stage's ratios and write the checkpoints; returns plain data for the record."""
     spec, method = stage.spec, create_method(stage.spec.method, stage.spec.options)
-    way, _ = choose_way(stage, compress_way, method)
-    memory, data = way.record(), None
+    skeleton, tokenizer = skeleton_of(stage)
+    data = read_data(stage, skeleton, tokenizer)
+    way, _ = choose_way(stage, compress_way, method, ratios=spec.ratios, read=calibration_of(method, data))
+    memory = way.record()
     if spec.train is not None:
-        skeleton, skeleton_tokenizer = skeleton_of(stage)
-        data = training_data(stage, skeleton, skeleton_tokenizer)
+        assert data is not None
         memory |= estimate_training(stage, data, skeleton, method) | {"why": way.why}
-    model, tokenizer = open_for(stage, way, folder)
-    fitted = Fitted.load(stage.execution.fit)
-    data = data or read_data(stage, model, tokenizer)
+    model, fitted = open_for(stage, way, folder), Fitted.load(stage.execution.fit)
     trainer = trainer_for(stage, data, folder, report, method) if data and spec.train else None
     budgets = [Budget(ratio, method.guard, spec.rank_multiple) for ratio in spec.ratios]
 

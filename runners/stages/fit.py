@@ -8,19 +8,22 @@ from typing import Any
 
 from ...methods.base import create_method
 from ...methods.calibration.precision import passes_in
+from ...methods.estimates import fitter
 from ...methods.ranks.budget import Budget
 from ...models.notes import notes_of
-from ..estimates.memory import fit_way, read_length
+from ..estimates.memory import calibration_of, fit_way
 from ..specs import FitStage
-from .shared import choose_way, data_card, open_for, read_data
+from .shared import choose_way, data_card, open_for, read_data, skeleton_of
 
 
 def fit(stage: FitStage, folder: Path) -> Mapping[str, Any]:
     """Fit a method and write its factors; returns plain data for the record."""
     method = create_method(stage.execution.method, stage.execution.options)
-    way, notes = choose_way(stage, fit_way, method, length=read_length(stage), dtype=stage.spec.calibration_dtype)
-    model, tokenizer = open_for(stage, way, folder)
-    data = read_data(stage, model, tokenizer)
+    skeleton, tokenizer = skeleton_of(stage)
+    data = read_data(stage, skeleton, tokenizer)
+    read, dtype = calibration_of(fitter(method), data), stage.spec.calibration_dtype
+    way, notes = choose_way(stage, fit_way, method, read=read, dtype=dtype, kept=stage.execution.ranks)
+    model = open_for(stage, way, folder)
     with passes_in(stage.spec.calibration_dtype):
         if only := stage.spec.budget:
             fitted = method.fit_for(Budget(only.ratio, method.guard, only.rank_multiple), model, data, folder)

@@ -29,11 +29,10 @@ from ..training.trainer import TaskTrainer, compress_order
 _WIDE = "float32"  # training works on float32 weights whatever is saved
 
 
-def open_for(stage: FitStage | CompressStage, way: Way, folder: Path) -> tuple[Any, Any]:
-    """Return the model, opened as was chosen, and its tokenizer."""
+def open_for(stage: FitStage | CompressStage, way: Way, folder: Path) -> Any:
+    """Return the model, opened as was chosen."""
     model = stage.execution.model
-    opened = open_model(way, model.location, model.revision, load_device(stage), folder)
-    return opened, load_tokenizer(model.location, model.revision)
+    return open_model(way, model.location, model.revision, load_device(stage), folder)
 
 
 def choose_way(

@@ -67,13 +67,21 @@ class TaskData:
 
     def batches(self, samples: int | None, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Yield batches of the first ``samples`` examples of a seeded shuffle."""
-        order = list(range(len(self.items)))
-        random.Random(self.seed).shuffle(order)
-        chosen = order[:samples]
+        chosen = self._chosen(samples)
         if len(chosen) > self.used.get("examples", 0):
             self.used.update(examples=len(chosen), tokens=sum(len(self.items[i].input_ids) for i in chosen))
         for start in track(range(0, len(chosen), batch_size), unit="batches"):
             yield collate([self.items[i] for i in chosen[start : start + batch_size]], self.pad_token_id)
+
+    def extent(self, samples: int | None) -> tuple[int, int]:
+        """Return how many examples `batches` yields, and the tokens of the longest."""
+        lengths = [len(self.items[i].input_ids) for i in self._chosen(samples)]
+        return len(lengths), max(lengths, default=0)
+
+    def _chosen(self, samples: int | None) -> list[int]:
+        order = list(range(len(self.items)))
+        random.Random(self.seed).shuffle(order)
+        return order[:samples]
 
 
 SAMPLE = 256

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ...foundation.memory import USUAL_BYTES
+from ...foundation.memory import usual_bytes
 from ...methods.base import Compressor
 from ...methods.estimates import trained_skeleton
 from ...models.blocks import find_blocks
 from ...models.footprint import loading_bytes
 from ...models.matrices import model_size
+from ...models.pass_memory import PassPeak, pass_peak
 from ...models.streamed import NotStreamable
-from .pass_memory import PassPeak, pass_peak
 from .settings import Placement, TrainSettings
 
 STATE_BYTES: dict[str, float] = {
@@ -37,7 +37,7 @@ Adafactor keeps rows and columns, which are counted by shape.
 """
 _ADAMW_BYTES = 8
 _GPU_BASE_BYTES = 2 << 30
-"""Host memory of a process that uses CUDA: `USUAL_BYTES` and the libraries' kernels. Not measured."""
+"""Host memory of a process that uses CUDA: `STARTED_BYTES` and the libraries' kernels. Not measured."""
 _IN_PLACE = ("adamw_torch_fused", "adamw_torch_npu_fused", "sgd")
 """Optimizers that update without copies; on the CPU torch's fused AdamW too."""
 _FOREACH = ("adamw_torch", "adagrad", "rmsprop")
@@ -123,7 +123,7 @@ def training_peak(
     if not activations.counted:
         note = "; ".join(filter(None, (note, "activations are guessed from the linear layers")))
     if kind == "cpu":
-        one = USUAL_BYTES + max(device_bytes, loading)
+        one = usual_bytes() + max(device_bytes, loading)
         return TrainingPeak(one, (processes - 1) * one, least, note, on_cpu=True)
     # Weights pass through the host when they are read, and once more when a checkpoint is kept.
     copied = 4 * model_size(skeleton).parameters

@@ -20,7 +20,9 @@ from lowrank_bench.evals.hosting.host import HostedEngine
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
 from lowrank_bench.methods.ranks.budget import Budget
+from lowrank_bench.models import vllm_plugin
 from lowrank_bench.models.checkpoint import save_checkpoint
+from lowrank_bench.models.configs import load_config
 from lowrank_bench.models.footprint import Footprint
 from lowrank_bench.models.loading import load_model, load_tokenizer
 from lowrank_bench.models.presets import PRESETS
@@ -175,6 +177,23 @@ def test_the_scheduler_is_never_short_of_requests(monkeypatch):
     assert sorted(indices) == list(range(2500))
     assert scheduler.most == 1024
     assert scheduler.aborted == []
+
+
+@pytest.mark.parametrize(("device", "side_by_side"), [("cpu", 64), ("cuda", 1024)])
+def test_vllm_gets_as_many_sequences_as_it_takes(device, side_by_side, monkeypatch):
+    """Not vLLM's own default of 256 on a GPU; fewer where two copies of their logits would take more than 1 GiB."""
+    given = []
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=lambda **settings: given.append(settings)))
+    monkeypatch.setattr(vllm_plugin, "register", lambda: None)
+    monkeypatch.setattr(vllm_engine, "reservation", lambda needs, device: {})
+    for name in vllm_engine._ENVIRONMENT:
+        monkeypatch.setenv(name, "")  # what the engine sets is taken back
+    VllmEngine(TINY, "float32", device)
+    assert given[-1]["max_num_seqs"] == side_by_side
+    monkeypatch.setattr(vllm_engine, "_LOGIT_BYTES", 10 * 8 * load_config(TINY).vocab_size)
+    VllmEngine(TINY, "float32", device)
+    assert given[-1]["max_num_seqs"] == 10
+    assert given[-1]["max_num_batched_tokens"] == 512
 
 
 def test_what_vllm_can_run_is_known_without_importing_it():

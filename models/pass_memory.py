@@ -25,10 +25,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from ...foundation.remembered import remembered
-from ...models.blocks import Blocks, find_blocks, hidden_in
-from ...models.matrices import model_size
-from ...models.streamed import NotStreamable
+from ..foundation.remembered import remembered
+from .blocks import Blocks, find_blocks, hidden_in
+from .matrices import model_size
+from .streamed import NotStreamable
 
 _FEW, _MORE = 2, 3
 """Blocks of the two models that are run; what more blocks take is extrapolated from them, phase by phase."""
@@ -64,7 +64,7 @@ def pass_peak(skeleton: nn.Module, examples: int, tokens: int, checkpointing: bo
         checkpointing: whether activations of a block are computed again in the backward pass.
         wide: whether products are bfloat16 by autocast.
     """
-    key = _fingerprint(skeleton, examples, tokens, checkpointing, wide)
+    key = fingerprint(skeleton, examples, tokens, checkpointing, wide)
     if key not in _known:
         try:
             counted = remembered(key, lambda: astuple(_count(skeleton, examples, tokens, checkpointing, wide)))
@@ -82,7 +82,7 @@ def forward_peak(skeleton: nn.Module, examples: int, tokens: int, dtype: torch.d
         examples, tokens: shape of the batch.
         dtype: of the weights.
     """
-    key = _fingerprint(skeleton, examples, tokens, dtype)
+    key = fingerprint(skeleton, examples, tokens, dtype)
     if key not in _forwards:
         try:
             _forwards[key] = remembered(key, lambda: _count_forward(skeleton, examples, tokens, dtype))
@@ -105,11 +105,11 @@ def _run_forward(
     skeleton: nn.Module, blocks: list[str], count: int, examples: int, tokens: int, dtype: torch.dtype
 ) -> dict[str, int]:
     """Run the model with its first blocks alone; what follows the last block counts as a phase of its own."""
-    model = _shortened(skeleton, blocks, count).eval()
-    with _without_data(), torch.inference_mode():
-        _fake(model, dtype)
+    model = shortened(skeleton, blocks, count).eval()
+    with without_data(), torch.inference_mode():
+        make_fake(model, dtype)
         ids, mask = torch.zeros(examples, tokens, dtype=torch.long), torch.ones(examples, tokens, dtype=torch.long)
-        with _Live([*model.parameters(), *model.buffers()]) as live:
+        with Live([*model.parameters(), *model.buffers()]) as live:
             if blocks:
                 last = model.get_submodule(blocks[count - 1])
                 last.register_forward_hook(lambda *_: live.enter("last block"))
@@ -118,12 +118,12 @@ def _run_forward(
             return live.peaks
 
 
-def _fingerprint(skeleton: nn.Module, *more: Any) -> str:
+def fingerprint(skeleton: nn.Module, *more: Any) -> str:
     """Return a hash of all that a count depends on: shapes, the files with the code that runs, versions."""
     config: Any = skeleton.config
     shapes = [(name, tuple(p.shape), p.requires_grad) for name, p in skeleton.named_parameters()]
     shapes += [(name, tuple(b.shape), False) for name, b in skeleton.named_buffers()]
-    types = {type(module) for module in skeleton.modules()} | {_Live, Blocks}
+    types = {type(module) for module in skeleton.modules()} | {Live, Blocks}
     code = sorted((kind.__module__, kind.__qualname__, _file_state(kind.__module__)) for kind in types)
     versions = torch.__version__, transformers.__version__
     return hashlib.sha256(repr((config.to_json_string(), shapes, more, code, versions)).encode()).hexdigest()
@@ -163,7 +163,8 @@ def _blocks(skeleton: nn.Module) -> list[str]:
 
 
 @contextmanager
-def _without_data() -> Iterator[None]:
+def without_data() -> Iterator[None]:
+    """Make tensors without data, on the CPU."""
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -177,13 +178,13 @@ def _run(
     Returns by phase what it takes beside the weights, and beside weights and the gradients made so far: in a later pass
     a new gradient is added to the old one and freed.
     """
-    model = _shortened(skeleton, blocks, count)
-    with _without_data():
-        _fake(model, torch.float32)
+    model = shortened(skeleton, blocks, count)
+    with without_data():
+        make_fake(model, torch.float32)
         if checkpointing:
             model.gradient_checkpointing_enable()
         ids, mask = torch.zeros(examples, tokens, dtype=torch.long), torch.ones(examples, tokens, dtype=torch.long)
-        with _Live([*model.parameters(), *model.buffers()]) as live, _marked(model, blocks[:count], live):
+        with Live([*model.parameters(), *model.buffers()]) as live, marked(model, blocks[:count], live):
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.register_post_accumulate_grad_hook(live.keep_gradient)
@@ -193,7 +194,7 @@ def _run(
             return [live.peaks, live.later]
 
 
-def _shortened(skeleton: nn.Module, blocks: list[str], count: int) -> Any:
+def shortened(skeleton: nn.Module, blocks: list[str], count: int) -> Any:
     """Return a copy in training mode with the first blocks alone."""
     model: Any = copy.deepcopy(skeleton)
     if blocks:
@@ -203,7 +204,7 @@ def _shortened(skeleton: nn.Module, blocks: list[str], count: int) -> Any:
     return model.train()
 
 
-def _fake(model: Any, dtype: torch.dtype) -> None:
+def make_fake(model: Any, dtype: torch.dtype) -> None:
     """Give a model parameters without data."""
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -216,7 +217,7 @@ def _fake(model: Any, dtype: torch.dtype) -> None:
     model.tie_weights()
 
 
-class _Live(TorchDispatchMode):
+class Live(TorchDispatchMode):
     """Counts the bytes of the storages that are alive.
 
     Args:
@@ -265,7 +266,7 @@ class _Live(TorchDispatchMode):
 
 
 @contextmanager
-def _marked(model: nn.Module, blocks: list[str], live: _Live) -> Iterator[None]:
+def marked(model: nn.Module, blocks: list[str], live: Live) -> Iterator[None]:
     """Tell when the backward pass comes to the last block, leaves it, and comes to the first one."""
 
     def when_reached(tensor: Tensor, phase: str) -> None:
