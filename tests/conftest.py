@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+import gc
 import os
 import shutil
 from collections.abc import Callable
@@ -157,6 +158,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
     """A folder for what can be computed again in place of the user's; the processes of pytest-xdist share one."""
     base = tmp_path_factory.getbasetemp()
     os.environ["LOWRANK_BENCH_CACHE"] = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def freeze_what_is_loaded():
+    """Take what the tests and libraries loaded so far out of later collections.
+
+    Every training ends with a collection of all objects (accelerate's), and those of imported modules and of thousands of
+    collected tests took a third of a second of it, more than a short training.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="module")
