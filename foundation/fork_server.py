@@ -43,11 +43,11 @@ MODULES = (
     "lowrank_bench.evals.hosting.child",
     "lowrank_bench.evals.engines.transformers",
 )
-"""What a fork server imports."""
+"""What a new fork server imports."""
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from lowrank_bench.foundation.fork_server import serve; "
-    "serve(*map(int, sys.argv[2:]))"
+    "serve(*map(int, sys.argv[2:4]), sys.argv[4:])"
 )
 _NUMBER = struct.Struct("<q")
 _PATIENCE_SECONDS = 0.2
@@ -153,7 +153,9 @@ class ForkServer:
         own_end, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with server_end:
             process = subprocess.Popen(
-                python_command("-c", _START, json.dumps(sys.path), str(server_end.fileno()), str(os.getpid())),
+                python_command(
+                    "-c", _START, json.dumps(sys.path), str(server_end.fileno()), str(os.getpid()), *MODULES
+                ),
                 stdin=subprocess.DEVNULL,
                 pass_fds=[server_end.fileno()],
                 env=python_environment({"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}),
@@ -232,19 +234,22 @@ def run_apart(function: Callable[..., None], *arguments: Any, threads: int = 1) 
         return code if code is not None else 1, log.read().decode("utf-8", "replace")
 
 
-def serve(handle: int, owner: int) -> None:
-    """Be a fork server: import `MODULES`, then fork what is ordered until the owner is gone.
+def serve(handle: int, owner: int, modules: Sequence[str] = MODULES) -> None:
+    """Be a fork server: import modules, then fork what is ordered until the owner is gone.
 
     Args:
         handle: file descriptor of the socket with the orders.
         owner: process id.
+        modules: what to import.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the owner decides what an interrupt means
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     orders = socket.socket(fileno=handle)
     alive = _owner(owner)
-    _import(alive)
+    gc.disable()  # collections while so much is imported take a tenth of the time and free nothing
+    _import(alive, modules)
     gc.freeze()  # collections in the children then leave the shared pages as they are
+    gc.enable()
     running: dict[int, tuple[int, socket.socket]] = {}
     with selectors.DefaultSelector() as selector:
         selector.register(alive, selectors.EVENT_READ)
@@ -294,8 +299,8 @@ def _owner(process: int) -> int:
         os._exit(1)
 
 
-def _import(alive: int) -> None:
-    """Import `MODULES`, and end as soon as the owner does.
+def _import(alive: int, modules: Sequence[str]) -> None:
+    """Import modules, and end as soon as the owner does.
 
     Importing takes seconds, in which `serve` cannot watch; a thread does, and has ended before the first fork.
     """
@@ -310,11 +315,13 @@ def _import(alive: int) -> None:
 
     thread = threading.Thread(target=watch)
     thread.start()
-    for module in MODULES:
-        importlib.import_module(module)
-    os.close(far)
-    thread.join()  # a fork would lose it
-    os.close(near)
+    try:
+        for module in modules:
+            importlib.import_module(module)
+    finally:  # also where an import fails: the interpreter would wait for the thread, and who ordered for both
+        os.close(far)
+        thread.join()  # a fork would lose it
+        os.close(near)
 
 
 def _run_child(parent: int, files: Sequence[int]) -> NoReturn:

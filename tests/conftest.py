@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+import gc
 import os
 import shutil
 from collections.abc import Callable
@@ -136,6 +137,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzzing-seed", type=int, default=0, help="draws other command lines")
 
 
+def pytest_configure() -> None:
+    """Collect no garbage while the tests are: their imports make hardly any."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """From here on there is garbage; `freeze_what_is_loaded` takes the imports out of its collection."""
+    gc.enable()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the modules, and begin with the longest ones: at the end no process waits long for another."""
@@ -160,6 +171,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
     """A folder for what can be computed again in place of the user's; the processes of pytest-xdist share one."""
     base = tmp_path_factory.getbasetemp()
     os.environ["LOWRANK_BENCH_CACHE"] = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def freeze_what_is_loaded():
+    """Take what the tests and libraries loaded so far out of later collections.
+
+    Every training ends with a collection of all objects (accelerate's), and those of imported modules and of thousands
+    of collected tests took a third of a second of it, more than a short training.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="module")

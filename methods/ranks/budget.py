@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache, partial
 
 from torch import Tensor
 
@@ -107,14 +108,18 @@ class Budget:
         share = min(max(float(affordable / whole), 0.0), 1.0) if whole else 1.0
         wants = policy.demands(Evidence(shape.units, spectra or {}, share, measured or {}, loss))
 
+        # Bisection asks for few different ranks of a unit, most of them many times.
+        usable = [cache(partial(self._round, unit)) for unit in shape.units]
+        stored = [cache(partial(self._stored, unit)) for unit in shape.units]
+
         def ranks_at(level: float) -> list[int]:
             return [
-                self._round(unit, min(max(math.floor(want(level) + 1e-9), unit.min_rank), unit.max_rank))
-                for unit, want in zip(shape.units, wants, strict=True)
+                rounded(min(max(math.floor(want(level) + 1e-9), unit.min_rank), unit.max_rank))
+                for unit, want, rounded in zip(shape.units, wants, usable, strict=True)
             ]
 
         def cost(ranks: Sequence[int]) -> int:
-            return sum(self._stored(unit, rank) for unit, rank in zip(shape.units, ranks, strict=True))
+            return sum(entries(rank) for entries, rank in zip(stored, ranks, strict=True))
 
         low, high = 0.0, 1.0
         if cost(ranks_at(high)) <= affordable:
@@ -137,7 +142,7 @@ class Budget:
         left = affordable - cost(ranks)
         while queue:
             _, index, following = heapq.heappop(queue)
-            step = self._stored(shape.units[index], following) - self._stored(shape.units[index], ranks[index])
+            step = stored[index](following) - stored[index](ranks[index])
             if 0 < step <= left:
                 ranks[index] = following
                 left -= step

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import socket
@@ -169,6 +170,13 @@ def test_a_dead_fork_server_is_an_error_and_replaced():
     )
     done = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_fork_server_that_cannot_import_ends_and_so_does_the_wait(monkeypatch):
+    monkeypatch.setattr(fork_server, "MODULES", ("no_such_module",))
+    monkeypatch.setattr(fork_server, "_servers", {})
+    with contextlib.suppress(ChildProcessError):  # where it has ended before the order
+        assert ForkServer.get_or_start(1).start(leave, 0).join(300) == -signal.SIGKILL
 
 
 def test_what_imports_read_from_the_environment_has_not_changed_since(monkeypatch):

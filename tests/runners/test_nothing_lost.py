@@ -6,9 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import commands
 import pytest
-from commands import FRESH, bench, start
+from commands import bench, start
 from sweeps import small_sweep, write_config
 
 from lowrank_bench.records.files import read_records, same_results
@@ -66,18 +68,16 @@ def test_another_clock_and_time_zone_change_nothing(finished, tmp_path):
 
 SMALL_DISK = """
 import json, pathlib, shutil, subprocess, sys, time
+from commands import start
 disk, kept, megabytes, words = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4:]
 subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", disk], check=True)
 told = []
 
-def bench():
-    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
 def tell(process):
-    errors = process.stderr.read()
-    told.append([process.wait(), " ".join(errors.split()), [path.name for path in disk.glob("out/stages/.part-*")]])
+    code = process.wait()
+    told.append([code, " ".join(process.errors().split()), [path.name for path in disk.glob("out/stages/.part-*")]])
 
-process = bench()
+process = start(*words)
 if megabytes > 64:
     while process.poll() is None and not list(disk.glob("out/stages/.part-*")):
         time.sleep(0.02)
@@ -90,7 +90,7 @@ if megabytes > 64:
             pass
     tell(process)
     filler.unlink()
-    process = bench()
+    process = start(*words)
 tell(process)
 if (disk / "out").exists():
     shutil.copytree(disk / "out", kept)
@@ -106,7 +106,8 @@ def on_a_small_disk(tmp_path, megabytes):
     (disk := tmp_path / "disk").mkdir()
     words = command(small_sweep(disk / "out", **PART), tmp_path / "sweep.yaml")
     done = subprocess.run(
-        [*spaces, sys.executable, "-c", SMALL_DISK, str(disk), str(tmp_path / "kept"), str(megabytes), *FRESH, *words],
+        [*spaces, sys.executable, "-c", SMALL_DISK, str(disk), str(tmp_path / "kept"), str(megabytes), *words],
+        env=os.environ | {"PYTHONPATH": str(Path(commands.__file__).parent)},
         capture_output=True,
         text=True,
         timeout=1200,

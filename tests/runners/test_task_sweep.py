@@ -1,11 +1,7 @@
 """A sweep over a task file: the whole line, killed, resumed and moved; and chat models with their template."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from chat_models import CHATML, save_chat_model
+from commands import bench, start
 from sweeps import small_sweep
 
 from lowrank_bench.evals.base import benchmarks
@@ -261,19 +258,16 @@ def test_a_sweep_that_is_killed_ends_with_the_same_results(tmp_path):
     )  # fmt: skip
     killed = 0
     for stage in ("finetune", "compress", "recover"):  # until its work has begun
-        command = [sys.executable, "-m", "lowrank_bench.cli", *words, str(tmp_path / "killed")]
-        running = subprocess.Popen(
-            command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        running = start(*words, tmp_path / "killed")
         stages = tmp_path / "killed/stages"
         while running.poll() is None and not any(stages.glob(f".part-{stage}-*")):
             time.sleep(0.01)
         killed += running.poll() is None
-        os.killpg(running.pid, signal.SIGKILL)
+        running.kill()
         running.wait()
     assert killed == 3, "each was still running"
-    done = subprocess.run([sys.executable, "-m", "lowrank_bench.cli", *words, str(tmp_path / "killed")], check=False)
-    assert done.returncode == 0
+    done = bench(*words, tmp_path / "killed")
+    assert done.returncode == 0, done.stderr
     frames = [read_records(tmp_path / name / "tiny-parity") for name in ("whole", "killed")]
     measured = [name for name in frames[0] if not name.startswith("seconds_") and name not in VARYING]
     assert frames[0][measured].to_csv() == frames[1][measured].to_csv()
