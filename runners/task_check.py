@@ -123,7 +123,7 @@ def _checked(task: FileTask, plan: Plan) -> Checked:
             search.see(text, row.title)
         if len(lengths) >= TOKENISED:
             continue
-        whole = task.encode_one(tokenizer, example, _UNLIMITED, chat=chat)
+        whole = task.encode_row(row, tokenizer, example, _UNLIMITED, chat=chat)
         assert whole is not None
         lengths.append(len(whole.input_ids))
         unlearnt += all(label == IGNORED for label in whole.labels)
