@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..foundation.errors import UserError
+from .interruption import interruptible
 from .options import ChatTemplate, Revision
 from .output import console, escape, print_rows, print_text
 
@@ -42,7 +43,8 @@ def check(
     from ..runners.progress import duration
     from ..runners.task_check import check_task
 
-    checked = check_task(file, model, revision, chat_template)
+    with interruptible("interrupted; nothing was written"):
+        checked = check_task(file, model, revision, chat_template, console(stderr=True))
     screen = console()
     screen.print(
         f"task {checked.task} for {checked.model}; prompts: {escape(checked.prompt)}", highlight=False, soft_wrap=True

@@ -8,12 +8,14 @@ from functools import partial
 from typing import Any
 
 from ..evals.base import Benchmark, EvalSettings
+from ..evals.tasks.base import get_task
 from ..evals.tasks.prompts import adds_bos, check_has_bos
 from ..foundation.errors import UserError, unknown
 from ..models.footprint import context_length
 from ..models.presets import ModelSource
 from .config.sweep import BOS_CHOICES
 from .tokenizers import PlanTokenizer
+from .training.data import TrainSetSurvey
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,16 @@ def check_model(source: ModelSource, config: Any, chosen: Iterable[tuple[Benchma
         if type(benchmark).check_model is not Benchmark.check_model:  # which asks nothing
             fits = partial(benchmark.check_model, settings, tokenizer, context)
             tokenizer.counted("fits", [benchmark.identity(settings), context], fits)
+
+
+def check_rendering(source: ModelSource, survey: TrainSetSurvey) -> None:
+    """Raise a `UserError` if a model's chat template cannot write a training example, of those in the sample."""
+    tokenizer, identity = PlanTokenizer(source), survey.identity
+
+    def render() -> None:
+        get_task(identity.task).check_rendering(tokenizer, survey.sample)
+
+    tokenizer.counted("rendering", identity.model_dump(mode="json"), render)
 
 
 def bos_windows(wanted: Sequence[str], source: ModelSource | None, chosen: Iterable[Benchmark]) -> BosWindows:

@@ -23,6 +23,7 @@ class DataSpec(Frozen):
         prompt_version: of the rules by which examples become prompts.
         max_length: longest example in tokens; None takes the task's own.
         chat: instructions are rendered with the tokenizer's chat template; part of the key only where they are.
+        chat_rules: version of the rules by which they are, `chat_rules`; part of the key only where it is not 1.
     """
 
     task: str
@@ -31,10 +32,13 @@ class DataSpec(Frozen):
     prompt_version: int
     max_length: int | None = None
     chat: bool = False
+    chat_rules: int = 1
 
     @model_serializer(mode="wrap")
     def _without_chat(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = plain(self)
         if not self.chat:
             del fields["chat"]
+        if not self.chat or self.chat_rules == 1:
+            del fields["chat_rules"]
         return fields

@@ -35,7 +35,7 @@ from .specs import EvaluateStage, ModelLocation
 from .stages.evaluate import evaluate_with, open_engine, outcome_record, sample_lines
 from .store.folders import verify_around
 from .task_files import METRICS
-from .tokenizers import PlanTokenizer, tokenizer_chats
+from .tokenizers import PlanTokenizer, tokenizer_chat_rules, tokenizer_chats
 from .training.data import DATA_SEED
 
 
@@ -155,6 +155,7 @@ def evaluate(
             common,
             f"evaluate {name}",
             dtype_why=why,
+            chat_rules=tokenizer_chat_rules(source) if each.chat else 1,
         )
         for name, (benchmark, each) in chosen.items()
     }

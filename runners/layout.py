@@ -8,8 +8,10 @@ from typing import Any, cast
 
 from ..evals.base import Benchmark, EvalSettings, benchmarks
 from ..evals.base import Stage as EvalStage
+from ..evals.harness.names import PREFIX
 from ..evals.kinds.generative import check_sampling
 from ..evals.tasks.base import get_task
+from ..evals.tasks.chat import is_chat_variant
 from ..foundation.errors import UserError
 from ..methods.base import Compressor
 from ..methods.calibration.precision import PassDtype
@@ -18,7 +20,7 @@ from ..models.footprint import context_length
 from ..models.loading import own_dtype
 from ..models.quantised.model import dense_matrices
 from ..models.quantised.scheme import FACTORS, Scheme, control_scheme
-from .checks import bos_windows, check_model
+from .checks import bos_windows, check_model, check_rendering
 from .choices import DtypeChoice, build_method, merge_settings, pick_calibration_dtype
 from .config import MethodSpec, RecoverOverrides
 from .data_spec import DataSpec
@@ -52,7 +54,7 @@ from .specs import (
     TrainingExecution,
 )
 from .store.folders import MODEL_FOLDER, ratio_folder
-from .tokenizers import tokenizer_chats
+from .tokenizers import tokenizer_chat_rules, tokenizer_chats
 from .training.data import DATA_SEED, calibration_length, example_length, survey_train_set
 from .training.placement import Choice, placed
 from .training.plan_placement import TrainingPlacements
@@ -79,6 +81,7 @@ def evaluate_stage(
     title: str,
     by_size: bool = False,
     dtype_why: str = "",
+    chat_rules: int = 1,
 ) -> EvaluateStage:
     """Return the stage that evaluates one model on one benchmark.
 
@@ -90,12 +93,17 @@ def evaluate_stage(
         title: for people.
         by_size: the data are not at hand in a dry run.
         dtype_why: see `EvaluateExecution`.
+        chat_rules: of the model's chat template, see `DataSpec`.
     """
+    variant = benchmark.variant(settings)
+    identity = {"limit": settings.limit} if by_size else dict(benchmark.identity(settings))
+    if chat_rules != 1 and is_chat_variant(variant) and not benchmark.name.startswith(PREFIX):
+        identity["chat_rules"] = chat_rules
     spec = EvaluateSpec(
         inputs=ModelInput(model=model),
         benchmark=benchmark.name,
-        variant=benchmark.variant(settings),
-        identity={"limit": settings.limit} if by_size else dict(benchmark.identity(settings)),
+        variant=variant,
+        identity=identity,
         engine=engine,
         dtype=dtype,
     )
@@ -157,6 +165,7 @@ class Layout:
         self.calibration: dict[str, DataSpec] = {}
         wanted = training.chat_template == "auto" and plan.at_hand.tokenizer
         self.chat = wanted and tokenizer_chats(plan.source)
+        self.chat_rules = tokenizer_chat_rules(plan.source) if self.chat else 1
         self.kept = KeptRanks(plan)
         if not compress_only:
             self._train_set(plan.config.task)
@@ -180,9 +189,12 @@ class Layout:
         if task not in self.calibration:
             source = self.train_set if task == self.config.task else None
             at_hand = self.plan.at_hand.data
-            survey = survey_train_set(task, source, self.data_dir, at_hand, self.chat and task == self.config.task)
+            chat = self.chat and task == self.config.task
+            survey = survey_train_set(task, source, self.data_dir, at_hand, chat, self.chat_rules)
             if self.plan.at_hand.tokenizer:
                 get_task(task).check_chat(self.chat, survey.sample)
+                if survey.identity.chat:
+                    check_rendering(self.plan.source, survey)
             self.plan.training_sets[task] = survey
             self.calibration[task] = survey.identity
         return self.calibration[task]
@@ -504,5 +516,6 @@ class Layout:
             f"evaluate {place.replace('@', ' at ')} on {shown}",
             counts_by_size(benchmark.name, self.plan.at_hand),
             self.plan.dtype_note,
+            self.chat_rules,
         )
         return self.plan.add(stage, model.stage)

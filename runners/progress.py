@@ -30,6 +30,8 @@ LOG_FILE = "run.log"
 """In the folder of a run: one line with the local time for every start, minute and end of a stage."""
 QUIET_SECONDS = 10.0
 """A stage that takes no longer has two lines where output is no terminal: that it starts and that it is done."""
+PLANNING_QUIET = 5.0
+"""What is read before the first stage is silent for so long."""
 LINE_SECONDS = 50.0
 """A longer one has a line this often: one a minute at least, whatever the delay."""
 
@@ -260,19 +262,26 @@ def _due(running: _Running, now: float) -> bool:
 
 
 @contextmanager
-def show_progress(console: Console, title: str) -> Iterator[Callable[..., None]]:
+def show_progress(console: Console, title: str, after: float = 0.0) -> Iterator[Callable[..., None]]:
     """Show how far one piece of work is, as a `StageProgress` of one stage does; give a `Report`.
 
     Lines begin with the first report: what is refused before it is one sentence alone.
+
+    Args:
+        console: where.
+        title: of the work, for people.
+        after: seconds; reports before are passed over, so that quick work says nothing.
     """
-    work = _Work("work", title)
+    work, began = _Work("work", title), time.monotonic()
     with StageProgress(console, {work.key: work}, {}, 1) as shown:
-        if shown.live:
+        if shown.live and not after:
             shown.start(work)
         count = shown.reporter(work)
 
         def report(done: int, total: int, unit: str = "") -> None:
             if work.key not in shown.running:
+                if time.monotonic() - began < after:
+                    return
                 shown.start(work)
             count(done, total, unit)
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from ..evals.hosting.choice import SCORING_NOTE
 from ..foundation.errors import UserError
 from ..foundation.files import write_atomic
+from ..foundation.progress import reporting
 from ..models.untouched import out_of_reach
 from ..records.checksums import CHECKSUMS_NAME
 from ..records.files import write_records
@@ -27,7 +28,7 @@ from .executors.local import Event, crew_size, raise_failures, run_stages
 from .graph import Plan
 from .plan import make_plan
 from .process_setup import refuse_launchers
-from .progress import LOG_FILE, StageProgress
+from .progress import LOG_FILE, PLANNING_QUIET, StageProgress, show_progress
 from .specs import EvaluateStage
 from .stage_records import FinetuneRecord, FitRecord
 from .store.removal import Removal, by_fit, keeps_all
@@ -93,7 +94,8 @@ def execute(config: SweepConfig, out: Console) -> Executed:
         require_ray(config)
     if config.execution.storage:
         Storage(config.execution.storage, attempts=1).check()
-    plan = make_plan(config)
+    with show_progress(out, "reading data", after=PLANNING_QUIET) as report, reporting(report):
+        plan = make_plan(config)
     for warning in [*filter(None, [check_results_folder(plan)]), *plan_warnings(plan)]:
         out.print(f"[yellow]note:[/yellow] {warning}", highlight=False)
     pending = plan.pending()

@@ -8,6 +8,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from ..evals.base import EvalSettings, benchmarks
 from ..evals.tasks.files.opening import is_task_file, open_task
 from ..evals.tasks.files.overlap import Overlap, OverlapSearch, prompt_text
@@ -16,11 +18,13 @@ from ..evals.tasks.files.task import FileTask, length_quantiles
 from ..evals.tasks.files.training import Counts, find_layout, read_examples
 from ..evals.tasks.prompts import IGNORED, Encoded
 from ..foundation.errors import UserError
+from ..foundation.progress import reporting
 from ..models.footprint import context_length
 from .config import make_config
 from .estimates.seconds import estimate
 from .graph import Plan
 from .plan import make_plan
+from .progress import PLANNING_QUIET, show_progress
 
 SHOWN = 3
 TOKENISED = 20_000
@@ -80,13 +84,16 @@ class Checked:
     notes: Sequence[str]
 
 
-def check_task(path: Path, model: str, revision: str | None = None, chat_template: str = "auto") -> Checked:
+def check_task(
+    path: Path, model: str, revision: str | None = None, chat_template: str = "auto", console: Console | None = None
+) -> Checked:
     """Check a task file with a model's tokenizer; every file is read, nothing is written.
 
     Args:
         path: the task file.
         model, revision: preset, folder or hub id.
         chat_template: as in a sweep.
+        console: where lines, or on a terminal a bar, say how much of large data is read; None is silent.
 
     Raises:
         UserError: one sentence about the first thing that is wrong.
@@ -98,10 +105,11 @@ def check_task(path: Path, model: str, revision: str | None = None, chat_templat
     # The plan of a sweep checks model, prompts and problems as a run would, and knows what it costs.
     values: dict[str, Any] = {"model": model, "revision": revision, "task": str(path), "methods": [{"name": "svd"}]}
     values |= {"ratios": [2.0], "training": {"chat_template": chat_template}}
-    plan = make_plan(make_config(values), dry=True)
-    if not plan.at_hand.tokenizer:
-        raise UserError(f"the tokenizer of {model} is not on this machine; name a model that is, such as tiny")
-    return _checked(task, plan)
+    with show_progress(console or Console(quiet=True), "reading data", after=PLANNING_QUIET) as report, reporting(report):
+        plan = make_plan(make_config(values), dry=True)
+        if not plan.at_hand.tokenizer:
+            raise UserError(f"the tokenizer of {model} is not on this machine; name a model that is, such as tiny")
+        return _checked(task, plan)
 
 
 def _checked(task: FileTask, plan: Plan) -> Checked:
@@ -123,7 +131,7 @@ def _checked(task: FileTask, plan: Plan) -> Checked:
             search.see(text, row.title)
         if len(lengths) >= TOKENISED:
             continue
-        whole = task.encode_one(tokenizer, example, _UNLIMITED, chat=chat)
+        whole = task.encode_row(row, tokenizer, example, _UNLIMITED, chat=chat)
         assert whole is not None
         lengths.append(len(whole.input_ids))
         unlearnt += all(label == IGNORED for label in whole.labels)

@@ -7,7 +7,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
-from ..evals.tasks.chat import has_chat_template
+from ..evals.tasks.chat import chat_rules, has_chat_template
 from ..foundation.files import digest
 from ..foundation.remembered import remembered
 from ..foundation.version import __version__
@@ -15,7 +15,7 @@ from ..models.hub import fetch_model
 from ..models.loading import load_tokenizer
 from ..models.presets import ModelSource
 
-_VERSION = 1  # raised where what is counted changes
+_VERSION = 2  # raised where what is counted changes
 _PACKAGES = ("tokenizers", "transformers")
 
 
@@ -28,6 +28,12 @@ def tokenizer_chats(source: ModelSource) -> bool:
     """Return whether a model's tokenizer has a chat template."""
     tokenizer = PlanTokenizer(source)
     return bool(tokenizer.counted("chat template", None, lambda: has_chat_template(tokenizer)))
+
+
+def tokenizer_chat_rules(source: ModelSource) -> int:
+    """Return the version of the rules by which a model's chat template is rendered, see `chat_rules`."""
+    tokenizer = PlanTokenizer(source)
+    return int(tokenizer.counted("chat rules", None, lambda: chat_rules(tokenizer)))
 
 
 class PlanTokenizer:

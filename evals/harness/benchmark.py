@@ -21,9 +21,10 @@ from ..kinds.harness import harness_version, quiet
 from ..tasks.prompts import most_tokens
 from .loading import Described, Loaded, describe, load, seeded
 from .model import __file__ as model_module
-from .model import encode, engine_model, render_chat, sampling_of
+from .model import encode, engine_model, sampling_of
 from .names import TaskName, parse_name
 from .outcome import make_outcome
+from .requests import Counted, count_tokens, request_texts
 
 ADAPTER_VERSION = 1
 """Raised whenever the same task, data and model give other answers here; part of every stage's identity."""
@@ -88,10 +89,23 @@ class HarnessTaskBenchmark(Benchmark):
         """Return the tokens of the longest request; what does not fit the model is cut."""
         with seeded(), quiet():
             loaded = self._load(settings)
-            sizes = dict(_request_texts(loaded, settings, self.task_name.chat, tokenizer, context))
+            sizes = dict(request_texts(loaded, settings, self.task_name.chat, tokenizer, context))
         if any(new is None for new in sizes.values()):  # windows of a text
             return context
         return min(most_tokens(sizes, lambda text: len(encode(tokenizer, text)) + (sizes[text] or 0)), context)
+
+    def count_tokens(self, tokenizer: Any, settings: EvalSettings, context: int, problems: int) -> Counted:
+        """Return what an evaluation reads, scores and generates, by the first ``problems`` ones.
+
+        Args:
+            tokenizer: the model's.
+            settings: as for `evaluate`.
+            context: the model's longest sequence in tokens.
+            problems: how many are looked at in all, at least one of each member.
+        """
+        with seeded(), quiet():
+            loaded = self._load(settings)
+            return count_tokens(loaded, settings, self.task_name.chat, tokenizer, context, problems)
 
     def evaluate(self, engine: Engine, settings: EvalSettings, progress: Progress | None = None) -> Outcome:
         """Let the harness evaluate the task on this engine."""
@@ -145,30 +159,3 @@ def _judging(name: str) -> Iterator[None]:
             f"the rules of '{name}' fail ({type(error).__name__}: {text[:200]}, line {frames[-1].lineno} of "
             f"{frames[-1].filename}); repair metric_list, filter_list or doc_to_target in its YAML, or its Python"
         ) from error
-
-
-def _request_texts(
-    loaded: Loaded, settings: EvalSettings, chat: bool, tokenizer: Any, context: int
-) -> Iterator[tuple[str, int | None]]:
-    """Yield each request's text, and how many tokens are generated behind it; None for a text read in windows."""
-    for task in loaded.tasks["tasks"].values():
-        task.build_all_requests(
-            limit=settings.limit,
-            rank=0,
-            world_size=1,
-            apply_chat_template=chat,
-            fewshot_as_multiturn=True,
-            chat_template=(
-                (lambda messages, add_generation_prompt=True: render_chat(tokenizer, messages, add_generation_prompt))
-                if chat
-                else None
-            ),
-            tokenizer_name=str(tokenizer.name_or_path) if chat else "",
-        )
-        for request in task.instances:
-            if request.request_type == "loglikelihood_rolling":
-                yield request.args[0], None
-            elif request.request_type == "generate_until":
-                yield request.args[0], sampling_of(request.args[1], context, settings.max_new_tokens).max_new_tokens
-            else:
-                yield "".join(request.args), 0

@@ -108,6 +108,10 @@ class Task:
     def check_chat(self, chat: bool, sample: Sequence[Example]) -> None:
         """Raise a `UserError` where examples cannot be written for a tokenizer with, or without, a chat template."""
 
+    def check_rendering(self, tokenizer: Any, sample: Sequence[Example]) -> None:
+        """Raise a `UserError` where a tokenizer's chat template cannot write an example."""
+        self.encode(tokenizer, list(sample), 1, cut=True, chat=True)
+
     def default_source(self, data_dir: Path | None) -> str:
         """Return the training set that is used unless another is named."""
         return self.local_source if data_dir is not None and self.local_source else self.sources[0]

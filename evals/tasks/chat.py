@@ -2,13 +2,19 @@
 
 A template decides about BOS itself, so that rendered text is encoded as it is. Where a template has no
 ``{% generation %}`` markers, which is nearly always, what the assistant says is the difference between the rendering
-with and without its turn; a template whose renderings do not begin alike is refused, because the mask would be a guess.
+with and without its turn. A turn that the template writes in another way once the conversation goes on (Qwen3 leaves
+the reasoning out of earlier ones) is read and not learnt; where that is the last one the template is refused, because
+the mask would be a guess.
+
+Templates may read more than messages: the day, or whether the model reasons first. Both are fixed here, so that the
+same data are the same text tomorrow, and an answer comes without a reasoning that the data do not have.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from ...foundation.errors import UserError
@@ -18,6 +24,16 @@ Message = Mapping[str, str]
 """``role`` (``system``, ``user``, ``assistant``) and ``content``."""
 
 ASSISTANT = "assistant"
+
+DAY = datetime(2024, 7, 26, tzinfo=UTC)
+"""The day that templates write as today: the one that Llama 3.1's own falls back on."""
+
+_FIXED: Mapping[str, Any] = {
+    "enable_thinking": False,  # Qwen3, SmolLM3, GLM 4.5
+    "date_string": DAY.strftime("%d %b %Y"),  # Llama 3.1 and later
+    "strftime_now": DAY.strftime,  # transformers' own function, of which a variable of the template takes precedence
+}
+"""Variables of the template."""
 
 
 class Instructed(str):
@@ -70,6 +86,17 @@ def has_chat_template(tokenizer: Any) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
+def chat_rules(tokenizer: Any) -> int:
+    """Return the version of the rules by which a tokenizer's template is rendered: 2 where fixed variables change it.
+
+    Part of the key of stages that read conversations, where it is not 1.
+    """
+    if not has_chat_template(tokenizer):
+        return 1
+    template = str(tokenizer.get_chat_template())
+    return 2 if "enable_thinking" in template or "strftime_now" in template else 1
+
+
 def render(tokenizer: Any, messages: Sequence[Message], asks: bool) -> str:
     """Return messages as the tokenizer's chat template writes them.
 
@@ -87,12 +114,19 @@ def render(tokenizer: Any, messages: Sequence[Message], asks: bool) -> str:
             "plain, a text with {instruction}) in the task file"
         )
     try:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=asks))
+        return str(
+            tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=asks, **_FIXED)
+        )
     except Exception as error:  # Jinja's, or what the template raises by itself
-        roles = ", ".join(message["role"] for message in messages)
+        roles = [message["role"] for message in messages]
+        remedy = "bring the turns into an order that it allows, such as user, assistant"
+        if "system" in roles:
+            remedy = (
+                "some templates take no system message: leave 'system' out of the task file and system turns out of "
+                "its data, and write their text into the instruction, or " + remedy
+            )
         raise UserError(
-            f"the chat template of this tokenizer refuses messages of the roles {roles} ({error}); bring the turns "
-            "into an order that it allows, such as user, assistant"
+            f"the chat template of this tokenizer refuses messages of the roles {', '.join(roles)} ({error}); {remedy}"
         ) from error
 
 
@@ -107,24 +141,27 @@ def turns(tokenizer: Any, messages: Sequence[Message]) -> Turns:
     """Cut a conversation into what the assistant says and what it reads; it ends with the assistant's last turn.
 
     Raises:
-        UserError: no assistant's turn, or a template whose renderings do not begin alike.
+        UserError: no assistant's turn, or a template that does not write the last one behind what it asks for it with.
     """
-    result, done = Turns([], []), ""
-    for index, message in enumerate(messages):
-        if message["role"] != ASSISTANT:
-            continue
-        before = render(tokenizer, messages[:index], asks=True)
-        after = render(tokenizer, messages[: index + 1], asks=False)
-        if not (before.startswith(done) and after.startswith(before) and len(after) > len(before)):
-            raise UserError(
-                "this tokenizer's chat template writes earlier turns in another way when a turn is added, so that what "
-                "the assistant says cannot be separated; use conversations of one turn, or another prompt"
-            )
-        result.texts.extend((before[len(done) :], after[len(before) :]))
-        result.learnt.extend((False, True))
-        done = after
-    if not result.texts:
+    positions = [index for index, message in enumerate(messages) if message["role"] == ASSISTANT]
+    if not positions:
         raise UserError("the messages have no turn of the assistant's, so there is nothing to learn from them")
+    result, done = Turns([], []), ""
+    whole = render(tokenizer, messages[: positions[-1] + 1], asks=False)
+    for index in positions:
+        last = index == positions[-1]
+        before = render(tokenizer, messages[:index], asks=True)
+        after = whole if last else render(tokenizer, messages[: index + 1], asks=False)
+        if whole.startswith(after) and before.startswith(done) and after.startswith(before) and len(after) > len(before):
+            result.texts.extend((before[len(done) :], after[len(before) :]))
+            result.learnt.extend((False, True))
+            done = after
+        elif last:
+            raise UserError(
+                "this tokenizer's chat template does not write the assistant's last turn behind the text that it asks "
+                "for it with, so that what the assistant says cannot be separated; leave reasoning such as <think> "
+                "blocks out of the answers, or use another prompt than the chat template's"
+            )
     return result
 
 

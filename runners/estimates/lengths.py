@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 from ...evals.base import Benchmark, EvalSettings, benchmarks
+from ...evals.harness.benchmark import HarnessTaskBenchmark
 from ...evals.kinds.choice import ChoiceBenchmark
 from ...evals.kinds.generative import GenerativeBenchmark
 from ...evals.kinds.likelihood import encode_pair
@@ -138,7 +140,7 @@ class Lengths:
             windows = _limited(max(1, known.tokens // window), settings)
             return EvaluationLengths(windows, windows * window, windows * window)
         problems = _limited(known.problems, settings)
-        if isinstance(benchmark, GenerativeBenchmark):
+        if benchmark.is_generating(settings):
             return EvaluationLengths(problems, problems * known.tokens, written=_written(benchmark, settings))
         read, requests = problems * known.tokens, problems * OPTIONS
         return EvaluationLengths(requests, read, read * SCORED_SHARE)
@@ -168,6 +170,11 @@ class Lengths:
             return EvaluationLengths(
                 round(len(pairs) * share), (sum(len(head) for head, _ in ids) + tails) * share, tails * share
             )
+        if isinstance(benchmark, HarnessTaskBenchmark):
+            counted = benchmark.count_tokens(self._tokenizer, settings, self.context, _PROBLEMS)
+            requests = max(1, round(counted.requests))
+            written = math.ceil(min(counted.written / requests, TOKENS_PER_COMPLETION))
+            return EvaluationLengths(requests, counted.read, counted.scored, written)
         return self._known(benchmark, settings)
 
 
@@ -176,9 +183,12 @@ def _limited(count: int, settings: EvalSettings) -> int:
 
 
 def _written(benchmark: Benchmark, settings: EvalSettings) -> int:
-    if not isinstance(benchmark, GenerativeBenchmark):
-        return 0
-    return min(benchmark.max_new_tokens(settings), TOKENS_PER_COMPLETION) * settings.samples
+    longest = (
+        benchmark.max_new_tokens(settings)
+        if isinstance(benchmark, GenerativeBenchmark)
+        else settings.max_new_tokens or TOKENS_PER_COMPLETION
+    )
+    return min(longest, TOKENS_PER_COMPLETION) * settings.samples
 
 
 def _first(texts: Sequence[str], characters: int) -> list[str]:

@@ -106,14 +106,15 @@ class TrainSetSurvey:
 
 
 def survey_train_set(
-    task: str, source: str | None, data_dir: Path | None, at_hand: bool = True, chat: bool = False
+    task: str, source: str | None, data_dir: Path | None, at_hand: bool = True, chat: bool = False, chat_rules: int = 1
 ) -> TrainSetSurvey:
     """Read a training set and say what it is.
 
     Args:
         task, source, data_dir: as in `load_task_data`.
-        chat: whether the model's tokenizer has a chat template that is to be used; language tasks use none.
         at_hand: whether data that would come from the hub can be read; otherwise their published size is taken.
+        chat: whether the model's tokenizer has a chat template that is to be used; language tasks use none.
+        chat_rules: of the template, see `DataSpec`.
     """
     found = get_task(task)
     name = source or found.default_source(data_dir)
@@ -121,8 +122,9 @@ def survey_train_set(
         named = DataSpec(task=task, source=f"{name} (not read)", sha256="", prompt_version=PROMPT_VERSION)
         return TrainSetSurvey(name, named, TRAINING_SETS[name].examples)
     read = found.survey(source, data_dir, DATA_SEED, SAMPLE)
+    rendered = {"chat": True, "chat_rules": chat_rules} if chat and found.instructs else {}
     identity = DataSpec(
-        task=task, source=read.source, sha256=read.sha256, prompt_version=PROMPT_VERSION, chat=chat and found.instructs
+        task=task, source=read.source, sha256=read.sha256, prompt_version=PROMPT_VERSION, **rendered
     )
     return TrainSetSurvey(name, identity, read.count, read.sample)
 

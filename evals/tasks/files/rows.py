@@ -11,6 +11,7 @@ import csv
 import gzip
 import json
 import math
+import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 from ....foundation.errors import UserError, did_you_mean
 from ....foundation.files import open_regular
+from ....foundation.progress import counting
 from ....models.hub import explain, fetch_snapshot
 from .schema import Data
 
@@ -25,6 +27,10 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".csv.gz", ".tsv", ".tsv.gz"
 MAX_FIELD = 64 << 20
 """Most characters of one line or field."""
 _BATCH = 512
+_REPORTED = 8 << 20
+"""Bytes of a file from which on it is said how much is read, and how often."""
+_REPORTED_ROWS = 100_000
+"""The same for rows of Parquet."""
 
 
 class Row(NamedTuple):
@@ -90,12 +96,18 @@ def _checked(title: str, number: int, values: Mapping[str, Any], required: Seque
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield line numbers and lines without their ends."""
-    number = 0
+    number = behind = 0
     try:
         with open_regular(path) as raw:
+            size = os.fstat(raw.fileno()).st_size
+            report = counting(f"MB of '{path.name}' read") if size > _REPORTED else None
             file: Any = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
             while line := file.readline(MAX_FIELD + 1):
                 number += 1
+                behind += len(line)
+                if report and behind > _REPORTED:
+                    report(raw.tell() >> 20, size >> 20)
+                    behind = 0
                 if len(line) > MAX_FIELD:
                     raise UserError(f"line {number} of '{path.name}' has more than {MAX_FIELD:,} bytes; shorten it")
                 if number == 1:
@@ -181,7 +193,11 @@ def _parquet(path: Path, required: Sequence[str] | None) -> Iterator[Row]:
             _checked(f"'{path.name}'", 0, dict.fromkeys(names), required)
             number = 0
             columns = list(dict.fromkeys(required)) if required is not None else names
+            rows = file.metadata.num_rows
+            report = counting(f"rows of '{path.name}' read") if rows > _REPORTED_ROWS else None
             for batch in file.iter_batches(batch_size=_BATCH, columns=columns):
+                if report and number % (8 * _BATCH) == 0 and number:
+                    report(number, rows)
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(f"row {number} of '{path.name}'", number, values)

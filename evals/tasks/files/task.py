@@ -13,6 +13,7 @@ from ....foundation.files import canonical_json
 from ..base import EncodedSet, Example, Task, TrainSet, TrainSurvey
 from ..prompts import IGNORED, Encoded, encode_documents, encode_example
 from .prompting import asked, uses_chat
+from .rows import Row
 from .schema import TaskFile
 from .stored import StoredExamples
 from .training import Counts, Layout, example_line, find_layout, read_examples, training_identity
@@ -53,6 +54,15 @@ class FileTask(Task):
         for example in sample:
             asked(self.file, example.prompt, chat)
 
+    def check_rendering(self, tokenizer: Any, sample: Sequence[Example]) -> None:
+        """Raise a `UserError`, which names the row, where a tokenizer's chat template cannot write an example."""
+        for example in sample:
+            try:
+                self.encode_one(tokenizer, example, 1, cut=True, chat=True)
+            except UserError as error:
+                rows = read_examples(self.file, find_layout(self.file), Counts())
+                raise UserError(f"{next(row.title for row, other in rows if other == example)}: {error}") from error
+
     def train_examples(self, source: str | None, data_dir: Path | None, seed: int) -> TrainSet:
         """Return all examples at once; `survey` and `read_encoded` keep none of them."""
         survey = self.survey(source, data_dir, seed, 1)
@@ -80,9 +90,9 @@ class FileTask(Task):
 
         def encoded() -> Iterator[Encoded]:
             nonlocal dropped, shortened
-            for _, example in read_examples(self.file, layout, counts):
+            for row, example in read_examples(self.file, layout, counts):
                 sha256.update(example_line(example))
-                item = self.encode_one(tokenizer, example, max_length, cut, chat)
+                item = self.encode_row(row, tokenizer, example, max_length, cut, chat)
                 if item is None:
                     dropped += 1
                     continue
@@ -106,6 +116,15 @@ class FileTask(Task):
         encoded_items = [self.encode_one(tokenizer, example, max_length, cut, chat) for example in examples]
         items = [item for item in encoded_items if item is not None]
         return EncodedSet(items, len(encoded_items) - len(items))
+
+    def encode_row(
+        self, row: Row, tokenizer: Any, example: Example, max_length: int, cut: bool = False, chat: bool = False
+    ) -> Encoded | None:
+        """Return ids and labels of a row's example, None where it is too long; what is refused names the row."""
+        try:
+            return self.encode_one(tokenizer, example, max_length, cut, chat)
+        except UserError as error:
+            raise UserError(f"{row.title}: {error}") from error
 
     def encode_one(
         self, tokenizer: Any, example: Example, max_length: int, cut: bool = False, chat: bool = False

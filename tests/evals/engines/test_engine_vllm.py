@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from chat_families import FAMILIES, save_family_model
 from chat_models import save_chat_model
 from engine_contract import EngineContract
 
@@ -135,6 +136,29 @@ def test_a_task_file_is_evaluated_as_with_transformers_and_turns_end_alike(tmp_p
     assert "length" in {sample["finish_reason"] for sample in free}
     assert any(" y" in sample["completion"] for sample in free)
     assert not any(" y" in sample["completion"] for sample in lines), "a stop string ended these"
+
+
+def test_turns_of_every_family_end_alike_and_bos_is_there_once(tmp_path):
+    rows = [{"prompt": f"Is {n} even?", "completion": "no" if n % 2 else "yes"} for n in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part = {"name": "free", "kind": "exact", "max_new_tokens": 12, "data": "rows.jsonl"}
+    task = {"name": "families", "train": {"data": "rows.jsonl"}, "benchmarks": [part]}
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
+    for name, family in FAMILIES.items():
+        save_family_model(family, tmp_path / name, family.asked.format("Is 4 even?"))
+        samples = {}
+        for engine in ("transformers", "vllm"):
+            done = evaluate(
+                str(tmp_path / name), [str(tmp_path / "task.yaml")], default_settings(), engine=engine, dtype="float32"
+            )
+            assert done.failures == {}
+            samples[engine] = done.outcomes["families-free"].samples
+        assert samples["vllm"] == samples["transformers"]
+        assert {sample["variant"] for sample in samples["vllm"]} == {"families-free-0shot-chat"}
+        ended = samples["vllm"][4]
+        assert (ended["finish_reason"], ended["tokens"] <= 3) == ("stop", True), "the end of its turn ended it"
+        assert not any(token in ended["completion"] for token in (family.end, *family.plain))
+        assert "length" in {sample["finish_reason"] for sample in samples["vllm"]}
 
 
 def test_the_cache_holds_a_full_sequence_or_is_refused(monkeypatch):

@@ -1,17 +1,22 @@
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import trained_together
 from harness_tasks import write_tasks
 from sweeps import small_sweep
 
+from lowrank_bench.evals.harness.model import encode
 from lowrank_bench.methods.base import create_method
 from lowrank_bench.methods.estimates import TRAINED_BYTES, training_checkpoint_bytes
 from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.architectures import random_model
+from lowrank_bench.models.loading import load_tokenizer
 from lowrank_bench.models.matrices import model_size
 from lowrank_bench.runners.estimates.arithmetic import Arithmetic
 from lowrank_bench.runners.estimates.disk import checkpoint_bytes
+from lowrank_bench.runners.estimates.lengths import Lengths
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.specs import EvaluateStage
 from lowrank_bench.runners.store.folders import resume_folder
@@ -106,3 +111,23 @@ def test_a_task_of_lm_eval_that_generates_counts_two_tokenizer_loads_and_others_
     one = parsed["lm_eval:local_choice"]
     assert one > 0
     assert [parsed[name] / one for name in names] == [2, 2, 1]
+
+
+def test_what_tasks_of_lm_eval_generate_score_and_read_is_counted_on_their_own_requests(tmp_path):
+    names = ["lm_eval:local_generated", "lm_eval:local_choice", "lm_eval:local_sized", "lm_eval:local_texts"]
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    config = small_sweep(tmp_path / "runs", benchmarks=names, include_path=write_tasks(folder), ratios=[2], limit=None, max_new_tokens=None)
+    lengths = Lengths(plan := make_plan(config))
+    settings = {s.spec.benchmark: s.settings for s in plan.stages.values() if isinstance(s, EvaluateStage)}
+    generated, choice, group, texts = (lengths.evaluation(name, settings[name]) for name in names)
+    assert (generated.requests, generated.written, generated.scored) == (7, 24, 0), "max_gen_toks of its YAML"
+    assert (choice.requests, group.requests, choice.written, group.written) == (14, 20, 0, 0), "two options a problem"
+    tokenizer = load_tokenizer(plan.source.location)
+    rows = [json.loads(line) for line in (folder / "texts.jsonl").read_text().splitlines()]
+    assert texts.scored == texts.read == sum(len(encode(tokenizer, row["text"])) for row in rows)
+    assert choice.requests <= choice.scored < choice.read < group.read
+    fewer = lengths.evaluation(names[0], replace(settings[names[0]], limit=3, max_new_tokens=9))
+    assert (fewer.requests, fewer.written) == (3, 9)
+    work = {s.spec.benchmark: Arithmetic(plan).work(k) for k, s in plan.stages.items() if isinstance(s, EvaluateStage)}
+    assert [work[name].generation > 0 for name in names] == [True, False, False, False]
