@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import typer
@@ -63,7 +64,7 @@ def test_help_fits_eighty_columns_and_cuts_nothing_off(pages: dict[str, str]) ->
 def test_paragraphs_are_as_wide_as_the_terminal(pages: dict[str, str]) -> None:
     for name, page in pages.items():
         above = [line.strip() for line in page.partition("╭─")[0].splitlines()]
-        for line, below in zip(above, above[1:], strict=False):
+        for line, below in pairwise(above):
             first = below.split(" ")[0]
             assert not line or not below or len(line) + 1 + len(first) > COLUMNS - 2, f"{name}: {line}"
 
