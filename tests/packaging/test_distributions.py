@@ -77,7 +77,7 @@ def test_pip_install_in_an_environment_of_its_own_gives_bench(distributions: tup
     (site,) = (tmp_path / "clean").glob("lib/python*/site-packages")
     (site / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")  # its own .pth files are not read
     run("clean/bin/python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", distributions[1])
-    plan = run("clean/bin/bench", *"run --methods svd --model tiny --task toy-math --dry-run".split())
+    plan = run("clean/bin/bench", *["run", "--methods", "svd", "--model", "tiny", "--task", "toy-math", "--dry-run"])
     assert "svd" in plan
     assert not (tmp_path / "runs").exists()
     file = run("clean/bin/python", "-c", "import lowrank_bench; print(lowrank_bench.__file__)").strip()
