@@ -29,6 +29,7 @@ from . import (
     single,
     task,
 )
+from .help import finish_help
 from .output import Streams, console, escape
 from .refusals import UsageError, path_sentence, usage_sentence
 
@@ -61,6 +62,7 @@ _GROUPS = (
 )
 for _group in _GROUPS:
     _group.add_to(app)
+finish_help(app)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..foundation.text import visible
-from .options import Data
+from .options import Data, Weak
 from .output import console, escape, print_rows, print_text
 
 Benchmark = Annotated[str | None, typer.Option(help="Which benchmark, where there are several.")]
@@ -35,7 +35,7 @@ def rescore(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     data: Data = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the new results. \\[default: RUN/rescored]")] = None,
-    allow_weak_isolation: Annotated[bool, typer.Option(help="Run generated code under resource limits alone.")] = False,
+    allow_weak_isolation: Weak = False,
 ) -> None:
     """Apply today's scorers to the stored completions of a run, without a model."""
     from ..foundation.progress import reporting

@@ -76,8 +76,8 @@ def speed(
     batch_sizes: Annotated[
         str | None, typer.Option(help="Prompts side by side, with commas. \\[default: 1,16,64]")
     ] = None,
-    prompt_tokens: Annotated[int, typer.Option(help="Length of every prompt.")] = 32,
-    new_tokens: Annotated[int, typer.Option(help="Length of every completion.")] = 32,
+    prompt_tokens: Annotated[int, typer.Option(help="Length of every prompt in tokens.")] = 32,
+    new_tokens: Annotated[int, typer.Option(help="Length of every completion in tokens.")] = 32,
     dtype: Annotated[
         str, typer.Option(help="Of the weights as they run; auto is the first checkpoint's own.")
     ] = "auto",

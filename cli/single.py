@@ -37,14 +37,15 @@ from .output import console, escape, numbers, print_name_note, print_rows, split
 
 def compress(
     model: Annotated[str, typer.Argument(help="Preset, folder or hub id.")],
-    method: Annotated[str, typer.Option(help="Method, with options after a colon.")],
-    ratio: Annotated[str, typer.Option(help="Original / compressed parameters of the whole model.")],
+    method: Annotated[str, typer.Option(help="Method, with options after a colon: svd:embeddings=true.")],
+    ratio: Annotated[str, typer.Option(help="Original / compressed parameters of the whole model, such as 2.")],
     out: Annotated[Path, typer.Option(help="New folder for the factorised checkpoint.")],
     task: Annotated[str | None, typer.Option(help="Where methods that need data take them from.")] = None,
     data: Data = None,
     train_set: TrainSet = None,
     steps: Annotated[
-        int | None, typer.Option(help="Common step budget that a training method takes its share of.")
+        int | None,
+        typer.Option(help="Optimizer steps of which a training method takes its share. \\[default: the recipe's]"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of data order and new vectors.")] = 42,
     dtype: Annotated[

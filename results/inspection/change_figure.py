@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from ...foundation.files import write_atomic
 from ..plots.curves import slug, style
 from ..tables.escape import clean
+from ..tables.names import wrap
 from .changes import ChangeView, Counts, count_changes
 
 _MAP = "Blues"
@@ -73,8 +73,8 @@ def _figure(view: ChangeView) -> Any:
         axes.set_ylabel("layer")
         axes.label_outer()
     letters = int(13 * figure.get_figwidth())
-    figure.suptitle(textwrap.fill(clean(view.title), letters), fontsize=10.5)
-    figure.supxlabel(textwrap.fill(clean(view.notes[0]), int(1.25 * letters)), fontsize=7.5, color="#555555")
+    figure.suptitle(wrap(clean(view.title), letters), fontsize=10.5)
+    figure.supxlabel(wrap(clean(view.notes[0]), int(1.25 * letters)), fontsize=7.5, color="#555555")
     return figure
 
 

@@ -11,7 +11,7 @@ from ...foundation.errors import UserError
 from ...foundation.files import digest
 from ...records.bos import bos_sentence, differ, variant_without
 from ...records.schema import KEY_COLUMNS
-from ..pages.shell import shorten
+from ..tables.names import shorten
 from ..tables.pivot import Cell, Pivot, goodness, pivot, with_too_long
 from .bands import SHORTFALL, band_name, bands
 from .provenance import Provenance, provenances

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from ..pages.parts import Figure
-from ..pages.shell import render_page, shorten
+from ..pages.shell import render_page
+from ..tables.names import shorten
 from ..tables.pivot import direction, format_cell
 from ..tables.table import Cell, Column, Field, Table, number_columns, text_columns
 from .bands import band_name

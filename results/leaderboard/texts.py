@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..pages.shell import shorten
 from ..tables import writers
 from ..tables.escape import latex_text, markdown_text
+from ..tables.names import shorten
 from ..tables.pivot import direction, format_cell
 from ..tables.table import Cell, Column, Field, Table, number_columns, text_columns
 from ..tables.terminal import render

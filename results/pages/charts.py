@@ -12,8 +12,8 @@ from markupsafe import Markup
 from ..plots.axes import log_locator
 from ..plots.curves import plain
 from ..plots.looks import Look, looks, method_of
+from ..tables.names import shorten, wrap
 from .inline import INK, PAPER, SOFT, inline_svg, page_style
-from .shell import shorten
 
 _HUGE = 1e100
 """Numbers beyond this are not drawn: their differences would not fit a float."""
@@ -122,7 +122,7 @@ def chart(
             handles.append(_draw(axes, line, points, look, f"p{number}", tips))
         _write_labels(axes, every)
         names = [name for name, _ in levels] + [line.name for line, _ in shown]
-        _legend(figure, handles, [plain(shorten(name, 40)) for name in names])
+        _legend(figure, handles, [plain(wrap(shorten(name), 40), keep="\n") for name in names])
         return inline_svg(figure, id, f"{title}. {description}", tips)
 
 
@@ -179,7 +179,8 @@ def _write_labels(axes: Any, points: Sequence[Point]) -> None:
 
 
 def _legend(figure: Any, handles: Sequence[Any], names: Sequence[str]) -> None:
-    columns = 2 if max(map(len, names)) > 28 else min(3, len(names))
+    longest = max(len(line) for name in names for line in name.split("\n"))
+    columns = 2 if longest > 28 else min(3, len(names))
     # To the left: on a phone, pictures are cut off on the right until they are scrolled.
     style = {"loc": "outside lower left", "ncols": columns, "frameon": False, "handlelength": 3.4}
     figure.legend(handles, names, fontsize=9, **style)

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from ..tables.escape import harmless
 from ..tables.html import to_html
+from ..tables.names import breakable, whole
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -50,7 +51,7 @@ def render_page(folder: Path, template: str, *, style: str = "", script: str = "
 
 @lru_cache(maxsize=8)
 def environment(folder: Path) -> jinja2.Environment:
-    """Return the Jinja environment of a folder of templates: escaping on, missing values are errors, ``| table``."""
+    """Return the Jinja environment of a folder of templates: escaping is on, and a missing value is an error."""
     jinja = jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, TEMPLATES]),
         autoescape=True,
@@ -60,13 +61,8 @@ def environment(folder: Path) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    jinja.filters["table"] = to_html
+    jinja.filters |= {"table": to_html, "breakable": breakable, "whole": whole}
     return jinja
-
-
-def shorten(text: str, length: int = 80) -> str:
-    """Return text of at most about ``length`` characters; the middle of a longer one is left out."""
-    return text if len(text) <= length else f"{text[: length - 21]} … {text[-18:]}"
 
 
 @lru_cache(maxsize=8)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..tables.escape import clean
+from ..tables.names import wrap
 from ..tables.pivot import Cell, Pivot, Row, is_fraction, pivot, same_but_budget
 from .axes import AXES, XAxis
 from .curves import (
@@ -91,7 +91,7 @@ def _figure(tables: Sequence[Pivot]) -> Any:
     order = [label for label in (*(row.label for row in references), *labels) if label in handles]
     finish_legend(figure, [handles[label] for label in order], [plain(label) for label in order])
     table = replace(tables[0], budget=0)
-    first = textwrap.fill(clean(f"{table.model} · {table.task} · {table.variant}"), 80)
+    first = wrap(clean(f"{table.model} · {table.task} · {table.variant}"), 80)
     second = f"{measured_line(table, 'bars')} · a panel for each ratio"
     figure.suptitle(plain(first, keep="\n") + "\n" + plain(second), fontsize=10.5)
     return figure

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import re
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...foundation.files import digest, write_atomic
 from ..tables.escape import clean
+from ..tables.names import wrap
 from ..tables.pivot import Cell, Pivot, Row, direction, is_fraction, is_perplexity, pivot
 from .axes import AXES, XAxis, log_locator, set_x_axis
 from .looks import Look, looks, method_of
@@ -25,6 +25,9 @@ _REFERENCE = {"finetuned": ("#222222", (0, (9, 3))), "pretrained": ("#888888", (
 _REFERENCE_MARKER = {"finetuned": "h", "pretrained": "p"}
 _CROWDED = 8
 """With more lines the figure has a panel for each few of them, the others in grey behind."""
+_LEGEND = 78
+_PANEL_LEGEND = 40
+"""Characters of a line of the legend below a figure, and below one of its panels."""
 _PANEL_LINES = 6
 _STYLE: Any = {
     "text.parse_math": False,
@@ -194,6 +197,7 @@ def draw_rows(
 def finish_legend(figure: Any, handles: Sequence[Any], texts: Sequence[str], caption: str = "") -> None:
     """Put the legend below the axes, with a caption above its entries."""
     columns = 1 if max(map(len, texts)) > 40 else min(3, len(texts))
+    texts = [wrap(text, _LEGEND) for text in texts]
     legend = figure.legend(handles, texts, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.6)
     if caption:
         legend.set_title(caption, prop={"size": 7.5})
@@ -225,12 +229,12 @@ def _panels(
     """Draw each group in a panel of its own with its legend below, all other lines in grey behind it."""
     for axes, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
         handles, texts = draw_rows(axes, table, references, axis, group)
-        axes.set_xlabel(textwrap.fill(axes.get_xlabel(), 42, break_on_hyphens=False))
+        axes.set_xlabel(wrap(axes.get_xlabel(), 42))
         if axes is not figure.axes[0]:
             axes.set_ylabel("")
         axes.legend(
             handles,
-            texts,
+            [wrap(text, _PANEL_LEGEND) for text in texts],
             loc="upper center",
             bbox_to_anchor=(0.5, -0.19),
             ncols=1 if max(map(len, texts)) > 24 else 2,
@@ -318,11 +322,11 @@ def set_y_axis(axes: Any, table: Pivot, rows: Sequence[Row], scale: float) -> No
 
 def _title(figure: Any, table: Pivot, drawn: str, condition: str, panels: int = 1) -> None:
     width = 80 if panels < 3 else 130
-    first = textwrap.fill(clean(f"{table.model} · {table.task} · {table.variant}"), width, break_on_hyphens=False)
+    first = wrap(clean(f"{table.model} · {table.task} · {table.variant}"), width)
     second = measured_line(table, drawn)
     if panels > 1:
         second += "\npanels from the best to the worst at the highest ratio, the other lines in grey"
-    third = "\n" + plain(textwrap.fill(clean(condition), width, break_on_hyphens=False), keep="\n") if condition else ""
+    third = "\n" + plain(wrap(clean(condition), width), keep="\n") if condition else ""
     figure.suptitle(plain(first, keep="\n") + "\n" + plain(second, keep="\n") + third, fontsize=10.5)
 
 

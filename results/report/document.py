@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from ..pages.shell import shorten
 from ..tables.by_bytes import by_bytes
+from ..tables.names import shorten
 from ..tables.pivot import Cell, Pivot, format_cell, pivot, same_but_budget
 from ..tables.table import Cell as TableCell
 from ..tables.table import Column, Field, Table, number_columns, text_columns

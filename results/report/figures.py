@@ -12,6 +12,7 @@ from markupsafe import Markup
 from ..pages.charts import Axis, Point, Series, chart
 from ..plots.curves import plain
 from ..plots.looks import MARKERS, Look, looks, method_of
+from ..tables.names import shorten, wrap
 from ..tables.pivot import Cell, Pivot, direction, format_cell, is_fraction, is_perplexity
 from .data import Energy, Failures, RankMap, Spectra
 from .spending import Spending
@@ -40,7 +41,7 @@ def _new(height: float, width: float = _WIDTH) -> Any:
 
 def labels_text(labels: Sequence[str], most: int = _LABELS) -> str:
     """Return names for a title: the first few, and how many more."""
-    text = ", ".join(labels[:most])
+    text = ", ".join(map(shorten, labels[:most]))
     return plain(text + (f" +{len(labels) - most}" if len(labels) > most else ""))
 
 
@@ -115,8 +116,10 @@ def rank_figure(maps: Sequence[RankMap]) -> Any:
     columns = min((4 if numbers else 6) if len(maps[0].kinds) <= 8 else 2, len(maps))
     lines = -(-len(maps) // columns)
     depth = max(len(rank_map.layers) for rank_map in maps)
-    height = 0.75 + depth * (0.24 if depth <= 12 else 0.13)
-    figure = _new(max(2.4, lines * height + 1.1), _WIDTH if columns > 1 else 5.0)
+    width = _WIDTH if columns > 1 else 5.0
+    titles = [_rank_title(rank_map, width / columns) for rank_map in maps]
+    height = 0.75 + depth * (0.24 if depth <= 12 else 0.13) + 0.13 * max(title.count("\n") for title in titles)
+    figure = _new(max(2.4, lines * height + 1.1), width)
     panels = figure.subplots(lines, columns, squeeze=False)
     shares = [cell.share for rank_map in maps for row in rank_map.cells for cell in row if cell is not None]
     most = min(1.0, math.ceil(10 * max(shares)) / 10) or 1.0
@@ -124,14 +127,20 @@ def rank_figure(maps: Sequence[RankMap]) -> Any:
         if index >= len(maps):
             axes.set_axis_off()
             continue
-        picture = _rank_panel(axes, maps[index], most, numbers)
+        picture = _rank_panel(axes, maps[index], titles[index], most, numbers)
     bar = figure.colorbar(picture, ax=panels, location="top", aspect=45, pad=0.01, shrink=0.5)
     bar.set_label("share of the matrix's parameters that is stored", fontsize=7.5)
     bar.ax.tick_params(labelsize=7)
     return figure
 
 
-def _rank_panel(axes: Any, rank_map: RankMap, most: float, numbers: bool) -> Any:
+def _rank_title(rank_map: RankMap, width: float) -> str:
+    """Return a panel's title in lines that fit a panel so many inches wide."""
+    text = labels_text(rank_map.labels, 2 if len(rank_map.labels) > 3 else 3)
+    return wrap(text, max(10, int(15 * (width - 0.5))))
+
+
+def _rank_panel(axes: Any, rank_map: RankMap, title: str, most: float, numbers: bool) -> Any:
     import numpy as np
 
     shares = np.array([[np.nan if c is None else min(c.share, 1.0) for c in row] for row in rank_map.cells])
@@ -159,7 +168,7 @@ def _rank_panel(axes: Any, rank_map: RankMap, most: float, numbers: bool) -> Any
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.set_title(labels_text(rank_map.labels, 2 if len(rank_map.labels) > 3 else 3), fontsize=7.5)
+    axes.set_title(title, fontsize=7.5)
     return picture
 
 
@@ -189,7 +198,7 @@ def spectra_figure(fits: Sequence[Spectra]) -> Any:
         axes.set_xlabel("parts kept [%]" if number + columns >= len(kinds) else "", fontsize=7.5)
         axes.xaxis.set_tick_params(labelbottom=number + columns >= len(kinds))
         axes.set_ylabel("energy [%]" if number % columns == 0 else "", fontsize=7.5)
-    texts = [plain(f"{fit.name or 'fit'}: {labels_text(fit.labels)}") for fit in fits]
+    texts = [wrap(plain(f"{fit.name or 'fit'}: {labels_text(fit.labels)}"), 54) for fit in fits]
     used = sorted(handles)
     figure.legend(
         [handles[i] for i in used],
@@ -246,7 +255,9 @@ def _bars(
     names: Sequence[str], kinds: Sequence[str], panels: Sequence[tuple[str, Sequence[Sequence[float]]]], label: str
 ) -> Any:
     """Draw stacked bars: a panel for each title with values by name and kind; all panels have the same names."""
-    figure = _new(1.0 + 0.27 * len(names) + 0.25 * -(-len(kinds) // 4), 7.6 if len(panels) == 1 else _WIDTH)
+    texts = [wrap(plain(shorten(name)), 34) for name in names]
+    row = 0.14 + 0.13 * max(text.count("\n") + 1 for text in texts)
+    figure = _new(1.0 + row * len(names) + 0.25 * -(-len(kinds) // 4), 7.6 if len(panels) == 1 else _WIDTH)
     heights = [len(names) - i for i in range(len(names))]
     most = max(sum(row) for _, values in panels for row in values) or 1.0
     handles: list[Any] = []
@@ -259,7 +270,7 @@ def _bars(
             handles.append(axes.barh(heights, widths, left=left, label=plain(kind), **style))
             left = [a + b for a, b in zip(left, widths, strict=True)]
         first = title == panels[0][0]
-        axes.set_yticks(heights, [plain(_shortened(name)) for name in names] if first else [], fontsize=8)
+        axes.set_yticks(heights, texts if first else [], fontsize=8)
         axes.set_ylim(0.4, len(names) + 0.6)
         axes.set_xlim(0, most * 1.01)
         axes.set_title(title, fontsize=9)
@@ -271,7 +282,3 @@ def _bars(
     legend = {"loc": "outside lower center", "ncols": min(4, len(kinds)), "frameon": False, "fontsize": 8}
     figure.legend(handles=handles, handleheight=1.2, **legend)
     return figure
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= 34 else f"{name[:20]}…{name[-12:]}"

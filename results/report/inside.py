@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from statistics import fmean
 
-from ..pages.shell import shorten
+from ..tables.names import shorten
 from ..tables.table import Cell, Column, Field, Table, number_columns
 from .blocks import Block, Fold, Picture
 from .data import Energy, Rank, RankMap, Report

@@ -9,6 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 from .escape import harmless
+from .names import breakable, whole
 from .table import Table
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -29,4 +30,5 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"breakable": breakable, "whole": whole}
     return environment.get_template("table.html")

@@ -59,21 +59,23 @@ class TrainOverrides(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
-    steps: Annotated[Count | None, Option(name="{parent}_steps")] = Field(
+    steps: Annotated[Count | None, Option(name="{parent}_steps", default="the recipe's")] = Field(
         default=None, description="Optimizer steps {description}"
     )
     epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    learning_rate: Annotated[float | None, Option(name="lr")] = Field(
+    learning_rate: Annotated[float | None, Option(name="lr", default="the recipe's")] = Field(
         default=None, gt=0, allow_inf_nan=False, description="Learning rate of both finetunings."
     )
-    batch_size: Annotated[Positive | None, Option()] = Field(default=None, description="Examples per optimizer step.")
+    batch_size: Annotated[Positive | None, Option(default="the recipe's")] = Field(
+        default=None, description="Examples per optimizer step."
+    )
     micro_batch_size: Positive | None = None
     schedule: str | None = None
     warmup: float | None = Field(default=None, ge=0, lt=1)
     optimizer: str | None = None
     weight_decay: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     max_grad_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    max_length: Annotated[int | None, Option()] = Field(
+    max_length: Annotated[int | None, Option(default="the recipe's")] = Field(
         default=None, ge=8, le=MAX_COUNT, description="Longest training example in tokens."
     )
     gradient_checkpointing: bool | None = None
@@ -83,7 +85,9 @@ class TrainOverrides(BaseModel):
 class RecoverOverrides(TrainOverrides):
     """Changes to a recipe's training after compression; several numbers of steps are an axis of the sweep."""
 
-    steps: Annotated[tuple[int, ...] | None, Option(name="{parent}_steps", example="100,200,400")] = Field(  # type: ignore[assignment]
+    steps: Annotated[
+        tuple[int, ...] | None, Option(name="{parent}_steps", default="the recipe's", example="100,200,400")
+    ] = Field(  # type: ignore[assignment]
         default=None, min_length=1, description="Optimizer steps {description}"
     )
 
@@ -206,7 +210,9 @@ class Evaluation(BaseModel):
     panel: ClassVar[str] = "Evaluation"
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
-    limit: Positive | None = Field(default=None, description="Only the first problems of each benchmark.")
+    limit: Annotated[Positive | None, Option(default="all")] = Field(
+        default=None, description="Only so many problems of each benchmark, the first."
+    )
     pretrained: Annotated[bool | None, Option(default="as the task says")] = Field(
         default=None, description="Also evaluate before the first finetuning."
     )
@@ -221,13 +227,21 @@ class Evaluation(BaseModel):
         "uncompressed models are measured without it too), always, never (GPTQ's recipe), or never,always.",
     )
     max_new_tokens: Annotated[Positive | None, Option(default="the benchmark's")] = Field(
-        default=None, description="Longest completion."
+        default=None, description="Longest completion in tokens."
     )
     samples: Positive = Field(default=1, description="Completions per problem, for pass@k; several need a temperature.")
     temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="Of sampling; 0 is greedy.")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus share.")
+    top_p: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the probability that is sampled from, the likeliest tokens; 1 is all.",
+    )
     problem_seed: Annotated[int | None, Option(default="42")] = Field(
-        default=None, ge=0, le=MAX_SEED, description="Of generated test problems and of sampling: other ones."
+        default=None,
+        ge=0,
+        le=MAX_SEED,
+        description="Of generated test problems and of sampling; another one gives other problems.",
     )
     engine: str = Field(default="auto", description="What generates and scores: vllm, transformers or auto.")
     dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, Option(default="the recipe's")] = Field(
@@ -286,7 +300,7 @@ class Execution(BaseModel):
     executor: Literal["local", "ray"] = Field(
         default="local", description="local, or ray: stages as tasks of a Ray cluster."
     )
-    address: Annotated[str | None, Option(default="start Ray on this machine")] = Field(
+    address: Annotated[str | None, Option(default="Ray is started on this machine")] = Field(
         default=None, description="Running Ray cluster: HOST:PORT or auto."
     )
     allow_weak_isolation: bool = Field(
@@ -308,7 +322,9 @@ class Execution(BaseModel):
         Field(default="auto", description="all weights, or needed: remove what no later stage reads.")
     )
     checkpoint_minutes: Annotated[float, Option(panel=_FILES)] = Field(
-        default=30.0, ge=0, description="How often a training keeps what it can be resumed from; inf: never."
+        default=30.0,
+        ge=0,
+        description="Minutes between two states of a training that it can be resumed from; inf: none.",
     )
 
     report_to: Annotated[tuple[str, ...], Option(default="none", example="tensorboard,wandb")] = Field(
@@ -402,9 +418,9 @@ class SweepConfig(BaseModel):
     seeds: Annotated[tuple[int, ...], Option(example="1,2,3")] = Field(
         default=(42,), min_length=1, description="Seeds with commas: of training order, new vectors and sampling."
     )
-    benchmarks: tuple[str, ...] | None = Field(
+    benchmarks: Annotated[tuple[str, ...] | None, Option(default="the task's")] = Field(
         default=None,
-        description="Instead of the task's own (see bench benchmarks); a task stands for its benchmarks, lm_eval:TASK "
+        description="See bench benchmarks; the name of a task means its benchmarks, lm_eval:TASK "
         "for any task of lm-evaluation-harness.",
     )
     name: Annotated[str | None, Option(default="MODEL-TASK")] = Field(

@@ -21,6 +21,9 @@ START, METHOD, API, REPORT, TUTORIAL = PAGES = (
     "tutorial.html",
 )
 
+PATIENCE = 150_000
+"""Milliseconds that a busy machine may take to load a page or to search in it."""
+
 
 class QuietHandler(SimpleHTTPRequestHandler):
     """Serves files without a line for each."""
@@ -50,6 +53,7 @@ class Visit:
     def __init__(self, browser: Browser, site: str, name: str, width: int, dark: bool = False) -> None:
         scheme = "dark" if dark else "light"
         self.context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        self.context.set_default_timeout(PATIENCE)
         self.page: Page = self.context.new_page()
         self.elsewhere: list[str] = []
 

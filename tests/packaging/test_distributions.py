@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -53,6 +54,34 @@ def test_the_source_distribution_holds_all_tracked_files(distributions: tuple[Pa
     with tarfile.open(distributions[0]) as archive:
         held = {member.name.split("/", 1)[1] for member in archive.getmembers() if member.isfile()}
     assert not set(tracked()) - held
+
+
+def test_metadata_pass_twine(distributions: tuple[Path, Path]) -> None:
+    command = [sys.executable, "-m", "twine", "check", "--strict", *map(str, distributions)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("PASSED") == 2
+
+
+def test_pip_install_in_an_environment_of_its_own_gives_bench(distributions: tuple[Path, Path], tmp_path: Path) -> None:
+    """The requirements are those of this environment; the package and its command are in the new one alone."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+    def run(*words: object) -> str:
+        command = list(map(str, words))
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run(sys.executable, "-m", "venv", "clean")
+    (site,) = (tmp_path / "clean").glob("lib/python*/site-packages")
+    (site / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")  # its own .pth files are not read
+    run("clean/bin/python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", distributions[1])
+    plan = run("clean/bin/bench", *["run", "--methods", "svd", "--model", "tiny", "--task", "toy-math", "--dry-run"])
+    assert "svd" in plan
+    assert not (tmp_path / "runs").exists()
+    file = run("clean/bin/python", "-c", "import lowrank_bench; print(lowrank_bench.__file__)").strip()
+    assert Path(file).is_relative_to(site)
 
 
 def test_what_the_wheel_installs_runs_outside_the_checkout(distributions: tuple[Path, Path], tmp_path: Path) -> None:
