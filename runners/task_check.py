@@ -105,7 +105,8 @@ def check_task(
     # The plan of a sweep checks model, prompts and problems as a run would, and knows what it costs.
     values: dict[str, Any] = {"model": model, "revision": revision, "task": str(path), "methods": [{"name": "svd"}]}
     values |= {"ratios": [2.0], "training": {"chat_template": chat_template}}
-    with show_progress(console or Console(quiet=True), "reading data", after=PLANNING_QUIET) as report, reporting(report):
+    shown = show_progress(console or Console(quiet=True), "reading data", after=PLANNING_QUIET)
+    with shown as report, reporting(report):
         plan = make_plan(make_config(values), dry=True)
         if not plan.at_hand.tokenizer:
             raise UserError(f"the tokenizer of {model} is not on this machine; name a model that is, such as tiny")

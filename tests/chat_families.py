@@ -37,7 +37,7 @@ class Family(NamedTuple):
     adds_bos: bool
 
 
-# Header ids around each role, a system turn with the day whether or not there is a system message, a BOS by the template.
+# Header ids around each role, a system turn with the day even without a system message, a BOS by the template.
 LLAMA3 = Family(
     "<|begin_of_text|>",
     "<|end_of_text|>",
@@ -112,7 +112,10 @@ def make_tokenizer(family: Family) -> PreTrainedTokenizerFast:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=320,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     bpe.train_from_iterator([TEXT] * 4, trainer)
     if family.adds_bos:

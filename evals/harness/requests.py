@@ -1,4 +1,4 @@
-"""What the tasks of lm-evaluation-harness ask a model for, before it is asked: the longest request, and how much in all."""
+"""What the tasks of lm-evaluation-harness ask a model for, before it is asked: the longest request, and the sums."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Counted(NamedTuple):
 
     Attributes:
         requests: prompts, windows, or options with their contexts.
-        read: tokens of all of them.
+        tokens: of all of them.
         scored: tokens of all of them whose likelihood is asked for.
         written: most tokens of all completions.
     """
 
     requests: float
-    read: float
+    tokens: float
     scored: float
     written: float
 
@@ -66,14 +66,14 @@ def count_tokens(
 
 
 def _counted(request: Any, settings: EvalSettings, tokenizer: Any, context: int) -> Counted:
-    read = len(encode(tokenizer, request.args[0]))
+    prompt_tokens = len(encode(tokenizer, request.args[0]))
     if request.request_type == "loglikelihood_rolling":
-        return Counted(-(-read // context), read, read, 0)
+        return Counted(-(-prompt_tokens // context), prompt_tokens, prompt_tokens, 0)
     if request.request_type == "generate_until":
         new = sampling_of(request.args[1], context, settings.max_new_tokens).max_new_tokens
-        return Counted(1, min(read, context - new), 0, new)
+        return Counted(1, min(prompt_tokens, context - new), 0, new)
     both = min(len(encode(tokenizer, "".join(request.args))), context)
-    return Counted(1, both, max(1, both - read), 0)
+    return Counted(1, both, max(1, both - prompt_tokens), 0)
 
 
 def _requests(task: Any, chat: bool, tokenizer: Any, limit: int | None) -> list[Any]:

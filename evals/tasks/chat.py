@@ -114,9 +114,7 @@ def render(tokenizer: Any, messages: Sequence[Message], asks: bool) -> str:
             "plain, a text with {instruction}) in the task file"
         )
     try:
-        return str(
-            tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=asks, **_FIXED)
-        )
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=asks, **_FIXED))
     except Exception as error:  # Jinja's, or what the template raises by itself
         roles = [message["role"] for message in messages]
         remedy = "bring the turns into an order that it allows, such as user, assistant"
@@ -152,7 +150,8 @@ def turns(tokenizer: Any, messages: Sequence[Message]) -> Turns:
         last = index == positions[-1]
         before = render(tokenizer, messages[:index], asks=True)
         after = whole if last else render(tokenizer, messages[: index + 1], asks=False)
-        if whole.startswith(after) and before.startswith(done) and after.startswith(before) and len(after) > len(before):
+        grows = before.startswith(done) and after.startswith(before) and len(after) > len(before)
+        if grows and whole.startswith(after):
             result.texts.extend((before[len(done) :], after[len(before) :]))
             result.learnt.extend((False, True))
             done = after

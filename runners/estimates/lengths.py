@@ -174,7 +174,7 @@ class Lengths:
             counted = benchmark.count_tokens(self._tokenizer, settings, self.context, _PROBLEMS)
             requests = max(1, round(counted.requests))
             written = math.ceil(min(counted.written / requests, TOKENS_PER_COMPLETION))
-            return EvaluationLengths(requests, counted.read, counted.scored, written)
+            return EvaluationLengths(requests, counted.tokens, counted.scored, written)
         return self._known(benchmark, settings)
 
 

@@ -122,9 +122,14 @@ def survey_train_set(
         named = DataSpec(task=task, source=f"{name} (not read)", sha256="", prompt_version=PROMPT_VERSION)
         return TrainSetSurvey(name, named, TRAINING_SETS[name].examples)
     read = found.survey(source, data_dir, DATA_SEED, SAMPLE)
-    rendered = {"chat": True, "chat_rules": chat_rules} if chat and found.instructs else {}
+    rendered = chat and found.instructs
     identity = DataSpec(
-        task=task, source=read.source, sha256=read.sha256, prompt_version=PROMPT_VERSION, **rendered
+        task=task,
+        source=read.source,
+        sha256=read.sha256,
+        prompt_version=PROMPT_VERSION,
+        chat=rendered,
+        chat_rules=chat_rules if rendered else 1,
     )
     return TrainSetSurvey(name, identity, read.count, read.sample)
 

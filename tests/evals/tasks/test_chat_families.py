@@ -1,4 +1,4 @@
-"""Chat templates of the shapes that known families have: what is learnt, what ends a turn, one BOS, the same text on any day."""
+"""Chat templates of known families' shapes: what is learnt, what ends a turn, one BOS, the same text on any day."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_system_messages_are_rendered_or_refused_with_what_to_do():
         ids, text = learnt(make_tokenizer(family), [SYSTEM, *TURNS[:2]])
         assert make_tokenizer(family).decode(ids).count("Be brief.") == 1
         assert text == f"two{family.end}"
-    with pytest.raises(UserError, match=r"roles system, user, assistant \(there is no system turn\).*leave 'system' out"):
+    with pytest.raises(UserError, match=r"roles system, user, assistant \(there is no system turn\).*leave 'sys"):
         encode_turns(make_tokenizer(GEMMA), [SYSTEM, *TURNS[:2]], IGNORED)
 
 

@@ -117,7 +117,8 @@ def test_what_tasks_of_lm_eval_generate_score_and_read_is_counted_on_their_own_r
     names = ["lm_eval:local_generated", "lm_eval:local_choice", "lm_eval:local_sized", "lm_eval:local_texts"]
     folder = tmp_path / "tasks"
     folder.mkdir()
-    config = small_sweep(tmp_path / "runs", benchmarks=names, include_path=write_tasks(folder), ratios=[2], limit=None, max_new_tokens=None)
+    whole = {"limit": None, "max_new_tokens": None}
+    config = small_sweep(tmp_path / "runs", benchmarks=names, include_path=write_tasks(folder), ratios=[2], **whole)
     lengths = Lengths(plan := make_plan(config))
     settings = {s.spec.benchmark: s.settings for s in plan.stages.values() if isinstance(s, EvaluateStage)}
     generated, choice, group, texts = (lengths.evaluation(name, settings[name]) for name in names)
