@@ -67,7 +67,7 @@ def fit_peak(
     layer_by_layer: bool,
     device: str,
     calibration: Calibration | None = None,
-    kept: Mapping[str, int] | None = None,
+    kept_parts: Mapping[str, int] | None = None,
 ) -> Peak:
     """Return the peak of `MatrixCompressor.fit`, on the CPU
 
@@ -87,7 +87,7 @@ def fit_peak(
         layer_by_layer: whether weights stay on disk and are read layer by layer.
         device: torch device.
         calibration: None for methods that read no data.
-        kept: parts that are kept of each group's factors; None for all.
+        kept_parts: that are kept of each group's factors; None for all.
     """
     groups = method.groups(skeleton)
     shapes = {(g.out_features, g.in_features) for g in groups if not g.embedding}
@@ -101,7 +101,7 @@ def fit_peak(
     if calibration is not None and device == "cpu":
         usually = max([8 * m * n + _decomposing(method, m, n, calibration) for m, n in shapes] + rows)
     buffer = BUFFER_BYTES + max(_factors(group) for group in groups)
-    filled = min(buffer, sum(_factors(group, (kept or {}).get(group.name)) for group in groups))
+    filled = min(buffer, sum(_factors(group, (kept_parts or {}).get(group.name)) for group in groups))
     model, parts, passes = 4 * model_size(skeleton).parameters, _Parts.of(skeleton), Passes()
     if calibration is not None:
         passes = _passes(method, skeleton, groups, parts, calibration, layer_by_layer)
@@ -115,8 +115,8 @@ def fit_peak(
         if device != "cpu":
             taken = factors + weights + passes.sums + passes.waiting
         elif passes.first:  # what waits is gone when the first matrix is decomposed, where gradients come first
-            waiting, held = (passes.waiting, 0) if passes.gradients else (0, passes.waiting)
-            taken = passes.sums + held + max(passes.bytes + waiting, factors + decomposing)
+            waiting, held_bytes = (passes.waiting, 0) if passes.gradients else (0, passes.waiting)
+            taken = passes.sums + held_bytes + max(passes.bytes + waiting, factors + decomposing)
         else:
             taken = passes.sums + passes.waiting + factors + max(passes.bytes, decomposing)
         if layer_by_layer:
@@ -174,9 +174,9 @@ def _passes(
     if not layer_by_layer:
         peak = max(batch.whole for batch in batches) + narrow * model_size(skeleton).parameters
         peak += 4 * sum(group.out_features * group.in_features for group in groups) if slopes else 0
-        held = [min(sum(sizes), max(GRAM_BYTES, *sizes)) for sizes in (inputs, outputs)]
+        sum_bytes = [min(sum(sizes), max(GRAM_BYTES, *sizes)) for sizes in (inputs, outputs)]
         first = not slopes and max(sum(inputs), sum(outputs)) <= GRAM_BYTES
-        return Passes(peak, sum(held), first=first)
+        return Passes(peak, sum(sum_bytes), first=first)
     stored = 0 if _itemsize(skeleton) == 4 else _itemsize(skeleton)  # of a tensor that is being read, beside float32
     embedding = skeleton.get_input_embeddings().weight.numel()
     behind = max(batch.behind for batch in batches)
@@ -230,7 +230,7 @@ def compress_peak(
     device: str,
     ratios: Sequence[float] = (1.0,),
     calibration: Calibration | None = None,
-    kept: Mapping[str, int] | None = None,
+    kept_parts: Mapping[str, int] | None = None,
 ) -> Peak:
     """Return the peak of `MatrixCompressor.compress` and of writing its result, on the CPU
 
@@ -242,11 +242,11 @@ def compress_peak(
     weight are never read unless the method runs the model or copies it for one of several ratios.
 
     Args:
-        method, skeleton, layer_by_layer, device, kept: as in `fit_peak`.
+        method, skeleton, layer_by_layer, device, kept_parts: as in `fit_peak`.
         ratios: that are asked for; models are compressed one after the other.
         calibration: of methods that read data while compressing (`calibration_passes`), else None.
     """
-    parts = kept or {}
+    parts = kept_parts or {}
     factors = 2 * max(_factors(group, parts.get(group.name)) for group in method.groups(skeleton))
     elements, stored = max(parameter.numel() for parameter in skeleton.parameters()), _itemsize(skeleton)
     model = 4 * model_size(skeleton).parameters
@@ -261,16 +261,16 @@ def compress_peak(
     computed = 0 if calibration is None else _two_streams(method, skeleton, calibration)
     mapped = device == "cpu" and stored == 4
     if not mapped:
-        held = model + copies
+        resident_bytes = model + copies
     else:
-        held = (model if runs or copies else 0) + max(compressed, copies)
+        resident_bytes = (model if runs or copies else 0) + max(compressed, copies)
     least = model if runs or copies or not mapped else compressed
     work = max(factors, computed)
     bound = BASE_BYTES + max(model + max(copies, compressed if mapped else 0) + work, model + _stored(skeleton))
-    usual = usual_bytes(device) + max(held + work, 0 if mapped else model + _pages(skeleton))
+    usual = usual_bytes(device) + max(resident_bytes + work, 0 if mapped else model + _pages(skeleton))
     if device == "cpu":  # without data nothing is computed: tensors go from file to file
         return Peak(bound, 0, least, usual=min(usual, bound))
-    return Peak(BASE_BYTES + model + _stored(skeleton), held + work, model, usual=usual_bytes(device) + model)
+    return Peak(BASE_BYTES + model + _stored(skeleton), resident_bytes + work, model, usual=usual_bytes(device) + model)
 
 
 def _two_streams(method: MatrixCompressor, skeleton: Any, calibration: Calibration) -> int:

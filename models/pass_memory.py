@@ -87,8 +87,8 @@ def forward_peak(skeleton: nn.Module, examples: int, tokens: int, dtype: torch.d
         try:
             _forwards[key] = remembered(key, lambda: _count_forward(skeleton, examples, tokens, dtype))
         except Exception:  # foreign code may ask for values, which fake tensors do not have
-            made = examples * int(skeleton.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
-            _forwards[key] = dtype.itemsize * made
+            logits = examples * int(skeleton.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
+            _forwards[key] = dtype.itemsize * logits
     return _forwards[key]
 
 

@@ -189,14 +189,14 @@ class _Run:
             with sums.watching(model):
                 yield
             return
-        held: list[Tensor] = []
+        inputs: list[Tensor] = []
         last = names[-1] if names else ""
 
         def see(name: str) -> Callable[..., None]:
             def forward(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-                if not any(given is args[0] for given in held):
+                if not any(given is args[0] for given in inputs):
                     _sum(args[0])
-                held.append(args[0])  # as `MomentSums` does until the next batch
+                inputs.append(args[0])  # as `MomentSums` does until the next batch
                 if name == last:
                     raise Reached
 
