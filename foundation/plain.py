@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,18 @@ _MAX_VALUES = 100_000
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without dates: no option is one, and JSON, in which options are kept, has none."""
+    """YAML without dates: no option is one, and JSON, in which options are kept, has none. No key is there twice."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Write out merged keys, which may be those of the mapping again, once its own are known to differ."""
+        if not hasattr(node, "differ"):
+            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for key, count in Counter(key.value for key in keys).items():
+                if count > 1:
+                    mark = [node for node in keys if node.value == key][1].start_mark
+                    raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' is there twice", mark)
+            node.differ = True
+        super().flatten_mapping(node)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -61,8 +73,11 @@ def parse_yaml(text: str | bytes, source: str) -> Any:
     except RecursionError:
         raise UserError(f"{source} is nested too deeply; write it with fewer brackets") from None
     except (yaml.YAMLError, ValueError, OverflowError, TypeError) as error:
-        line = str(error).split("\n")[0].split("; use sys.")[0]
-        raise UserError(f"{source} is no valid YAML ({line}); see docs/cli.md for an example") from error
+        problem = str(error).split("\n")[0].split("; use sys.")[0]
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+            line, parts = error.problem_mark.line + 1, filter(None, (error.context, error.problem))
+            problem = f"line {line}: {', '.join(parts)}"
+        raise UserError(f"{source} is no valid YAML ({problem}); see docs/cli.md for an example") from error
     return value
 
 

@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 import regex
 
@@ -123,6 +124,20 @@ def json_verdict(text: str, schema: Mapping[str, Any]) -> tuple[str, str]:
     return ("correct", "") if broken is None else ("wrong", f"{broken.json_path}: {broken.message}"[:200])
 
 
+def _points(schema: Any, reference: str) -> bool:
+    """Return whether a reference such as ``#/$defs/name`` (RFC 6901, in the form of a URI) leads to a part."""
+    part = schema
+    for name in unquote(reference[2:]).split("/"):
+        key = name.replace("~1", "/").replace("~0", "~")
+        if isinstance(part, Mapping) and key in part:
+            part = part[key]
+        elif isinstance(part, list) and key.isdigit() and int(key) < len(part):
+            part = part[int(key)]
+        else:
+            return False
+    return True
+
+
 def check_schema(schema: Mapping[str, Any]) -> None:
     """Raise a `ValueError` where a JSON schema is none, or needs another document."""
     import jsonschema
@@ -133,12 +148,19 @@ def check_schema(schema: Mapping[str, Any]) -> None:
     except jsonschema.SchemaError as error:
         raise ValueError(f"at {error.json_path} {error.message}") from None
     waiting: list[Any] = [schema]
+    inside, has_parts_of_their_own = list[str](), False
     while waiting:
         item = waiting.pop()
         if isinstance(item, Mapping):
+            has_parts_of_their_own |= item is not schema and "$id" in item  # what references there are relative to
             reference = item.get("$ref")
             if isinstance(reference, str) and not reference.startswith("#"):
                 raise ValueError(f"it refers to another document ({reference}), which is not fetched")
+            if isinstance(reference, str) and reference.startswith("#/"):
+                inside.append(reference)
             waiting += item.values()
         elif isinstance(item, list):
             waiting += item
+    missing = next((ref for ref in inside if not has_parts_of_their_own and not _points(schema, ref)), None)
+    if missing:
+        raise ValueError(f"it refers to {missing}, which it does not have")

@@ -2,6 +2,8 @@
 
 # ruff: noqa: E501 - one case a line
 
+import gzip
+import io
 import re
 import sys
 from pathlib import Path
@@ -46,6 +48,16 @@ def added(part: str, content: str = "", name: str = "test.jsonl") -> dict[str, s
     return {"task.yaml": GOOD + part, name: content}
 
 
+def parquet(values: list, name: str = "completion") -> bytes:
+    """Return a Parquet file of prompts and another column."""
+    columns = [pa.array([f"Is {n} even?" for n in range(len(values))]), pa.array(values)]
+    pq.write_table(pa.Table.from_arrays(columns, names=["prompt", name]), file := io.BytesIO())
+    return file.getvalue()
+
+
+DAMAGED = parquet(["x"] * 3000)
+DAMAGED = DAMAGED[:60] + b"\x00\xff" * 40 + DAMAGED[140:]
+
 BROKEN: dict[str, tuple[dict[str, str | bytes], str]] = {
     # The task file.
     "no-yaml": (yaml("name: sums", "name: [sums"), "the task file .*task.yaml is no valid YAML"),
@@ -72,7 +84,17 @@ BROKEN: dict[str, tuple[dict[str, str | bytes], str]] = {
     "bad-schema": (added("  - {name: b, kind: json, schema: {type: 7}}\n"), "field 'benchmarks.1.schema': that is no usable JSON schema"),
     "odd-instruction": (yaml("prompt: question", "instruction: '{promt}'"), "'instruction' reads the column 'promt', .* did you mean 'prompt'"),
     "instruction-of-nothing": (yaml("prompt: question", "instruction: hello"), "'instruction' reads no column; write {column}"),
+    "key-twice": (yaml("max_length: 64", "max_length: 64\nmax_length: 32"), r"task.yaml is no valid YAML \(line 6: the key 'max_length' is there twice"),
+    "inner-key-twice": (yaml("  data: train.jsonl", "  data: train.jsonl\n  data: other.jsonl"), r"line 4: the key 'data' is there twice"),
+    "tab": (yaml("  data", "\tdata"), r"no valid YAML \(line 3: .*found character"),
+    "nested-text": (yaml("name: sums", "name: {a: 1}"), "line 1, field 'name': it cannot be {'a': 1}: input should be a valid string"),
+    "benchmarks-as-mapping": (yaml("  - name: exact\n    kind: exact", "  name: exact\n  kind: exact"), "line 6, field 'benchmarks': it cannot be"),
+    "prompt-of-a-column": (yaml("prompt: question", "prompt: 'Q: {instruction} {promt}'"), r"line 4, field 'prompt': a prompt knows {instruction} alone, and this one has {promt}"),
+    "remote-schema": (added("  - {name: b, kind: json, schema: {items: {$ref: 'https://example.org/s.json'}}}\n"), r"line 9, field 'benchmarks.1.schema': .* refers to another document \(https://example.org/s.json\)"),
+    "schema-of-nothing": (added("  - {name: b, kind: json, schema: {$ref: '#/$defs/none'}}\n"), r"line 9, field 'benchmarks.1.schema': .* refers to #/\$defs/none, which it does not have"),
+    "no-schema-file": (added("  - {name: b, kind: json, schema: s.json}\n"), "line 9, field 'benchmarks.1.schema': the JSON schema .*s.json cannot be read"),
     # Where the data are.
+    "folder": (added("  - {name: b, kind: exact, data: '.'}\n"), "line 9, field 'benchmarks.1.data': '.' has an unknown ending"),
     "no-file": (yaml("train.jsonl", "trian.jsonl"), r"line 3, field 'train.data': there is no file 'trian.jsonl' .*; did you mean 'train.jsonl'"),
     "odd-ending": ({"task.yaml": GOOD.replace("train.jsonl", "train.xlsx"), "train.xlsx": b"x"}, "'train.xlsx' has an unknown ending; allowed: .jsonl"),
     "hub-without-commit": (yaml("train.jsonl", "owner/data"), "the hub dataset 'owner/data' needs its revision"),
@@ -81,6 +103,9 @@ BROKEN: dict[str, tuple[dict[str, str | bytes], str]] = {
     # What is in the data.
     "empty-file": (rows(b""), "'train.jsonl' has no rows"),
     "no-json": (rows(ROWS + b"{prompt: 1}\n"), "line 61 of 'train.jsonl' is not JSON"),
+    "cut-last-line": (rows(ROWS[:-9]), "line 60 of 'train.jsonl' is not JSON"),
+    "long-cut-line": (rows(ROWS + b'{"prompt": "' + b"x" * 5_000_000), "line 61 of 'train.jsonl' is not JSON"),
+    "json-key-twice": (rows(ROWS + b'{"prompt": "a", "completion": "b", "completion": "c"}\n'), r"line 61 of 'train.jsonl' is not JSON \(it names 'completion' twice\)"),
     "json-array": (rows(b'[{"prompt": "a"}]\n'), "line 1 of 'train.jsonl' is not a JSON object; write one object a line"),
     "missing-column": (rows(ROWS + b'{"prompt": "a", "answer": "b"}\n'), "line 61 of 'train.jsonl' has no column 'completion'.* its columns: prompt, answer"),
     "no-known-column": (rows(b'{"q": "a", "a": "b"}\n'), "'train.jsonl' has none of the columns 'messages', .* its columns: q, a"),
@@ -89,11 +114,19 @@ BROKEN: dict[str, tuple[dict[str, str | bytes], str]] = {
     "half-a-character": (rows(ROWS + b'{"prompt": "a", "completion": "\\ud800"}\n'), "column 'completion' in line 61 of 'train.jsonl' holds half"),
     "all-empty": (rows(b'{"prompt": "", "completion": "b"}\n'), "leave no example: 1 rows, 1 with an empty prompt"),
     "cut-gzip": (rows(b"\x1f\x8b\x08\x00\x00", "train.jsonl.gz"), "'train.jsonl.gz' is damaged or cut off after line 0"),
+    "cut-late-gzip": (rows(gzip.compress(ROWS * 50)[:-200], "train.jsonl.gz"), r"'train.jsonl.gz' is damaged or cut off after line \d+; make it again"),
+    "no-gzip": (rows(ROWS, "train.jsonl.gz"), "the bytes in 'train.jsonl.gz' are not those of a gzip file"),
+    "gzip-and-more": (rows(gzip.compress(ROWS) + b"more", "train.jsonl.gz"), "the bytes after line 60 of 'train.jsonl.gz' are not those of a gzip file"),
+    "unnamed-gzip": (rows(gzip.compress(ROWS)), "'train.jsonl' is compressed by gzip; name it 'train.jsonl.gz'"),
     "csv-fields": (rows("prompt,completion\na,b\nc,d,e\n", "train.csv"), "line 3 of 'train.csv' has 3 fields and the header 2"),
     "csv-quote": (rows('prompt,completion\na,"b\n', "train.csv"), "line 2 of 'train.csv' is not CSV"),
     "csv-semicolon": (rows("prompt;completion\na;b\n", "train.csv"), "line 1 of 'train.csv' has one column, .* write delimiter: \";\""),
     "csv-twice": (rows("a,a\n1,2\n", "train.csv"), "line 1 of 'train.csv' names the column 'a' twice"),
     "no-parquet": (rows(b"PAR1", "train.parquet"), "'train.parquet' is no readable Parquet file"),
+    "parquet-of-nan": (rows(parquet([float("nan")] * 60), "train.parquet"), "leave no example: 60 rows, 60 with an empty prompt or answer"),
+    "parquet-of-bytes": (rows(parquet([b"\xff"] * 60), "train.parquet"), "column 'completion' in row 1 of 'train.parquet' holds bytes"),
+    "parquet-twice": (rows(parquet(["a"], "prompt"), "train.parquet"), "'train.parquet' has the column 'prompt' twice"),
+    "parquet-damaged": (rows(DAMAGED, "train.parquet"), "'train.parquet' is damaged .* after row 0"),
     "odd-role": (rows('{"messages": [{"role": "bot", "content": "a"}]}\n'), "message 1 of column 'messages' in line 1 .* has the role 'bot'"),
     "no-answer-turn": (rows('{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}\n'), "messages in line 1 of 'train.jsonl' do not end with the assistant's"),
     "odd-messages": (rows('{"messages": "hello"}\n'), "column 'messages' in line 1 of 'train.jsonl' is no list of messages"),

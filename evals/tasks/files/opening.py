@@ -130,7 +130,10 @@ def _schema(part: Json, path: Path, lines: _Lines, location: tuple[str, ...]) ->
     title, value = lines.title(path, (*location, "schema")), part.schema_
     if isinstance(value, str):
         file = path.parent / value
-        text = read_input(file, "JSON schema")
+        try:
+            text = read_input(file, "JSON schema")
+        except UserError as error:
+            raise UserError(f"{title}: {error}") from error
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:

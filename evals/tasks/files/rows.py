@@ -111,6 +111,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 if len(line) > MAX_FIELD:
                     raise UserError(f"line {number} of '{path.name}' has more than {MAX_FIELD:,} bytes; shorten it")
                 if number == 1:
+                    if line.startswith(b"\x1f\x8b"):
+                        raise UserError(f"'{path.name}' is compressed by gzip; name it '{path.name}.gz'")
                     if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                         raise UserError(f"'{path.name}' is UTF-16 text; save it as UTF-8")
                     line = line.removeprefix(codecs.BOM_UTF8)
@@ -119,9 +121,26 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"line {number} of '{path.name}' is not UTF-8 text; save the file as UTF-8") from error
     except (EOFError, zlib.error) as error:
         raise UserError(f"'{path.name}' is damaged or cut off after line {number}; make it again") from error
-    except OSError as error:  # gzip.BadGzipFile among them
+    except gzip.BadGzipFile as error:
+        whose = f"after line {number} of" if number else "in"
+        raise UserError(
+            f"the bytes {whose} '{path.name}' are not those of a gzip file; make it again, or name it without '.gz'"
+        ) from error
+    except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"the data file {path} cannot be read ({reason}); name an existing file") from error
+
+
+def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it names '{twice}' twice")
+    return values
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_to_object)
 
 
 def _json(path: Path, required: Sequence[str] | None) -> Iterator[Row]:
@@ -130,7 +149,7 @@ def _json(path: Path, required: Sequence[str] | None) -> Iterator[Row]:
             continue
         title = f"line {number} of '{path.name}'"
         try:
-            values = json.loads(line)
+            values = _DECODER.decode(line)
         except RecursionError:
             raise UserError(f"{title} is nested too deeply; write it with fewer brackets") from None
         except ValueError as error:
@@ -186,12 +205,15 @@ def _parquet(path: Path, required: Sequence[str] | None) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    number = 0
     try:
         with open_regular(path) as raw:
             file = pq.ParquetFile(raw)
             names = list(file.schema_arrow.names)
+            for name in names:
+                if names.count(name) > 1:
+                    raise UserError(f"'{path.name}' has the column '{name}' twice; rename one of them")
             _checked(f"'{path.name}'", 0, dict.fromkeys(names), required)
-            number = 0
             columns = list(dict.fromkeys(required)) if required is not None else names
             rows = file.metadata.num_rows
             report = counting(f"rows of '{path.name}' read") if rows > _REPORTED_ROWS else None
@@ -204,8 +226,9 @@ def _parquet(path: Path, required: Sequence[str] | None) -> Iterator[Row]:
     except pa.ArrowException as error:
         raise UserError(f"'{path.name}' is no readable Parquet file ({error}); make it again") from error
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"the data file {path} cannot be read ({reason}); name an existing file") from error
+        if error.strerror is None:  # pyarrow's own, of bytes that cannot be unpacked
+            raise UserError(f"'{path.name}' is damaged ({error}) after row {number}; make it again") from error
+        raise UserError(f"the data file {path} cannot be read ({error.strerror}); name an existing file") from error
 
 
 def _hub(source: Data, required: Sequence[str] | None) -> Iterator[Row]:
@@ -259,6 +282,8 @@ def cell_text(row: Row, column: str) -> str:
         text = value
     elif value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
+    elif isinstance(value, bytes):
+        raise UserError(f"column '{column}' in {row.title} holds bytes; store it as text")
     else:
         try:
             text = json.dumps(value, ensure_ascii=False)

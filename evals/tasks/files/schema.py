@@ -302,6 +302,12 @@ class TaskFile(Part):
             raise ValueError(
                 f"'{value}' is no prompt; write one of {', '.join(STYLES)}, or a text with {{instruction}}"
             )
+        unknown = [name for name in PLACEHOLDER.findall(value) if name.isidentifier() and name != "instruction"]
+        if unknown:
+            raise ValueError(
+                f"a prompt knows {{instruction}} alone, and this one has {{{unknown[0]}}}; write columns into "
+                "'instruction', which the prompt surrounds"
+            )
         return value
 
     @model_validator(mode="after")
