@@ -19,15 +19,19 @@ _MAX_VALUES = 100_000
 class _Loader(yaml.SafeLoader):
     """YAML without dates: no option is one, and JSON, in which options are kept, has none. No key is there twice."""
 
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._distinct: set[yaml.MappingNode] = set()
+
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Write out merged keys, which may be those of the mapping again, once its own are known to differ."""
-        if not hasattr(node, "differ"):
+        if node not in self._distinct:
             keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
             for key, count in Counter(key.value for key in keys).items():
                 if count > 1:
                     mark = [node for node in keys if node.value == key][1].start_mark
                     raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' is there twice", mark)
-            node.differ = True
+            self._distinct.add(node)
         super().flatten_mapping(node)
 
 
