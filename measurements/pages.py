@@ -1,7 +1,7 @@
 """The tables that pages show of measurements, made of the committed records in ``docs/measured``.
 
 A page has them between two marks, ``<!-- measured: NAME -->`` and ``<!-- end -->``. A second word in the first mark
-says how much is shown: nothing more is everything, ``table`` the first table below one line. Where a measurement has no
+says how much is shown: nothing more is everything, ``table`` the first table and its conditions. Where a measurement has no
 records yet, what is between the marks stays as it is.
 """
 
@@ -135,10 +135,11 @@ def sweep_section(name: str, facts: Mapping[str, Any], records: pd.DataFrame) ->
 
 
 def table_alone(name: str, facts: Mapping[str, Any], records: pd.DataFrame) -> str:
-    """Return the first table of a sweep below one line with its conditions."""
+    """Return the first table of a sweep below its conditions and its command."""
     table, first = pivot(records)[0], records.iloc[0]
     subject = f"`{first['model']}` ({first['params_original']:,} parameters) on {table.task}"
-    return f"{unit(table)}, {subject}, n = {table.n}, {interval(table)}. {measured(records)}\n\n{grid(table)}"
+    title = f"{unit(table)[0].upper()}{unit(table)[1:]}, {subject}, n = {table.n}, {interval(table)}."
+    return f"{title} {measured(records)} `{facts['command']}`\n\n{grid(table)}"
 
 
 FORMS = {"all": sweep_section, "table": table_alone}
@@ -147,10 +148,12 @@ FORMS = {"all": sweep_section, "table": table_alone}
 def grid(table: Pivot) -> str:
     """Return a table of methods by ratio in Markdown."""
     rows = [["", *(f"{ratio:g}×" for ratio in table.ratios)], ["---"] * (len(table.ratios) + 1)]
+    several = sum(row.uncompressed for row in table.rows) > 1  # as published, and finetuned
     for row in table.rows:
         cells = [row.cells.get(ratio) for ratio in table.ratios]
         texts = ["" if cell is None else " ".join(format_cell(table.metric, cell)) for cell in cells]
-        rows.append(["uncompressed" if row.uncompressed else f"`{row.label}`", *texts])
+        uncompressed = row.label if several else "uncompressed"
+        rows.append([uncompressed if row.uncompressed else f"`{row.label}`", *texts])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows).replace("|  ", "| ")
 
 
