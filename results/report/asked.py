@@ -59,7 +59,7 @@ def _own_task(lineage: Lineage) -> list[tuple[str, str]]:
                 parts = [f"{card.rows:,} rows, {card.used:,} for training"]
                 parts += [f"{count:,} {title}" for title, count in left_out.items() if count]
                 if tokens := card.tokens:
-                    parts.append(f"{tokens['min']:,} to {tokens['max']:,} tokens each, median {tokens['50%']:,}")
+                    parts.append(f"{tokens['min']:,g} to {tokens['max']:,g} tokens each, median {tokens['50%']:,g}")
                 cards[", ".join(parts)] = None
     return [("what it is", _list(filter(None, sorted(summaries)))), ("training data", "; ".join(sorted(cards)))]
 
