@@ -1,8 +1,8 @@
 """The tables that pages show of measurements, made of the committed records in ``docs/measured``.
 
 A page has them between two marks, ``<!-- measured: NAME -->`` and ``<!-- end -->``. A second word in the first mark
-says how much is shown: nothing more is everything, ``table`` the first table and its conditions. Where a measurement has no
-records yet, what is between the marks stays as it is.
+says how much is shown: nothing more is everything, ``table`` the first table and its conditions. Where a measurement
+has no records yet, what is between the marks stays as it is.
 """
 
 from __future__ import annotations
