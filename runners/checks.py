@@ -13,7 +13,7 @@ from ..evals.tasks.prompts import adds_bos, check_has_bos
 from ..foundation.errors import UserError, unknown
 from ..models.footprint import context_length
 from ..models.presets import ModelSource
-from .config.sweep import BOS_CHOICES
+from .config.evaluation import BOS_CHOICES
 from .tokenizers import PlanTokenizer
 from .training.data import TrainSetSurvey
 
