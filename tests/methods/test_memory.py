@@ -85,7 +85,7 @@ def test_no_decomposition_takes_more_than_its_formula() -> None:
 COMPRESS = """
 import json, sys, torch
 from pathlib import Path
-from lowrank_bench.foundation.memory import USUAL_BYTES, peak_resident_bytes, reset_peak_memory
+from lowrank_bench.foundation.memory import peak_resident_bytes, reset_peak_memory, usual_bytes
 from lowrank_bench.methods.base import create_method
 from lowrank_bench.methods.memory import compress_peak
 from lowrank_bench.methods.ranks.budget import Budget
@@ -100,7 +100,7 @@ def compress(saved):
     reset_peak_memory()
     before = peak_resident_bytes()
     model = open_streamed(folder)
-    estimated = compress_peak(method, load_skeleton(folder), True, "cpu").usual - USUAL_BYTES
+    estimated = compress_peak(method, load_skeleton(folder), True, "cpu").usual - usual_bytes()
     fitted = method.fit(model, None)
     method.compress(model, fitted, Budget(1.02))
     del fitted
