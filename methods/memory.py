@@ -97,11 +97,8 @@ def fit_peak(
         8 * g.out_features * g.in_features + rows_bytes(g.out_features, g.in_features) for g in groups if g.embedding
     ]
     working = max([working, *rows])
-    usually = working
-    if calibration is not None and device == "cpu":
-        usually = max([8 * m * n + _decomposing(method, m, n, calibration) for m, n in shapes] + rows)
     buffer = BUFFER_BYTES + max(_factors(group) for group in groups)
-    filled = min(buffer, sum(_factors(group, (kept_parts or {}).get(group.name)) for group in groups))
+    filled, together = _buffered(method, groups, kept_parts or {}, calibration if device == "cpu" else None, device)
     model, parts, passes = 4 * model_size(skeleton).parameters, _Parts.of(skeleton), Passes()
     if calibration is not None:
         passes = _passes(method, skeleton, groups, parts, calibration, layer_by_layer)
@@ -112,22 +109,52 @@ def fit_peak(
     least = max(weights, working) if layer_by_layer else weights + working
 
     def host(base: int, factors: int, decomposing: int, pages: int) -> int:
+        """Return the peak; ``decomposing`` has the factors in it that wait while a matrix is decomposed."""
         if device != "cpu":
             taken = factors + weights + passes.sums + passes.waiting
         elif passes.first:  # what waits is gone when the first matrix is decomposed, where gradients come first
             waiting, held_bytes = (passes.waiting, 0) if passes.gradients else (0, passes.waiting)
-            taken = passes.sums + held_bytes + max(passes.bytes + waiting, factors + decomposing)
+            taken = passes.sums + held_bytes + max(passes.bytes + waiting, decomposing)
         else:
-            taken = passes.sums + passes.waiting + factors + max(passes.bytes, decomposing)
+            taken = passes.sums + passes.waiting + max(factors + passes.bytes, decomposing)
         if layer_by_layer:
             return base + taken
         return base + max(taken + (model if device == "cpu" else 0), model + pages)
 
     bound, usual = (
-        host(BASE_BYTES, buffer, working, _stored(skeleton)),
-        host(usual_bytes(device), filled, usually, _pages(skeleton)),
+        host(BASE_BYTES, buffer, buffer + working, _stored(skeleton)),
+        host(usual_bytes(device), filled, together, _pages(skeleton)),
     )
     return Peak(bound, 0 if device == "cpu" else busy + passes.sums, least, passes.disk, min(usual, bound))
+
+
+def _buffered(
+    method: MatrixCompressor,
+    groups: Sequence[Group],
+    kept_parts: Mapping[str, int],
+    calibration: Calibration | None,
+    device: str,
+) -> tuple[int, int]:
+    """Return how full the buffer of factors gets, and the most that it and the decomposition beside it take.
+
+    Matrices are decomposed in the model's order, and the buffer is emptied when it holds more than `BUFFER_BYTES`: the
+    largest matrix, which is often the last one, seldom meets a full buffer.
+    """
+    filled = fullest = most = 0
+    for group in groups:
+        m, n = group.out_features, group.in_features
+        if group.embedding:
+            working = rows_bytes(m, n)
+        elif calibration is not None:
+            working = _decomposing(method, m, n, calibration)
+        else:
+            working = max(decompose_bytes(method, m, n), svd_bytes(m, n, device=device))
+        most = max(most, filled + 8 * m * n + working)
+        filled += _factors(group, kept_parts.get(group.name))
+        fullest = max(fullest, filled)
+        if filled > BUFFER_BYTES:
+            filled = 0
+    return fullest, max(most, fullest)
 
 
 def _decomposing(method: MatrixCompressor, m: int, n: int, calibration: Calibration) -> int:

@@ -17,13 +17,15 @@ from typing import IO
 from lowrank_bench.foundation import fork_server
 from lowrank_bench.foundation.fork_server import ForkServer
 
+OF_A_SWEEP = fork_server.MODULES
+"""What the fork server of a sweep imports."""
 PRELOADED = (
     *("lowrank_bench.cli.run", "lowrank_bench.results.sweep", "lowrank_bench.results.report.document"),
     *("pandas", "pyarrow.parquet", "matplotlib.pyplot", "matplotlib.backends.backend_svg", "scipy.stats", "rich.table"),
     "transformers.models.llama.modeling_llama",
 )
 """What commands import before they have done anything: the fork server of a test process has imported it too."""
-fork_server.MODULES = (*fork_server.MODULES, *(name for name in PRELOADED if name not in fork_server.MODULES))
+fork_server.MODULES = (*OF_A_SWEEP, *(name for name in PRELOADED if name not in OF_A_SWEEP))
 
 FRESH = [sys.executable, "-c", "from lowrank_bench.cli import main; main()"]
 

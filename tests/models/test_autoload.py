@@ -4,6 +4,7 @@ import sys
 
 import numpy
 import pytest
+from commands import OF_A_SWEEP
 
 from lowrank_bench.foundation import fork_server
 
@@ -16,8 +17,9 @@ def _print_loaded() -> None:
     print("sklearn.metrics" in sys.modules)
 
 
-def test_a_process_that_evaluates_does_not_import_them() -> None:
-    code, printed = fork_server.run_apart(_print_loaded)
+def test_a_process_that_evaluates_does_not_import_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fork_server, "MODULES", OF_A_SWEEP)
+    code, printed = fork_server.run_apart(_print_loaded, threads=3)  # a server of its own, which starts now
     assert (code, printed.splitlines()) == (0, ["['transformers.generation.utils']", "True"])
 
 
