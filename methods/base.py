@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from ..foundation.errors import UserError, did_you_mean, reason
 from ..models.matrices import Matrix, matrices, model_size
+from .configured import create_part
 from .fitted import Fitted
 from .ranks.budget import Budget
 from .ranks.units import ModelShape, Unit
@@ -327,20 +327,5 @@ def create_method(name: str, options: Mapping[str, Any] | None = None) -> Compre
     Raises:
         UserError: unknown method, unknown option or unusable value, with the nearest name or what is allowed.
     """
-    cls = methods.get(name)
-    if not (isinstance(cls, type) and issubclass(cls, Compressor)):
-        raise UserError(f"method '{name}' is no Compressor; derive it from lowrank_bench.methods.base.Compressor")
-    try:
-        return cls(**(options or {}))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        option = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            allowed = sorted(cls.model_fields)
-            raise UserError(
-                f"method '{name}' has no option '{option}'{did_you_mean(option, allowed) or ';'} "
-                f"allowed: {', '.join(allowed)}"
-            ) from error
-        raise UserError(
-            f"method '{name}': the option {option}={problem['input']!r} is not usable: {reason(problem)}"
-        ) from error
+    method: Compressor = create_part(methods, Compressor, name, options)
+    return method

@@ -26,9 +26,9 @@ from ..models.presets import ModelSource, resolve_model
 from ..records.bos import bos_sentence, differ, variant_without
 from .checks import bos_windows, check_model
 from .choices import pick_device, pick_dtype
+from .evaluation_stages import evaluate_stage, evaluation_name
 from .executors.local import Event, crew_size
 from .finetuned_as import TEXT_NOTE, finetuned_as_text
-from .layout import evaluate_stage, evaluation_name
 from .progress import LOG_FILE, StageProgress
 from .provenance import provenance
 from .specs import EvaluateStage, ModelLocation

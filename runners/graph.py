@@ -39,7 +39,7 @@ class Cell:
         ratio: target; 1 for the uncompressed model.
         state: ``pretrained``, ``finetuned``, ``compressed`` or ``recovered``.
         stages: keys of the stages on the way, by kind; evaluate keys are in ``evaluations``.
-        evaluations: evaluate keys by name, see `layout.evaluation_name`.
+        evaluations: evaluate keys by name, see `evaluation_stages.evaluation_name`.
         budget: optimizer steps after the first finetuning, where the sweep names them; None where the recipe's epochs
             decide, or the model depends on none.
         scheme: how its weights were rounded, or None.

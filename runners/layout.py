@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 from ..evals.base import Benchmark, EvalSettings, benchmarks
 from ..evals.base import Stage as EvalStage
-from ..evals.harness.names import PREFIX
 from ..evals.kinds.generative import check_sampling
 from ..evals.tasks.base import get_task
-from ..evals.tasks.chat import is_chat_variant
 from ..foundation.errors import UserError
 from ..methods.base import Compressor
 from ..methods.calibration.precision import PassDtype
@@ -25,6 +22,7 @@ from .choices import DtypeChoice, build_method, merge_settings, pick_calibration
 from .config import MethodSpec, RecoverOverrides
 from .data_spec import DataSpec
 from .estimates.at_hand import counts_by_size
+from .evaluation_stages import evaluate_stage, evaluation_name
 from .graph import BASELINE, Cell, Plan
 from .kept_ranks import KeptRanks
 from .points import WHOLE_BITS
@@ -35,9 +33,6 @@ from .specs import (
     CompressInputs,
     CompressSpec,
     CompressStage,
-    EvaluateExecution,
-    EvaluateSpec,
-    EvaluateStage,
     Execution,
     FinetuneSpec,
     FinetuneStage,
@@ -71,58 +66,12 @@ class _Model:
     stage: str | None = None
 
 
-def evaluate_stage(
-    benchmark: Benchmark,
-    settings: EvalSettings,
-    engine: str,
-    dtype: str,
-    model: str,
-    common: Mapping[str, Any],
-    title: str,
-    by_size: bool = False,
-    dtype_why: str = "",
-    chat_rules: int = 1,
-) -> EvaluateStage:
-    """Return the stage that evaluates one model on one benchmark.
-
-    Args:
-        benchmark, settings: what is measured.
-        engine, dtype: by what.
-        model: identity of the model.
-        common: fields of `Execution`: where model and data lie, and the device.
-        title: for people.
-        by_size: the data are not at hand in a dry run.
-        dtype_why: see `EvaluateExecution`.
-        chat_rules: of the model's chat template, see `DataSpec`.
-    """
-    variant = benchmark.variant(settings)
-    identity = {"limit": settings.limit} if by_size else dict(benchmark.identity(settings))
-    if chat_rules != 1 and is_chat_variant(variant) and not benchmark.name.startswith(PREFIX):
-        identity["chat_rules"] = chat_rules
-    spec = EvaluateSpec(
-        inputs=ModelInput(model=model),
-        benchmark=benchmark.name,
-        variant=variant,
-        identity=identity,
-        engine=engine,
-        dtype=dtype,
-    )
-    execution = EvaluateExecution(**common, settings=replace(settings, data_dir=None), dtype_why=dtype_why or None)
-    return EvaluateStage(spec=spec, execution=execution, title=title)
-
-
 def _recoveries(recipe: TrainSettings, asked: RecoverOverrides) -> list[TrainSettings]:
     """Return the training after compression once for each budget that the sweep asks for, ascending."""
     changes = asked.model_dump(exclude={"steps"})
     return [merge_settings(recipe, changes, {"steps": steps}) for steps in sorted(asked.steps or ())] or [
         merge_settings(recipe, changes)
     ]
-
-
-def evaluation_name(benchmark: str, context: int | None = None, windows: str = "") -> str:
-    """Return how an evaluation is called among those of one model: ``wikitext2``, ``wikitext2@512-no-bos``."""
-    rest = "-".join(filter(None, [str(context or ""), windows]))
-    return f"{benchmark}@{rest}" if rest else benchmark
 
 
 class Layout:

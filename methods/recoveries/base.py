@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from ...foundation.errors import UserError, did_you_mean, reason
 from ..base import Trainer, TrainingLog
+from ..configured import create_part
 from ..registry import recoveries
 
 __all__ = ["Phase", "Recovery", "count_trained", "create_recovery", "recoveries"]
@@ -93,22 +93,5 @@ def create_recovery(name: str, options: Mapping[str, Any] | None = None) -> Reco
     Raises:
         UserError: unknown recovery, unknown option or unusable value, with the nearest name or what is allowed.
     """
-    cls = recoveries.get(name)
-    if not (isinstance(cls, type) and issubclass(cls, Recovery)):
-        raise UserError(
-            f"recovery '{name}' is no Recovery; derive it from lowrank_bench.methods.recoveries.base.Recovery"
-        )
-    try:
-        return cls(**(options or {}))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        option = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            allowed = sorted(cls.model_fields)
-            raise UserError(
-                f"recovery '{name}' has no option '{option}'{did_you_mean(option, allowed) or ';'} "
-                f"allowed: {', '.join(allowed) or 'none'}"
-            ) from error
-        raise UserError(
-            f"recovery '{name}': the option {option}={problem['input']!r} is not usable: {reason(problem)}"
-        ) from error
+    recovery: Recovery = create_part(recoveries, Recovery, name, options)
+    return recovery

@@ -77,7 +77,7 @@ _SMALL = TrainSettings(
 )
 # At this size the authors' start of the new vectors loses half of the accuracy at 3x (docs/methods/bs.md).
 _SMALL_BASES = {"new_vectors": "top", "additional_share": 0.5}
-# What the authors' code does and the method's defaults do otherwise (docs/methods/bs.md measures each).
+# What the authors' code does and the method's defaults do otherwise (docs/methods/bs.md).
 _AUTHORS_CODE = {
     "bs": {
         "min_lr_rate": 0.1,
