@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ...evals.tasks.files.schema import TaskFile
 from ...foundation.files import read_limited
 from ...foundation.plain import MAX_BYTES
 from ...runners.stage_records import FinetuneRecord, RecoverRecord
@@ -52,7 +51,8 @@ def _own_task(lineage: Lineage) -> list[tuple[str, str]]:
             record = lineage.stage(key)
             if record is None or not record.execution.task_file:
                 continue
-            summaries[TaskFile.model_validate_json(record.execution.task_file).summary] = None
+            # Read as plain data: an earlier version may have accepted what this one would refuse.
+            summaries[str(json.loads(record.execution.task_file).get("summary", ""))] = None
             if isinstance(record, FinetuneRecord | RecoverRecord) and (card := record.result.data_card):
                 left_out = {"held out for benchmarks": card.held_out, "left out as empty": card.empty}
                 left_out |= {"left out as too long": card.dropped_too_long, "cut": card.cut_to_length}
