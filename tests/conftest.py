@@ -66,6 +66,7 @@ runners/test_save_dtype.py
 runners/test_quantised_sweep.py
 results/leaderboard/test_paired_boards.py
 runners/training/test_resuming.py
+methods/test_fit_memory.py
 runners/test_recovery.py
 runners/training/test_later.py
 methods/recoveries/test_recoveries.py

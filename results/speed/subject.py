@@ -183,6 +183,8 @@ def _stage_report(folder: Path) -> dict[str, Any]:
         elif isinstance(record, RecoverRecord):
             state = "recovered"
         folder = store.root / record.spec.inputs.model
+        if not folder.is_dir():  # the stage was removed: what made the checkpoint is not known
+            return {}
         verify_around(folder)
         record = store.record(folder.relative_to(store.root).parts[0])
     report = read_json(folder.parent / REPORT)
