@@ -87,7 +87,7 @@ def check(
         ],
     )
     print_rows(
-        "estimated cost of bench run --methods svd --ratios 2",
+        f"estimated cost of bench run --methods svd --ratios {checked.ratio:g}",
         ["stage", "number", "time in all"],
         [(kind, str(count), duration(seconds)) for kind, count, seconds in checked.cost],
     )

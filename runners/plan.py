@@ -11,7 +11,7 @@ from ..evals.tasks.files.task import FileTask
 from ..evals.tasks.lookup import benchmark_names
 from ..foundation.errors import UserError
 from ..methods.base import create_method
-from ..methods.ranks.budget import Budget
+from ..methods.ranks.budget import Budget, RatioOutOfReachError
 from ..methods.ranks.policies.base import policies
 from ..models.matrices import model_size
 from ..models.presets import resolve_model
@@ -104,7 +104,7 @@ def _check_ratios(plan: Plan) -> None:
                 allocation = Budget(ratio, method.guard, plan.config.rank_multiple).allocate(
                     shape, policies.get("uniform")()
                 )
-            except UserError as refusal:
+            except RatioOutOfReachError as refusal:
                 reasons = [str(refusal), out_of_reach(plan.skeleton)]
-                raise UserError("; ".join(filter(None, reasons))) from refusal
+                raise RatioOutOfReachError("; ".join(filter(None, reasons)), refusal.largest) from refusal
             plan.allocations[spec.shown, ratio] = allocation

@@ -19,6 +19,7 @@ from ..evals.tasks.files.training import Counts, find_layout, read_examples
 from ..evals.tasks.prompts import IGNORED, Encoded
 from ..foundation.errors import UserError
 from ..foundation.progress import reporting
+from ..methods.ranks.budget import RatioOutOfReachError
 from ..models.footprint import context_length
 from .config import make_config
 from .estimates.seconds import estimate
@@ -27,6 +28,7 @@ from .plan import make_plan
 from .progress import PLANNING_QUIET, show_progress
 
 SHOWN = 3
+_RATIO = 2.0
 TOKENISED = 20_000
 """Examples that are tokenised for the quantiles; all rows are read and counted."""
 _UNLIMITED = 1 << 30
@@ -64,7 +66,8 @@ class Checked:
         cut: whether they are cut.
         benchmarks: by name, the data card.
         overlaps: by name.
-        cost: pending stages of a sweep with one method at one ratio: kind, number, seconds.
+        ratio: of the sweep whose cost is estimated: 2, or what is within reach of a model with large embeddings.
+        cost: pending stages of a sweep with one method at that ratio: kind, number, seconds.
         notes: what a reader should know.
     """
 
@@ -80,6 +83,7 @@ class Checked:
     cut: bool
     benchmarks: Mapping[str, Mapping[str, Any]]
     overlaps: Mapping[str, Overlap]
+    ratio: float
     cost: Sequence[tuple[str, int, float]]
     notes: Sequence[str]
 
@@ -102,15 +106,24 @@ def check_task(
         raise UserError(f"'{path}' is no task file; name a .yaml file, such as one that bench task new writes")
     task = open_task(str(path))
     assert isinstance(task, FileTask)
-    # The plan of a sweep checks model, prompts and problems as a run would, and knows what it costs.
     values: dict[str, Any] = {"model": model, "revision": revision, "task": str(path), "methods": [{"name": "svd"}]}
-    values |= {"ratios": [2.0], "training": {"chat_template": chat_template}}
+    values |= {"ratios": [_RATIO], "training": {"chat_template": chat_template}}
     shown = show_progress(console or Console(quiet=True), "reading data", after=PLANNING_QUIET)
     with shown as report, reporting(report):
-        plan = make_plan(make_config(values), dry=True)
+        plan = _plan(values)
         if not plan.at_hand.tokenizer:
             raise UserError(f"the tokenizer of {model} is not on this machine; name a model that is, such as tiny")
         return _checked(task, plan)
+
+
+def _plan(values: dict[str, Any]) -> Plan:
+    """Return the plan of a sweep, which checks model, prompts and problems as a run would, and knows what it costs."""
+    try:
+        return make_plan(make_config(values), dry=True)
+    except RatioOutOfReachError as error:
+        if error.largest is None:
+            raise
+        return make_plan(make_config(values | {"ratios": [error.largest]}), dry=True)
 
 
 def _checked(task: FileTask, plan: Plan) -> Checked:
@@ -161,6 +174,7 @@ def _checked(task: FileTask, plan: Plan) -> Checked:
         cut,
         {name: card_of(data) for name, data in rows.items()},
         {name: search.result() for name, search in searches.items()},
+        plan.config.ratios[0],
         cost,
         notes,
     )

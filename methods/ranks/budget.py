@@ -22,6 +22,18 @@ from .units import ModelShape, Unit
 _BISECTIONS = 60
 
 
+class RatioOutOfReachError(UserError):
+    """More parameters stay as they are than the ratio leaves.
+
+    Attributes:
+        largest: the largest ratio within reach, rounded down; None if nothing would become smaller.
+    """
+
+    def __init__(self, message: str, largest: float | None) -> None:
+        super().__init__(message)
+        self.largest = largest
+
+
 @dataclass(frozen=True)
 class Allocation:
     """Ranks that meet a budget.
@@ -91,18 +103,19 @@ class Budget:
             loss: for policies that search; see `Evidence`.
 
         Raises:
-            UserError: the ratio is out of reach; names the largest one that is not.
+            RatioOutOfReachError: names the largest one that is not.
         """
         # The ratio is the decimal that was typed: in floats 297 / 2.7 is below 110, so a reachable ratio was refused.
         affordable = shape.parameters / Fraction(repr(float(self.ratio))) - shape.untouched
         least = [self._least(unit) for unit in shape.units]
         smallest = sum(self._stored(unit, rank) for unit, rank in zip(shape.units, least, strict=True))
         if affordable < smallest:
-            largest = shape.parameters / (shape.untouched + smallest)
+            largest = _round_down(shape.parameters / (shape.untouched + smallest))
             rounded = f" with ranks in multiples of {self.multiple}" if self.multiple > 1 else ""
-            raise UserError(
+            raise RatioOutOfReachError(
                 f"the ratio {self.ratio:g} is out of reach for this model{rounded}, of which {shape.untouched:,} of "
-                f"{shape.parameters:,} parameters stay as they are; {_advice(largest, self.multiple)}{shape.hint}"
+                f"{shape.parameters:,} parameters stay as they are; {_advice(largest, self.multiple)}{shape.hint}",
+                largest,
             )
         whole = shape.parameters - shape.untouched
         share = min(max(float(affordable / whole), 0.0), 1.0) if whole else 1.0
@@ -185,11 +198,17 @@ class Budget:
         return self.guard and not unit.saves(rank)
 
 
-def _advice(largest: float, multiple: int) -> str:
+def _round_down(ratio: float) -> float | None:
     for digits in (2, 4, 6, 9):
-        rounded = math.floor(largest * 10**digits) / 10**digits
+        rounded = math.floor(ratio * 10**digits) / 10**digits
         if rounded > 1:
-            return f"ask for at most {rounded:.10g}" + (" or a smaller rank multiple" if multiple > 1 else "")
+            return rounded
+    return None
+
+
+def _advice(largest: float | None, multiple: int) -> str:
+    if largest is not None:
+        return f"ask for at most {largest:.10g}" + (" or a smaller rank multiple" if multiple > 1 else "")
     if multiple > 1:
         return "no matrix would become smaller, so ask for a smaller rank multiple"
     return "factors of the least rank would not make it smaller, so choose another model"

@@ -1,7 +1,9 @@
 """A sweep over a task file: the whole line, killed, resumed and moved; and chat models with their template."""
 
 import json
+import re
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import yaml
 from chat_models import CHATML, save_chat_model
 from commands import bench, start
 from sweeps import small_sweep
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lowrank_bench.evals.base import benchmarks
 from lowrank_bench.evals.kinds.likelihood import encode_pair
@@ -19,7 +22,9 @@ from lowrank_bench.evals.tasks.chat import encode_turns, end_of_turn_ids
 from lowrank_bench.evals.tasks.files.opening import open_task
 from lowrank_bench.evals.tasks.prompts import IGNORED
 from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import load_tokenizer
+from lowrank_bench.models.presets import PRESETS
 from lowrank_bench.records.files import read_records
 from lowrank_bench.results.samples.stored import compare_samples, load_samples, problem_text, rescore_run
 from lowrank_bench.results.sweep import run_sweep
@@ -232,6 +237,20 @@ def test_the_check_shows_masks_lengths_overlap_and_cost(tmp_path):
     assert all(seconds >= 0 for _, _, seconds in checked.cost)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_cost_is_that_of_a_ratio_within_reach(tmp_path, tied):
+    """Where embeddings are most of the model, ratios end below 2."""
+    sizes = {"vocab_size": 4096, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+    config = LlamaConfig(**sizes, num_hidden_layers=2, tie_word_embeddings=tied, max_position_embeddings=256)
+    save_checkpoint(LlamaForCausalLM(config), load_tokenizer(PRESETS["tiny"].source), tmp_path / "model")
+    checked = check_task(task_file(tmp_path / "t"), str(tmp_path / "model"))
+    assert {kind for kind, _, _ in checked.cost} >= {"compress", "evaluate"}
+    common: dict[str, Any] = {"model": str(tmp_path / "model"), "methods": ["svd"]}
+    assert make_plan(small_sweep(tmp_path / "runs", **common, ratios=[checked.ratio])).allocations
+    with pytest.raises(UserError, match=f"out of reach .* at most {checked.ratio:g}"):
+        make_plan(small_sweep(tmp_path / "runs", **common, ratios=[checked.ratio * 1.1]))
+
+
 def test_a_model_that_was_finetuned_without_its_template_is_evaluated_without(tmp_path, chat_model):
     """By the record beside it, also where a compression without data lies between."""
     file, steps = task_file(tmp_path / "t"), {"finetune": {"steps": 1}, "recover": {"steps": 0}, "limit": 2}
@@ -271,3 +290,23 @@ def test_a_sweep_that_is_killed_ends_with_the_same_results(tmp_path):
     frames = [read_records(tmp_path / name / "tiny-parity") for name in ("whole", "killed")]
     measured = [name for name in frames[0] if not name.startswith("seconds_") and name not in VARYING]
     assert frames[0][measured].to_csv() == frames[1][measured].to_csv()
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.csv"])
+def test_the_check_of_large_data_says_how_far_it_is_and_can_be_interrupted(tmp_path, name):
+    file = task_file(tmp_path, name)
+    lines = (f'"How many is {n}?",{n}\n' for n in range(100_000))
+    if name.endswith("jsonl"):
+        lines = (json.dumps({"prompt": f"How many is {n}?", "completion": str(n)}) + "\n" for n in range(100_000))
+    header = "" if name.endswith("jsonl") else "prompt,completion\n"
+    (tmp_path / name).write_text(header + "".join(lines) * (100 << 20 >> 21))
+    before = {path.name for path in tmp_path.iterdir()}
+    running = start("task", "check", file, "--model", "tiny")
+    while running.poll() is None and "MB of" not in running.errors():
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    assert running.wait(60) == 130
+    assert re.search(rf"reading data: running \d+ s, \d+ of \d+ MB of '{name}' read", running.errors())
+    assert "Traceback" not in running.errors()
+    assert not running.output()
+    assert {path.name for path in tmp_path.iterdir()} == before
