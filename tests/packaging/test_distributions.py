@@ -7,10 +7,12 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
 from code_blocks import ROOT
+from packaging.requirements import Requirement
 
 LAYERS = ("cli", "papers", "results", "runners", "evals", "methods", "models", "records", "foundation")
 BUILD = "from setuptools import build_meta; print(build_meta.build_{kind}({out!r}))"
@@ -63,25 +65,46 @@ def test_metadata_pass_twine(distributions: tuple[Path, Path]) -> None:
     assert done.stdout.count("PASSED") == 2
 
 
-def test_pip_install_in_an_environment_of_its_own_gives_bench(distributions: tuple[Path, Path], tmp_path: Path) -> None:
-    """The requirements are those of this environment; the package and its command are in the new one alone."""
+def run_in(folder: Path, *words: object, **variables: object) -> str:
+    """Run a command that has to succeed; returns what it prints."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment |= {name: str(value) for name, value in variables.items()}
+    command = list(map(str, words))
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
-    def run(*words: object) -> str:
-        command = list(map(str, words))
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
-    run(sys.executable, "-m", "venv", "clean")
-    (site,) = (tmp_path / "clean").glob("lib/python*/site-packages")
+def check_installed(environment: Path, folder: Path) -> None:
+    """Check that the package and its command are in an environment; the requirements are borrowed from this one."""
+    (site,) = environment.glob("lib/python*/site-packages")
     (site / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")  # its own .pth files are not read
-    run("clean/bin/python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", distributions[1])
-    plan = run("clean/bin/bench", *["run", "--methods", "svd", "--model", "tiny", "--task", "toy-math", "--dry-run"])
-    assert "svd" in plan
-    assert not (tmp_path / "runs").exists()
-    file = run("clean/bin/python", "-c", "import lowrank_bench; print(lowrank_bench.__file__)").strip()
+    sweep = ["run", "--methods", "svd", "--model", "tiny", "--task", "toy-math", "--dry-run"]
+    assert "svd" in run_in(folder, environment / "bin/bench", *sweep)
+    assert not (folder / "runs").exists()
+    file = run_in(
+        folder, environment / "bin/python", "-c", "import lowrank_bench; print(lowrank_bench.__file__)"
+    ).strip()
     assert Path(file).is_relative_to(site)
+
+
+def test_pip_install_in_an_environment_of_its_own_gives_bench(distributions: tuple[Path, Path], tmp_path: Path) -> None:
+    run_in(tmp_path, sys.executable, "-m", "venv", "clean")
+    pip = [tmp_path / "clean/bin/python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    run_in(tmp_path, *pip, distributions[1])
+    check_installed(tmp_path / "clean", tmp_path)
+
+
+def test_uv_tool_install_gives_bench(distributions: tuple[Path, Path], tmp_path: Path) -> None:
+    requirements = [Requirement(text) for text in requires("lowrank-bench") or ()]
+    names = {requirement.name for requirement in requirements if not requirement.marker}
+    (tmp_path / "excludes.txt").write_text("".join(f"{name}\n" for name in sorted(names)))
+    uv = [Path(sys.executable).parent / "uv", "tool", "install", "--offline", "--no-index", "--no-config"]
+    options = ["--python", sys.executable, "--excludes", tmp_path / "excludes.txt"]
+    folders = {"UV_TOOL_DIR": "tools", "UV_TOOL_BIN_DIR": "bin", "UV_CACHE_DIR": "cache"}
+    run_in(tmp_path, *uv, *options, distributions[1], **{key: tmp_path / name for key, name in folders.items()})
+    assert (tmp_path / "bin/bench").exists()
+    check_installed(tmp_path / "tools/lowrank-bench", tmp_path)
 
 
 def test_what_the_wheel_installs_runs_outside_the_checkout(distributions: tuple[Path, Path], tmp_path: Path) -> None:
