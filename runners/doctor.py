@@ -64,7 +64,7 @@ def repair(out: Path, progress: Callable[[int, int], None] | None = None) -> tup
         progress: told how many of how many stages have been looked at.
 
     Returns:
-        How many stages stand, those that were moved to ``stages/damaged``, and the removed leavings of killed stages.
+        How many stages are complete, those that were moved to ``stages/damaged``, and the removed leavings of killed stages.
     """
     store = StageStore(out.expanduser() / "stages")
     keys, moved = store.keys(), []
@@ -92,7 +92,7 @@ def _stages(out: Path) -> Finding:
         except UserError as error:
             wrong[key] = reason_of(error)
     left, resumable = len(store.cut_off()), len(store.resumable())
-    found = f"{len(keys) - len(wrong)} stand in {out}" + (f", {len(wrong)} damaged" if wrong else "")
+    found = f"{len(keys) - len(wrong)} complete in {out}" + (f", {len(wrong)} damaged" if wrong else "")
     found += "".join(f"; {key}: {reason}" for key, reason in list(wrong.items())[:_NAMED])
     found += f", {light} of them light: their large files are in their storage alone" if light else ""
     found += f", {removed} of them without the weights, which their sweep had read (--keep needed)" if removed else ""

@@ -120,7 +120,7 @@ def execute(config: SweepConfig, out: Console) -> Executed:
         with removal.claim() as pending:
             failed = _run_pending(plan, pending, removal, out)
     else:
-        out.print(f"all {len(plan.stages)} stages stand already; nothing to do", highlight=False)
+        out.print(f"all {len(plan.stages)} stages are complete already; nothing to do", highlight=False)
     removal.remove_all()
     if removal.freed:
         out.print(f"weights that no stage reads any more are removed: {removal.freed / 1e6:,.0f} MB (--keep needed)")

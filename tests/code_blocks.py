@@ -15,7 +15,7 @@ class Block:
 
     Attributes:
         language: behind the fence, such as ``python``.
-        text: what stands in it.
+        text: its text.
         heading: the nearest one above it.
         file: the last file in backticks above it in the same section, such as ``methods/library/half_svd.py``; empty
             if there is none.

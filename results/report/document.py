@@ -59,7 +59,8 @@ def _question(report: Report) -> list[Block]:
     ]
     if rows:
         table = Table("Methods and all their options", columns, rows, "methods")
-        blocks.append(Fold(f"The {len(rows)} methods with their options", [table], long=True))
+        title = f"The {len(rows)} methods with their options" if len(rows) > 1 else "The method with its options"
+        blocks.append(Fold(title, [table], long=True))
     if report.asked.config:
         blocks.append(Fold("The configuration of the sweep (sweep.yaml, paths left out)", [Code(report.asked.config)]))
     return blocks

@@ -129,7 +129,7 @@ def run_stages(
     """Run stages as soon as what they need is complete.
 
     Args:
-        stages: those to run, by key; needed ones that are missing here stand already.
+        stages: those to run, by key; needed ones that are missing here are complete.
         needs: keys that each stage needs.
         store: where they are written.
         workers: processes side by side.

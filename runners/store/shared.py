@@ -1,4 +1,4 @@
-"""A local store of stages whose finished ones also stand in a storage that other machines see.
+"""A local store of stages whose finished ones are also in a storage that other machines see.
 
 In the storage a stage is ``stages/KEY/stage.json``, written last, and its files in ``stages/KEY/CHECKSUM/``, where the
 checksum is that of this very ``stage.json``: machines that do the same stage at once never mix their files, the first

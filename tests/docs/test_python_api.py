@@ -1,4 +1,4 @@
-"""The Python that the README and docs/python-api.md show is executed as it stands there."""
+"""The Python that the README and docs/python-api.md show is executed as it is written there."""
 
 import ast
 import re

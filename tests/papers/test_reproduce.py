@@ -166,7 +166,7 @@ def test_the_same_again_runs_nothing_and_draws_the_same(seventh):
     before = {path.name: path.read_bytes() for path in done.folder.iterdir()}
     console = Console(record=True, width=120, file=open(os.devnull, "w"))  # noqa: SIM115
     reproduce(item, changes, console)
-    assert "stages stand already; nothing to do" in console.export_text()
+    assert "stages are complete already; nothing to do" in console.export_text()
     assert {path.name: path.read_bytes() for path in done.folder.iterdir()} == before
 
 

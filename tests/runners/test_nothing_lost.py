@@ -22,7 +22,7 @@ PART = {"methods": ["svd"], "ratios": [2]}
 
 @pytest.fixture(scope="module")
 def expected(finished, tmp_path_factory):
-    """The records of a part of the finished sweep, whose stages all stand."""
+    """The records of a part of the finished sweep, whose stages are all complete."""
     folder = tmp_path_factory.mktemp("expected") / "out"
     shutil.copytree(finished.execution.out, folder)
     result = run_sweep(small_sweep(folder, **PART))
@@ -51,7 +51,7 @@ def test_two_runs_share_one_folder(expected, tmp_path):
 
 
 def test_another_clock_and_time_zone_change_nothing(finished, tmp_path):
-    """Files from the future, a zone fourteen hours ahead: all stands, and the table is the same to the byte."""
+    """Files from the future, a zone fourteen hours ahead: all is complete, and the table is the same to the byte."""
     config = small_sweep(tmp_path / "out")
     shutil.copytree(finished.execution.out, config.execution.out)
     for path in config.execution.out.rglob("*"):
@@ -62,7 +62,7 @@ def test_another_clock_and_time_zone_change_nothing(finished, tmp_path):
     words = command(config, tmp_path / "sweep.yaml")
     done = bench(*words, TZ="Pacific/Kiritimati")
     assert done.returncode == 0, done.stderr
-    assert "stages stand already; nothing to do" in done.stdout
+    assert "stages are complete already; nothing to do" in done.stdout
     assert table.read_bytes() == before
 
 

@@ -138,7 +138,7 @@ def test_flipped_bits_are_found_and_only_their_stages_done_again(finished, tmp_p
         run_sweep(copied)
     done = bench("doctor", "--repair", "--out", copied.execution.out)
     assert done.returncode == 0, done.stderr
-    assert f"{len(plan.stages) - len(hit)} stages stand, {len(hit)} damaged" in " ".join(done.stdout.split())
+    assert f"{len(plan.stages) - len(hit)} stages are complete, {len(hit)} damaged" in " ".join(done.stdout.split())
     assert sorted(path.name for path in (copied.execution.out / "stages" / "damaged").iterdir()) == sorted(hit)
     assert run_sweep(copied).stages_run == len(hit)
     assert same_results(results(finished), results(copied)) == []

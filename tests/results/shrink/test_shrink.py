@@ -163,7 +163,7 @@ def test_what_is_left_is_an_ordinary_run_and_a_model(include_path, tmp_path):
     before = (result.model / "model.safetensors").stat().st_mtime_ns
     again = shrink(config, SHARE, BETWEEN, RESOLUTION)
     assert as_plain(again) == as_plain(result)
-    assert (again.model / "model.safetensors").stat().st_mtime_ns == before, "a copy that stands is left alone"
+    assert (again.model / "model.safetensors").stat().st_mtime_ns == before, "a complete copy is left alone"
     stricter = shrink(config, 0.01, BETWEEN, RESOLUTION)
     assert stricter.smallest.target >= best.target
 

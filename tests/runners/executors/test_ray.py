@@ -132,7 +132,7 @@ def none_left(found):
 
 
 def by_local(finished, tmp_path, **changes):
-    """Return the records of a part of the finished sweep, whose stages all stand."""
+    """Return the records of a part of the finished sweep, whose stages are all complete."""
     shutil.copytree(finished.execution.out, tmp_path / "local")
     result = run_sweep(small_sweep(tmp_path / "local", **changes))
     assert result.stages_run == 0
