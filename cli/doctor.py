@@ -28,7 +28,8 @@ def doctor(
             "damaged stages", ["stage", "what is wrong", "moved to"], [(r.key, r.reason, str(r.place)) for r in moved]
         )
         console().print(
-            f"{whole} stages are complete, {len(moved)} damaged ones moved aside, leavings of {len(left)} killed ones removed"
+            f"{whole} stages are complete, {len(moved)} damaged ones moved aside, "
+            f"leavings of {len(left)} killed ones removed"
             + ("; run the same bench run again to do what is missing" if moved else ""),
             soft_wrap=True,
             highlight=False,

@@ -64,7 +64,8 @@ def repair(out: Path, progress: Callable[[int, int], None] | None = None) -> tup
         progress: told how many of how many stages have been looked at.
 
     Returns:
-        How many stages are complete, those that were moved to ``stages/damaged``, and the removed leavings of killed stages.
+        How many stages are complete, those that were moved to ``stages/damaged``, and the removed leavings of killed
+        stages.
     """
     store = StageStore(out.expanduser() / "stages")
     keys, moved = store.keys(), []
