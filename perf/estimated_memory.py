@@ -27,6 +27,7 @@ from lowrank_bench.models.loading import load_tokenizer
 from lowrank_bench.models.presets import resolve_model
 from lowrank_bench.models.shards import Promise, write_shards
 from lowrank_bench.runners.config import make_config
+from lowrank_bench.runners.config.methods import split_methods
 from lowrank_bench.runners.executors.local import do_stage
 from lowrank_bench.runners.graph import Plan
 from lowrank_bench.runners.plan import make_plan
@@ -37,6 +38,7 @@ SIZES = {"50": ("llama", 512, 13, 4096), "120": ("gemma3", 640, 12, 65536), "270
 """Millions of parameters: architecture, width, layers, vocabulary."""
 KINDS = ("finetune", "fit", "compress", "recover", "quantise", "evaluate")
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "adagrad", "rmsprop")
+METHODS = "svd,fwsvd:samples=16,svd-llm:samples=16,bs:prunings=2,aa:samples=16,io-svd:samples=16,head=false"
 # glibc keeps freed memory in one arena for each thread, and raises the size from which it asks the system for pages.
 _QUIET = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 _CHILD = """
@@ -93,9 +95,15 @@ def write_model(folder: Path, architecture: str, width: int, layers: int, vocabu
 
 
 def plan_for(
-    model: Path, out: Path, optimizer: str, checkpointing: bool, methods: Sequence[str], recover: bool = True
+    model: Path,
+    out: Path,
+    optimizer: str,
+    checkpointing: bool,
+    methods: Sequence[str],
+    recover: bool = True,
+    bits: Sequence[int] = (16,),
 ) -> Plan:
-    """Return a sweep of two updates a training, recovery left out or not, and one ratio."""
+    """Return a sweep of two updates a training, recovery left out or not, one ratio, and factors in some bits."""
     train = {
         "steps": 2,
         "batch_size": 8,
@@ -111,6 +119,7 @@ def plan_for(
                 "task": "toy-math",
                 "methods": list(methods),
                 "ratios": [1.5],
+                "bits": list(bits),
                 "training": {"finetune": train, "recover": train | {"steps": 4 if recover else 0}},
                 "evaluation": {"limit": 4, "max_new_tokens": 8, "dtype": "float32", "engine": "transformers"},
                 "execution": {"eval_batch_size": 4, "device": "cpu", "out": out},
@@ -168,7 +177,8 @@ def measure_model(
     for optimizer in optimizers:
         for checkpointing in [text == "yes" for text in checkpointed]:
             folder = out / f"{optimizer}-{checkpointing}"
-            plan = plan_for(model, folder, optimizer, checkpointing, methods)
+            bits = (16, 8) if "quantise" in kinds else (16,)
+            plan = plan_for(model, folder, optimizer, checkpointing, methods, bits=bits)
             first = optimizer == optimizers[0] and checkpointed[0] == ("yes" if checkpointing else "no")
             asked = kinds if first else ["finetune"]
             for stage, estimated, measured in measure(plan, asked, forked):
@@ -187,14 +197,14 @@ def main() -> int:
     parser.add_argument("--sizes", default=",".join(SIZES), help="millions of parameters, with commas")
     parser.add_argument("--model", type=Path, help="a folder instead of random models")
     parser.add_argument("--optimizers", default=",".join(OPTIMIZERS), help="with commas")
-    parser.add_argument("--methods", default="svd,svd-llm,bs:prunings=2", help="with commas")
+    parser.add_argument("--methods", default=METHODS, help="with commas, as for bench run")
     parser.add_argument("--kinds", default=",".join(KINDS), help="of stages, with commas")
     parser.add_argument("--checkpointing", default="no,yes", choices=("no", "yes", "no,yes"), help="of activations")
     parser.add_argument("--forked", action="store_true", help="stages in forked processes, as bench run does on a CPU")
     options = parser.parse_args()
     os.environ |= _QUIET
-    texts = options.optimizers, options.methods, options.kinds, options.checkpointing
-    asked = [text.split(",") for text in texts]
+    kinds, checkpointing = options.kinds.split(","), options.checkpointing.split(",")
+    asked = options.optimizers.split(","), split_methods(options.methods), kinds, checkpointing
     good = True
     print(f"{'ratio':>6}{'estimated':>10}{'measured':>10}  MB, stage", flush=True)
     for size in ["given"] if options.model else options.sizes.split(","):
