@@ -48,6 +48,8 @@ class Passes:
         disk: the same on disk.
         first: whether all sums are complete before the first matrix is decomposed.
         by_group: layer by layer, the bytes of each group's sums over inputs and over gradients.
+        forwards, backwards: layer by layer, what a batch takes in a block and outside the blocks, for inputs and for
+            gradients.
     """
 
     bytes: int = 0
@@ -57,6 +59,8 @@ class Passes:
     disk: int = 0
     first: bool = True
     by_group: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    forwards: tuple[int, int] = (0, 0)
+    backwards: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -164,15 +168,19 @@ class Steps:
         last = {parts.number(group): group.name for group in self.groups}
         grams = sum(outputs)
         states = passes.waiting - min(grams, LIMIT_BYTES)
-        # All gradients, as soon as the inputs of the first block are known.
-        peak = inputs[0] + passes.waiting + passes.back + max(outputs) + passes.bytes if grams else 0
+        peak = states + passes.forwards[1]  # the embedding
+        if grams:  # all gradients, as soon as the inputs of the first block are known
+            ready = min(grams - outputs[0], LIMIT_BYTES) + outputs[0]
+            back = max(outputs[-1] + passes.backwards[1], ready + passes.backwards[0])
+            peak = max(peak, inputs[0] + states + passes.back + back)
         sums = reached = left = 0
         for group, before, after in self._waiting_factors():
             number = parts.number(group)
             for block in range(reached, number + 1):  # an embedding comes first and needs the moments of the head
                 sums += inputs[block]
                 waiting = states + min(grams, LIMIT_BYTES)
-                peak = max(peak, before + waiting + sums + left + passes.bytes)
+                batch = passes.forwards[block == len(parts.names)]
+                peak = max(peak, before + waiting + sums + left + batch)
                 left = 0
             reached = max(reached, number + 1)
             own = passes.by_group[group.name]

@@ -15,13 +15,12 @@ from .calibration.driver import MomentCompressor
 from .calibration.in_memory import GRAM_BYTES
 from .calibration.offload_cache import LIMIT_BYTES
 from .calibration.sequential_statistics import INPUTS_BYTES
-from .estimates import statistic_bytes
+from .estimates import regular_bytes, statistic_bytes
 from .fit_steps import (
     Calibration,
     Parts,
     Passes,
     Steps,
-    expected_bytes,
     factor_bytes,
     matrix_bytes,
 )
@@ -144,24 +143,39 @@ def _passes(
         return Passes(peak, sum(sum_bytes), first=first)
     stored = 0 if _itemsize(skeleton) == 4 else _itemsize(skeleton)  # of a tensor that is being read, beside float32
     embedding = skeleton.get_input_embeddings().weight.numel()
-    behind = max(batch.behind for batch in batches)
-    peak = max(
-        4 * parts.block + stored * parts.largest + max(batch.block for batch in batches) + narrow * parts.block,
-        4 * parts.outside + stored * embedding + behind + narrow * parts.outside
-        if behind
-        else (4 + stored) * embedding,
+    forwards, backwards = (
+        _streamed_bytes(batch, parts, stored, embedding, narrow if kind else 0)
+        for kind, batch in ((False, batches[0]), (True, batches[-1]))
     )
     width = int(skeleton.get_input_embeddings().embedding_dim)
     states = 4 * calibration.samples * calibration.length * width
     given = -(-calibration.samples // calibration.batch_size) * max(batch.given for batch in batches)
     # Both kinds of sums have states of their own; the last matrices' sums stay while the next block's come.
-    forwards = states + given if moments or not gradients else 0
+    ahead = states + given if moments or not gradients else 0
     back = states * (len(parts.names) + 1) + given if gradients else 0
-    waiting = min(forwards, LIMIT_BYTES) + min(sum(outputs), LIMIT_BYTES)
-    disk = sum(max(min(size, INPUTS_BYTES) - LIMIT_BYTES, 0) for size in (forwards, back))
+    waiting = min(ahead, LIMIT_BYTES) + min(sum(outputs), LIMIT_BYTES)
+    disk = sum(max(min(size, INPUTS_BYTES) - LIMIT_BYTES, 0) for size in (ahead, back))
     disk += max(sum(outputs) - LIMIT_BYTES, 0)
     block = max(sum(sum(sums[group.name]) for group in part) for part in parts.inside(groups))
-    return Passes(peak, block + max(inputs), waiting, min(back, LIMIT_BYTES), disk, not moments, sums)
+    peak = max(*forwards, *backwards)
+    waits = block + max(inputs), waiting, min(back, LIMIT_BYTES), disk
+    return Passes(peak, *waits, not moments, sums, forwards, backwards)
+
+
+def _streamed_bytes(batch: BatchPeak, parts: Parts, stored: int, embedding: int, narrow: int) -> tuple[int, int]:
+    """Return what a batch takes with the weights of a block, and with what is outside the blocks.
+
+    Args:
+        batch: beside weights.
+        parts: of the model.
+        stored: bytes of a parameter that is being read, beside float32.
+        embedding: parameters of the embedding, which alone is needed where nothing runs behind the blocks.
+        narrow: bytes of a parameter that the backward pass holds beside float32.
+    """
+    block = (4 + narrow) * parts.block + stored * parts.largest + batch.block
+    if not batch.behind:
+        return block, (4 + stored) * embedding
+    return block, (4 + narrow) * parts.outside + stored * embedding + batch.behind
 
 
 def _batches(skeleton: Any, method: MatrixCompressor, groups: list[Group], calibration: Calibration) -> list[BatchPeak]:
@@ -224,8 +238,9 @@ def compress_peak(
     runs = calibration is not None or method.requirements.searches
     compressed = max(round(model / ratio) for ratio in ratios)
     copies = model if len(ratios) > 1 else 0
-    computed = 0 if calibration is None else _two_streams(method, skeleton, calibration)
-    mapped = device == "cpu" and stored == 4
+    mapped = device == "cpu" and stored == 4  # then the file's pages stay, whatever becomes of the weights
+    saved = 0 if mapped else model - compressed
+    computed = 0 if calibration is None else _two_streams(method, skeleton, calibration, saved)
     if not mapped:
         resident_bytes = model + copies
     else:
@@ -239,25 +254,34 @@ def compress_peak(
     return Peak(BASE_BYTES + model + _stored(skeleton), resident_bytes + work, model, usual=usual_bytes(device) + model)
 
 
-def _two_streams(method: MatrixCompressor, skeleton: Any, calibration: Calibration) -> int:
+def _two_streams(method: MatrixCompressor, skeleton: Any, calibration: Calibration, saved: float) -> int:
     """Return what `TwoStreams` takes: a dense block, both streams' states, two moments, a pass or a decomposition.
 
     Training blocks afterwards (``refine_passes``) is not counted.
+
+    Args:
+        method, skeleton: as in `fit_peak`.
+        calibration: what is read.
+        saved: bytes by which the model is smaller at the end; what earlier matrices have saved by then is free again.
     """
     groups, parts = method.groups(skeleton), Parts.of(skeleton)
     [batch] = _batches(skeleton, method, groups, calibration)
     width = int(skeleton.get_input_embeddings().embedding_dim)
     states = 2 * 4 * calibration.samples * calibration.length * width
     given = -(-calibration.samples // calibration.batch_size) * batch.given
-    sums = max(2 * 8 * group.in_features**2 for group in groups)
     rows = calibration.batch_size * calibration.length
-    # A batch of both inputs, their difference in float64; or the moments' halves and the matrix in float64 twice.
-    reading = batch.block + max(rows * group.in_features * (2 * 4 + 3 * 8) for group in groups)
-    deciding = max(
-        2 * 8 * m * n + expected_bytes(method, m, n, calibration)
-        for m, n in {(group.out_features, group.in_features) for group in groups}
-    )
-    return 4 * parts.block + min(states, LIMIT_BYTES) + given + sums + max(reading, deciding)
+    share = saved / sum(group.out_features * group.in_features for group in groups)
+    most = done = 0
+    for group in groups:
+        m, n = group.out_features, group.in_features
+        # A batch of both inputs, their difference in float64; the halves of a moment that become a whole one; the
+        # matrix, and in float64 what it is moved by, or its decomposition, to which the ridge gives full rank.
+        reading = max(batch.block + rows * n * (2 * 4 + 3 * 8), 3 * 8 * n * n)
+        moving = 8 * (3 * m * n + 2 * n * n)
+        deciding = 4 * m * n + max(moving, regular_bytes(method, m, n))
+        most = max(most, 2 * 8 * n * n + max(reading, deciding) - round(share * done))
+        done += m * n
+    return 4 * parts.block + min(states, LIMIT_BYTES) + given + most
 
 
 def _pages(skeleton: Any) -> int:
