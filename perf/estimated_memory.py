@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from lowrank_bench.runners.config.methods import split_methods
 from lowrank_bench.runners.executors.local import do_stage
 from lowrank_bench.runners.graph import Plan
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.specs import Stage
+from lowrank_bench.runners.specs import FitStage, Stage
 
 LEAST, MOST = 0.8, 1.2
 SIZES = {"50": ("llama", 512, 13, 4096), "120": ("gemma3", 640, 12, 65536), "270": ("llama", 1024, 15, 32768)}
@@ -171,9 +171,13 @@ def measure_model(
     kinds: Sequence[str],
     checkpointed: Sequence[str],
     forked: bool,
-) -> bool:
-    """Print the lines of a model: all stages with the first settings, finetuning with all; return whether all hold."""
-    good = True
+) -> dict[str, tuple[float, int]]:
+    """Print the lines of a model: all stages with the first settings, finetuning with all.
+
+    Returns:
+        Ratio and measured bytes by the line's name, in the order of the lines.
+    """
+    lines: dict[str, tuple[float, int]] = {}
     for optimizer in optimizers:
         for checkpointing in [text == "yes" for text in checkpointed]:
             folder = out / f"{optimizer}-{checkpointing}"
@@ -183,12 +187,34 @@ def measure_model(
             asked = kinds if first else ["finetune"]
             for stage, estimated, measured in measure(plan, asked, forked):
                 ratio = estimated / measured
-                good &= LEAST <= ratio <= MOST
                 settings = f", {optimizer}{', checkpointing' if checkpointing else ''}" if stage.train else ""
                 sizes = f"{ratio:6.2f}{estimated / 1e6:10,.0f}{measured / 1e6:10,.0f}"
-                print(f"{sizes}  {(stage.title or stage.kind).partition(',')[0]}{settings}", flush=True)
+                name = (stage.title or stage.kind).partition(",")[0]
+                if isinstance(stage, FitStage):  # several methods may have factors of one name
+                    name = f"fit {stage.execution.method}"
+                elif stage.kind == "finetune":
+                    name = stage.kind
+                lines[f"{name}{settings}"] = ratio, measured
+                print(f"{sizes}  {name}{settings}", flush=True)
             shutil.rmtree(folder)
-    return good
+    return lines
+
+
+def markdown(models: Mapping[str, Mapping[str, tuple[float, int]]]) -> str:
+    """Return a table of the lines of several models, ratios and measured MB; those out of range are bold.
+
+    Args:
+        models: the lines that `measure_model` returned, by the model's name.
+    """
+    rows = [["stage, estimated ÷ measured (MB)", *models], ["---"] * (len(models) + 1)]
+    for name in dict.fromkeys(name for lines in models.values() for name in lines):
+        cells = [name]
+        for lines in models.values():
+            ratio, measured = lines.get(name, (math.nan, 0))
+            mark = "" if LEAST <= ratio <= MOST else "**"
+            cells.append(f"{mark}{ratio:.2f}{mark} ({measured / 1e6:,.0f})" if name in lines else "–")
+        rows.append(cells)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def main() -> int:
@@ -201,18 +227,24 @@ def main() -> int:
     parser.add_argument("--kinds", default=",".join(KINDS), help="of stages, with commas")
     parser.add_argument("--checkpointing", default="no,yes", choices=("no", "yes", "no,yes"), help="of activations")
     parser.add_argument("--forked", action="store_true", help="stages in forked processes, as bench run does on a CPU")
+    parser.add_argument("--markdown", action="store_true", help="print the table of all models at the end")
     options = parser.parse_args()
     os.environ |= _QUIET
     kinds, checkpointing = options.kinds.split(","), options.checkpointing.split(",")
     asked = options.optimizers.split(","), split_methods(options.methods), kinds, checkpointing
-    good = True
+    models: dict[str, dict[str, tuple[float, int]]] = {}
     print(f"{'ratio':>6}{'estimated':>10}{'measured':>10}  MB, stage", flush=True)
     for size in ["given"] if options.model else options.sizes.split(","):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
+            name = str(options.model)
             if not options.model:
-                print(f"{write_model(folder / 'model', *SIZES[size]) / 1e6:.0f} M parameters", flush=True)
-            good &= measure_model(options.model or folder / "model", folder / "out", *asked, options.forked)
+                name = f"{write_model(folder / 'model', *SIZES[size]) / 1e6:.0f} M"
+                print(f"{name} parameters", flush=True)
+            models[name] = measure_model(options.model or folder / "model", folder / "out", *asked, options.forked)
+    if options.markdown:
+        print(markdown(models))
+    good = all(LEAST <= ratio <= MOST for lines in models.values() for ratio, _ in lines.values())
     print(f"{'all ratios lie' if good else 'MISSED: not all ratios lie'} between {LEAST} and {MOST}")
     return 0 if good else 1
 
