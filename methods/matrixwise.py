@@ -185,6 +185,7 @@ class MatrixCompressor(Compressor):
                 if not torch.isfinite(value).all():
                     raise ValueError(f"{self.name} gave NaN or infinite factors for {group.name} ({key})")
             fitted.add(group.name, part.first(self._kept_ranks[group.name]) if group.name in self._kept_ranks else part)
+            del part, value  # not beside the next matrix
             if weights_of(model) is not None:
                 trim_memory()
         policy = parse_policy(self.policy)

@@ -6,35 +6,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from ..foundation.memory import BASE_BYTES, usual_bytes
-from ..models.blocks import find_blocks
 from ..models.footprint import loading_bytes
 from ..models.loading import DTYPES, own_dtype
 from ..models.matrices import model_size
-from ..models.streamed import NotStreamable
 from .calibration.batch_memory import BatchPeak, batch_peak, guess, shared_inputs
 from .calibration.driver import MomentCompressor
 from .calibration.in_memory import GRAM_BYTES
 from .calibration.offload_cache import LIMIT_BYTES
 from .calibration.sequential_statistics import INPUTS_BYTES
-from .estimates import decompose_bytes, regular_bytes, statistic_bytes
+from .estimates import regular_bytes, statistic_bytes
+from .fit_steps import (
+    Calibration,
+    Parts,
+    Passes,
+    Steps,
+    factor_bytes,
+    matrix_bytes,
+)
 from .fitted import BUFFER_BYTES
 from .groups import Group
 from .matrixwise import MatrixCompressor
 from .ranks.policies.base import parse_policy
-from .working import rows_bytes, svd_bytes
 
-
-@dataclass(frozen=True)
-class Calibration:
-    """What is read while fitting: examples, examples per batch, the longest one in tokens, and by autocast or not."""
-
-    samples: int
-    batch_size: int
-    length: int
-    autocast: bool = False
+__all__ = ["Calibration", "Peak", "compress_peak", "fit_peak"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,8 @@ def fit_peak(
     with the model and a block in float32, the working set that of the largest matrix including its weight, and the
     factors no more than `BUFFER_BYTES` and one matrix's. Fisher information is complete before the first factors exist,
     and so are sums that fit into one pass. On a GPU the model or block, passes and working sets are there, and base,
-    factors and what waits are on the host.
+    factors and what waits are on the host. On the CPU ``usual`` goes through the fit step by step (`fit_steps`) and
+    adds up only what is there at the same time.
 
     Args:
         method: says the working set and the statistics of a matrix.
@@ -90,105 +86,46 @@ def fit_peak(
         kept_parts: that are kept of each group's factors; None for all.
     """
     groups = method.groups(skeleton)
-    shapes = {(g.out_features, g.in_features) for g in groups if not g.embedding}
-    # On a GPU the eigen form may take more than the LAPACK that a method's own bound is made of.
-    working = max(8 * m * n + max(decompose_bytes(method, m, n), svd_bytes(m, n, device=device)) for m, n in shapes)
-    rows = [
-        8 * g.out_features * g.in_features + rows_bytes(g.out_features, g.in_features) for g in groups if g.embedding
-    ]
-    working = max([working, *rows])
-    buffer = BUFFER_BYTES + max(_factors(group) for group in groups)
-    filled, together = _buffered(method, groups, kept_parts or {}, calibration if device == "cpu" else None, device)
-    model, parts, passes = 4 * model_size(skeleton).parameters, _Parts.of(skeleton), Passes()
+    working = max(matrix_bytes(method, group, device) for group in groups)
+    buffer = BUFFER_BYTES + max(factor_bytes(group) for group in groups)
+    model, parts, passes = 4 * model_size(skeleton).parameters, Parts.of(skeleton), Passes()
     if calibration is not None:
         passes = _passes(method, skeleton, groups, parts, calibration, layer_by_layer)
+    steps = Steps(method, groups, kept_parts or {}, layer_by_layer, _itemsize(skeleton), calibration, device)
     weights = model
     if layer_by_layer:
         weights = 4 * max(parts.block, parts.outside) if calibration else 0
     busy = max(passes.bytes, working) if layer_by_layer else model + max(passes.bytes, working)
     least = max(weights, working) if layer_by_layer else weights + working
 
-    def host(base: int, factors: int, decomposing: int, pages: int) -> int:
-        """Return the peak; ``decomposing`` has the factors in it that wait while a matrix is decomposed."""
+    def host(base: int, factors: int, pages: int) -> int:
+        taken = passes.sums + passes.waiting
         if device != "cpu":
-            taken = factors + weights + passes.sums + passes.waiting
-        elif passes.first:  # what waits is gone when the first matrix is decomposed, where gradients come first
-            waiting, held_bytes = (passes.waiting, 0) if passes.gradients else (0, passes.waiting)
-            taken = passes.sums + held_bytes + max(passes.bytes + waiting, decomposing)
+            taken += passes.back + factors + weights
+        elif passes.first:  # what waits for the way back is gone when the first matrix is decomposed
+            taken += max(passes.bytes + passes.back, factors + working)
         else:
-            taken = passes.sums + passes.waiting + max(factors + passes.bytes, decomposing)
+            taken += passes.back + factors + max(passes.bytes, working)
         if layer_by_layer:
             return base + taken
         return base + max(taken + (model if device == "cpu" else 0), model + pages)
 
-    bound, usual = (
-        host(BASE_BYTES, buffer, buffer + working, _stored(skeleton)),
-        host(usual_bytes(device), filled, together, _pages(skeleton)),
-    )
-    return Peak(bound, 0 if device == "cpu" else busy + passes.sums, least, passes.disk, min(usual, bound))
-
-
-def _buffered(
-    method: MatrixCompressor,
-    groups: Sequence[Group],
-    kept_parts: Mapping[str, int],
-    calibration: Calibration | None,
-    device: str,
-) -> tuple[int, int]:
-    """Return how full the buffer of factors gets, and the most that it and the decomposition beside it take.
-
-    Matrices are decomposed in the model's order, and the buffer is emptied when it holds more than `BUFFER_BYTES`: the
-    largest matrix, which is often the last one, seldom meets a full buffer.
-    """
-    filled = fullest = most = 0
-    for group in groups:
-        m, n = group.out_features, group.in_features
-        if group.embedding:
-            working = rows_bytes(m, n)
-        elif calibration is not None:
-            working = _decomposing(method, m, n, calibration)
-        else:
-            working = max(decompose_bytes(method, m, n), svd_bytes(m, n, device=device))
-        most = max(most, filled + 8 * m * n + working)
-        filled += _factors(group, kept_parts.get(group.name))
-        fullest = max(fullest, filled)
-        if filled > BUFFER_BYTES:
-            filled = 0
-    return fullest, max(most, fullest)
-
-
-def _decomposing(method: MatrixCompressor, m: int, n: int, calibration: Calibration) -> int:
-    """Return what `decompose` takes: moments of fewer tokens than inputs are singular, others as a rule are not."""
-    tokens = calibration.samples * calibration.length
-    return regular_bytes(method, m, n) if tokens >= 2 * n else decompose_bytes(method, m, n)
-
-
-@dataclass(frozen=True)
-class Passes:
-    """What passes over data take, in bytes.
-
-    Attributes:
-        bytes: of a batch, layer by layer with the weights that are loaded for it.
-        sums: Gram matrices that are held at a time.
-        waiting: hidden states, and sums that wait for their block, in memory.
-        disk: the same on disk.
-        first: whether all sums are complete before the first matrix is decomposed.
-        gradients: whether only gradients are gathered, so that no states wait for later blocks then.
-    """
-
-    bytes: int = 0
-    sums: int = 0
-    waiting: int = 0
-    disk: int = 0
-    first: bool = True
-    gradients: bool = False
+    bound = host(BASE_BYTES, buffer, _stored(skeleton))
+    if device != "cpu":
+        usual = host(usual_bytes(device), steps.fullest(), _pages(skeleton))
+        return Peak(bound, busy + passes.sums, least, passes.disk, min(usual, bound))
+    if layer_by_layer:
+        usual = usual_bytes(device) + steps.streamed(passes, parts)
+    else:
+        usual = usual_bytes(device) + model + max(steps.whole(passes), _pages(skeleton))
+    return Peak(bound, 0, least, passes.disk, min(usual, bound))
 
 
 def _passes(
     method: MatrixCompressor,
     skeleton: Any,
     groups: list[Group],
-    parts: _Parts,
+    parts: Parts,
     calibration: Calibration,
     layer_by_layer: bool,
 ) -> Passes:
@@ -206,23 +143,39 @@ def _passes(
         return Passes(peak, sum(sum_bytes), first=first)
     stored = 0 if _itemsize(skeleton) == 4 else _itemsize(skeleton)  # of a tensor that is being read, beside float32
     embedding = skeleton.get_input_embeddings().weight.numel()
-    behind = max(batch.behind for batch in batches)
-    peak = max(
-        4 * parts.block + stored * parts.largest + max(batch.block for batch in batches) + narrow * parts.block,
-        4 * parts.outside + stored * embedding + behind + narrow * parts.outside
-        if behind
-        else (4 + stored) * embedding,
+    forwards, backwards = (
+        _streamed_bytes(batch, parts, stored, embedding, narrow if kind else 0)
+        for kind, batch in ((False, batches[0]), (True, batches[-1]))
     )
     width = int(skeleton.get_input_embeddings().embedding_dim)
     states = 4 * calibration.samples * calibration.length * width
     given = -(-calibration.samples // calibration.batch_size) * max(batch.given for batch in batches)
     # Both kinds of sums have states of their own; the last matrices' sums stay while the next block's come.
-    by_kind = [states + given] if moments or not gradients else []
-    by_kind += [states * (len(parts.names) + 1) + given] if gradients else []
-    waiting = sum(min(size, LIMIT_BYTES) for size in by_kind) + min(sum(outputs), LIMIT_BYTES)
-    disk = sum(max(min(size, INPUTS_BYTES) - LIMIT_BYTES, 0) for size in by_kind) + max(sum(outputs) - LIMIT_BYTES, 0)
+    ahead = states + given if moments or not gradients else 0
+    back = states * (len(parts.names) + 1) + given if gradients else 0
+    waiting = min(ahead, LIMIT_BYTES) + min(sum(outputs), LIMIT_BYTES)
+    disk = sum(max(min(size, INPUTS_BYTES) - LIMIT_BYTES, 0) for size in (ahead, back))
+    disk += max(sum(outputs) - LIMIT_BYTES, 0)
     block = max(sum(sum(sums[group.name]) for group in part) for part in parts.inside(groups))
-    return Passes(peak, block + max(inputs), waiting, disk, not moments, not moments and gradients)
+    peak = max(*forwards, *backwards)
+    waits = block + max(inputs), waiting, min(back, LIMIT_BYTES), disk
+    return Passes(peak, *waits, not moments, sums, forwards, backwards)
+
+
+def _streamed_bytes(batch: BatchPeak, parts: Parts, stored: int, embedding: int, narrow: int) -> tuple[int, int]:
+    """Return what a batch takes with the weights of a block, and with what is outside the blocks.
+
+    Args:
+        batch: beside weights.
+        parts: of the model.
+        stored: bytes of a parameter that is being read, beside float32.
+        embedding: parameters of the embedding, which alone is needed where nothing runs behind the blocks.
+        narrow: bytes of a parameter that the backward pass holds beside float32.
+    """
+    block = (4 + narrow) * parts.block + stored * parts.largest + batch.block
+    if not batch.behind:
+        return block, (4 + stored) * embedding
+    return block, (4 + narrow) * parts.outside + stored * embedding + batch.behind
 
 
 def _batches(skeleton: Any, method: MatrixCompressor, groups: list[Group], calibration: Calibration) -> list[BatchPeak]:
@@ -274,7 +227,7 @@ def compress_peak(
         calibration: of methods that read data while compressing (`calibration_passes`), else None.
     """
     parts = kept_parts or {}
-    factors = 2 * max(_factors(group, parts.get(group.name)) for group in method.groups(skeleton))
+    factors = 2 * max(factor_bytes(group, parts.get(group.name)) for group in method.groups(skeleton))
     elements, stored = max(parameter.numel() for parameter in skeleton.parameters()), _itemsize(skeleton)
     model = 4 * model_size(skeleton).parameters
     if layer_by_layer:
@@ -285,8 +238,9 @@ def compress_peak(
     runs = calibration is not None or method.requirements.searches
     compressed = max(round(model / ratio) for ratio in ratios)
     copies = model if len(ratios) > 1 else 0
-    computed = 0 if calibration is None else _two_streams(method, skeleton, calibration)
-    mapped = device == "cpu" and stored == 4
+    mapped = device == "cpu" and stored == 4  # then the file's pages stay, whatever becomes of the weights
+    saved = 0 if mapped else model - compressed
+    computed = 0 if calibration is None else _two_streams(method, skeleton, calibration, saved)
     if not mapped:
         resident_bytes = model + copies
     else:
@@ -300,25 +254,34 @@ def compress_peak(
     return Peak(BASE_BYTES + model + _stored(skeleton), resident_bytes + work, model, usual=usual_bytes(device) + model)
 
 
-def _two_streams(method: MatrixCompressor, skeleton: Any, calibration: Calibration) -> int:
+def _two_streams(method: MatrixCompressor, skeleton: Any, calibration: Calibration, saved: float) -> int:
     """Return what `TwoStreams` takes: a dense block, both streams' states, two moments, a pass or a decomposition.
 
     Training blocks afterwards (``refine_passes``) is not counted.
+
+    Args:
+        method, skeleton: as in `fit_peak`.
+        calibration: what is read.
+        saved: bytes by which the model is smaller at the end; what earlier matrices have saved by then is free again.
     """
-    groups, parts = method.groups(skeleton), _Parts.of(skeleton)
+    groups, parts = method.groups(skeleton), Parts.of(skeleton)
     [batch] = _batches(skeleton, method, groups, calibration)
     width = int(skeleton.get_input_embeddings().embedding_dim)
     states = 2 * 4 * calibration.samples * calibration.length * width
     given = -(-calibration.samples // calibration.batch_size) * batch.given
-    sums = max(2 * 8 * group.in_features**2 for group in groups)
     rows = calibration.batch_size * calibration.length
-    # A batch of both inputs, their difference in float64; or the moments' halves and the matrix in float64 twice.
-    reading = batch.block + max(rows * group.in_features * (2 * 4 + 3 * 8) for group in groups)
-    deciding = max(
-        2 * 8 * m * n + _decomposing(method, m, n, calibration)
-        for m, n in {(group.out_features, group.in_features) for group in groups}
-    )
-    return 4 * parts.block + min(states, LIMIT_BYTES) + given + sums + max(reading, deciding)
+    share = saved / sum(group.out_features * group.in_features for group in groups)
+    most = done = 0
+    for group in groups:
+        m, n = group.out_features, group.in_features
+        # A batch of both inputs, their difference in float64; the halves of a moment that become a whole one; the
+        # matrix, and in float64 what it is moved by, or its decomposition, to which the ridge gives full rank.
+        reading = max(batch.block + rows * n * (2 * 4 + 3 * 8), 3 * 8 * n * n)
+        moving = 8 * (3 * m * n + 2 * n * n)
+        deciding = 4 * m * n + max(moving, regular_bytes(method, m, n))
+        most = max(most, 2 * 8 * n * n + max(reading, deciding) - round(share * done))
+        done += m * n
+    return 4 * parts.block + min(states, LIMIT_BYTES) + given + most
 
 
 def _pages(skeleton: Any) -> int:
@@ -333,36 +296,3 @@ def _stored(skeleton: Any) -> int:
 
 def _itemsize(skeleton: Any) -> int:
     return DTYPES[own_dtype(skeleton.config)].itemsize
-
-
-def _factors(group: Group, rank: int | None = None) -> int:
-    """Return the bytes of a group's factors of a rank, None for all parts, and of its whole spectrum."""
-    m, n = group.out_features, group.in_features
-    return 4 * (min(m, n, rank or m) * (m + n) + min(m, n))
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """Parameters of the largest block, of its largest tensor and of all outside the blocks, and the blocks' names."""
-
-    names: tuple[str, ...]
-    block: int
-    outside: int
-    largest: int = 0
-
-    @classmethod
-    def of(cls, skeleton: nn.Module) -> _Parts:
-        try:
-            blocks = find_blocks(skeleton).names
-        except NotStreamable:
-            return cls((), 0, model_size(skeleton).parameters)
-        sizes = [sum(p.numel() for p in skeleton.get_submodule(name).parameters()) for name in blocks]
-        largest = max(p.numel() for name in blocks for p in skeleton.get_submodule(name).parameters())
-        return cls(blocks, max(sizes), model_size(skeleton).parameters - sum(sizes), largest)
-
-    def inside(self, groups: list[Group]) -> list[list[Group]]:
-        """Return the groups by the block of their first member, those outside the blocks as one."""
-        by_block: dict[str, list[Group]] = {}
-        for group in groups:
-            by_block.setdefault(next((b for b in self.names if group.name.startswith(f"{b}.")), ""), []).append(group)
-        return list(by_block.values())

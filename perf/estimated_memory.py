@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,18 @@ from lowrank_bench.models.loading import load_tokenizer
 from lowrank_bench.models.presets import resolve_model
 from lowrank_bench.models.shards import Promise, write_shards
 from lowrank_bench.runners.config import make_config
+from lowrank_bench.runners.config.methods import split_methods
 from lowrank_bench.runners.executors.local import do_stage
 from lowrank_bench.runners.graph import Plan
 from lowrank_bench.runners.plan import make_plan
-from lowrank_bench.runners.specs import Stage
+from lowrank_bench.runners.specs import FitStage, Stage
 
 LEAST, MOST = 0.8, 1.2
 SIZES = {"50": ("llama", 512, 13, 4096), "120": ("gemma3", 640, 12, 65536), "270": ("llama", 1024, 15, 32768)}
 """Millions of parameters: architecture, width, layers, vocabulary."""
 KINDS = ("finetune", "fit", "compress", "recover", "quantise", "evaluate")
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "adagrad", "rmsprop")
+METHODS = "svd,fwsvd:samples=16,svd-llm:samples=16,bs:prunings=2,aa:samples=16,io-svd:samples=16,head=false"
 # glibc keeps freed memory in one arena for each thread, and raises the size from which it asks the system for pages.
 _QUIET = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 _CHILD = """
@@ -93,9 +95,15 @@ def write_model(folder: Path, architecture: str, width: int, layers: int, vocabu
 
 
 def plan_for(
-    model: Path, out: Path, optimizer: str, checkpointing: bool, methods: Sequence[str], recover: bool = True
+    model: Path,
+    out: Path,
+    optimizer: str,
+    checkpointing: bool,
+    methods: Sequence[str],
+    recover: bool = True,
+    bits: Sequence[int] = (16,),
 ) -> Plan:
-    """Return a sweep of two updates a training, recovery left out or not, and one ratio."""
+    """Return a sweep of two updates a training, recovery left out or not, one ratio, and factors in some bits."""
     train = {
         "steps": 2,
         "batch_size": 8,
@@ -111,6 +119,7 @@ def plan_for(
                 "task": "toy-math",
                 "methods": list(methods),
                 "ratios": [1.5],
+                "bits": list(bits),
                 "training": {"finetune": train, "recover": train | {"steps": 4 if recover else 0}},
                 "evaluation": {"limit": 4, "max_new_tokens": 8, "dtype": "float32", "engine": "transformers"},
                 "execution": {"eval_batch_size": 4, "device": "cpu", "out": out},
@@ -162,23 +171,50 @@ def measure_model(
     kinds: Sequence[str],
     checkpointed: Sequence[str],
     forked: bool,
-) -> bool:
-    """Print the lines of a model: all stages with the first settings, finetuning with all; return whether all hold."""
-    good = True
+) -> dict[str, tuple[float, int]]:
+    """Print the lines of a model: all stages with the first settings, finetuning with all.
+
+    Returns:
+        Ratio and measured bytes by the line's name, in the order of the lines.
+    """
+    lines: dict[str, tuple[float, int]] = {}
     for optimizer in optimizers:
         for checkpointing in [text == "yes" for text in checkpointed]:
             folder = out / f"{optimizer}-{checkpointing}"
-            plan = plan_for(model, folder, optimizer, checkpointing, methods)
+            bits = (16, 8) if "quantise" in kinds else (16,)
+            plan = plan_for(model, folder, optimizer, checkpointing, methods, bits=bits)
             first = optimizer == optimizers[0] and checkpointed[0] == ("yes" if checkpointing else "no")
             asked = kinds if first else ["finetune"]
             for stage, estimated, measured in measure(plan, asked, forked):
                 ratio = estimated / measured
-                good &= LEAST <= ratio <= MOST
                 settings = f", {optimizer}{', checkpointing' if checkpointing else ''}" if stage.train else ""
                 sizes = f"{ratio:6.2f}{estimated / 1e6:10,.0f}{measured / 1e6:10,.0f}"
-                print(f"{sizes}  {(stage.title or stage.kind).partition(',')[0]}{settings}", flush=True)
+                name = (stage.title or stage.kind).partition(",")[0]
+                if isinstance(stage, FitStage):  # several methods may have factors of one name
+                    name = f"fit {stage.execution.method}"
+                elif stage.kind == "finetune":
+                    name = stage.kind
+                lines[f"{name}{settings}"] = ratio, measured
+                print(f"{sizes}  {name}{settings}", flush=True)
             shutil.rmtree(folder)
-    return good
+    return lines
+
+
+def markdown(models: Mapping[str, Mapping[str, tuple[float, int]]]) -> str:
+    """Return a table of the lines of several models, ratios and measured MB; those out of range are bold.
+
+    Args:
+        models: the lines that `measure_model` returned, by the model's name.
+    """
+    rows = [["stage, estimated ÷ measured (MB)", *models], ["---"] * (len(models) + 1)]
+    for name in dict.fromkeys(name for lines in models.values() for name in lines):
+        cells = [name]
+        for lines in models.values():
+            ratio, measured = lines.get(name, (math.nan, 0))
+            mark = "" if LEAST <= ratio <= MOST else "**"
+            cells.append(f"{mark}{ratio:.2f}{mark} ({measured / 1e6:,.0f})" if name in lines else "–")
+        rows.append(cells)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def main() -> int:
@@ -187,22 +223,28 @@ def main() -> int:
     parser.add_argument("--sizes", default=",".join(SIZES), help="millions of parameters, with commas")
     parser.add_argument("--model", type=Path, help="a folder instead of random models")
     parser.add_argument("--optimizers", default=",".join(OPTIMIZERS), help="with commas")
-    parser.add_argument("--methods", default="svd,svd-llm,bs:prunings=2", help="with commas")
+    parser.add_argument("--methods", default=METHODS, help="with commas, as for bench run")
     parser.add_argument("--kinds", default=",".join(KINDS), help="of stages, with commas")
     parser.add_argument("--checkpointing", default="no,yes", choices=("no", "yes", "no,yes"), help="of activations")
     parser.add_argument("--forked", action="store_true", help="stages in forked processes, as bench run does on a CPU")
+    parser.add_argument("--markdown", action="store_true", help="print the table of all models at the end")
     options = parser.parse_args()
     os.environ |= _QUIET
-    texts = options.optimizers, options.methods, options.kinds, options.checkpointing
-    asked = [text.split(",") for text in texts]
-    good = True
+    kinds, checkpointing = options.kinds.split(","), options.checkpointing.split(",")
+    asked = options.optimizers.split(","), split_methods(options.methods), kinds, checkpointing
+    models: dict[str, dict[str, tuple[float, int]]] = {}
     print(f"{'ratio':>6}{'estimated':>10}{'measured':>10}  MB, stage", flush=True)
     for size in ["given"] if options.model else options.sizes.split(","):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
+            name = str(options.model)
             if not options.model:
-                print(f"{write_model(folder / 'model', *SIZES[size]) / 1e6:.0f} M parameters", flush=True)
-            good &= measure_model(options.model or folder / "model", folder / "out", *asked, options.forked)
+                name = f"{write_model(folder / 'model', *SIZES[size]) / 1e6:.0f} M"
+                print(f"{name} parameters", flush=True)
+            models[name] = measure_model(options.model or folder / "model", folder / "out", *asked, options.forked)
+    if options.markdown:
+        print(markdown(models))
+    good = all(LEAST <= ratio <= MOST for lines in models.values() for ratio, _ in lines.values())
     print(f"{'all ratios lie' if good else 'MISSED: not all ratios lie'} between {LEAST} and {MOST}")
     return 0 if good else 1
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -189,14 +190,14 @@ class _Run:
             with sums.watching(model):
                 yield
             return
-        inputs: list[Tensor] = []
+        inputs: list[ReferenceType[Tensor]] = []
         last = names[-1] if names else ""
 
         def see(name: str) -> Callable[..., None]:
             def forward(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-                if not any(given is args[0] for given in inputs):
+                if not any(given() is args[0] for given in inputs):
                     _sum(args[0])
-                inputs.append(args[0])  # as `MomentSums` does until the next batch
+                inputs.append(ref(args[0]))  # as `MomentSums` does
                 if name == last:
                     raise Reached
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,8 @@ class MomentSums:
         self.names, self.grams, self.stop, self.tokens = names, grams, stop, 0
         self._sums: dict[str, tuple[Tensor, ...]] = {}
         self._same: dict[str, str] = {}  # name of a layer -> the first layer that was given the same tensor
-        self._seen: dict[str, Tensor] = {}  # inputs of the current batch
+        # Inputs of the current batch. What shares one is given it while it is alive; holding it would hold all layers'.
+        self._seen: dict[str, ReferenceType[Tensor]] = {}
         self._mask, self._padded = torch.zeros(0), False
 
     def begin(self, mask: Tensor) -> None:
@@ -130,8 +132,10 @@ class MomentSums:
                 handle.remove()
 
     def _see(self, name: str, given: Tensor) -> None:
-        self._seen[name] = given
-        first = self._same.setdefault(name, next((other for other, x in self._seen.items() if x is given), name))
+        if name not in self._same:
+            self._same[name] = next((other for other, x in self._seen.items() if x() is given), name)
+        self._seen[name] = ref(given)
+        first = self._same[name]
         if first == name:
             x = given.detach().reshape(-1, given.shape[-1])
             if self._padded:

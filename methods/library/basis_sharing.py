@@ -25,7 +25,7 @@ from ..fitted import Factors
 from ..groups import Group
 from ..linalg.whitening import VERSION, whiten
 from ..requirements import Requirements
-from ..working import whiten_bytes
+from ..working import root_bytes, whiten_bytes
 
 SHARED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 _LAYER = re.compile(r"^(.*?\.)(\d+)(\..+)$")
@@ -91,5 +91,5 @@ class BasisSharing(MomentCompressor):
 
 @decompose_bytes.register
 def _(method: BasisSharing, m: int, n: int) -> int:
-    """Return the memory of the weighted problem."""
-    return whiten_bytes(m, n, m < n)
+    """Return the memory of the weighted problem, whose moments are factorised beside the stack in float64."""
+    return max(whiten_bytes(m, n, m < n), 8 * m * n + root_bytes(n))

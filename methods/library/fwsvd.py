@@ -73,7 +73,7 @@ class FWSVD(CalibratedCompressor):
 
 @decompose_bytes.register
 def _(method: FWSVD, m: int, n: int) -> int:
-    """Return the memory of the scaled matrix (float64 on the way) and its decomposition."""
+    """Return the memory of the scaled matrix and its decomposition."""
     return 4 * m * n + svd_bytes(m, n)
 
 

@@ -25,7 +25,7 @@ from ..groups import Group
 from ..linalg.whitening import VERSION, Side, whiten
 from ..ranks.policies.base import parse_policy
 from ..requirements import Requirements
-from ..working import whiten_bytes, whiten_regular_bytes
+from ..working import whiten_bytes
 
 
 class Whitened(MomentCompressor):
@@ -93,14 +93,14 @@ class Whitened(MomentCompressor):
 def _(method: Whitened, m: int, n: int) -> int:
     """Return the memory of the weighted problem."""
     output_side = method.side == "output" or (method.side == "auto" and m < n)
-    return whiten_bytes(m, n, output_side, method.two_sided) + (16 * (m * m + n * n) if method.two_sided else 0)
+    return whiten_bytes(m, n, output_side, method.two_sided)
 
 
 @regular_bytes.register
 def _(method: Whitened, m: int, n: int) -> int:
     """Return the memory of the weighted problem where moments have full rank."""
     output_side = method.side == "output" or (method.side == "auto" and m < n)
-    return whiten_regular_bytes(m, n, output_side, method.two_sided)
+    return whiten_bytes(m, n, output_side, method.two_sided, regular=True)
 
 
 @statistic_bytes.register

@@ -39,8 +39,8 @@ def working_bytes(rows: int, columns: int, *, double: bool = False, device: torc
     """
     side, area = min(rows, columns), rows * columns
     factors = side * (rows + columns) + side
-    # LAPACK's gesdd: two copies of the matrix, the factors, 4k² + 7k of work space, 3k² more where a QR comes first.
-    exact = (8 if double else 4) * (2 * area + factors + 7 * side * side + 7 * side)
+    # LAPACK's gesdd: a copy of the matrix, the factors, and 4k² + 7k of work space (k² of it where a QR comes first).
+    exact = (8 if double else 4) * (area + factors + 4 * side * side + 7 * side)
     if double or torch.device(device).type == "cpu":
         return exact
     # Eigen form: the matrix, its projection, Gram matrix, eigenvectors and syevd's work space, all in float64.

@@ -66,7 +66,7 @@ def left_vectors(matrix: Tensor, least: int = EIGEN_FROM) -> tuple[Tensor, Tenso
                     return vectors.flip(1), values.flip(0).sqrt()
                 image = matrix @ vectors.flip(1)
                 s = image.norm(dim=0)
-                return image / s, s
+                return image.div_(s), s
     u, s, _ = lapack(matrix)
     return u, s
 

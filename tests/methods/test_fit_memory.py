@@ -27,12 +27,12 @@ from lowrank_bench.runners.estimates.foreseen import quantise_peak
 from lowrank_bench.evals.tasks.prompts import Encoded
 from lowrank_bench.runners.training.data import TaskData
 
-folder, out = sys.argv[1], Path(sys.argv[2])
+small, large, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 LENGTH, SAMPLES = 128, 24
 ids = torch.randint(1, 1000, (SAMPLES, LENGTH)).tolist()
 DATA = TaskData([Encoded(row, row) for row in ids], 0, 0, 1)
 READ, BUDGET = Calibration(SAMPLES, 8, LENGTH), Budget(2.0)
-skeleton, taken = load_skeleton(folder), {}
+taken = {}
 
 def measure(case, estimate, run):
     base = usual_bytes()
@@ -67,7 +67,9 @@ def round_weights():
     return quantise_peak(skeleton, scheme, "float32", "cpu"), run
 
 out.mkdir()
-for again in (False, True):  # what libraries take once is not measured
+for again in (False, True):  # what libraries take once is not measured: a block of the same widths comes first
+    folder = large if again else small
+    skeleton = load_skeleton(folder)
     for name in ("svd", "fwsvd", "svd-llm", "two-sided") if again else ("svd", "two-sided"):
         for walk in (False, True):
             into = out / f"{name}-{walk}-{again}"
@@ -85,11 +87,12 @@ CASES = ["svd", "fwsvd", "svd-llm", "two-sided"]
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of 8 M parameters in float32."""
-    folder: Path = tmp_path_factory.mktemp("dense") / "model"
-    sizes = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 1024}
-    config = tf.LlamaConfig(**sizes, num_attention_heads=6, tie_word_embeddings=False)
-    tf.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    """Llamas in float32, ``large`` of 8 M parameters and ``small`` with one block of four."""
+    folder: Path = tmp_path_factory.mktemp("dense")
+    sizes = {"hidden_size": 384, "intermediate_size": 1024, "vocab_size": 1024}
+    for name, layers in {"small": 1, "large": 4}.items():
+        config = tf.LlamaConfig(**sizes, num_hidden_layers=layers, num_attention_heads=6, tie_word_embeddings=False)
+        tf.AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
     return folder
 
 
@@ -100,7 +103,8 @@ def taken(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tu
         **{"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"},
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-c", MEASURE, str(dense), str(tmp_path_factory.mktemp("taken") / "out")]
+    folders = [dense / "small", dense / "large", tmp_path_factory.mktemp("taken") / "out"]
+    command = [sys.executable, "-c", MEASURE, *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     measured: dict[str, tuple[int, int]] = json.loads(done.stdout.splitlines()[-1])

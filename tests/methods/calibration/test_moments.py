@@ -1,12 +1,16 @@
 """Input moments and the truncation probe against one plain pass per example."""
 
+import contextlib
 from typing import Any
+from weakref import ReferenceType, ref
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 
+from lowrank_bench.methods.calibration.batch_memory import batch_peak
 from lowrank_bench.methods.calibration.collection import input_moments
-from lowrank_bench.methods.calibration.moments import MomentSums, add_gram, add_moments, mirrored
+from lowrank_bench.methods.calibration.moments import MomentSums, Reached, add_gram, add_moments, mirrored
 from lowrank_bench.methods.contract import logits, same, weights
 from lowrank_bench.methods.contract_parts import RandomData
 from lowrank_bench.methods.fitted import Factors, Fitted
@@ -15,6 +19,8 @@ from lowrank_bench.methods.linalg import svd
 from lowrank_bench.methods.ranks.probe import Probe
 from lowrank_bench.models.architectures import ARCHITECTURES, random_model
 from lowrank_bench.models.matrices import get_linear, matrices
+
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "vocab_size": 256}
 
 
 def plain(model: Any, name: str, data: RandomData) -> torch.Tensor:
@@ -56,6 +62,43 @@ def test_queries_keys_and_values_share_one_gram() -> None:
     found = dict(input_moments(random_model("llama"), names, RandomData(3), None))
     q, k, v, o = (found[name].gram for name in names)
     assert q.data_ptr() == k.data_ptr() == v.data_ptr() != o.data_ptr()
+
+
+def test_inputs_are_freed_while_the_batch_goes_on() -> None:
+    """At the last layer no input of an earlier module is in memory."""
+    model = random_model("llama")
+    names = [matrix.name for matrix in matrices(model, head=False)]
+    inputs: dict[str, ReferenceType[torch.Tensor]] = {}
+    left: list[str] = []
+
+    def note(name: str) -> Any:
+        def see(_: Any, args: tuple[torch.Tensor, ...]) -> None:
+            inputs[name] = ref(args[0])
+            if name == names[-1]:
+                left.extend(other for other, given in inputs.items() if given() is not None)
+
+        return see
+
+    for name in names:
+        model.get_submodule(name).register_forward_pre_hook(note(name))
+    ids = torch.ones(2, 8, dtype=torch.long)
+    sums = MomentSums(names, grams=True)
+    sums.begin(torch.ones_like(ids))
+    with torch.no_grad(), sums.watching(model), contextlib.suppress(Reached):
+        model(input_ids=ids, use_cache=False)
+    assert {name.rpartition(".")[0] for name in left} == {names[-1].rpartition(".")[0]}  # its caller has that one
+    assert len(sums.result()) == len(names)
+
+
+def test_a_batch_without_gradients_takes_no_more_in_a_deeper_model() -> None:
+    peaks = []
+    for layers in (4, 8):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL, num_hidden_layers=layers))
+        names = [matrix.name for matrix in matrices(model)]
+        peaks.append(batch_peak(model, names, 4, 64, gradients=False, inputs_held=False))
+    assert peaks[0] is not None
+    assert peaks[0] == peaks[1]
 
 
 @pytest.mark.parametrize("n", [1, 255, 256, 600])
