@@ -166,7 +166,7 @@ class Task:
         identity = None if chat else tokenizer_identity(tokenizer)
         if identity is None:
             return encode()
-        return encoded_once((training.sha256, self.kind, self.joined, identity, max_length, cut), encode)
+        return encoded_once((type(self), training.sha256, self.kind, self.joined, identity, max_length, cut), encode)
 
     def encode(
         self, tokenizer: Any, examples: list[Example], max_length: int, cut: bool = False, chat: bool = False

@@ -17,12 +17,13 @@ _remembered: dict[Hashable, EncodedSet] = {}
 
 
 def tokenizer_identity(tokenizer: Any) -> str | None:
-    """Return a hash of all that a text's token ids depend on; None for a tokenizer that is not of the Rust library."""
+    """Return a hash of all that decides about token ids; None for a tokenizer that is not of the Rust library."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
     name = f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}"
-    return digest([name, backend.to_str(), tokenizer.bos_token_id, tokenizer.eos_token_id])
+    template = str(getattr(tokenizer, "chat_template", None))
+    return digest([name, backend.to_str(), tokenizer.bos_token_id, tokenizer.eos_token_id, template])
 
 
 def encoded_once(key: Hashable, encode: Callable[[], EncodedSet]) -> EncodedSet:

@@ -1,11 +1,12 @@
 """A training set is encoded once a process for equal tokenizers, and again for whatever differs."""
 
 import shutil
+from dataclasses import fields
 
 import pytest
 
 from lowrank_bench.evals.tasks import encoded_sets
-from lowrank_bench.evals.tasks.base import get_task
+from lowrank_bench.evals.tasks.base import Task, get_task
 from lowrank_bench.models.loading import load_tokenizer
 from lowrank_bench.models.presets import PRESETS
 
@@ -33,6 +34,9 @@ def test_whatever_differs_is_encoded_again(tmp_path, data_dir):
     tokenizer = load_tokenizer(PRESETS["tiny"].source)
     other_end = load_tokenizer(PRESETS["tiny"].source)
     other_end.eos_token = other_end.convert_ids_to_tokens(5)
+    other_template = load_tokenizer(PRESETS["tiny"].source)
+    other_template.chat_template = "{{ messages }}"
+    assert encoded_sets.tokenizer_identity(other_template) != encoded_sets.tokenizer_identity(tokenizer)
     other = load_tokenizer(data_dir / "models" / "stories260K")
     sets = [
         encode(tokenizer),
@@ -44,6 +48,16 @@ def test_whatever_differs_is_encoded_again(tmp_path, data_dir):
         encode(other),
     ]
     assert len({str(encoded) for encoded in sets}) == len(sets)
+
+
+def test_a_task_of_another_class_encodes_for_itself():
+    class Reversed(Task):
+        def encode(self, tokenizer, examples, max_length, cut=False, chat=False):
+            return super().encode(tokenizer, examples[::-1], max_length, cut, chat)
+
+    tokenizer, task = load_tokenizer(PRESETS["tiny"].source), get_task("toy-math")
+    other = Reversed(**{field.name: getattr(task, field.name) for field in fields(task)})
+    assert other.read_encoded(tokenizer, None, None, 0, 256).items == encode(tokenizer).items[::-1]
 
 
 def test_no_more_is_remembered_than_is_said(monkeypatch):
