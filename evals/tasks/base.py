@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -17,6 +18,7 @@ from ...foundation.errors import UserError, unknown
 from ...foundation.files import digest
 from ...foundation.progress import track
 from .chat import as_conversation
+from .encoded_sets import encoded_once, tokenizer_identity
 from .prompts import Encoded, encode_documents, encode_example, encode_joined
 
 
@@ -154,9 +156,17 @@ class Task:
         cut: bool = False,
         chat: bool = False,
     ) -> EncodedSet:
-        """Return the training examples as token ids; arguments as in `train_examples` and `encode`."""
-        examples = self.train_examples(source, data_dir, seed).examples
-        return self.encode(tokenizer, examples, max_length, cut, chat)
+        """Return the training examples as token ids; arguments as in `train_examples` and `encode`.
+
+        Sets of moderate size are encoded once a process: the stages of a sweep read the same examples, with tokenizers
+        that come from other folders but are equal.
+        """
+        training = self.train_examples(source, data_dir, seed)
+        encode = partial(self.encode, tokenizer, training.examples, max_length, cut, chat)
+        identity = None if chat else tokenizer_identity(tokenizer)
+        if identity is None:
+            return encode()
+        return encoded_once((type(self), training.sha256, self.kind, self.joined, identity, max_length, cut), encode)
 
     def encode(
         self, tokenizer: Any, examples: list[Example], max_length: int, cut: bool = False, chat: bool = False

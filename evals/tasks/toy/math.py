@@ -6,7 +6,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal, TypeVar
 
 from ....foundation.errors import UserError, unknown
@@ -130,6 +130,12 @@ def toy_math_problems(split: str, count: int, seed: int) -> list[dict[str, str]]
         UserError: unknown split, or a count outside the range.
     """
     check_request("toy-math", split, count, MAX_PROBLEMS)
+    return [{"question": question, "answer": answer} for question, answer in _draw(split, count, seed)]
+
+
+@lru_cache(maxsize=4)  # the plan and each stage of a sweep ask for the same ones
+def _draw(split: str, count: int, seed: int) -> tuple[tuple[str, str], ...]:
+    """Return questions and answers, see `toy_math_problems`."""
     rng = random.Random(seed)
     problems: dict[str, str] = {}
     while len(problems) < count:
@@ -139,7 +145,7 @@ def toy_math_problems(split: str, count: int, seed: int) -> list[dict[str, str]]
         other = pick(rng, [candidate for candidate in _NAMES if candidate != name])
         question, answer = _write(_TEMPLATES[index], numbers, name, other, pick(rng, _ITEMS))
         problems.setdefault(question, answer)
-    return [{"question": question, "answer": answer} for question, answer in problems.items()]
+    return tuple(problems.items())
 
 
 def check_request(task: str, split: str, count: int, largest: int) -> None:

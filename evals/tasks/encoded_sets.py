@@ -1,0 +1,43 @@
+"""Training sets that this process has encoded: the stages of a sweep read the same ones with equal tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any
+
+from ...foundation.files import digest
+
+if TYPE_CHECKING:
+    from .base import EncodedSet
+
+MOST_TOKENS = 2_000_000
+"""More are not remembered: ids and labels of so many take 32 MB, for which a later stage may have other use."""
+
+_remembered: dict[Hashable, EncodedSet] = {}
+
+
+def tokenizer_identity(tokenizer: Any) -> str | None:
+    """Return a hash of all that decides about token ids; None for a tokenizer that is not of the Rust library."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    name = f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}"
+    template = str(getattr(tokenizer, "chat_template", None))
+    return digest([name, backend.to_str(), tokenizer.bos_token_id, tokenizer.eos_token_id, template])
+
+
+def encoded_once(key: Hashable, encode: Callable[[], EncodedSet]) -> EncodedSet:
+    """Return what an earlier call with this key returned, else what ``encode`` returns, which later calls get.
+
+    Args:
+        key: all that the result depends on.
+        encode: returns the examples, which nobody changes.
+    """
+    encoded = _remembered.pop(key) if key in _remembered else encode()
+    _remembered[key] = encoded
+    tokens = 0
+    for recent in reversed(list(_remembered)):
+        tokens += sum(len(item.input_ids) for item in _remembered[recent].items)
+        if tokens > MOST_TOKENS:
+            del _remembered[recent]
+    return encoded
