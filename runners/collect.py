@@ -129,7 +129,8 @@ def _common(plan: Plan, cell: Cell, stages: Mapping[str, StageRecord], evaluatio
 def _options(plan: Plan, cell: Cell) -> dict[str, Any]:
     if cell.control:
         assert cell.scheme is not None
-        return cell.scheme.model_dump(mode="json")
+        correction = {} if cell.correction is None else cell.correction.model_dump(mode="json")
+        return cell.scheme.model_dump(mode="json") | correction
     options = build_method(cell.method, plan.recipe, cell.seed).model_dump(mode="json")
     if "seed" not in cell.method.options:
         options.pop("seed", None)  # the sweep's seed has a column of its own

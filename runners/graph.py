@@ -13,7 +13,7 @@ from ..foundation.environment import number_formats
 from ..methods.ranks.budget import Allocation
 from ..models.matrices import model_size
 from ..models.presets import ModelSource
-from ..models.quantised.scheme import Scheme
+from ..models.quantised.scheme import Correction, Scheme
 from .config import MethodSpec, SweepConfig
 from .estimates.at_hand import AtHand
 from .estimates.machine import Machine, measure_machine
@@ -45,6 +45,7 @@ class Cell:
         scheme: how its weights were rounded, or None.
         control: whether it is a dense model that was only rounded; ``method`` is then the control's name and options.
         recovery: what recovered it, as tables show it; empty for ``full`` and for none.
+        correction: of a control: what is added to its rounded matrices.
     """
 
     method: MethodSpec
@@ -57,6 +58,7 @@ class Cell:
     scheme: Scheme | None = None
     control: bool = False
     recovery: str = ""
+    correction: Correction | None = None
 
     @property
     def label(self) -> str:
@@ -83,6 +85,7 @@ class Plan:
         dtype_note: why evaluations do not compute in the recipe's dtype, or empty.
         bos_note: what a reader of perplexities should know, or empty.
         calibration_note: why statistics are gathered in bfloat16, or empty.
+        control_notes: at which shares of bytes a control has no row.
         task_typed: what was typed as the task, which may be a file.
         task_file: the user's task file, see `specs.Execution`.
         assumed: the machine that the user named for a dry run, or None for this one.
@@ -111,6 +114,7 @@ class Plan:
     dtype_note: str = ""
     bos_note: str = ""
     calibration_note: str = ""
+    control_notes: list[str] = field(default_factory=list)
     task_typed: str = ""
     task_file: str | None = None
     assumed: Machine | None = None

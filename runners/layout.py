@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, cast
 
 from ..evals.base import Benchmark, EvalSettings, benchmarks
@@ -12,14 +14,15 @@ from ..evals.tasks.base import get_task
 from ..foundation.errors import UserError
 from ..methods.base import Compressor
 from ..methods.calibration.precision import PassDtype
+from ..methods.correction import corrector
 from ..methods.recoveries.base import Recovery, create_recovery
 from ..models.footprint import context_length
 from ..models.loading import own_dtype
-from ..models.quantised.model import dense_matrices
-from ..models.quantised.scheme import FACTORS, Scheme, control_scheme
+from ..models.quantised.scheme import FACTORS, Correction, Scheme
 from .checks import bos_windows, check_model, check_rendering
 from .choices import DtypeChoice, build_method, merge_settings, pick_calibration_dtype
 from .config import MethodSpec, RecoverOverrides
+from .controls import ControlRow, control_rows
 from .data_spec import DataSpec
 from .estimates.at_hand import counts_by_size
 from .evaluation_stages import evaluate_stage, evaluation_name
@@ -116,6 +119,7 @@ class Layout:
         self.chat = wanted and tokenizer_chats(plan.source)
         self.chat_rules = tokenizer_chat_rules(plan.source) if self.chat else 1
         self.kept = KeptRanks(plan)
+        self.controls, plan.control_notes = control_rows(self.config, plan.skeleton, plan.saves(trains=False))
         if not compress_only:
             self._train_set(plan.config.task)
         self.source = _Model(plan.source.sha256, plan.source.location, plan.source.revision)
@@ -163,8 +167,8 @@ class Layout:
                 self._cell(BASELINE, 1.0, seed, "finetuned", keys, tuned)
             for spec in self.config.methods:
                 self._method(spec, seed, tuned, keys)
-            for spec in self.config.controls:
-                self._control(spec, seed, tuned, keys)
+            for row in self.controls:
+                self._control(row, seed, tuned, keys)
         self.kept.settle()
 
     def _common(self, model: _Model) -> dict[str, Any]:
@@ -387,15 +391,34 @@ class Layout:
             rounded, key = self._quantised(FACTORS, shown, seed, model)
             self._cell(spec, ratio, seed, state, keys | {"quantise": key}, rounded, run, FACTORS, recovery=recovery)
 
-    def _control(self, spec: MethodSpec, seed: int, model: _Model, keys: dict[str, str]) -> None:
-        scheme = control_scheme(spec.name, spec.options)
-        dense_matrices(self.plan.skeleton, scheme)  # an embedding that cannot be rounded is refused before any work
-        rounded, key = self._quantised(scheme, spec.shown, seed, model)
-        self._cell(spec, 1.0, seed, "compressed", keys | {"quantise": key}, rounded, None, scheme, control=True)
+    def _control(self, row: ControlRow, seed: int, model: _Model, keys: dict[str, str]) -> None:
+        spec, (scheme, correction, _) = row
+        rounded, key = self._quantised(scheme, spec.shown, seed, model, self._corrected(spec, correction, seed, model))
+        keys = keys | {"quantise": key}
+        self._cell(spec, 1.0, seed, "compressed", keys, rounded, None, scheme, control=True, correction=correction)
 
-    def _quantised(self, scheme: Scheme, shown: str, seed: int, model: _Model) -> tuple[_Model, str]:
+    def _corrected(self, spec: MethodSpec, correction: Correction | None, seed: int, model: _Model) -> dict[str, Any]:
+        """Return the fields of a `QuantiseSpec` that a correction adds; none for one of rank 0."""
+        if correction is None or not correction.rank:
+            return {}
+        method = corrector(correction)
+        if not method.requirements.data_in_fit:
+            return {"correction": correction}
+        return {
+            "correction": correction,
+            "data": self._calibration_data(spec, method),
+            "seed": seed,
+            "calibration_dtype": cast(PassDtype, self._passes(method, model).dtype),
+        }
+
+    def _quantised(
+        self, scheme: Scheme, shown: str, seed: int, model: _Model, corrected: Mapping[str, Any] = MappingProxyType({})
+    ) -> tuple[_Model, str]:
         quantisation = QuantiseSpec(
-            inputs=ModelInput(model=model.identity), scheme=scheme, save_dtype=self.plan.saves(trains=False)
+            inputs=ModelInput(model=model.identity),
+            scheme=scheme,
+            save_dtype=self.plan.saves(trains=False),
+            **corrected,
         )
         execution = Execution(**self._common(model))
         stage = QuantiseStage(spec=quantisation, execution=execution, title=f"quantise {shown}, seed {seed}")
@@ -439,6 +462,7 @@ class Layout:
         scheme: Scheme | None = None,
         control: bool = False,
         recovery: str = "",
+        correction: Correction | None = None,
     ) -> None:
         bits = f" in {scheme.bits} bits" if scheme else ""
         by = f" by {recovery}" if recovery else ""
@@ -452,7 +476,8 @@ class Layout:
                     place = evaluation_name(name, context, windows)
                     evaluations[place] = self._evaluation(benchmark, place, shown, model, each)
         budget = run.steps if run else None
-        self.plan.cells.append(Cell(spec, ratio, seed, state, keys, evaluations, budget, scheme, control, recovery))
+        rounding: dict[str, Any] = {"scheme": scheme, "control": control, "correction": correction}
+        self.plan.cells.append(Cell(spec, ratio, seed, state, keys, evaluations, budget, **rounding, recovery=recovery))
 
     def _evaluation(self, benchmark: Benchmark, place: str, shown: str, model: _Model, settings: EvalSettings) -> str:
         stage = evaluate_stage(

@@ -114,6 +114,7 @@ class QuantiseResult(_Lenient):
     """Of rounding weights: bytes of the packed file."""
 
     packed_bytes: int
+    warnings: tuple[str, ...] = ()
 
 
 class EvaluateResult(_Lenient):

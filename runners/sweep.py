@@ -29,8 +29,8 @@ from .graph import Plan
 from .plan import make_plan
 from .process_setup import refuse_launchers
 from .progress import LOG_FILE, PLANNING_QUIET, StageProgress, show_progress
-from .specs import EvaluateStage
-from .stage_records import FinetuneRecord, FitRecord
+from .specs import EvaluateStage, QuantiseStage
+from .stage_records import FinetuneRecord, FitRecord, QuantiseRecord
 from .store.removal import Removal, by_fit, keeps_all
 from .store.shared import SharedStore
 from .store.storage import Storage
@@ -184,6 +184,7 @@ def plan_warnings(plan: Plan) -> list[str]:
             plan.dtype_note,
             plan.calibration_note,
             plan.bos_note,
+            *plan.control_notes,
         )
         if note
     ]
@@ -210,12 +211,12 @@ def plan_warnings(plan: Plan) -> list[str]:
 
 
 def fit_warnings(plan: Plan) -> list[str]:
-    """Return what finished finetunings and fits warn of, each sentence once."""
+    """Return what finished finetunings, fits and corrections warn of, each sentence once."""
     warnings: dict[str, None] = {}
     for key, stage in plan.stages.items():
-        if stage.kind in ("finetune", "fit"):
+        if stage.kind in ("finetune", "fit") or (isinstance(stage, QuantiseStage) and stage.spec.correction):
             record = plan.store.record(key)
-            if isinstance(record, FinetuneRecord | FitRecord):
+            if isinstance(record, FinetuneRecord | FitRecord | QuantiseRecord):
                 warnings |= dict.fromkeys(record.result.warnings)
     return list(warnings)
 

@@ -17,7 +17,7 @@ from ...models.skeletons import load_exact_skeleton
 from ..estimates.foreseen import check_training, placement_of, plain
 from ..estimates.memory import Way, open_model
 from ..provenance import code_digest
-from ..specs import CompressStage, FitStage, Stage, TrainingStage
+from ..specs import CompressStage, FitStage, QuantiseStage, Stage, TrainingStage
 from ..store.folders import MODEL_FOLDER, input_digests, resume_folder
 from ..training.data import TaskData, load_task_data
 from ..training.memory import training_peak
@@ -97,7 +97,7 @@ def model_of(stage: Stage) -> Any:
     return load_model(model.location, model.revision, _WIDE, load_device(stage))
 
 
-def read_data(stage: FitStage | TrainingStage, model: Any, tokenizer: Any) -> TaskData | None:
+def read_data(stage: FitStage | TrainingStage | QuantiseStage, model: Any, tokenizer: Any) -> TaskData | None:
     """Return the stage's task data as token ids, None where it reads none."""
     wanted, execution = stage.spec.data, stage.execution
     if wanted is None:
