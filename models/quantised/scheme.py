@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...foundation.errors import UserError, unknown
 
-
 PACKED_FILE = "packed.safetensors"
 """In the folder of a quantise stage, beside the dequantised checkpoint that is evaluated."""
 

@@ -21,7 +21,6 @@ from lowrank_bench.results.sweep import run_sweep
 from lowrank_bench.results.tables.by_ratio import by_ratio
 from lowrank_bench.runners.store.folders import MODEL_FOLDER, StageStore
 
-
 CORRECTED = "rtn4+r:samples=16,rank=7"
 
 
