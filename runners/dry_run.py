@@ -27,6 +27,7 @@ from .progress import duration
 from .specs import CompressStage, FitStage, QuantiseStage
 from .sweep import plan_warnings
 from .training.data import example_length
+from .tuning import tuning_sentence
 
 KINDS = ("finetune", "fit", "compress", "recover", "quantise", "evaluate")
 
@@ -90,6 +91,8 @@ def show_plan(plan: Plan, console: Console) -> None:
         console.print(f"note: {note}", highlight=False)
     for line in _calibrations(plan):
         console.print(f"calibration: {line}", markup=False, highlight=False, soft_wrap=True)
+    if note := tuning_sentence(plan):
+        console.print(f"tuning: {note}", markup=False, highlight=False, soft_wrap=True)
     if note := _budgets(plan):
         console.print(f"budgets: {note}", markup=False, highlight=False, soft_wrap=True)
     console.print(_stages(plan))

@@ -113,6 +113,8 @@ class Arithmetic:
         self.plan, self.lengths = plan, Lengths(plan)
         self.ratios: dict[str, tuple[float, bool]] = {}
         self.methods: dict[str, str] = {}
+        for key, (ratio, spec) in plan.grid.items():
+            self.ratios[key], self.methods[key] = (ratio, bool(spec.options.get("embeddings"))), spec.name
         for cell in plan.cells:
             later = [cell.stages[kind] for kind in ("recover", "quantise") if kind in cell.stages]
             keys = [*cell.evaluations.values(), *later]
@@ -170,7 +172,16 @@ class Arithmetic:
             share = 0.5  # of the common budget, the other half is spent while compressing
         frozen = isinstance(stage, RecoverStage) and create_recovery(stage.spec.recovery).freezes
         traffic = 2.0 * self._width(stage) * (sizes.blocks + sizes.rest)
-        return self._training(stage, sizes, share, traffic, frozen, 0.0 if frozen else 1.0)
+        work = self._training(stage, sizes, share, traffic, frozen, 0.0 if frozen else 1.0)
+        return _sum([work, self._held_out(stage, sizes)]) if isinstance(stage, RecoverStage) else work
+
+    def _held_out(self, stage: RecoverStage, sizes: Sizes) -> Work:
+        """Return the work of the loss on what a tuned sweep holds out."""
+        lengths, micro = self.lengths.training(stage.spec.data), stage.spec.train.micro_batch_size
+        length = lengths.padded(micro)
+        tokens = stage.spec.data.held_out * lengths.examples * length
+        passes = stage.spec.data.held_out * lengths.examples / micro
+        return Work(reading=sizes.forward(tokens, length, tokens), moved=sizes.moved(tokens, tokens, 4), passes=passes)
 
     def _width(self, stage: Stage) -> int:
         name = str(getattr(stage.spec, "save_dtype", OWN))
