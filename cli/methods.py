@@ -8,6 +8,7 @@ from typing import Any, Literal
 from ..foundation.registry import Listing, Registry
 from ..methods.registry import methods, policies, recoveries
 from ..methods.table import cells, listed
+from ..models.quantised.scheme import CONTROLS, SUMMARIES, control_options, parse_control
 from .output import print_rows
 
 _NEEDS, _SOURCES = ("data", "gradients", "trains", "shares", "ranks", "storage"), ("paper", "status", "note")
@@ -34,13 +35,24 @@ def list_all(kind: Kind) -> None:
     for title, columns in (("methods", _NEEDS), ("where they come from", _SOURCES)):
         table = [(row.name, *(_cells(row).get(column, "?") for column in columns)) for row in listings]
         print_rows(title, ["name", *columns], table)
+    print_rows(
+        "controls (--controls; quantisation without a method)", ["name", "what it does"], list(SUMMARIES.items())
+    )
     foreign = [(row.name, row.summary, row.origin) for row in listings if row.origin != "built in"]
     if foreign:
         print_rows("from other packages", ["name", "what it does", "from"], foreign)
 
 
 def show(name: str, kind: Kind) -> None:
-    """Print one method's summary, requirements and options with their defaults."""
+    """Print one method's summary, requirements and options with their defaults, or a control's."""
+    if kind == "methods" and name in CONTROLS:
+        control = parse_control(name, {})
+        print_rows(
+            name, ["", ""], [("what it does", SUMMARIES[name]), ("from", "built in"), ("asked for by", "--controls")]
+        )
+        values = control.scheme.model_dump() | (control.correction.model_dump() if control.correction else {})
+        print_rows("options", ["option", "default"], [(key, str(values[key])) for key in control_options(name)])
+        return
     registry = _REGISTRIES[kind]
     cls = registry.get(name)
     listing = next(row for row in registry.listings() if row.name == name)

@@ -16,7 +16,7 @@ from .interruption import resumable_work
 from .output import console, escape, numbers, print_rows
 
 
-@takes_config(SweepConfig, without=("ratios", "bytes", "bits", "controls", "keep"))
+@takes_config(SweepConfig, without=("ratios", "bytes", "bits", "controls", "keep", "tune"))
 def shrink(
     asked: dict[str, Any],
     keep: Annotated[str, typer.Option(help="Share of the uncompressed accuracy to keep at 95 % confidence: 95%.")],

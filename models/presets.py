@@ -8,6 +8,7 @@ from .folder_checks import check_files, check_folder, check_no_adapter
 from .headers import INDEX, SINGLE, weight_files
 from .identity import model_sha256
 from .preset_list import PRESETS
+from .quantised.scheme import PACKED_FILE
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ def resolve_model(name: str, revision: str | None = None) -> ModelSource:
         ):
             raise _no_folder(gguf[0])
         if not (folder / "config.json").is_file():
+            if (folder / PACKED_FILE).is_file():
+                raise _no_folder(folder / PACKED_FILE)
             raise UserError(f"the folder {folder} holds no model (config.json is missing); name a transformers folder")
         if not weight_files(folder):
             raise UserError(
@@ -98,6 +101,11 @@ def _no_folder(file: Path) -> UserError:
         return UserError(
             f"{file} is in llama.cpp's format GGUF, which lowrank-bench does not read; name the model that it was made "
             "from: a folder with config.json and safetensors, or a hub id"
+        )
+    if file.name == PACKED_FILE:
+        return UserError(
+            f"{file} holds packed weights, which are counted and which neither transformers nor vLLM serves; name "
+            f"{file.parent / 'model'}, the same weights dequantised"
         )
     return UserError(f"the model {file} is a file; name its folder, which holds config.json and safetensors")
 

@@ -89,7 +89,7 @@ def cell(
             low, high = wilson(solved, N)
             rows.append(
                 Record(
-                    schema_version=2, sweep=f"{model}-{task}", model=model, model_sha256=model, task=task,
+                    schema_version=3, sweep=f"{model}-{task}", model=model, model_sha256=model, task=task,
                     method=method,
                     label="finetuned" if plain else method, options="{}", stage="finetuned" if plain else "recovered",
                     ratio_target=ratio, ratio=original / params, kept=params / original, ratio_matrices=ratio,
@@ -98,7 +98,7 @@ def cell(
                     variant=f"{benchmark}-0shot", metric="accuracy", scorer=scorer, headline=scorer == "strict",
                     higher_is_better=True, value=solved / N, low=low, high=high, confidence=0.95, n=N,
                     steps_finetune=600, steps_compress=0, steps_recover=0 if plain else 600,
-                    steps_budget=0 if plain else 600, tokens_finetune=10**7,
+                    steps_budget=0 if plain else 600, tuned="{}", tokens_finetune=10**7,
                     tokens_compress=0, tokens_recover=0 if plain else 10**7, seconds_finetune=3600.5, seconds_fit=60.0,
                     seconds_compress=5.0, seconds_recover=0.0 if plain else 3600.5, seconds_quantise=0.0,
                     seconds_evaluate=100.5,

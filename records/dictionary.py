@@ -49,9 +49,9 @@ frame = pd.read_parquet("runs/tiny-toy-math/results.parquet")
 frame[frame["headline"]].pivot_table(index="label", columns="ratio_target", values="value")
 ```
 
-Every cell is filled: there are no missing values, and no NaN. Text columns are strings, `options` and `versions` hold
-one JSON object each. In CSV, booleans are `true` and `false`, unbounded ends are `inf` and `-inf`, numbers are written
-so that reading them gives the same number again.
+Every cell is filled: there are no missing values, and no NaN. Text columns are strings; `options`, `tuned` and
+`versions` hold one JSON object each. In CSV, booleans are `true` and `false`, unbounded ends are `inf` and `-inf`,
+numbers are written so that reading them gives the same number again.
 """
 
 
@@ -136,6 +136,7 @@ two rows and the column in which they contradict each other.
 `schema_version` is {SCHEMA_VERSION}. It rises when a column is added, removed or changes its meaning. A program reads
 the versions up to its own. A file of a later version is refused with a sentence that names both versions; the remedy is
 to update `lowrank-bench`. A file of version 1 lacks `runtime_bytes`, `seconds_quantise` and `{BUDGET}`; reading it
-fills them in: the parameters in the evaluation's dtype, 0, and `steps_compress + steps_recover`. Within a version, a
-column may become stricter where that keeps out what no run writes.
+fills them in: the parameters in the evaluation's dtype, 0, and `steps_compress + steps_recover`. One of version 1 or 2
+lacks `tuned`, which is then empty. Within a version, a column may become stricter where that keeps out what no run
+writes.
 """

@@ -15,7 +15,18 @@ from pydantic import ValidationError
 from ..foundation.errors import UserError
 from ..foundation.plain import read_input
 from .checksums import CSV_NAME, PARQUET_NAME, check_against_checksums, write_with_checksums
-from .schema import BUDGET, COLUMNS, KEY_COLUMNS, SCHEMA_VERSION, STAGES, TIMING_COLUMNS, Record, columns_of, upgraded
+from .schema import (
+    BUDGET,
+    COLUMNS,
+    KEY_COLUMNS,
+    SCHEMA_VERSION,
+    STAGES,
+    TIMING_COLUMNS,
+    Record,
+    columns_of,
+    expected_columns,
+    upgraded,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -233,7 +244,11 @@ def _csv_rows(path: Path, raw: bytes) -> list[dict[str, Any]]:
         ) from None
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV ({error}); write it again with 'bench run'") from None
-    if lines and len(lines[0]) == 1 and len(lines[0][0].split(";")) in (len(columns_of(1)), len(COLUMNS)):
+    if (
+        lines
+        and len(lines[0]) == 1
+        and len(lines[0][0].split(";")) in {len(columns_of(version)) for version in range(1, SCHEMA_VERSION + 1)}
+    ):
         raise UserError(f"{path} is separated by semicolons; save it with commas")
     at = lines[0].index("schema_version") if lines and "schema_version" in lines[0] else None
     if at is not None:
@@ -340,7 +355,7 @@ def _future(version: Any) -> str:
 
 
 def _check_columns(path: Path, columns: Sequence[str], versions: Iterable[Any] = ()) -> None:
-    expected = columns_of(1) if {str(version) for version in versions} == {"1"} else COLUMNS
+    expected = expected_columns(versions)
     missing = [c for c in expected if c not in columns]
     foreign = [c for c in columns if c not in expected]
     if missing or foreign or len(columns) != len(expected):

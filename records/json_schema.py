@@ -7,7 +7,7 @@ from typing import Any
 
 from .schema import COLUMNS, SCHEMA_VERSION, Record
 
-_OBJECTS = ("options", "versions")
+_OBJECTS = ("options", "tuned", "versions")
 _TIMES = ("evaluated_at",)
 _TEXT = "^([^=+\\-@\\u0000-\\u001f\\u007f-\\u009f][^\\u0000-\\u001f\\u007f-\\u009f]*)?$"
 """No formula of a spreadsheet, no control characters."""

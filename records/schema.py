@@ -3,7 +3,7 @@
 import json
 import math
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ..foundation.files import canonical_json
 from .metrics import is_fraction
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 STAGES = ("pretrained", "finetuned", "compressed", "recovered")
 BUDGET = "steps_budget"
 MAX_TEXT, MAX_JSON = 1000, 20_000
@@ -107,7 +107,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Annotated[int, Field(ge=2, le=2)] = Field(description="version of this schema")
+    schema_version: Annotated[int, Field(ge=3, le=3)] = Field(description="version of this schema")
     sweep: Name = Field(description="name of the sweep that wrote the record")
     model: Name = Field(description="preset name, hub id or folder of the model")
     model_sha256: Name = Field(description="hash of the model folder, or its hub revision")
@@ -156,6 +156,10 @@ class Record(BaseModel):
         description="optimizer steps after the first finetuning that the sweep allows, pruning included; 0 if the "
         "model depends on none"
     )
+    tuned: Json = Field(
+        description="how the learning rate after compression was chosen on held-out training examples, canonical JSON "
+        "object: lr, grid, losses, tokens of the whole grid, held_out; empty where it was not"
+    )
     tokens_finetune: Count = Field(description="training tokens of the first finetuning, padding excluded")
     tokens_compress: Count = Field(description="training tokens used while compressing, padding excluded")
     tokens_recover: Count = Field(description="training tokens of the second finetuning, padding excluded")
@@ -198,7 +202,7 @@ class Record(BaseModel):
 
 
 COLUMNS = tuple(Record.model_fields)
-ADDED_COLUMNS = {2: ("runtime_bytes", "seconds_quantise", BUDGET)}
+ADDED_COLUMNS = {2: ("runtime_bytes", "seconds_quantise", BUDGET), 3: ("tuned",)}
 """Columns that earlier versions do not have, by the version that brought them."""
 _WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 TIMING_COLUMNS = (
@@ -221,16 +225,27 @@ def columns_of(version: int) -> tuple[str, ...]:
     return tuple(column for column in COLUMNS if column not in later)
 
 
+def expected_columns(versions: Iterable[Any]) -> tuple[str, ...]:
+    """Return the columns of a file whose rows name these versions: this version's, unless all are of one earlier."""
+    named = {str(version) for version in versions}
+    version = named.pop() if len(named) == 1 else ""
+    return columns_of(int(version)) if version.isdecimal() and 1 <= int(version) <= SCHEMA_VERSION else COLUMNS
+
+
 def upgraded(row: Mapping[Any, Any]) -> dict[Any, Any]:
     """Return a row of any version up to this one with this version's columns; rows of this version as they are.
 
     Version 1 knew no rounded weights: what an engine held follows from the parameters and the dtype. It had one
-    training budget a sweep: the steps after the first finetuning.
+    training budget a sweep: the steps after the first finetuning. Version 2 knew no tuning.
     """
-    if str(row.get("schema_version")) != "1" or any(column in row for column in ADDED_COLUMNS[2]):
+    version = str(row.get("schema_version"))
+    if version not in ("1", "2") or any(column not in columns_of(int(version)) for column in row if column in COLUMNS):
         return dict(row)
+    later = {"schema_version": SCHEMA_VERSION, "tuned": "{}"}
+    if version == "2":
+        return dict(row) | later
     params, width = str(row.get("params")), _WIDTHS.get(str(row.get("dtype")), 0)
     in_memory = int(params) * width if params.isdecimal() else 0
     steps = [str(row.get(column)) for column in ("steps_compress", "steps_recover")]
     budget = sum(map(int, steps)) if all(count.isdecimal() for count in steps) else 0
-    return dict(row) | {"schema_version": 2, "runtime_bytes": in_memory, "seconds_quantise": 0.0, BUDGET: budget}
+    return dict(row) | later | {"runtime_bytes": in_memory, "seconds_quantise": 0.0, BUDGET: budget}

@@ -22,6 +22,7 @@ from .stage_records import (
     StageRecord,
 )
 from .store.files import RECORD, damaged
+from .tuning import plain_choice
 
 
 def collect(plan: Plan, failed: Collection[str] = ()) -> list[Record]:
@@ -65,6 +66,7 @@ def _cell_records(plan: Plan, cell: Cell, failed: Collection[str], budgets: Mapp
             last = cell.stages.get("recover") or cell.stages.get("compress") or ""
             common = _common(plan, cell, stages, evaluation) | {"benchmark": name, "stage_key": key}
             common["steps_budget"] = budgets.get(last, 0)
+            common["tuned"] = canonical_json({} if cell.tuned is None else plain_choice(cell.tuned))
             for metric in evaluation.result.metrics:
                 fields = asdict(metric)
                 rows.append(Record(**common, metric=fields.pop("name"), **fields))
@@ -129,7 +131,8 @@ def _common(plan: Plan, cell: Cell, stages: Mapping[str, StageRecord], evaluatio
 def _options(plan: Plan, cell: Cell) -> dict[str, Any]:
     if cell.control:
         assert cell.scheme is not None
-        return cell.scheme.model_dump(mode="json")
+        correction = {} if cell.correction is None else cell.correction.model_dump(mode="json")
+        return cell.scheme.model_dump(mode="json") | correction
     options = build_method(cell.method, plan.recipe, cell.seed).model_dump(mode="json")
     if "seed" not in cell.method.options:
         options.pop("seed", None)  # the sweep's seed has a column of its own

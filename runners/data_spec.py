@@ -24,6 +24,8 @@ class DataSpec(Frozen):
         max_length: longest example in tokens; None takes the task's own.
         chat: instructions are rendered with the tokenizer's chat template; part of the key only where they are.
         chat_rules: version of the rules by which they are, `chat_rules`; part of the key only where it is not 1.
+        held_out: share of the examples that a training leaves out (`training.held_out`); part of the key only where it
+            is not 0.
     """
 
     task: str
@@ -33,6 +35,7 @@ class DataSpec(Frozen):
     max_length: int | None = None
     chat: bool = False
     chat_rules: int = 1
+    held_out: float = 0.0
 
     @model_serializer(mode="wrap")
     def _without_chat(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -41,4 +44,6 @@ class DataSpec(Frozen):
             del fields["chat"]
         if not self.chat or self.chat_rules == 1:
             del fields["chat_rules"]
+        if not self.held_out:
+            del fields["held_out"]
         return fields

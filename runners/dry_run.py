@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..methods.base import create_method
+from ..methods.correction import corrector
 from ..methods.estimates import calibration_passes
 from ..models.footprint import context_length
 from .choices import build_method
@@ -23,9 +24,10 @@ from .executors.local import crew_size
 from .graph import Plan
 from .plan import make_plan
 from .progress import duration
-from .specs import CompressStage, FitStage
+from .specs import CompressStage, FitStage, QuantiseStage
 from .sweep import plan_warnings
 from .training.data import example_length
+from .tuning import tuning_sentence
 
 KINDS = ("finetune", "fit", "compress", "recover", "quantise", "evaluate")
 
@@ -89,6 +91,8 @@ def show_plan(plan: Plan, console: Console) -> None:
         console.print(f"note: {note}", highlight=False)
     for line in _calibrations(plan):
         console.print(f"calibration: {line}", markup=False, highlight=False, soft_wrap=True)
+    if note := tuning_sentence(plan):
+        console.print(f"tuning: {note}", markup=False, highlight=False, soft_wrap=True)
     if note := _budgets(plan):
         console.print(f"budgets: {note}", markup=False, highlight=False, soft_wrap=True)
     console.print(_stages(plan))
@@ -118,6 +122,8 @@ def _calibrations(plan: Plan) -> list[str]:
             what, method = "fit", create_method(stage.execution.method, stage.execution.options)
         elif isinstance(stage, CompressStage):
             what, method = "compress", create_method(stage.spec.method, stage.spec.options)
+        elif isinstance(stage, QuantiseStage) and stage.spec.correction:
+            what, method = "correction", corrector(stage.spec.correction)
         else:
             continue
         gathers = calibration_passes(method) > 0 if what == "compress" else method.requirements.statistics

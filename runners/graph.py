@@ -13,7 +13,7 @@ from ..foundation.environment import number_formats
 from ..methods.ranks.budget import Allocation
 from ..models.matrices import model_size
 from ..models.presets import ModelSource
-from ..models.quantised.scheme import Scheme
+from ..models.quantised.scheme import Correction, Scheme
 from .config import MethodSpec, SweepConfig
 from .estimates.at_hand import AtHand
 from .estimates.machine import Machine, measure_machine
@@ -31,6 +31,25 @@ BASELINE = MethodSpec(name="none", label="uncompressed")
 
 
 @dataclass(frozen=True)
+class Tuned:
+    """A learning rate that held-out training examples chose.
+
+    Attributes:
+        grid: all that were tried, ascending.
+        losses: mean loss of each in nats a token; infinite where it was not finite.
+        chosen: with the least of them.
+        tokens: that the trainings of the whole grid read, that of the chosen one among them.
+        held_out: share of the training examples that the losses are of.
+    """
+
+    grid: tuple[float, ...]
+    losses: tuple[float, ...]
+    chosen: float
+    tokens: int
+    held_out: float
+
+
+@dataclass(frozen=True)
 class Cell:
     """One row of results before its benchmarks: a model at one point of the sweep, and the stages behind it.
 
@@ -45,6 +64,8 @@ class Cell:
         scheme: how its weights were rounded, or None.
         control: whether it is a dense model that was only rounded; ``method`` is then the control's name and options.
         recovery: what recovered it, as tables show it; empty for ``full`` and for none.
+        correction: of a control: what is added to its rounded matrices.
+        tuned: how its learning rate after compression was chosen, None where it was not.
     """
 
     method: MethodSpec
@@ -57,6 +78,8 @@ class Cell:
     scheme: Scheme | None = None
     control: bool = False
     recovery: str = ""
+    correction: Correction | None = None
+    tuned: Tuned | None = None
 
     @property
     def label(self) -> str:
@@ -83,6 +106,9 @@ class Plan:
         dtype_note: why evaluations do not compute in the recipe's dtype, or empty.
         bos_note: what a reader of perplexities should know, or empty.
         calibration_note: why statistics are gathered in bfloat16, or empty.
+        grid: ratio and method of each recover stage of a tuned sweep, by key; cells have those that were chosen alone.
+        provisional: keys of the stages that stand for those of a learning rate that is not chosen yet.
+        control_notes: at which shares of bytes a control has no row.
         task_typed: what was typed as the task, which may be a file.
         task_file: the user's task file, see `specs.Execution`.
         assumed: the machine that the user named for a dry run, or None for this one.
@@ -111,6 +137,9 @@ class Plan:
     dtype_note: str = ""
     bos_note: str = ""
     calibration_note: str = ""
+    control_notes: list[str] = field(default_factory=list)
+    grid: dict[str, tuple[float, MethodSpec]] = field(default_factory=dict)
+    provisional: set[str] = field(default_factory=set)
     task_typed: str = ""
     task_file: str | None = None
     assumed: Machine | None = None

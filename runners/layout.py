@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, cast
 
 from ..evals.base import Benchmark, EvalSettings, benchmarks
@@ -12,18 +14,17 @@ from ..evals.tasks.base import get_task
 from ..foundation.errors import UserError
 from ..methods.base import Compressor
 from ..methods.calibration.precision import PassDtype
+from ..methods.correction import corrector
 from ..methods.recoveries.base import Recovery, create_recovery
-from ..models.footprint import context_length
 from ..models.loading import own_dtype
-from ..models.quantised.model import dense_matrices
-from ..models.quantised.scheme import FACTORS, Scheme, control_scheme
-from .checks import bos_windows, check_model, check_rendering
+from ..models.quantised.scheme import FACTORS, Correction, Scheme
+from .checks import bos_windows, check_model
 from .choices import DtypeChoice, build_method, merge_settings, pick_calibration_dtype
 from .config import MethodSpec, RecoverOverrides
-from .data_spec import DataSpec
+from .controls import ControlRow, control_rows
 from .estimates.at_hand import counts_by_size
 from .evaluation_stages import evaluate_stage, evaluation_name
-from .graph import BASELINE, Cell, Plan
+from .graph import BASELINE, Cell, Plan, Tuned
 from .kept_ranks import KeptRanks
 from .points import WHOLE_BITS
 from .process_setup import ProcessSetup
@@ -48,12 +49,13 @@ from .specs import (
     RecoverStage,
     TrainingExecution,
 )
+from .stage_data import StageData
 from .store.folders import MODEL_FOLDER, ratio_folder
-from .tokenizers import tokenizer_chat_rules, tokenizer_chats
-from .training.data import DATA_SEED, calibration_length, example_length, survey_train_set
+from .training.data import DATA_SEED
 from .training.placement import Choice, placed
 from .training.plan_placement import TrainingPlacements
 from .training.settings import TrainSettings
+from .tuning import Candidate, choose
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Layout:
         self.compress_only = compress_only
         kind = get_task(plan.config.task).kind if plan.config.task else ""
         finetune, recover = plan.recipe.for_kind(kind, plan.device)
-        training, data = plan.config.training, plan.config.execution.data
+        training = plan.config.training
         self.finetune = merge_settings(finetune, training.finetune.model_dump())
         self.recoveries = _recoveries(recover, training.recover)
         if training.training_free:
@@ -99,25 +101,21 @@ class Layout:
         for run in (self.finetune, *self.recoveries):
             if plan.setup and run.steps != 0:
                 run.split(plan.setup.processes)
-        self.context = context_length(plan.skeleton.config)
+        self.data = StageData(plan)
         for asked in (training.finetune, training.recover):
-            if (asked.max_length or 0) > self.context:
+            if (asked.max_length or 0) > self.data.context:
                 raise UserError(
-                    f"--max-length {asked.max_length} is more than {plan.source.name} takes ({self.context}); ask for "
-                    "at most that many tokens, or leave it out"
+                    f"--max-length {asked.max_length} is more than {plan.source.name} takes ({self.data.context}); ask "
+                    "for at most that many tokens, or leave it out"
                 )
-        self.data_dir = data.expanduser().resolve() if data else None
         include = plan.config.execution.include_path
         self.include_path = include.expanduser().resolve() if include else None
-        self.train_set = plan.recipe.train_set(plan.config.task, training.train_set)
         self.placements = TrainingPlacements(plan)
-        self.calibration: dict[str, DataSpec] = {}
-        wanted = training.chat_template == "auto" and plan.at_hand.tokenizer
-        self.chat = wanted and tokenizer_chats(plan.source)
-        self.chat_rules = tokenizer_chat_rules(plan.source) if self.chat else 1
+        self.candidates: dict[tuple[float, TrainSettings, str], list[Candidate]] = {}
         self.kept = KeptRanks(plan)
+        self.controls, plan.control_notes = control_rows(self.config, plan.skeleton, plan.saves(trains=False))
         if not compress_only:
-            self._train_set(plan.config.task)
+            self.data.check()
         self.source = _Model(plan.source.sha256, plan.source.location, plan.source.revision)
         made = [benchmarks.get(name)() for name in names]
         self.bos = bos_windows(self.config.evaluation.bos, plan.source if plan.at_hand.tokenizer else None, made)
@@ -134,20 +132,6 @@ class Layout:
         if plan.at_hand.tokenizer:
             check_model(plan.source, plan.skeleton.config, [(b, self._settings(s)) for s in stages for b in read])
 
-    def _train_set(self, task: str) -> DataSpec:
-        if task not in self.calibration:
-            source = self.train_set if task == self.config.task else None
-            at_hand = self.plan.at_hand.data
-            chat = self.chat and task == self.config.task
-            survey = survey_train_set(task, source, self.data_dir, at_hand, chat, self.chat_rules)
-            if self.plan.at_hand.tokenizer:
-                get_task(task).check_chat(self.chat, survey.sample)
-                if survey.identity.chat:
-                    check_rendering(self.plan.source, survey)
-            self.plan.training_sets[task] = survey
-            self.calibration[task] = survey.identity
-        return self.calibration[task]
-
     def lay_out(self) -> None:
         """Add every stage and cell of the sweep."""
         for seed in self.config.seeds:
@@ -163,8 +147,8 @@ class Layout:
                 self._cell(BASELINE, 1.0, seed, "finetuned", keys, tuned)
             for spec in self.config.methods:
                 self._method(spec, seed, tuned, keys)
-            for spec in self.config.controls:
-                self._control(spec, seed, tuned, keys)
+            for row in self.controls:
+                self._control(row, seed, tuned, keys)
         self.kept.settle()
 
     def _common(self, model: _Model) -> dict[str, Any]:
@@ -172,8 +156,8 @@ class Layout:
         return {
             "model": ModelLocation(location=model.location, revision=model.revision),
             "device": self.plan.device,
-            "data": self.data_dir,
-            "train_set": self.train_set,
+            "data": self.data.folder,
+            "train_set": self.data.train_set,
             "task": self.config.task,
             "task_file": self.plan.task_file,
         }
@@ -191,28 +175,9 @@ class Layout:
             "tracking": self.plan.tracking,
         }
 
-    def _data_spec(self, settings: TrainSettings) -> DataSpec:
-        return self._train_set(self.config.task).model_copy(update={"max_length": settings.max_length})
-
-    def _calibration_data(self, spec: MethodSpec, method: Compressor) -> DataSpec:
-        """Return what a method makes its statistics of.
-
-        Raises:
-            UserError: the user asks for examples that are longer than the model's context.
-        """
-        needs = method.requirements
-        task = needs.calibration_task or self.config.task
-        if (spec.options.get("length") or 0) > self.context:
-            raise UserError(
-                f"'{spec.shown}' asks for calibration examples of {needs.calibration_length} tokens, more than "
-                f"{self.plan.source.name} takes; write length={self.context} or less, or leave it out for "
-                f"{calibration_length(task, None, self.context)}"
-            )
-        wanted = needs.calibration_length or self.finetune.max_length
-        length = calibration_length(task, wanted, self.context)
-        # None where it is what a training would read: keys of stages stay what they were before this was chosen here.
-        own = wanted is None and length == example_length(task, None, self.context)
-        return self._train_set(task).model_copy(update={"max_length": None if own else wanted or length})
+    def _at_each_rate(self, run: TrainSettings) -> list[TrainSettings]:
+        """Return a training after compression once for each learning rate of the grid, or as it is."""
+        return [run.model_copy(update={"learning_rate": rate}) for rate in self.config.training.tune or ()] or [run]
 
     def _finetuned(self, seed: int) -> tuple[_Model, dict[str, str]]:
         if self.finetune.steps == 0:
@@ -222,7 +187,7 @@ class Layout:
         spec = FinetuneSpec(
             inputs=ModelInput(model=self.source.identity),
             train=placed(self.finetune, choice),
-            data=self._data_spec(self.finetune),
+            data=self.data.for_training(self.finetune),
             seed=seed,
             save_dtype=self.plan.saves(trains=True),
         )
@@ -243,7 +208,7 @@ class Layout:
         fit = FitSpec(
             inputs=ModelInput(model=tuned.identity),
             fit=method.fit_key(),
-            data=self._calibration_data(spec, method) if reads else None,
+            data=self.data.for_statistics(spec, method, self.finetune) if reads else None,
             seed=seed if reads else None,
             budget=FitBudget(ratio=ratios[0], rank_multiple=self.config.rank_multiple) if alone else None,
             calibration_dtype=cast(PassDtype, passes.dtype),
@@ -259,11 +224,13 @@ class Layout:
         fit_key = self.plan.add(FitStage(spec=fit, execution=execution, title=title), tuned.stage)
         self.kept.want(fit_key, method, spec.shown)
         together = bool(options.get("trajectory"))
+        runs = [run for budget in self.recoveries for run in self._at_each_rate(budget)]
         # What trains while it compresses takes its steps out of the budget: another budget is another compression.
-        budgets = [[run] for run in self.recoveries] if method.requirements.trains else [self.recoveries]
+        budgets = [[run] for run in runs] if method.requirements.trains else [runs]
         for group in [ratios] if together else [[ratio] for ratio in ratios]:
-            for runs in budgets:
-                self._compressed(spec, method, seed, tuned, keys | {"fit": fit_key}, group, runs)
+            for each in budgets:
+                self._compressed(spec, method, seed, tuned, keys | {"fit": fit_key}, group, each)
+        self._choose(spec, method, seed)
 
     def _passes(self, method: Compressor, tuned: _Model) -> DtypeChoice:
         """Return the dtype of the passes that a method gathers statistics from; of no effect where it gathers none."""
@@ -304,12 +271,12 @@ class Layout:
             training = self._training_fields(choice)
             trained = {
                 "train": placed(recoveries[0], choice).unplaced(),
-                "data": self._data_spec(recoveries[0]),
+                "data": self.data.for_training(recoveries[0]),
                 "extra_pruning_steps": self.config.training.extra_pruning_steps,
             }
             compression = compression.model_copy(update=trained)
         elif needs.searches:
-            compression = compression.model_copy(update={"data": self._calibration_data(spec, method)})
+            compression = compression.model_copy(update={"data": self.data.for_statistics(spec, method, self.finetune)})
         execution = CompressExecution(
             **self._common(tuned),
             **training,
@@ -325,15 +292,45 @@ class Layout:
             path = keys | {"compress": key}
             last = recoveries[0].steps == 0
             recovering = {shown: recovery for shown, recovery in self.recovered_by.items() if recovery.trains}
-            if last or self.config.evaluation.before_recovery or len(recovering) < len(self.recovered_by):
+            later = bool(needs.trains and self.config.training.tune)  # see `_choose`
+            if last or (self._shows_compressed and not later):
                 self._cells(spec, ratio, seed, "compressed", path, small, recoveries[0] if needs.trains else None)
             for run in recoveries if not last else []:
                 for shown, recovery in recovering.items():
                     self._recovered(spec, method, ratio, seed, path, small, run, recovery, shown)
 
+    @property
+    def _shows_compressed(self) -> bool:
+        """Whether models are measured before their recovery too."""
+        recovering = [recovery for recovery in self.recovered_by.values() if recovery.trains]
+        return self.config.evaluation.before_recovery or len(recovering) < len(self.recovered_by)
+
+    def _choose(self, spec: MethodSpec, method: Compressor, seed: int) -> None:
+        """Add the cells of a tuned method: of the learning rates with the least loss, or of those that stand for them.
+
+        A compression that trains was trained at each rate too; what is measured before the recovery is then the one
+        that the first recovery's choice starts from.
+        """
+        trains = method.requirements.trains
+        first = next((shown for shown, recovery in self.recovered_by.items() if recovery.trains), "")
+        for (ratio, _, recovery), candidates in self.candidates.items():
+            choice = choose(self.plan, candidates, ratio, trains)
+            chosen, known = choice.candidate, set(self.plan.stages)
+            if trains and recovery == first and self._shows_compressed:
+                path = {kind: key for kind, key in chosen.keys.items() if kind != "recover"}
+                self._cells(spec, ratio, seed, "compressed", path, chosen.small, chosen.run, tuned=choice.tuned)
+            by = "" if recovery == "full" else recovery
+            self._cells(spec, ratio, seed, "recovered", chosen.keys, chosen.made, chosen.run, by, choice.tuned)
+            if choice.tuned is None:
+                self.plan.provisional |= set(self.plan.stages) - known
+        self.candidates.clear()
+
     def _steps(self, run: TrainSettings | None) -> str:
-        """Return a budget as titles name it, or nothing where the sweep has only one."""
-        return f", {run.steps:,} steps" if run and len(self.recoveries) > 1 else ""
+        """Return budget and learning rate as titles name them, where the sweep has several."""
+        if run is None:
+            return ""
+        steps = f", {run.steps:,} steps" if len(self.recoveries) > 1 else ""
+        return f"{steps}, lr {run.learning_rate:g}" if self.config.training.tune else steps
 
     def _recovered(
         self,
@@ -354,7 +351,7 @@ class Layout:
         recover = RecoverSpec(
             inputs=ModelInput(model=small.identity),
             train=placed(run, choice),
-            data=self._data_spec(run),
+            data=self.data.for_training(run),
             seed=seed,
             save_dtype=self.plan.saves(trains=True),
             extra_pruning_steps=extra,
@@ -363,8 +360,12 @@ class Layout:
         )
         execution = TrainingExecution(**self._common(small), **self._training_fields(choice))
         key = self.plan.add(RecoverStage(spec=recover, execution=execution, title=title), small.stage)
-        made = self._made(key, MODEL_FOLDER)
-        self._cells(spec, ratio, seed, "recovered", keys | {"recover": key}, made, run, by and shown)
+        made, path = self._made(key, MODEL_FOLDER), keys | {"recover": key}
+        if self.config.training.tune:
+            budget, self.plan.grid[key] = run.model_copy(update={"learning_rate": 1.0}), (ratio, spec)
+            self.candidates.setdefault((ratio, budget, shown), []).append(Candidate(run, path, small, made))
+        else:
+            self._cells(spec, ratio, seed, "recovered", path, made, run, by and shown)
 
     def _cells(
         self,
@@ -376,26 +377,47 @@ class Layout:
         model: _Model,
         run: TrainSettings | None,
         recovery: str = "",
+        tuned: Tuned | None = None,
     ) -> None:
         """Add the cells of one compressed model, in each number of bits."""
+        more: dict[str, Any] = {"recovery": recovery, "tuned": tuned}
         for bits in self.plan.bits(spec.shown, ratio):
             if bits == WHOLE_BITS:
-                self._cell(spec, ratio, seed, state, keys, model, run, recovery=recovery)
+                self._cell(spec, ratio, seed, state, keys, model, run, **more)
                 continue
             by = f" by {recovery}" if recovery else ""
             shown = f"{spec.shown} {ratio:g}x ({state}{by}){self._steps(run)} in {bits} bits"
             rounded, key = self._quantised(FACTORS, shown, seed, model)
-            self._cell(spec, ratio, seed, state, keys | {"quantise": key}, rounded, run, FACTORS, recovery=recovery)
+            self._cell(spec, ratio, seed, state, keys | {"quantise": key}, rounded, run, FACTORS, **more)
 
-    def _control(self, spec: MethodSpec, seed: int, model: _Model, keys: dict[str, str]) -> None:
-        scheme = control_scheme(spec.name, spec.options)
-        dense_matrices(self.plan.skeleton, scheme)  # an embedding that cannot be rounded is refused before any work
-        rounded, key = self._quantised(scheme, spec.shown, seed, model)
-        self._cell(spec, 1.0, seed, "compressed", keys | {"quantise": key}, rounded, None, scheme, control=True)
+    def _control(self, row: ControlRow, seed: int, model: _Model, keys: dict[str, str]) -> None:
+        spec, (scheme, correction, _) = row
+        rounded, key = self._quantised(scheme, spec.shown, seed, model, self._corrected(spec, correction, seed, model))
+        keys = keys | {"quantise": key}
+        self._cell(spec, 1.0, seed, "compressed", keys, rounded, None, scheme, control=True, correction=correction)
 
-    def _quantised(self, scheme: Scheme, shown: str, seed: int, model: _Model) -> tuple[_Model, str]:
+    def _corrected(self, spec: MethodSpec, correction: Correction | None, seed: int, model: _Model) -> dict[str, Any]:
+        """Return the fields of a `QuantiseSpec` that a correction adds; none for one of rank 0."""
+        if correction is None or not correction.rank:
+            return {}
+        method = corrector(correction)
+        if not method.requirements.data_in_fit:
+            return {"correction": correction}
+        return {
+            "correction": correction,
+            "data": self.data.for_statistics(spec, method, self.finetune),
+            "seed": seed,
+            "calibration_dtype": cast(PassDtype, self._passes(method, model).dtype),
+        }
+
+    def _quantised(
+        self, scheme: Scheme, shown: str, seed: int, model: _Model, corrected: Mapping[str, Any] = MappingProxyType({})
+    ) -> tuple[_Model, str]:
         quantisation = QuantiseSpec(
-            inputs=ModelInput(model=model.identity), scheme=scheme, save_dtype=self.plan.saves(trains=False)
+            inputs=ModelInput(model=model.identity),
+            scheme=scheme,
+            save_dtype=self.plan.saves(trains=False),
+            **corrected,
         )
         execution = Execution(**self._common(model))
         stage = QuantiseStage(spec=quantisation, execution=execution, title=f"quantise {shown}, seed {seed}")
@@ -412,7 +434,7 @@ class Layout:
     def _settings(self, state: EvalStage, context: int | None = None) -> EvalSettings:
         asked = self.config.evaluation
         return EvalSettings(
-            data_dir=self.data_dir,
+            data_dir=self.data.folder,
             limit=asked.limit,
             stage=state,
             batch_size=self.config.execution.eval_batch_size,
@@ -423,7 +445,7 @@ class Layout:
             seed=DATA_SEED if asked.problem_seed is None else asked.problem_seed,
             allow_weak_isolation=self.config.execution.allow_weak_isolation,
             context=context,
-            chat=self.chat,
+            chat=self.data.chat,
             include_path=self.include_path,
         )
 
@@ -439,6 +461,8 @@ class Layout:
         scheme: Scheme | None = None,
         control: bool = False,
         recovery: str = "",
+        correction: Correction | None = None,
+        tuned: Tuned | None = None,
     ) -> None:
         bits = f" in {scheme.bits} bits" if scheme else ""
         by = f" by {recovery}" if recovery else ""
@@ -452,7 +476,8 @@ class Layout:
                     place = evaluation_name(name, context, windows)
                     evaluations[place] = self._evaluation(benchmark, place, shown, model, each)
         budget = run.steps if run else None
-        self.plan.cells.append(Cell(spec, ratio, seed, state, keys, evaluations, budget, scheme, control, recovery))
+        more: dict[str, Any] = {"recovery": recovery, "correction": correction, "tuned": tuned}
+        self.plan.cells.append(Cell(spec, ratio, seed, state, keys, evaluations, budget, scheme, control, **more))
 
     def _evaluation(self, benchmark: Benchmark, place: str, shown: str, model: _Model, settings: EvalSettings) -> str:
         stage = evaluate_stage(
@@ -465,6 +490,6 @@ class Layout:
             f"evaluate {place.replace('@', ' at ')} on {shown}",
             counts_by_size(benchmark.name, self.plan.at_hand),
             self.plan.dtype_note,
-            self.chat_rules,
+            self.data.chat_rules,
         )
         return self.plan.add(stage, model.stage)

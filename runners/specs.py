@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, field_serializer, field_validator
 from ..evals.base import EvalSettings
 from ..foundation.files import digest
 from ..methods.calibration.precision import PassDtype
-from ..models.quantised.scheme import Scheme
+from ..models.quantised.scheme import Correction, Scheme
 from .data_spec import DataSpec, Frozen
 from .process_setup import ProcessSetup
 from .tracking.names import Tracking
@@ -166,11 +166,17 @@ class QuantiseSpec(Spec):
     Attributes:
         scheme: what is rounded to how many bits.
         save_dtype: of the dequantised checkpoint and of what is not rounded, see `models.dtypes`.
+        correction: a low-rank matrix beside each rounded one.
+        data, seed, calibration_dtype: of a whitened correction, as in `FitSpec`.
     """
 
     kind: Literal["quantise"] = "quantise"
     scheme: Scheme
     save_dtype: str
+    correction: Correction | None = None
+    data: DataSpec | None = None
+    seed: int | None = None
+    calibration_dtype: PassDtype = "float32"
 
 
 class EvaluateSpec(Spec):

@@ -82,10 +82,19 @@ class DataCard(_Lenient):
     tokens: dict[str, float] = Field(default_factory=dict)
 
 
+class HeldOut(_Lenient):
+    """Of a recovery in a tuned sweep: mean loss in nats a token on held-out training examples, and what was read."""
+
+    loss: float
+    examples: int
+    tokens: int
+
+
 class TrainingResult(_Lenient):
     """Of a finetuning or a recovery."""
 
     training: RecordedTraining
+    held_out: HeldOut | None = None
     warnings: tuple[str, ...] = ()
     data_card: DataCard | None = None
 
@@ -114,6 +123,7 @@ class QuantiseResult(_Lenient):
     """Of rounding weights: bytes of the packed file."""
 
     packed_bytes: int
+    warnings: tuple[str, ...] = ()
 
 
 class EvaluateResult(_Lenient):

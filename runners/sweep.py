@@ -29,8 +29,8 @@ from .graph import Plan
 from .plan import make_plan
 from .process_setup import refuse_launchers
 from .progress import LOG_FILE, PLANNING_QUIET, StageProgress, show_progress
-from .specs import EvaluateStage
-from .stage_records import FinetuneRecord, FitRecord
+from .specs import EvaluateStage, QuantiseStage
+from .stage_records import FinetuneRecord, FitRecord, QuantiseRecord
 from .store.removal import Removal, by_fit, keeps_all
 from .store.shared import SharedStore
 from .store.storage import Storage
@@ -98,6 +98,9 @@ def execute(config: SweepConfig, out: Console) -> Executed:
         plan = make_plan(config)
     for warning in [*filter(None, [check_results_folder(plan)]), *plan_warnings(plan)]:
         out.print(f"[yellow]note:[/yellow] {warning}", highlight=False)
+    trained = 0
+    if plan.provisional:
+        plan, trained = _train_grid(plan, out)
     pending = plan.pending()
     for key in reused(plan, pending):
         if plan.store.is_done(key):  # else it comes from the storage, where bytes are compared on the way
@@ -131,7 +134,34 @@ def execute(config: SweepConfig, out: Console) -> Executed:
     records = collect(plan, failed)
     if not records:
         raise_failures(plan.stages, failed)
-    return Executed(plan, records, len(pending), failed)
+    return Executed(plan, records, len(pending) + trained, failed)
+
+
+def _train_grid(plan: Plan, out: Console) -> tuple[Plan, int]:
+    """Run all stages but roundings and evaluations, and return the plan with what `tuning.choose` chose by them.
+
+    Beside it is how many stages had to run.
+
+    Raises:
+        UserError: see `execute`.
+    """
+    pending = plan.pending()
+    for key in reused(plan, pending):
+        if plan.store.is_done(key):
+            plan.store.verify(key)
+    _check_disk(plan)
+    if plan.config.execution.executor != "ray":
+        check_plan(plan, pending)
+    for tracker in trackers(plan.tracking):
+        tracker.prepare()
+    removal = Removal(plan, pending)
+    with removal.claim() as pending:
+        grid = [key for key in pending if plan.stages[key].kind not in ("quantise", "evaluate")]
+        _run_pending(plan, grid, removal, out)
+    with show_progress(out, "reading data", after=PLANNING_QUIET) as report, reporting(report):
+        chosen = make_plan(plan.config)
+    assert not chosen.provisional
+    return chosen, len(grid)
 
 
 def _run_pending(plan: Plan, pending: Sequence[str], removal: Removal, out: Console) -> dict[str, Event]:
@@ -184,6 +214,7 @@ def plan_warnings(plan: Plan) -> list[str]:
             plan.dtype_note,
             plan.calibration_note,
             plan.bos_note,
+            *plan.control_notes,
         )
         if note
     ]
@@ -210,12 +241,12 @@ def plan_warnings(plan: Plan) -> list[str]:
 
 
 def fit_warnings(plan: Plan) -> list[str]:
-    """Return what finished finetunings and fits warn of, each sentence once."""
+    """Return what finished finetunings, fits and corrections warn of, each sentence once."""
     warnings: dict[str, None] = {}
     for key, stage in plan.stages.items():
-        if stage.kind in ("finetune", "fit"):
+        if stage.kind in ("finetune", "fit") or (isinstance(stage, QuantiseStage) and stage.spec.correction):
             record = plan.store.record(key)
-            if isinstance(record, FinetuneRecord | FitRecord):
+            if isinstance(record, FinetuneRecord | FitRecord | QuantiseRecord):
                 warnings |= dict.fromkeys(record.result.warnings)
     return list(warnings)
 

@@ -63,6 +63,7 @@ runners/test_progress.py
 runners/test_plan.py
 results/samples/test_samples.py
 runners/test_save_dtype.py
+runners/test_tuning.py
 runners/test_quantised_sweep.py
 results/leaderboard/test_paired_boards.py
 runners/training/test_resuming.py

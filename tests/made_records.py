@@ -16,14 +16,14 @@ def make_record(**changes: Any) -> Record:
     """A valid record of SVD at ratio 2 with the given fields changed; ratio and kept follow params."""
     params = changes.get("params", PARAMS // 2)
     fields: dict[str, Any] = {
-        **{"schema_version": 2, "sweep": "demo", "model": "llama2-7b", "model_sha256": "ab" * 32, "task": "math"},
+        **{"schema_version": 3, "sweep": "demo", "model": "llama2-7b", "model_sha256": "ab" * 32, "task": "math"},
         **{"method": "svd", "label": changes.get("method", "svd"), "options": "{}", "stage": "recovered"},
         **{"ratio_target": 2.0, "ratio": PARAMS / params, "kept": params / PARAMS, "ratio_matrices": 2.1},
         **{"params_original": PARAMS, "params": params, "bytes": 2 * params, "runtime_bytes": 2 * params, "seed": 42},
         **{"benchmark": "gsm8k", "variant": "gsm8k-0shot-alpaca", "metric": "accuracy", "scorer": "answer-is"},
         **{"headline": True, "higher_is_better": True, "value": 0.4, "low": 0.375, "high": 0.426},
         **{"confidence": 0.95, "n": 1319, "steps_finetune": 600, "steps_compress": 0, "steps_recover": 600},
-        **{"tokens_finetune": 19_660_800, "tokens_compress": 0, "tokens_recover": 19_660_800},
+        **{"tuned": "{}", "tokens_finetune": 19_660_800, "tokens_compress": 0, "tokens_recover": 19_660_800},
         **{"seconds_finetune": 3600.5, "seconds_fit": 60.25, "seconds_compress": 5.125, "seconds_recover": 3600.1},
         **{
             "seconds_quantise": 0.0,

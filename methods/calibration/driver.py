@@ -57,12 +57,24 @@ class CalibratedCompressor(MatrixCompressor):
             tokens += int(batch["attention_mask"].sum())
         fitted.meta["calibration"] = {"examples": examples, "tokens": tokens}
         widest = max(group.in_features for group in self.groups(model))
-        if tokens < widest:
-            fitted.meta["warnings"] = [
-                f"{self.name} was calibrated on {tokens:,} tokens, fewer than the {widest:,} inputs of the widest "
-                "matrix, so its statistics are noisy or singular; give it more samples"
-            ]
+        fitted.meta["warnings"] = few_tokens(self.name, tokens, widest)
         return fitted
+
+
+def few_tokens(name: str, tokens: int, widest: int) -> list[str]:
+    """Return a warning where statistics were made of fewer tokens than the widest matrix has inputs, else nothing.
+
+    Args:
+        name: of what was calibrated.
+        tokens: that were read.
+        widest: inputs.
+    """
+    if tokens >= widest:
+        return []
+    return [
+        f"{name} was calibrated on {tokens:,} tokens, fewer than the {widest:,} inputs of the widest "
+        "matrix, so its statistics are noisy or singular; give it more samples"
+    ]
 
 
 @dataclass(frozen=True)

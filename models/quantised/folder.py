@@ -11,13 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...foundation.files import sync
-from .model import FACTOR_SCALE, PACKED, SCALE, SHAPE
+from .model import CORRECTION_A, CORRECTION_B, FACTOR_SCALE, PACKED, SCALE, SHAPE
 from .packing import unpack
 from .rounding import from_groups, group_for
 from .scheme import Scheme
-
-PACKED_FILE = "packed.safetensors"
-"""In the folder of a quantise stage, beside the dequantised checkpoint that is evaluated."""
 
 _SCHEME = "scheme"
 
@@ -33,7 +30,8 @@ def write_packed(tensors: Mapping[str, Tensor], scheme: Scheme, file: Path) -> i
 def read_packed(file: Path) -> dict[str, Tensor]:
     """Return the weights that a packed file encodes, by the model's names, rounded ones in float32.
 
-    Of two factors, A gets the integers and B the integers times the scales; their product is the module's matrix.
+    Of two factors, A gets the integers and B the integers times the scales; their product is the module's matrix. A
+    matrix with a correction is the sum of both.
     """
     with safe_open(file, framework="pt") as stored:
         scheme = Scheme.model_validate_json(stored.metadata()[_SCHEME])
@@ -45,9 +43,12 @@ def read_packed(file: Path) -> dict[str, Tensor]:
             columns = int(tensors[f"{module}.{SHAPE}"][1])
             integers = unpack(tensor, scheme.bits, columns)
             group = group_for(columns, scheme.group)
-            weights[f"{module}.weight"] = from_groups(integers, tensors[f"{module}.{SCALE}"], group)
+            weight = from_groups(integers, tensors[f"{module}.{SCALE}"], group)
+            if (first := tensors.get(f"{module}.{CORRECTION_A}")) is not None:
+                weight += tensors[f"{module}.{CORRECTION_B}"].float() @ first.float()
+            weights[f"{module}.weight"] = weight
         elif part == "lr_b" and tensor.dtype == torch.int8:
             weights[name] = tensor.float() * tensors[f"{module}.{FACTOR_SCALE}"].float()
-        elif part not in (SCALE, SHAPE, FACTOR_SCALE):
+        elif part not in (SCALE, SHAPE, FACTOR_SCALE, CORRECTION_A, CORRECTION_B):
             weights[name] = tensor.float() if tensor.dtype == torch.int8 else tensor
     return weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,12 @@ PACKED, SCALE, SHAPE = "weight_packed", "weight_scale", "weight_shape"
 """Tensors of a dense matrix in a packed file, named as compressed-tensors does."""
 FACTOR_SCALE = "lr_scale"
 """Scales (r,) of a factorised module, beside its integers ``lr_a`` (r, n) and ``lr_b`` (m, r)."""
+CORRECTION_A, CORRECTION_B = "correction_a", "correction_b"
+"""Factors A (r, n) and B (m, r) of what is added to a rounded dense matrix."""
+CORRECTION_DTYPE = torch.bfloat16
+
+Corrections = Mapping[str, tuple[Tensor, Tensor]]
+"""A (r, n) and B (m, r) by the name of a dense matrix."""
 
 
 def dense_matrices(model: nn.Module, scheme: Scheme) -> list[Matrix]:
@@ -33,12 +40,13 @@ def dense_matrices(model: nn.Module, scheme: Scheme) -> list[Matrix]:
 
 
 @torch.no_grad()
-def quantise(model: Any, scheme: Scheme) -> dict[str, Tensor]:
-    """Round a model's matrices in place to what their integers stand for.
+def quantise(model: Any, scheme: Scheme, corrections: Corrections | None = None) -> dict[str, Tensor]:
+    """Round a model's matrices in place to what their integers stand for, and add corrections.
 
     Args:
         model: a transformers model, dense or factorised; parameters keep their dtype, to which values are rounded.
         scheme: what to round.
+        corrections: of dense matrices; they are stored in `CORRECTION_DTYPE`, and the sum is of what is stored.
 
     Returns:
         All tensors of the packed model by name, each parameter once: integers and scales, and the others as they are.
@@ -61,7 +69,12 @@ def quantise(model: Any, scheme: Scheme) -> dict[str, Tensor]:
         _check_finite(f"{matrix.name}.weight", weight)
         group = group_for(matrix.in_features, scheme.group)
         integers, scales = round_groups(weight, scheme.bits, group)
-        weight.copy_(from_groups(integers, scales, group))
+        rounded_weight = from_groups(integers, scales, group)
+        if corrections and matrix.name in corrections:
+            a, b = (factor.to(weight.device, CORRECTION_DTYPE) for factor in corrections[matrix.name])
+            rounded_weight += b.float() @ a.float()
+            packed |= {f"{matrix.name}.{CORRECTION_A}": a, f"{matrix.name}.{CORRECTION_B}": b}
+        weight.copy_(rounded_weight)
         packed |= {
             f"{matrix.name}.{PACKED}": pack(integers, scheme.bits),
             f"{matrix.name}.{SCALE}": scales,

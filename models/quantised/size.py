@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..matrices import Matrix, low_rank_layers, model_size
-from .model import dense_matrices
+from .model import CORRECTION_DTYPE, dense_matrices
 from .packing import WORD_BITS, words_per_row
 from .rounding import SCALE_DTYPE, group_count, group_for
 from .scheme import Scheme
@@ -32,13 +32,22 @@ def factor_bytes(rank: int, entries: int, modules: int = 1) -> int:
     return entries + modules * rank * _SCALE_BYTES
 
 
-def packed_bytes(model: nn.Module, scheme: Scheme, width: int) -> int:
+def correction_bytes(matrix: Matrix, rank: int) -> int:
+    """Return the bytes of a dense matrix's correction (m, n): r(m + n) numbers, r no more than its smaller side."""
+    if matrix.embedding:
+        return 0
+    sides = matrix.in_features, matrix.out_features
+    return min(rank, *sides) * sum(sides) * CORRECTION_DTYPE.itemsize
+
+
+def packed_bytes(model: nn.Module, scheme: Scheme, width: int, rank: int = 0) -> int:
     """Return the bytes of all tensors that `model.quantise` returns, without making them.
 
     Args:
         model: dense or factorised; meta tensors are enough.
         scheme: what is rounded.
         width: bytes of each number that is not rounded.
+        rank: of the corrections of dense matrices.
     """
     layers, size, rounded = low_rank_layers(model), 0, 0
     for layer in layers.values():
@@ -46,6 +55,6 @@ def packed_bytes(model: nn.Module, scheme: Scheme, width: int) -> int:
         size += factor_bytes(layer.rank, entries)
         rounded += entries
     for matrix in dense_matrices(model, scheme):
-        size += dense_bytes(matrix, scheme)
+        size += dense_bytes(matrix, scheme) + correction_bytes(matrix, rank)
         rounded += matrix.parameters
     return size + (model_size(model).parameters - rounded) * width

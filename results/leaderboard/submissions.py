@@ -23,7 +23,7 @@ from ...records.schema import (
     SCHEMA_VERSION,
     TIMING_COLUMNS,
     Record,
-    columns_of,
+    expected_columns,
     upgraded,
 )
 from ..tables.escape import clean
@@ -243,7 +243,7 @@ def _header_faults(header: Sequence[str], versions: set[str]) -> list[Fault]:
             faults.append(Fault(1, _short(name) or "(no name)", f"no such column{did_you_mean(name[:60], COLUMNS)}"))
         elif header.count(name) > 1:
             faults.append(Fault(1, name, "this column is there twice"))
-    missing = [name for name in (columns_of(1) if versions == {"1"} else COLUMNS) if name not in header]
+    missing = [name for name in expected_columns(versions) if name not in header]
     faults += [Fault(1, name, f"this column is missing: {Record.model_fields[name].description}") for name in missing]
     return faults
 
@@ -255,7 +255,7 @@ def _text_faults(number: int, row: dict[str, str]) -> list[Fault]:
             bad = next(c for c in text if not c.isprintable())
             message = f"'{_short(text)}' has the invisible character U+{ord(bad):04X}; only printable text is allowed"
             faults.append(Fault(number, column, message))
-        elif len(text) > LONGEST_TEXT and column not in ("options", "versions"):
+        elif len(text) > LONGEST_TEXT and column not in ("options", "tuned", "versions"):
             message = f"'{_short(text)}' has {len(text)} characters; at most {LONGEST_TEXT} are allowed"
             faults.append(Fault(number, column, message))
     return faults

@@ -7,11 +7,13 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...foundation.files import digest, write_atomic
+from ...models.quantised.scheme import CORRECTED
 from ..tables.escape import clean
 from ..tables.names import wrap
 from ..tables.pivot import Cell, Pivot, Row, direction, is_fraction, is_perplexity, pivot
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 _REFERENCE = {"finetuned": ("#222222", (0, (9, 3))), "pretrained": ("#888888", (0, (2, 3)))}
 _REFERENCE_MARKER = {"finetuned": "h", "pretrained": "p"}
+_RANK = re.compile(r"[:,]rank=\d+(?=$|[^,\d])|(?<=[:,])rank=\d+,")
 _CROWDED = 8
 """With more lines the figure has a panel for each few of them, the others in grey behind."""
 _LEGEND = 78
@@ -162,7 +165,21 @@ def new_sheet(width: float, height: float) -> Any:
 
 
 def _lines(table: Pivot, axis: XAxis) -> list[Row]:
-    return [row for row in table.rows if not row.uncompressed and axis.cells(row)]
+    rows = [row for row in table.rows if not row.uncompressed and axis.cells(row)]
+    return rows if axis.name == "ratio" else _joined(rows)
+
+
+def _joined(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with those of a corrected control that differ in its rank alone as one, from fewer bytes on."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_RANK.sub("", row.label) if row.method == CORRECTED else row.label, []).append(row)
+    joined = []
+    for label, group in groups.items():
+        cells = sorted((cell for row in group for cell in row.cells.values()), key=lambda cell: cell.bytes)
+        whole = replace(group[0], label=label, cells={-cell.bytes: cell for cell in cells})
+        joined.append(whole if len(group) > 1 else group[0])
+    return joined
 
 
 def draw_rows(

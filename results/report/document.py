@@ -13,6 +13,7 @@ from ..tables.names import shorten
 from ..tables.pivot import Cell, Pivot, format_cell, pivot, same_but_budget
 from ..tables.table import Cell as TableCell
 from ..tables.table import Column, Field, Table, number_columns, text_columns
+from ..tables.tuning import tuning
 from .blocks import Block, Bullets, Code, Examples, Fold, Heading, Listing, Picture, Section
 from .data import Report
 from .figures import MOST_LINES, budget_curve, curve, failure_figure, spending_figure
@@ -84,6 +85,9 @@ def _results(report: Report, tables: Sequence[Pivot]) -> list[Block]:
         for number, table in enumerate(tables)
         if (over_bytes := by_bytes(table)) is not None
     ]
+    for number, (model, task) in enumerate(dict.fromkeys((table.model, table.task) for table in tables)):
+        if (tuned := tuning(report.records, model, task)) is not None:
+            blocks.append(replace(tuned, id=f"tuned-{number}"))
     if report.paired:
         blocks.append(Fold(f"The {len(report.paired)} paired tests", [_paired(report, tables)], long=True))
     blocks.append(Fold("Sizes and training tokens of every model", [_sizes(tables)], long=True))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ...models.quantised.scheme import CONTROLS
 from ..tables.pivot import Cell, Pivot, Row, direction, format_value, is_fraction, pivot
@@ -13,6 +15,9 @@ from .data import Paired, Report
 from .equal_bytes import equal_bytes
 from .verdicts import SIGNIFICANCE, is_separated, lies_apart
 from .words import and_list, duration
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _NAMED = 6
 """Most rows that a sentence names; more are counted."""
@@ -179,12 +184,35 @@ def _fairness(report: Report) -> list[str]:
         sentences = [
             f"The methods were not trained equally: {steps[0]:,} to {steps[-1]:,} steps after the first finetuning."
         ]
+    sentences += _tuned(rows)
     if report.records.method.isin(CONTROLS).any():
         sentences.append("The controls are the model after the first finetuning, rounded; nothing trains them further.")
     most = float((rows.ratio / rows.ratio_target - 1).abs().max())
     if most > 0.01:
         sentences.append(f"The achieved ratio differs from the one asked for by up to {100 * most:.1f} %.")
     return sentences
+
+
+def _tuned(rows: pd.DataFrame) -> list[str]:
+    """Say how learning rates were chosen and what that cost, or nothing where none was."""
+    if "tuned" not in rows or (rows.tuned == "{}").all():
+        return []
+    cells = rows.drop_duplicates(["label", "stage", "ratio_target", "steps_budget", "seed"])
+    cells = cells[cells.stage == "recovered"]
+    choices = [json.loads(text) for text in cells.tuned if text != "{}"]
+    if not choices:
+        return []
+    grids = {tuple(choice["grid"]) for choice in choices}
+    if len(grids) > 1 or len(choices) < len(cells):
+        return ["The methods were not tuned equally: their learning rates after compression are not all of one grid."]
+    spent = sum(choice["tokens"] for choice in choices)
+    own = int((cells.tokens_compress + cells.tokens_recover).sum())
+    return [
+        "Held-out training examples chose each row's learning rate after compression out of "
+        f"{and_list([f'{rate:g}' for rate in min(grids)])}.",
+        f"The whole grid read {spent:,} training tokens, the trainings that were chosen {own:,}; all other figures of "
+        "cost are of the chosen ones alone.",
+    ]
 
 
 def _costs(report: Report) -> list[str]:

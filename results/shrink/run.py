@@ -135,6 +135,8 @@ def check(config: SweepConfig, share: float, between: tuple[float, float], resol
         raise UserError("bench shrink searches with one seed; name one with --seeds")
     if len(config.training.recover.steps or ()) > 1:
         raise UserError("bench shrink searches with one budget; name one number with --recover-steps")
+    if config.training.tune:
+        raise UserError("bench shrink trains with one learning rate; name it with --lr, and leave --tune out")
     if config.evaluation.before_recovery:
         raise UserError("bench shrink measures models after their recovery; leave --before-recovery out")
     if len(config.training.recovery) > 1 or config.training.recovery[0].name == "none":

@@ -134,6 +134,7 @@ def _origin(name: str, folder: Path, model: str | None) -> dict[str, Any]:
         "task": "none",
         "seed": 0,
         "options": "{}",
+        "tuned": "{}",
         "ratio_matrices": 1.0,
         "params_original": original,
         "params": size.parameters,

@@ -10,6 +10,7 @@ from .by_bytes import BYTES, by_bytes, scaled
 from .pivot import Cell, Pivot, Row, format_cell, pivot, same_but_budget
 from .table import Cell as TableCell
 from .table import Column, Field, Table, by_label, number_columns, text_columns
+from .tuning import tuning
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +35,8 @@ def by_ratio(frame: pd.DataFrame, headline: bool = True, exact: bool = True) -> 
     for (model, task), group in _by_model(pivot(frame, headline)):
         tables += [_by_ratio(part) for part in same_but_budget(group)]
         tables += [table for same in group if (table := by_bytes(same)) is not None]
+        if (tuned := tuning(frame, model, task)) is not None:
+            tables.append(tuned)
         tables.append(_sizes(f"{model} · {task}: sizes and training tokens", group, exact))
     return tables
 

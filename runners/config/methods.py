@@ -14,10 +14,10 @@ from .sentences import sentence
 _NOT_A_COMMA = re.compile(r"(\([^()]*\)|[^()])*?(\s*[:;|&/]|\s)\s*-*\w+\s*=")
 """A value behind which another option follows, separated by something else than a comma."""
 _PLURALS = {"method": "methods", "recovery": "recoveries"}
-_NAME = re.compile(r"\s*(?P<name>[\w.-]*\w)(?P<rest>.*)", re.DOTALL)
+_NAME = re.compile(r"\s*(?P<name>[\w.+-]*\w)(?P<rest>.*)", re.DOTALL)
 _SEPARATOR = re.compile(r"[\s:;,|&/?()\[\]{}]")
 _PIECE = re.compile(r"(?:[^\s:;,|&/?()\[\]{}]|\([^()]*\))+")
-_LABELLED = re.compile(r"\s*(?P<label>[^=:,]*?)\s*=\s*(?P<method>[A-Za-z][\w.-]*)\s*")
+_LABELLED = re.compile(r"\s*(?P<label>[^=:,]*?)\s*=\s*(?P<method>[A-Za-z][\w.+-]*)\s*")
 """What is before the first colon of a method with a label of its own."""
 _LABEL = re.compile(r"\w[\w.+-]{0,59}")
 _BARE_METHOD = re.compile(r"(?!(true|false|null)$)[a-z][\w-]*")

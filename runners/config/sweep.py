@@ -52,7 +52,8 @@ class SweepConfig(BaseModel):
     )
     controls: Annotated[tuple[MethodSpec, ...], Option(parse=split_methods, default="none")] = Field(
         default=(),
-        description="Rows of plain quantisation beside the methods: rtn-int8, rtn-int4, with options after a colon.",
+        description="Quantisation beside the methods: rtn-int8, rtn-int4, rtn4+r (corrected by low rank), with options "
+        "after a colon.",
     )
     # The same on every device, so that a sweep does not depend on where it runs; in a key only where it is not 1.
     rank_multiple: int = Field(
@@ -123,10 +124,10 @@ class SweepConfig(BaseModel):
     @field_validator("controls")
     @classmethod
     def _known_controls(cls, values: tuple[MethodSpec, ...]) -> tuple[MethodSpec, ...]:
-        from ...models.quantised.scheme import control_scheme
+        from ...models.quantised.scheme import parse_control
 
         for spec in values:
-            control_scheme(spec.name, spec.options)
+            parse_control(spec.name, spec.options)
         check_repeats("control", [spec.shown for spec in values])
         return values
 

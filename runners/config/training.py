@@ -17,6 +17,7 @@ from .checks import MAX_COUNT, Count, Positive, check_repeats
 from .methods import split_methods
 from .options import Option
 from .recoveries import FULL, RecoverySpec
+from .tuning import check_grid, grid_text, split_grid
 
 NO_TRAINING = (
     "--training-free leaves out both finetunings, so it does not go with steps, epochs or --before-recovery; leave one "
@@ -116,6 +117,11 @@ class Training(BaseModel):
             "compared: full,lora:r=16.",
         )
     )
+    tune: Annotated[tuple[float, ...] | None, Option(parse=split_grid, default="nothing")] = Field(
+        default=None,
+        description="Learning rates after compression, lr=1e-4,3e-4,1e-3: held-out training examples choose per method "
+        "and ratio; --lr is of the first finetuning then.",
+    )
     chat_template: Literal["auto", "never"] = Field(
         default="auto",
         description="Instructions as conversations: auto (where the model's tokenizer has a chat template), never.",
@@ -155,6 +161,35 @@ class Training(BaseModel):
                 )
             recoveries[key] = spec.shown
         return values
+
+    @field_validator("tune", mode="before")
+    @classmethod
+    def _grid_of_text(cls, values: object) -> object:
+        return values if values is None or isinstance(values, list | tuple) else split_grid(str(values))
+
+    @field_validator("tune")
+    @classmethod
+    def _usable_grid(cls, values: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        return None if values is None else check_grid(values)
+
+    @field_serializer("tune")
+    def _plain_grid(self, values: tuple[float, ...] | None) -> str | None:
+        return None if values is None else grid_text(values)
+
+    @model_validator(mode="after")
+    def _something_to_tune(self) -> Training:
+        if self.tune is None:
+            return self
+        if self.training_free or self.recover.steps == (0,) or all(spec.name == "none" for spec in self.recovery):
+            raise ValueError(
+                "--tune chooses the learning rate of the training after compression, and there is none; leave --tune "
+                "out, or --training-free, --recover-steps 0 and --recovery none"
+            )
+        if self.finetune.max_length != self.recover.max_length:
+            raise ValueError(
+                "--tune holds the same examples out of both finetunings, so max_length has to be the same in both"
+            )
+        return self
 
     @model_validator(mode="after")
     def _no_training(self) -> Training:

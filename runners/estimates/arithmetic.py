@@ -18,6 +18,7 @@ from typing import Any, cast
 from ...evals.base import benchmarks
 from ...evals.engines.base import BATCH_TOKENS
 from ...methods.base import Compressor, create_method
+from ...methods.correction import corrector
 from ...methods.estimates import calibration_passes, fitter, statistic_bytes
 from ...methods.groups import Group
 from ...methods.matrixwise import MatrixCompressor
@@ -112,6 +113,8 @@ class Arithmetic:
         self.plan, self.lengths = plan, Lengths(plan)
         self.ratios: dict[str, tuple[float, bool]] = {}
         self.methods: dict[str, str] = {}
+        for key, (ratio, spec) in plan.grid.items():
+            self.ratios[key], self.methods[key] = (ratio, bool(spec.options.get("embeddings"))), spec.name
         for cell in plan.cells:
             later = [cell.stages[kind] for kind in ("recover", "quantise") if kind in cell.stages]
             keys = [*cell.evaluations.values(), *later]
@@ -160,13 +163,25 @@ class Arithmetic:
         if isinstance(stage, CompressStage):
             return self._compress(stage)
         if isinstance(stage, QuantiseStage):
-            return Work(traffic=2.0 * self._width(stage) * (sizes.blocks + sizes.rest), moved=8.0 * sizes.blocks)
+            work = Work(traffic=2.0 * self._width(stage) * (sizes.blocks + sizes.rest), moved=8.0 * sizes.blocks)
+            if stage.spec.correction is None:
+                return work
+            return _sum([work, self._fitting(stage, corrector(stage.spec.correction))])
         share = 1.0
         if stage.kind == "recover" and create_method(self.methods[key], {}).requirements.trains:
             share = 0.5  # of the common budget, the other half is spent while compressing
         frozen = isinstance(stage, RecoverStage) and create_recovery(stage.spec.recovery).freezes
         traffic = 2.0 * self._width(stage) * (sizes.blocks + sizes.rest)
-        return self._training(stage, sizes, share, traffic, frozen, 0.0 if frozen else 1.0)
+        work = self._training(stage, sizes, share, traffic, frozen, 0.0 if frozen else 1.0)
+        return _sum([work, self._held_out(stage, sizes)]) if isinstance(stage, RecoverStage) else work
+
+    def _held_out(self, stage: RecoverStage, sizes: Sizes) -> Work:
+        """Return the work of the loss on what a tuned sweep holds out."""
+        lengths, micro = self.lengths.training(stage.spec.data), stage.spec.train.micro_batch_size
+        length = lengths.padded(micro)
+        tokens = stage.spec.data.held_out * lengths.examples * length
+        passes = stage.spec.data.held_out * lengths.examples / micro
+        return Work(reading=sizes.forward(tokens, length, tokens), moved=sizes.moved(tokens, tokens, 4), passes=passes)
 
     def _width(self, stage: Stage) -> int:
         name = str(getattr(stage.spec, "save_dtype", OWN))
@@ -227,9 +242,13 @@ class Arithmetic:
         own = DTYPES[own_dtype(cast(Any, self.plan.skeleton).config)].itemsize
         groups = self._groups(method)
         kept = sum(float(min(g.in_features, g.out_features) * (g.in_features + g.out_features)) for g in groups)
+        return _sum([self._fitting(stage, method), Work(traffic=own * self.plan.parameters + 4.0 * kept)])
+
+    def _fitting(self, stage: FitStage | QuantiseStage, method: Compressor) -> Work:
+        """Return the work of decomposing all matrices, and of the passes through the examples that a stage reads."""
+        groups = self._groups(method)
         whitened = isinstance(method, MatrixCompressor) and any(statistic_bytes(method, group) for group in groups)
         work = _sum([_decomposition(group, whitened) for group in groups])
-        work = replace(work, traffic=own * self.plan.parameters + 4.0 * kept)
         if stage.spec.data is None:
             return work
         gradients = method.requirements.gradients

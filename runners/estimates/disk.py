@@ -12,9 +12,11 @@ from ...methods.estimates import TRAINED_BYTES, training_checkpoint_bytes
 from ...methods.ranks.budget import Budget
 from ...models.dtypes import OWN
 from ...models.loading import DTYPES, own_dtype
+from ...models.matrices import matrices
+from ...models.quantised.size import correction_bytes
 from ..executors.local import crew_size
 from ..graph import Plan
-from ..specs import CompressStage, Stage
+from ..specs import CompressStage, QuantiseStage, Stage
 from ..store.folders import ratio_folder, resume_folder
 from ..store.removal import by_fit, keeps_all, readers_of_inputs
 from ..training.recipes import SMALL_MODEL_PARAMETERS
@@ -79,10 +81,12 @@ def _stage_bytes(plan: Plan, stage: Stage) -> int:
         return 4 * 2 * plan.parameters
     if stage.kind in ("finetune", "recover"):
         return int(width * plan.parameters / _ratio(stage))
-    if stage.kind == "quantise":  # dequantised weights, and packed ones of a byte or less
+    if isinstance(stage, QuantiseStage):  # dequantised weights, and packed ones of a byte or less
         before = plan.stages.get(stage.spec.inputs.model.partition("/")[0])
         ratio = _ratio(before) if before is not None and before.kind == "recover" else _ratio(stage)
-        return int((width + 1) * plan.parameters / ratio)
+        rank = stage.spec.correction.rank if stage.spec.correction else 0
+        correction = sum(correction_bytes(matrix, rank) for matrix in matrices(plan.skeleton)) if rank else 0
+        return int((width + 1) * plan.parameters / ratio) + correction
     if isinstance(stage, CompressStage):
         return sum(int(width * plan.parameters / ratio) for ratio in stage.spec.ratios)
     return 0

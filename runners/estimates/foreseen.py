@@ -15,7 +15,7 @@ from ...models.matrices import low_rank_layers, model_size
 from ...models.pass_memory import forward_peak
 from ...models.quantised.model import dense_matrices
 from ...models.quantised.scheme import Scheme
-from ...models.quantised.size import packed_bytes
+from ...models.quantised.size import correction_bytes, packed_bytes
 from ...models.token_scores import LOGIT_BYTES
 from ..specs import Stage
 from ..training.memory import TrainingPeak
@@ -60,7 +60,7 @@ def evaluation_peak(
     return TrainingPeak(weights + work, usual_bytes(device) + loaded, weights)
 
 
-def quantise_peak(skeleton: Any, scheme: Scheme, width: str, device: str) -> Peak:
+def quantise_peak(skeleton: Any, scheme: Scheme, width: str, device: str, rank: int = 0) -> Peak:
     """Return the peak of rounding a checkpoint
 
         base + max(weights + the checkpoint's pages, weights + packed tensors + 16 bytes an entry of the largest tensor)
@@ -72,13 +72,16 @@ def quantise_peak(skeleton: Any, scheme: Scheme, width: str, device: str) -> Pea
         scheme: what is rounded.
         width: dtype that the weights are loaded in.
         device: torch device.
+        rank: of the corrections of dense matrices, whose factors are held in float32 and packed.
     """
     itemsize, loaded = DTYPES[width].itemsize, loading_bytes(skeleton, width)
     weights = model_size(skeleton).parameters * itemsize
     factors = [max(layer.lr_a.numel(), layer.lr_b.numel()) for layer in low_rank_layers(skeleton).values()]
     largest = max([*factors, *(matrix.parameters for matrix in dense_matrices(skeleton, scheme))], default=0)
     # With a width of 0 only what is rounded counts; the others are the model's own tensors.
-    work = weights + packed_bytes(skeleton, scheme, 0) + 16 * largest
+    work = weights + packed_bytes(skeleton, scheme, 0, rank) + 16 * largest
+    if rank:
+        work += 2 * sum(correction_bytes(matrix, rank) for matrix in dense_matrices(skeleton, scheme))
     if device == "cpu":
         peak = usual_bytes() + max(loaded, work)
         return Peak(peak, 0, weights, usual=peak)

@@ -15,6 +15,7 @@ from ...foundation.errors import UserError, unknown
 from ...foundation.memory import BASE_BYTES, free_memory
 from ...methods.base import Compressor, create_method
 from ...methods.calibration.precision import PassDtype
+from ...methods.correction import corrector
 from ...methods.estimates import calibration_passes, fitter
 from ...methods.matrixwise import MatrixCompressor
 from ...methods.memory import Calibration, Peak, compress_peak, fit_peak
@@ -26,7 +27,7 @@ from ...models.loading import DTYPES, load_model, own_dtype
 from ...models.matrices import model_size
 from ...models.streamed import NotStreamable, open_streamed, why_not_streamed
 from ..graph import Plan
-from ..specs import CompressStage, EvaluateStage, FitStage, QuantiseStage, Stage
+from ..specs import CompressStage, EvaluateStage, FitStage, QuantiseSpec, QuantiseStage, Stage
 from ..tokenizers import PlanTokenizer
 from ..training.data import CALIBRATION_TOKENS, TaskData, example_length
 from .at_hand import assumed_longest, counts_by_size
@@ -140,6 +141,35 @@ def compress_way(
     return Way(walk, why, compress_peak(method, skeleton, walk, device, ratios, read, kept))
 
 
+def quantise_way(spec: QuantiseSpec, skeleton: Any, width: str, device: str, read: Calibration | None = None) -> Way:
+    """Return what a rounding takes; the model is always loaded whole.
+
+    A correction is made as svd-llm fits (`fit_peak`), before anything is rounded.
+
+    Args:
+        spec: what is rounded and corrected.
+        skeleton: on the meta device.
+        width: dtype that the weights are loaded in.
+        device: torch device.
+        read: what a whitened correction reads.
+    """
+    correction = spec.correction
+    rounding = quantise_peak(skeleton, spec.scheme, width, device, correction.rank if correction else 0)
+    if correction is None:
+        return Way(False, "", rounding)
+    read = None if read is None else replace(read, autocast=spec.calibration_dtype != "float32")
+    method = corrector(correction)
+    kept = {
+        matrix.name: min(correction.rank, matrix.in_features, matrix.out_features)
+        for matrix in method.targets(skeleton)
+    }
+    fitting = fit_peak(method, skeleton, False, device, read, kept)
+    both = [
+        max(getattr(fitting, name), getattr(rounding, name)) for name in ("host", "device", "least", "disk", "usual")
+    ]
+    return Way(False, "", Peak(*both))
+
+
 def calibration(method: Compressor, skeleton: Any, length: int | None) -> Calibration:
     """Return what a method reads while fitting, at most."""
     samples = getattr(method, "samples", None) or _ALL
@@ -226,8 +256,11 @@ def plan_ways(plan: Plan) -> dict[str, Way]:
             found.setdefault(name, compress_way(method, plan.skeleton, *place, tuple(stage.spec.ratios), read))
         elif isinstance(stage, QuantiseStage):
             width = own_dtype(plan.skeleton.config) if stage.spec.save_dtype == OWN else stage.spec.save_dtype
-            peak = quantise_peak(plan.skeleton, stage.spec.scheme, width, plan.device)
-            found.setdefault(f"quantise to {stage.spec.scheme.bits} bits", Way(False, "", peak))
+            name, read, correction = f"quantise to {stage.spec.scheme.bits} bits", None, stage.spec.correction
+            if correction is not None:
+                name, width = f"{name} and correct by rank {correction.rank}", "float32"
+                read = calibration(corrector(correction), plan.skeleton, read_length(stage)) if stage.data else None
+            found.setdefault(name, quantise_way(stage.spec, plan.skeleton, width, plan.device, read))
     return found
 
 

@@ -13,7 +13,7 @@ from ...foundation.files import read_json
 from ...models.loading import DTYPES
 from ..executors.local import crew_size
 from ..graph import Plan
-from ..specs import CompressSpec, EvaluateSpec, FitSpec, RecoverSpec, Spec, TrainedSpec
+from ..specs import CompressSpec, EvaluateSpec, FitSpec, QuantiseSpec, RecoverSpec, Spec, TrainedSpec
 from ..stage_records import StageRecord, parse_record
 from ..store.files import RECORD
 from ..store.folders import StageStore
@@ -83,6 +83,8 @@ def likeness(spec: Spec) -> str:
     method = spec.method if isinstance(spec, CompressSpec) else None
     if isinstance(spec, EvaluateSpec):
         return repr([spec.variant, spec.identity.get("limit"), spec.engine, spec.dtype])
+    if isinstance(spec, QuantiseSpec):
+        return repr([spec.scheme.bits, spec.correction and spec.correction.whiten])
     if isinstance(spec, TrainedSpec | CompressSpec) and (train := spec.train) and spec.data:
         size = [train.steps, None if train.steps is not None else train.epochs, train.batch_size]
         trained = [spec.recovery] if isinstance(spec, RecoverSpec) else []

@@ -15,6 +15,7 @@ from ...methods.base import TrainingLog
 from ...methods.recoveries.base import create_recovery
 from ..specs import RecoverStage
 from ..store.folders import REPORT
+from ..training.held_out import mean_loss, split_held_out
 from ..training.sharding import shards
 from .shared import data_card, estimate_training, model_of, save_trained, skeleton_of, trainer_for, training_data
 
@@ -28,7 +29,8 @@ def recover(stage: RecoverStage, folder: Path, report: Report | None) -> Mapping
             f"the recovery {recovery.name} needs the whole model in every process; use DDP, or --recovery full"
         )
     skeleton, tokenizer = skeleton_of(stage)
-    data = training_data(stage, skeleton, tokenizer)
+    every, share = training_data(stage, skeleton, tokenizer, whole=True), stage.spec.data.held_out
+    data, held_out = split_held_out(every, share) if share else (every, None)
     memory = estimate_training(stage, data, skeleton, recovery=recovery)
     model = model_of(stage)
     compression = read_json(Path(stage.execution.model.location).parent / REPORT)
@@ -36,7 +38,11 @@ def recover(stage: RecoverStage, folder: Path, report: Report | None) -> Mapping
     spent = 0 if trainer.extra_steps else compression["steps"]
     steps = max(trainer.total_steps - spent, 0)
     phases = recovery.recover(model, trainer, steps, compression["recover_lr_scale"], stage.spec.seed)
-    save_trained(stage, trainer, model, tokenizer, folder)
+    whole = save_trained(stage, trainer, model, tokenizer, folder)
     log = trainer.log or TrainingLog(0, 0, 0.0, math.nan)
     recovered = {"name": recovery.name, "phases": [phase.plain() for phase in phases]}
-    return {"training": asdict(log), "recovery": recovered, "memory": memory} | data_card(data)
+    result = {"training": asdict(log), "recovery": recovered, "memory": memory} | data_card(data)
+    if held_out is not None and whole is not None:
+        wide = stage.spec.train.precision != "float32"
+        result["held_out"] = mean_loss(whole, held_out, stage.spec.train.micro_batch_size, wide)
+    return result

@@ -17,9 +17,10 @@ from ...models.skeletons import load_exact_skeleton
 from ..estimates.foreseen import check_training, placement_of, plain
 from ..estimates.memory import Way, open_model
 from ..provenance import code_digest
-from ..specs import CompressStage, FitStage, Stage, TrainingStage
+from ..specs import CompressStage, FitStage, QuantiseStage, Stage, TrainingStage
 from ..store.folders import MODEL_FOLDER, input_digests, resume_folder
 from ..training.data import TaskData, load_task_data
+from ..training.held_out import split_held_out
 from ..training.memory import training_peak
 from ..training.resuming import Resumable
 from ..training.settings import TrainSettings
@@ -97,12 +98,17 @@ def model_of(stage: Stage) -> Any:
     return load_model(model.location, model.revision, _WIDE, load_device(stage))
 
 
-def read_data(stage: FitStage | TrainingStage, model: Any, tokenizer: Any) -> TaskData | None:
-    """Return the stage's task data as token ids, None where it reads none."""
+def read_data(
+    stage: FitStage | TrainingStage | QuantiseStage, model: Any, tokenizer: Any, whole: bool = False
+) -> TaskData | None:
+    """Return the stage's task data as token ids, None where it reads none.
+
+    Without what a tuned sweep holds out of its trainings, unless the ``whole`` is asked for.
+    """
     wanted, execution = stage.spec.data, stage.execution
     if wanted is None:
         return None
-    return load_task_data(
+    data = load_task_data(
         wanted.task,
         execution.train_set if wanted.task == (execution.task or wanted.task) else None,
         execution.data,
@@ -113,6 +119,7 @@ def read_data(stage: FitStage | TrainingStage, model: Any, tokenizer: Any) -> Ta
         cut=stage.train is None,
         chat=wanted.chat,
     )
+    return split_held_out(data, wanted.held_out)[0] if wanted.held_out and not whole else data
 
 
 def data_card(data: TaskData) -> dict[str, Any]:
@@ -120,9 +127,16 @@ def data_card(data: TaskData) -> dict[str, Any]:
     return {"data_card": dict(data.card)} if data.card else {}
 
 
-def training_data(stage: TrainingStage, skeleton: Any, tokenizer: Any) -> TaskData:
-    """Return what a training reads, as token ids."""
-    data = read_data(stage, skeleton, tokenizer)
+def training_data(stage: TrainingStage, skeleton: Any, tokenizer: Any, whole: bool = False) -> TaskData:
+    """Return what a training reads, as token ids.
+
+    Args:
+        stage: whose settings count.
+        skeleton: of its model.
+        tokenizer: of its model.
+        whole: with what is held out.
+    """
+    data = read_data(stage, skeleton, tokenizer, whole)
     assert data is not None
     return data
 
@@ -166,11 +180,13 @@ def trainer_for(
     )
 
 
-def save_trained(stage: TrainingStage, trainer: TaskTrainer, model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write what one or several processes trained."""
+def save_trained(stage: TrainingStage, trainer: TaskTrainer, model: Any, tokenizer: Any, folder: Path) -> Any:
+    """Write what one or several processes trained; return it, None in those that do not write."""
     whole = trainer.whole(model)
-    if is_main():
-        save_model(whole, tokenizer, folder / MODEL_FOLDER, dtypes_of(stage))
+    if not is_main():
+        return None
+    save_model(whole, tokenizer, folder / MODEL_FOLDER, dtypes_of(stage))
+    return whole
 
 
 def dtypes_of(stage: TrainingStage) -> SaveDtypes:

@@ -32,7 +32,7 @@ def test_it_takes_every_valid_record(published, sweep):
 @pytest.mark.parametrize(
     ("column", "value"),
     [
-        *(("schema_version", 3), ("stage", "deployed"), ("label", ""), ("label", "=1+1"), ("label", "a\x1bb")),
+        *(("schema_version", 4), ("stage", "deployed"), ("label", ""), ("label", "=1+1"), ("label", "a\x1bb")),
         *(("ratio", 0), ("n", 0), ("bytes", -1), ("bytes", 2**70), ("confidence", 1), ("headline", "yes")),
         *(("value", "many"), ("params", 1.5), ("model", "m" * 5000)),
     ],

@@ -94,7 +94,7 @@ def test_every_field_is_described():
         ({"evaluated_at": "2026-01-31T12:00:00"}, "UTC"),
         ({"evaluated_at": "yesterday"}, "isoformat"),
         ({"n": 0}, "greater than or equal to 1"),
-        ({"schema_version": 3}, "less than or equal to 2"),
+        ({"schema_version": 4}, "less than or equal to 3"),
         ({"colour": "red"}, "Extra inputs"),
     ],
 )
@@ -138,8 +138,8 @@ def test_foreign_files_are_named(tmp_path, record):
     text = path.read_text()
     for old, new, told in (
         ("schema_version,", "schema,", "missing: schema_version; unknown: schema"),
-        ("\n2,demo", "\n7,demo", "schema_version is 7 and this version reads 2; update"),
-        ("\n2,demo", "\n0,demo", "record 1 is not valid: schema_version is '0'; this version reads 1 to 2"),
+        ("\n3,demo", "\n7,demo", "schema_version is 7 and this version reads 3; update"),
+        ("\n3,demo", "\n0,demo", "record 1 is not valid: schema_version is '0'; this version reads 1 to 3"),
         (",0.4,", ",4e999,", "value: '4e999' is beyond the largest number"),
         (",0.426,", ",1e999,", "high: '1e999' is beyond the largest number"),
         (",0.4,", ",40.0,", "record 1 is not valid"),
@@ -212,7 +212,7 @@ def appended(path, change):
         (lambda line: line.replace(",60.25,", ",61.25,"), "records 1 and 2 .* timed twice"),
         (lambda line: line.replace("cpu", "gpu"), "contradict each other: device is 'cpu' in one and 'gpu'"),
         (lambda line: line[:-40] + "\n" + line[-40:], "record 2 is not valid|cells; the file is cut off"),
-        (lambda line: ",".join(line.split(",")[:20]), "record 2 has 20 of 54 cells; the file is cut off or torn"),
+        (lambda line: ",".join(line.split(",")[:20]), "record 2 has 20 of 55 cells; the file is cut off or torn"),
     ],
 )
 def test_duplicates_contradictions_and_torn_lines_are_named(tmp_path, record, change, told):
@@ -247,11 +247,11 @@ def test_a_future_schema_is_told_before_its_columns(tmp_path, record, name):
     (tmp_path / CHECKSUMS_NAME).unlink()
     path = tmp_path / name
     if path.suffix == ".csv":
-        text = path.read_text().replace("schema_version,", "schema_version,invented_later,").replace("\n2,", "\n3,x,")
+        text = path.read_text().replace("schema_version,", "schema_version,invented_later,").replace("\n3,", "\n4,x,")
         path.write_text(text)
     else:
-        pd.read_parquet(path).assign(schema_version=3, invented_later="x").to_parquet(path)
-    with pytest.raises(UserError, match="schema_version is 3 and this version reads 2; update lowrank-bench"):
+        pd.read_parquet(path).assign(schema_version=4, invented_later="x").to_parquet(path)
+    with pytest.raises(UserError, match="schema_version is 4 and this version reads 3; update lowrank-bench"):
         read_records(path)
 
 
@@ -373,14 +373,15 @@ def test_files_of_version_1_are_read_with_what_follows_from_them(tmp_path, recor
     records = [record(dtype="bfloat16"), record(dtype="float32", seed=1), record(dtype="int5", seed=2)]
     csv_path, parquet_path = write_records(tmp_path, records)
     (tmp_path / CHECKSUMS_NAME).unlink()
-    old = pd.read_parquet(parquet_path).drop(columns=list(ADDED_COLUMNS[2])).assign(schema_version=1)
+    old = pd.read_parquet(parquet_path).drop(columns=[*ADDED_COLUMNS[2], *ADDED_COLUMNS[3]]).assign(schema_version=1)
     if name == "results.csv":
         parquet_path.unlink()
         old.to_csv(csv_path, index=False)
     else:
         old.to_parquet(parquet_path)
     frame = read_records(tmp_path / name).sort_values("seed")
-    assert set(frame.schema_version) == {2}
+    assert set(frame.schema_version) == {3}
+    assert set(frame.tuned) == {"{}"}
     params = records[0].params
     assert dict(zip(frame.dtype, frame.runtime_bytes, strict=True)) == {
         "bfloat16": 2 * params,
@@ -391,8 +392,23 @@ def test_files_of_version_1_are_read_with_what_follows_from_them(tmp_path, recor
     assert set(frame.steps_budget) == {records[0].steps_compress + records[0].steps_recover}
 
 
-def test_version_1_with_columns_of_version_2_is_refused(tmp_path, record):
+@pytest.mark.parametrize("name", ["results.csv", "results.parquet"])
+def test_files_of_version_2_are_read_as_not_tuned(tmp_path, record, name):
+    csv_path, parquet_path = write_records(tmp_path, [record(steps_compress=150, steps_recover=450, steps_budget=600)])
+    (tmp_path / CHECKSUMS_NAME).unlink()
+    now = read_records(csv_path)
+    old = pd.read_parquet(parquet_path).drop(columns=list(ADDED_COLUMNS[3])).assign(schema_version=2)
+    if name == "results.csv":
+        parquet_path.unlink()
+        old.to_csv(csv_path, index=False)
+    else:
+        old.to_parquet(parquet_path)
+    pd.testing.assert_frame_equal(read_records(tmp_path / name), now)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_earlier_versions_with_later_columns_are_refused(tmp_path, record, version):
     path, _ = write_records(tmp_path, [record()])
-    path.write_text(path.read_text().replace("\n2,", "\n1,"))
+    path.write_text(path.read_text().replace("\n3,", f"\n{version},"))
     with pytest.raises(UserError, match="has not the columns of records"):
         read_records(path)

@@ -31,6 +31,7 @@ GIVEN = {
     "train_set": ["gsm8k"],
     "micro_batch_size": [1],
     "recovery": ["lora", "none", "full,lora"],
+    "tune": ["lr=1e-4,1e-3"],
     "schedule": ["linear"],
     "optimizer": ["adafactor"],
     "recover.steps": [5, (4, 5)],

@@ -11,6 +11,7 @@ from lowrank_bench.methods.base import create_method
 from lowrank_bench.models.loading import load_skeleton
 from lowrank_bench.models.presets import resolve_model
 from lowrank_bench.models.quantised.scheme import CONTROLS
+from lowrank_bench.models.quantised.size import packed_bytes
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.points import ByteCount
 
@@ -89,6 +90,7 @@ def test_equal_bytes_save_bfloat16_and_give_each_number_of_bits_its_ratio(tmp_pa
         ({"methods": ["svd:bits=8"]}, "bits is no option of svd: .* write --bits 8, or --bits 16,8 for both"),
         ({"controls": ("rtn-int5",)}, "unknown control 'rtn-int5'"),
         ({"controls": ("rtn-int8", "rtn-int8")}, "the control rtn-int8 is given twice"),
+        ({"controls": ("rtn4+r:ranks=3",)}, "the control 'rtn4\\+r' has no option 'ranks'; it has group, "),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path, options, message):
@@ -98,3 +100,48 @@ def test_what_cannot_be_is_refused(tmp_path, options, message):
 
 def test_the_key_depends_on_the_scheme():
     assert len({quantise_stage().key, *(quantise_stage(scheme=scheme).key for scheme in CONTROLS.values())}) == 2
+
+
+def corrected(tmp_path, *controls, **axis):
+    free = {"training_free": True, "finetune": {}, "recover": {}}
+    plan = make_plan(small_sweep(tmp_path, methods=["svd"], controls=list(controls), **free, **axis))
+    return plan, {cell.label: cell for cell in plan.cells if cell.control}
+
+
+@pytest.mark.parametrize("share", [0.35, 0.5, 0.9])
+def test_the_rank_of_a_correction_is_the_largest_of_the_bytes_that_are_left(tmp_path, share):
+    plan, cells = corrected(tmp_path, "rtn4+r", bytes=(share,), bits=(16,))
+    (cell,) = cells.values()
+    rank = cell.correction.rank
+    assert cell.label == f"rtn4+r:rank={rank}"
+    assert packed_bytes(plan.skeleton, cell.scheme, 2, rank) <= 2 * share * plan.parameters
+    assert packed_bytes(plan.skeleton, cell.scheme, 2, rank + 1) > 2 * share * plan.parameters
+    assert plan.control_notes == []
+
+
+def test_shares_that_a_correction_cannot_meet_are_named_and_none_at_all_is_refused(tmp_path):
+    plan, cells = corrected(tmp_path, "rtn4+r", "rtn4+r:rank=5", bytes=(0.25, 0.4, 0.5), bits=(16,))
+    assert len(cells) == 3
+    assert [note.partition(" takes")[0] for note in plan.control_notes] == ["rtn4+r"]
+    assert plan.control_notes[0].endswith("so it has no row at 0.25")
+    with pytest.raises(UserError, match=r"--bytes 0.25 is out of reach: rtn4\+r takes 0\.3\d+ to .*rtn4\+r:rank=16"):
+        corrected(tmp_path, "rtn4+r", bytes=(0.25,), bits=(16,))
+
+
+def test_solved_ranks_are_multiples_where_those_of_methods_are(tmp_path):
+    _, cells = corrected(tmp_path, "rtn4+r", bytes=(0.5,), bits=(16,), rank_multiple=8)
+    assert [cell.correction.rank % 8 for cell in cells.values()] == [0]
+
+
+def test_rank_zero_is_the_stage_of_the_plain_control(tmp_path):
+    _, cells = corrected(tmp_path, "rtn-int4", "rtn4+r:rank=0", "rtn4+r", ratios=(2.0,))
+    plain, zero, usual = (cells[label].stages["quantise"] for label in ("rtn-int4", "rtn4+r:rank=0", "rtn4+r"))
+    assert plain == zero != usual
+    assert cells["rtn4+r"].correction.rank == 16
+
+
+def test_a_plain_correction_reads_no_data(tmp_path):
+    plan, cells = corrected(tmp_path, "rtn4+r", "rtn4+r:whiten=false", ratios=(2.0,))
+    data = {label: plan.stages[cell.stages["quantise"]].data for label, cell in cells.items()}
+    assert data["rtn4+r"].task == "toy-math"
+    assert data["rtn4+r:whiten=false"] is None

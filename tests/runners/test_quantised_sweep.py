@@ -9,20 +9,26 @@ from commands import bench
 from safetensors.torch import load_file
 from sweeps import small_sweep
 
+from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models.loading import load_model
-from lowrank_bench.models.quantised.folder import PACKED_FILE, read_packed
+from lowrank_bench.models.presets import resolve_model
+from lowrank_bench.models.quantised.folder import read_packed
+from lowrank_bench.models.quantised.scheme import PACKED_FILE
 from lowrank_bench.results.report.lineage import Lineage
 from lowrank_bench.results.report.write import write_report
 from lowrank_bench.results.speed.subject import find_subject
 from lowrank_bench.results.sweep import run_sweep
 from lowrank_bench.results.tables.by_ratio import by_ratio
-from lowrank_bench.runners.store.folders import MODEL_FOLDER
+from lowrank_bench.runners.store.folders import MODEL_FOLDER, StageStore
+
+CORRECTED = "rtn4+r:samples=16,rank=7"
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     free = {"training_free": True, "finetune": {}, "recover": {}, "limit": 2, "max_new_tokens": 2}
-    axis = {"bits": (16, 8), "controls": ["rtn-int8", "rtn-int4:group=64"], "bytes": (0.4,), "ratios": (2.0, 4.0)}
+    axis = {"bits": (16, 8), "bytes": (0.4,), "ratios": (2.0, 4.0)}
+    axis["controls"] = ["rtn-int8", "rtn-int4:group=64", "rtn4+r:samples=16"]
     return small_sweep(tmp_path_factory.mktemp("rounded"), methods=["svd"], **free, **axis)
 
 
@@ -38,19 +44,21 @@ def rows(swept):
 
 def test_records_say_the_bytes_of_the_packed_file_and_those_in_memory(config, swept):
     frame = rows(swept)
-    assert set(frame) == {"pretrained", "svd", "svd:bits=8", "rtn-int8", "rtn-int4:group=64"}
+    assert set(frame) == {"pretrained", "svd", "svd:bits=8", "rtn-int8", "rtn-int4:group=64", CORRECTED}
     stages = config.execution.folder / "stages"
     packed = {file.stat().st_size for file in stages.glob(f"quantise-*/{PACKED_FILE}")}
-    assert packed == {frame[label].bytes for label in ("svd:bits=8", "rtn-int8", "rtn-int4:group=64")}
+    assert packed == {frame[label].bytes for label in ("svd:bits=8", "rtn-int8", "rtn-int4:group=64", CORRECTED)}
     for row in frame.values():
         assert row.runtime_bytes == 4 * row.params
     whole = 2 * frame["pretrained"].params
-    for label in ("svd", "svd:bits=8"):
+    for label in ("svd", "svd:bits=8", CORRECTED):
         assert 0.97 < frame[label].bytes / (0.4 * whole) < 1.02  # the header of so small a file is half a percent
     assert frame["rtn-int4:group=64"].bytes < frame["rtn-int8"].bytes
     assert frame["rtn-int8"].params == frame["pretrained"].params
     assert json.loads(frame["rtn-int4:group=64"].options) == {"bits": 4, "embeddings": False, "group": 64}
     assert json.loads(frame["svd:bits=8"].options)["bits"] == 8
+    corrected = json.loads(frame[CORRECTED].options)
+    assert (corrected["bits"], corrected["rank"], corrected["samples"], corrected["whiten"]) == (4, 7, 16, True)
     assert frame["svd:bits=8"].ratio < frame["svd"].ratio
 
 
@@ -75,6 +83,24 @@ def test_tables_and_report_have_the_axis_of_bytes(swept, tmp_path):
     text = write_report(swept.folder, tmp_path)[-1].read_text()
     assert "No low-rank row is as small as the control rtn-int4:group=64" in text
     assert "; at the bytes of rtn-int8, 0.5" in text
+    assert f"t the bytes of {CORRECTED}, 0.4" in text
+
+
+def test_a_correction_says_what_it_read_and_needs(config, swept):
+    store = StageStore(config.execution.folder / "stages")
+    records = [store.read(file.parent.name) for file in store.root.glob("quantise-*/stage.json")]
+    (corrected,) = (record for record in records if "correction" in record["config"])
+    assert corrected["result"]["calibration"]["examples"] == 16
+    assert corrected["config"]["data"]["task"] == "toy-math"
+    assert corrected["result"]["memory"]["predicted_peak_bytes"] > 0
+    assert all({"data", "seed", "correction"}.isdisjoint(record["config"]) for record in records if record != corrected)
+
+
+def test_packed_weights_are_refused_with_the_folder_that_is_served(config, swept):
+    (folder, *_) = (config.execution.folder / "stages").glob("quantise-*")
+    for named in (folder, folder / PACKED_FILE):
+        with pytest.raises(UserError, match=f"which neither transformers nor vLLM serves; name {folder}/model"):
+            resolve_model(str(named), None)
 
 
 def test_reports_follow_a_rounded_cell_to_the_first_model(swept):

@@ -11,7 +11,7 @@ from lowrank_bench.models.loading import load_model
 from lowrank_bench.models.matrices import get_linear, low_rank_layers, matrices, model_size
 from lowrank_bench.models.quantised.folder import read_packed, write_packed
 from lowrank_bench.models.quantised.model import quantise
-from lowrank_bench.models.quantised.scheme import CONTROLS, FACTORS, Scheme, control_scheme
+from lowrank_bench.models.quantised.scheme import CONTROLS, FACTORS, Scheme, parse_control
 from lowrank_bench.models.quantised.size import packed_bytes
 
 IDS = torch.arange(5, 17)[None]
@@ -120,8 +120,13 @@ def test_factors_in_four_bits_are_refused():
         ("rtn-int4", {"bits": 8}, "no option 'bits'"),
         ("rtn-int4", {"group": 12}, "group=12 is not usable"),
         ("rtn-int8", {"embeddings": "some"}, "embeddings=some is not usable"),
+        ("rtn-int4", {"rank": 4}, "no option 'rank'; it has group and embeddings"),
+        ("rtn4+r", {"rank": -1}, "rank=-1 is not usable in 'rtn4\\+r'; rank is a whole number such as 16"),
+        ("rtn4+r", {"rank": 2.5}, "rank=2.5 is not usable"),
+        ("rtn4+r", {"samples": 0}, "samples=0 is not usable"),
+        ("rtn4+r", {"bits": 3}, "no option 'bits'; it has group, embeddings, rank, whiten, "),
     ],
 )
 def test_controls_say_what_they_take(name, options, message):
     with pytest.raises(UserError, match=message):
-        control_scheme(name, options)
+        parse_control(name, options)

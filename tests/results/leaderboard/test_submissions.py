@@ -161,7 +161,7 @@ def test_other_columns_and_versions_are_told(written, lines):
         (1, "sead", "no such column; did you mean 'seed'?"),
         (1, "seed", "this column is missing: seed of training, compression and sampling"),
     ]
-    future = changed(rows, 2, "schema_version", "3")  # another version may have other columns
+    future = changed(rows, 2, "schema_version", "4")  # another version may have other columns
     ((line, column, told), *_) = faults(written(future))
     assert (line, column) == (2, "schema_version")
     assert "update lowrank-bench" in told

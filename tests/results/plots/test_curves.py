@@ -77,3 +77,26 @@ def test_many_lines_are_split_into_panels_and_each_line_is_told_apart_in_its_own
     drawn.clear()
     draw_curves(to_frame(sweep(methods=names[:8])), tmp_path)
     assert len({id(axes) for axes, _, _ in drawn}) == 1
+
+
+def test_ranks_of_one_correction_are_one_line_over_bytes_and_rows_over_ratios(tmp_path, record, monkeypatch):
+    from lowrank_bench.results.plots import curves
+
+    def row(method, label, size, **changes):
+        return record(
+            method=method, label=label, bytes=size, stage="compressed", options=f'{{"l":"{label}"}}', **changes
+        )
+
+    labels = ["rtn4+r:rank=9,group=64", "rtn4+r:group=64,rank=12", "rtn4+r:group=64,rank=3", "rtn4+r:rank=3"]
+    rows = [row("rtn4+r", label, 10_000 + 1000 * i) for i, label in enumerate(labels)]
+    rows += [row("svd", f"svd:policy={name},rank=3", 30_000) for name in "ab"]
+    seen = []
+    original = curves.draw_line
+    monkeypatch.setattr(curves, "draw_line", lambda *args: seen.append(args[1]) or original(*args))
+    draw_curves(to_frame(rows), tmp_path, x="bytes")
+    drawn = {line.label: [cell.bytes for cell in line.cells.values()] for line in seen}
+    assert sorted(drawn) == ["rtn4+r:group=64", "rtn4+r:rank=3", "svd:policy=a,rank=3", "svd:policy=b,rank=3"]
+    assert drawn["rtn4+r:group=64"] == [10_000, 11_000, 12_000]
+    seen.clear()
+    draw_curves(to_frame(rows), tmp_path)
+    assert sorted(line.label for line in seen) == sorted([*labels, "svd:policy=a,rank=3", "svd:policy=b,rank=3"])

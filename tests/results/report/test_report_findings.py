@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_records import PARAMS
 
+from lowrank_bench.foundation.files import canonical_json
 from lowrank_bench.records.files import to_frame
 from lowrank_bench.results.report.data import Asked, Paired, Report
 from lowrank_bench.results.report.findings import findings
@@ -167,3 +168,22 @@ def test_less_is_better_for_perplexities(record):
 def test_a_report_without_a_control_says_so(record):
     text = said([cell(record, "svd", 0.6)])
     assert "No control was run, so how plain quantisation does at equal bytes is not known" in text
+
+
+def tuned(rates=(0.001, 0.01), chosen=0.01, tokens=900):
+    choice = {"grid": list(rates), "held_out": 0.05, "losses": [2.0, 1.0], "lr": chosen, "tokens": tokens}
+    return canonical_json(choice)
+
+
+def test_tuning_and_its_cost_are_said(record):
+    more = {"tokens_compress": 0, "tokens_recover": 300}
+    rows = [cell(record, name, 0.6, tuned=tuned(tokens=tokens), **more) for name, tokens in (("a", 900), ("b", 1100))]
+    text = said(rows)
+    assert "chose each row's learning rate after compression out of 0.001 and 0.01." in text
+    assert "The whole grid read 2,000 training tokens, the trainings that were chosen 600;" in text
+    assert "learning rates" in report_markdown(report(rows))
+    unequal = "The methods were not tuned equally"
+    assert unequal not in text
+    assert unequal in said([rows[0], cell(record, "b", 0.5)])
+    assert unequal in said([rows[0], cell(record, "b", 0.5, tuned=tuned(rates=(0.001, 0.1)))])
+    assert "learning rate" not in said([cell(record, "a", 0.6), cell(record, "b", 0.5)])

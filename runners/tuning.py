@@ -1,0 +1,94 @@
+"""Which learning rate of ``--tune`` each method takes at each ratio: that of the least loss on held-out examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .config.tuning import grid_text
+from .graph import Plan, Tuned
+from .stage_records import CompressRecord, RecoverRecord
+from .store.shared import SharedStore
+from .training.held_out import HELD_OUT
+from .training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One learning rate of a grid.
+
+    Attributes:
+        run: the training settings with it.
+        keys: of the stages on the way, the recover stage among them.
+        small, made: the compressed model, and what the recovery makes of it, as `layout` has them.
+    """
+
+    run: TrainSettings
+    keys: dict[str, str]
+    small: Any
+    made: Any
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What of a grid goes on to evaluation; ``tuned`` is None while trainings of the grid are not done."""
+
+    candidate: Candidate
+    tuned: Tuned | None
+
+
+def choose(plan: Plan, candidates: Sequence[Candidate], ratio: float, trains: bool) -> Choice:
+    """Choose among the trainings of a grid; where some are not done, the first stands for the one to come.
+
+    Args:
+        plan: whose store has the finished ones.
+        candidates: by learning rate, ascending; of equal losses the smallest rate is taken.
+        ratio: of the models.
+        trains: whether their compressions were trained at the same rate, and count as part of the cost.
+    """
+    records = _records(plan, [candidate.keys["recover"] for candidate in candidates])
+    if records is None:
+        return Choice(candidates[0], None)
+    losses = [record.result.held_out.loss if record.result.held_out else math.inf for record in records]
+    finite = [loss if math.isfinite(loss) else math.inf for loss in losses]
+    tokens = sum(record.result.training.tokens for record in records)
+    if trains:
+        for candidate in candidates:
+            record = plan.store.record(candidate.keys["compress"])
+            assert isinstance(record, CompressRecord)
+            tokens += record.result.report(ratio).tokens
+    rates = tuple(candidate.run.learning_rate for candidate in candidates)
+    best = finite.index(min(finite))
+    return Choice(candidates[best], Tuned(rates, tuple(finite), rates[best], tokens, HELD_OUT))
+
+
+def _records(plan: Plan, keys: Sequence[str]) -> list[RecoverRecord] | None:
+    if plan.store.missing(keys):
+        return None
+    if isinstance(plan.store, SharedStore):
+        if plan.dry:
+            return None  # their records may be in the storage alone, and a dry run brings nothing here
+        plan.store.gather(keys)
+    records = [plan.store.record(key) for key in keys]
+    return [record for record in records if isinstance(record, RecoverRecord)]
+
+
+def plain_choice(tuned: Tuned) -> dict[str, Any]:
+    """Return plain data for a record; a loss that is not finite is null."""
+    losses = [loss if math.isfinite(loss) else None for loss in tuned.losses]
+    choice = {"lr": tuned.chosen, "grid": list(tuned.grid), "losses": losses}
+    return choice | {"tokens": tuned.tokens, "held_out": tuned.held_out}
+
+
+def tuning_sentence(plan: Plan) -> str:
+    """Return what is tuned in a plan and what it costs, or nothing."""
+    grid = plan.config.training.tune
+    if not grid:
+        return ""
+    made = "" if plan.provisional else "; all choices are made"
+    return (
+        f"{grid_text(grid)}: each method is trained at each of {len(grid)} learning rates after compression, at each "
+        f"ratio; the least loss on {HELD_OUT:.0%} of the training examples, which nothing is trained on, chooses{made}"
+    )

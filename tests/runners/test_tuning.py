@@ -1,0 +1,262 @@
+"""``--tune``: one grid for every method, a choice by the loss on examples that nothing trains on, and its record."""
+
+import json
+import time
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from commands import bench, start
+from sweeps import changed, small_sweep, write_config
+
+from lowrank_bench.evals.tasks.prompts import Encoded
+from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.models.loading import load_model, load_tokenizer
+from lowrank_bench.records.files import read_records, same_results
+from lowrank_bench.results.sweep import run_sweep
+from lowrank_bench.results.tables.by_ratio import by_ratio
+from lowrank_bench.runners.plan import make_plan
+from lowrank_bench.runners.store.folders import MODEL_FOLDER, StageStore
+from lowrank_bench.runners.training.data import TaskData, load_task_data
+from lowrank_bench.runners.training.held_out import HELD_OUT, is_held_out, mean_loss, split_held_out
+
+GRID = (1e-5, 3e-3, 1e-2)
+SMALL = {"ratios": [2], "finetune": {"steps": 1}, "recover": {"steps": 6}, "limit": 2}
+BOTH = SMALL | {"methods": ["svd", "bs:prunings=1"], "tune": "lr=1e-2,1e-5,3e-3"}
+
+
+def planned(out, **changes):
+    return make_plan(small_sweep(out, **SMALL | {"methods": ["svd"]} | changes))
+
+
+@pytest.fixture(scope="module")
+def data():
+    source = small_sweep("unused").model
+    tokenizer = load_tokenizer(make_plan(small_sweep("unused")).source.location)
+    assert source == "tiny"
+    return load_task_data("toy-math", None, None, tokenizer, None, 256, 42)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return small_sweep(tmp_path_factory.mktemp("tuned"), **BOTH, before_recovery=True)
+
+
+@pytest.fixture(scope="module")
+def swept(config):
+    return run_sweep(config)
+
+
+@pytest.fixture(scope="module")
+def store(config, swept):
+    return StageStore(config.execution.folder / "stages")
+
+
+def recoveries(plan, method):
+    name = f"recover {method.partition(':')[0]}"
+    return [stage for stage in plan.stages.values() if stage.title.startswith(name)]
+
+
+def test_a_sweep_without_a_grid_has_the_stages_that_it_had(tmp_path):
+    plain, tuned = planned(tmp_path), planned(tmp_path, tune="lr=1e-4,1e-3")
+    assert plain.provisional == set()
+    assert all("held_out" not in json.dumps(stage.spec.hashed()) for stage in plain.stages.values())
+    shared = {plain.stages[key].kind for key in set(plain.stages) & set(tuned.stages)}
+    assert shared == set()  # all follow from a finetuning that leaves examples out
+    changed_parts = [stage.spec.hashed()["data"] for stage in tuned.stages.values() if stage.train is not None]
+    assert {part["held_out"] for part in changed_parts} == {HELD_OUT}
+
+
+def test_every_method_ratio_and_budget_has_the_same_grid(tmp_path):
+    methods = ["svd", "fwsvd:samples=8", "bs:prunings=3"]
+    plan = planned(tmp_path, methods=methods, ratios=[2, 4], recover={"steps": [3, 5]}, tune="lr=1e-3,1e-4")
+    seen = Counter(
+        (method, plan.grid[stage.key][0], stage.train.steps, stage.train.learning_rate)
+        for method in methods
+        for stage in recoveries(plan, method)
+    )
+    assert seen == dict.fromkeys(
+        ((m, ratio, steps, rate) for m in methods for ratio in (2, 4) for steps in (3, 5) for rate in (1e-4, 1e-3)), 1
+    )
+    assert {stage.train.learning_rate for stage in plan.stages.values() if stage.kind == "finetune"}.isdisjoint({1e-4})
+    compressions = Counter(s.title.split()[1] for s in plan.stages.values() if s.kind == "compress")
+    assert compressions == {"svd": 2, "fwsvd:samples=8": 2, "bs:prunings=3": 8}  # bs trains at each rate and budget
+    titles = [stage.title for stage in plan.stages.values()]
+    assert len(set(titles)) == len(titles)
+
+
+def test_fits_read_all_examples_and_trainings_leave_the_held_out_ones_aside(tmp_path):
+    plan = planned(tmp_path, methods=["fwsvd:samples=8", "bs:prunings=3"], tune="lr=1e-4,1e-3")
+    shares = {
+        (stage.kind, stage.data.held_out) for stage in plan.stages.values() if stage.data and stage.kind != "evaluate"
+    }
+    assert shares == {("finetune", HELD_OUT), ("fit", 0.0), ("compress", HELD_OUT), ("recover", HELD_OUT)}
+
+
+def test_the_share_follows_from_each_example_alone(data):
+    trained, held_out = split_held_out(data, HELD_OUT)
+    numbers = trained.items.numbers, held_out.items.numbers
+    assert sorted([*numbers[0], *numbers[1]]) == list(range(len(data.items)))
+    assert 0.02 < len(held_out.items) / len(data.items) < 0.09
+    assert {tuple(item.input_ids) for item in trained.items}.isdisjoint(
+        tuple(item.input_ids) for item in held_out.items
+    )
+    shuffled = replace(data, items=[*reversed(data.items), *data.items])
+    assert len(split_held_out(shuffled, HELD_OUT)[1].items) == 2 * len(held_out.items)
+    assert held_out.items[:2] == [held_out.items[0], held_out.items[1]]
+    many = sum(is_held_out(Encoded([number, 7], [0, 0]), 0.05) for number in range(20_000))
+    assert 900 < many < 1100
+
+
+def test_the_loss_is_the_mean_over_all_target_tokens(data):
+    model = load_model(make_plan(small_sweep("unused")).source.location)
+    few = TaskData(data.items[:7], data.pad_token_id, 0, 42)
+    total, count = 0.0, 0
+    for item in few.items:
+        with torch.no_grad():
+            scores = model(torch.tensor([item.input_ids])).logits[0].log_softmax(-1)
+        for position, label in enumerate(item.labels[1:]):
+            if label != -100:
+                total, count = total - float(scores[position, label]), count + 1
+    for batch_size in (1, 3, 7):
+        found = mean_loss(model, few, batch_size)
+        assert found["loss"] == pytest.approx(total / count, rel=1e-4)
+        assert found["examples"] == 7
+        assert found["tokens"] == sum(len(item.input_ids) for item in few.items)
+
+
+def test_the_least_loss_on_held_out_examples_chooses(config, swept, store, data):
+    plan = make_plan(config)
+    assert plan.provisional == set()
+    held_out = split_held_out(data, HELD_OUT)[1]
+    for method in ("svd", "bs:prunings=1"):
+        (cell,) = [cell for cell in plan.cells if cell.state == "recovered" and cell.method.shown == method]
+        losses = {}
+        for stage in recoveries(plan, method):
+            model = load_model(store.path(stage.key) / MODEL_FOLDER)
+            losses[stage.train.learning_rate] = mean_loss(model, held_out, 5)["loss"]
+            recorded = store.record(stage.key).result.held_out
+            assert recorded.loss == pytest.approx(losses[stage.train.learning_rate], rel=1e-4)
+            assert recorded.examples == len(held_out.items)
+        assert cell.tuned.grid == tuple(losses) == GRID
+        assert cell.tuned.losses == pytest.approx(tuple(losses.values()), rel=1e-4)
+        best = min(losses, key=losses.__getitem__)
+        assert cell.tuned.chosen == best == plan.stages[cell.stages["recover"]].train.learning_rate
+        assert best != GRID[0]  # which stood for it before
+        (evaluation,) = cell.evaluations.values()
+        assert plan.stages[evaluation].inputs["model"].startswith(f"{cell.stages['recover']}/")
+
+
+def test_only_what_was_chosen_is_evaluated(swept, store):
+    keys = store.keys()
+    kinds = Counter(key.partition("-")[0] for key in keys)
+    assert kinds == {"finetune": 1, "fit": 1, "compress": 4, "recover": 6, "evaluate": 5}
+
+
+def test_a_compression_that_trains_is_shown_at_the_chosen_rate(config, swept):
+    plan = make_plan(config)
+    before, after = [cell for cell in plan.cells if cell.method.name == "bs"]
+    assert (before.state, after.state) == ("compressed", "recovered")
+    assert before.stages["compress"] == after.stages["compress"]
+    assert plan.stages[after.stages["compress"]].train.learning_rate == after.tuned.chosen
+    assert before.tuned == after.tuned
+    svd = next(cell for cell in plan.cells if cell.method.name == "svd" and cell.state == "compressed")
+    assert svd.tuned is None
+
+
+def test_records_say_the_choice_and_its_cost(config, swept, store):
+    plan = make_plan(config)
+    rows = swept.records[swept.records.headline]
+    for row in rows.itertuples():
+        tuned = json.loads(row.tuned)
+        if row.stage != "recovered":
+            assert bool(tuned) == (row.method == "bs")
+            continue
+        assert tuned["grid"] == list(GRID)
+        assert tuned["lr"] == GRID[tuned["losses"].index(min(tuned["losses"]))]
+        assert tuned["held_out"] == HELD_OUT
+        stages = recoveries(plan, row.label)
+        tokens = sum(store.record(stage.key).result.training.tokens for stage in stages)
+        if row.method == "bs":
+            made = [stage for stage in plan.stages.values() if stage.title.startswith("compress bs")]
+            tokens += sum(store.record(stage.key).result.report(2).tokens for stage in made)
+        assert tuned["tokens"] == tokens > 2 * (row.tokens_compress + row.tokens_recover)
+
+
+def test_the_table_shows_losses_choices_and_tokens(swept):
+    (table,) = [table for table in by_ratio(swept.records) if table.title.endswith("learning rates")]
+    headings = [column.title for column in table.columns]
+    assert headings == ["", "target", *(f"loss at {rate:g}" for rate in GRID), "chosen", "tokens of the grid"]
+    assert [row[0] for row in table.rows] == ["bs:prunings=1, not recovered", "bs:prunings=1", "svd"]
+    for row in table.rows:
+        losses = [cell.value for cell in row[2:5]]
+        assert row[5] == f"{GRID[losses.index(min(losses))]:g}"
+
+
+def test_the_same_command_again_does_nothing_and_one_rate_more_trains_it_alone(config, swept):
+    assert run_sweep(config).stages_run == 0
+    plan = make_plan(changed(config, tune="lr=1e-2,1e-5,3e-3,1e-4"))
+    assert Counter(plan.stages[key].kind for key in plan.pending() if key not in plan.provisional) == {
+        "compress": 1,
+        "recover": 2,
+    }
+
+
+def test_a_dry_run_counts_the_whole_grid(tmp_path):
+    options = ["--methods", "svd", "--model", "tiny", "--task", "toy-math", "--ratios", "2,3", "--out", str(tmp_path)]
+    done = bench("run", *options, "--tune", "lr=1e-4,3e-4,1e-3", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "recover   6" in done.stdout
+    assert "tuning: lr=0.0001,0.0003,0.001: each method is trained at each of 3 learning rates" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_run_goes_on_to_the_results_of_one_run(config, swept, tmp_path):
+    again = changed(config, out=str(tmp_path))
+    run = start("run", "--config", str(write_config(again, tmp_path / "sweep.yaml")))
+    while not list((tmp_path / "stages").glob("recover-*")):
+        time.sleep(0.1)
+        assert run.poll() is None, run.errors()
+    run.kill()
+    run.wait()
+    assert not list((tmp_path / "stages").glob("evaluate-*"))
+    done = bench("run", "--config", str(tmp_path / "sweep.yaml"))
+    assert done.returncode == 0, done.stderr
+    assert same_results(swept.records, read_records(tmp_path / "tiny-toy-math")) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"tune": "lr=1e-3"}, "needs at least two: --tune lr=1e-4,3e-4,1e-3; --lr sets one"),
+        ({"tune": "lr=1e-3,1e-3"}, "the learning rate 0.001 is given twice"),
+        ({"tune": "lr=1e-3,-1"}, "-1 is no learning rate; write numbers above 0"),
+        ({"tune": "lr=1e-3,inf"}, "inf is no learning rate"),
+        ({"tune": "lr=small,large"}, "'small,large' are no learning rates; write numbers with commas"),
+        ({"tune": "steps=3,4"}, "'steps=3,4' is no grid; the learning rate after compression is what can be tuned"),
+        ({"tune": "1e-3,1e-4"}, "is no grid"),
+        ({"tune": 0.001}, "'0.001' is no grid"),
+        ({"tune": {"lr": [1e-3, 1e-4]}}, "is no grid"),
+        ({"tune": "lr=1e-3,1e-4", "training_free": True, "finetune": {}, "recover": {}}, "and there is none"),
+        ({"tune": "lr=1e-3,1e-4", "recover": {"steps": 0}}, "and there is none; leave --tune out"),
+        ({"tune": "lr=1e-3,1e-4", "recovery": "none"}, "and there is none; leave --tune out"),
+        ({"tune": "lr=1e-3,1e-4", "recover": {"steps": 3, "max_length": 64}}, "max_length has to be the same in both"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused(tmp_path, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        small_sweep(tmp_path, **options)
+
+
+def test_too_few_examples_are_refused_before_any_work(tmp_path):
+    (tmp_path / "sums.csv").write_text("q,a\n" + "".join(f"What is {n} + 1?,{n + 1}\n" for n in range(40)))
+    task = {"name": "sums", "summary": "sums", "prompt": "question", "max_length": 64}
+    task["train"] = {"data": "sums.csv", "columns": {"prompt": "q", "completion": "a"}}
+    task["benchmarks"] = [{"name": "exact", "kind": "match", "max_new_tokens": 4}]
+    (tmp_path / "sums.yaml").write_text(yaml.safe_dump(task))
+    config = small_sweep(tmp_path / "out", task=str(tmp_path / "sums.yaml"), methods=["svd"], tune="lr=1e-3,1e-4")
+    with pytest.raises(UserError, match="are too few for that; leave --tune out, or train on 200 or more"):
+        make_plan(config)
+    assert not (tmp_path / "out").exists()
