@@ -18,6 +18,7 @@ from peft.utils import PeftType
 from torch import Tensor, nn
 
 from ..foundation.errors import UserError
+from ..foundation.finite import all_finite
 from .layers import LowRankLinear
 from .matrices import head_name, low_rank_layers
 
@@ -64,7 +65,7 @@ class LoraLowRankLinear(Linear):
         wide = torch.promote_types(base.lr_b.dtype, torch.float32)
         first = [self.lora_A[name].weight.detach().to(base.lr_b.device, wide) for name in names]
         second = [self.lora_B[name].weight.detach().to(base.lr_b.device, wide) * self.scaling[name] for name in names]
-        if safe_merge and not all(factor.isfinite().all() for factor in (*first, *second)):
+        if safe_merge and not all(map(all_finite, (*first, *second))):
             raise UserError(f"the adapters {', '.join(names)} hold NaN or infinity; train them again")
         merged = _stacked(base, first, second)
         if not self.merged_adapters:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..foundation.errors import UserError
+from ..foundation.finite import all_finite
 from .claims import claim, left_out_note
 from .configs import load_config, reason
 from .folder_checks import check_folder, check_tokenizer, layout_of, read_object
@@ -69,7 +70,7 @@ def load_model(location: str | Path, revision: str = "", dtype: str = "float32",
         )
     for name, layer in low_rank_layers(model).items():
         for key, factor in layer.named_parameters(recurse=False):
-            if not factor.isfinite().all():
+            if not all_finite(factor):
                 raise UserError(
                     f"the tensor {name}.{key} of '{location}' holds NaN or infinity; make the checkpoint again"
                 )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...foundation.errors import UserError
+from ...foundation.finite import all_finite
 from ..embedding import LowRankEmbedding
 from ..matrices import Matrix, embedding_matrix, low_rank_layers, matrices
 from .packing import pack
@@ -110,5 +111,5 @@ def _rest(model: Any, rounded: set[int]) -> dict[str, Tensor]:
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:
-    if not bool(tensor.isfinite().all()):
+    if not all_finite(tensor):
         raise UserError(f"the tensor {name} holds NaN or infinity and cannot be rounded; make the checkpoint again")

@@ -10,6 +10,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBa
 from vllm.model_executor.utils import set_weight_attrs
 
 from ...foundation.errors import UserError
+from ...foundation.finite import all_finite
 
 
 class LowRankEmbeddingMethod(QuantizeMethodBase):
@@ -54,7 +55,7 @@ class LowRankEmbeddingMethod(QuantizeMethodBase):
             UserError: one holds a NaN or an infinity.
         """
         for name in ("lr_a", "lr_b"):
-            if not getattr(layer, name).isfinite().all():
+            if not all_finite(getattr(layer, name)):
                 raise UserError(f"the tensor {self._name}.{name} holds NaN or infinity; make the checkpoint again")
 
     def embedding(self, layer: Any, ids: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.platforms import current_platform
 
 from ...foundation.errors import UserError
+from ...foundation.finite import all_finite
 from ..layout import Layout
 from .loading import TENSORS, Loaded
 from .sharing import Factor, FirstFactors
@@ -142,7 +143,7 @@ class LowRankMethod(LinearMethodBase):
         for tensor in tensors.keys() - expected.keys():
             raise UserError(f"the checkpoint has a tensor {name}.{tensor} that its config.json does not announce")
         for tensor, shape in expected.items():
-            if rank is not None and not tensors[tensor].isfinite().all():
+            if rank is not None and not all_finite(tensors[tensor]):
                 raise UserError(f"the tensor {name}.{tensor} holds NaN or infinity; make the checkpoint again")
             if shape and any(a not in (None, b) for a, b in zip(shape, tensors[tensor].shape, strict=True)):
                 raise UserError(
