@@ -50,6 +50,7 @@ methods/test_memory.py
 models/vllm_plugin/test_lm_eval.py
 evals/harness/test_command_line.py
 perf/test_sweeps.py
+perf/test_estimated_memory.py
 foundation/test_fork_server.py
 evals/hosting/test_engine_hosting.py
 browser/test_report_page.py
