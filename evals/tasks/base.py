@@ -6,7 +6,7 @@ A built-in task is a file of ``library/`` that holds it as ``TASK``; other packa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -18,8 +18,8 @@ from ...foundation.errors import UserError, unknown
 from ...foundation.files import digest
 from ...foundation.progress import track
 from .chat import as_conversation
-from .encoded_sets import encoded_once, tokenizer_identity
-from .prompts import Encoded, encode_documents, encode_example, encode_joined
+from .encoded_sets import EncodedSet, encoded_once, tokenizer_identity
+from .prompts import encode_documents, encode_example, encode_joined
 
 
 @dataclass(frozen=True)
@@ -47,26 +47,6 @@ class TrainSurvey:
     source: str
     count: int
     sample: tuple[Example, ...]
-
-
-@dataclass(frozen=True)
-class EncodedSet:
-    """Token ids and labels of the examples that fit.
-
-    Attributes:
-        items: the examples.
-        dropped: how many did not fit.
-        card: plain data about where they come from, where there is more to say than the hash.
-    """
-
-    items: Sequence[Encoded]
-    dropped: int
-    card: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def count(self) -> int:
-        """How many examples there were."""
-        return len(self.items) + self.dropped
 
 
 Loader = Callable[[Path | None, int], tuple[list[Example], str]]

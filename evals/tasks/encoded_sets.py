@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from ...foundation.files import digest
-
-if TYPE_CHECKING:
-    from .base import EncodedSet
+from .prompts import Encoded
 
 MOST_TOKENS = 2_000_000
 """More are not remembered: ids and labels of so many take 32 MB, for which a later stage may have other use."""
+
+
+@dataclass(frozen=True)
+class EncodedSet:
+    """Token ids and labels of the examples that fit.
+
+    Attributes:
+        items: the examples.
+        dropped: how many did not fit.
+        card: plain data about where they come from, where there is more to say than the hash.
+    """
+
+    items: Sequence[Encoded]
+    dropped: int
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """How many examples there were."""
+        return len(self.items) + self.dropped
+
 
 _remembered: dict[Hashable, EncodedSet] = {}
 

@@ -57,7 +57,8 @@ class CalibratedCompressor(MatrixCompressor):
             tokens += int(batch["attention_mask"].sum())
         fitted.meta["calibration"] = {"examples": examples, "tokens": tokens}
         widest = max(group.in_features for group in self.groups(model))
-        fitted.meta["warnings"] = few_tokens(self.name, tokens, widest)
+        if warnings := few_tokens(self.name, tokens, widest):
+            fitted.meta["warnings"] = warnings
         return fitted
 
 

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 from ....foundation.errors import UserError
 from ....foundation.files import canonical_json
-from ..base import EncodedSet, Example, Task, TrainSet, TrainSurvey
+from ..base import Example, Task, TrainSet, TrainSurvey
+from ..encoded_sets import EncodedSet
 from ..prompts import IGNORED, Encoded, encode_documents, encode_example
 from .prompting import asked, uses_chat
 from .rows import Row
