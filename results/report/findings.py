@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 _NAMED = 6
 """Most rows that a sentence names; more are counted."""
+_END_OF_GRID = (
+    "{} of {} rows chose the least or the largest learning rate of the grid, beyond which a better one may lie; a "
+    "wider grid trains only what is new."
+)
 
 
 def findings(report: Report) -> list[tuple[str, list[str]]]:
@@ -206,12 +210,14 @@ def _tuned(rows: pd.DataFrame) -> list[str]:
     if len(grids) > 1 or len(choices) < len(cells):
         return ["The methods were not tuned equally: their learning rates after compression are not all of one grid."]
     spent = sum(choice["tokens"] for choice in choices)
+    at_ends = sum(choice["lr"] in (min(choice["grid"]), max(choice["grid"])) for choice in choices)
     own = int((cells.tokens_compress + cells.tokens_recover).sum())
     return [
         "Held-out training examples chose each row's learning rate after compression out of "
         f"{and_list([f'{rate:g}' for rate in min(grids)])}.",
         f"The whole grid read {spent:,} training tokens, the trainings that were chosen {own:,}; all other figures of "
         "cost are of the chosen ones alone.",
+        *([_END_OF_GRID.format(at_ends, len(choices))] if at_ends else []),
     ]
 
 

@@ -187,3 +187,11 @@ def test_tuning_and_its_cost_are_said(record):
     assert unequal in said([rows[0], cell(record, "b", 0.5)])
     assert unequal in said([rows[0], cell(record, "b", 0.5, tuned=tuned(rates=(0.001, 0.1)))])
     assert "learning rate" not in said([cell(record, "a", 0.6), cell(record, "b", 0.5)])
+
+
+def test_a_rate_at_the_end_of_the_grid_is_pointed_out(record):
+    inner = {"tuned": tuned(rates=(0.001, 0.01, 0.1)).replace("[2.0,1.0]", "[2.0,1.0,3.0]")}
+    assert "may lie" not in said([cell(record, "a", 0.6, **inner), cell(record, "b", 0.5, **inner)])
+    for rate in (0.001, 0.1):
+        ends = {"tuned": inner["tuned"].replace('"lr":0.01', f'"lr":{rate}')}
+        assert "1 of 2 rows chose" in said([cell(record, "a", 0.6, **inner), cell(record, "b", 0.5, **ends)])
