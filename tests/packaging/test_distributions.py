@@ -1,18 +1,22 @@
 """Both distributions hold every tracked file of the package, and what the wheel installs works without the checkout."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import zipfile
-from importlib.metadata import requires
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, metadata, requires
 from pathlib import Path
 
 import pytest
 from code_blocks import ROOT
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 LAYERS = ("cli", "papers", "results", "runners", "evals", "methods", "models", "records", "foundation")
 BUILD = "from setuptools import build_meta; print(build_meta.build_{kind}({out!r}))"
@@ -105,6 +109,20 @@ def test_uv_tool_install_gives_bench(distributions: tuple[Path, Path], tmp_path:
     run_in(tmp_path, *uv, *options, distributions[1], **{key: tmp_path / name for key, name in folders.items()})
     assert (tmp_path / "bin/bench").exists()
     check_installed(tmp_path / "tools/lowrank-bench", tmp_path)
+
+
+def test_pinned_versions_take_the_oldest_python_that_the_package_takes() -> None:
+    """Debian 12 has Python 3.11.2: a pin that wants 3.11.5 makes the set-up fail there."""
+    oldest = (
+        tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"].removeprefix(">=") + ".0"
+    )
+    pins = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    asked: dict[str, str] = {}
+    for name in pins:
+        with suppress(PackageNotFoundError):  # some are of vLLM alone
+            asked[name] = metadata(name).get("Requires-Python") or ""
+    assert len(asked) > 150
+    assert {name: text for name, text in asked.items() if not SpecifierSet(text).contains(oldest)} == {}
 
 
 def test_what_the_wheel_installs_runs_outside_the_checkout(distributions: tuple[Path, Path], tmp_path: Path) -> None:
