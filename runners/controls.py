@@ -43,15 +43,14 @@ class _Reach:
     @property
     def most(self) -> int:
         """The largest multiple that is a rank of some matrix."""
-        sides = (min(matrix.in_features, matrix.out_features) for matrix in dense_matrices(self.skeleton, self._scheme))
+        sides = (
+            min(matrix.in_features, matrix.out_features)
+            for matrix in dense_matrices(self.skeleton, self.control.scheme)
+        )
         return max(max(sides) // self.multiple, 1) * self.multiple
 
-    @property
-    def _scheme(self) -> Any:
-        return self.control.scheme
-
     def bytes(self, rank: int) -> int:
-        return packed_bytes(self.skeleton, self._scheme, self.width, rank)
+        return packed_bytes(self.skeleton, self.control.scheme, self.width, rank)
 
     def rank_for(self, size: float) -> int | None:
         """Return the largest rank with which the weights take at most ``size`` bytes, None where none of them does.

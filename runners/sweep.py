@@ -101,10 +101,7 @@ def execute(config: SweepConfig, out: Console) -> Executed:
     trained = 0
     if plan.provisional:
         plan, trained = _train_grid(plan, out)
-    pending = plan.pending()
-    for key in reused(plan, pending):
-        if plan.store.is_done(key):  # else it comes from the storage, where bytes are compared on the way
-            plan.store.verify(key)
+    pending = _pending(plan)
     shared = plan.store if isinstance(plan.store, SharedStore) else None
     if shared and (count := shared.publish(plan.stages)):
         out.print(
@@ -115,11 +112,7 @@ def execute(config: SweepConfig, out: Console) -> Executed:
     failed: dict[str, Event] = {}
     removal = Removal(plan, pending)
     if pending:
-        _check_disk(plan)
-        if config.execution.executor != "ray":  # whose machines have memory of their own
-            check_plan(plan, pending)
-        for tracker in trackers(plan.tracking):
-            tracker.prepare()
+        _prepare(plan, pending)
         with removal.claim() as pending:
             failed = _run_pending(plan, pending, removal, out)
     else:
@@ -137,6 +130,24 @@ def execute(config: SweepConfig, out: Console) -> Executed:
     return Executed(plan, records, len(pending) + trained, failed)
 
 
+def _pending(plan: Plan) -> list[str]:
+    """Return what is missing of a plan, after the bytes of what it reuses were compared with their checksums."""
+    pending = plan.pending()
+    for key in reused(plan, pending):
+        if plan.store.is_done(key):  # else it comes from the storage, where bytes are compared on the way
+            plan.store.verify(key)
+    return pending
+
+
+def _prepare(plan: Plan, pending: list[str]) -> None:
+    """Check that what is missing has disk and memory, and prepare the trackers."""
+    _check_disk(plan)
+    if plan.config.execution.executor != "ray":  # whose machines have memory of their own
+        check_plan(plan, pending)
+    for tracker in trackers(plan.tracking):
+        tracker.prepare()
+
+
 def _train_grid(plan: Plan, out: Console) -> tuple[Plan, int]:
     """Run all stages but roundings and evaluations, and return the plan with what `tuning.choose` chose by them.
 
@@ -145,15 +156,8 @@ def _train_grid(plan: Plan, out: Console) -> tuple[Plan, int]:
     Raises:
         UserError: see `execute`.
     """
-    pending = plan.pending()
-    for key in reused(plan, pending):
-        if plan.store.is_done(key):
-            plan.store.verify(key)
-    _check_disk(plan)
-    if plan.config.execution.executor != "ray":
-        check_plan(plan, pending)
-    for tracker in trackers(plan.tracking):
-        tracker.prepare()
+    pending = _pending(plan)
+    _prepare(plan, pending)
     removal = Removal(plan, pending)
     with removal.claim() as pending:
         grid = [key for key in pending if plan.stages[key].kind not in ("quantise", "evaluate")]
