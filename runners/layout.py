@@ -1,15 +1,11 @@
-"""Laying out the stages and cells of a sweep."""
+"""Laying out the stages and cells of a sweep, in the order of the protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, cast
 
-from ..evals.base import Benchmark, EvalSettings, benchmarks
-from ..evals.base import Stage as EvalStage
-from ..evals.kinds.generative import check_sampling
 from ..evals.tasks.base import get_task
 from ..foundation.errors import UserError
 from ..methods.base import Compressor
@@ -18,12 +14,10 @@ from ..methods.correction import corrector
 from ..methods.recoveries.base import Recovery, create_recovery
 from ..models.loading import own_dtype
 from ..models.quantised.scheme import FACTORS, Correction, Scheme
-from .checks import bos_windows, check_model
 from .choices import DtypeChoice, build_method, merge_settings, pick_calibration_dtype
 from .config import MethodSpec, RecoverOverrides
 from .controls import ControlRow, control_rows
-from .estimates.at_hand import counts_by_size
-from .evaluation_stages import evaluate_stage, evaluation_name
+from .evaluation_layout import EvaluationLayout, PlannedModel, execution_fields
 from .graph import BASELINE, Cell, Plan, Tuned
 from .kept_ranks import KeptRanks
 from .points import WHOLE_BITS
@@ -42,7 +36,6 @@ from .specs import (
     FitSpec,
     FitStage,
     ModelInput,
-    ModelLocation,
     QuantiseSpec,
     QuantiseStage,
     RecoverSpec,
@@ -51,21 +44,10 @@ from .specs import (
 )
 from .stage_data import StageData
 from .store.folders import MODEL_FOLDER, ratio_folder
-from .training.data import DATA_SEED
 from .training.placement import Choice, placed
 from .training.plan_placement import TrainingPlacements
 from .training.settings import TrainSettings
 from .tuning import Candidate, choose
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A model that a stage reads: its identity and where it lies."""
-
-    identity: str
-    location: str
-    revision: str = ""
-    stage: str | None = None
 
 
 def _recoveries(recipe: TrainSettings, asked: RecoverOverrides) -> list[TrainSettings]:
@@ -80,7 +62,7 @@ class Layout:
     """Builds the stages of one plan."""
 
     def __init__(self, plan: Plan, names: tuple[str, ...], pretrained: bool, compress_only: bool = False) -> None:
-        self.plan, self.config, self.names, self.pretrained = plan, plan.config, names, pretrained
+        self.plan, self.config, self.pretrained = plan, plan.config, pretrained
         self.compress_only = compress_only
         kind = get_task(plan.config.task).kind if plan.config.task else ""
         finetune, recover = plan.recipe.for_kind(kind, plan.device)
@@ -108,29 +90,14 @@ class Layout:
                     f"--max-length {asked.max_length} is more than {plan.source.name} takes ({self.data.context}); ask "
                     "for at most that many tokens, or leave it out"
                 )
-        include = plan.config.execution.include_path
-        self.include_path = include.expanduser().resolve() if include else None
         self.placements = TrainingPlacements(plan)
         self.candidates: dict[tuple[float, TrainSettings, str], list[Candidate]] = {}
         self.kept = KeptRanks(plan)
         self.controls, plan.control_notes = control_rows(self.config, plan.skeleton, plan.saves(trains=False))
         if not compress_only:
             self.data.check()
-        self.source = _Model(plan.source.sha256, plan.source.location, plan.source.revision)
-        made = [benchmarks.get(name)() for name in names]
-        self.bos = bos_windows(self.config.evaluation.bos, plan.source if plan.at_hand.tokenizer else None, made)
-        plan.bos_note = self.bos.note
-        read = [benchmark for benchmark in made if not counts_by_size(benchmark.name, plan.at_hand)]
-        for benchmark in made:
-            for context in self._contexts(benchmark.name):
-                settings = self._settings(self._stage("finetuned"), context)
-                if benchmark.generates:
-                    check_sampling(settings)
-                if benchmark in read:
-                    benchmark.check(settings)
-        stages = sorted({self._stage("finetuned"), self._stage("pretrained" if pretrained else "finetuned")})
-        if plan.at_hand.tokenizer:
-            check_model(plan.source, plan.skeleton.config, [(b, self._settings(s)) for s in stages for b in read])
+        self.source = PlannedModel(plan.source.sha256, plan.source.location, plan.source.revision)
+        self.evaluations = EvaluationLayout(plan, names, self.data, pretrained)
 
     def lay_out(self) -> None:
         """Add every stage and cell of the sweep."""
@@ -151,16 +118,8 @@ class Layout:
                 self._control(row, seed, tuned, keys)
         self.kept.settle()
 
-    def _common(self, model: _Model) -> dict[str, Any]:
-        """Return the fields that all kinds of `Execution` share."""
-        return {
-            "model": ModelLocation(location=model.location, revision=model.revision),
-            "device": self.plan.device,
-            "data": self.data.folder,
-            "train_set": self.data.train_set,
-            "task": self.config.task,
-            "task_file": self.plan.task_file,
-        }
+    def _execution(self, model: PlannedModel) -> dict[str, Any]:
+        return execution_fields(self.plan, self.data, model)
 
     def _training_fields(self, choice: Choice) -> dict[str, Any]:
         """Return the fields that all kinds of `TrainingExecution` share."""
@@ -179,7 +138,7 @@ class Layout:
         """Return a training after compression once for each learning rate of the grid, or as it is."""
         return [run.model_copy(update={"learning_rate": rate}) for rate in self.config.training.tune or ()] or [run]
 
-    def _finetuned(self, seed: int) -> tuple[_Model, dict[str, str]]:
+    def _finetuned(self, seed: int) -> tuple[PlannedModel, dict[str, str]]:
         if self.finetune.steps == 0:
             return self.source, {}
         title = f"finetune {self.plan.source.name} on {self.config.task}, seed {seed}"
@@ -191,14 +150,14 @@ class Layout:
             seed=seed,
             save_dtype=self.plan.saves(trains=True),
         )
-        execution = TrainingExecution(**self._common(self.source), **self._training_fields(choice))
+        execution = TrainingExecution(**self._execution(self.source), **self._training_fields(choice))
         key = self.plan.add(FinetuneStage(spec=spec, execution=execution, title=title))
         return self._made(key, MODEL_FOLDER), {"finetune": key}
 
-    def _made(self, key: str, folder: str) -> _Model:
-        return _Model(f"{key}/{folder}", str(self.plan.store.path(key) / folder), stage=key)
+    def _made(self, key: str, folder: str) -> PlannedModel:
+        return PlannedModel(f"{key}/{folder}", str(self.plan.store.path(key) / folder), stage=key)
 
-    def _method(self, spec: MethodSpec, seed: int, tuned: _Model, keys: dict[str, str]) -> None:
+    def _method(self, spec: MethodSpec, seed: int, tuned: PlannedModel, keys: dict[str, str]) -> None:
         method = build_method(spec, self.plan.recipe, seed)
         options = method.model_dump(mode="json")
         reads = method.requirements.data_in_fit
@@ -214,7 +173,7 @@ class Layout:
             calibration_dtype=cast(PassDtype, passes.dtype),
         )
         execution = FitExecution(
-            **self._common(tuned),
+            **self._execution(tuned),
             memory=self.config.execution.memory,
             method=spec.name,
             options=options,
@@ -232,7 +191,7 @@ class Layout:
                 self._compressed(spec, method, seed, tuned, keys | {"fit": fit_key}, group, each)
         self._choose(spec, method, seed)
 
-    def _passes(self, method: Compressor, tuned: _Model) -> DtypeChoice:
+    def _passes(self, method: Compressor, tuned: PlannedModel) -> DtypeChoice:
         """Return the dtype of the passes that a method gathers statistics from; of no effect where it gathers none."""
         if not method.requirements.statistics:
             return DtypeChoice("float32")
@@ -247,7 +206,7 @@ class Layout:
         spec: MethodSpec,
         method: Compressor,
         seed: int,
-        tuned: _Model,
+        tuned: PlannedModel,
         keys: dict[str, str],
         ratios: list[float],
         recoveries: list[TrainSettings],
@@ -278,7 +237,7 @@ class Layout:
         elif needs.searches:
             compression = compression.model_copy(update={"data": self.data.for_statistics(spec, method, self.finetune)})
         execution = CompressExecution(
-            **self._common(tuned),
+            **self._execution(tuned),
             **training,
             memory=self.config.execution.memory,
             fit=self.plan.store.path(keys["fit"]),
@@ -339,7 +298,7 @@ class Layout:
         ratio: float,
         seed: int,
         keys: dict[str, str],
-        small: _Model,
+        small: PlannedModel,
         run: TrainSettings,
         recovery: Recovery,
         shown: str,
@@ -358,7 +317,7 @@ class Layout:
             recovery=recovery.name,
             recovery_options=recovery.model_dump(mode="json"),
         )
-        execution = TrainingExecution(**self._common(small), **self._training_fields(choice))
+        execution = TrainingExecution(**self._execution(small), **self._training_fields(choice))
         key = self.plan.add(RecoverStage(spec=recover, execution=execution, title=title), small.stage)
         made, path = self._made(key, MODEL_FOLDER), keys | {"recover": key}
         if self.config.training.tune:
@@ -374,7 +333,7 @@ class Layout:
         seed: int,
         state: str,
         keys: dict[str, str],
-        model: _Model,
+        model: PlannedModel,
         run: TrainSettings | None,
         recovery: str = "",
         tuned: Tuned | None = None,
@@ -390,13 +349,15 @@ class Layout:
             rounded, key = self._quantised(FACTORS, shown, seed, model)
             self._cell(spec, ratio, seed, state, keys | {"quantise": key}, rounded, run, FACTORS, **more)
 
-    def _control(self, row: ControlRow, seed: int, model: _Model, keys: dict[str, str]) -> None:
+    def _control(self, row: ControlRow, seed: int, model: PlannedModel, keys: dict[str, str]) -> None:
         spec, (scheme, correction, _) = row
         rounded, key = self._quantised(scheme, spec.shown, seed, model, self._corrected(spec, correction, seed, model))
         keys = keys | {"quantise": key}
         self._cell(spec, 1.0, seed, "compressed", keys, rounded, None, scheme, control=True, correction=correction)
 
-    def _corrected(self, spec: MethodSpec, correction: Correction | None, seed: int, model: _Model) -> dict[str, Any]:
+    def _corrected(
+        self, spec: MethodSpec, correction: Correction | None, seed: int, model: PlannedModel
+    ) -> dict[str, Any]:
         """Return the fields of a `QuantiseSpec` that a correction adds; none for one of rank 0."""
         if correction is None or not correction.rank:
             return {}
@@ -411,43 +372,23 @@ class Layout:
         }
 
     def _quantised(
-        self, scheme: Scheme, shown: str, seed: int, model: _Model, corrected: Mapping[str, Any] = MappingProxyType({})
-    ) -> tuple[_Model, str]:
+        self,
+        scheme: Scheme,
+        shown: str,
+        seed: int,
+        model: PlannedModel,
+        corrected: Mapping[str, Any] = MappingProxyType({}),
+    ) -> tuple[PlannedModel, str]:
         quantisation = QuantiseSpec(
             inputs=ModelInput(model=model.identity),
             scheme=scheme,
             save_dtype=self.plan.saves(trains=False),
             **corrected,
         )
-        execution = Execution(**self._common(model))
+        execution = Execution(**self._execution(model))
         stage = QuantiseStage(spec=quantisation, execution=execution, title=f"quantise {shown}, seed {seed}")
         key = self.plan.add(stage, model.stage)
         return self._made(key, MODEL_FOLDER), key
-
-    def _stage(self, state: str) -> EvalStage:
-        """Return whether a model counts as finetuned: its prompts follow from that."""
-        return "pretrained" if state == "pretrained" or self.config.training.training_free else "finetuned"
-
-    def _contexts(self, name: str) -> tuple[int | None, ...]:
-        return self.config.evaluation.context or (None,) if benchmarks.get(name).has_context else (None,)
-
-    def _settings(self, state: EvalStage, context: int | None = None) -> EvalSettings:
-        asked = self.config.evaluation
-        return EvalSettings(
-            data_dir=self.data.folder,
-            limit=asked.limit,
-            stage=state,
-            batch_size=self.config.execution.eval_batch_size,
-            max_new_tokens=asked.max_new_tokens,
-            samples=asked.samples,
-            temperature=asked.temperature,
-            top_p=asked.top_p,
-            seed=DATA_SEED if asked.problem_seed is None else asked.problem_seed,
-            allow_weak_isolation=self.config.execution.allow_weak_isolation,
-            context=context,
-            chat=self.data.chat,
-            include_path=self.include_path,
-        )
 
     def _cell(
         self,
@@ -456,7 +397,7 @@ class Layout:
         seed: int,
         state: str,
         keys: dict[str, str],
-        model: _Model,
+        model: PlannedModel,
         run: TrainSettings | None = None,
         scheme: Scheme | None = None,
         control: bool = False,
@@ -467,29 +408,7 @@ class Layout:
         bits = f" in {scheme.bits} bits" if scheme else ""
         by = f" by {recovery}" if recovery else ""
         shown = f"{spec.shown} {ratio:g}x ({state}{by}){self._steps(run)}{bits}, seed {seed}"
-        evaluations = {}
-        for name in self.names:
-            benchmark = benchmarks.get(name)()
-            for context in self._contexts(name):
-                settings = self._settings(self._stage(state), context)
-                for windows, each in self.bos.settings(benchmark, settings, compressed=spec is not BASELINE):
-                    place = evaluation_name(name, context, windows)
-                    evaluations[place] = self._evaluation(benchmark, place, shown, model, each)
+        evaluations = self.evaluations.add(model, state, shown, compressed=spec is not BASELINE)
         budget = run.steps if run else None
         more: dict[str, Any] = {"recovery": recovery, "correction": correction, "tuned": tuned}
         self.plan.cells.append(Cell(spec, ratio, seed, state, keys, evaluations, budget, scheme, control, **more))
-
-    def _evaluation(self, benchmark: Benchmark, place: str, shown: str, model: _Model, settings: EvalSettings) -> str:
-        stage = evaluate_stage(
-            benchmark,
-            settings,
-            self.plan.engine.engine_for(benchmark.is_generating(settings)),
-            self.plan.dtype,
-            model.identity,
-            self._common(model),
-            f"evaluate {place.replace('@', ' at ')} on {shown}",
-            counts_by_size(benchmark.name, self.plan.at_hand),
-            self.plan.dtype_note,
-            self.data.chat_rules,
-        )
-        return self.plan.add(stage, model.stage)
