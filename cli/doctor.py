@@ -25,7 +25,9 @@ def doctor(
     if repair:
         whole, moved, left = work.repair(out)
         print_rows(
-            "damaged stages", ["stage", "what is wrong", "moved to"], [(r.key, r.reason, str(r.place)) for r in moved]
+            "damaged stages",
+            ["stage", "what is wrong", "moved to"],
+            [(r.key, r.reason, str(r.moved_to)) for r in moved],
         )
         console().print(
             f"{whole} stages are complete, {len(moved)} damaged ones moved aside, "
@@ -37,7 +39,7 @@ def doctor(
         return
     examine = work.examine
     findings = examine(data, out)
-    rows = [("ok" if f.fine else "no", f.subject, f.found + (f"; {f.remedy}" if f.remedy else "")) for f in findings]
+    rows = [("ok" if f.fine else "no", f.subject, f.text + (f"; {f.remedy}" if f.remedy else "")) for f in findings]
     print_rows("this machine", ["", "what", "found"], rows)
     if not all(finding.fine for finding in findings):
         sys.exit(1)

@@ -96,7 +96,7 @@ def compress(
     if dry_run:
         from ..runners.estimates.memory import COLUMNS, TITLE
 
-        text, rows, notes = compressing.foresee(request)
+        text, rows, notes = compressing.estimate_compression(request)
         console().print(text, highlight=False, soft_wrap=True)
         print_rows(TITLE, COLUMNS, rows)
         for note in notes:

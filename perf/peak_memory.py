@@ -105,7 +105,7 @@ def main() -> int:
         size = write_model(model, options.width, layers, 200 * 10**6)
         files = len(list(model.glob("*.safetensors")))
         print(f"{size / 1e6:,.0f} MB in {files} shards, {layers} layers {options.width} wide, one process a line; MB")
-        print(f"{'method':12}{'way':7}{'layer':>8}{'formula':>9}{'measured':>10}{'target':>8}{'seconds':>9}")
+        print(f"{'method':12}{'load':10}{'layer':>8}{'formula':>9}{'measured':>10}{'target':>8}{'seconds':>9}")
         skeleton = load_skeleton(model)
         for name in options.methods.split(","):
             method = create_method(name)
@@ -113,8 +113,8 @@ def main() -> int:
             calibration = (
                 Calibration(method.samples, method.batch_size, 96) if method.requirements.data_in_fit else None
             )  # type: ignore[attr-defined]
-            for memory in ("walk", "whole"):
-                streamed = memory == "walk"
+            for memory in ("layerwise", "whole"):
+                streamed = memory == "layerwise"
                 fit, compress = (
                     fit_peak(method, skeleton, streamed, "cpu", calibration),
                     compress_peak(method, skeleton, streamed, "cpu"),

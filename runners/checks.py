@@ -73,26 +73,26 @@ def check_rendering(source: ModelSource, survey: TrainSetSurvey) -> None:
     tokenizer.counted("rendering", identity.model_dump(mode="json"), render)
 
 
-def bos_windows(wanted: Sequence[str], source: ModelSource | None, chosen: Iterable[Benchmark]) -> BosWindows:
+def bos_windows(asked: Sequence[str], source: ModelSource | None, chosen: Iterable[Benchmark]) -> BosWindows:
     """Return with which windows perplexities are measured.
 
     ``auto`` is what the model's tokenizer does with a text. Where that is a BOS, uncompressed models are measured
     without one too: published numbers are (the recipe of GPTQ's code).
 
     Args:
-        wanted: ``always``, ``never``, ``auto``, or several of them.
+        asked: ``always``, ``never``, ``auto``, or several of them.
         source: the model; None where its tokenizer cannot be read, in a dry run: then it is taken to add a BOS.
         chosen: the benchmarks; where none has windows with and without BOS, nothing is read.
 
     Raises:
         UserError: another word, ``always`` where no benchmark has the option, or where the tokenizer has no BOS.
     """
-    for word in wanted:
+    for word in asked:
         if word not in BOS_CHOICES:
             raise unknown("BOS rule", word, BOS_CHOICES)
     names = list(dict.fromkeys(benchmark.name for benchmark in chosen if benchmark.has_bos_option))
     if not names:
-        if "always" in wanted:
+        if "always" in asked:
             raise UserError(
                 "--bos is for perplexities of joined texts (wikitext2, c4) and none is asked for; leave it out"
             )
@@ -100,11 +100,11 @@ def bos_windows(wanted: Sequence[str], source: ModelSource | None, chosen: Itera
     added = True
     if source is not None:
         tokenizer = PlanTokenizer(source)
-        if "always" in wanted:
+        if "always" in asked:
             check_has_bos(tokenizer)
         added = tokenizer.counted("adds BOS", None, lambda: adds_bos(tokenizer))
-    every = tuple(dict.fromkeys(word == "always" or (word == "auto" and added) for word in wanted))
-    if "auto" in wanted and added:
+    every = tuple(dict.fromkeys(word == "always" or (word == "auto" and added) for word in asked))
+    if "auto" in asked and added:
         return BosWindows(every, () if False in every else (False,))
     if added and True not in every:
         return BosWindows(

@@ -22,7 +22,7 @@ from ..models.dtypes import SAVE_DTYPES
 from ..models.skeletons import load_exact_skeleton
 from ..models.untouched import Untouched, out_of_reach, untouched
 from .config import MethodSpec, SweepConfig, make_config, nest, parse_method
-from .estimates.memory import check_plan, memory_rows, plan_ways
+from .estimates.memory import check_plan, load_modes, memory_rows
 from .estimates.seconds import stage_seconds
 from .executors.local import Event, crew_size
 from .plan import Plan, make_plan
@@ -151,7 +151,7 @@ def plan_compression(request: CompressRequest, dry: bool = False) -> Plan:
     return make_plan(config, dry=dry, compress_only=True)
 
 
-def foresee(request: CompressRequest) -> tuple[str, list[tuple[str, ...]], list[str]]:
+def estimate_compression(request: CompressRequest) -> tuple[str, list[tuple[str, ...]], list[str]]:
     """Return what `compress` would do, without doing it: a sentence, `memory_rows`, and warnings.
 
     Raises:
@@ -166,7 +166,7 @@ def foresee(request: CompressRequest) -> tuple[str, list[tuple[str, ...]], list[
         notes = [note for of_stage in _memory_notes(plan, request).values() for note in of_stage]
     except UserError as refusal:
         notes = [str(refusal)]
-    access = {name.partition(" ")[0]: chosen for name, chosen in plan_ways(plan).items()}
+    access = {name.partition(" ")[0]: chosen for name, chosen in load_modes(plan).items()}
     before = filter(None, [out_of_reach(plan.skeleton), plan.calibration_note, *plan.at_hand.notes])
     return text, memory_rows(access), [*before, *notes]
 
@@ -234,7 +234,7 @@ def _memory_notes(plan: Plan, request: CompressRequest) -> dict[str, list[str]]:
     """
     check_plan(plan, plan.stages)
     notes = {"placement": [f"the training keeps {choice.why}" for choice, _ in plan.trainings.values() if choice.why]}
-    for name, access in plan_ways(plan).items():
+    for name, access in load_modes(plan).items():
         kind = name.partition(" ")[0]
         notes[kind] = access.check(f"{kind} of {request.spec.shown}", plan.device)
     return notes

@@ -32,7 +32,7 @@ class Finding:
 
     subject: str
     fine: bool
-    found: str
+    text: str
     remedy: str = ""
 
 
@@ -53,7 +53,7 @@ class Repair:
 
     key: str
     reason: str
-    place: Path
+    moved_to: Path
 
 
 def repair(out: Path, progress: Callable[[int, int], None] | None = None) -> tuple[int, list[Repair], list[Path]]:
@@ -61,7 +61,7 @@ def repair(out: Path, progress: Callable[[int, int], None] | None = None) -> tup
 
     Args:
         out: folder with the runs.
-        progress: told how many of how many stages have been looked at.
+        progress: called with how many of how many stages have been looked at.
 
     Returns:
         How many stages are complete, those that were moved to ``stages/damaged``, and the removed leavings of killed
@@ -93,13 +93,13 @@ def _stages(out: Path) -> Finding:
         except UserError as error:
             wrong[key] = reason_of(error)
     left, resumable = len(store.cut_off()), len(store.resumable())
-    found = f"{len(keys) - len(wrong)} complete in {out}" + (f", {len(wrong)} damaged" if wrong else "")
-    found += "".join(f"; {key}: {reason}" for key, reason in list(wrong.items())[:_NAMED])
-    found += f", {light} of them light: their large files are in their storage alone" if light else ""
-    found += f", {removed} of them without the weights, which their sweep had read (--keep needed)" if removed else ""
-    found += f", {left} cut off" if left else ""
-    found += f", {resumable} can be resumed" if resumable else ""
-    return Finding("stages", not wrong, found, f"bench doctor --repair --out {out} moves them aside" if wrong else "")
+    text = f"{len(keys) - len(wrong)} complete in {out}" + (f", {len(wrong)} damaged" if wrong else "")
+    text += "".join(f"; {key}: {reason}" for key, reason in list(wrong.items())[:_NAMED])
+    text += f", {light} of them light: their large files are in their storage alone" if light else ""
+    text += f", {removed} of them without the weights, which their sweep had read (--keep needed)" if removed else ""
+    text += f", {left} cut off" if left else ""
+    text += f", {resumable} can be resumed" if resumable else ""
+    return Finding("stages", not wrong, text, f"bench doctor --repair --out {out} moves them aside" if wrong else "")
 
 
 def _devices() -> list[Finding]:
@@ -137,11 +137,11 @@ def _engines() -> list[Finding]:
 
     rows, device = [], "cuda" if torch.cuda.is_available() else "cpu"
     for name in engines.names():
-        found, remedy = engine_version(name) or "ready", ""
+        text, remedy = engine_version(name) or "ready", ""
         if name == "vllm" and not vllm_version():
-            found = "not installed, so everything runs with transformers"
+            text = "not installed, so everything runs with transformers"
             remedy = f"for {'CPUs' if device == 'cpu' else 'GPUs'}: {vllm_command(device)}"
-        rows.append(Finding(f"engine {name}", True, found, remedy))
+        rows.append(Finding(f"engine {name}", True, text, remedy))
     harness = importlib.util.find_spec("lm_eval") is not None
     remedy = "" if harness else "commonsense and CrowS-Pairs need it: pip install 'lowrank-bench[harness]'"
     rows.append(Finding("lm-eval", True, "installed" if harness else "not installed", remedy))
@@ -177,6 +177,6 @@ def _data(data: Path | None) -> list[Finding]:
                 present.append(split)
             except UserError:
                 continue
-        found = f"{', '.join(present)} in {data}" if present else "not there"
-        rows.append(Finding(f"data {name}", True, found))
+        text = f"{', '.join(present)} in {data}" if present else "not there"
+        rows.append(Finding(f"data {name}", True, text))
     return rows

@@ -16,10 +16,10 @@ from .choices import build_method
 from .config import SweepConfig
 from .estimates.disk import disk_sentence
 from .estimates.machine import assume_machine
-from .estimates.memory import COLUMNS, TITLE, evaluation_needs, evaluation_rows, memory_rows, plan_ways
+from .estimates.memory import COLUMNS, TITLE, evaluation_needs, evaluation_rows, load_modes, memory_rows
 from .estimates.probe import probe_cpu
 from .estimates.seconds import estimate, wall_seconds
-from .estimates.verdict import evaluation_demands, judge, training_demands, training_rows, way_demands
+from .estimates.verdict import evaluation_demands, judge, load_demands, training_demands, training_rows
 from .executors.local import crew_size
 from .graph import Plan
 from .plan import make_plan
@@ -45,24 +45,24 @@ def print_plan(config: SweepConfig, console: Console, assume: str | None = None)
     """
     plan = make_plan(config, None if assume is None else assume_machine(assume), dry=True)
     show_plan(plan, console)
-    ways, needs = plan_ways(plan), evaluation_needs(plan)
+    modes, needs = load_modes(plan), evaluation_needs(plan)
     memory = Table(*COLUMNS, title=TITLE, title_justify="left", box=None, pad_edge=False)
     trained = training_rows(plan.trainings)
-    other = {what: way for what, way in ways.items() if way.peak or what not in {row[0] for row in trained}}
+    other = {title: mode for title, mode in modes.items() if mode.peak or title not in {row[0] for row in trained}}
     for row in trained + memory_rows(other) + evaluation_rows(needs, plan.device):
         memory.add_row(*map(escape, row))
     console.print(memory)
     _show_hours(plan, console)
     for reason in dict.fromkeys(choice.why for choice, _ in plan.trainings.values() if choice.why):
         console.print(f"placement: {escape(reason)}", highlight=False, soft_wrap=True)
-    demands = training_demands(plan.trainings) + way_demands(ways) + evaluation_demands(needs, plan.device)
+    demands = training_demands(plan.trainings) + load_demands(modes) + evaluation_demands(needs, plan.device)
     console.print(escape(judge(plan.machine, demands, plan.refusals.values())), highlight=False, soft_wrap=True)
 
 
 def _show_hours(plan: Plan, console: Console) -> None:
-    found = estimate(plan)
-    workers, _ = crew_size(plan.config.execution.workers, plan.device, plan.parameters, max(len(found.seconds), 1))
-    kinds = found.by_kind(plan)
+    estimated = estimate(plan)
+    workers, _ = crew_size(plan.config.execution.workers, plan.device, plan.parameters, max(len(estimated.seconds), 1))
+    kinds = estimated.by_kind(plan)
     table = Table(
         "stage", "to do", "each", "together", "by", title="time", title_justify="left", box=None, pad_edge=False
     )
@@ -72,8 +72,8 @@ def _show_hours(plan: Plan, console: Console) -> None:
             by = "finished stages" if measured else "arithmetic"
             table.add_row(kind, str(count), duration(seconds / count), duration(seconds), by)
     console.print(table)
-    time = duration(wall_seconds(plan, found.seconds, workers))
-    if plan.machine.flops is None and len(found.measured) < len(found.seconds):
+    time = duration(wall_seconds(plan, estimated.seconds, workers))
+    if plan.machine.flops is None and len(estimated.measured) < len(estimated.seconds):
         speeds = f"arithmetic from a probe of one thread: {probe_cpu().sentence()}"
         console.print(speeds, highlight=False, soft_wrap=True)
     several = f" with {workers} workers" if workers > 1 else ""
@@ -119,17 +119,17 @@ def _calibrations(plan: Plan) -> list[str]:
             continue
         length = example_length(stage.data.task, stage.data.max_length, context)
         if isinstance(stage, FitStage):
-            what, method = "fit", create_method(stage.execution.method, stage.execution.options)
+            title, method = "fit", create_method(stage.execution.method, stage.execution.options)
         elif isinstance(stage, CompressStage):
-            what, method = "compress", create_method(stage.spec.method, stage.spec.options)
+            title, method = "compress", create_method(stage.spec.method, stage.spec.options)
         elif isinstance(stage, QuantiseStage) and stage.spec.correction:
-            what, method = "correction", corrector(stage.spec.correction)
+            title, method = "correction", corrector(stage.spec.correction)
         else:
             continue
-        gathers = calibration_passes(method) > 0 if what == "compress" else method.requirements.statistics
+        gathers = calibration_passes(method) > 0 if title == "compress" else method.requirements.statistics
         samples = getattr(method, "samples" if gathers else "probe_samples", None)
         some = "all examples" if samples is None else f"{samples} examples"
-        lines[f"{what} by {method.name} reads {some} of {stage.data.task}, of at most {length} tokens each"] = None
+        lines[f"{title} by {method.name} reads {some} of {stage.data.task}, of at most {length} tokens each"] = None
     return list(lines)
 
 

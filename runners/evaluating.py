@@ -66,10 +66,10 @@ class Evaluated:
         reasons = [str(error) for error in self.failures.values()]
         if not reasons or len(self.failures) + len(self.outcomes) == 1:
             return "".join(reasons)
-        kept = f"; {', '.join(self.outcomes)} is complete" if self.outcomes else ""
+        complete = f"; {', '.join(self.outcomes)} is complete" if self.outcomes else ""
         if len(set(reasons)) == 1:
-            return f"{', '.join(self.failures)} failed: {reasons[0]}{kept}"
-        return "; ".join(f"{name} failed: {error}" for name, error in self.failures.items()) + kept
+            return f"{', '.join(self.failures)} failed: {reasons[0]}{complete}"
+        return "; ".join(f"{name} failed: {error}" for name, error in self.failures.items()) + complete
 
 
 def evaluate(
@@ -93,7 +93,7 @@ def evaluate(
 
     Args:
         model: preset, folder (dense or factorised) or hub id.
-        names: benchmarks; a task's name stands for its benchmarks.
+        names: benchmarks; a task's name means its benchmarks.
         settings: data, limit, stage, and so on.
         revision: of a hub model.
         engine, dtype, device: how it runs; the engine may be ``auto``, and so may the dtype: the checkpoint's own, but
@@ -121,16 +121,16 @@ def evaluate(
     skeleton = load_skeleton(source.location, source.revision)
     as_text = chat_template == "auto" and tokenizer_chats(source) and finetuned_as_text(model)
     if chat_template == "auto" and tokenizer_chats(source) and not as_text:
-        chosen = {name: (benchmark, replace(each, chat=True)) for name, (benchmark, each) in chosen.items()}
+        chosen = {name: (benchmark, replace(asked, chat=True)) for name, (benchmark, asked) in chosen.items()}
     bos_rule = bos_windows(bos, source, [benchmark for benchmark, _ in chosen.values()])
-    for benchmark, each in chosen.values():
-        benchmark.check(each)
+    for benchmark, asked in chosen.values():
+        benchmark.check(asked)
     device = pick_device(device)
     compressed = bool(low_rank_layers(skeleton))
     chosen = {
-        evaluation_name(benchmark.name, each.context, windows): (benchmark, settings_each)
-        for benchmark, each in chosen.values()
-        for windows, settings_each in bos_rule.settings(benchmark, each, compressed)
+        evaluation_name(benchmark.name, asked.context, windows): (benchmark, settings_each)
+        for benchmark, asked in chosen.values()
+        for windows, settings_each in bos_rule.settings(benchmark, asked, compressed)
     }
     parameters = model_size(skeleton).parameters
     choice = choose_engine(engine, skeleton.config, parameters, device)
@@ -148,22 +148,22 @@ def evaluate(
     stages = {
         name: evaluate_stage(
             benchmark,
-            each,
-            choice.engine_for(benchmark.is_generating(each)),
+            asked,
+            choice.engine_for(benchmark.is_generating(asked)),
             dtype,
             source.sha256,
             common,
             f"evaluate {name}",
             dtype_why=why,
-            chat_rules=tokenizer_chat_rules(source) if each.chat else 1,
+            chat_rules=tokenizer_chat_rules(source) if asked.chat else 1,
         )
-        for name, (benchmark, each) in chosen.items()
+        for name, (benchmark, asked) in chosen.items()
     }
     scored_by_another = any(stage.spec.engine == choice.scoring for stage in stages.values())
     threads = crew_size(None, device, parameters, 1)[1]
 
     def longest(tokenizer: Any, context: int) -> int:
-        return max(benchmark.longest_sequence(tokenizer, each, context) for benchmark, each in chosen.values())
+        return max(benchmark.longest_sequence(tokenizer, asked, context) for benchmark, asked in chosen.values())
 
     def opened(stage: EvaluateStage) -> HostedEngine:
         return open_engine(stage, longest, threads, PlanTokenizer(source).read())
@@ -231,7 +231,7 @@ def _choose(
         benchmark = benchmarks.get(name)()
         for context in contexts or (None,) if benchmark.has_context else (None,):
             chosen[evaluation_name(name, context)] = benchmark, replace(settings, context=context)
-    if contexts and not any(each.context for _, each in chosen.values()):
+    if contexts and not any(asked.context for _, asked in chosen.values()):
         raise UserError(f"--context is for perplexities and none of {', '.join(chosen)} is one; leave it out")
     return chosen
 
@@ -268,11 +268,11 @@ class _Results:
         if self.out is None:
             return
         write_atomic(self.out / f"samples-{name}.jsonl", "".join(sample_lines(outcome)))
-        found = {
+        values = {
             name: outcome_record(self.stages[name], outcome) | self.engines[name]
             for name, outcome in self.outcomes.items()
         }
-        write_json(self.out / METRICS, self.about | {"benchmarks": found, "provenance": provenance()})
+        write_json(self.out / METRICS, self.about | {"benchmarks": values, "provenance": provenance()})
 
 
 def _about_engine(name: str) -> dict[str, str]:

@@ -92,7 +92,7 @@ class Layout:
                 )
         self.placements = TrainingPlacements(plan)
         self.candidates: dict[tuple[float, TrainSettings, str], list[Candidate]] = {}
-        self.kept = KeptRanks(plan)
+        self.kept_ranks = KeptRanks(plan)
         self.controls, plan.control_notes = control_rows(self.config, plan.skeleton, plan.saves(trains=False))
         if not compress_only:
             self.data.check()
@@ -116,7 +116,7 @@ class Layout:
                 self._method(spec, seed, tuned, keys)
             for row in self.controls:
                 self._control(row, seed, tuned, keys)
-        self.kept.settle()
+        self.kept_ranks.settle()
 
     def _execution(self, model: PlannedModel) -> dict[str, Any]:
         return execution_fields(self.plan, self.data, model)
@@ -152,9 +152,9 @@ class Layout:
         )
         execution = TrainingExecution(**self._execution(self.source), **self._training_fields(choice))
         key = self.plan.add(FinetuneStage(spec=spec, execution=execution, title=title))
-        return self._made(key, MODEL_FOLDER), {"finetune": key}
+        return self._model_of(key, MODEL_FOLDER), {"finetune": key}
 
-    def _made(self, key: str, folder: str) -> PlannedModel:
+    def _model_of(self, key: str, folder: str) -> PlannedModel:
         return PlannedModel(f"{key}/{folder}", str(self.plan.store.path(key) / folder), stage=key)
 
     def _method(self, spec: MethodSpec, seed: int, tuned: PlannedModel, keys: dict[str, str]) -> None:
@@ -181,14 +181,14 @@ class Layout:
         )
         title = f"fit {fit.fit.get('factors', spec.name)}, seed {seed}"
         fit_key = self.plan.add(FitStage(spec=fit, execution=execution, title=title), tuned.stage)
-        self.kept.want(fit_key, method, spec.shown)
+        self.kept_ranks.want(fit_key, method, spec.shown)
         together = bool(options.get("trajectory"))
         runs = [run for budget in self.recoveries for run in self._at_each_rate(budget)]
         # What trains while it compresses takes its steps out of the budget: another budget is another compression.
         budgets = [[run] for run in runs] if method.requirements.trains else [runs]
         for group in [ratios] if together else [[ratio] for ratio in ratios]:
-            for each in budgets:
-                self._compressed(spec, method, seed, tuned, keys | {"fit": fit_key}, group, each)
+            for group_of_runs in budgets:
+                self._compressed(spec, method, seed, tuned, keys | {"fit": fit_key}, group, group_of_runs)
         self._choose(spec, method, seed)
 
     def _passes(self, method: Compressor, tuned: PlannedModel) -> DtypeChoice:
@@ -247,7 +247,7 @@ class Layout:
         if self.compress_only:
             return
         for ratio in ratios:
-            small = self._made(key, f"{ratio_folder(ratio)}/{MODEL_FOLDER}")
+            small = self._model_of(key, f"{ratio_folder(ratio)}/{MODEL_FOLDER}")
             path = keys | {"compress": key}
             last = recoveries[0].steps == 0
             recovering = {shown: recovery for shown, recovery in self.recovered_by.items() if recovery.trains}
@@ -279,7 +279,7 @@ class Layout:
                 path = {kind: key for kind, key in chosen.keys.items() if kind != "recover"}
                 self._cells(spec, ratio, seed, "compressed", path, chosen.small, chosen.run, tuned=choice.tuned)
             by = "" if recovery == "full" else recovery
-            self._cells(spec, ratio, seed, "recovered", chosen.keys, chosen.made, chosen.run, by, choice.tuned)
+            self._cells(spec, ratio, seed, "recovered", chosen.keys, chosen.recovered, chosen.run, by, choice.tuned)
             if choice.tuned is None:
                 self.plan.provisional |= set(self.plan.stages) - known
         self.candidates.clear()
@@ -319,12 +319,12 @@ class Layout:
         )
         execution = TrainingExecution(**self._execution(small), **self._training_fields(choice))
         key = self.plan.add(RecoverStage(spec=recover, execution=execution, title=title), small.stage)
-        made, path = self._made(key, MODEL_FOLDER), keys | {"recover": key}
+        recovered, path = self._model_of(key, MODEL_FOLDER), keys | {"recover": key}
         if self.config.training.tune:
             budget, self.plan.grid[key] = run.model_copy(update={"learning_rate": 1.0}), (ratio, spec)
-            self.candidates.setdefault((ratio, budget, shown), []).append(Candidate(run, path, small, made))
+            self.candidates.setdefault((ratio, budget, shown), []).append(Candidate(run, path, small, recovered))
         else:
-            self._cells(spec, ratio, seed, "recovered", path, made, run, by and shown)
+            self._cells(spec, ratio, seed, "recovered", path, recovered, run, by and shown)
 
     def _cells(
         self,
@@ -388,7 +388,7 @@ class Layout:
         execution = Execution(**self._execution(model))
         stage = QuantiseStage(spec=quantisation, execution=execution, title=f"quantise {shown}, seed {seed}")
         key = self.plan.add(stage, model.stage)
-        return self._made(key, MODEL_FOLDER), key
+        return self._model_of(key, MODEL_FOLDER), key
 
     def _cell(
         self,

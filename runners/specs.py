@@ -358,8 +358,8 @@ class Stage(Frozen):
         return Path(getattr(self.execution, "fit", "") if role == "fit" else self.execution.model.location)
 
     def located(self, model: ModelLocation | None = None, fit: Path | None = None) -> Stage:
-        """Return the stage with other places of what it reads; its key stays."""
-        moved = {name: place for name, place in {"model": model, "fit": fit}.items() if place is not None}
+        """Return the stage with other locations of what it reads; its key stays."""
+        moved = {name: location for name, location in {"model": model, "fit": fit}.items() if location is not None}
         return self.model_copy(update={"execution": self.execution.model_copy(update=moved)})
 
 

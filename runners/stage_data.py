@@ -36,8 +36,8 @@ class StageData:
         self.context = context_length(plan.skeleton.config)
         self.folder = data.expanduser().resolve() if data else None
         self.train_set = plan.recipe.train_set(self.task, training.train_set)
-        wanted = training.chat_template == "auto" and plan.at_hand.tokenizer
-        self.chat = wanted and tokenizer_chats(plan.source)
+        asked = training.chat_template == "auto" and plan.at_hand.tokenizer
+        self.chat = asked and tokenizer_chats(plan.source)
         self.chat_rules = tokenizer_chat_rules(plan.source) if self.chat else 1
         self.held_out = HELD_OUT if training.tune else 0.0
         self._specs: dict[str, DataSpec] = {}
@@ -80,11 +80,11 @@ class StageData:
                 f"{self.plan.source.name} takes; write length={self.context} or less, or leave it out for "
                 f"{calibration_length(task, None, self.context)}"
             )
-        wanted = needs.calibration_length or training.max_length
-        length = calibration_length(task, wanted, self.context)
+        asked = needs.calibration_length or training.max_length
+        length = calibration_length(task, asked, self.context)
         # None where it is what a training would read: keys of stages stay what they were before this was chosen here.
-        own = wanted is None and length == example_length(task, None, self.context)
-        return self._spec(task).model_copy(update={"max_length": None if own else wanted or length})
+        own = asked is None and length == example_length(task, None, self.context)
+        return self._spec(task).model_copy(update={"max_length": None if own else asked or length})
 
     def _spec(self, task: str) -> DataSpec:
         if task not in self._specs:

@@ -25,19 +25,19 @@ METRICS = "metrics.json"
 def know_task_of(folder: Path) -> None:
     """Make the task files' benchmarks known that a stage, or ``bench eval``, was run with; does nothing for others.
 
-    Where the data are gone the benchmarks stay unknown, and who asks for one is told so.
+    Where the data are gone the benchmarks stay unknown, and who asks for one is refused by name.
 
     Args:
         folder: with the record of a stage, or of ``bench eval``.
     """
-    plain = _read(folder)
+    plain = _read_record(folder)
     for definition in (plain.get("runtime", {}).get("task_file"), *plain.get("task_files", ())):
         if definition:
             with suppress(UserError, OSError, ValueError):
                 add_definition(definition)
 
 
-def _read(folder: Path) -> Mapping[str, Any]:
+def _read_record(folder: Path) -> Mapping[str, Any]:
     for name in (RECORD, METRICS):
         with suppress(UserError, OSError, ValueError):
             plain = read_json(folder / name)
@@ -72,12 +72,12 @@ def check_results_folder(plan: Plan) -> str:
 
 
 def _definition(stage: Path) -> str | None:
-    return _read(stage).get("runtime", {}).get("task_file")
+    return _read_record(stage).get("runtime", {}).get("task_file")
 
 
 def _training_hashes(plan: Plan) -> Iterator[str]:
     """Yield the hashes of all training data that finished stages have read."""
     for record in sorted(plan.store.root.glob(f"*/{RECORD}")):
-        data = _read(record.parent).get("config", {}).get("data") or {}
+        data = _read_record(record.parent).get("config", {}).get("data") or {}
         if data.get("task") == plan.config.task:
             yield str(data.get("sha256"))

@@ -20,7 +20,7 @@ _PACKAGES = ("tokenizers", "transformers")
 
 
 @lru_cache(maxsize=1)
-def _read(source: ModelSource) -> Any:
+def _load(source: ModelSource) -> Any:
     return load_tokenizer(source.location, source.revision)
 
 
@@ -45,17 +45,17 @@ class PlanTokenizer:
     def __getattr__(self, name: str) -> Any:
         if name == "_source":  # of a copy that is being made
             raise AttributeError(name)
-        return getattr(_read(self._source), name)
+        return getattr(_load(self._source), name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _read(self._source)(*args, **kwargs)
+        return _load(self._source)(*args, **kwargs)
 
     def __len__(self) -> int:
-        return len(_read(self._source))
+        return len(_load(self._source))
 
     def read(self) -> Any:
         """Return the tokenizer itself, read once a process."""
-        return _read(self._source)
+        return _load(self._source)
 
     def json_bytes(self) -> int:
         """Return the bytes of its ``tokenizer.json``, 0 where it has none: loading is mostly parsing it."""
@@ -64,15 +64,15 @@ class PlanTokenizer:
 
     def check(self) -> None:
         """Raise a `UserError` if the tokenizer cannot be read; reads nothing where these files were readable before."""
-        self.counted("readable", None, lambda: bool(_read(self._source)))
+        self.counted("readable", None, lambda: bool(_load(self._source)))
 
-    def counted(self, what: str, inputs: Any, count: Callable[[], Any]) -> Any:
+    def counted(self, question: str, inputs: Any, count: Callable[[], Any]) -> Any:
         """Return a result that depends on the tokenizer, remembered from one process to the next.
 
         Args:
-            what: names the question.
+            question: names the question.
             inputs: plain data with all else that the result depends on, such as the sha256 of texts.
             count: returns the result as plain data; what it raises is passed on and not remembered.
         """
         versions = [__version__, *map(version, _PACKAGES)]  # this package may run from a folder, not installed
-        return remembered(digest([_VERSION, versions, self._source.sha256, what, inputs]), count)
+        return remembered(digest([_VERSION, versions, self._source.sha256, question, inputs]), count)

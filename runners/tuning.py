@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .config.tuning import grid_text
+from .evaluation_layout import PlannedModel
 from .graph import Plan, Tuned
 from .stage_records import CompressRecord, RecoverRecord
 from .store.shared import SharedStore
@@ -22,13 +23,13 @@ class Candidate:
     Attributes:
         run: the training settings with it.
         keys: of the stages on the way, the recover stage among them.
-        small, made: the compressed model, and what the recovery makes of it, as `layout` has them.
+        small, recovered: the compressed model, and what the recovery makes of it.
     """
 
     run: TrainSettings
     keys: dict[str, str]
-    small: Any
-    made: Any
+    small: PlannedModel
+    recovered: PlannedModel
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Choice:
 
 
 def choose(plan: Plan, candidates: Sequence[Candidate], ratio: float, trains: bool) -> Choice:
-    """Choose among the trainings of a grid; where some are not done, the first stands for the one to come.
+    """Choose among the trainings of a grid; where some are not done, the first takes the part of the one to come.
 
     Args:
         plan: whose store has the finished ones.
@@ -87,8 +88,8 @@ def tuning_sentence(plan: Plan) -> str:
     grid = plan.config.training.tune
     if not grid:
         return ""
-    made = "" if plan.provisional else "; all choices are made"
+    done = "" if plan.provisional else "; all choices are made"
     return (
         f"{grid_text(grid)}: each method is trained at each of {len(grid)} learning rates after compression, at each "
-        f"ratio; the least loss on {HELD_OUT:.0%} of the training examples, which nothing is trained on, chooses{made}"
+        f"ratio; the least loss on {HELD_OUT:.0%} of the training examples, which nothing is trained on, chooses{done}"
     )

@@ -79,7 +79,7 @@ BY_NAME: dict[str, tuple[str, ...]] = {
     "stage": ("pretrained", "finetuned", "raw"),
     "device": ("cpu", "auto", "cuda", "cuda:9", "tpu"),
     "dtype": ("auto", "float32", "bfloat16", "int8"),
-    "memory": ("auto", "walk", "whole", "disk"),
+    "memory": ("auto", "layerwise", "whole", "disk"),
     "engine": ("transformers", "auto", "tensorrt"),
     "storage": (
         "s3://bucket/x",

@@ -46,7 +46,7 @@ class TwoStreams:
         self._given: dict[tuple[str, int], tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     @torch.no_grad()
-    def walk(
+    def replace_layers(
         self, names: Sequence[str], replace: Replace, refine: Callable[[nn.Module, Pairs], None] | None = None
     ) -> None:
         """Go through the layers in the order in which the model calls them, those with one input together.

@@ -89,7 +89,7 @@ class AASVD(Whitened):
             factors = self.shifted(groups[name].weight(model), shift, gram)
             install(model, groups[name], factors, rank)
 
-        streams.walk([name for name in groups if name in allocation.ranks], put, refined)
+        streams.replace_layers([name for name in groups if name in allocation.ranks], put, refined)
         done = report(model, shape, list(groups.values()), policy=self.policy, level=allocation.level)
         if refined is not None:  # not steps of the task's training, which compress and recover share
             done.tokens = refined.tokens

@@ -38,8 +38,8 @@ class Execution(BaseModel):
     workers: Annotated[int | None, Option(default="by cores and device")] = Field(
         default=None, ge=1, le=MAX_WORKERS, description="Stages side by side."
     )
-    memory: Literal["auto", "walk", "whole"] = Field(
-        default="auto", description="Fit and compress layer by layer (walk), whole, or by size."
+    memory: Literal["auto", "layerwise", "whole"] = Field(
+        default="auto", description="Fit and compress layer by layer from disk (layerwise), whole, or by size."
     )
     eval_batch_size: Positive = Field(default=64, description="Prompts per batch.")
     accelerate: Path | None = Field(

@@ -34,7 +34,7 @@ class MethodSpec(BaseModel):
     """One method of a sweep: its name, its options, and the label that tables show.
 
     The short form ``bs:prunings=2,new_vectors=top`` names options after a colon; its label is the text itself, or what
-    stands before an equals sign: ``quick=bs:prunings=2``. A label is no part of any stage's key.
+    comes before an equals sign: ``quick=bs:prunings=2``. A label is no part of any stage's key.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)

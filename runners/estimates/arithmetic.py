@@ -230,9 +230,9 @@ class Arithmetic:
         length = lengths.mean + lengths.written / 2
         read_again = width * (sizes.blocks + sizes.head) * steps  # all weights, for each token of a batch
         return Work(
-            scoring=sizes.forward(lengths.read, lengths.mean, scored),
+            scoring=sizes.forward(lengths.tokens_read, lengths.mean, scored),
             generation=sizes.forward(written, length, written),
-            moved=sizes.moved(lengths.read, scored, width) + sizes.moved(written, written, width) + read_again,
+            moved=sizes.moved(lengths.tokens_read, scored, width) + sizes.moved(written, written, width) + read_again,
             passes=passes + steps,
             traffic=width * entries,
         )
@@ -241,8 +241,8 @@ class Arithmetic:
         method = fitter(create_method(stage.execution.method, stage.execution.options))
         own = DTYPES[own_dtype(cast(Any, self.plan.skeleton).config)].itemsize
         groups = self._groups(method)
-        kept = sum(float(min(g.in_features, g.out_features) * (g.in_features + g.out_features)) for g in groups)
-        return _sum([self._fitting(stage, method), Work(traffic=own * self.plan.parameters + 4.0 * kept)])
+        factors = sum(float(min(g.in_features, g.out_features) * (g.in_features + g.out_features)) for g in groups)
+        return _sum([self._fitting(stage, method), Work(traffic=own * self.plan.parameters + 4.0 * factors)])
 
     def _fitting(self, stage: FitStage | QuantiseStage, method: Compressor) -> Work:
         """Return the work of decomposing all matrices, and of the passes through the examples that a stage reads."""
@@ -264,17 +264,17 @@ class Arithmetic:
         self, stage: Stage, data: DataSpec, method: Compressor, times: float, moments: float, scores: bool = False
     ) -> Work:
         """Return the work of passes through the examples of a fit, Gram matrices of all inputs among it."""
-        read = calibration(method, self.plan.skeleton, read_length(stage))
+        passes = calibration(method, self.plan.skeleton, read_length(stage))
         lengths = self.lengths.training(data)
-        samples = min(read.samples, lengths.examples)
-        length = lengths.padded(read.batch_size)
+        samples = min(passes.samples, lengths.examples)
+        length = lengths.padded(passes.batch_size)
         tokens = samples * length
         scored = tokens if scores else 0.0  # a pass for statistics ends at the last input, before the head
         return Work(
             reading=times * self.sizes.forward(tokens, length, scored),
             double=moments * tokens * self._moments(),
             moved=times * self.sizes.moved(tokens, scored, 4),
-            passes=times * samples / read.batch_size,
+            passes=times * samples / passes.batch_size,
         )
 
     def _groups(self, method: Compressor) -> list[Group]:

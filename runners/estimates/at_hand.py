@@ -112,17 +112,17 @@ def assumed_longest(benchmark: Benchmark, settings: EvalSettings, context: int) 
     return min(BENCHMARKS.get(benchmark.name, UNKNOWN_BENCHMARK).longest + new, context)
 
 
-def assumed_device(wanted: str) -> str:
+def assumed_device(asked: str) -> str:
     """Return the torch device of an assumed machine, which torch is never asked about; a `UserError` for others."""
-    if wanted not in ("auto", "cuda"):
-        raise UserError(f"--assume plans for GPUs, and --device {wanted} is none of them; leave one of the two out")
+    if asked not in ("auto", "cuda"):
+        raise UserError(f"--assume plans for GPUs, and --device {asked} is none of them; leave one of the two out")
     return "cuda"
 
 
-def assumed_engine(wanted: str) -> Choice | None:
-    """Return vLLM where it is wanted or free to choose: what is installed here says nothing about another machine."""
-    note = "the assumed machine is taken to have vLLM" if wanted == AUTO else ""
-    return Choice("vllm", note) if wanted in (AUTO, "vllm") else None
+def assumed_engine(asked: str) -> Choice | None:
+    """Return vLLM where it is asked for or free to choose: what is here says nothing about another machine."""
+    note = "the assumed machine is taken to have vLLM" if asked == AUTO else ""
+    return Choice("vllm", note) if asked in (AUTO, "vllm") else None
 
 
 def read_skeleton(source: ModelSource, at_hand: AtHand, dry: bool) -> tuple[Any, AtHand]:

@@ -56,21 +56,21 @@ def _peak(plan: Plan, pending: list[str], sizes: Mapping[str, int], resuming: Ma
     workers, _ = crew_size(plan.config.execution.workers, plan.device, plan.parameters, len(pending))
     readers, waiting, left = readers_of_inputs(plan), list(pending), set(pending)
     running: list[str] = []
-    held = most = 0
+    occupied = most = 0
     while waiting or running:
         ready = next((key for key in waiting if not left.intersection(plan.needs[key])), None)
         if ready is not None and len(running) < workers:
             waiting.remove(ready)
             running.append(ready)
-            held += sizes[ready] + resuming.get(ready, 0)
-            most = max(most, held)
+            occupied += sizes[ready] + resuming.get(ready, 0)
+            most = max(most, occupied)
             continue
         done = running.pop(0)
         left.discard(done)
-        held -= resuming.get(done, 0)
+        occupied -= resuming.get(done, 0)
         for need in plan.needs[done]:
             if need in readers and not left.intersection(readers[need]):
-                held -= sizes.get(need, 0)
+                occupied -= sizes.get(need, 0)
     return most
 
 
@@ -94,8 +94,8 @@ def _stage_bytes(plan: Plan, stage: Stage) -> int:
 
 def _ratio(stage: Stage) -> float:
     """Return by how much the model that a stage trains is smaller than the uncompressed one."""
-    found = re.search(rf"/{ratio_folder(1).removesuffix('1')}([0-9.e+]+)/", stage.spec.inputs.model)
-    return float(found[1]) if found else 1.0
+    match = re.search(rf"/{ratio_folder(1).removesuffix('1')}([0-9.e+]+)/", stage.spec.inputs.model)
+    return float(match[1]) if match else 1.0
 
 
 def checkpoint_bytes(plan: Plan) -> int:
@@ -115,8 +115,10 @@ def _resume_bytes(plan: Plan, pending: Sequence[str]) -> dict[str, int]:
     more = {}
     for key in pending:
         if plan.stages[key].train is not None:
-            held = sum(file.stat().st_size for file in resume_folder(plan.store.root, key).rglob("*") if file.is_file())
-            more[key] = max(0, 2 * _one_checkpoint(plan, plan.stages[key]) - held)
+            occupied = sum(
+                file.stat().st_size for file in resume_folder(plan.store.root, key).rglob("*") if file.is_file()
+            )
+            more[key] = max(0, 2 * _one_checkpoint(plan, plan.stages[key]) - occupied)
     return more
 
 

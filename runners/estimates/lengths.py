@@ -61,20 +61,20 @@ class EvaluationLengths:
 
     Attributes:
         requests: prompts, windows, or options with their contexts.
-        read: tokens of all of them.
+        tokens_read: tokens of all of them.
         scored: tokens of all of them whose likelihood is asked for.
         written: tokens that are generated for each.
     """
 
     requests: int
-    read: float
+    tokens_read: float
     scored: float = 0.0
     written: int = 0
 
     @property
     def mean(self) -> float:
         """Tokens of a request."""
-        return self.read / max(1, self.requests)
+        return self.tokens_read / max(1, self.requests)
 
 
 class Lengths:
@@ -142,8 +142,8 @@ class Lengths:
         problems = _limited(known.problems, settings)
         if benchmark.is_generating(settings):
             return EvaluationLengths(problems, problems * known.tokens, written=_written(benchmark, settings))
-        read, requests = problems * known.tokens, problems * OPTIONS
-        return EvaluationLengths(requests, read, read * SCORED_SHARE)
+        tokens_read, requests = problems * known.tokens, problems * OPTIONS
+        return EvaluationLengths(requests, tokens_read, tokens_read * SCORED_SHARE)
 
     def _measure(self, benchmark: Benchmark, settings: EvalSettings) -> EvaluationLengths:
         if isinstance(benchmark, PerplexityBenchmark):
@@ -155,8 +155,8 @@ class Lengths:
             cut = [ids for ids in benchmark.windows(self._tokenizer, few, window) if len(ids) > 1]
             share = sum(map(len, texts)) / max(1, sum(map(len, few)))
             windows = _limited(max(1, round(len(cut) * share)), settings)
-            read = windows * sum(map(len, cut)) / max(1, len(cut))
-            return EvaluationLengths(windows, read, read)
+            tokens_read = windows * sum(map(len, cut)) / max(1, len(cut))
+            return EvaluationLengths(windows, tokens_read, tokens_read)
         if isinstance(benchmark, ChoiceBenchmark | GenerativeBenchmark):
             rows = benchmark.data(settings).rows[: settings.limit]
             some = rows[:: max(1, len(rows) // _PROBLEMS)]

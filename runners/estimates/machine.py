@@ -97,9 +97,9 @@ def measure_machine(device: str) -> Machine:
     host = free_memory("cpu")
     if device == "cpu":
         return Machine("cpu", "cpu", 1, host, host)
-    found = probe_gpus(device)
-    free = found["free"]
-    return Machine(f"{len(free)} {found['name']}", "cuda", len(free), min(free), host, found["product"] / PRODUCT_SHARE)
+    gpus = probe_gpus(device)
+    free = gpus["free"]
+    return Machine(f"{len(free)} {gpus['name']}", "cuda", len(free), min(free), host, gpus["product"] / PRODUCT_SHARE)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Whether a stage loads its model whole or walks it, and what it will take at its peak."""
+"""Whether a stage loads its model whole or layer by layer, and what it will take at its peak."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from ..specs import CompressStage, EvaluateStage, FitStage, QuantiseSpec, Quanti
 from ..tokenizers import PlanTokenizer
 from ..training.data import CALIBRATION_TOKENS, TaskData, example_length
 from .at_hand import assumed_longest, counts_by_size
-from .foreseen import check_host, check_training, quantise_peak
+from .stage_peaks import check_host, check_training, quantise_peak
 
-Memory = Literal["auto", "walk", "whole"]
-WALK_PARAMETERS = SMALL_PARAMETERS
-"""Models from this size on are walked where they can be; below, loading them whole is faster and small enough."""
+Memory = Literal["auto", "layerwise", "whole"]
+LAYERWISE_PARAMETERS = SMALL_PARAMETERS
+"""Models from this size on are read layer by layer where they can be; smaller ones are loaded whole: it is faster."""
 TITLE = "memory at the peak in GiB, by formula (docs/memory.md); of activations an estimate"
 COLUMNS = ("what", "model", "host", "GPU", "disk for waiting states")
 _ALL = 8192  # examples that are assumed where a method reads all of them
@@ -43,17 +43,17 @@ _GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Way:
+class LoadMode:
     """How a stage gets at its model's weights.
 
     Attributes:
-        walk: layer by layer from disk, or whole.
-        why: in words, where a large model is not walked; else empty.
+        layerwise: layer by layer from disk, or whole.
+        why: in words, where a large model is loaded whole; else empty.
         peak: by formula; None where none is known.
         advice: what makes it smaller, where that is not how the weights are read; else empty.
     """
 
-    walk: bool
+    layerwise: bool
     why: str
     peak: Peak | None
     advice: str = ""
@@ -61,9 +61,9 @@ class Way:
     def record(self) -> dict[str, Any]:
         """Return plain data for a stage's record."""
         peak = {} if self.peak is None else {"predicted_peak_bytes": self.peak.total}
-        return {"way": "walk" if self.walk else "whole", "why": self.why, **peak}
+        return {"load": "layerwise" if self.layerwise else "whole", "why": self.why, **peak}
 
-    def check(self, what: str, device: str) -> list[str]:
+    def check(self, title: str, device: str) -> list[str]:
         """Return a warning if the peak may not fit into free memory, and on a GPU one if the host's part may not.
 
         Raises:
@@ -71,77 +71,85 @@ class Way:
         """
         if self.peak is None:
             return []
-        free, where = free_memory(device), f"{free_memory(device) / _GIB:.1f} GiB are free on {device}"
-        wanted = self.peak.device if device != "cpu" else self.peak.host
+        free, available = free_memory(device), f"{free_memory(device) / _GIB:.1f} GiB are free on {device}"
+        peak = self.peak.device if device != "cpu" else self.peak.host
         if self.peak.least > free:
-            advice = "" if self.walk or self.why else "--memory walk, "
+            advice = "" if self.layerwise or self.why else "--memory layerwise, "
             because = f" (the model is loaded whole because {self.why})" if self.why else ""
             raise UserError(
-                f"{what} needs at least {self.peak.least / _GIB:.1f} GiB, but {where}{because}; use {advice}"
+                f"{title} needs at least {self.peak.least / _GIB:.1f} GiB, but {available}{because}; use {advice}"
                 "head=false where the output head is the largest matrix, fewer --workers, or a machine with more memory"
             )
-        notes = [f"{what} may need {wanted / _GIB:.1f} GiB at its peak, but {where}"] if wanted > free else []
-        return notes if device == "cpu" else [*notes, *check_host(self.peak.usual or self.peak.host, what)]
+        notes = [f"{title} may need {peak / _GIB:.1f} GiB at its peak, but {available}"] if peak > free else []
+        return notes if device == "cpu" else [*notes, *check_host(self.peak.usual or self.peak.host, title)]
 
 
-def fit_way(
+def fit_mode(
     method: Compressor,
     skeleton: Any,
     location: str,
     revision: str,
-    wanted: str,
+    asked: str,
     device: str,
-    read: Calibration | None = None,
+    passes: Calibration | None = None,
     dtype: PassDtype = "float32",
-    kept: Mapping[str, int] | None = None,
-) -> Way:
+    kept_ranks: Mapping[str, int] | None = None,
+) -> LoadMode:
     """Choose for `Compressor.fit`.
 
     Args:
         method: the method; for one that starts from another's bases, that one counts.
         skeleton: on the meta device.
         location, revision: of the checkpoint; an empty location where only the skeleton is known.
-        wanted: see `Memory`.
+        asked: see `Memory`.
         device: torch device.
-        read: what is read, if the method reads; None takes what it may read at most.
+        passes: what is read, if the method reads; None takes what it may read at most.
         dtype: of the passes that read data.
-        kept: parts that are kept of each group's factors; None for all.
+        kept_ranks: parts that are kept of each group's factors; None for all.
 
     Raises:
-        UserError: the walk was asked for and is not possible.
+        UserError: reading layer by layer was asked for and is not possible.
     """
     fitting = fitter(method)
     reads = fitting.requirements.data_in_fit
-    walk, why = _choose(fitting.requirements.fit_layer_by_layer, "measure", reads, skeleton, location, revision, wanted)
+    layerwise, why = _choose(
+        fitting.requirements.fit_layer_by_layer, "measure", reads, skeleton, location, revision, asked
+    )
     if not isinstance(fitting, MatrixCompressor):
-        return Way(walk, why, None)
-    read = replace(read or calibration(fitting, skeleton, None), autocast=dtype != "float32") if reads else None
-    return Way(walk, why, fit_peak(fitting, skeleton, walk, device, read, kept))
+        return LoadMode(layerwise, why, None)
+    passes = replace(passes or calibration(fitting, skeleton, None), autocast=dtype != "float32") if reads else None
+    return LoadMode(layerwise, why, fit_peak(fitting, skeleton, layerwise, device, passes, kept_ranks))
 
 
-def compress_way(
+def compress_mode(
     method: Compressor,
     skeleton: Any,
     location: str,
     revision: str,
-    wanted: str,
+    asked: str,
     device: str,
     ratios: Sequence[float] = (1.0,),
-    read: Calibration | None = None,
-) -> Way:
-    """Choose for `Compressor.compress` to some ratios; the other arguments as in `fit_way`."""
-    walk, why = _choose(method.requirements.compress_layer_by_layer, "ask", False, skeleton, location, revision, wanted)
+    passes: Calibration | None = None,
+) -> LoadMode:
+    """Choose for `Compressor.compress` to some ratios; the other arguments as in `fit_mode`."""
+    layerwise, why = _choose(
+        method.requirements.compress_layer_by_layer, "ask", False, skeleton, location, revision, asked
+    )
     if not isinstance(method, MatrixCompressor):
-        return Way(walk, why, None)
+        return LoadMode(layerwise, why, None)
     if not calibration_passes(method):
-        read = None
-    elif read is None:
-        read = calibration(method, skeleton, None)
-    kept = method.kept_ranks(skeleton, [Budget(ratio, method.guard) for ratio in ratios]) if max(ratios) > 1 else None
-    return Way(walk, why, compress_peak(method, skeleton, walk, device, ratios, read, kept))
+        passes = None
+    elif passes is None:
+        passes = calibration(method, skeleton, None)
+    kept_ranks = (
+        method.kept_ranks(skeleton, [Budget(ratio, method.guard) for ratio in ratios]) if max(ratios) > 1 else None
+    )
+    return LoadMode(layerwise, why, compress_peak(method, skeleton, layerwise, device, ratios, passes, kept_ranks))
 
 
-def quantise_way(spec: QuantiseSpec, skeleton: Any, width: str, device: str, read: Calibration | None = None) -> Way:
+def quantise_mode(
+    spec: QuantiseSpec, skeleton: Any, width: str, device: str, passes: Calibration | None = None
+) -> LoadMode:
     """Return what a rounding takes; the model is always loaded whole.
 
     A correction is made as svd-llm fits (`fit_peak`), before anything is rounded.
@@ -151,30 +159,30 @@ def quantise_way(spec: QuantiseSpec, skeleton: Any, width: str, device: str, rea
         skeleton: on the meta device.
         width: dtype that the weights are loaded in.
         device: torch device.
-        read: what a whitened correction reads.
+        passes: what a whitened correction reads.
     """
     correction = spec.correction
     rounding = quantise_peak(skeleton, spec.scheme, width, device, correction.rank if correction else 0)
     if correction is None:
-        return Way(False, "", rounding)
-    read = None if read is None else replace(read, autocast=spec.calibration_dtype != "float32")
+        return LoadMode(False, "", rounding)
+    passes = None if passes is None else replace(passes, autocast=spec.calibration_dtype != "float32")
     method = corrector(correction)
-    kept = {
+    kept_ranks = {
         matrix.name: min(correction.rank, matrix.in_features, matrix.out_features)
         for matrix in method.targets(skeleton)
     }
-    fitting = fit_peak(method, skeleton, False, device, read, kept)
+    fitting = fit_peak(method, skeleton, False, device, passes, kept_ranks)
     both = [
         max(getattr(fitting, name), getattr(rounding, name)) for name in ("host", "device", "least", "disk", "usual")
     ]
-    return Way(False, "", Peak(*both))
+    return LoadMode(False, "", Peak(*both))
 
 
 def calibration(method: Compressor, skeleton: Any, length: int | None) -> Calibration:
     """Return what a method reads while fitting, at most."""
     samples = getattr(method, "samples", None) or _ALL
-    wanted = method.requirements.calibration_length or length or CALIBRATION_TOKENS
-    longest = min(wanted, context_length(skeleton.config))
+    asked = method.requirements.calibration_length or length or CALIBRATION_TOKENS
+    longest = min(asked, context_length(skeleton.config))
     return Calibration(samples, getattr(method, "batch_size", 8), longest)
 
 
@@ -193,11 +201,11 @@ def read_length(stage: Stage) -> int | None:
 
 
 def _choose(
-    able: bool, asks: str, reads: bool, skeleton: nn.Module, location: str, revision: str, wanted: str
+    able: bool, asks: str, reads: bool, skeleton: nn.Module, location: str, revision: str, asked: str
 ) -> tuple[bool, str]:
-    if wanted not in get_args(Memory):
-        raise unknown("way of loading", wanted, list(get_args(Memory)))
-    if wanted == "whole" or (wanted == "auto" and model_size(skeleton).parameters < WALK_PARAMETERS):
+    if asked not in get_args(Memory):
+        raise unknown("value of --memory", asked, list(get_args(Memory)))
+    if asked == "whole" or (asked == "auto" and model_size(skeleton).parameters < LAYERWISE_PARAMETERS):
         return False, ""
     why = "" if able else f"the method trains, or its rank policy has to {asks} the whole model"
     why = why or (why_not_streamed(location, revision) if location else "")
@@ -206,62 +214,66 @@ def _choose(
             find_blocks(skeleton)
         except NotStreamable as reason:
             why = str(reason)
-    if why and wanted == "walk":
-        raise UserError(f"the model cannot be walked layer by layer because {why}; use --memory whole, or auto")
+    if why and asked == "layerwise":
+        raise UserError(f"the model cannot be read layer by layer because {why}; use --memory whole, or auto")
     return not why, why
 
 
-def open_model(way: Way, location: str, revision: str, device: str, scratch: Path) -> Any:
-    """Load a model whole in float32, or open it to be walked.
+def open_model(mode: LoadMode, location: str, revision: str, device: str, scratch: Path) -> Any:
+    """Load a model whole in float32, or open it to be read layer by layer.
 
     Args:
-        way: which.
+        mode: which.
         location, revision, device: as in `load_model`.
         scratch: where hidden states wait.
     """
-    if way.walk:
+    if mode.layerwise:
         return open_streamed(location, revision, device, scratch)
     return load_model(location, revision, "float32", device)
 
 
-def memory_rows(ways: Mapping[str, Way]) -> list[tuple[str, ...]]:
+def memory_rows(modes: Mapping[str, LoadMode]) -> list[tuple[str, ...]]:
     """Return the rows under `COLUMNS`."""
     rows = []
-    for what, way in ways.items():
-        sizes = (0, 0, 0) if way.peak is None else (way.peak.usual or way.peak.host, way.peak.device, way.peak.disk)
-        model = "layer by layer" if way.walk else f"whole: {way.why}" if way.why else "whole"
-        rows.append((what, model, *(f"{size / _GIB:.1f}" if size else "" for size in sizes)))
+    for title, mode in modes.items():
+        sizes = (
+            (0, 0, 0) if mode.peak is None else (mode.peak.usual or mode.peak.host, mode.peak.device, mode.peak.disk)
+        )
+        model = "layer by layer" if mode.layerwise else f"whole: {mode.why}" if mode.why else "whole"
+        rows.append((title, model, *(f"{size / _GIB:.1f}" if size else "" for size in sizes)))
     return rows
 
 
-def plan_ways(plan: Plan) -> dict[str, Way]:
+def load_modes(plan: Plan) -> dict[str, LoadMode]:
     """Return how fits, compressions and rounding of a sweep get at their models, by a name for people.
 
     What trainings take is in `Plan.trainings`. Checkpoints that earlier stages have yet to write are judged by the
     sweep's model.
     """
-    found: dict[str, Way] = {}
+    modes: dict[str, LoadMode] = {}
     location = plan.source.location if plan.at_hand.config else ""
-    place = (location, plan.source.revision, plan.config.execution.memory, plan.device)
+    location_and_device = (location, plan.source.revision, plan.config.execution.memory, plan.device)
     for stage in plan.stages.values():
         if isinstance(stage, FitStage):
             name = f"fit {stage.spec.fit.get('factors', '')}".strip()
             method = create_method(stage.execution.method, stage.execution.options)
-            read, dtype = calibration(fitter(method), plan.skeleton, read_length(stage)), stage.spec.calibration_dtype
-            way = fit_way(method, plan.skeleton, *place, read, dtype, stage.execution.ranks)
-            found.setdefault(name, way)
+            passes, dtype = calibration(fitter(method), plan.skeleton, read_length(stage)), stage.spec.calibration_dtype
+            mode = fit_mode(method, plan.skeleton, *location_and_device, passes, dtype, stage.execution.ranks)
+            modes.setdefault(name, mode)
         elif isinstance(stage, CompressStage):
             method = create_method(stage.spec.method, stage.spec.options)
-            name, read = f"compress {stage.spec.method}", calibration(method, plan.skeleton, read_length(stage))
-            found.setdefault(name, compress_way(method, plan.skeleton, *place, tuple(stage.spec.ratios), read))
+            name, passes = f"compress {stage.spec.method}", calibration(method, plan.skeleton, read_length(stage))
+            modes.setdefault(
+                name, compress_mode(method, plan.skeleton, *location_and_device, tuple(stage.spec.ratios), passes)
+            )
         elif isinstance(stage, QuantiseStage):
             width = own_dtype(plan.skeleton.config) if stage.spec.save_dtype == OWN else stage.spec.save_dtype
-            name, read, correction = f"quantise to {stage.spec.scheme.bits} bits", None, stage.spec.correction
+            name, passes, correction = f"quantise to {stage.spec.scheme.bits} bits", None, stage.spec.correction
             if correction is not None:
                 name, width = f"{name} and correct by rank {correction.rank}", "float32"
-                read = calibration(corrector(correction), plan.skeleton, read_length(stage)) if stage.data else None
-            found.setdefault(name, quantise_way(stage.spec, plan.skeleton, width, plan.device, read))
-    return found
+                passes = calibration(corrector(correction), plan.skeleton, read_length(stage)) if stage.data else None
+            modes.setdefault(name, quantise_mode(stage.spec, plan.skeleton, width, plan.device, passes))
+    return modes
 
 
 def check_plan(plan: Plan, pending: Collection[str]) -> None:
@@ -291,12 +303,12 @@ def _is_dense(plan: Plan, evaluation: Stage) -> bool:
 
 def evaluation_needs(plan: Plan) -> dict[str, Footprint]:
     """Return what the evaluations of a sweep need for the uncompressed model, by the benchmark's variant."""
-    found: dict[str, Footprint] = {}
+    footprints: dict[str, Footprint] = {}
     config, itemsize = plan.skeleton.config, DTYPES[plan.dtype].itemsize
     context = context_length(config)
     tokenizer = PlanTokenizer(plan.source) if plan.at_hand.tokenizer else None
     for stage in plan.stages.values():
-        if isinstance(stage, EvaluateStage) and stage.spec.variant not in found:
+        if isinstance(stage, EvaluateStage) and stage.spec.variant not in footprints:
             settings, benchmark = stage.settings, benchmarks.get(stage.spec.benchmark)()
             if tokenizer is None or counts_by_size(benchmark.name, plan.at_hand):
                 longest = assumed_longest(benchmark, settings, context)
@@ -306,8 +318,8 @@ def evaluation_needs(plan: Plan) -> dict[str, Footprint]:
                     "longest sequence", asked, partial(benchmark.longest_sequence, tokenizer, settings, context)
                 )
             weights, token = plan.parameters * itemsize, token_bytes(config, itemsize)
-            found[stage.spec.variant] = Footprint(weights, token, context, plan.dtype, longest)
-    return found
+            footprints[stage.spec.variant] = Footprint(weights, token, context, plan.dtype, longest)
+    return footprints
 
 
 def evaluation_rows(needs: Mapping[str, Footprint], device: str) -> list[tuple[str, ...]]:
@@ -316,6 +328,6 @@ def evaluation_rows(needs: Mapping[str, Footprint], device: str) -> list[tuple[s
     for variant, need in needs.items():
         least = need.weights + need.token * need.sequence
         sizes = (BASE_BYTES + least, 0) if device == "cpu" else (BASE_BYTES, least)
-        what = f"evaluate {variant}, up to {need.sequence} tokens"
-        rows.append((what, "whole", *(f"{size / _GIB:.1f}" if size else "" for size in sizes), ""))
+        title = f"evaluate {variant}, up to {need.sequence} tokens"
+        rows.append((title, "whole", *(f"{size / _GIB:.1f}" if size else "" for size in sizes), ""))
     return rows

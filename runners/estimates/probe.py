@@ -89,17 +89,17 @@ def probe_cpu() -> Probe:
 def _probe(_: str) -> Probe:
     machine = [platform.node(), processor(), os.cpu_count(), torch.__version__]
     key = digest(["probe", _VERSION, *machine])
-    found = _parse(remembered(key, lambda: asdict(_measure()), lambda plain: _parse(plain) is not None))
-    assert found is not None
-    return found
+    probe = _parse(remembered(key, lambda: asdict(_measure()), lambda plain: _parse(plain) is not None))
+    assert probe is not None
+    return probe
 
 
 def _parse(plain: Any) -> Probe | None:
     """Return a probe from the cache, None where it is no such thing."""
     with suppress(TypeError, ValueError):
-        found = Probe(**plain)
-        if all(type(value) is float and math.isfinite(value) and value > 0 for value in asdict(found).values()):
-            return found
+        probe = Probe(**plain)
+        if all(type(value) is float and math.isfinite(value) and value > 0 for value in asdict(probe).values()):
+            return probe
     return None
 
 
@@ -144,8 +144,8 @@ def _written() -> float:
     folder = cache_folder()
     data = os.urandom(1 << 20) * (_WRITTEN_BYTES >> 20)
 
-    def write(place: Path | None) -> float:
-        with tempfile.TemporaryFile(dir=place) as file:
+    def write(folder: Path | None) -> float:
+        with tempfile.TemporaryFile(dir=folder) as file:
 
             def once() -> None:
                 file.seek(0)

@@ -38,12 +38,12 @@ class Estimate:
 
     def by_kind(self, plan: Plan) -> dict[str, tuple[int, float, bool]]:
         """Return for each kind of stage how many are pending, their seconds, and whether all were measured."""
-        found: dict[str, list[str]] = {}
+        by_kind: dict[str, list[str]] = {}
         for key in self.seconds:
-            found.setdefault(plan.stages[key].kind, []).append(key)
+            by_kind.setdefault(plan.stages[key].kind, []).append(key)
         return {
             kind: (len(keys), sum(self.seconds[key] for key in keys), self.measured.issuperset(keys))
-            for kind, keys in found.items()
+            for kind, keys in by_kind.items()
         }
 
 

@@ -73,22 +73,22 @@ def cpu_speeds(dtype: torch.dtype, layers: int, threads: int, probe: Probe | Non
         threads: of a worker.
         probe: what one thread does; None takes `probe_cpu`.
     """
-    one, shares = probe or probe_cpu(), CPU_SHARES
+    thread, shares = probe or probe_cpu(), CPU_SHARES
     together = 1.0 + (threads - 1) * shares.threads
     decomposing = 1.0 + min(threads - 1, 3) * shares.threads_decomposing
     products = shares.products * together
-    plain = products * one.float32
-    scoring = plain if dtype == torch.float32 else products * one.bfloat16
+    plain = products * thread.float32
+    scoring = plain if dtype == torch.float32 else products * thread.bfloat16
     return Speeds(
         training=plain,
         scoring=scoring,
         reading=plain,
         generation=scoring,
-        decomposition=shares.svd * decomposing * one.svd,
-        eigen=shares.eigen * decomposing * one.eigen,
-        double=shares.double * together * one.float64,
-        moved=shares.memory * min(together, 8.0) * one.memory,
-        passes=1.0 / (layers * shares.calls * one.call),
-        traffic=one.disk,
-        parsed=one.parsing / _PARSES,
+        decomposition=shares.svd * decomposing * thread.svd,
+        eigen=shares.eigen * decomposing * thread.eigen,
+        double=shares.double * together * thread.float64,
+        moved=shares.memory * min(together, 8.0) * thread.memory,
+        passes=1.0 / (layers * shares.calls * thread.call),
+        traffic=thread.disk,
+        parsed=thread.parsing / _PARSES,
     )

@@ -15,12 +15,12 @@ from ...methods.base import CompressionReport, create_method
 from ...methods.fitted import Fitted
 from ...methods.ranks.budget import Budget
 from ...models.shards import save_model
-from ..estimates.memory import calibration_of, compress_way
+from ..estimates.memory import calibration_of, compress_mode
 from ..specs import CompressStage
 from ..store.folders import MODEL_FOLDER, REPORT, ratio_folder
 from ..training.sharding import is_main
 from .shared import (
-    choose_way,
+    choose_mode,
     data_card,
     dtypes_of,
     estimate_training,
@@ -39,12 +39,12 @@ def compress(stage: CompressStage, folder: Path, report: Report | None) -> Mappi
     spec, method = stage.spec, create_method(stage.spec.method, stage.spec.options)
     skeleton, tokenizer = skeleton_of(stage)
     data = read_data(stage, skeleton, tokenizer)
-    way, _ = choose_way(stage, compress_way, method, ratios=spec.ratios, read=calibration_of(method, data))
-    memory = way.record()
+    mode, _ = choose_mode(stage, compress_mode, method, ratios=spec.ratios, passes=calibration_of(method, data))
+    memory = mode.record()
     if spec.train is not None:
         assert data is not None
-        memory |= estimate_training(stage, data, skeleton, method) | {"why": way.why}
-    model, fitted = open_for(stage, way, folder), Fitted.load(stage.execution.fit)
+        memory |= estimate_training(stage, data, skeleton, method) | {"why": mode.why}
+    model, fitted = open_for(stage, mode, folder), Fitted.load(stage.execution.fit)
     trainer = trainer_for(stage, data, folder, report, method) if data and spec.train else None
     budgets = [Budget(ratio, method.guard, spec.rank_multiple) for ratio in spec.ratios]
 

@@ -17,7 +17,7 @@ from ...evals.kinds.perplexity import PerplexityBenchmark
 from ...foundation.progress import Report, in_units, reporting
 from ...models.footprint import context_length
 from ...models.loading import weights_size
-from ..estimates.foreseen import evaluation_peak, plain
+from ..estimates.stage_peaks import evaluation_peak, plain
 from ..specs import EvaluateStage
 from .shared import skeleton_of
 

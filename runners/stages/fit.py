@@ -11,9 +11,9 @@ from ...methods.calibration.precision import passes_in
 from ...methods.estimates import fitter
 from ...methods.ranks.budget import Budget
 from ...models.notes import notes_of
-from ..estimates.memory import calibration_of, fit_way
+from ..estimates.memory import calibration_of, fit_mode
 from ..specs import FitStage
-from .shared import choose_way, data_card, open_for, read_data, skeleton_of
+from .shared import choose_mode, data_card, open_for, read_data, skeleton_of
 
 
 def fit(stage: FitStage, folder: Path) -> Mapping[str, Any]:
@@ -21,9 +21,9 @@ def fit(stage: FitStage, folder: Path) -> Mapping[str, Any]:
     method = create_method(stage.execution.method, stage.execution.options)
     skeleton, tokenizer = skeleton_of(stage)
     data = read_data(stage, skeleton, tokenizer)
-    read, dtype = calibration_of(fitter(method), data), stage.spec.calibration_dtype
-    way, notes = choose_way(stage, fit_way, method, read=read, dtype=dtype, kept=stage.execution.ranks)
-    model = open_for(stage, way, folder)
+    passes, dtype = calibration_of(fitter(method), data), stage.spec.calibration_dtype
+    mode, notes = choose_mode(stage, fit_mode, method, passes=passes, dtype=dtype, kept_ranks=stage.execution.ranks)
+    model = open_for(stage, mode, folder)
     with passes_in(stage.spec.calibration_dtype):
         if only := stage.spec.budget:
             fitted = method.fit_for(Budget(only.ratio, method.guard, only.rank_multiple), model, data, folder)
@@ -36,6 +36,6 @@ def fit(stage: FitStage, folder: Path) -> Mapping[str, Any]:
         "calibration": data.reading() if data else {},
         "added_jitter": fitted.meta.get("added_jitter", {}),
         "warnings": [*fitted.meta.get("warnings", []), *notes_of(model), *notes],
-        "memory": way.record(),
+        "memory": mode.record(),
         **(data_card(data) if data else {}),
     }

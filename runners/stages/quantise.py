@@ -20,7 +20,7 @@ from ...models.quantised.model import Corrections
 from ...models.quantised.model import quantise as round_weights
 from ...models.quantised.scheme import PACKED_FILE
 from ...models.shards import save_model
-from ..estimates.memory import calibration_of, quantise_way
+from ..estimates.memory import calibration_of, quantise_mode
 from ..specs import QuantiseStage
 from ..store.folders import MODEL_FOLDER
 from ..training.data import TaskData
@@ -41,9 +41,9 @@ def quantise(stage: QuantiseStage, folder: Path) -> Mapping[str, Any]:
     own = own_dtype(load_config(model_input.location, model_input.revision)) if width == "auto" else width
     skeleton, tokenizer = skeleton_of(stage)
     data = read_data(stage, skeleton, tokenizer)
-    read = None if spec.correction is None else calibration_of(corrector(spec.correction), data)
-    way = quantise_way(spec, skeleton, own, stage.execution.device, read)
-    notes = way.check(stage.shown, stage.execution.device)
+    passes = None if spec.correction is None else calibration_of(corrector(spec.correction), data)
+    mode = quantise_mode(spec, skeleton, own, stage.execution.device, passes)
+    notes = mode.check(stage.shown, stage.execution.device)
     model = load_model(model_input.location, model_input.revision, width, stage.execution.device)
     factors = _correct(stage, model, dtypes, data)
     dtypes.cast(model)  # first: what is rounded and what stays are both of the dtype that is saved
@@ -55,7 +55,7 @@ def quantise(stage: QuantiseStage, folder: Path) -> Mapping[str, Any]:
         reading, widest = data.reading(), max(a.shape[1] for a, _ in factors.values())
         warnings += few_tokens(stage.shown, reading["tokens"], widest)
         calibration = {"calibration": reading} | data_card(data)
-    return {"packed_bytes": packed, "warnings": warnings, "memory": way.record()} | calibration
+    return {"packed_bytes": packed, "warnings": warnings, "memory": mode.record()} | calibration
 
 
 def _correct(stage: QuantiseStage, model: Any, dtypes: SaveDtypes, data: TaskData | None) -> Corrections:

@@ -14,8 +14,8 @@ from ...models.footprint import context_length
 from ...models.loading import load_model, load_skeleton, load_tokenizer
 from ...models.shards import save_model
 from ...models.skeletons import load_exact_skeleton
-from ..estimates.foreseen import check_training, placement_of, plain
-from ..estimates.memory import Way, open_model
+from ..estimates.memory import LoadMode, open_model
+from ..estimates.stage_peaks import check_training, placement_of, plain
 from ..provenance import code_digest
 from ..specs import CompressStage, FitStage, QuantiseStage, Stage, TrainingStage
 from ..store.folders import MODEL_FOLDER, input_digests, resume_folder
@@ -30,26 +30,26 @@ from ..training.trainer import TaskTrainer, compress_order
 _WIDE = "float32"  # training works on float32 weights whatever is saved
 
 
-def open_for(stage: FitStage | CompressStage, way: Way, folder: Path) -> Any:
+def open_for(stage: FitStage | CompressStage, mode: LoadMode, folder: Path) -> Any:
     """Return the model, opened as was chosen."""
     model = stage.execution.model
-    return open_model(way, model.location, model.revision, load_device(stage), folder)
+    return open_model(mode, model.location, model.revision, load_device(stage), folder)
 
 
-def choose_way(
-    stage: FitStage | CompressStage, choose: Callable[..., Way], method: Compressor, **more: Any
-) -> tuple[Way, list[str]]:
+def choose_mode(
+    stage: FitStage | CompressStage, choose: Callable[..., LoadMode], method: Compressor, **more: Any
+) -> tuple[LoadMode, list[str]]:
     """Return how a stage gets at its model, and notes on memory.
 
     Args:
         stage: whose model it is.
-        choose: `fit_way` or `compress_way`, and ``more`` its other arguments.
+        choose: `fit_mode` or `compress_mode`, and ``more`` its other arguments.
         method: what reads the model.
     """
     execution, model = stage.execution, stage.execution.model
     skeleton = load_skeleton(model.location, model.revision)
-    way = choose(method, skeleton, model.location, model.revision, execution.memory, execution.device, **more)
-    return way, way.check(stage.shown, execution.device)
+    mode = choose(method, skeleton, model.location, model.revision, execution.memory, execution.device, **more)
+    return mode, mode.check(stage.shown, execution.device)
 
 
 def load_device(stage: Stage) -> str:
@@ -105,21 +105,21 @@ def read_data(
 
     Without what a tuned sweep holds out of its trainings, unless the ``whole`` is asked for.
     """
-    wanted, execution = stage.spec.data, stage.execution
-    if wanted is None:
+    asked, execution = stage.spec.data, stage.execution
+    if asked is None:
         return None
     data = load_task_data(
-        wanted.task,
-        execution.train_set if wanted.task == (execution.task or wanted.task) else None,
+        asked.task,
+        execution.train_set if asked.task == (execution.task or asked.task) else None,
         execution.data,
         tokenizer,
-        wanted.max_length,
+        asked.max_length,
         context_length(model.config),
         stage.spec.seed or 0,
         cut=stage.train is None,
-        chat=wanted.chat,
+        chat=asked.chat,
     )
-    return split_held_out(data, wanted.held_out)[0] if wanted.held_out and not whole else data
+    return split_held_out(data, asked.held_out)[0] if asked.held_out and not whole else data
 
 
 def data_card(data: TaskData) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def trainer_for(
         stage: whose settings and seed count.
         data: what is trained on.
         folder: of the stage.
-        report: told how many updates are done.
+        report: called with how many updates are done.
         part: a method that trains while it compresses, or a recovery; it may be of another package.
     """
     minutes = stage.execution.checkpoint_minutes

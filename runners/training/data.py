@@ -116,52 +116,56 @@ def survey_train_set(
         chat: whether the model's tokenizer has a chat template that is to be used; language tasks use none.
         chat_rules: of the template, see `DataSpec`.
     """
-    found = get_task(task)
-    name = source or found.default_source(data_dir)
-    if not at_hand and name in TRAINING_SETS and name in found.sources:
+    task_class = get_task(task)
+    name = source or task_class.default_source(data_dir)
+    if not at_hand and name in TRAINING_SETS and name in task_class.sources:
         named = DataSpec(task=task, source=f"{name} (not read)", sha256="", prompt_version=PROMPT_VERSION)
         return TrainSetSurvey(name, named, TRAINING_SETS[name].examples)
-    read = found.survey(source, data_dir, DATA_SEED, SAMPLE)
-    rendered = chat and found.instructs
+    survey = task_class.survey(source, data_dir, DATA_SEED, SAMPLE)
+    rendered = chat and task_class.instructs
     identity = DataSpec(
         task=task,
-        source=read.source,
-        sha256=read.sha256,
+        source=survey.source,
+        sha256=survey.sha256,
         prompt_version=PROMPT_VERSION,
         chat=rendered,
         chat_rules=chat_rules if rendered else 1,
     )
-    return TrainSetSurvey(name, identity, read.count, read.sample)
+    return TrainSetSurvey(name, identity, survey.count, survey.sample)
 
 
-def example_length(task: str, wanted: int | None, context: int | None = None) -> int:
-    """Return the longest example that is read, in tokens: the one wanted, else the task's own.
+def example_length(task: str, asked: int | None, context: int | None = None) -> int:
+    """Return the longest example that is read, in tokens: the one asked for, else the task's own.
 
     Where the task says none either it is `CALIBRATION_TOKENS`; it is never more than the model's context.
 
     Args:
         task: whose data are read.
-        wanted: what the method or the training settings say, or None.
+        asked: what the method or the training settings say, or None.
         context: the model's context length, or None where it does not matter.
     """
-    length = wanted or get_task(task).max_length or CALIBRATION_TOKENS
+    length = asked or get_task(task).max_length or CALIBRATION_TOKENS
     return min(length, context or length)
 
 
-def calibration_length(task: str, wanted: int | None, context: int) -> int:
+def calibration_length(task: str, asked: int | None, context: int) -> int:
     """Return the longest example that statistics are made of, in tokens.
 
-    Unless a length is wanted, it is `CALIBRATION_TOKENS`, or the model's context where that is shorter. Examples that
-    are texts of their own are not read any longer than a training on the task reads them.
+    Unless a length is asked for, it is `CALIBRATION_TOKENS`, or the model's context where that is shorter. Examples
+    that are texts of their own are not read any longer than a training on the task reads them.
 
     Args:
         task: whose data are read.
-        wanted: what the method or the training settings say, or None.
+        asked: what the method or the training settings say, or None.
         context: the model's context length.
     """
-    found = get_task(task)
-    own = CALIBRATION_TOKENS if found.joined else min(found.max_length or CALIBRATION_TOKENS, CALIBRATION_TOKENS)
-    return min(wanted or own, context)
+    task_class = get_task(task)
+    own = (
+        CALIBRATION_TOKENS
+        if task_class.joined
+        else min(task_class.max_length or CALIBRATION_TOKENS, CALIBRATION_TOKENS)
+    )
+    return min(asked or own, context)
 
 
 def load_task_data(
@@ -189,9 +193,9 @@ def load_task_data(
     Raises:
         UserError: no example fits.
     """
-    found = get_task(task)
+    task_class = get_task(task)
     limit = example_length(task, max_length, context)
-    encoded = found.read_encoded(tokenizer, source, data_dir, DATA_SEED, limit, cut, chat)
+    encoded = task_class.read_encoded(tokenizer, source, data_dir, DATA_SEED, limit, cut, chat)
     if not encoded.items:
         raise UserError(
             f"none of the {encoded.count} training examples of '{task}' fits {limit} tokens; raise max_length (the "

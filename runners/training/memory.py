@@ -1,4 +1,4 @@
-"""How much memory a training run takes at its peak, foreseen before anything is loaded."""
+"""How much memory a training run takes at its peak, estimated before anything is loaded."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ def training_peak(
     elif processes > 1:
         gathered = gradients  # buckets of DDP
     moments = state if placement == "host-moments" else 0
-    held = weights + gathered + state - moments
-    device_bytes = held + max(
+    fixed_bytes = weights + gathered + state - moments
+    device_bytes = fixed_bytes + max(
         _pass(activations, gradients, kinds, accumulated > 1 or processes > 1),
         gradients + _copies(settings.optimizer, placement, kinds, kind, processes),
     )
@@ -123,8 +123,8 @@ def training_peak(
     if not activations.counted:
         note = "; ".join(filter(None, (note, "activations are guessed from the linear layers")))
     if kind == "cpu":
-        one = usual_bytes() + max(device_bytes, loading)
-        return TrainingPeak(one, (processes - 1) * one, least, note, on_cpu=True)
+        process_bytes = usual_bytes() + max(device_bytes, loading)
+        return TrainingPeak(process_bytes, (processes - 1) * process_bytes, least, note, on_cpu=True)
     # Weights pass through the host when they are read, and once more when a checkpoint is kept.
     copied = 4 * model_size(skeleton).parameters
     host = processes * (_GPU_BASE_BYTES + max(loading, moments + copied))

@@ -1,4 +1,4 @@
-"""Where a training keeps weights, gradients and moments: the first way that fits the machine."""
+"""Where a training keeps weights, gradients and moments: the first placement that fits the machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SAID: dict[Placement, str] = {
     "8-bit": "AdamW's moments in 8 bits",
 }
 
-Foresee = Callable[[Placement, int], TrainingPeak]
+EstimatePeak = Callable[[Placement, int], TrainingPeak]
 """The peak of one training process for a placement and a number of processes."""
 
 
@@ -46,9 +46,9 @@ class Choice:
 
 
 def choose_placement(
-    foresee: Foresee,
+    estimate_peak: EstimatePeak,
     machine: Machine,
-    wanted: Wanted = "auto",
+    asked: Wanted = "auto",
     title: str = "training",
     optimizer: str = "adamw_torch",
     sharing: int | None = None,
@@ -60,9 +60,9 @@ def choose_placement(
     taken at its word: the stage itself refuses what certainly does not fit.
 
     Args:
-        foresee: the peak for a placement and a number of processes.
+        estimate_peak: the peak for a placement and a number of processes.
         machine: what there is.
-        wanted: ``auto``, or a placement.
+        asked: ``auto``, or a placement.
         title: of the stage, for messages.
         sharing: how many processes FSDP2 may use; None for one a GPU, below 2 for none.
         optimizer: transformers' name; moments move to the host and shrink to 8 bits for AdamW alone.
@@ -71,33 +71,33 @@ def choose_placement(
         NothingFits: as it says.
         UserError: FSDP2 was asked for where there are no two GPUs.
     """
-    if wanted not in get_args(Wanted):
-        raise unknown("placement", wanted, list(get_args(Wanted)))
+    if asked not in get_args(Wanted):
+        raise unknown("placement", asked, list(get_args(Wanted)))
     processes = machine.count if sharing is None else min(sharing, machine.count)
-    if wanted == "fsdp2" and processes < 2:
+    if asked == "fsdp2" and processes < 2:
         raise UserError(
             f"--placement fsdp2 shares {title} out over GPUs, which needs two of them and a batch that can be divided; "
             f"there is {machine.name}; use --accelerate FILE for processes on a CPU, or --placement auto"
         )
-    if wanted in ("host-moments", "8-bit") and optimizer not in _ADAMW:
-        raise UserError(f"--placement {wanted} is for AdamW's moments, but the optimizer is {optimizer}; leave it out")
-    if wanted != "auto":
-        return Choice(wanted, processes if wanted == "fsdp2" else 1, f"{_SAID[wanted]}, as asked")
+    if asked in ("host-moments", "8-bit") and optimizer not in _ADAMW:
+        raise UserError(f"--placement {asked} is for AdamW's moments, but the optimizer is {optimizer}; leave it out")
+    if asked != "auto":
+        return Choice(asked, processes if asked == "fsdp2" else 1, f"{_SAID[asked]}, as asked")
     if machine.device == "cpu":
         return Choice("device", 1, "")
     adamw = optimizer in _ADAMW
-    ways: list[tuple[Placement, int]] = [("device", 1), *((("host-moments", 1), ("8-bit", 1)) if adamw else ())]
+    placements: list[tuple[Placement, int]] = [("device", 1), *((("host-moments", 1), ("8-bit", 1)) if adamw else ())]
     if processes > 1:
-        ways.insert(1, ("fsdp2", processes))
+        placements.insert(1, ("fsdp2", processes))
     needs: list[str] = []
-    for placement, processes in ways:
-        peak = foresee(placement, processes)
+    for placement, processes in placements:
+        peak = estimate_peak(placement, processes)
         if peak.device <= machine.device_bytes and peak.host <= machine.host_bytes:
             return Choice(placement, processes, _why(placement, processes, needs, machine))
         sizes = f"{peak.device / _GIB:.0f} GiB of a GPU and {peak.host / _GIB:.0f} of the host"
         needs.append(f"{_SAID[placement]}: {sizes}")
     raise NothingFits(
-        f"no way of {title} fits {machine.name}, of which {machine.device_bytes / _GIB:.0f} GiB a GPU and "
+        f"no placement of {title} fits {machine.name}, of which {machine.device_bytes / _GIB:.0f} GiB a GPU and "
         f"{machine.host_bytes / _GIB:.0f} GiB of the host are free ({'; '.join(needs)}); use more or larger GPUs, a "
         "smaller model, a smaller micro_batch_size, or --training-free"
     )

@@ -65,7 +65,7 @@ class TrainingPlacements:
         setup, device = self.plan.setup, self.plan.device.partition(":")[0]
         longest = example_length(self.plan.config.task, settings.max_length, context_length(self.plan.skeleton.config))
 
-        def foresee(placement: Placement, processes: int) -> TrainingPeak:
+        def estimate_peak(placement: Placement, processes: int) -> TrainingPeak:
             options = None if method is None else method.model_dump_json()
             trains = None if loaded is None or recovery is None else (ratio, recovery.name, recovery.model_dump_json())
             name = settings, longest, placement, processes, options, trains
@@ -82,7 +82,7 @@ class TrainingPlacements:
             sharded = setup.strategy == "fsdp2" and may_shard
             spread: Placement = "fsdp2" if sharded else "device"
             choice = Choice(spread, setup.processes, f"by {setup.processes} processes, as --accelerate asks")
-            self.plan.trainings[title] = choice, foresee(spread, setup.processes)
+            self.plan.trainings[title] = choice, estimate_peak(spread, setup.processes)
             return Choice("device", 1, "")
         if self.plan.config.execution.executor == "ray" and self.plan.config.training.placement == "auto":
             return Choice("device", 1, "")  # other machines' memory is not known here
@@ -92,14 +92,14 @@ class TrainingPlacements:
             shares = 1
         try:
             choice = choose_placement(
-                foresee, self.plan.machine, self.plan.config.training.placement, title, settings.optimizer, shares
+                estimate_peak, self.plan.machine, self.plan.config.training.placement, title, settings.optimizer, shares
             )
         except NothingFits as refusal:
             self.plan.refusals[title] = str(refusal)
             return Choice("device", 1, "")
         if self.plan.assumed is None:
             optimizer_name(placed(settings, choice))  # or 8 bits would fail after the first finetuning
-        self.plan.trainings[title] = choice, foresee(choice.placement, choice.processes)
+        self.plan.trainings[title] = choice, estimate_peak(choice.placement, choice.processes)
         return choice
 
     def _factorised(self, embeddings: bool, ratio: float) -> nn.Module | None:

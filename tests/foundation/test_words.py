@@ -14,7 +14,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CLEAN = ("cli", "evals", "foundation", "measurements", "methods", "models", "papers", "perf", "records", "results")
+CLEAN = (
+    "cli",
+    "evals",
+    "foundation",
+    "measurements",
+    "methods",
+    "models",
+    "papers",
+    "perf",
+    "records",
+    "results",
+    "runners",
+)
 
 NAMES = {
     *(
@@ -55,7 +67,6 @@ ALLOWED = {
     ("results/inspection/changes.py", "kept"),  # bases that were kept, beside those that grew or went
     ("cli/regression.py", "where"),  # an option's name
     ("cli/results.py", "where"),
-    ("perf/peak_memory.py", "walk"),  # a value of --memory
 }
 
 

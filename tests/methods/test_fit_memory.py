@@ -23,7 +23,7 @@ from lowrank_bench.models.quantised.folder import write_packed
 from lowrank_bench.models.quantised.model import quantise
 from lowrank_bench.models.quantised.scheme import Scheme
 from lowrank_bench.models.streamed import open_streamed
-from lowrank_bench.runners.estimates.foreseen import quantise_peak
+from lowrank_bench.runners.estimates.stage_peaks import quantise_peak
 from lowrank_bench.evals.tasks.prompts import Encoded
 from lowrank_bench.runners.training.data import TaskData
 

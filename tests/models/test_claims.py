@@ -71,7 +71,7 @@ def test_multi_token_layers_are_left_out_and_noted(plain: Path, tmp_path: Path, 
     assert abs(weights_size(folder).bytes - weights_size(plain).bytes) < 200  # the longer header
 
 
-@pytest.mark.parametrize("memory", ["whole", "walk"])
+@pytest.mark.parametrize("memory", ["whole", "layerwise"])
 def test_compression_does_not_count_them(plain: Path, tmp_path: Path, memory: str) -> None:
     records = []
     for name, folder in {"plain": plain, "more": with_tensors(tmp_path / "model", MULTI_TOKEN)}.items():

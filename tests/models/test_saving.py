@@ -77,7 +77,7 @@ def test_settings_that_go_together_are_kept(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "saved" / GENERATION_FILE).read_text()).items() >= settings.items()
 
 
-@pytest.mark.parametrize("memory", ["whole", "walk"])
+@pytest.mark.parametrize("memory", ["whole", "layerwise"])
 def test_compress_and_export_with_the_settings_of_llama_2(tmp_path: Path, memory: str) -> None:
     folder = with_settings(tmp_path / "model", LLAMA2)
     done = compress(CompressRequest(str(folder), MethodSpec(name="svd"), 1.5, tmp_path / "small", memory=memory))

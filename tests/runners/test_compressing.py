@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from sweeps import small_sweep
 
 from lowrank_bench.foundation.errors import UserError
-from lowrank_bench.runners.compressing import CompressRequest, compress, foresee, plan_compression
+from lowrank_bench.runners.compressing import CompressRequest, compress, estimate_compression, plan_compression
 from lowrank_bench.runners.executors.local import crew_size, do_stage
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.store.folders import MODEL_FOLDER, ratio_folder
@@ -111,7 +111,7 @@ def test_a_placement_that_was_asked_for_is_foreseen_and_taken(tmp_path: Path) ->
         "tiny", "bs:prunings=1", 2.0, tmp_path / "out", "toy-math", steps=2, placement="host-moments"
     )
     note = "the training keeps AdamW's moments in the host's memory, as asked"
-    assert note in foresee(request)[2]
+    assert note in estimate_compression(request)[2]
     assert note in compress(request).warnings
 
 

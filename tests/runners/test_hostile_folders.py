@@ -31,7 +31,7 @@ from lowrank_bench.models.presets import PRESETS
 from lowrank_bench.models.streamed import open_streamed
 from lowrank_bench.results.inspection.gather import inspect_bases
 from lowrank_bench.results.speed.subject import find_subject
-from lowrank_bench.runners.compressing import CompressRequest, compress, foresee
+from lowrank_bench.runners.compressing import CompressRequest, compress, estimate_compression
 from lowrank_bench.runners.config import MethodSpec
 from lowrank_bench.runners.evaluating import default_settings, evaluate
 from lowrank_bench.runners.plan import make_plan
@@ -262,7 +262,7 @@ def request(folder: Path, out: Path) -> CompressRequest:
 
 COMMANDS: dict[str, Callable[[Path, Path], Any]] = {
     "compress": lambda folder, out: compress(request(folder, out)),
-    "compress --dry-run": lambda folder, out: foresee(request(folder, out)),
+    "compress --dry-run": lambda folder, out: estimate_compression(request(folder, out)),
     "run": lambda folder, out: make_plan(small_sweep(out, model=str(folder), methods=["svd"], ratios=[1.5])),
     "eval": lambda folder, out: evaluate(
         str(folder), ["toy-math"], default_settings(limit=1), engine="transformers", out=out
@@ -322,7 +322,7 @@ def test_a_factorised_model_is_not_compressed_again(originals: Path, tmp_path: P
     folder = broken(originals, "lowrank", lambda f: None, tmp_path / "model")
     refuse(command, folder, tmp_path / "out", "factorised already, and a ratio counts from the original")
     export_dense(folder, tmp_path / "dense")
-    foresee(request(tmp_path / "dense", tmp_path / "out"))
+    estimate_compression(request(tmp_path / "dense", tmp_path / "out"))
 
 
 @pytest.mark.parametrize("beside", [True, False], ids=["beside its model", "alone"])
@@ -334,7 +334,7 @@ def test_what_is_said_of_an_adapter_works(tmp_path: Path, beside: bool) -> None:
     folder = base if beside else tmp_path / "model"
     wrapped.save_pretrained(folder)
     with pytest.raises(UserError) as caught:
-        foresee(request(folder, tmp_path / "out"))
+        estimate_compression(request(folder, tmp_path / "out"))
     if beside:
         (tmp_path / "base-adapter").mkdir()
         for file in folder.glob("adapter_*"):
@@ -354,7 +354,7 @@ def test_adapter_weights_alone_are_read_by_nobody(originals: Path, tmp_path: Pat
     folder = broken(originals, "dense", lambda f: None, tmp_path / "model")
     before = weights_size(folder)
     save_file({"base_model.model.x.lora_A.weight": torch.ones(2, 2)}, folder / "adapter_model.safetensors")
-    foresee(request(folder, tmp_path / "out"))
+    estimate_compression(request(folder, tmp_path / "out"))
     assert weights_size(folder) == before
 
 

@@ -121,7 +121,7 @@ def test_track_reports_every_item_and_nothing_outside():
         list(track(iter("ab")))
 
 
-@pytest.mark.parametrize("memory", ["whole", "walk"])
+@pytest.mark.parametrize("memory", ["whole", "layerwise"])
 def test_a_fit_counts_its_batches_and_its_matrices(memory, tmp_path):
     seen = []
     request = CompressRequest(

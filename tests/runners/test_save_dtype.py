@@ -40,7 +40,7 @@ def ran(plan, *kinds: str) -> StageStore:
     return plan.store
 
 
-@pytest.mark.parametrize("memory", ["whole", "walk"])
+@pytest.mark.parametrize("memory", ["whole", "layerwise"])
 def test_evaluating_in_float32_does_not_widen_what_is_saved(memory: str, tmp_path: Path) -> None:
     """A bfloat16 model at 1.1x is smaller than its original, and what is evaluated is what was saved."""
     assert dtypes(TINY) == {torch.bfloat16}
@@ -54,7 +54,7 @@ def test_evaluating_in_float32_does_not_widen_what_is_saved(memory: str, tmp_pat
     assert evaluated == [str(TINY), str(folder)]
 
 
-@pytest.mark.parametrize("memory", ["whole", "walk"])
+@pytest.mark.parametrize("memory", ["whole", "layerwise"])
 def test_bench_compress_saves_in_the_models_own_dtype(memory: str, tmp_path: Path) -> None:
     def made(source: Path, **more) -> Path:
         out = tmp_path / f"{source.name}-{more.get('save_dtype', 'default')}"

@@ -16,7 +16,7 @@ from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models.loading import load_model, load_skeleton, load_tokenizer
 from lowrank_bench.models.matrices import model_size
 from lowrank_bench.models.presets import PRESETS
-from lowrank_bench.runners.compressing import CompressRequest, compress, foresee
+from lowrank_bench.runners.compressing import CompressRequest, compress, estimate_compression
 from lowrank_bench.runners.config import MethodSpec
 from lowrank_bench.runners.evaluating import default_settings, evaluate
 from lowrank_bench.runners.plan import make_plan
@@ -136,7 +136,7 @@ def commands(model, out, data_dir, **method):
     config |= {"context": [32], "data": data_dir, "training_free": True, "finetune": {}, "recover": {}}
     settings = default_settings(data_dir=data_dir, limit=2)
     return {
-        "compress --dry-run": lambda: foresee(request),
+        "compress --dry-run": lambda: estimate_compression(request),
         "compress": lambda: compress(request),
         "run --dry-run": lambda: make_plan(small_sweep(out / "runs", **config), dry=True),
         "run": lambda: make_plan(small_sweep(out / "runs", **config)),

@@ -91,7 +91,7 @@ def test_equal_streams_are_svd_llm(beta: float) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_dense_stream_gives_svd_llm(architecture: str) -> None:
-    """The walk gathers the moments that `input_moments` does, for all layers, an untied head included."""
+    """A pass gathers the moments that `input_moments` does, for all layers, an untied head included."""
     model, data = random_model(architecture), RandomData()
     results = []
     for name, options in (("svd-llm", {}), ("aa", {"stream": "dense"})):
@@ -130,7 +130,7 @@ def test_later_layers_read_compressed_inputs(architecture: str) -> None:
         get_linear(model, name).weight.data *= 0.9
         replaced.append(name)
 
-    TwoStreams(model, batches, shifted=True).walk(names, replace)
+    TwoStreams(model, batches, shifted=True).replace_layers(names, replace)
     assert sorted(replaced) == sorted(names)
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), dense.parameters(), strict=True))
 

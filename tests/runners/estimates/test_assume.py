@@ -65,7 +65,7 @@ def test_the_headline_command_is_planned_for_a_machine_that_is_not_here(model: s
         verdict = [line for line in shown.splitlines() if re.match(r"(fits|does not fit)[ :]", line)]
         assert len(verdict) == 1
         assert "GiB" in verdict[0]
-        assert verdict[0].startswith("does not fit: no way of finetune") == (
+        assert verdict[0].startswith("does not fit: no placement of finetune") == (
             (model, card) in {("llama2-13b", "h100:1"), ("llama2-7b", "rtx4090:1"), ("llama2-13b", "rtx4090:1")}
         )
         assert re.search(r"about \d+\.\d h and at most [\d,]+ MB to go", shown)
@@ -236,6 +236,6 @@ def test_a_verdict_looks_at_the_gpu_and_at_the_host() -> None:
     assert judge(here, [small, large]) == (
         "does not fit: finetune needs 77.0 GiB of host memory, and 1 card has 64.0; use more"
     )
-    assert judge(here, [small], ["no way of training fits"]) == "does not fit: no way of training fits"
+    assert judge(here, [small], ["no placement of training fits"]) == "does not fit: no placement of training fits"
     (whole,) = evaluation_demands({"gsm8k": Footprint(81 * GIB, 0, 4096, "bfloat16")}, "cuda")
     assert "a GPU of 1 card has 80.0; use a machine" in judge(here, [whole])

@@ -1,4 +1,4 @@
-"""When a model is walked, what is foreseen, and that results do not depend on it."""
+"""When a model is read layer by layer, what is estimated, and that results do not depend on it."""
 
 import json
 from dataclasses import replace
@@ -23,12 +23,12 @@ from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import load_skeleton
 from lowrank_bench.models.matrices import model_size
 from lowrank_bench.models.presets import resolve_model
-from lowrank_bench.runners.compressing import CompressRequest, compress, foresee
+from lowrank_bench.runners.compressing import CompressRequest, compress, estimate_compression
 from lowrank_bench.runners.config import MethodSpec, parse_method
-from lowrank_bench.runners.estimates import foreseen
 from lowrank_bench.runners.estimates import memory as memory_estimates
-from lowrank_bench.runners.estimates.foreseen import check_training
-from lowrank_bench.runners.estimates.memory import Way, calibration, compress_way, fit_way, read_length
+from lowrank_bench.runners.estimates import stage_peaks
+from lowrank_bench.runners.estimates.memory import LoadMode, calibration, compress_mode, fit_mode, read_length
+from lowrank_bench.runners.estimates.stage_peaks import check_training
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.stages.perform import perform
 from lowrank_bench.runners.store.folders import StageStore
@@ -40,38 +40,38 @@ TINY = resolve_model("tiny")
 WHOLE_NEEDS = {"svd": (True, True), "swsd": (True, False), "laser": (False, True), "bs": (True, False)}
 
 
-def ways(name: str, wanted: str, model: Any = None, location: str = "") -> tuple[Way, Way]:
+def modes(name: str, wanted: str, model: Any = None, location: str = "") -> tuple[LoadMode, LoadMode]:
     """Return how fit and compress get at a model."""
     skeleton = model or load_skeleton(TINY.location)
     place = (location or TINY.location, "", wanted, "cpu")
     method = create_method(name)
-    return fit_way(method, skeleton, *place), compress_way(method, skeleton, *place)
+    return fit_mode(method, skeleton, *place), compress_mode(method, skeleton, *place)
 
 
 @pytest.mark.parametrize("name", WHOLE_NEEDS)
 def test_walks_where_one_layer_is_enough(name: str) -> None:
     """Not where a policy measures or asks the whole model, nor where the method trains; small models not at all."""
-    assert not any(way.walk or way.why for way in ways(name, "auto"))
-    assert not any(way.walk for way in ways(name, "whole"))
+    assert not any(mode.layerwise or mode.why for mode in modes(name, "auto"))
+    assert not any(mode.layerwise for mode in modes(name, "whole"))
     method, skeleton = create_method(name), load_skeleton(TINY.location)
-    for choose, able in zip((fit_way, compress_way), WHOLE_NEEDS[name], strict=True):
+    for choose, able in zip((fit_mode, compress_mode), WHOLE_NEEDS[name], strict=True):
         if able:
-            assert choose(method, skeleton, TINY.location, "", "walk", "cpu").walk
+            assert choose(method, skeleton, TINY.location, "", "layerwise", "cpu").layerwise
         else:
             with pytest.raises(UserError, match="--memory whole"):
-                choose(method, skeleton, TINY.location, "", "walk", "cpu")
+                choose(method, skeleton, TINY.location, "", "layerwise", "cpu")
 
 
 def test_a_large_model_is_walked_unless_it_cannot_be(tmp_path: Path) -> None:
     """By its size alone, or whole with the reason."""
     large = load_skeleton(TINY.location)
     large.more = nn.Embedding(10_000, 6_000, device="meta")  # parameters that only count
-    fit, compress = ways("svd", "auto", large)
-    assert fit.walk
-    assert compress.walk
-    fit, compress = ways("bs", "auto", large)
-    assert fit.walk
-    assert not compress.walk
+    fit, compress = modes("svd", "auto", large)
+    assert fit.layerwise
+    assert compress.layerwise
+    fit, compress = modes("bs", "auto", large)
+    assert fit.layerwise
+    assert not compress.layerwise
     assert "trains" in compress.why
     model = random_model("llama")
     method = create_method("svd")
@@ -79,29 +79,29 @@ def test_a_large_model_is_walked_unless_it_cannot_be(tmp_path: Path) -> None:
     fitted = method.fit(model, None)
     method.compress(model, fitted, Budget(2.0))
     save_checkpoint(model, None, tmp_path / "small")
-    fit, _ = ways("svd", "auto", large, str(tmp_path / "small"))
-    assert not fit.walk
+    fit, _ = modes("svd", "auto", large, str(tmp_path / "small"))
+    assert not fit.layerwise
     assert "factorised already" in fit.why
 
 
 def test_too_much_is_refused_and_a_rough_excess_told() -> None:
     """What is certain and does not fit is an error that says what to do; an estimate is a warning."""
     huge = 1 << 60
-    assert Way(True, "", Peak(1, 0, 1)).check("fit", "cpu") == []
-    [warning] = Way(True, "", Peak(huge, 0, 1)).check("fit of svd", "cpu")
+    assert LoadMode(True, "", Peak(1, 0, 1)).check("fit", "cpu") == []
+    [warning] = LoadMode(True, "", Peak(huge, 0, 1)).check("fit of svd", "cpu")
     assert "fit of svd may need" in warning
-    with pytest.raises(UserError, match=r"needs at least .* use --memory walk, head=false"):
-        Way(False, "", Peak(huge, 0, huge)).check("fit", "cpu")
+    with pytest.raises(UserError, match=r"needs at least .* use --memory layerwise, head=false"):
+        LoadMode(False, "", Peak(huge, 0, huge)).check("fit", "cpu")
     with pytest.raises(UserError, match=r"loaded whole because it is odd"):
-        Way(False, "it is odd", Peak(huge, 0, huge)).check("fit", "cpu")
+        LoadMode(False, "it is odd", Peak(huge, 0, huge)).check("fit", "cpu")
 
 
 def test_the_host_is_checked_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Statistics, buffers and offloaded moments wait in the host's memory, which may be the smaller one."""
-    for module in (memory_estimates, foreseen):
+    for module in (memory_estimates, stage_peaks):
         monkeypatch.setattr(module, "free_memory", lambda device="cpu": 80 << 30 if device == "cuda" else 32 << 30)
-    assert Way(True, "", Peak(20 << 30, 60 << 30, 1)).check("fit of io-svd", "cuda") == []
-    [warning] = Way(True, "", Peak(90 << 30, 60 << 30, 1, usual=40 << 30)).check("fit of io-svd", "cuda")
+    assert LoadMode(True, "", Peak(20 << 30, 60 << 30, 1)).check("fit of io-svd", "cuda") == []
+    [warning] = LoadMode(True, "", Peak(90 << 30, 60 << 30, 1, usual=40 << 30)).check("fit of io-svd", "cuda")
     assert "fit of io-svd may need 40.0 GiB of the host's memory beside the GPU's, but 32.0 GiB are free" in warning
     settings = TrainSettings(steps=1)
     assert check_training(TrainingPeak(60 << 30, 30 << 30), "finetune", settings, "cuda") == ""
@@ -140,9 +140,9 @@ def test_compress_rounds_ranks_to_multiples(tmp_path: Path) -> None:
 
 
 def test_compress_gives_the_same_either_way(tmp_path: Path) -> None:
-    """bench compress: the same weights, report and list of what stays dense; memory foreseen and measured."""
+    """bench compress: the same weights, report and list of what stays dense; memory estimated and measured."""
     found = {}
-    for memory in ("walk", "whole"):
+    for memory in ("layerwise", "whole"):
         out = tmp_path / memory
         request = CompressRequest(
             str(TINY.location),
@@ -153,27 +153,27 @@ def test_compress_gives_the_same_either_way(tmp_path: Path) -> None:
             save_dtype="bfloat16",
             memory=memory,
         )
-        _, rows, _ = foresee(request)
+        _, rows, _ = estimate_compression(request)
         assert [row[0] for row in rows] == ["fit", "compress"]
-        assert {row[1] for row in rows} == {"layer by layer" if memory == "walk" else "whole"}
+        assert {row[1] for row in rows} == {"layer by layer" if memory == "layerwise" else "whole"}
         assert not out.exists()
         compress(request)
         record = json.loads((out / "compression.json").read_text())
         used = record.pop("memory")
-        assert used["fit"]["way"] == memory
+        assert used["fit"]["load"] == memory
         assert 0 < used["peak_bytes"] < 4 * used["fit"]["predicted_peak_bytes"]
         record.pop("provenance")
         files = {file.name: file.read_bytes() for file in out.glob("*.json") if file.name != "compression.json"}
         tensors = {name: value.view(-1).tolist() for name, value in load_file(out / "model.safetensors").items()}
         found[memory] = record, files, tensors
         assert not [file for file in out.iterdir() if file.name.startswith(".")]
-    assert found["walk"] == found["whole"]
+    assert found["layerwise"] == found["whole"]
 
 
 def test_stages_give_the_same_either_way(tmp_path: Path) -> None:
-    """The same keys, the same files; the record says which way, what was foreseen and what it took."""
+    """The same keys, the same files; the record says which, what was estimated and what it took."""
     records = {}
-    for memory in ("walk", "whole"):
+    for memory in ("layerwise", "whole"):
         untrained = {"training_free": True, "finetune": {}, "recover": {}}
         config = small_sweep(tmp_path / memory, methods=["svd-llm:samples=8"], ratios=[2], memory=memory, **untrained)
         plan = make_plan(config)
@@ -183,11 +183,11 @@ def test_stages_give_the_same_either_way(tmp_path: Path) -> None:
             for key, stage in plan.stages.items()
             if stage.kind in ("fit", "compress")
         }
-    walk, whole = records["walk"], records["whole"]
-    assert walk.keys() == whole.keys()
-    for key, record in walk.items():
-        assert record["result"]["memory"]["way"] == "walk"
-        assert whole[key]["result"]["memory"]["way"] == "whole"
+    layerwise, whole = records["layerwise"], records["whole"]
+    assert layerwise.keys() == whole.keys()
+    for key, record in layerwise.items():
+        assert record["result"]["memory"]["load"] == "layerwise"
+        assert whole[key]["result"]["memory"]["load"] == "whole"
         assert record["result"]["memory"]["predicted_peak_bytes"] > 0
         assert record["peak_memory_bytes"] > 0
         names = [name for name in record["files"] if name.endswith(".json") or "factors" in name]
@@ -198,8 +198,8 @@ def test_stages_give_the_same_either_way(tmp_path: Path) -> None:
 def test_unknown_ways_are_refused() -> None:
     """With what is allowed."""
     request = CompressRequest(str(TINY.location), MethodSpec(name="svd"), 2.0, Path("unused"))
-    with pytest.raises(UserError, match="walk"):
-        foresee(replace(request, memory="wak"))
+    with pytest.raises(UserError, match="layerwise"):
+        estimate_compression(replace(request, memory="wak"))
 
 
 LONG = 32768
@@ -216,7 +216,7 @@ LONG = 32768
         ("toy-math", "svd-llm:calibration=toy-code", None, 256),
     ],
 )
-def test_calibration_is_foreseen_at_the_length_that_is_read(
+def test_calibration_is_estimated_at_the_length_that_is_read(
     task: str, method: str, max_length: int | None, expected: int
 ) -> None:
     """Of a model of 32k tokens of context: the task's own length, not the context."""

@@ -14,7 +14,7 @@ GIB = 2**30
 ORDER = ("device", "fsdp2", "host-moments", "8-bit")
 
 
-def foresee(parameters):
+def peak_of(parameters):
     """16 bytes a parameter, as AdamW in float32 takes them."""
 
     def peak(placement, processes):
@@ -35,7 +35,7 @@ machines = st.builds(gpus, st.integers(1, 8), st.floats(8, 200), st.floats(8, 50
 
 @given(parameters, machines)
 def test_what_is_chosen_fits_and_nothing_before_it_does(size, machine):
-    peak = foresee(size)
+    peak = peak_of(size)
     fits = {
         way: peak(way, machine.count).device <= machine.device_bytes
         and peak(way, machine.count).host <= machine.host_bytes
@@ -43,7 +43,7 @@ def test_what_is_chosen_fits_and_nothing_before_it_does(size, machine):
         if way != "fsdp2" or machine.count > 1
     }
     if not any(fits.values()):
-        with pytest.raises(UserError, match="no way of training fits"):
+        with pytest.raises(UserError, match="no placement of training fits"):
             choose_placement(peak, machine)
         return
     choice = choose_placement(peak, machine)
@@ -56,33 +56,33 @@ def test_what_is_chosen_fits_and_nothing_before_it_does(size, machine):
 def test_more_memory_never_gives_a_later_way(size, machine, factor):
     more = gpus(machine.count, factor * machine.device_bytes / GIB, factor * machine.host_bytes / GIB)
     try:
-        before = ORDER.index(choose_placement(foresee(size), machine).placement)
+        before = ORDER.index(choose_placement(peak_of(size), machine).placement)
     except UserError:
         return
-    assert ORDER.index(choose_placement(foresee(size), more).placement) <= before
+    assert ORDER.index(choose_placement(peak_of(size), more).placement) <= before
 
 
 def test_a_cpu_trains_on_the_device_whatever_it_takes():
     machine = Machine("cpu", "cpu", 1, GIB, GIB)
-    assert choose_placement(foresee(10**12), machine) == choose_placement(foresee(1), machine)
+    assert choose_placement(peak_of(10**12), machine) == choose_placement(peak_of(1), machine)
 
 
 @pytest.mark.parametrize(("card", "placement"), [("h100:1", "host-moments"), ("h100:8", "fsdp2"), ("h200:1", "device")])
 def test_seven_billion_parameters_by_card(card, placement):
-    assert choose_placement(foresee(6_738_415_616), assume_machine(card)).placement == placement
+    assert choose_placement(peak_of(6_738_415_616), assume_machine(card)).placement == placement
 
 
 def test_other_optimizers_have_no_moments_to_move():
-    with pytest.raises(UserError, match="no way"):
-        choose_placement(foresee(10**10), gpus(1, 100, 200), optimizer="sgd")
+    with pytest.raises(UserError, match="no placement"):
+        choose_placement(peak_of(10**10), gpus(1, 100, 200), optimizer="sgd")
     with pytest.raises(UserError, match="is for AdamW's moments"):
-        choose_placement(foresee(1), gpus(1, 100, 200), "host-moments", optimizer="sgd")
+        choose_placement(peak_of(1), gpus(1, 100, 200), "host-moments", optimizer="sgd")
 
 
 @pytest.mark.parametrize("sharing", [None, 1])
 def test_fsdp2_needs_two_processes(sharing):
     with pytest.raises(UserError, match="needs two"):
-        choose_placement(foresee(1), gpus(1 if sharing is None else 8, 100, 200), "fsdp2", sharing=sharing)
+        choose_placement(peak_of(1), gpus(1 if sharing is None else 8, 100, 200), "fsdp2", sharing=sharing)
 
 
 def test_eight_bits_without_torchao_is_one_sentence(monkeypatch):

@@ -13,8 +13,8 @@ from lowrank_bench.methods.base import create_method
 from lowrank_bench.models import pass_memory
 from lowrank_bench.models.matrices import model_size
 from lowrank_bench.models.pass_memory import pass_peak
-from lowrank_bench.runners.estimates.foreseen import check_training
 from lowrank_bench.runners.estimates.memory import check_plan
+from lowrank_bench.runners.estimates.stage_peaks import check_training
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.training.memory import STATE_BYTES, training_peak
 from lowrank_bench.runners.training.settings import TrainSettings

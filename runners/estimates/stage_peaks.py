@@ -99,44 +99,46 @@ def placement_of(stage: Stage, sharded: bool) -> Placement:
 def plain(peak: TrainingPeak, processes: int = 1) -> dict[str, Any]:
     """Return plain data for a stage's record, of one process, as its measured peak is."""
     note = {"note": peak.note} if peak.note else {}
-    return {"way": "whole", "why": "", "predicted_peak_bytes": peak.of_one(processes)} | note
+    return {"load": "whole", "why": "", "predicted_peak_bytes": peak.of_one(processes)} | note
 
 
 def advise(settings: TrainSettings) -> str:
     """Return what makes a training smaller, as it is typed."""
-    found = []
+    changes = []
     if not settings.gradient_checkpointing:
-        found.append("gradient_checkpointing: true")
+        changes.append("gradient_checkpointing: true")
     if settings.micro_batch_size > 1:
-        found.append(f"micro_batch_size: {max(settings.micro_batch_size // 4, 1)}")
+        changes.append(f"micro_batch_size: {max(settings.micro_batch_size // 4, 1)}")
     if settings.optimizer != "adafactor":
-        found.append("optimizer: adafactor")
-    fields = f"{' and '.join(found)} under finetune: and recover: of a --config file, " if found else ""
+        changes.append("optimizer: adafactor")
+    fields = f"{' and '.join(changes)} under finetune: and recover: of a --config file, " if changes else ""
     return f"{fields}--accelerate with a file that names several GPUs, or a machine with more memory"
 
 
-def check_host(needed: int, what: str) -> list[str]:
+def check_host(needed: int, title: str) -> list[str]:
     """Return a warning if what a stage on a GPU takes of the host's memory may not fit.
 
     Args:
         needed: bytes of the host.
-        what: the stage's name.
+        title: the stage's name.
     """
     free = free_memory("cpu")
     if needed <= free:
         return []
     return [
-        f"{what} may need {needed / _GIB:.1f} GiB of the host's memory beside the GPU's, but {free / _GIB:.1f} GiB are "
-        "free there; use fewer --workers, or a machine with more memory"
+        f"{title} may need {needed / _GIB:.1f} GiB of the host's memory beside the GPU's, but {free / _GIB:.1f} GiB "
+        "are free there; use fewer --workers, or a machine with more memory"
     ]
 
 
-def check_training(peak: TrainingPeak, what: str, settings: TrainSettings, device: str, free: int | None = None) -> str:
+def check_training(
+    peak: TrainingPeak, title: str, settings: TrainSettings, device: str, free: int | None = None
+) -> str:
     """Return a warning if a training may not fit into free memory, of a GPU or of the host beside it, else nothing.
 
     Args:
         peak: of one process.
-        what: the stage's name.
+        title: the stage's name.
         settings: of the training.
         device: torch device.
         free: bytes there; None measures.
@@ -144,12 +146,14 @@ def check_training(peak: TrainingPeak, what: str, settings: TrainSettings, devic
     Raises:
         UserError: weights, gradients and the optimizer's state alone do not fit.
     """
-    there = free_memory(device) if free is None else free
-    where = f"{there / _GIB:.1f} GiB are free on {device}; use {advise(settings)}"
-    if peak.least > there:
+    available = free_memory(device) if free is None else free
+    limits = f"{available / _GIB:.1f} GiB are free on {device}; use {advise(settings)}"
+    if peak.least > available:
         raise UserError(
-            f"{what} needs at least {peak.least / _GIB:.1f} GiB for weights, gradients and the state of "
-            f"{settings.optimizer}, but {where}"
+            f"{title} needs at least {peak.least / _GIB:.1f} GiB for weights, gradients and the state of "
+            f"{settings.optimizer}, but {limits}"
         )
-    notes = [] if peak.device <= there else [f"{what} may need {peak.device / _GIB:.1f} GiB at its peak, but {where}"]
-    return "; ".join(notes if peak.on_cpu else [*notes, *check_host(peak.host, what)])
+    notes = (
+        [] if peak.device <= available else [f"{title} may need {peak.device / _GIB:.1f} GiB at its peak, but {limits}"]
+    )
+    return "; ".join(notes if peak.on_cpu else [*notes, *check_host(peak.host, title)])
