@@ -126,8 +126,8 @@ def test_what_tasks_of_lm_eval_generate_score_and_read_is_counted_on_their_own_r
     assert (choice.requests, group.requests, choice.written, group.written) == (14, 20, 0, 0), "two options a problem"
     tokenizer = load_tokenizer(plan.source.location)
     rows = [json.loads(line) for line in (folder / "texts.jsonl").read_text().splitlines()]
-    assert texts.scored == texts.read == sum(len(encode(tokenizer, row["text"])) for row in rows)
-    assert choice.requests <= choice.scored < choice.read < group.read
+    assert texts.scored == texts.tokens_read == sum(len(encode(tokenizer, row["text"])) for row in rows)
+    assert choice.requests <= choice.scored < choice.tokens_read < group.tokens_read
     fewer = lengths.evaluation(names[0], replace(settings[names[0]], limit=3, max_new_tokens=9))
     assert (fewer.requests, fewer.written) == (3, 9)
     work = {s.spec.benchmark: Arithmetic(plan).work(k) for k, s in plan.stages.items() if isinstance(s, EvaluateStage)}

@@ -99,7 +99,7 @@ def test_inputs_go_after_their_last_reader_and_last_checkpoints_stay(tmp_path):
     with safe_open(plan.store.path(fit) / f"{KEPT}factors-0.safetensors", framework="pt") as kept:
         assert list(kept.keys()) == ["q.spectrum"]
     assert not list((tmp_path / "stages").glob(".reader-*"))
-    assert "3 of them without the weights" in _stages(tmp_path).found
+    assert "3 of them without the weights" in _stages(tmp_path).text
     assert repair(tmp_path)[1:] == ([], [])
 
 

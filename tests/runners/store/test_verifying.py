@@ -123,7 +123,7 @@ def test_readers_of_samples_refuse(copied, damage):
     assert any(key in line and "samples.jsonl" in line for line in report.missing["stages"])
     found = doctor._stages(copied.parent)
     assert not found.fine
-    assert f"{key}: samples.jsonl" in found.found
+    assert f"{key}: samples.jsonl" in found.text
 
 
 @pytest.mark.parametrize("damage", WEIGHTS, ids=lambda damage: damage.__name__)
@@ -134,7 +134,7 @@ def test_readers_of_weights_refuse(copied, damage):
         with pytest.raises(DamagedStage, match=rf"{key} is damaged .*\.safetensors .* bench doctor --repair"):
             read(copied)
     assert any(key in line for line in gather(copied).missing["stages"])
-    assert f"{key}: " in doctor._stages(copied.parent).found
+    assert f"{key}: " in doctor._stages(copied.parent).text
 
 
 @pytest.mark.parametrize("file", ["fit-*/factors*.safetensors", "compress-*/ratio-2/report.json"])
@@ -150,7 +150,7 @@ def test_the_account_of_a_compression_is_verified(copied, file):
 def test_plain_doctor_says_that_all_is_well(copied):
     found = doctor._stages(copied.parent)
     assert found.fine
-    assert "damaged" not in found.found
+    assert "damaged" not in found.text
 
 
 def test_what_is_copied_out_of_a_stage_is_the_users_own(copied, tmp_path):
