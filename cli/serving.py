@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..results.speed.measure import SpeedRequest
 
 ONLINE: dict[str, Any] = {"rich_help_panel": "Servers under load"}
-_FORMATS = ("dense", "lm-eval")
+_FORMATS = ("dense", "packed", "lm-eval")
 CHECKPOINT = "Folder of a checkpoint, or RUN:LABEL@RATIO such as runs/tiny-toy-math:svd@3."
 Storage = Annotated[
     str | None,
@@ -31,7 +31,10 @@ def export(
     out: Annotated[Path, typer.Option(help="New folder.")],
     dense: Annotated[bool, typer.Option("--dense", help="Multiply the factors out.")] = False,
     form: Annotated[
-        str | None, typer.Option("--format", help="dense (as --dense), or lm-eval: results and samples of a run.")
+        str | None,
+        typer.Option(
+            "--format", help="dense (as --dense), packed: a control's integers, or lm-eval: results and samples."
+        ),
     ] = None,
     save_dtype: Annotated[
         str, typer.Option("--save-dtype", "--dtype", help="Of the weights written: own, float32, bfloat16, float16.")
@@ -39,7 +42,7 @@ def export(
     seed: Seed = None,
     storage: Storage = None,
 ) -> None:
-    """Write a factorised checkpoint as a dense one, or the results of a run in lm-eval's files."""
+    """Write a factorised checkpoint as a dense one, a control in compressed-tensors, or results in lm-eval's files."""
     if form not in (None, *_FORMATS):
         raise unknown("format", str(form), _FORMATS)
     if form == "lm-eval":
@@ -54,11 +57,25 @@ def export(
         return
     if not dense and form is None:
         raise UserError(
-            "say which form: bench export FOLDER --dense --out DIR multiplies the factors out, bench export RUN "
-            "--format lm-eval --out DIR writes results as lm-eval does"
+            "say which form: bench export FOLDER --dense --out DIR multiplies the factors out, bench export "
+            "RUN:rtn-int4@1 --format packed --out DIR writes a control's integers, bench export RUN --format lm-eval "
+            "--out DIR writes results as lm-eval does"
         )
-    from ..models.export import export_dense
     from ..results.cells import checkpoint_folder
+
+    if form == "packed":
+        if dense or save_dtype != "own":
+            raise UserError("--format packed writes integers and scales; leave --dense and --save-dtype out")
+        from ..models.quantised.compressed_tensors import export_packed
+
+        written = export_packed(checkpoint_folder(folder, seed, storage), out)
+        console().print(
+            f"{written:,} bytes; loads with compressed-tensors in transformers, and in vLLM\ncheckpoint  {out}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return
+    from ..models.export import export_dense
 
     size = export_dense(checkpoint_folder(folder, seed, storage), out, save_dtype)
     console().print(

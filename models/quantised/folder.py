@@ -27,14 +27,20 @@ def write_packed(tensors: Mapping[str, Tensor], scheme: Scheme, file: Path) -> i
     return file.stat().st_size
 
 
+def scheme_of(file: Path) -> Scheme:
+    """Return how the weights of a packed file are rounded."""
+    with safe_open(file, framework="pt") as stored:
+        return Scheme.model_validate_json(stored.metadata()[_SCHEME])
+
+
 def read_packed(file: Path) -> dict[str, Tensor]:
     """Return the weights that a packed file encodes, by the model's names, rounded ones in float32.
 
     Of two factors, A gets the integers and B the integers times the scales; their product is the module's matrix. A
     matrix with a correction is the sum of both.
     """
+    scheme = scheme_of(file)
     with safe_open(file, framework="pt") as stored:
-        scheme = Scheme.model_validate_json(stored.metadata()[_SCHEME])
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     weights: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
