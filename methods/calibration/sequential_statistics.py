@@ -182,7 +182,7 @@ def _backwards(
 
     def head(sums: Any) -> None:
         with calibration.behind() as rest:
-            for index, batch in enumerate(batches):
+            for index, batch in enumerate(track(batches, unit="batches through the head")):
                 begin(sums, batch)
                 hidden = calibration.hidden((len(names), index)).requires_grad_(True)
                 with torch.enable_grad():

@@ -17,11 +17,13 @@ def example_losses(logits: Tensor, labels: Tensor) -> Tensor:
         logits: (b, t, vocabulary).
         labels: (b, t), -100 where no loss counts.
     """
-    targets = labels[:, 1:]
+    # Rows of logits stay as they lie in memory: with the vocabulary as the second of three dimensions, which
+    # cross_entropy takes too, its softmax goes through memory in strides (`perf/example_losses.py`).
+    targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
     losses = nn.functional.cross_entropy(
-        logits[:, :-1].float().transpose(1, 2), targets, ignore_index=-100, reduction="none"
+        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="none"
     )
-    return losses.sum(1) / (targets != -100).sum(1).clamp_min(1)
+    return losses.view(targets.shape).sum(1) / (targets != -100).sum(1).clamp_min(1)
 
 
 def squared_gradient_sums(other: Tensor, summed_by: Tensor) -> Tensor:

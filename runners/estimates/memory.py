@@ -244,6 +244,14 @@ def memory_rows(modes: Mapping[str, LoadMode]) -> list[tuple[str, ...]]:
     return rows
 
 
+def larger(known: LoadMode | None, mode: LoadMode) -> LoadMode:
+    """Return which of two modes of stages with one name takes more: tables and verdicts show that one."""
+    if known is None or known.peak is None or mode.peak is None:
+        return known or mode
+    sizes = [(peak.device, peak.usual or peak.host) for peak in (known.peak, mode.peak)]
+    return known if sizes[0] >= sizes[1] else mode
+
+
 def load_modes(plan: Plan) -> dict[str, LoadMode]:
     """Return how fits, compressions and rounding of a sweep get at their models, by a name for people.
 
@@ -259,20 +267,20 @@ def load_modes(plan: Plan) -> dict[str, LoadMode]:
             method = create_method(stage.execution.method, stage.execution.options)
             passes, dtype = calibration(fitter(method), plan.skeleton, read_length(stage)), stage.spec.calibration_dtype
             mode = fit_mode(method, plan.skeleton, *location_and_device, passes, dtype, stage.execution.ranks)
-            modes.setdefault(name, mode)
+            modes[name] = larger(modes.get(name), mode)
         elif isinstance(stage, CompressStage):
             method = create_method(stage.spec.method, stage.spec.options)
             name, passes = f"compress {stage.spec.method}", calibration(method, plan.skeleton, read_length(stage))
-            modes.setdefault(
-                name, compress_mode(method, plan.skeleton, *location_and_device, tuple(stage.spec.ratios), passes)
-            )
+            mode = compress_mode(method, plan.skeleton, *location_and_device, tuple(stage.spec.ratios), passes)
+            modes[name] = larger(modes.get(name), mode)
         elif isinstance(stage, QuantiseStage):
             width = own_dtype(plan.skeleton.config) if stage.spec.save_dtype == OWN else stage.spec.save_dtype
             name, passes, correction = f"quantise to {stage.spec.scheme.bits} bits", None, stage.spec.correction
             if correction is not None:
                 name, width = f"{name} and correct by rank {correction.rank}", "float32"
                 passes = calibration(corrector(correction), plan.skeleton, read_length(stage)) if stage.data else None
-            modes.setdefault(name, quantise_mode(stage.spec, plan.skeleton, width, plan.device, passes))
+            mode = quantise_mode(stage.spec, plan.skeleton, width, plan.device, passes)
+            modes[name] = larger(modes.get(name), mode)
     return modes
 
 

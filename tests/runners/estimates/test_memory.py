@@ -7,6 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from sweeps import small_sweep
 from torch import nn
@@ -27,7 +29,15 @@ from lowrank_bench.runners.compressing import CompressRequest, compress, estimat
 from lowrank_bench.runners.config import MethodSpec, parse_method
 from lowrank_bench.runners.estimates import memory as memory_estimates
 from lowrank_bench.runners.estimates import stage_peaks
-from lowrank_bench.runners.estimates.memory import LoadMode, calibration, compress_mode, fit_mode, read_length
+from lowrank_bench.runners.estimates.memory import (
+    LoadMode,
+    calibration,
+    compress_mode,
+    fit_mode,
+    larger,
+    load_modes,
+    read_length,
+)
 from lowrank_bench.runners.estimates.stage_peaks import check_training
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.stages.perform import perform
@@ -242,3 +252,26 @@ def test_the_length_is_in_the_record(tmp_path: Path) -> None:
     request = CompressRequest(str(TINY.location), parse_method("svd-llm:samples=8"), 2.0, tmp_path / "out", "toy-math")
     compress(request)
     assert json.loads((tmp_path / "out" / "compression.json").read_text())["calibration_length"] == 256
+
+
+@given(peaks=st.lists(st.none() | st.integers(0, 1 << 40), min_size=1, max_size=5))
+def test_of_stages_with_one_name_the_largest_is_shown(peaks: list[int | None]) -> None:
+    shown = None
+    for host in peaks:
+        shown = larger(shown, LoadMode(True, "", None if host is None else Peak(host, 0, 1)))
+    assert shown is not None
+    if None not in peaks:
+        assert shown.peak == Peak(max(peak for peak in peaks if peak is not None), 0, 1)
+
+
+def test_a_plan_shows_the_fit_that_takes_most_whatever_the_order(tmp_path: Path) -> None:
+    """svd-llm and zs-svd share the name of their factors; zs-svd's fit holds gradients of all weights beside."""
+    shown = []
+    for methods_asked in (["svd-llm"], ["zs-svd"], ["svd-llm", "zs-svd"], ["zs-svd", "svd-llm"]):
+        config = small_sweep(
+            tmp_path, methods=methods_asked, training_free=True, finetune_steps=None, recover_steps=None
+        )
+        peak = load_modes(make_plan(config))["fit whitened"].peak
+        assert peak is not None
+        shown.append(peak.host)
+    assert shown[0] < shown[1] == shown[2] == shown[3]
