@@ -268,9 +268,7 @@ def test_a_plan_shows_the_fit_that_takes_most_whatever_the_order(tmp_path: Path)
     """svd-llm and zs-svd share the name of their factors; zs-svd's fit holds gradients of all weights beside."""
     shown = []
     for methods_asked in (["svd-llm"], ["zs-svd"], ["svd-llm", "zs-svd"], ["zs-svd", "svd-llm"]):
-        config = small_sweep(
-            tmp_path, methods=methods_asked, training_free=True, finetune_steps=None, recover_steps=None
-        )
+        config = small_sweep(tmp_path, methods=methods_asked)
         peak = load_modes(make_plan(config))["fit whitened"].peak
         assert peak is not None
         shown.append(peak.host)
