@@ -153,6 +153,7 @@ def _passes(
     # Both kinds of sums have states of their own; the last matrices' sums stay while the next block's come.
     ahead = states + given if moments or not gradients else 0
     back = states * (len(parts.names) + 1) + given if gradients else 0
+    back += states if gradients and not moments and any(g.embedding and g.reader for g in groups) else 0  # of the head
     waiting = min(ahead, LIMIT_BYTES) + min(sum(outputs), LIMIT_BYTES)
     disk = sum(max(min(size, INPUTS_BYTES) - LIMIT_BYTES, 0) for size in (ahead, back))
     disk += max(sum(outputs) - LIMIT_BYTES, 0)
@@ -180,8 +181,11 @@ def _streamed_bytes(batch: BatchPeak, parts: Parts, stored: int, embedding: int,
 
 def _batches(skeleton: Any, method: MatrixCompressor, groups: list[Group], calibration: Calibration) -> list[BatchPeak]:
     """Return what a batch takes in each of the method's passes."""
-    names = sorted({member.head or member.name for g in groups for member in g.members if g.reader})
     gradients, moments = method.requirements.gradients, isinstance(method, MomentCompressor)
+    if gradients and not moments:  # of the embedding too, whose gradients are those of its tied head and its lookup
+        names = sorted(member.name for g in groups for member in g.members)
+    else:
+        names = sorted({member.head or member.name for g in groups for member in g.members if g.reader})
     kinds = ([False] if moments or not gradients else []) + ([True] if gradients else [])
     shape = calibration.batch_size, calibration.length
     return [

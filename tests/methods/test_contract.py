@@ -33,7 +33,12 @@ class TestFWSVD(CompressorContract):
             method = self.make()
             assert isinstance(method, FWSVD)
             self.fisher = {g.name: f for g, f in method.collect(model, RandomData(), method.groups(model))}
-        return error * fisher_scale(self.fisher[name])
+        scale = fisher_scale(self.fisher[name])
+        return error * (scale[:, None] if isinstance(model.get_submodule(name), nn.Embedding) else scale)
+
+
+class TestFWSVDWithEmbeddings(TestFWSVD):
+    options: ClassVar[dict[str, Any]] = {"embeddings": True}
 
 
 class Whitened(CompressorContract):

@@ -160,7 +160,7 @@ def test_a_streamed_model_gives_the_same(tied: bool, tmp_path: Path) -> None:
 
 
 def test_methods_without_a_rule_refuse_before_any_work() -> None:
-    for name in ("fwsvd", "laser", "asvd"):
+    for name in ("laser", "asvd"):
         with pytest.raises(UserError, match=f"{name} has no rule for the rows of an embedding.*svd or svd-llm"):
             create_method(name, {"embeddings": True})
     with pytest.raises(UserError, match="'bs' has no option 'embeddings'"):

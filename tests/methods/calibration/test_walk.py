@@ -18,7 +18,7 @@ from lowrank_bench.methods.contract_parts import RandomData
 from lowrank_bench.models.architectures import CLASSIC, MIXTURES, TODAY, random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import load_model
-from lowrank_bench.models.matrices import matrices
+from lowrank_bench.models.matrices import embedding_matrix, matrices
 from lowrank_bench.models.streamed import NotStreamable, open_streamed, weights_of
 
 
@@ -35,6 +35,7 @@ def gradients(model: nn.Module, names: list[str], batch_size: int) -> dict[str, 
 
 def fisher(model: nn.Module, names: list[str], batch_size: int) -> dict[str, list[Tensor]]:
     """Return the Fisher information summed both ways, by name."""
+    names = [*names, embedding_matrix(model).name]  # last, as `matrices` has it
     both = [input_fisher(model, names, RandomData(7), None, batch_size, axis) for axis in ("in", "out")]
     return {name: [part[name] for part in both] for name in names}
 
