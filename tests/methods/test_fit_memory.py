@@ -102,7 +102,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, layers in {"small": 1, "large": 4}.items():
         config = tf.LlamaConfig(**sizes, num_hidden_layers=layers, num_attention_heads=6, tie_word_embeddings=False)
         tf.AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
-    sizes = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 16384}
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 4096}
     config = tf.LlamaConfig(**sizes, num_hidden_layers=2, num_attention_heads=4, tie_word_embeddings=True)
     tf.AutoModelForCausalLM.from_config(config).save_pretrained(folder / "tied")
     return folder
