@@ -223,6 +223,12 @@ class TestBasisSelection(CompressorContract):
     plain: ClassVar[dict[str, Any]] = {"additional_dimension": 0}
 
 
+class TestBasisSelectionWithEmbeddings(CompressorContract):
+    method = "bs"
+    options: ClassVar[dict[str, Any]] = {"prunings": 4, "additional_dimension": 2, "embeddings": True}
+    plain: ClassVar[dict[str, Any]] = {"additional_dimension": 0}
+
+
 class TestImportanceGuidedBasisSelection(CompressorContract):
     method = "bsi"
     options: ClassVar[dict[str, Any]] = {"prunings": 4, "additional_dimension": 2, "hessian_samples": 8}
