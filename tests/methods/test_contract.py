@@ -235,6 +235,10 @@ class TestImportanceGuidedBasisSelection(CompressorContract):
     plain: ClassVar[dict[str, Any]] = {"additional_dimension": 0, "criterion": "s"}
 
 
+class TestImportanceGuidedBasisSelectionWithEmbeddings(TestImportanceGuidedBasisSelection):
+    options: ClassVar[dict[str, Any]] = TestImportanceGuidedBasisSelection.options | {"embeddings": True}
+
+
 def test_every_built_in_method_is_under_contract() -> None:
     tested = {
         value.method for value in globals().values() if getattr(value, "__test__", True) and hasattr(value, "method")

@@ -163,8 +163,6 @@ def test_methods_without_a_rule_refuse_before_any_work() -> None:
     for name in ("laser", "asvd"):
         with pytest.raises(UserError, match=f"{name} has no rule for the rows of an embedding.*svd or svd-llm"):
             create_method(name, {"embeddings": True})
-    with pytest.raises(UserError, match="'bs' has no option 'embeddings'"):
-        create_method("bs", {"embeddings": True})
 
 
 def test_the_option_leaves_no_trace_where_it_is_off() -> None:
