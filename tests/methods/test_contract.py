@@ -213,8 +213,18 @@ class TestRandom(CompressorContract):
     method = "random"
 
 
+class TestRandomWithEmbeddings(CompressorContract):
+    method = "random"
+    options: ClassVar[dict[str, Any]] = {"embeddings": True}
+
+
 class TestMagnitude(CompressorContract):
     method = "magnitude"
+
+
+class TestMagnitudeWithEmbeddings(CompressorContract):
+    method = "magnitude"
+    options: ClassVar[dict[str, Any]] = {"embeddings": True}
 
 
 class TestBasisSelection(CompressorContract):
