@@ -277,6 +277,8 @@ def _two_streams(method: MatrixCompressor, skeleton: Any, calibration: Calibrati
     share = saved / sum(group.out_features * group.in_features for group in groups)
     most = done = 0
     for group in groups:
+        if group.embedding:  # its factors are the fit's
+            continue
         m, n = group.out_features, group.in_features
         # A batch of both inputs, their difference in float64; the halves of a moment that become a whole one; the
         # matrix, and in float64 what it is moved by, or its decomposition, to which the ridge gives full rank.

@@ -96,6 +96,11 @@ class TestAA(Whitened):
     plain: ClassVar[dict[str, Any]] = {"stream": "dense"}
 
 
+class TestAAWithEmbeddings(TestSVDLLMWithEmbeddings):
+    method = "aa"
+    plain: ClassVar[dict[str, Any]] = {"stream": "dense"}
+
+
 class TestAAWithRefinement(Whitened):
     __test__ = True
     method = "aa"
