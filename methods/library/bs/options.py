@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from torch import nn
 
 from ....models.matrices import Matrix, matrices
@@ -116,14 +123,16 @@ class BasisSelectionOptions(Compressor):
             )
         return self
 
-    @model_validator(mode="after")
-    def _start_has_a_rule(self) -> Self:
-        if self.embeddings and not methods.get(self.start).requires.embeddings:
+    @field_validator("embeddings")
+    @classmethod
+    def _start_has_a_rule(cls, value: bool, info: ValidationInfo) -> bool:
+        start = info.data.get("start", "svd")  # not there where it is itself refused
+        if value and not methods.get(start).requires.embeddings:
             raise ValueError(
-                f"start={self.start} has no rule for the rows of an embedding; leave embeddings out, or start from a "
-                "method that has one, such as svd or fwsvd"
+                f"start={start} has no rule for the rows of an embedding; leave embeddings out, or start from a method "
+                "that has one, such as svd or fwsvd"
             )
-        return self
+        return value
 
     @field_validator("start")
     @classmethod
