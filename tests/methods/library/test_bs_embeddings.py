@@ -140,10 +140,7 @@ def test_a_ratio_out_of_reach_without_the_embedding_names_the_option() -> None:
 
 
 def test_options_that_do_not_fit_are_refused_in_one_sentence() -> None:
-    with pytest.raises(
-        UserError,
-        match=r"option embeddings=True is not usable: start=asvd has no rule for the rows of an embedding.*such as svd or fwsvd",
-    ):
+    with pytest.raises(UserError, match=r"option embeddings=True is not usable: start=asvd has no rule.* svd or fwsvd"):
         create_method("bs", {"embeddings": True, "start": "asvd"})
     assert not create_method("bs", {"embeddings": True}).requirements.trains_sharded
     assert "embeddings" not in create_method("bs").model_dump()
