@@ -118,8 +118,7 @@ class MatrixCompressor(Compressor):
         """
         units = tuple(group.unit(self.requires.affine) for group in self.groups(model))
         parse_policy(self.policy).check(units)
-        may = self.requires.embeddings and not self.embeddings
-        hint = f", or factorise the token embedding too ({self.name}:embeddings=true)" if may else ""
+        hint = embeddings_hint(self.name) if self.requires.embeddings and not self.embeddings else ""
         return ModelShape(model_size(model).parameters, units, hint)
 
     @abstractmethod
@@ -278,6 +277,11 @@ class MatrixCompressor(Compressor):
                 if (weights := weights_of(model)) is not None:
                     install_on_disk(weights, group, fitted, rank)
         return report(model, shape, groups, policy=self.policy, level=allocation.level)
+
+
+def embeddings_hint(method: str) -> str:
+    """Return what a sentence about a ratio out of reach adds where the embedding could be factorised and is not."""
+    return f", or factorise the token embedding too ({method}:embeddings=true)"
 
 
 def needs_evidence(policy: Policy) -> bool:

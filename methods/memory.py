@@ -13,6 +13,7 @@ from ..models.matrices import model_size
 from .calibration.batch_memory import BatchPeak, batch_peak, guess, shared_inputs
 from .calibration.driver import MomentCompressor
 from .calibration.in_memory import GRAM_BYTES
+from .calibration.logit_batches import most_examples, vocabulary_of
 from .calibration.offload_cache import LIMIT_BYTES
 from .calibration.sequential_statistics import INPUTS_BYTES
 from .estimates import regular_bytes, statistic_bytes
@@ -28,6 +29,7 @@ from .fitted import BUFFER_BYTES
 from .groups import Group
 from .matrixwise import MatrixCompressor
 from .ranks.policies.base import parse_policy
+from .ranks.probe import PROBE_BATCH
 
 __all__ = ["Calibration", "Peak", "compress_peak", "fit_peak"]
 
@@ -153,6 +155,7 @@ def _passes(
     # Both kinds of sums have states of their own; the last matrices' sums stay while the next block's come.
     ahead = states + given if moments or not gradients else 0
     back = states * (len(parts.names) + 1) + given if gradients else 0
+    back += states if gradients and not moments and any(g.embedding and g.reader for g in groups) else 0  # of the head
     waiting = min(ahead, LIMIT_BYTES) + min(sum(outputs), LIMIT_BYTES)
     disk = sum(max(min(size, INPUTS_BYTES) - LIMIT_BYTES, 0) for size in (ahead, back))
     disk += max(sum(outputs) - LIMIT_BYTES, 0)
@@ -180,12 +183,18 @@ def _streamed_bytes(batch: BatchPeak, parts: Parts, stored: int, embedding: int,
 
 def _batches(skeleton: Any, method: MatrixCompressor, groups: list[Group], calibration: Calibration) -> list[BatchPeak]:
     """Return what a batch takes in each of the method's passes."""
-    names = sorted({member.head or member.name for g in groups for member in g.members if g.reader})
     gradients, moments = method.requirements.gradients, isinstance(method, MomentCompressor)
+    if gradients and not moments:  # of the embedding too, whose gradients are those of its tied head and its lookup
+        names = sorted(member.name for g in groups for member in g.members)
+    else:
+        names = sorted({member.head or member.name for g in groups for member in g.members if g.reader})
     kinds = ([False] if moments or not gradients else []) + ([True] if gradients else [])
-    shape = calibration.batch_size, calibration.length
+    size, length = calibration.batch_size, calibration.length
+    # Passes with gradients have all logits. Those of slopes are the policy's own and not of the statistics.
+    most = PROBE_BATCH if parse_policy(method.policy).needs_slopes else size
+    shapes = {False: (size, length), True: (most_examples(most, length, vocabulary_of(skeleton)), length)}
     return [
-        batch_peak(skeleton, names, *shape, kind, not moments) or guess(skeleton, groups, *shape, kind)
+        batch_peak(skeleton, names, *shapes[kind], kind, not moments) or guess(skeleton, groups, *shapes[kind], kind)
         for kind in kinds
     ]
 
@@ -273,6 +282,8 @@ def _two_streams(method: MatrixCompressor, skeleton: Any, calibration: Calibrati
     share = saved / sum(group.out_features * group.in_features for group in groups)
     most = done = 0
     for group in groups:
+        if group.embedding:  # its factors are the fit's
+            continue
         m, n = group.out_features, group.in_features
         # A batch of both inputs, their difference in float64; the halves of a moment that become a whole one; the
         # matrix, and in float64 what it is moved by, or its decomposition, to which the ridge gives full rank.

@@ -77,11 +77,11 @@ class LowRankEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map token ids (…) to (…, d)."""
-        rows = nn.functional.embedding(ids, self.lr_b, self.padding_idx) @ self.lr_a
-        if self.scale == 1:
-            return rows
-        # As transformers does: a float32 buffer, rounded to the weights' dtype.
-        return rows * torch.tensor(self.scale, dtype=torch.float32, device=rows.device).to(rows.dtype)
+        return scaled(nn.functional.embedding(ids, self.lr_b, self.padding_idx) @ self.lr_a, self.scale)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Map (…, d) to (…, V), as the tied head."""
+        return nn.functional.linear(nn.functional.linear(x, self.lr_a), self.lr_b)
 
     def dense_weight(self) -> Tensor:
         """Return the product B A, shape (V, d), multiplied in float32 or better."""
@@ -97,21 +97,27 @@ class TiedHead(nn.Module):
     """An output head whose weight is a factorised embedding's: logits = x Aᵀ Bᵀ. It stores nothing.
 
     Args:
-        embedding: where the factors are.
+        embedding: where the factors are; it has a method ``project``, as `LowRankEmbedding`.
     """
 
-    def __init__(self, embedding: LowRankEmbedding) -> None:
+    def __init__(self, embedding: nn.Module) -> None:
         super().__init__()
         self._embedding = (embedding,)  # in a tuple, or it would be registered as a child and stored twice
 
     @property
-    def embedding(self) -> LowRankEmbedding:
+    def embedding(self) -> nn.Module:
         """The embedding that stores the factors."""
         return self._embedding[0]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, d) to (…, V)."""
-        return nn.functional.linear(nn.functional.linear(x, self.embedding.lr_a), self.embedding.lr_b)
+        logits: Tensor = self.embedding.project(x)  # type: ignore[operator]
+        return logits
+
+
+def scaled(rows: Tensor, scale: float) -> Tensor:
+    """Return rows times a factor as transformers does: a float32 buffer, rounded to the rows' dtype."""
+    return rows if scale == 1 else rows * torch.tensor(scale, dtype=torch.float32, device=rows.device).to(rows.dtype)
 
 
 def embedding_scale(embedding: nn.Module) -> float | None:

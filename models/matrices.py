@@ -151,8 +151,14 @@ def matrices(model: nn.Module, head: bool = True, required: bool = True, embeddi
     return [*linear_layers, embedding_matrix(model)] if embeddings else linear_layers
 
 
-def install_embedding(model: nn.Module, matrix: Matrix, layer: LowRankEmbedding) -> None:
-    """Put a factorised embedding into a model, and a head without weights in place of one that is tied to it."""
+def install_embedding(model: nn.Module, matrix: Matrix, layer: nn.Module) -> None:
+    """Put a factorised embedding into a model, and a head without weights in place of one that is tied to it.
+
+    Args:
+        model: changed in place.
+        matrix: of the embedding.
+        layer: a `LowRankEmbedding`, or another layer that looks rows up and has its method ``project``.
+    """
     replace_module(model, matrix.name, layer)
     if matrix.head:
         replace_module(model, matrix.head, TiedHead(layer))

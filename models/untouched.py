@@ -9,7 +9,7 @@ from torch import nn
 
 from .matrices import LowRankLayer, head_name, language_part, matrices, tied_modules
 
-_EMBEDDING = "only svd, svd-llm and their kin factorise them, with embeddings=true"
+_EMBEDDING = "methods with a rule for rows factorise them, with embeddings=true"
 _CANDIDATES = "linear layers", "the method does not compress them"
 _HEAD = "the method was asked to leave it (head=false)"
 _APART = "experts", "vision and audio layers"

@@ -56,7 +56,8 @@ def batch_peak(
 
     Args:
         skeleton: on the meta device, or anywhere else.
-        names: of the linear layers whose inputs, or outputs' gradients, are summed.
+        names: of the linear layers whose inputs, or outputs' gradients, are summed; where inputs are held, of the token
+            embedding too.
         examples, tokens: shape of the batch.
         gradients: whether gradients go back, to the input embedding.
         inputs_held: with gradients, whether layers' inputs are held for them (Fisher information).

@@ -85,11 +85,13 @@ def input_fisher(
 
     Args:
         model: the model; weights are not changed.
-        names: dotted names of ``nn.Linear`` modules.
+        names: dotted names of ``nn.Linear`` modules, and of the token embedding, whose gradient is that of its lookup
+            and of a head that is tied to it together.
         data: task data.
         samples: examples to use, or None for all.
         batch_size: examples per forward pass; the result does not depend on it.
-        axis: ``in`` sums over outputs and gives (n,), ``out`` sums over inputs and gives (m,).
+        axis: ``in`` sums over outputs and gives (n,), ``out`` sums over inputs and gives (m,). What enters a lookup is
+            a token: of an embedding (V, d) ``in`` gives (V,) and ``out`` (d,).
 
     Returns:
         float32 vectors on the CPU by name.

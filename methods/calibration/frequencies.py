@@ -1,4 +1,4 @@
-"""How often each token comes in the calibration texts: the weights of an embedding's rows."""
+"""How often tokens come in the calibration texts: for the weights of an embedding's rows."""
 
 from __future__ import annotations
 
@@ -24,3 +24,16 @@ def token_weights(data: CalibrationData, vocabulary: int, samples: int | None, b
         ids = batch["input_ids"][batch["attention_mask"].bool()].cpu()
         counts += torch.bincount(ids, minlength=vocabulary)
     return counts / counts.mean()
+
+
+def distinct_tokens(data: CalibrationData, samples: int | None, batch_size: int) -> int:
+    """Return how many different tokens an example holds, added up over the examples.
+
+    Args:
+        data, samples, batch_size: as in `token_weights`.
+    """
+    return sum(
+        len(ids[mask.bool()].unique())
+        for batch in data.batches(samples, batch_size)
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    )

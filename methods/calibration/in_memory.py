@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import CalibrationData
+from .logit_batches import logit_batches, vocabulary_of
 from .moments import GradientRule, GradientSums, Moments, MomentSums, Reached, token_loss
 from .precision import autocast
 from .statistics import FisherSums, example_losses, only_embedding_requires_grad
@@ -60,7 +61,7 @@ def input_fisher(
     """Return what `collection.input_fisher` returns."""
     sums = FisherSums(names, axis)
     with _evaluating(model), only_embedding_requires_grad(model) as embedding, sums.watching(model):
-        for batch in _batches(model, data, samples, batch_size):
+        for batch in logit_batches(_batches(model, data, samples, batch_size), vocabulary_of(model)):
             sums.begin(len(batch["input_ids"]))
             torch.autograd.grad(example_losses(_logits(model, batch), batch["labels"]).sum(), embedding)
     return sums.result()
@@ -88,7 +89,7 @@ def _chunk_gradients(
 ) -> dict[str, Tensor]:
     sums = GradientSums(names, rule=rule)
     with _evaluating(model), only_embedding_requires_grad(model) as embedding, sums.watching(model):
-        for batch in _batches(model, data, samples, batch_size):
+        for batch in logit_batches(_batches(model, data, samples, batch_size), vocabulary_of(model)):
             sums.begin(batch["attention_mask"])
             torch.autograd.grad(token_loss(_logits(model, batch), batch), embedding)
     grams = sums.result()

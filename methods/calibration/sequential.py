@@ -118,6 +118,24 @@ class SequentialCalibration:
             yield
 
     @contextmanager
+    def before(self) -> Iterator[Callable[[int], Tensor]]:
+        """Give a function that runs what comes before the blocks, from the batch to the first block's input."""
+
+        def run(index: int) -> Tensor:
+            entering: list[Tensor] = []
+
+            def stop(block: int, args: Any, kwargs: Any) -> Tensor:
+                entering.append(hidden_in(args, kwargs))
+                raise _Entered
+
+            with contextlib.suppress(_Entered):
+                self._around(index, stop)
+            return entering[0]
+
+        with self._outside():
+            yield run
+
+    @contextmanager
     def behind(self) -> Iterator[Callable[[int, Tensor], Any]]:
         """Give a function that runs what comes behind the blocks, from (batch, last block's output) to the output."""
         last = len(self.blocks.names) - 1

@@ -17,6 +17,7 @@ from ...foundation.progress import track
 from ...models.blocks import find_blocks
 from ...models.streamed import weights_of
 from ..base import CalibrationData
+from .logit_batches import logit_batches, vocabulary_of
 from .moments import GradientRule, GradientSums, Moments, MomentSums, Reached, token_loss
 from .offload_cache import OffloadCache
 from .sequential import Batch, SequentialCalibration
@@ -86,15 +87,17 @@ def input_fisher(
     def watch(calibration: SequentialCalibration, block: str | None, pass_back: Callable[[FisherSums], None]) -> None:
         inside = [name for name in names if calibration.blocks.owner(name) == block]
         own = sums.setdefault(block, FisherSums(inside, axis))
-        with own.watching(calibration.model):
+        with own.watching(calibration.model, calibration.cache):
             pass_back(own)
 
+    looked_up = any(isinstance(model.get_submodule(name), nn.Embedding) for name in names)
     for calibration in _batch_groups(model, data, samples, batch_size):
         _backwards(
             calibration,
             watch,
             lambda own, batch: own.begin(len(batch["input_ids"])),
             lambda logits, batch: example_losses(logits, batch["labels"]).sum(),
+            to_lookup=looked_up,
         )
     means = {name: value for own in sums.values() for name, value in own.result().items()}
     return {name: means[name] for name in names if name in means}
@@ -140,7 +143,7 @@ def _batch_groups(
     width, blocks = model.get_input_embeddings().embedding_dim, len(find_blocks(model).names)  # type: ignore[operator]
     group: list[Batch] = []
     used = 0
-    for batch in data.batches(samples, batch_size):
+    for batch in logit_batches(data.batches(samples, batch_size), vocabulary_of(model)):
         size = 4 * batch["input_ids"].numel() * int(width) * (blocks + 1)
         if group and used + size > INPUTS_BYTES:
             with _offload_cache(model) as cache:
@@ -158,6 +161,7 @@ def _backwards(
     watch: Callable[[SequentialCalibration, str | None, Callable[[Any], None]], None],
     begin: Callable[[Any, Batch], None],
     loss: Callable[[Tensor, Batch], Tensor],
+    to_lookup: bool = False,
 ) -> None:
     """Push the batches forwards without gradients, then their gradients backwards block by block.
 
@@ -167,6 +171,7 @@ def _backwards(
             back through it, which it calls with its sums in place.
         begin: starts a batch in the sums.
         loss: of logits and batch.
+        to_lookup: also pass gradients back through what comes before the blocks, to the rows that are looked up.
     """
     batches = [
         {key: value.to(calibration.weights.device) for key, value in batch.items()} for batch in calibration.batches
@@ -206,3 +211,13 @@ def _backwards(
     watch(calibration, None, head)
     for number in track(range(len(names) - 1, -1, -1), unit="blocks on the way back"):
         watch(calibration, names[number], through(number))
+
+    def lookup(_: Any) -> None:  # the embedding's hook lets its rows require the gradient; no weight does
+        with calibration.before() as run:
+            for index in range(len(batches)):
+                with torch.enable_grad():
+                    hidden = run(index)
+                torch.autograd.backward(hidden, calibration.hidden((0, index)))
+
+    if to_lookup:
+        watch(calibration, None, lookup)

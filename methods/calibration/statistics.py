@@ -7,6 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .embedding_fisher import EmbeddingFisher, squared_gradient_sums
+from .offload_cache import OffloadCache
+
 
 def example_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Return each example's mean cross-entropy over its own target tokens, shape (b,), in float32.
@@ -24,22 +27,6 @@ def example_losses(logits: Tensor, labels: Tensor) -> Tensor:
         logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="none"
     )
     return losses.view(targets.shape).sum(1) / (targets != -100).sum(1).clamp_min(1)
-
-
-def squared_gradient_sums(other: Tensor, summed_by: Tensor) -> Tensor:
-    """Return Σ over examples and over i of (GᵀX)²_ij, where GᵀX is one example's weight gradient, shape (n,).
-
-    Either GᵀX is formed (t·m·n operations, m·n memory an example) or, as Σ_i (GᵀX)²_ij = [Xᵀ(GGᵀ)X]_jj, the token
-    Gram matrix is (t²·(m+n) operations, t² memory): whichever costs less.
-
-    Args:
-        other: G (b, t, m), summed over.
-        kept: X (b, t, n).
-    """
-    tokens, m, n = other.shape[1], other.shape[2], summed_by.shape[2]
-    if tokens * (m + n) < m * n:
-        return ((other @ other.transpose(1, 2) @ summed_by) * summed_by).sum((0, 1))
-    return (other.transpose(1, 2) @ summed_by).square().sum((0, 1))
 
 
 @contextmanager
@@ -63,7 +50,7 @@ class FisherSums:
     """Gathers the diagonal Fisher information of some layers' weights while `watching`, see `collection.input_fisher`.
 
     Args:
-        names: dotted names of ``nn.Linear`` modules.
+        names: dotted names of ``nn.Linear`` modules, and of the token embedding.
         axis: ``in`` sums over outputs, ``out`` over inputs.
     """
 
@@ -71,6 +58,7 @@ class FisherSums:
         self.names, self.axis, self.examples, self.totals = names, axis, 0, dict[str, Tensor]()
         self._rows = 0
         self._inputs: dict[str, Tensor] = {}
+        self._embeddings: dict[str, EmbeddingFisher] = {}
 
     def begin(self, rows: int) -> None:
         """Start a batch of that many examples."""
@@ -78,8 +66,13 @@ class FisherSums:
         self.examples += rows
 
     @contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
-        """See every input that the layers of a model are given, and the gradients that come back to their outputs."""
+    def watching(self, model: nn.Module, cache: OffloadCache | None = None) -> Iterator[None]:
+        """See every input that the layers of a model are given, and the gradients that come back to their outputs.
+
+        Args:
+            model: holds the layers.
+            cache: where the gradients of a tied head wait for those of the lookup; None keeps them in memory.
+        """
         handles: list[Any] = []
 
         def watch(name: str, module: nn.Module) -> None:
@@ -97,7 +90,13 @@ class FisherSums:
             handles.extend((module.register_forward_pre_hook(forward), module.register_full_backward_hook(backward)))
 
         for name in self.names:
-            watch(name, model.get_submodule(name))
+            module = model.get_submodule(name)
+            if isinstance(module, nn.Embedding):
+                sums = self._embeddings.setdefault(name, EmbeddingFisher(self.axis))
+                sums.waiting = cache or sums.waiting
+                handles += sums.watch(model, name)
+            else:
+                watch(name, module)
         try:
             yield
         finally:
@@ -106,4 +105,5 @@ class FisherSums:
 
     def result(self) -> dict[str, Tensor]:
         """Return the means over the examples, float32 on the CPU, by name."""
-        return {name: (total / max(self.examples, 1)).cpu() for name, total in self.totals.items()}
+        totals = self.totals | {name: sums.result() for name, sums in self._embeddings.items()}
+        return {name: (total / max(self.examples, 1)).cpu() for name, total in totals.items() if total is not None}

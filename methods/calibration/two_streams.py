@@ -47,7 +47,11 @@ class TwoStreams:
 
     @torch.no_grad()
     def replace_layers(
-        self, names: Sequence[str], replace: Replace, refine: Callable[[nn.Module, Pairs], None] | None = None
+        self,
+        names: Sequence[str],
+        replace: Replace,
+        refine: Callable[[nn.Module, Pairs], None] | None = None,
+        replace_embedding: Callable[[], None] | None = None,
     ) -> None:
         """Go through the layers in the order in which the model calls them, those with one input together.
 
@@ -55,12 +59,20 @@ class TwoStreams:
             names: dotted names of the linear layers that are replaced.
             replace: called once a layer.
             refine: called with each block when its layers are replaced, and its inputs and target outputs.
+            replace_embedding: called when the dense stream has entered the first block; the other enters after it.
         """
         training = self.model.training
         self.model.eval()
         try:
             with OffloadCache() as cache:
-                self._enter(cache)
+                self._enter("dense", cache)
+                if replace_embedding is not None:
+                    replace_embedding()
+                    if self.shifted:
+                        self._enter("shifted", cache)
+                elif self.shifted:
+                    for index in range(len(self.batches)):
+                        cache.put(("shifted", index), cache.get(("dense", index)))
                 for block in track(self.blocks.names, unit="blocks"):
                     self._block(block, [name for name in names if name.startswith(f"{block}.")], cache, replace)
                     if refine is not None:
@@ -73,13 +85,13 @@ class TwoStreams:
             self.model.train(training)
             self._given.clear()
 
-    def _enter(self, cache: OffloadCache) -> None:
+    def _enter(self, stream: str, cache: OffloadCache) -> None:
         last = self.blocks.names[-1]
 
         def note(name: str, index: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 hidden = hidden_in(args, kwargs)
-                cache.put(("dense", index), hidden)
+                cache.put((stream, index), hidden)
                 rest = args[1:] if args else ()
                 self._given[name, index] = rest, {k: v for k, v in kwargs.items() if k != "hidden_states"}
                 if name == last:
@@ -91,8 +103,6 @@ class TwoStreams:
         for index in range(len(self.batches)):
             with contextlib.suppress(Reached), forwards(self.model, {n: note(n, index) for n in self.blocks.names}):
                 self._call(index)
-            if self.shifted:
-                cache.put(("shifted", index), cache.get(("dense", index)))
 
     def _call(self, index: int) -> Any:
         batch = self.batches[index]

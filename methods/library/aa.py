@@ -4,6 +4,8 @@ AA-SVD (arXiv 2604.02119; authors' code under MIT). x are the inputs of a layer 
 compressed so far. min ‖W X - BA X̂‖_F is min ‖(T - BA) X̂‖_F with T = W (X X̂ᵀ)(X̂ X̂ᵀ)⁻¹, the weight that fits best
 at full rank; so the core is `whiten` again, of T. β between 0 (T = W; the authors' objective 3) and 1 (objective 4)
 mixes the two second moments, which is SAES-SVD. X̂ = X is SVD-LLM (objective 2).
+
+Nothing before a lookup is compressed, so X̂ = X there: the embedding's factors are SVD-LLM's, and come first.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ class AASVD(Whitened):
     requires = Requirements(
         statistics=True,
         searches=True,
+        embeddings=True,
         layer_by_layer=False,
         paper="arXiv 2604.02119",
         status="formula",
@@ -89,7 +92,14 @@ class AASVD(Whitened):
             factors = self.shifted(groups[name].weight(model), shift, gram)
             install(model, groups[name], factors, rank)
 
-        streams.replace_layers([name for name in groups if name in allocation.ranks], put, refined)
+        rows = next((group for group in groups.values() if group.embedding and group.name in allocation.ranks), None)
+
+        def put_embedding() -> None:
+            assert rows is not None
+            install(model, rows, fitted.factors(rows.name), allocation.ranks[rows.name])
+
+        names = [name for name, group in groups.items() if name in allocation.ranks and not group.embedding]
+        streams.replace_layers(names, put, refined, put_embedding if rows is not None else None)
         done = report(model, shape, list(groups.values()), policy=self.policy, level=allocation.level)
         if refined is not None:  # not steps of the task's training, which compress and recover share
             done.tokens = refined.tokens

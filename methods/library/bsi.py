@@ -20,6 +20,7 @@ class ImportanceGuidedBasisSelection(BasisSelection):
     requires = Requirements(
         searches=True,
         trains=True,
+        embeddings=True,
         policy="energy",
         ranks="one share of each sum of ΔL",
         paper="arXiv 2605.01627",

@@ -17,6 +17,7 @@ class Magnitude(MatrixCompressor):
     """W ≈ W[:, S] I_S with S the r columns of largest norm; rows where W is wide. Stored as factors, as all are."""
 
     requires = Requirements(
+        embeddings=True,
         status="control",
     )
 
@@ -28,6 +29,14 @@ class Magnitude(MatrixCompressor):
         ordered = wide[:, order]
         one_hot = torch.eye(len(order), device=weight.device)[order]
         return Factors(ordered, one_hot, norms) if m >= n else Factors(one_hot.T, ordered.T, norms)
+
+    def decompose_embedding(self, weight: Tensor, statistic: object = None, rank: int | None = None) -> Factors:
+        """Return the columns of an embedding, which are dimensions of the residual stream, as those of any matrix."""
+        if rank is None or weight.shape[0] < weight.shape[1]:
+            return self.decompose(weight, statistic, rank)
+        norms, order = weight.norm(dim=0).sort(descending=True, stable=True)
+        one_hot = torch.eye(len(order), device=weight.device)[order[:rank]]
+        return Factors(weight[:, order[:rank]], one_hot, norms)
 
 
 @decompose_bytes.register

@@ -20,7 +20,7 @@ from ..base import CalibrationData, CompressionReport, Trainer, methods
 from ..fitted import Fitted
 from ..groups import Group
 from ..ranks.budget import Budget
-from ..ranks.probe import Examples
+from ..ranks.probe import PROBE_BATCH, Examples
 from ..ranks.slopes import weight_gradients
 from ..requirements import Requirements
 from .svd_llm import Whitened
@@ -89,7 +89,7 @@ class ZSSVD(Whitened):
             raise ValueError("zs-svd's corrections need task data")
         groups = self.groups(model)
         once = self.model_copy(update={"corrections": 0})
-        examples = Examples(data, self.correction_samples, 8, next(model.parameters()).device)
+        examples = Examples(data, self.correction_samples, PROBE_BATCH, model)
         dense = {group.name: stored(model, group) for group in groups}
         for _ in range(self.corrections):
             ranks = once.allocation(model, fitted, budget, data).ranks

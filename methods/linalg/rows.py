@@ -16,7 +16,8 @@ from torch import Tensor
 from ..fitted import Factors
 from .whitening import Root
 
-_ROWS = 8192  # that are in float64 at a time
+ROWS = 8192
+"""That are in float64 at a time."""
 
 
 def factor_rows(
@@ -40,9 +41,9 @@ def factor_rows(
     lower = None if inputs is None else inputs.lower.to(weight.device)
     side = weight.shape[1]
     gram = torch.zeros(side, side, dtype=torch.float64, device=weight.device)
-    for start in range(0, len(weight), _ROWS):
+    for start in range(0, len(weight), ROWS):
         rows = _seen(weight, start, lower)
-        weighted = rows if row_weights is None else rows * row_weights[start : start + _ROWS, None].to(rows)
+        weighted = rows if row_weights is None else rows * row_weights[start : start + ROWS, None].to(rows)
         gram += weighted.mT @ rows
     if not bool(torch.isfinite(gram).all()):
         raise ValueError("an embedding or the weights of its rows hold NaN or infinite entries")
@@ -51,8 +52,8 @@ def factor_rows(
     # √s in both factors conditions the training that follows; a component without weight stays as it is.
     root = torch.where(s > s[0] * 1e-7, s, torch.ones_like(s)).sqrt()
     left = torch.empty(len(weight), len(s), dtype=torch.float32, device=weight.device)
-    for start in range(0, len(weight), _ROWS):
-        left[start : start + _ROWS] = (_seen(weight, start, lower) @ vectors / root).float()
+    for start in range(0, len(weight), ROWS):
+        left[start : start + ROWS] = (_seen(weight, start, lower) @ vectors / root).float()
     right = vectors.mT if lower is None else torch.linalg.solve_triangular(lower, vectors.mT, upper=False, left=False)
     jitter = () if inputs is None else (inputs.jitter,)
     return Factors(left, (root[:, None] * right).float(), s.float(), jitter=jitter)
@@ -60,5 +61,5 @@ def factor_rows(
 
 def _seen(weight: Tensor, start: int, lower: Tensor | None) -> Tensor:
     """Return some rows of E L in float64."""
-    rows = weight[start : start + _ROWS].double()
+    rows = weight[start : start + ROWS].double()
     return rows if lower is None else rows @ lower

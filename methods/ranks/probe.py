@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 from ...models.matrices import get_linear
 from ..base import CalibrationData
+from ..calibration.logit_batches import logit_batches, vocabulary_of
 from ..calibration.statistics import example_losses
 from ..fitted import Factors, Fitted
 from ..groups import Group
 from .policies.base import Metric
 
+PROBE_BATCH = 8
+"""Most examples of a pass."""
 TEMPERATURE = 0.6
 """Of the divergence, as in LEMS's code."""
 DENSE_BYTES = 1 << 30
@@ -28,20 +31,20 @@ class Examples:
     Args:
         data: task data; never the test split.
         samples: how many examples, or None for all.
-        batch_size: examples per forward pass.
-        device: where the model is.
+        batch_size: most examples per forward pass; large logits leave room for fewer (`logit_batches`).
+        model: whose loss is asked for: where the batches go, and how large its logits are.
         metric: ``loss``, the mean over examples of each one's mean cross-entropy over its target tokens, or
             ``accuracy``, which asks for the error rate: the mean over examples of the share of target tokens that are
             not the model's first choice given the tokens before them. (``divergence`` is `Probe`'s.)
     """
 
     def __init__(
-        self, data: CalibrationData, samples: int | None, batch_size: int, device: torch.device, metric: Metric = "loss"
+        self, data: CalibrationData, samples: int | None, batch_size: int, model: nn.Module, metric: Metric = "loss"
     ) -> None:
         self.metric = metric
-        self.batches = [
-            {key: value.to(device) for key, value in batch.items()} for batch in data.batches(samples, batch_size)
-        ]
+        device = next(model.parameters()).device
+        parts = logit_batches(data.batches(samples, batch_size), vocabulary_of(model))
+        self.batches = [{key: value.to(device) for key, value in batch.items()} for batch in parts]
 
     @torch.inference_mode()
     def loss(self, model: nn.Module) -> float:
@@ -107,12 +110,12 @@ class Probe:
         fitted: Fitted,
         data: CalibrationData,
         samples: int | None,
-        batch_size: int = 8,
+        batch_size: int = PROBE_BATCH,
         metric: Metric = "loss",
     ) -> None:
         self.model, self.fitted = model, fitted
         self.groups = {group.name: group for group in groups}
-        self.examples = Examples(data, samples, batch_size, next(model.parameters()).device, metric)
+        self.examples = Examples(data, samples, batch_size, model, metric)
         self.batches = self.examples.batches
         self._dense: dict[int, Tensor] = {}  # logits of the dense model at the target tokens, by batch
         self._dense_bytes = 0

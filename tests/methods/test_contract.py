@@ -33,7 +33,12 @@ class TestFWSVD(CompressorContract):
             method = self.make()
             assert isinstance(method, FWSVD)
             self.fisher = {g.name: f for g, f in method.collect(model, RandomData(), method.groups(model))}
-        return error * fisher_scale(self.fisher[name])
+        scale = fisher_scale(self.fisher[name])
+        return error * (scale[:, None] if isinstance(model.get_submodule(name), nn.Embedding) else scale)
+
+
+class TestFWSVDWithEmbeddings(TestFWSVD):
+    options: ClassVar[dict[str, Any]] = {"embeddings": True}
 
 
 class Whitened(CompressorContract):
@@ -87,6 +92,11 @@ class TestSVDLLMWithEmbeddings(Whitened):
 
 class TestAA(Whitened):
     __test__ = True
+    method = "aa"
+    plain: ClassVar[dict[str, Any]] = {"stream": "dense"}
+
+
+class TestAAWithEmbeddings(TestSVDLLMWithEmbeddings):
     method = "aa"
     plain: ClassVar[dict[str, Any]] = {"stream": "dense"}
 
@@ -208,8 +218,18 @@ class TestRandom(CompressorContract):
     method = "random"
 
 
+class TestRandomWithEmbeddings(CompressorContract):
+    method = "random"
+    options: ClassVar[dict[str, Any]] = {"embeddings": True}
+
+
 class TestMagnitude(CompressorContract):
     method = "magnitude"
+
+
+class TestMagnitudeWithEmbeddings(CompressorContract):
+    method = "magnitude"
+    options: ClassVar[dict[str, Any]] = {"embeddings": True}
 
 
 class TestBasisSelection(CompressorContract):
@@ -218,10 +238,20 @@ class TestBasisSelection(CompressorContract):
     plain: ClassVar[dict[str, Any]] = {"additional_dimension": 0}
 
 
+class TestBasisSelectionWithEmbeddings(CompressorContract):
+    method = "bs"
+    options: ClassVar[dict[str, Any]] = {"prunings": 4, "additional_dimension": 2, "embeddings": True}
+    plain: ClassVar[dict[str, Any]] = {"additional_dimension": 0}
+
+
 class TestImportanceGuidedBasisSelection(CompressorContract):
     method = "bsi"
     options: ClassVar[dict[str, Any]] = {"prunings": 4, "additional_dimension": 2, "hessian_samples": 8}
     plain: ClassVar[dict[str, Any]] = {"additional_dimension": 0, "criterion": "s"}
+
+
+class TestImportanceGuidedBasisSelectionWithEmbeddings(TestImportanceGuidedBasisSelection):
+    options: ClassVar[dict[str, Any]] = TestImportanceGuidedBasisSelection.options | {"embeddings": True}
 
 
 def test_every_built_in_method_is_under_contract() -> None:

@@ -160,11 +160,9 @@ def test_a_streamed_model_gives_the_same(tied: bool, tmp_path: Path) -> None:
 
 
 def test_methods_without_a_rule_refuse_before_any_work() -> None:
-    for name in ("fwsvd", "laser", "asvd"):
+    for name in ("laser", "asvd"):
         with pytest.raises(UserError, match=f"{name} has no rule for the rows of an embedding.*svd or svd-llm"):
             create_method(name, {"embeddings": True})
-    with pytest.raises(UserError, match="'bs' has no option 'embeddings'"):
-        create_method("bs", {"embeddings": True})
 
 
 def test_the_option_leaves_no_trace_where_it_is_off() -> None:
@@ -188,7 +186,26 @@ def test_a_ratio_out_of_reach_names_the_option() -> None:
         assert ("or factorise the token embedding too (svd:embeddings=true)" in str(refusal.value)) == hint
 
 
-@pytest.mark.parametrize("name", ["random", "magnitude", "laser"])
+@pytest.mark.parametrize("rank", [None, 5])
+def test_the_controls_do_with_an_embedding_what_they_do_with_any_matrix(rank: int | None) -> None:
+    """Project onto random directions, or keep the columns of largest norm as they are."""
+    weight = made(8, 9000, 12).float()
+    a, b = create_method("random").decompose_embedding(weight, rank=rank).truncate(5)  # type: ignore[attr-defined]
+    torch.testing.assert_close(a @ a.T, torch.eye(5))
+    torch.testing.assert_close(b, weight @ a.T, rtol=1e-4, atol=1e-5)
+    plain = create_method("random").decompose(weight)  # type: ignore[attr-defined]
+    torch.testing.assert_close(plain.truncate(5)[1] @ plain.truncate(5)[0], b @ a, rtol=1e-4, atol=1e-5)
+    factors = create_method("magnitude").decompose_embedding(weight, rank=rank)  # type: ignore[attr-defined]
+    a, b = factors.truncate(5)
+    norms = weight.norm(dim=0)
+    kept = (b @ a).abs().sum(0) > 0
+    assert int(kept.sum()) == 5
+    assert float(norms[kept].min()) >= float(norms[~kept].max())
+    assert torch.equal((b @ a)[:, kept], weight[:, kept])
+    torch.testing.assert_close(factors.spectrum, norms.sort(descending=True).values)
+
+
+@pytest.mark.parametrize("name", ["asvd", "joint-rank-k", "laser"])
 def test_a_method_without_a_rule_for_rows_says_so_in_one_sentence(name: str) -> None:
     with pytest.raises(UserError, match=rf"option embeddings=True is not usable: {name} has no rule"):
         create_method(name, {"embeddings": True})

@@ -27,11 +27,15 @@ from lowrank_bench.runners.estimates.stage_peaks import quantise_peak
 from lowrank_bench.evals.tasks.prompts import Encoded
 from lowrank_bench.runners.training.data import TaskData
 
-small, large, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+small, large, tied, out = *sys.argv[1:4], Path(sys.argv[4])
 LENGTH, SAMPLES = 128, 24
 ids = torch.randint(1, 1000, (SAMPLES, LENGTH)).tolist()
 DATA = TaskData([Encoded(row, row) for row in ids], 0, 0, 1)
 READ, BUDGET = Calibration(SAMPLES, 8, LENGTH), Budget(2.0)
+METHODS = {
+    "two-sided": lambda: create_method("svd-llm", {"two_sided": True}),
+    "rows": lambda: create_method("fwsvd", {"embeddings": True}),
+}
 taken = {}
 
 def measure(case, estimate, run):
@@ -43,7 +47,7 @@ def measure(case, estimate, run):
     taken[case] = estimate.usual - base, peak_resident_bytes() - before
 
 def fit(name, walk, into):
-    method = create_method("svd-llm", {"two_sided": True}) if name == "two-sided" else create_method(name)
+    method = METHODS[name]() if name in METHODS else create_method(name)
     kept = method.kept_ranks(skeleton, [BUDGET])
     def run():
         model = open_streamed(folder, scratch=into) if walk else load_model(folder)
@@ -80,19 +84,27 @@ for again in (False, True):  # what libraries take once is not measured: a block
     measure("compress svd", *compress("svd", out / f"svd-False-{again}"))
     measure("compress aa", *compress("aa", whitened))
     measure("quantise", *round_weights())
+for again in (False, True):
+    folder = tied
+    skeleton = load_skeleton(folder)
+    for walk in (False, True):
+        measure(f"fit rows {'layer by layer' if walk else 'whole'}", *fit("rows", walk, out / f"rows-{walk}-{again}"))
 print(json.dumps(taken))
 """
-CASES = ["svd", "fwsvd", "svd-llm", "two-sided"]
+CASES = ["svd", "fwsvd", "svd-llm", "two-sided", "rows"]
 
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Llamas in float32, ``large`` of 8 M parameters and ``small`` with one block of four."""
+    """Llamas in float32, ``large`` of 8 M parameters and ``small`` with one block of four; ``tied`` has many tokens."""
     folder: Path = tmp_path_factory.mktemp("dense")
     sizes = {"hidden_size": 384, "intermediate_size": 1024, "vocab_size": 1024}
     for name, layers in {"small": 1, "large": 4}.items():
         config = tf.LlamaConfig(**sizes, num_hidden_layers=layers, num_attention_heads=6, tie_word_embeddings=False)
         tf.AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 4096}
+    config = tf.LlamaConfig(**sizes, num_hidden_layers=2, num_attention_heads=4, tie_word_embeddings=True)
+    tf.AutoModelForCausalLM.from_config(config).save_pretrained(folder / "tied")
     return folder
 
 
@@ -103,7 +115,7 @@ def taken(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tu
         **{"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"},
         "OMP_NUM_THREADS": "1",
     }
-    folders = [dense / "small", dense / "large", tmp_path_factory.mktemp("taken") / "out"]
+    folders = [dense / "small", dense / "large", dense / "tied", tmp_path_factory.mktemp("taken") / "out"]
     command = [sys.executable, "-c", MEASURE, *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr

@@ -48,6 +48,7 @@ class BasisSelection(BasisSelectionOptions):
     requires = Requirements(
         trains=True,
         trains_sharded=True,
+        embeddings=True,
         policy="energy",
         ranks="one share of each sum of s",
         paper="arXiv 2405.15877",
@@ -58,13 +59,15 @@ class BasisSelection(BasisSelectionOptions):
     def bases(self) -> Compressor:
         """Return the method that gives the bases."""
         # The start's own policy never chooses a rank here, so it must not measure either.
-        return create_method(self.start, {"head": self.head, "policy": "uniform"})
+        options: dict[str, Any] = {"head": self.head, "policy": "uniform"}
+        return create_method(self.start, options | ({"embeddings": True} if self.embeddings else {}))
 
     @property
     def requirements(self) -> Requirements:
         """Return what the pruning run needs, and `fit` of the method that gives the bases.
 
-        A run shards where it only trains and prunes: no look at the model on the way, one dtype, nothing compiled.
+        A run shards where it only trains and prunes: no look at the model on the way, one dtype, nothing compiled, and
+        no head that reads the bases of another module.
         """
         start, policy = self.bases().requirements, parse_policy(self.final_policy or "uniform")
         searches = self.criterion == "hessian" or policy.needs_loss or policy.measures
@@ -74,7 +77,9 @@ class BasisSelection(BasisSelectionOptions):
             gradients=start.gradients,
             layer_by_layer=start.layer_by_layer,
             searches=searches,
-            trains_sharded=not (self.trajectory or searches or self.compile or self.bases_dtype != "model"),
+            trains_sharded=not (
+                self.trajectory or searches or self.compile or self.embeddings or self.bases_dtype != "model"
+            ),
         )
 
     def fit_key(self) -> dict[str, Any]:
@@ -167,7 +172,8 @@ class BasisSelection(BasisSelectionOptions):
                 if not self.requirements.trains_sharded:
                     raise UserError(
                         f"method '{self.name}' with these options needs the whole model while it trains; use DDP, or "
-                        "leave out trajectory, compile, bases_dtype, final policies and criteria that ask the model"
+                        "leave out trajectory, compile, embeddings, bases_dtype, final policies and criteria that ask "
+                        "the model"
                     )
                 run.share_bases()
             scale = lr_factor(run.kept_share[-1], max(before, 1.0)) if self.lr_scaling == "paper" else 1.0

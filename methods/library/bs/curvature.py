@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ....foundation.errors import UserError
 from ...base import CalibrationData
 from ...calibration.statistics import example_losses
-from ...ranks.probe import Examples
+from ...ranks.probe import PROBE_BATCH, Examples
 from .layer import BasisLinear
 from .options import BasisSelectionOptions
 
@@ -142,7 +142,7 @@ class CurvatureProbes:
         if data is None:
             raise UserError("the criterion 'hessian' asks for the model's loss; add --task, such as --task math")
         self.model, self.number = model, method.hessian_probes
-        self.batches = Examples(data, method.hessian_samples, 8, next(model.parameters()).device).batches
+        self.batches = Examples(data, method.hessian_samples, PROBE_BATCH, model).batches
         self.curvature = Curvature(layers, method.seed, method.hessian_step, method.hessian_memory)
         self.done = self.tokens = 0
 

@@ -14,6 +14,7 @@ from ...estimates import TRAINED_BYTES, fitter, trained_skeleton, training_check
 from ...fitted import Factors
 from ...ranks.budget import Budget
 from .compressor import BasisSelection
+from .embedding import BasisEmbedding, DenseEmbedding
 from .layer import BasisLinear
 
 _USUAL_RATIO = 2.0
@@ -48,13 +49,19 @@ def _(method: BasisSelection, model: nn.Module) -> nn.Module:
     for parameter in trained.parameters():
         parameter.requires_grad_(method.train_others)
     narrow = torch.bfloat16 if method.bases_dtype == "bfloat16" else None
-    for unit in method.shape(model).units:
-        dense, size = get_linear(model, unit.name), dict[str, Any](device="meta", dtype=torch.float32)
-        left = torch.empty(dense.out_features, unit.max_rank, **size)
-        right = torch.empty(unit.max_rank, dense.in_features, **size)
-        factors = Factors(left, right, torch.empty(unit.max_rank, **size))
-        share = int(method.additional_share * unit.parameters / (_USUAL_RATIO * unit.cost))
-        extra = min(method.additional_dimension, share)
-        layer = BasisLinear(factors, dense.bias, extra, method.new_vectors, method.seed, torch.float32, narrow)
-        replace_module(trained, unit.name, layer.to("meta"))
+    size = dict[str, Any](device="meta", dtype=torch.float32)
+    for matrix in method.targets(model):
+        m, n = matrix.out_features, matrix.in_features
+        k = min(m, n)
+        factors = Factors(torch.empty(m, k, **size), torch.empty(k, n, **size), torch.empty(k, **size))
+        share = int(method.additional_share * m * n / (_USUAL_RATIO * (m + n)))
+        start = min(method.additional_dimension, share), method.new_vectors, method.seed
+        if matrix.embedding:
+            dense = DenseEmbedding(trained, matrix)
+            rows = BasisEmbedding(factors, dense.embedding, *start, torch.float32, narrow)
+            dense.replace(trained, rows.to("meta"))
+        else:
+            bias = get_linear(trained, matrix.name).bias
+            layer = BasisLinear(factors, bias, *start, torch.float32, narrow)
+            replace_module(trained, matrix.name, layer.to("meta"))
     return trained

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ....foundation.errors import UserError
 from ...base import CalibrationData
 from ...ranks.policies.base import Metric
-from ...ranks.probe import Examples
+from ...ranks.probe import PROBE_BATCH, Examples
 from .layer import BasisLinear
 
 MaskAt = Callable[[str, int], Tensor]
@@ -42,7 +42,7 @@ class BasisProbe:
         if data is None:
             raise UserError("the final policy asks for the model's loss; add --task, such as --task math")
         self.model, self.layers, self.mask_at = model, layers, mask_at
-        self.examples = Examples(data, samples, 8, next(model.parameters()).device, metric)
+        self.examples = Examples(data, samples, PROBE_BATCH, model, metric)
 
     def loss(self, ranks: Mapping[str, int]) -> float:
         """Return the mean loss, or the error rate, with the named layers pruned to these ranks."""

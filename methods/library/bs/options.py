@@ -7,11 +7,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from torch import nn
 
+from ....models.matrices import Matrix, matrices
 from ...base import Compressor, methods
-from ...matrixwise import MatrixCompressor
+from ...matrixwise import MatrixCompressor, embeddings_hint
 from ...ranks.budget import Budget
 from ...ranks.policies.base import parse_policy, policies
 from ...ranks.units import ModelShape, Unit
@@ -58,11 +66,13 @@ class BasisSelectionOptions(Compressor):
             authors do, see `pruning.pruning_steps_by_epoch`.
         prune_before: ``update`` prunes when the gradient of a step is there, ``forward`` before it is computed
             (authors).
+        embeddings: give the token embedding bases too, and with the same bases and singular values the output head that
+            is tied to it.
         threshold: ``compensated`` for what earlier prunings kept too much of, or ``constant`` K^(1/P) (authors).
     """
 
     later_options: ClassVar[frozenset[str]] = frozenset(
-        ("min_lr_rate", "drop_below", "counting", "prune_before", "threshold")
+        ("min_lr_rate", "drop_below", "counting", "prune_before", "threshold", "embeddings")
     )
     """Options left out of the plain data at their default, so that stages of before the options are still these."""
 
@@ -96,6 +106,7 @@ class BasisSelectionOptions(Compressor):
     counting: Literal["run", "epoch"] = "run"
     prune_before: Literal["update", "forward"] = "update"
     threshold: Literal["compensated", "constant"] = "compensated"
+    embeddings: bool = False
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -111,6 +122,17 @@ class BasisSelectionOptions(Compressor):
                 "schedule or threshold out"
             )
         return self
+
+    @field_validator("embeddings")
+    @classmethod
+    def _start_has_a_rule(cls, value: bool, info: ValidationInfo) -> bool:
+        start = info.data.get("start", "svd")  # not there where it is itself refused
+        if value and not methods.get(start).requires.embeddings:
+            raise ValueError(
+                f"start={start} has no rule for the rows of an embedding; leave embeddings out, or start from a method "
+                "that has one, such as svd or fwsvd"
+            )
+        return value
 
     @field_validator("start")
     @classmethod
@@ -133,9 +155,15 @@ class BasisSelectionOptions(Compressor):
             )
         return value
 
+    def targets(self, model: nn.Module) -> list[Matrix]:
+        """Return the matrices that get bases."""
+        return matrices(model, head=self.head, embeddings=self.embeddings)
+
     def shape(self, model: nn.Module, ratio: float | None = None) -> ModelShape:
         """Return the units; with a ratio, each one's least rank is its new vectors plus one basis."""
         shape = super().shape(model)
+        if not self.embeddings:
+            shape = replace(shape, hint=embeddings_hint(self.name))
         if self.final_policy:
             parse_policy(self.final_policy).check(shape.units)
         if ratio is None:
@@ -159,4 +187,4 @@ def with_extra(shape: ModelShape, extra: Mapping[str, int]) -> ModelShape:
         Unit(u.name, u.parameters, u.cost, u.max_rank, min(extra[u.name] + 1, u.max_rank), u.overhead)
         for u in shape.units
     )
-    return ModelShape(shape.parameters, units)
+    return replace(shape, units=units)

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....models.layers import LowRankLinear
-from ....models.matrices import get_linear, replace_module
 from ...base import CalibrationData
 from ...fitted import Fitted
 from ...linalg import merge
@@ -20,9 +18,11 @@ from ...ranks.policies.base import parse_policy, policies
 from ...ranks.units import ModelShape, Unit
 from ...shrinking import shrink_parameter
 from .curvature import CurvatureProbes
+from .embedding import DenseEmbedding
 from .final import BasisProbe
 from .layer import BasisLinear, Shrink, whole
 from .options import BasisSelectionOptions
+from .placing import put_bases, put_merged
 from .pruning import (
     above_share_of_mean,
     compensated_threshold,
@@ -84,26 +84,15 @@ class PruningRun:
         self.required = {name: p.requires_grad for name, p in model.named_parameters()}
         for parameter in model.parameters():
             parameter.requires_grad_(method.train_others)
+        self.embedding = next((DenseEmbedding(model, m) for m in method.targets(model) if m.embedding), None)
         for number, unit in enumerate(self.shape.units):
-            dense = get_linear(model, unit.name)
             factors = fitted.factors(unit.name)
             spectrum = factors.spectrum.float().cpu()
             if method.drop_below:
                 factors = strongest(factors, method.drop_below, self.extra[unit.name] + 1)
             if method.new_vectors == "top":
                 freed += float(factors.spectrum[: self.extra[unit.name]].sum())
-            layer = BasisLinear(
-                factors,
-                dense.bias,
-                self.extra[unit.name],
-                method.new_vectors,
-                method.seed + number,
-                torch.promote_types(dense.weight.dtype, torch.bfloat16),
-                torch.bfloat16 if method.bases_dtype == "bfloat16" else None,
-            ).to(dense.weight.device)
-            if layer.bias is not None:
-                layer.bias.requires_grad_(method.train_others)
-            replace_module(model, unit.name, layer.train(dense.training))
+            layer = put_bases(method, model, unit.name, self.embedding, factors, self.extra[unit.name], number)
             self.layers[unit.name] = layer
             self._shrink(layer)
             self.spectra[unit.name] = spectrum
@@ -343,27 +332,26 @@ class PruningRun:
             if not isinstance(layer, BasisLinear):
                 raise TypeError(f"{unit.name} is no basis layer any more")
             rank = min(layer.rank, unit.max_rank)
-            replace_module(model, unit.name, self._merge(layer, rank, unit).train(layer.training))
+            put_merged(model, unit.name, self.embedding, layer, self._merge(layer, rank, unit))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(self.required.get(name, True))
             parameter.grad = None
         return model
 
-    def _merge(self, layer: BasisLinear, rank: int, unit: Unit) -> nn.Module:
-        dtype, bias = layer.weight_root.dtype, layer.bias
+    def _merge(self, layer: BasisLinear, rank: int, unit: Unit) -> tuple[Tensor, Tensor] | None:
+        """Return A (r, n) and B (m, r) in float64; None for a layer that becomes dense again."""
         if not (self._factorised(unit, rank) or self.method.drop_below):
-            return layer.dense_layer()
+            return None
         u, s, vt = layer.merged(rank)
         if self.method.drop_below:
             strong = above_share_of_mean(s, self.method.drop_below, min(layer.in_features, layer.out_features))
             multiple = self.budgets[-1].multiple
             rank = min(rank, math.ceil(strong / multiple) * multiple)
             if not self._factorised(unit, rank):
-                return layer.dense_layer()
+                return None
             u, s, vt = u[:, :rank], s[:rank], vt[:rank]
         root = s.sqrt() if self.method.split == "even" else torch.ones_like(s)
-        a, b = (s / root.clamp_min(1e-300))[:, None] * vt, u * root
-        return LowRankLinear.from_factors(a.to(dtype), b.to(dtype), None if bias is None else bias.detach())
+        return (s / root.clamp_min(1e-300))[:, None] * vt, u * root
 
     def _factorised(self, unit: Unit, rank: int) -> bool:
         return not self.method.guard or unit.saves(rank)

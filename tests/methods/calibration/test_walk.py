@@ -18,7 +18,7 @@ from lowrank_bench.methods.contract_parts import RandomData
 from lowrank_bench.models.architectures import CLASSIC, MIXTURES, TODAY, random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import load_model
-from lowrank_bench.models.matrices import matrices
+from lowrank_bench.models.matrices import embedding_matrix, matrices
 from lowrank_bench.models.streamed import NotStreamable, open_streamed, weights_of
 
 
@@ -35,6 +35,7 @@ def gradients(model: nn.Module, names: list[str], batch_size: int) -> dict[str, 
 
 def fisher(model: nn.Module, names: list[str], batch_size: int) -> dict[str, list[Tensor]]:
     """Return the Fisher information summed both ways, by name."""
+    names = [*names, embedding_matrix(model).name]  # last, as `matrices` has it
     both = [input_fisher(model, names, RandomData(7), None, batch_size, axis) for axis in ("in", "out")]
     return {name: [part[name] for part in both] for name in names}
 
@@ -75,12 +76,12 @@ def test_equals_the_whole_model(architecture: str, gather: Callable[..., Any], t
     assert not any(module._forward_hooks or module._backward_hooks for module in streamed.modules())
 
 
-@pytest.mark.parametrize("gather", GATHER)
+@pytest.mark.parametrize(("gather", "tied"), [*((gather, None) for gather in GATHER), (fisher, True)])
 def test_does_not_depend_on_where_states_wait(
-    gather: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gather: Callable[..., Any], tied: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All on disk, and one batch at a time on the way back: the same bits, and no file is left."""
-    whole, streamed, names = pair(tmp_path, "mistral")
+    whole, streamed, names = pair(tmp_path, "mistral", tied)
     monkeypatch.setattr(offload_cache.OffloadCache.__init__, "__defaults__", (None, 0))
     monkeypatch.setattr(walked, "INPUTS_BYTES", 1)
     assert_same(gather(whole, names, 2), gather(streamed, names, 2))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
+from lowrank_bench.methods.calibration.offload_cache import OffloadCache
 from lowrank_bench.methods.calibration.two_streams import TwoStreams
 from lowrank_bench.methods.contract import logits
 from lowrank_bench.methods.contract_parts import FixedRank, RandomData
@@ -89,12 +90,14 @@ def test_equal_streams_are_svd_llm(beta: float) -> None:
         torch.testing.assert_close(b @ a, other_b @ other_a, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("embeddings", [False, True])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_dense_stream_gives_svd_llm(architecture: str) -> None:
+def test_the_dense_stream_gives_svd_llm(architecture: str, embeddings: bool) -> None:
     """A pass gathers the moments that `input_moments` does, for all layers, an untied head included."""
     model, data = random_model(architecture), RandomData()
     results = []
-    for name, options in (("svd-llm", {}), ("aa", {"stream": "dense"})):
+    more = {"embeddings": embeddings}
+    for name, options in (("svd-llm", more), ("aa", more | {"stream": "dense"})):
         method, small = create_method(name, options), copy.deepcopy(model)
         report = method.compress(small, method.fit(model, data), Budget(2.0), None, data)
         results.append((report.ranks, {n: layer.dense_weight() for n, layer in low_rank_layers(small).items()}))
@@ -103,6 +106,37 @@ def test_the_dense_stream_gives_svd_llm(architecture: str) -> None:
         torch.testing.assert_close(
             results[1][1][name], weight, rtol=1e-3, atol=1e-4 * float(weight.detach().abs().max())
         )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "opt", "gpt-neox"])
+def test_blocks_see_the_compressed_embedding_whose_factors_are_those_of_svd_llm(architecture: str, tied: bool) -> None:
+    """The first block's second stream starts from the factorised rows, and the dense one from those that were there."""
+    model, data = random_model(architecture, tied), RandomData()
+    dense, method = copy.deepcopy(model), create_method("aa", {"embeddings": True})
+    assert isinstance(method, AASVD)
+    fitted, whitened = method.fit(model, data), create_method("svd-llm", {"embeddings": True})
+    assert method.fit_key() == whitened.fit_key()
+    entering: dict[str, list[Tensor]] = {}
+    enter = TwoStreams._enter
+
+    def watched(self: TwoStreams, stream: str, cache: OffloadCache) -> None:
+        enter(self, stream, cache)
+        entering[stream] = [cache.get((stream, index)) for index in range(len(self.batches))]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TwoStreams, "_enter", watched)
+        method.compress(model, fitted, Budget(2.0), None, data)
+    other = copy.deepcopy(dense)
+    whitened.compress(other, fitted, Budget(2.0), None, data)  # type: ignore[arg-type]
+    rows, expected = (part.get_input_embeddings().dense_weight() for part in (model, other))
+    assert torch.equal(rows, expected)
+    for stream, part in (("dense", dense), ("shifted", other)):
+        for batch, hidden in zip(data.batches(None, 8), entering[stream], strict=True):
+            with torch.no_grad():
+                states = part(**{k: batch[k] for k in ("input_ids", "attention_mask")}, output_hidden_states=True)
+            torch.testing.assert_close(hidden, states.hidden_states[0], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(entering["dense"][0], entering["shifted"][0], atol=1e-3)
 
 
 def test_both_methods_share_one_fit() -> None:

@@ -14,7 +14,7 @@ from lowrank_bench.methods.contract_parts import RandomData
 from lowrank_bench.methods.library.fwsvd import FWSVD, fisher_scale
 from lowrank_bench.methods.library.svd import SVD
 from lowrank_bench.models.architectures import ARCHITECTURES, random_model
-from lowrank_bench.models.matrices import get_linear, matrices
+from lowrank_bench.models.matrices import embedding_matrix, get_linear, matrices
 
 
 def by_autograd(model: Any, names: list[str], data: RandomData, axis: Literal["in", "out"]) -> dict[str, torch.Tensor]:
@@ -26,11 +26,22 @@ def by_autograd(model: Any, names: list[str], data: RandomData, axis: Literal["i
         model.zero_grad()
         model(input_ids=example["input_ids"][:, :length], labels=example["labels"][:, :length]).loss.backward()
         for name in names:
-            gradient = get_linear(model, name).weight.grad
+            gradient = model.get_submodule(name).weight.grad
             assert gradient is not None
             totals[name] = totals[name] + gradient.square().sum(0 if axis == "in" else 1)
     model.zero_grad()
     return {name: total / len(examples) for name, total in totals.items()}
+
+
+def embedding_by_autograd(model: Any, data: RandomData, summed: int) -> torch.Tensor:
+    """The same for the token embedding, and the head that is tied to it."""
+    examples = list(data.batches(None, 1))
+    total, weight = torch.zeros(()), model.get_input_embeddings().weight
+    for example in examples:
+        length = int(example["attention_mask"].sum())
+        loss = model(input_ids=example["input_ids"][:, :length], labels=example["labels"][:, :length]).loss
+        total = total + torch.autograd.grad(loss, weight)[0].square().sum(summed)
+    return total / len(examples)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -46,6 +57,82 @@ def test_fisher_equals_per_example_autograd(architecture: str) -> None:
             matrix = get_linear(model, name)
             assert found[name].shape == (matrix.in_features if axis == "in" else matrix.out_features,)
             torch.testing.assert_close(found[name], expected[name], rtol=2e-3, atol=1e-6 * float(expected[name].max()))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_fisher_of_an_embedding_equals_per_example_autograd(architecture: str, tied: bool) -> None:
+    """Lookup and tied head are one matrix, whose gradients meet before they are squared."""
+    model, data = random_model(architecture, tied), RandomData(5)
+    matrix = embedding_matrix(model)
+    assert bool(matrix.head) == tied
+    axes: tuple[tuple[Literal["in", "out"], int], ...] = (("in", 1), ("out", 0))
+    for axis, summed in axes:
+        expected = embedding_by_autograd(model, data, summed)
+        fisher = input_fisher(model, [matrix.name], data, None, 3, axis)[matrix.name]
+        assert fisher.shape == (matrix.out_features if axis == "in" else matrix.in_features,)
+        torch.testing.assert_close(fisher, expected, rtol=2e-3, atol=1e-6 * float(expected.max()))
+        assert bool((fisher == 0).any()) == (axis == "in" and not tied), "an untied row without lookups has no gradient"
+
+
+def test_fisher_of_an_embedding_does_not_depend_on_the_batch_size() -> None:
+    model = random_model("qwen2", tied=True)
+    whole, single = (input_fisher(model, ["model.embed_tokens"], RandomData(7), None, size) for size in (7, 1))
+    torch.testing.assert_close(whole, single, rtol=1e-4, atol=1e-9)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    assert not embedding._forward_hooks
+    assert not head._backward_hooks
+    assert not head._forward_pre_hooks
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_of_an_embedding_are_weighted_and_none_counts_nothing(tied: bool) -> None:
+    """The objective is Σ_v f_v ‖e_v - b_v A‖²; alternating least squares, which knows nothing else, gets no lower."""
+    model, method = random_model("llama", tied), create_method("fwsvd", {"embeddings": True})
+    assert isinstance(method, FWSVD)
+    groups = method.groups(model)
+    rows = next(f for group, f in method.collect(model, RandomData(), groups) if group.embedding)
+    plain = input_fisher(model, ["model.embed_tokens"], RandomData(), None)["model.embed_tokens"].double()
+    distinct = sum(
+        len(set(ids[mask.bool()].tolist())) for ids, mask in zip(RandomData().ids, RandomData().mask, strict=True)
+    )
+    torch.testing.assert_close(rows, plain + plain.sum() / distinct)
+    assert float(rows.min()) > 0
+    weight = model.get_input_embeddings().weight.detach()
+    factors = method.fit(model, RandomData()).factors("model.embed_tokens")
+    share = rows / rows.mean() + 1e-6
+    for rank in (2, 9):
+        a, b = (part.double() for part in factors.truncate(rank))
+        ours = float((share[:, None] * (weight.double() - b @ a) ** 2).sum())
+        assert ours == pytest.approx(float((factors.spectrum[rank:].double() ** 2).sum()), rel=1e-3)
+        first = torch.randn(rank, weight.shape[1], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        for _ in range(200):
+            second = weight.double() @ torch.linalg.pinv(first)
+            weighted = second * share.sqrt()[:, None]
+            first = torch.linalg.pinv(weighted) @ (weight.double() * share.sqrt()[:, None])
+        assert ours <= float((share[:, None] * (weight.double() - second @ first) ** 2).sum()) * (1 + 1e-4)
+
+
+def test_columns_of_an_embedding_are_weighted_with_the_other_axis() -> None:
+    model, method = random_model("llama", True), create_method("fwsvd", {"embeddings": True, "axis": "out"})
+    fisher = input_fisher(model, ["model.embed_tokens"], RandomData(), None, axis="out")["model.embed_tokens"]
+    weight, scale = model.get_input_embeddings().weight.detach(), fisher_scale(fisher).float()
+    factors = method.fit(model, RandomData()).factors("model.embed_tokens")
+    u, s, vt = torch.linalg.svd(weight * scale, full_matrices=False)
+    torch.testing.assert_close(factors.spectrum, s, rtol=1e-3, atol=1e-5)
+    a, b = factors.truncate(5)
+    torch.testing.assert_close(b @ a, (u[:, :5] * s[:5]) @ vt[:5] / scale, rtol=1e-3, atol=1e-4)
+
+
+def test_an_embedding_without_any_gradient_is_decomposed_as_by_svd() -> None:
+    weight = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    ours = FWSVD(embeddings=True).decompose_embedding(weight, torch.zeros(40))
+    plain = SVD(embeddings=True).decompose_embedding(weight)
+    torch.testing.assert_close(ours.spectrum, plain.spectrum)
+    with pytest.raises(ValueError, match="Fisher information holds NaN"):
+        FWSVD(embeddings=True).decompose_embedding(weight, torch.full((40,), float("nan")))
+    with pytest.raises(ValueError, match="needs the Fisher"):
+        FWSVD(embeddings=True).decompose_embedding(weight)
 
 
 def test_fisher_does_not_depend_on_the_batch_size_and_counts_samples() -> None:

@@ -68,7 +68,7 @@ def test_a_slope_is_the_change_of_the_loss(architecture: str) -> None:
     method = create_method("zs-svd")
     groups = singles(method.targets(model))
     fitted = method.fit(random_model(architecture), data)
-    examples = Examples(data, None, 8, torch.device("cpu"))
+    examples = Examples(data, None, 8, model)
     found = fitted_slopes(model, groups, fitted, examples.batches)
     for group in (groups[0], groups[5]):
         for part in (0, 9):
@@ -89,7 +89,7 @@ def test_gradients_leave_the_model_as_it_was() -> None:
     model.train()
     first = next(model.parameters())
     first.requires_grad_(False)
-    examples = Examples(data, None, 3, torch.device("cpu"))
+    examples = Examples(data, None, 3, model)
     found = weight_gradients(model, singles(create_method("svd").targets(model)), examples.batches)
     assert model.training
     assert not first.requires_grad

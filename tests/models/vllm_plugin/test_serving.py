@@ -19,6 +19,7 @@ from served_models import (
     prompts,
     save_pair,
     served_models,
+    small_gemma3,
     tokens,
 )
 
@@ -100,7 +101,7 @@ def control(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def by_methods(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what each built-in method leaves behind."""
+    """A folder with what each built-in method leaves behind, two of them with a factorised embedding."""
     root = tmp_path_factory.mktemp("methods")
     for row in methods.listings():
         if row.origin == "built in":
@@ -108,6 +109,11 @@ def by_methods(tmp_path_factory: pytest.TempPathFactory) -> Path:
             trainer = PlainTrainer(4) if method.requirements.trains else None
             method.compress(model, method.fit(model, RandomData()), Budget(2.0), trainer, RandomData())
             save_checkpoint(model, None, root / row.name)
+    for name in ("fwsvd", "bs"):
+        method, model = create_method(name, {"embeddings": True}), small_gemma3()
+        trainer = PlainTrainer(4) if method.requirements.trains else None
+        method.compress(model, method.fit(model, RandomData()), Budget(2.0), trainer, RandomData())
+        save_checkpoint(model, None, root / f"{name} with embeddings")
     return root
 
 
@@ -210,5 +216,6 @@ def test_what_every_method_leaves_behind_is_served(by_methods: Path, served: dic
     made = by_structure(by_methods)
     assert len(made) < len(list(by_methods.iterdir()))
     assert {folder.name for folder in made.values()} >= {"basis-sharing", "joint-rank-k", "sfsd", "swsd"}
+    assert any("embeddings" in folder.name for folder in made.values())
     assert not [folder.name for folder in made.values() if served[folder]["tokens"] != tokens(folder)]
     assert all(served[folder]["layers"] for folder in made.values())

@@ -77,13 +77,14 @@ SELECTIONS = {
     },
     "narrow bases": {"bases_dtype": "bfloat16"},
     "a trajectory": {"trajectory": True},
+    "a tied embedding": {"embeddings": True, "trajectory": True, "new_vectors": "top", "additional_share": 0.5},
 }
 RATIOS = (1.3, 2.0)
 
 
 def select(options, folder, made, progress=None):
     """Return what Basis Selection made: weights, reports and bases by ratio, and the steps that this process did."""
-    model, seen, found = random_model("llama"), [], {}
+    model, seen, found = random_model("llama", tied=options.get("embeddings")), [], {}
     bs = create_method("bs", {"prunings": 5, **options})
 
     def note(done, total):
