@@ -27,7 +27,8 @@ from ...foundation.remembered import remembered
 from ..provenance import processor
 from ..threads import cpu_threads
 
-_VERSION = 2  # raised where something is measured in another way
+_BUSY = "busy"
+_VERSION = 3  # raised where something is measured in another way
 _SECONDS, _LEAST = 0.15, 3  # of a measurement, repeated at least so often
 _ROWS, _SIDE = 512, 1024  # of the products, as (rows, side) x (side, side)
 _DECOMPOSED = 256  # side of the decomposed matrices
@@ -81,7 +82,11 @@ def eigen_operations(side: int) -> float:
 
 
 def probe_cpu() -> Probe:
-    """Return the speed of one thread of this machine: remembered, or measured in about two seconds."""
+    """Return the speed of one thread of this machine: remembered, or measured in about two seconds.
+
+    What was measured while others used the processor counts only until that is over: threads of one core share its
+    caches, and parsing was seen to take five times longer.
+    """
     return _probe(str(cache_folder()))
 
 
@@ -89,15 +94,25 @@ def probe_cpu() -> Probe:
 def _probe(_: str) -> Probe:
     machine = [platform.node(), processor(), os.cpu_count(), torch.__version__]
     key = digest(["probe", _VERSION, *machine])
-    probe = _parse(remembered(key, lambda: asdict(_measure()), lambda plain: _parse(plain) is not None))
+    probe = _parse(remembered(key, lambda: {_BUSY: _is_busy()} | asdict(_measure()), _counts))
     assert probe is not None
     return probe
 
 
+def _is_busy() -> bool:
+    """Whether others keep more than half of the processors at work."""
+    return os.getloadavg()[0] > (os.cpu_count() or 1) / 2
+
+
+def _counts(plain: Any) -> bool:
+    """Whether a probe from the cache counts."""
+    return _parse(plain) is not None and (not plain.get(_BUSY) or _is_busy())
+
+
 def _parse(plain: Any) -> Probe | None:
     """Return a probe from the cache, None where it is no such thing."""
-    with suppress(TypeError, ValueError):
-        probe = Probe(**plain)
+    with suppress(TypeError, ValueError, AttributeError):
+        probe = Probe(**{name: value for name, value in plain.items() if name != _BUSY})
         if all(type(value) is float and math.isfinite(value) and value > 0 for value in asdict(probe).values()):
             return probe
     return None

@@ -58,6 +58,15 @@ def test_another_machine_is_measured_itself(measured, monkeypatch):
     assert len(measured) == 2
 
 
+@pytest.mark.parametrize(("loads", "times"), [((9e9, 9e9), 1), ((9e9, 0), 2), ((0, 9e9), 1), ((0, 0), 1)])
+def test_what_a_busy_machine_gave_counts_until_it_is_idle(measured, monkeypatch, loads, times):
+    for load in loads:
+        monkeypatch.setattr(probe.os, "getloadavg", lambda load=load: (load, load, load))
+        probe._probe.cache_clear()
+        assert probe_cpu() == PROBE
+    assert len(measured) == times
+
+
 def test_this_machine_can_be_probed():
     figures = asdict(probe._measure())
     assert all(math.isfinite(figure) and figure > 0 for figure in figures.values())
