@@ -152,7 +152,7 @@ def compress_mode(
 
 
 def _beside_tokenizer(peak: Peak, location: str) -> Peak:
-    """Return a peak with the tokenizer that processes keep from their first stage on; not where only a name is known."""
+    """Return a peak with the tokenizer that processes keep from their first stage on."""
     file = Path(location) / "tokenizer.json" if location else Path()
     size = TOKENIZER_COPIES * file.stat().st_size if file.is_file() else 0
     return replace(peak, host=peak.host + size, usual=peak.usual and peak.usual + size)
