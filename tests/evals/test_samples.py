@@ -89,8 +89,9 @@ def test_rescoring_stored_samples_gives_the_evaluation_again(name, run):
     assert (again.dataset_sha256, again.prompt_sha256) == (outcome.dataset_sha256, outcome.prompt_sha256)
     assert again.details == outcome.details
 
-    def steady(sample):
-        return {key: value for key, value in sample.items() if key != "seconds"}
+    def steady(sample):  # which of two limits an endless loop meets first depends on what else the machine does
+        timed = {"seconds"} | ({"detail"} if "timeout" in sample["verdicts"].values() else set())
+        return {key: value for key, value in sample.items() if key not in timed}
 
     for one, two in zip(outcome.samples, again.samples, strict=True):
         assert set(one) >= FIELDS

@@ -76,7 +76,7 @@ def tokenizer_loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             return load(*files)
 
         monkeypatch.setattr(module, "load_tokenizer", loading)
-    tokenizers._read.cache_clear()
+    tokenizers._load.cache_clear()
     return loads
 
 

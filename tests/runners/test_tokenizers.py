@@ -22,7 +22,7 @@ def reads(tmp_path, monkeypatch):
         return load(location, revision)
 
     monkeypatch.setattr(tokenizers, "load_tokenizer", loading)
-    tokenizers._read.cache_clear()
+    tokenizers._load.cache_clear()
     return found
 
 
@@ -32,7 +32,7 @@ def test_a_plan_reads_the_tokenizer_once_and_the_next_process_does_not(reads, tm
     config = small_sweep(tmp_path / "runs", benchmarks=["toy-math", "tinystories"], task="toy-math")
     print_plan(config, Console(quiet=True))
     assert len(reads) == 1
-    tokenizers._read.cache_clear()  # as another process begins
+    tokenizers._load.cache_clear()  # as another process begins
     print_plan(config, Console(quiet=True))
     assert len(reads) == 1
 
