@@ -77,11 +77,16 @@ def export_dense(folder: Path, out: Path, dtype: str = OWN) -> Size:
         model._weight_conversions = None  # names as on the hub, which version 4 knows too, not as in the checkpoint
         multiply_out(model, None if dtype == OWN else DTYPES[dtype])
         save_model(model, None, part, own if dtype == OWN else SaveDtypes(DTYPES[dtype]))
-        for file in folder.iterdir():
-            if file.is_file() and not file.name.endswith(_NOT_COPIED) and file.name not in _WRITTEN_HERE:
-                shutil.copy(file, part / file.name)
+        copy_others(folder, part, _WRITTEN_HERE)
         add_version_4_keys(part)
         return model_size(model)
+
+
+def copy_others(folder: Path, out: Path, without: Collection[str]) -> None:
+    """Copy the files of a checkpoint beside its weights, such as the tokenizer's, but for those that are named."""
+    for file in folder.iterdir():
+        if file.is_file() and not file.name.endswith(_NOT_COPIED) and file.name not in without:
+            shutil.copy(file, out / file.name)
 
 
 @torch.no_grad()

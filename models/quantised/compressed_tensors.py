@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from ...foundation.errors import UserError
 from ...foundation.files import new_folder
+from ..export import copy_others
 from ..loading import load_skeleton
 from ..shards import Promise, write_shards
 from ..version4 import add_version_4_keys
@@ -32,7 +32,6 @@ from .scheme import PACKED_FILE, Scheme
 
 _WEIGHT = ".weight"
 _CONFIG = "config.json"
-_NOT_COPIED = (".safetensors", ".index.json")
 
 
 def export_packed(folder: Path, out: Path) -> int:
@@ -58,10 +57,11 @@ def export_packed(folder: Path, out: Path) -> int:
             f"{folder} is no model that was only rounded ({PACKED_FILE} is not beside it); name a control of a run, "
             "such as runs/tiny-toy-math:rtn-int4@1"
         )
+    scheme = scheme_of(file)
     with ExitStack() as files:
         packed = files.enter_context(safe_open(file, framework="pt"))
         modules = _rounded_modules(folder, set(packed.keys()))
-        groups, dense = _groups(folder, scheme_of(file), {name: _columns(packed, name) for name in modules})
+        groups, dense = _groups(folder, scheme, {name: _columns(packed, name) for name in modules})
         shards = [
             files.enter_context(safe_open(shard, framework="pt")) for shard in sorted(folder.glob("*.safetensors"))
         ]
@@ -73,12 +73,10 @@ def export_packed(folder: Path, out: Path) -> int:
                     f"the checkpoint {folder} has no tensor {missing[0]}{_WEIGHT}: it stores that matrix under another "
                     "name, or in one tensor with others, and cannot be exported so; serve the folder as it is"
                 )
-            for other in folder.iterdir():
-                if other.is_file() and not other.name.endswith(_NOT_COPIED) and other.name != _CONFIG:
-                    shutil.copy(other, part / other.name)
+            copy_others(folder, part, (_CONFIG,))
             write_shards(promises, part)
             config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-            config["quantization_config"] = _announcement(scheme_of(file), groups, dense)
+            config["quantization_config"] = _announcement(scheme, groups, dense)
             (part / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
             add_version_4_keys(part)
             return sum(shard.stat().st_size for shard in part.glob("*.safetensors"))
@@ -130,9 +128,10 @@ def _promises(shard: Any, packed: Any, modules: list[str]) -> Iterator[Promise]:
     rounded = set(modules)
     for name in shard.keys():  # noqa: SIM118
         module = name.removesuffix(_WEIGHT)
-        dtype = shard.get_slice(name)[:0].dtype if shard.get_slice(name).get_shape() else shard.get_tensor(name).dtype
+        shape = tuple(shard.get_slice(name).get_shape())
+        dtype = (shard.get_slice(name)[:0] if shape else shard.get_tensor(name)).dtype
         if module == name or module not in rounded:
-            yield Promise(name, tuple(shard.get_slice(name).get_shape()), dtype, partial(shard.get_tensor, name))
+            yield Promise(name, shape, dtype, partial(shard.get_tensor, name))
             continue
         for part in (PACKED, SCALE, SHAPE):
             stored = f"{module}.{part}"
