@@ -39,7 +39,7 @@ LAYERWISE_PARAMETERS = SMALL_PARAMETERS
 TITLE = "memory at the peak in GiB, by formula (docs/memory.md); of activations an estimate"
 COLUMNS = ("what", "model", "host", "GPU", "disk for waiting states")
 TOKENIZER_COPIES = 8
-"""Memory of a tokenizer over the bytes of its ``tokenizer.json``: resident memory grew by 264 MB when Gemma 3's 33 MB were loaded."""
+"""Memory of a tokenizer over the bytes of its ``tokenizer.json``: loading Gemma 3's 33 MB took 264 MB."""
 _ALL = 8192  # examples that are assumed where a method reads all of them
 _GIB = 2**30
 
