@@ -44,7 +44,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
         shutil.copy(ROOT / name, target)
     source = build("sdist", work / "source", work)
     with tarfile.open(source) as archive:
-        archive.extractall(work, filter="data")
+        archive.extractall(work, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # from 3.11.4 on
     return source, build("wheel", work / source.name.removesuffix(".tar.gz"), work)
 
 
