@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import transformers
 from rich.console import Console
-from safetensors.torch import load_file
 
 from ..foundation.errors import UserError, unknown
-from ..foundation.files import new_folder, read_json, write_json
+from ..foundation.files import new_folder
 from ..foundation.memory import release_memory
 from ..foundation.progress import Progress, throttled
 from ..methods.base import CompressionReport, create_method
@@ -21,6 +20,7 @@ from ..methods.ranks.budget import Budget
 from ..models.dtypes import SAVE_DTYPES
 from ..models.skeletons import load_exact_skeleton
 from ..models.untouched import Untouched, out_of_reach, untouched
+from .compression_note import CompressionNote
 from .config import MethodSpec, SweepConfig, make_config, nest, parse_method
 from .estimates.memory import check_plan, load_modes, memory_rows
 from .estimates.seconds import stage_seconds
@@ -30,13 +30,11 @@ from .process_setup import refuse_launchers
 from .progress import LOG_FILE, StageProgress
 from .provenance import provenance
 from .specs import Stage
-from .stages.compress import BASES_FILE
+from .stage_records import CompressRecord, FitRecord
 from .stages.perform import perform
-from .store.folders import MODEL_FOLDER, REPORT, StageStore, ratio_folder
+from .store.folders import MODEL_FOLDER, StageStore, ratio_folder
+from .store.report_file import read_report
 from .threads import cpu_threads
-
-RECORD_FILE = "compression.json"
-"""Beside the weights of a compressed model, what was done, what stays dense and why."""
 
 _STAGES_FOLDER = ".stages"
 """Where the two stages lie inside the output folder until it is complete."""
@@ -198,32 +196,34 @@ def compress(request: CompressRequest, progress: Progress | None = None, console
         seconds = stage_seconds(plan) if console else {}
         shown = StageProgress(console or Console(quiet=True), plan.stages, seconds, 1, folder / LOG_FILE)
         with shown, cpu_threads(crew_size(None, plan.device, plan.parameters, 1)[1]):
-            records: dict[str, dict[str, Any]] = {
-                stage.kind: _run(stage, store, shown, progress) for stage in plan.stages.values()
-            }
-        fit, done = records["fit"]["result"], records["compress"]["result"]
-        written = store.path(records["compress"]["key"]) / ratio_folder(request.ratio)
-        report = _read_report(written)
+            for stage in plan.stages.values():
+                _run(stage, store, shown, progress)
+        records = {key: store.record(key) for key in plan.stages}
+        (fit,) = (record for record in records.values() if isinstance(record, FitRecord))
+        (done,) = (record for record in records.values() if isinstance(record, CompressRecord))
+        written = store.path(done.key) / ratio_folder(request.ratio)
+        report = read_report(written, tensors=True)
         for file in (written / MODEL_FOLDER).iterdir():
             file.rename(folder / file.name)
         shutil.rmtree(folder / _STAGES_FOLDER)
         dense_parts = untouched(load_exact_skeleton(str(folder)), report.dense)
-        training = done["memory"].get("warning")
-        warnings = [*fit["warnings"], *notes["placement"], *notes["compress"], *([training] if training else [])]
-        write_json(folder / RECORD_FILE, report.summary() | _origin(plan, request, records, dense_parts, warnings))
-    return Compressed(report, dense_parts, warnings, _readings(records))
+        training = done.result.memory.get("warning")
+        warnings = [*fit.result.warnings, *notes["placement"], *notes["compress"], *([training] if training else [])]
+        note = _note(plan, request, fit, done, report)
+        people = {"stays_dense": [asdict(part) for part in dense_parts], "warnings": warnings}
+        note.model_copy(update=people).write(folder)
+    return Compressed(report, dense_parts, warnings, _readings(fit, done))
 
 
-def _run(stage: Stage, store: StageStore, shown: StageProgress, progress: Progress | None) -> dict[str, Any]:
+def _run(stage: Stage, store: StageStore, shown: StageProgress, progress: Progress | None) -> None:
     report = shown.reporter(stage, progress)
     here = store.ready(stage)
     shown.start(stage)
     try:
-        record = store.run(here, partial(perform, here, report=report if progress else throttled(report)))
+        store.run(here, partial(perform, here, report=report if progress else throttled(report)))
     finally:
         release_memory()
     shown.event(Event(stage.key, "done"), stage)
-    return record
 
 
 def _memory_notes(plan: Plan, request: CompressRequest) -> dict[str, list[str]]:
@@ -240,47 +240,35 @@ def _memory_notes(plan: Plan, request: CompressRequest) -> dict[str, list[str]]:
     return notes
 
 
-def _read_report(folder: Path) -> CompressionReport:
-    plain, tensors = read_json(folder / REPORT), folder / BASES_FILE
-    known = {field.name for field in fields(CompressionReport)}
-    return CompressionReport(
-        **{name: value for name, value in plain.items() if name in known},
-        tensors=load_file(tensors) if tensors.exists() else {},
+def _note(
+    plan: Plan, request: CompressRequest, fit: FitRecord, done: CompressRecord, report: CompressionReport
+) -> CompressionNote:
+    """Return what ``compression.json`` says: how the model was made and, for people, the rest of report and records."""
+    peak = max(fit.peak_memory_bytes, done.peak_memory_bytes)
+    return CompressionNote.model_validate(
+        report.summary()
+        | {
+            "model": plan.source.name,
+            "model_sha256": plan.source.sha256,
+            "method_name": request.spec.name,
+            "method": done.spec.options,
+            "label": request.spec.shown,
+            "task": request.task or "",
+            "ratio_target": request.ratio,
+            "rank_multiple": request.rank_multiple,
+            "seed": request.seed,
+            "save_dtype": done.spec.save_dtype,
+            "calibration_length": fit.result.calibration.get("length"),
+            "calibration": _readings(fit, done),
+            "calibration_dtype": fit.spec.calibration_dtype,
+            "added_jitter": fit.result.added_jitter,
+            "memory": {"fit": fit.result.memory, "compress": done.result.memory, "peak_bytes": peak},
+            "provenance": provenance(),
+        }
     )
 
 
-def _readings(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, int]]:
+def _readings(fit: FitRecord, done: CompressRecord) -> dict[str, dict[str, int]]:
     """Return what each stage read for its statistics or its search."""
-    readings = {kind: record["result"].get("calibration") for kind, record in records.items()}
+    readings = {"fit": fit.result.calibration, "compress": done.result.calibration}
     return {kind: reading for kind, reading in readings.items() if reading}
-
-
-def _origin(
-    plan: Plan,
-    request: CompressRequest,
-    records: dict[str, dict[str, Any]],
-    dense_parts: list[Untouched],
-    warnings: list[str],
-) -> dict[str, Any]:
-    fit, stage = records["fit"]["result"], records["compress"]["config"]
-    return {
-        "model": plan.source.name,
-        "model_sha256": plan.source.sha256,
-        "method_name": request.spec.name,
-        "method": stage["options"],
-        "label": request.spec.shown,
-        "task": request.task or "",
-        "ratio_target": request.ratio,
-        "rank_multiple": request.rank_multiple,
-        "seed": request.seed,
-        "save_dtype": stage["save_dtype"],
-        "stays_dense": [asdict(part) for part in dense_parts],
-        "calibration_length": fit["calibration"].get("length"),
-        "calibration": _readings(records),
-        "calibration_dtype": records["fit"]["config"].get("calibration_dtype", "float32"),
-        "added_jitter": fit["added_jitter"],
-        "warnings": warnings,
-        "memory": {kind: record["result"]["memory"] for kind, record in records.items()}
-        | {"peak_bytes": max(record["peak_memory_bytes"] for record in records.values())},
-        "provenance": provenance(),
-    }

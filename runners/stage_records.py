@@ -100,15 +100,27 @@ class TrainingResult(_Lenient):
 
 
 class FitResult(_Lenient):
-    """Of a fit."""
+    """Of a fit.
+
+    Attributes:
+        warnings: what a reader of the result should know.
+        calibration: what was read, ``examples``, ``tokens`` and the longest example's ``length``; empty without data.
+        added_jitter: what was added to the diagonals of moments that had no Cholesky factor, by matrix or group.
+        memory: plain data of how the model was held, and what that was estimated to need.
+    """
 
     warnings: tuple[str, ...] = ()
+    calibration: dict[str, int] = Field(default_factory=dict)
+    added_jitter: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    memory: dict[str, Any] = Field(default_factory=dict)
 
 
 class CompressResult(_Lenient):
-    """Of a compression: reports by ratio, as ``f"{ratio:g}"`` writes it."""
+    """Of a compression: reports by ratio, as ``f"{ratio:g}"`` writes it; calibration and memory as of a fit."""
 
     reports: dict[str, RecordedReport]
+    calibration: dict[str, int] = Field(default_factory=dict)
+    memory: dict[str, Any] = Field(default_factory=dict)
 
     def report(self, ratio: float) -> RecordedReport:
         """Return the report of one of the stage's ratios."""

@@ -11,7 +11,6 @@ import transformers
 from safetensors.torch import load_file
 
 from ...foundation.errors import UserError, unknown
-from ...foundation.files import read_json
 from ...methods.base import create_method
 from ...methods.fitted import Fitted
 from ...methods.library.bs import BasisSelection
@@ -22,8 +21,8 @@ from ...models.residual import NamedMatrix, find_matrix, matrix_of, named_matric
 from ...models.token_text import token_texts
 from ...runners.specs import ModelLocation
 from ...runners.stage_records import CompressRecord
-from ...runners.stages.compress import BASES_FILE
-from ...runners.store.folders import REPORT, verify_around
+from ...runners.store.folders import verify_around
+from ...runners.store.report_file import BASES_FILE, read_report
 from ..cells import FoundCell, find_cell, is_cell
 from .bases import Token, TokenBasis, TokenView
 from .changes import ChangeView, frame_of
@@ -234,8 +233,8 @@ def _fates(stage: _CompressStage) -> dict[str, Fate]:
             f"the method '{spec.method}' trains while it compresses and keeps no account of its bases; inspect "
             "bs, bsi or a method that truncates, such as svd"
         )
-    report = read_json(stage.ratio / REPORT)
-    return truncated_fates(Fitted.load(stage.fit), report["ranks"], report["dense"])
+    report = read_report(stage.ratio)
+    return truncated_fates(Fitted.load(stage.fit), report.ranks, report.dense)
 
 
 def _chosen(model: Any, fates: dict[str, Fate], layer: int | None, matrix: str | None) -> list[NamedMatrix]:

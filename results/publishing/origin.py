@@ -13,11 +13,8 @@ from ...models.export import is_factorised
 from ...models.folder_checks import check_folder
 from ...models.identity import model_sha256
 from ...records.files import read_records
+from ...runners.compression_note import FILE, has_note, read_note
 from ..cells import find_cell, is_cell
-
-RECORD_FILE = "compression.json"
-"""What `bench compress` writes beside the weights."""
-
 
 _COLUMNS = ("benchmark", "variant", "metric", "value", "low", "high", "n", "engine")
 
@@ -143,33 +140,28 @@ def _of_cell(name: str, seed: int | None) -> Origin:
 
 def _of_folder(folder: Path, evaluations: Iterable[Path]) -> Origin:
     _check_factorised(folder)
-    if not (folder / RECORD_FILE).is_file():
+    if not has_note(folder):
         raise UserError(
-            f"{folder} has no {RECORD_FILE}, so nothing says how it was made; name a folder that bench compress wrote, "
-            "or a cell such as runs/tiny-toy-math:svd@3"
+            f"{folder} has no {FILE}, so nothing says how it was made; name a folder that bench compress wrote, or a "
+            "cell such as runs/tiny-toy-math:svd@3"
         )
-    compression, sha256 = _load(folder / RECORD_FILE), model_sha256(folder)
-    try:
-        return Origin(
-            folder,
-            sha256,
-            compression["model"],
-            compression["model_sha256"],
-            compression["method_name"],
-            compression["label"],
-            compression["method"],
-            compression["ratio"],
-            compression["parameters_before"],
-            compression["parameters"],
-            bool(compression["steps"]),
-            compression["provenance"]["versions"]["lowrank_bench"],
-            compression["provenance"]["git_commit"] or "",
-            tuple(measurement for evaluation in evaluations for measurement in _evaluated(evaluation, folder, sha256)),
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / RECORD_FILE} lacks {error}; compress the model again with bench compress"
-        ) from error
+    note, sha256 = read_note(folder), model_sha256(folder)
+    return Origin(
+        folder,
+        sha256,
+        note.model,
+        note.model_sha256,
+        note.method_name,
+        note.label,
+        note.method,
+        note.ratio,
+        note.parameters_before,
+        note.parameters,
+        bool(note.steps),
+        note.provenance.versions.get("lowrank_bench", ""),
+        note.provenance.git_commit or "",
+        tuple(measurement for evaluation in evaluations for measurement in _evaluated(evaluation, folder, sha256)),
+    )
 
 
 def _evaluated(evaluation: Path, folder: Path, sha256: str) -> list[Measurement]:

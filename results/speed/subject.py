@@ -16,9 +16,11 @@ from ...models.matrices import model_size
 from ...models.presets import PRESETS, folder_name, resolve_model
 from ...models.version4 import config_keys
 from ...records.files import COLUMNS, SCHEMA_VERSION
+from ...runners.compression_note import has_note, read_note
 from ...runners.stage_records import CompressRecord, QuantiseRecord, RecoverRecord
 from ...runners.store.files import stage_around
-from ...runners.store.folders import REPORT, StageStore, verify_around
+from ...runners.store.folders import StageStore, verify_around
+from ...runners.store.report_file import read_report
 from ..cells import checkpoint_folder, find_cell, is_cell
 
 _MEASURED = {
@@ -150,25 +152,22 @@ def _origin(name: str, folder: Path, model: str | None) -> dict[str, Any]:
 
 def _compression_report(folder: Path) -> dict[str, Any]:
     """Return what ``compression.json``, or the stage that the folder lies in, says about a factorised checkpoint."""
-    try:
-        if (folder / "compression.json").is_file():
-            values = read_json(folder / "compression.json")
-            return {
-                "model": values["model"],
-                "model_sha256": values["model_sha256"],
-                "method": values["method_name"],
-                "label": values["label"],
-                "options": canonical_json(values["method"]),
-                "task": values["task"] or "none",
-                "seed": values["seed"],
-                "ratio_target": float(values["ratio_target"]),
-                "ratio_matrices": values["ratio_matrices"],
-                "params_original": values["parameters_before"],
-                "params": values["parameters"],
-            }
-        return _stage_report(folder.resolve())
-    except (OSError, KeyError, TypeError, AttributeError, ValueError):
-        return {}
+    if has_note(folder):
+        note = read_note(folder)
+        return {
+            "model": note.model,
+            "model_sha256": note.model_sha256,
+            "method": note.method_name,
+            "label": note.label,
+            "options": canonical_json(note.method),
+            "task": note.task or "none",
+            "seed": note.seed,
+            "ratio_target": note.ratio_target,
+            "ratio_matrices": note.ratio_matrices,
+            "params_original": note.parameters_before,
+            "params": note.parameters,
+        }
+    return _stage_report(folder.resolve())
 
 
 def _stage_report(folder: Path) -> dict[str, Any]:
@@ -188,7 +187,7 @@ def _stage_report(folder: Path) -> dict[str, Any]:
             return {}
         verify_around(folder)
         record = store.record(folder.relative_to(store.root).parts[0])
-    report = read_json(folder.parent / REPORT)
+    report = read_report(folder.parent)
     return {
         "method": record.spec.method,
         "label": record.spec.method,
@@ -196,7 +195,7 @@ def _stage_report(folder: Path) -> dict[str, Any]:
         "stage": state,
         "seed": record.spec.seed,
         "ratio_target": float(folder.parent.name.removeprefix("ratio-")),
-        "ratio_matrices": report["ratio_matrices"],
-        "params_original": report["parameters_before"],
-        "params": report["parameters"],
+        "ratio_matrices": report.ratio_matrices,
+        "params_original": report.parameters_before,
+        "params": report.parameters,
     }

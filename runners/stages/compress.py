@@ -7,9 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
-from ...foundation.files import read_json, write_json
 from ...foundation.progress import Report
 from ...methods.base import CompressionReport, create_method
 from ...methods.fitted import Fitted
@@ -17,7 +14,8 @@ from ...methods.ranks.budget import Budget
 from ...models.shards import save_model
 from ..estimates.memory import calibration_of, compress_mode
 from ..specs import CompressStage
-from ..store.folders import MODEL_FOLDER, REPORT, ratio_folder
+from ..store.folders import MODEL_FOLDER, ratio_folder
+from ..store.report_file import read_report, write_report
 from ..training.sharding import is_main
 from .shared import (
     choose_mode,
@@ -29,9 +27,6 @@ from .shared import (
     skeleton_of,
     trainer_for,
 )
-
-BASES_FILE = "bases.safetensors"
-"""Beside a compressed checkpoint, where a method says which bases survived."""
 
 
 def compress(stage: CompressStage, folder: Path, report: Report | None) -> Mapping[str, Any]:
@@ -53,13 +48,11 @@ def compress(stage: CompressStage, folder: Path, report: Report | None) -> Mappi
             return
         target = folder / ratio_folder(budget.ratio)
         save_model(compressed, tokenizer, target / MODEL_FOLDER, dtypes_of(stage))
-        write_json(target / REPORT, report.summary())
-        if report.tensors:
-            save_file(report.tensors, target / BASES_FILE)
+        write_report(report, target)
 
     method.compress_path(model, fitted, budgets, trainer, emit, data)
     # From the files, for some may be older than this process.
-    reports = {f"{b.ratio:g}": read_json(folder / ratio_folder(b.ratio) / REPORT) for b in budgets if is_main()}
+    reports = {f"{b.ratio:g}": read_report(folder / ratio_folder(b.ratio)).summary() for b in budgets if is_main()}
     trained = {"training": asdict(trainer.log)} if trainer and trainer.log else {}
     searched = {"calibration": reading} if (reading := data.reading() if data else {}) else {}
     return {"reports": reports, "memory": memory} | trained | searched | (data_card(data) if data else {})

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ...foundation.errors import UserError
-from ...foundation.files import read_json
 from ...foundation.progress import Report
 from ...methods.base import TrainingLog
 from ...methods.recoveries.base import create_recovery
 from ..specs import RecoverStage
-from ..store.folders import REPORT
+from ..store.report_file import read_report
 from ..training.held_out import mean_loss, split_held_out
 from ..training.sharding import shards
 from .shared import data_card, estimate_training, model_of, save_trained, skeleton_of, trainer_for, training_data
@@ -33,11 +32,11 @@ def recover(stage: RecoverStage, folder: Path, report: Report | None) -> Mapping
     data, held_out = split_held_out(every, share) if share else (every, None)
     memory = estimate_training(stage, data, skeleton, recovery=recovery)
     model = model_of(stage)
-    compression = read_json(Path(stage.execution.model.location).parent / REPORT)
+    compression = read_report(Path(stage.execution.model.location).parent)
     trainer = trainer_for(stage, data, folder, report, recovery)
-    spent = 0 if trainer.extra_steps else compression["steps"]
+    spent = 0 if trainer.extra_steps else compression.steps
     steps = max(trainer.total_steps - spent, 0)
-    phases = recovery.recover(model, trainer, steps, compression["recover_lr_scale"], stage.spec.seed)
+    phases = recovery.recover(model, trainer, steps, compression.recover_lr_scale, stage.spec.seed)
     whole = save_trained(stage, trainer, model, tokenizer, folder)
     log = trainer.log or TrainingLog(0, 0, 0.0, math.nan)
     recovered = {"name": recovery.name, "phases": [phase.plain() for phase in phases]}

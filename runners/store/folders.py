@@ -37,9 +37,6 @@ from .locks import hold_lock, lock_file
 MODEL_FOLDER = "model"
 """Where a stage puts the checkpoint that it made, inside its folder or a ratio's."""
 
-REPORT = "report.json"
-"""Beside a compressed checkpoint, what the method reported."""
-
 _OTHER_PROCESSES = ("engine", "processes")  # parts of a result that say how much memory processes of their own took
 
 

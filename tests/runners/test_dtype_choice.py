@@ -14,7 +14,8 @@ from lowrank_bench.models.loading import load_tokenizer
 from lowrank_bench.models.presets import resolve_model
 from lowrank_bench.runners.choices import DtypeChoice, pick_calibration_dtype, pick_dtype
 from lowrank_bench.runners.collect import _options
-from lowrank_bench.runners.compressing import RECORD_FILE, CompressRequest, compress
+from lowrank_bench.runners.compressing import CompressRequest, compress
+from lowrank_bench.runners.compression_note import FILE
 from lowrank_bench.runners.config import make_config, nest
 from lowrank_bench.runners.estimates.machine import assume_machine
 from lowrank_bench.runners.evaluating import default_settings, evaluate
@@ -159,7 +160,7 @@ def test_a_fit_computes_in_the_dtype_of_its_key(tmp_path):
             "tiny", "svd-llm:samples=4", 2.0, tmp_path / dtype, task="toy-math", calibration_dtype=dtype
         )
         compress(request)
-        records[dtype] = json.loads((tmp_path / dtype / RECORD_FILE).read_text())
+        records[dtype] = json.loads((tmp_path / dtype / FILE).read_text())
         assert records[dtype]["calibration_dtype"] == dtype
     first, second = (load_file(tmp_path / dtype / "model.safetensors") for dtype in records)
     assert any(not torch.equal(first[name], second[name]) for name in first)
