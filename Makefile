@@ -1,7 +1,7 @@
 # make demo: set everything up, run the main job, end with a table and a curve.
 # make test: set everything up, run the tests.    make check: formatting, lint, types.
 # make real: build Gemma 3 270M (240 MB, Gemma's terms) and compress it by two methods at three ratios (docs/real-models.md).
-# make measurements: measure what the README and docs/measurements.md show, and write their tables; REAL=1: the real model too.
+# make measurements: measure what the README and docs/measurements.md show, and write their tables; REAL=1: the long ones too.
 # make regression: a small sweep on the built-in model against tests/baselines/tiny.csv (docs/regression.md).
 # make docs: build the docs site into site/ (open site/index.html); make check does so too.
 # make dist: build wheel and source distribution into dist/ and check their metadata.

@@ -26,6 +26,9 @@ from lowrank_bench.foundation.errors import UserError, unknown
 from lowrank_bench.foundation.files import write_atomic
 from lowrank_bench.measurements.pages import MEASURED, PAGES, ROOT, Measurement, read_list, update_page
 from lowrank_bench.records.files import csv_text, read_records, to_records
+from lowrank_bench.results.report.budgets import budget_findings
+from lowrank_bench.results.report.gather import gather
+from lowrank_bench.results.tables.pivot import pivot
 from lowrank_bench.runners.provenance import git_commit, processor
 
 RUNS = Path("runs")
@@ -58,7 +61,7 @@ def choose(known: Mapping[str, Measurement], only: str, heavy: bool, data: Path 
     return chosen
 
 
-def run_sweep(entry: Measurement, data: Path | None, runs: Path = RUNS) -> dict[str, str]:
+def run_sweep(entry: Measurement, data: Path | None, runs: Path = RUNS) -> dict[str, str | bytes]:
     """Run a sweep, or what is missing of it, and return the files that keep its result."""
     words = shlex.split(entry.command)[1:]
     words = [str(data) + word.removeprefix("DATA") if word.split("/")[0] == "DATA" else word for word in words]
@@ -68,14 +71,23 @@ def run_sweep(entry: Measurement, data: Path | None, runs: Path = RUNS) -> dict[
     return sweep_files(entry, ROOT / runs / entry.name)
 
 
-def sweep_files(entry: Measurement, run: Path) -> dict[str, str]:
-    """Return the files that keep a finished sweep's result: its headline records, and the command."""
+def sweep_files(entry: Measurement, run: Path) -> dict[str, str | bytes]:
+    """Return the files that keep a finished sweep's result: its headline records, and the command.
+
+    Of several budgets also what the report says about the order of the methods, and the figure over tokens.
+    """
     records = read_records(run)
     text = csv_text(to_records(records[records.headline]))
-    return {f"{entry.name}.csv": text, f"{entry.name}.json": as_json({"command": entry.command})}
+    facts: dict[str, object] = {"command": entry.command}
+    files: dict[str, str | bytes] = {f"{entry.name}.csv": text}
+    if records[records.steps_budget > 0].steps_budget.nunique() > 1:
+        facts["findings"] = [line for _, lines in budget_findings(pivot(records), gather(run).orders) for line in lines]
+        (figure,) = run.glob("*-by-tokens.png")
+        files[f"{entry.name}.png"] = figure.read_bytes()
+    return files | {f"{entry.name}.json": as_json(facts)}
 
 
-def run_script(entry: Measurement) -> dict[str, str]:
+def run_script(entry: Measurement) -> dict[str, str | bytes]:
     """Run a script and return the file that keeps what it printed.
 
     A script's exit code 1 means that its target was missed; what it measured counts all the same.
@@ -122,14 +134,14 @@ def main() -> int:
     data = options.data.resolve() if options.data else None
     try:
         known = read_list()
-        files: dict[str, str] = {}
+        files: dict[str, str | bytes] = {}
         for entry in [] if options.pages else choose(known, options.only, options.real, data):
             print(f"{entry.name}: {entry.command}", flush=True)
             files |= run_sweep(entry, data) if entry.sweep else run_script(entry)
         if files:
             MEASURED.mkdir(exist_ok=True)
-        for name, text in files.items():
-            write_atomic(MEASURED / name, text)
+        for name, content in files.items():
+            write_atomic(MEASURED / name, content)
         fill_pages(known)
     except UserError as error:
         print(error, file=sys.stderr)

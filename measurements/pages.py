@@ -60,7 +60,8 @@ class Result:
     """What was measured: the committed files of a measurement.
 
     Attributes:
-        facts: of ``NAME.json``: the command; for a script commit, date, machine, load and output too.
+        facts: of ``NAME.json``: the command; of several budgets ``findings``, sentences of the report; of a script
+            commit, date, machine, load and output.
         records: of ``NAME.csv``, the headline records; None for a script.
     """
 
@@ -130,7 +131,12 @@ def sweep_section(name: str, facts: Mapping[str, Any], records: pd.DataFrame) ->
     parts = [f"    {facts['command']}", f"{trained(records)} {measured(records)} [Records](measured/{name}.csv)."]
     for table in pivot(records):
         title = f"**{unit(table)}** on `{table.variant}`, n = {table.n} ({table.engine}, {table.dtype})"
+        title += f", {table.budget:,} steps after the first finetuning" if table.budget else ""
         parts += [f"{title}, {interval(table)}:", grid(table)]
+    if "findings" in facts:
+        parts.append("What the report says about the order of the methods:")
+        parts.append("\n".join(f"- {sentence}" for sentence in facts["findings"]))
+        parts.append(f"![{pivot(records)[0].metric} over training tokens](measured/{name}.png)")
     return "\n\n".join(parts)
 
 
