@@ -83,17 +83,21 @@ class DataCard(_Lenient):
 
 
 class HeldOut(_Lenient):
-    """Of a recovery in a tuned sweep: mean loss in nats a token on held-out training examples, and what was read."""
+    """Of a recovery in a tuned sweep: mean loss in nats a token on held-out training examples, and what was read.
 
-    loss: float
+    The loss is None where it was not finite.
+    """
+
+    loss: float | None
     examples: int
     tokens: int
 
 
 class TrainingResult(_Lenient):
-    """Of a finetuning or a recovery."""
+    """Of a finetuning or a recovery; ``diverged`` says why a learning rate of a tuned sweep left no model."""
 
     training: RecordedTraining
+    diverged: str = ""
     held_out: HeldOut | None = None
     warnings: tuple[str, ...] = ()
     data_card: DataCard | None = None
@@ -116,9 +120,14 @@ class FitResult(_Lenient):
 
 
 class CompressResult(_Lenient):
-    """Of a compression: reports by ratio, as ``f"{ratio:g}"`` writes it; calibration and memory as of a fit."""
+    """Of a compression: reports by ratio, as ``f"{ratio:g}"`` writes it; calibration and memory as of a fit.
+
+    ``training`` and ``diverged`` are as of a recovery, for methods that train.
+    """
 
     reports: dict[str, RecordedReport]
+    training: RecordedTraining | None = None
+    diverged: str = ""
     calibration: dict[str, int] = Field(default_factory=dict)
     memory: dict[str, Any] = Field(default_factory=dict)
 

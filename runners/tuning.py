@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..foundation.errors import UserError
 from .config.tuning import grid_text
 from .evaluation_layout import PlannedModel
 from .graph import Plan, Tuned
@@ -48,21 +49,37 @@ def choose(plan: Plan, candidates: Sequence[Candidate], ratio: float, trains: bo
         candidates: by learning rate, ascending; of equal losses the smallest rate is taken.
         ratio: of the models.
         trains: whether their compressions were trained at the same rate, and count as part of the cost.
+
+    Raises:
+        UserError: no rate leaves a finite loss.
     """
     records = _records(plan, [candidate.keys["recover"] for candidate in candidates])
     if records is None:
         return Choice(candidates[0], None)
-    losses = [record.result.held_out.loss if record.result.held_out else math.inf for record in records]
-    finite = [loss if math.isfinite(loss) else math.inf for loss in losses]
+    losses = [_held_out_loss(record) for record in records]
+    rates = tuple(candidate.run.learning_rate for candidate in candidates)
+    if not math.isfinite(min(losses)):
+        raise UserError(
+            f"at no learning rate of --tune ({grid_text(rates)}) does '{records[0].title}' keep a finite loss; add "
+            f"smaller ones, such as --tune lr={min(rates) / 10:g}"
+        )
     tokens = sum(record.result.training.tokens for record in records)
     if trains:
         for candidate in candidates:
             record = plan.store.record(candidate.keys["compress"])
             assert isinstance(record, CompressRecord)
-            tokens += record.result.report(ratio).tokens
-    rates = tuple(candidate.run.learning_rate for candidate in candidates)
-    best = finite.index(min(finite))
-    return Choice(candidates[best], Tuned(rates, tuple(finite), rates[best], tokens, HELD_OUT))
+            if record.result.has_report(ratio):
+                tokens += record.result.report(ratio).tokens
+            elif record.result.training:
+                tokens += record.result.training.tokens
+    best = losses.index(min(losses))
+    return Choice(candidates[best], Tuned(rates, tuple(losses), rates[best], tokens, HELD_OUT))
+
+
+def _held_out_loss(record: RecoverRecord) -> float:
+    """Return the loss that chooses: infinite where the training diverged or the loss is not finite."""
+    held_out = record.result.held_out
+    return math.inf if held_out is None or held_out.loss is None else held_out.loss
 
 
 def _records(plan: Plan, keys: Sequence[str]) -> list[RecoverRecord] | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import platform
+import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,10 @@ from ...evals.tasks.files.opening import add_definition
 from ...foundation.environment import number_formats
 from ...foundation.errors import UserError
 from ...foundation.progress import Report, reporting
+from ...methods.base import TrainingLog
 from ..executors.parallel.launch import train_together
 from ..specs import CompressStage, EvaluateStage, FinetuneStage, FitStage, QuantiseStage, RecoverStage, Stage
+from ..training.divergence import Diverged
 from .compress import compress
 from .evaluate import evaluate
 from .finetune import finetune
@@ -24,7 +29,27 @@ from .recover import recover
 
 
 def perform(stage: Stage, folder: Path, report: Report | None = None) -> Mapping[str, Any]:
-    """Do one stage inside ``folder``; returns plain data for its record.
+    """Do one stage inside ``folder``, here or in processes that train together; returns plain data for its record.
+
+    A training of a tuned sweep whose loss becomes infinite or NaN is complete without a model: its learning rate is not
+    chosen. Any other such training fails.
+
+    Raises:
+        UserError: see `perform_here`.
+    """
+    try:
+        return train_together(stage, folder, report) if stage.accelerate else perform_here(stage, folder, report)
+    except Diverged as error:
+        if not (isinstance(stage, CompressStage | RecoverStage) and stage.data and stage.data.held_out):
+            raise
+        for left in folder.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        training = {"training": asdict(TrainingLog(error.steps, error.tokens, 0.0, math.nan)), "diverged": str(error)}
+        return training | ({"reports": {}} if isinstance(stage, CompressStage) else {})
+
+
+def perform_here(stage: Stage, folder: Path, report: Report | None = None) -> Mapping[str, Any]:
+    """Do one stage, or this process's share of it, inside ``folder``; returns plain data for its record.
 
     Raises:
         UserError: among others, an environment that asks for other number formats than the one that planned the stage.
@@ -38,8 +63,6 @@ def perform(stage: Stage, folder: Path, report: Report | None = None) -> Mapping
     if stage.execution.task_file:
         add_definition(stage.execution.task_file)
     torch.manual_seed(getattr(stage.spec, "seed", None) or 0)
-    if stage.accelerate:
-        return train_together(stage, folder, report)
     with reporting(report):
         return _by_kind(stage, folder, report)
 

@@ -14,6 +14,7 @@ from ...methods.base import TrainingLog
 from ...methods.recoveries.base import create_recovery
 from ..specs import RecoverStage
 from ..store.report_file import read_report
+from ..training.divergence import Diverged
 from ..training.held_out import mean_loss, split_held_out
 from ..training.sharding import shards
 from .shared import data_card, estimate_training, model_of, save_trained, skeleton_of, trainer_for, training_data
@@ -23,6 +24,11 @@ def recover(stage: RecoverStage, folder: Path, report: Report | None) -> Mapping
     """Train a compressed model for what compression left of the budget; returns plain data for the record."""
     recovery = create_recovery(stage.spec.recovery, stage.spec.recovery_options)
     recovery.check()
+    compressed = Path(stage.execution.model.location)
+    if stage.spec.data.held_out and not compressed.is_dir():
+        raise Diverged(
+            "there is no model to train: the training while compressing diverged at this learning rate", 0, 0
+        )
     if shards() and not recovery.trains_sharded:
         raise UserError(
             f"the recovery {recovery.name} needs the whole model in every process; use DDP, or --recovery full"
@@ -32,7 +38,7 @@ def recover(stage: RecoverStage, folder: Path, report: Report | None) -> Mapping
     data, held_out = split_held_out(every, share) if share else (every, None)
     memory = estimate_training(stage, data, skeleton, recovery=recovery)
     model = model_of(stage)
-    compression = read_report(Path(stage.execution.model.location).parent)
+    compression = read_report(compressed.parent)
     trainer = trainer_for(stage, data, folder, report, recovery)
     spent = 0 if trainer.extra_steps else compression.steps
     steps = max(trainer.total_steps - spent, 0)

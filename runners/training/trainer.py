@@ -21,7 +21,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ...evals.tasks.prompts import Encoded
 from ...foundation.environment import launcher_ignored
-from ...foundation.errors import UserError
 from ...foundation.memory import peak_memory_bytes
 from ...foundation.progress import Progress
 from ...methods.base import Stateful, TrainingLog
@@ -30,6 +29,7 @@ from ..tracking.names import Tracking
 from ..tracking.training import MOST_POINTS, TrackedTraining, tracked
 from .batches import Examples, StepSampler
 from .data import TaskData, collate
+from .divergence import Diverged
 from .host_moments import HostMomentsAdamW
 from .later import begin_later, begins_later
 from .one_device import OneDeviceArguments
@@ -87,10 +87,12 @@ class _Hooks(transformers.TrainerCallback):
         self.loss, self.tokens = self.sums.tolist()
         self.sums = None
         if not math.isfinite(self.loss):
-            raise UserError(
+            raise Diverged(
                 f"the loss became {self.loss} at step {state.global_step + 1} of {state.max_steps} in "
                 f"{self.trainer.title}; lower the learning rate (now {args.learning_rate:g}) with --lr, or check the "
-                "training data"
+                "training data",
+                state.global_step - self.start,
+                self.tokens_done,
             )
         if self.on_gradients:
             self.on_gradients(state.global_step - self.start, self.tokens_done)
@@ -362,6 +364,14 @@ class TaskTrainer:
                 model.config.use_cache = use_cache
         torch.manual_seed(self.seed)
         model.eval()
+        # The last update shows in no loss; weights that overflowed there would be saved.
+        if not all(getattr(weight, "_local_tensor", weight).isfinite().all() for weight in model.parameters()):
+            raise Diverged(
+                f"the weights are no longer finite after the last of {steps} steps of {self.title}; lower the learning "
+                f"rate (now {chosen.learning_rate:g}) with --lr, or check the training data",
+                steps,
+                hooks.tokens_done,
+            )
         log = TrainingLog(
             steps, hooks.tokens_done, hooks.seconds, hooks.last_loss, hooks.seconds_before, hooks.peak_before
         )

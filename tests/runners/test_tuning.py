@@ -1,6 +1,7 @@
 """``--tune``: one grid for every method, a choice by the loss on examples that nothing trains on, and its record."""
 
 import json
+import shutil
 import time
 from collections import Counter
 from dataclasses import replace
@@ -225,6 +226,32 @@ def test_a_killed_run_goes_on_to_the_results_of_one_run(config, swept, tmp_path)
     done = bench("run", "--config", str(tmp_path / "sweep.yaml"))
     assert done.returncode == 0, done.stderr
     assert same_results(swept.records, read_records(tmp_path / "tiny-toy-math")) == []
+
+
+def test_a_rate_at_which_a_training_diverges_is_not_chosen(config, swept, tmp_path):
+    # bs diverges while it compresses too, and then leaves nothing to recover.
+    shutil.copytree(config.execution.folder / "stages", tmp_path / "stages")
+    wide = changed(config, out=str(tmp_path), tune="lr=1e-5,1e30", recover={"steps": 24})
+    result = run_sweep(wide)
+    plan, store = make_plan(wide), StageStore(tmp_path / "stages")
+    for method, compressed in (("svd", ""), ("bs:prunings=1", "the loss became nan")):
+        low, high = (store.record(stage.key).result for stage in recoveries(plan, method))
+        assert (low.diverged, high.held_out) == ("", None)
+        assert "no model to train" in high.diverged if compressed else "the loss became nan" in high.diverged
+    records = [store.record(key) for key in plan.stages]
+    (compressed,) = [record for record in records if record.kind == "compress" and record.result.diverged]
+    assert compressed.result.reports == {}
+    assert [path.name for path in store.path(compressed.key).iterdir()] == ["stage.json"]
+    choices = [json.loads(text) for text in result.records.tuned if text != "{}"]
+    assert {choice["lr"] for choice in choices} == {1e-5}
+    assert all(choice["losses"][1] is None and choice["losses"][0] < 10 for choice in choices)
+    (table,) = [table for table in by_ratio(result.records) if table.title.endswith("learning rates")]
+    assert {row[3].text for row in table.rows} == {"not finite"}
+    assert run_sweep(wide).stages_run == 0
+
+    none = changed(wide, tune="lr=1e30,1e32", methods=["svd"])
+    with pytest.raises(UserError, match=r"at no learning rate of --tune \(lr=1e\+30,1e\+32\) does 'recover svd 2x"):
+        run_sweep(none)
 
 
 @pytest.mark.parametrize(

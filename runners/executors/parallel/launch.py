@@ -19,6 +19,7 @@ from ....foundation.process import python_command, python_environment
 from ....foundation.progress import Report
 from ...process_setup import FSDP2
 from ...specs import Stage
+from ...training.divergence import Diverged
 
 DESK = ".launch"
 """Folder inside the stage's own, by which the processes and the worker exchange files; gone when the stage is done."""
@@ -35,7 +36,8 @@ def train_together(stage: Stage, folder: Path, report: Report | None) -> Mapping
     """Do a training stage in the processes that its ``accelerate`` names; return its result.
 
     Raises:
-        UserError: one of them met a reason that the user can mend.
+        Diverged: the loss became infinite or NaN.
+        UserError: one of them met another reason that the user can mend.
         ProcessesCrashed: they failed otherwise.
     """
     import torch
@@ -97,6 +99,8 @@ def _failure(desk: Path, stage: Stage, code: int) -> Exception:
     files = sorted(desk.glob(ERROR.format("*")), key=lambda file: file.stat().st_mtime_ns)
     errors = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     for error in sorted(errors, key=lambda error: not error["expected"]):
+        if "diverged" in error:
+            return Diverged(error["text"], *error["diverged"])
         return UserError(error["text"]) if error["expected"] else ProcessesCrashed(error["text"])
     lines = (desk / _LOG).read_bytes()[-20_000:].decode("utf-8", "replace").replace("\r", "\n").splitlines()
     words = "\n".join([line for line in lines if line.strip()][-_LAST_WORDS:]) or "(none)"

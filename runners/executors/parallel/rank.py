@@ -15,6 +15,7 @@ from ....foundation.process import die_with_parent
 from ....foundation.progress import throttled
 from ...process_setup import Strategy
 from ...specs import CompressSpec, Stage, parse_stage
+from ...training.divergence import Diverged
 from .launch import ERROR, PROGRESS, RESULT, STAGE
 from .launcher import LAUNCHER
 
@@ -27,11 +28,13 @@ def main(desk: Path, folder: Path, threads: int) -> int:
     try:
         _train(desk, folder, threads)
         return 0
+    except Diverged as error:
+        failure = {"text": str(error), "expected": True, "diverged": [error.steps, error.tokens]}
     except UserError as error:
-        text, expected = str(error), True
+        failure = {"text": str(error), "expected": True}
     except Exception:
-        text, expected = traceback.format_exc(), False
-    write_json(desk / ERROR.format(os.environ["RANK"]), {"text": text, "expected": expected})
+        failure = {"text": traceback.format_exc(), "expected": False}
+    write_json(desk / ERROR.format(os.environ["RANK"]), failure)
     return 1
 
 
@@ -56,7 +59,7 @@ def _train(desk: Path, folder: Path, threads: int) -> None:
     from accelerate.utils import gather_object
 
     from ....foundation.memory import peak_memory_bytes
-    from ...stages.perform import perform
+    from ...stages.perform import perform_here
     from ..local import prepare
 
     stage = parse_stage((desk / STAGE).read_text(encoding="utf-8"))
@@ -75,7 +78,7 @@ def _train(desk: Path, folder: Path, threads: int) -> None:
         write_atomic(desk / PROGRESS, f"{done} {total} {unit}")
 
     stage = stage.model_copy(update={"execution": stage.execution.model_copy(update=alone)})
-    result = dict(perform(stage, folder, throttled(report) if state.is_main_process else None))
+    result = dict(perform_here(stage, folder, throttled(report) if state.is_main_process else None))
     before = result.get("training", {}).get("resumed_peak_memory_bytes", 0)
     result["processes"] = {
         "count": state.num_processes,

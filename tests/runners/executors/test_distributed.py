@@ -1,4 +1,5 @@
 import contextlib
+import json
 import math
 import os
 import signal
@@ -24,6 +25,7 @@ from lowrank_bench.methods.base import create_method
 from lowrank_bench.methods.estimates import training_checkpoint_bytes
 from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.loading import load_model
+from lowrank_bench.results.sweep import run_sweep
 from lowrank_bench.runners.executors.local import prepare
 from lowrank_bench.runners.executors.parallel.rank import strategy_for
 from lowrank_bench.runners.plan import make_plan
@@ -331,3 +333,16 @@ def test_where_training_runs_is_no_part_of_a_key(tmp_path):
     trainings = {key for key, stage in spread.stages.items() if stage.train}
     assert {spread.stages[key].kind for key in trainings} == {"finetune", "compress", "recover"}
     assert {key for key, stage in spread.stages.items() if stage.accelerate} == trainings
+
+
+def test_a_learning_rate_at_which_processes_diverge_is_not_chosen(tmp_path):
+    changes = {"methods": ["svd"], "ratios": [2], "finetune": {"steps": 0}, "recover": {"steps": 24}, "limit": 2}
+    tuned = changes | {"tune": "lr=1e-5,1e30", "accelerate": config(tmp_path, "fsdp2")}
+    sweep = small_sweep(tmp_path / "runs", **tuned)
+    result = run_sweep(sweep)
+    assert {json.loads(text)["lr"] for text in result.records.tuned if text != "{}"} == {1e-5}
+    plan = make_plan(sweep)
+    records = [plan.store.record(key) for key, stage in plan.stages.items() if stage.kind == "recover"]
+    (diverged,) = [record for record in records if record.result.diverged]
+    assert [path.name for path in plan.store.path(diverged.key).iterdir()] == ["stage.json"]
+    assert diverged.result.training.steps < 24

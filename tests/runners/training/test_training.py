@@ -11,6 +11,7 @@ from lowrank_bench.evals.tasks.prompts import Encoded
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.runners.training.data import IGNORED, TaskData, collate
+from lowrank_bench.runners.training.divergence import Diverged
 from lowrank_bench.runners.training.one_device import OneDeviceArguments
 from lowrank_bench.runners.training.settings import TrainSettings
 from lowrank_bench.runners.training.trainer import TaskTrainer
@@ -136,6 +137,19 @@ def test_learning_rate_scale_is_applied():
     trainer().train(still, 1, lr_scale=1e-12)
     for a, b in zip(still.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e38])
+def test_weights_that_overflow_in_the_last_update_are_not_returned(value):
+    model = random_model("llama")
+
+    def spoil(step, tokens):
+        if step == 3:
+            model.model.layers[0].mlp.up_proj.weight.grad.fill_(value)
+
+    with pytest.raises(Diverged, match="no longer finite after the last of 4 steps of a training; lower") as error:
+        trainer(title="a training").train(model, 4, on_gradients=spoil)
+    assert (error.value.steps, error.value.tokens) == (4, 4 * 4 * 5)
 
 
 def test_nan_loss_names_stage_and_step():
