@@ -16,10 +16,8 @@ MARKERS: tuple[Any, ...] = (
 )
 _METHODS = (
     *("svd", "fwsvd", "bs", "svd-llm", "asvd", "bsi", "drone", "svd-llm-v2", "io-svd", "laser", "sfsd", "swsd", "afm"),
-    *("basis-sharing", "joint-rank-k", "magnitude", "random"),
+    *("basis-sharing", "joint-rank-k", "magnitude", "random", "aa", "zs-svd", "rtn-int8", "rtn-int4", "rtn4+r"),
 )
-
-
 UNCOMPRESSED = "none"
 """The method of records about the model before compression."""
 
@@ -33,7 +31,27 @@ class Look:
     dashes: Any
 
 
+@dataclass(frozen=True)
+class _Numbers:
+    """Which colour, marker and dash a method's first line has."""
+
+    colour: int
+    marker: int
+    dash: int
+
+
 _BLACK = Look("#010101", "h", (0, (9, 3)))
+# Methods of one colour differ in the dash, which is seen where markers are small.
+_BUILT_IN = {
+    method: _Numbers(number % len(COLOURS), number % len(MARKERS), number // len(COLOURS))
+    for number, method in enumerate(_METHODS)
+}
+_OTHERS = [
+    _Numbers(marker % len(COLOURS), marker, dash)
+    for dash in range(len(DASHES))
+    for marker in range(len(MARKERS))
+    if (marker, dash) not in {(numbers.marker, numbers.dash) for numbers in _BUILT_IN.values()}
+]
 
 
 def method_of(label: str) -> str:
@@ -51,19 +69,19 @@ def looks(methods: Sequence[str]) -> list[Look]:
         methods: the method of each line.
     """
     numbers = _numbers(methods)
-    used = {number % len(MARKERS) for number in numbers.values()}
+    used = {entry.marker for entry in numbers.values()}
     lines: dict[str, int] = {}
     chosen = []
     for method in methods:
         if method == UNCOMPRESSED:
             chosen.append(_BLACK)
             continue
-        number, variant = numbers[method], lines.get(method, 0)
+        first, variant = numbers[method], lines.get(method, 0)
         lines[method] = variant + 1
-        marker = number % len(MARKERS) if variant == 0 else _unused(number + variant, used)
+        marker = first.marker if variant == 0 else _unused(first.marker + variant, used)
         used.add(marker)
-        dashes = DASHES[(number // len(MARKERS) + variant) % len(DASHES)]
-        chosen.append(Look(COLOURS[number % len(COLOURS)], MARKERS[marker], dashes))
+        dashes = DASHES[(first.dash + variant) % len(DASHES)]
+        chosen.append(Look(COLOURS[first.colour], MARKERS[marker], dashes))
     return chosen
 
 
@@ -73,17 +91,16 @@ def _unused(start: int, used: set[int]) -> int:
     return next((marker for marker in every if marker not in used), every[0])
 
 
-def _numbers(methods: Sequence[str]) -> dict[str, int]:
-    """Return a number for each method: its place among the built-in ones, or behind them by a hash of its name.
+def _numbers(methods: Sequence[str]) -> dict[str, _Numbers]:
+    """Return what each method's first line looks like: of the built-in ones always the same.
 
-    A number says marker, dash and colour. Methods that are not built in get markers that are not drawn yet.
+    Others take of what is left by a hash of their name, with a marker that is not drawn yet where there is one.
     """
-    numbers = {method: _METHODS.index(method) for method in methods if method in _METHODS}
-    room = len(MARKERS) * (len(DASHES) - 1)
-    for method in sorted(set(methods) - {UNCOMPRESSED, *_METHODS}):
-        start = crc32(method.encode()) % room
-        every = [len(MARKERS) + (start + i) % room for i in range(room)]
-        free = [number for number in every if number not in numbers.values()]
-        used = {number % len(MARKERS) for number in numbers.values()}
-        numbers[method] = next((number for number in free if number % len(MARKERS) not in used), (free or every)[0])
+    numbers = {method: _BUILT_IN[method] for method in methods if method in _BUILT_IN}
+    for method in sorted(set(methods) - {UNCOMPRESSED, *_BUILT_IN}):
+        start = crc32(method.encode()) % len(_OTHERS)
+        every = _OTHERS[start:] + _OTHERS[:start]
+        free = [entry for entry in every if entry not in numbers.values()]
+        used = {entry.marker for entry in numbers.values()}
+        numbers[method] = next((entry for entry in free if entry.marker not in used), (free or every)[0])
     return numbers

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from lowrank_bench.methods.base import methods
+from lowrank_bench.models.quantised.scheme import CONTROLS
 from lowrank_bench.results.pages.charts import Axis, Point, Series, chart, pareto, staircase
 from lowrank_bench.results.plots.looks import COLOURS, MARKERS, looks
 
@@ -87,6 +89,13 @@ def test_a_built_in_method_looks_the_same_whatever_is_drawn_beside_it(others):
     alone = looks(["fwsvd"])[0]
     assert looks([*others, "fwsvd"])[-1].colour == alone.colour
     assert looks([*(name for name in others if name != "fwsvd"), "fwsvd"])[-1] == alone
+
+
+def test_built_in_methods_of_one_colour_differ_in_the_dash():
+    names = [*methods.names(), *CONTROLS]
+    chosen = looks(names)
+    assert len({(look.colour, repr(look.dashes)) for look in chosen}) == len(names)
+    assert [looks([name])[0] for name in names] == chosen
 
 
 def test_variants_of_a_method_share_its_colour_and_differ_in_marker_and_dash():
