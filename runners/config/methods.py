@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -128,9 +129,21 @@ def _check_label(label: str) -> None:
 
 
 def _is_method(text: str) -> bool:
+    """Whether a text is the name of a method or of a control."""
     from ...methods.registry import methods
+    from ...models.quantised.scheme import CONTROLS
 
-    return text in methods.names()
+    return text in CONTROLS or text in methods.names()
+
+
+def _options_of(method: str) -> Collection[str]:
+    """Return the names of the options of a method or control; nothing of a name that is neither."""
+    from ...methods.registry import methods  # asked about few texts: `bench --help` imports no torch
+    from ...models.quantised.scheme import CONTROLS, control_options
+
+    if method in CONTROLS:
+        return control_options(method)
+    return methods.get(method).model_fields if method in methods.names() else ()
 
 
 def _separated(text: str, kind: str = "method") -> str:
@@ -163,12 +176,7 @@ def _separated(text: str, kind: str = "method") -> str:
 
 def _is_option(text: str, method: str) -> bool:
     """Whether a text between commas is no method but an option of the one before it."""
-    from ...methods.registry import methods  # asked about few texts: `bench --help` imports no torch
-
-    name = method.partition(":")[0]
-    if not text.isidentifier() or {text, name} & set(methods.names()) != {name}:
-        return False
-    return text in methods.get(name).model_fields
+    return text.isidentifier() and not _is_method(text) and text in _options_of(method.partition(":")[0])
 
 
 def _is_labelled(text: str, before: str) -> bool:
@@ -176,10 +184,7 @@ def _is_labelled(text: str, before: str) -> bool:
     label, _, name = (part.strip() for part in text.partition("="))
     if not _is_method(name):
         return False
-    from ...methods.registry import methods
-
-    method = _split_label(before.partition(":")[0])[1]
-    return not (_is_method(method) and label in methods.get(method).model_fields)
+    return label not in _options_of(_split_label(before.partition(":")[0])[1])
 
 
 def _without_value(text: str, option: str, corrected: str, kind: str = "method") -> str:

@@ -144,6 +144,15 @@ def test_yaml_takes_one_value_or_a_text_with_commas_where_it_takes_a_list(tmp_pa
         ("quick=svd-llm:length=512,samples=16", [("svd-llm", "quick", {"length": 512, "samples": 16})]),
         ("svd,quick=bs", [("svd", "svd", {}), ("bs", "quick", {})]),
         ("a=svd:embeddings=true,b=svd", [("svd", "a", {"embeddings": True}), ("svd", "b", {})]),
+        ("rtn-int8,mine=rtn-int4", [("rtn-int8", "rtn-int8", {}), ("rtn-int4", "mine", {})]),
+        (
+            "rtn-int8:group=64,mine=rtn-int4:group=32,embeddings=true",
+            [
+                ("rtn-int8", "rtn-int8:group=64", {"group": 64}),
+                ("rtn-int4", "mine", {"group": 32, "embeddings": True}),
+            ],
+        ),
+        ("a=rtn4+r:rank=8,b=rtn4+r", [("rtn4+r", "a", {"rank": 8}), ("rtn4+r", "b", {})]),
         ("svd:policy=energy,e=svd", [("svd", "svd:policy=energy", {"policy": "energy"}), ("svd", "e", {})]),
     ],
 )
@@ -157,6 +166,7 @@ def test_a_method_takes_a_label_of_its_own(text, specs):
         ("q=svd,q=bs", "the label 'q' is given to two methods"),
         ("q=svd,q=svd", "the method q is given twice"),
         ("fwsvd=svd", "the label 'fwsvd' is the name of another method"),
+        ("rtn-int4=svd", "the label 'rtn-int4' is the name of another method"),
         ("finetuned=svd", "the label 'finetuned' is what tables call another model"),
         ("my@one=svd", "the label 'my@one' of 'my@one=svd' is not usable"),
         (
