@@ -10,6 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SETUP_GIB := 5
 VLLM := $(VENV)/.vllm
 
 SMALL_SWEEP := --methods svd,fwsvd,bs --model tiny --task toy-math --ratios 1.5,2 --finetune-steps 200 --recover-steps 80
@@ -80,6 +81,8 @@ setup-vllm: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "lowrank-bench needs Python 3.11 or newer; say which: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 2; }
+	@free=$$(df -Pk . | awk 'NR == 2 { print int($$4 / 1048576) }'); [ "$$free" -ge $(SETUP_GIB) ] || \
+		{ echo "the environment takes up to $(SETUP_GIB) GiB of disk and $$free GiB are free here; free some, or clone elsewhere"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
