@@ -11,6 +11,7 @@ import yaml
 
 from ...foundation.files import read_limited
 from ...foundation.plain import MAX_BYTES
+from ...models.quantised.scheme import CONTROLS
 from ...runners.stage_records import FinetuneRecord, RecoverRecord
 from .data import Asked, Facts
 from .lineage import Lineage
@@ -24,12 +25,13 @@ _PATHS = ("data", "out")
 
 def asked(run: Path, frame: pd.DataFrame, lineage: Lineage) -> Asked:
     """Return what was asked."""
+    compressed = frame[~frame.method.isin(["none", *CONTROLS])]
     facts: list[tuple[str, str]] = [
         ("model", _list(frame.model)),
         ("parameters", _list(f"{n:,}" for n in frame.params_original)),
         ("task", _list(frame.task)),
         *_own_task(lineage),
-        ("ratios", _list(f"{r:g}×" for r in sorted(frame.ratio_target[frame.method != "none"].unique()))),
+        ("ratios", _list(f"{r:g}×" for r in sorted(compressed.ratio_target.unique()))),
         ("seeds", _list(str(s) for s in sorted(frame.seed.unique()))),
         ("benchmarks", _list(f"{r.variant}, n = {r.n}" for r in frame[frame.headline].itertuples())),
         ("states measured", _list(frame.stage)),

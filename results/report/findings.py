@@ -58,7 +58,8 @@ def _table(table: Pivot, tests: Sequence[Paired]) -> list[str]:
     if len(leaders) > 1 and len(rows) > 1:
         most = Counter(leaders).most_common()
         if most[0][1] == len(leaders):
-            sentences.append(f"{most[0][0]} has the best estimate at all {len(leaders)} ratios.")
+            every = "both" if len(leaders) == 2 else f"all {len(leaders)}"
+            sentences.append(f"{most[0][0]} has the best estimate at {every} ratios.")
         else:
             counts = and_list([f"{label} at {count}" for label, count in most])
             sentences.append(f"The best estimate is not always the same method's: of {len(leaders)} ratios, {counts}.")

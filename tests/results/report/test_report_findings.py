@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from made_records import PARAMS
 
 from lowrank_bench.foundation.files import canonical_json
-from lowrank_bench.records.files import to_frame
+from lowrank_bench.records.files import to_frame, write_records
 from lowrank_bench.results.report.data import Asked, Paired, Report
 from lowrank_bench.results.report.findings import findings
+from lowrank_bench.results.report.gather import gather
 from lowrank_bench.results.report.markdown import fenced, report_markdown
 from lowrank_bench.results.report.words import and_list, duration
 
@@ -154,6 +155,22 @@ def test_low_rank_is_compared_with_the_control_at_equal_bytes(record, value, siz
     assert "At 1×" not in text
     assert "The controls are the model after the first finetuning, rounded" in text
     assert "Every method had the same 600 training steps" in text
+
+
+@pytest.mark.parametrize("name", ["rtn-int8", "rtn-int4", "rtn4+r"])
+def test_a_control_is_no_ratio_of_the_question(record, tmp_path, name):
+    rows = [cell(record, "svd", 0.6), cell(record, "svd", 0.4, ratio_target=3.0), control(record, 0.5, PARAMS, name)]
+    write_records(tmp_path, rows)
+    text = report_markdown(gather(tmp_path))
+    assert "| ratios | 2×, 3× |" in text
+    assert "svd has the best estimate" not in text  # it is alone
+
+
+def test_a_best_row_of_two_ratios_is_best_at_both(record):
+    rows = [cell(record, name, value, ratio_target=r) for name, value in (("a", 0.6), ("b", 0.3)) for r in (2.0, 3.0)]
+    assert "a has the best estimate at both ratios." in said(rows)
+    rows += [cell(record, name, value, ratio_target=4.0) for name, value in (("a", 0.6), ("b", 0.3))]
+    assert "a has the best estimate at all 3 ratios." in said(rows)
 
 
 def test_less_is_better_for_perplexities(record):
