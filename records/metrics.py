@@ -7,6 +7,7 @@ import math
 _FRACTIONS = {
     *("accuracy", "acc", "acc_norm", "exact_match", "maj@k"),
     *("f1", "rouge1", "rouge2", "rougeL", "bleu"),
+    *("no_answer", "cut_off", "timeout", "prompt_too_long"),
     *("pct_stereotype", "stereotype_score", "language_score", "icat"),
 }
 
@@ -19,9 +20,8 @@ _IDEALS = {
 
 def is_fraction(metric: str) -> bool:
     """Return whether a metric is a share in 0..1, shown in percent."""
-    return (
-        metric.partition("/")[0] in _FRACTIONS or metric.startswith("pass@") or metric.endswith(("accuracy", "_rate"))
-    )
+    name = metric.partition("/")[0]
+    return name in _FRACTIONS or "pass@" in name or metric.endswith(("accuracy", "_rate"))
 
 
 def direction(metric: str, higher_is_better: bool) -> str:

@@ -56,6 +56,8 @@ def _values(rows: pd.DataFrame) -> dict[str, float]:
     values["peak_memory_bytes"] = float(rows.peak_memory_bytes.max())
     for row in rows.to_dict("records"):
         name = f"{row['variant']}/{row['metric']}"
+        if row["scorer"] and not row["headline"]:  # the headline has the plain name
+            name += f"/{row['scorer']}"
         values[name] = float(row["value"])
         values |= {f"{name}/{bound}": float(row[bound]) for bound in ("low", "high", "n")}
     return {name: value for name, value in values.items() if value == value}

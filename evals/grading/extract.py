@@ -108,6 +108,14 @@ def between_dollars(text: str) -> str | None:
     return (text[first + 1 : last] if last > first else text)[:MAX_ANSWER] or None
 
 
+def unboxed(answer: str | None) -> str | None:
+    """Return the content of an answer that is one ``\\boxed{...}`` or ``\\fbox{...}`` alone; others as they are."""
+    if answer is None or not (match := _BOXED.match(answer)) or answer[match.end() : match.end() + 1] != "{":
+        return answer
+    end = _closing_braces(answer, match.start()).get(match.end())
+    return answer[match.end() + 1 : end].strip() or None if end == len(answer) - 1 else answer
+
+
 def last_boxed(text: str) -> str | None:
     """Return the content of the last complete ``\\boxed{...}`` (or ``\\fbox{...}``, ``\\boxed X``), braces balanced."""
     # One pass matches all braces: searching the partner of each opening one is quadratic in a text of braces.

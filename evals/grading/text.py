@@ -11,20 +11,32 @@ from urllib.parse import unquote
 
 import regex
 
-RULES_VERSION = 1
+RULES_VERSION = 2
 """Raised whenever a text gets another score."""
 
 MATCH_SECONDS = 1.0
 """Longest search of a user's regular expression in one completion; beyond it the verdict is ``timeout``."""
 
-_PUNCTUATION = regex.compile(r"[\p{P}\p{S}]+")
+_PUNCTUATION = regex.compile(
+    r"""(?<![\p{L}\p{N}])[-\u2212\u2013](?=[.,]?\p{N})(*SKIP)(*FAIL)   # the minus of a number stays
+    | (?<=\p{N})[.,:/](?=\p{N})(*SKIP)(*FAIL)                         # so does what is inside one,
+    | (?<=\p{N})%(*SKIP)(*FAIL) | (?<=\p{L})\#(*SKIP)(*FAIL)          # a percent sign, the # of C#,
+    | [\p{P}\p{Sk}]                                                  # and symbols: +, <, =, $, emoji""",
+    regex.VERBOSE,
+)
+_MINUS = regex.compile(r"(?<![\p{L}\p{N}])[\u2212\u2013](?=[.,]?\p{N})")
 _WORDS = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}]|[\p{L}\p{M}\p{N}]+")
 """Scripts without spaces between words count by characters."""
 
 
 def normalise(text: str) -> str:
-    """Return text without case, punctuation, symbols and superfluous spaces (NFKC, case folded)."""
-    return " ".join(_PUNCTUATION.sub(" ", unicodedata.normalize("NFKC", text).casefold()).split())
+    """Return text without case, punctuation and superfluous spaces (NFKC, case folded).
+
+    What makes another answer of it stays: symbols (``C++``, ``<``, ``$``), and of numbers the sign, the percent sign
+    and what is between digits. A text of nothing but punctuation is itself.
+    """
+    folded = _MINUS.sub("-", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(_PUNCTUATION.sub(" ", folded).split()) or "".join(folded.split())
 
 
 def words(text: str) -> list[str]:
@@ -50,10 +62,10 @@ def extract(pattern: str | None, text: str) -> str | None:
 
 
 def f1(answer: str, reference: str) -> float:
-    """Return the F1 of the words that both have, as SQuAD counts them; 1 where neither has any."""
+    """Return the F1 of the words that both have, as SQuAD counts them; where one has none, whether both are equal."""
     left, right = Counter(words(answer)), Counter(words(reference))
     if not left or not right:
-        return float(left == right)
+        return float(normalise(answer) == normalise(reference))
     shared = (left & right).total()
     return 2 * shared / (left.total() + right.total())
 
@@ -89,10 +101,13 @@ def bleu(answers: Sequence[str], references: Sequence[Sequence[str]], tokenize: 
     streams = [[row[min(index, len(row) - 1)] for row in references] for index in range(most)]
     metric = BLEU(tokenize=tokenize)
     value = metric.corpus_score(list(answers), streams).score / 100
+    value = min(value, 1.0)
     if len(answers) < 2:
         return value, 0.0, 1.0
     resampled: Any = metric.corpus_score(list(answers), streams, n_bootstrap=1000)
     half = resampled._ci / 100  # sacrebleu prints it and offers it in no other way
+    if value in (0.0, 1.0):  # each resample is as the set; of so many problems 5 % would show another with this chance
+        half = max(half, 1.0 - 0.05 ** (1 / len(answers)))
     return value, max(0.0, min(value, value - half)), min(1.0, value + half)
 
 
@@ -105,6 +120,20 @@ def json_block(text: str) -> str:
     return block.partition("```")[0]
 
 
+def load_json(text: str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: it is none; NaN and infinities, which Python reads, are none.
+        RecursionError: it is nested too deeply.
+    """
+
+    def refuse(word: str) -> Any:
+        raise ValueError(f"{word} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
 def json_verdict(text: str, schema: Mapping[str, Any]) -> tuple[str, str]:
     """Return a verdict on a text as JSON, and why it is not right: ``no-answer`` where it is none."""
     import jsonschema
@@ -112,7 +141,7 @@ def json_verdict(text: str, schema: Mapping[str, Any]) -> tuple[str, str]:
     from referencing.exceptions import Unresolvable
 
     try:
-        value = json.loads(text)
+        value = load_json(text)
     except (ValueError, RecursionError) as error:
         return "no-answer", str(error)[:200]
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)

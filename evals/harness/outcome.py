@@ -159,14 +159,23 @@ def _task_metrics(task: Any, result: Mapping[str, Any], values: Mapping[Key, lis
 
 
 def _with_interval(metric: str, value: float, items: Sequence[Any], better: bool, aggregate: Any) -> Metric:
-    numbers = _numbers(items)
+    scale = _scale(metric, value, aggregate)
+    value /= scale
+    numbers = [number / scale for number in _numbers(items)]
     if numbers and math.isclose(math.fsum(numbers) / len(numbers), value, rel_tol=1e-9, abs_tol=1e-12):
         if all(number in (0, 1) for number in numbers):
             return rate(metric, numbers, better=better)
         ends = (0.0, 1.0) if is_fraction(metric) else (-math.inf, math.inf)
         interval = mean_interval(numbers, lower=ends[0], upper=ends[1])
         return Metric(metric, math.fsum(numbers) / len(numbers), *interval, len(numbers), False, better)
-    return _normal(metric, value, _bootstrap(items, aggregate), len(items), better)
+    return _normal(metric, value, _bootstrap(items, aggregate) / scale, len(items), better)
+
+
+def _scale(metric: str, value: float, aggregate: Any) -> float:
+    """Return what a harness's value is divided by: BLEU and SQuAD's F1 are in 0..100 there, shares in 0..1 here."""
+    from lm_eval.api.metrics import bleu
+
+    return 100.0 if is_fraction(metric) and (value > 1 or aggregate is bleu) else 1.0
 
 
 def _normal(metric: str, value: float, error: float, n: int, better: bool) -> Metric:
@@ -210,7 +219,7 @@ def _group_metrics(
             parts = [of_tasks[member][key] for member in members if key in of_tasks[member]]
             if not parts or not isinstance(value, int | float):
                 continue
-            better = parts[0].higher_is_better
+            value, better = float(value) / _scale(entry.metric, float(value), None), parts[0].higher_is_better
             sizes = [part.n for part in parts]
             if entry.weight_by_size:
                 pooled = [item for member in members for item in values[member].get(key, ())]

@@ -166,9 +166,7 @@ def _task_files(
             if column:
                 scores[metric, entry] = column
             table[f"{metric},{entry}"] = row["value"]
-            table[f"{metric}_stderr,{entry}"] = (
-                stdev(column) / math.sqrt(len(column)) if len(column) > 1 else _NOT_KNOWN
-            )
+            table[f"{metric}_stderr,{entry}"] = _standard_error(of_task, column)
         count = (
             fact.get("problems") or len({line["problem"] for line in of_task}) or max(row["n"] for _, row in entries)
         )
@@ -200,6 +198,15 @@ def _task_files(
             if all(hashes):
                 results["task_hashes"][task] = _sha("".join(hashes))
     return samples
+
+
+def _standard_error(lines: Sequence[Line], column: Sequence[float]) -> float | str:
+    """Return the standard error of a mean over problems, whose samples are no problems of their own."""
+    problems: dict[str, list[float]] = defaultdict(list)
+    for line, score in zip(lines, column, strict=False):
+        problems[str(line["problem"])].append(score)
+    means = [fmean(scores) for scores in problems.values()]
+    return stdev(means) / math.sqrt(len(means)) if len(means) > 1 else _NOT_KNOWN
 
 
 def _value_names(table: Mapping[str, Any]) -> list[str]:

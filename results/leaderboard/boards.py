@@ -12,7 +12,7 @@ from ...foundation.files import digest
 from ...records.bos import bos_sentence, differ, variant_without
 from ...records.schema import KEY_COLUMNS
 from ..tables.names import shorten
-from ..tables.pivot import Cell, Pivot, goodness, pivot, with_too_long
+from ..tables.pivot import Cell, Pivot, goodness, has_ideal, pivot, with_too_long
 from .bands import SHORTFALL, band_name, bands
 from .provenance import Provenance, provenances
 from .ranking import NO_SAMPLES, Contender, Scores, Standing, rank
@@ -277,7 +277,8 @@ def _contender(
             missing = missing or sample_scores
         else:
             scores[columns["seed"][i]] = sample_scores
-    return Contender(better, scores, missing)
+    sign = 0 if has_ideal(table.metric) else 1 if table.higher_is_better else -1
+    return Contender(better, scores, missing, sign)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -14,6 +14,7 @@ from ...records.paired import Floats, enough_flips, holm, mcnemar, sign_flips
 
 LEVEL = 0.05
 NO_SAMPLES = "no samples"
+AHEAD = "ahead of the best on the problems and seeds that both have"
 MCNEMAR, SIGN_FLIP = "McNemar, exact", "sign flips"
 
 
@@ -25,11 +26,13 @@ class Scores:
         problems: identity of each problem, data and prompt included.
         values: a score for each; higher is better or lower, as the metric is.
         greedy: whether each problem has a single greedy sample that is right or wrong.
+        tokens: of all windows of a perplexity, whose scores are nats; 0 for problems.
     """
 
     problems: tuple[str, ...]
     values: Floats
     greedy: bool
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,13 @@ class Contender:
         goodness: more is better; the metric's value, its negative, or the negative distance to its ideal.
         scores: by seed, where samples are there.
         missing: why a seed's are not, in words.
+        sign: 1 where larger scores are better, -1 where smaller ones are, 0 where the best is in the middle.
     """
 
     goodness: float
     scores: Mapping[int, Scores]
     missing: str = ""
+    sign: int = 1
 
 
 @dataclass(frozen=True)
@@ -109,16 +114,29 @@ def rank(column: Sequence[Contender]) -> list[Standing]:
             standings.append(Standing(position, reason=result))
             continue
         tied = adjusted[pair] >= LEVEL
-        standings.append(Standing(1 if tied else position, False, tied, result.p_value, adjusted[pair], *result[1:]))
+        ahead = contender.sign * (result.ahead if i < best else -result.ahead)
+        if not tied and ahead > 0:  # where they have not all seeds in common, the means of all may say otherwise
+            standings.append(Standing(position, reason=AHEAD))
+            continue
+        standings.append(
+            Standing(1 if tied else position, False, tied, result.p_value, adjusted[pair], result.name, result.bound)
+        )
     return standings
 
 
 class Test(NamedTuple):
-    """A paired test of two entries: its p-value, what it was, and whether the p-value is an upper bound."""
+    """A paired test of two entries.
+
+    Attributes:
+        p_value, name: two-sided, and which test.
+        bound: whether the p-value is an upper bound.
+        ahead: sum of the first entry's scores less the second's, on what both have.
+    """
 
     p_value: float
     name: str
     bound: bool = False
+    ahead: float = 0.0
 
 
 def _test(column: Sequence[Contender]) -> dict[tuple[int, int], Test | str]:
@@ -148,7 +166,7 @@ def _test(column: Sequence[Contender]) -> dict[tuple[int, int], Test | str]:
         size = f"{problems} problems or windows, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
         if len(seeds) == 1 and a.scores[seeds[0]].greedy and b.scores[seeds[0]].greedy:
             p = mcnemar(int((difference > 0).sum()), int((difference < 0).sum()))
-            results[pair] = Test(p, f"{MCNEMAR} ({size})")
+            results[pair] = Test(p, f"{MCNEMAR} ({size})", ahead=float(difference.sum()))
         else:
             flipped.append(pair)
             differences.append(difference)
@@ -157,7 +175,8 @@ def _test(column: Sequence[Contender]) -> dict[tuple[int, int], Test | str]:
         flips = enough_flips(len(tested) * (len(tested) - 1) // 2)
         p_values = sign_flips(np.stack(differences, axis=1), flips)
         for pair, p, name in zip(flipped, p_values, names, strict=True):
-            results[pair] = Test(float(p), name, bool(p < 1.5 / (flips + 1)))
+            ahead = float(differences[flipped.index(pair)].sum())
+            results[pair] = Test(float(p), name, bool(p < 1.5 / (flips + 1)), ahead)
     return results
 
 

@@ -1,4 +1,4 @@
-"""One pass over the samples of a run: verdicts for paired tests, counts and examples of failures."""
+"""One pass over the samples of a run: counts and examples of failures."""
 
 from __future__ import annotations
 
@@ -31,17 +31,11 @@ class Answers:
     """What the report keeps of one evaluation's samples.
 
     Attributes:
-        solved: by problem, the hashes of data and prompt, and the share of its samples that are right.
-        greedy: whether there is one greedy sample a problem.
-        windows: (nll, tokens) of each window of a perplexity, by its index.
         counts: completions by kind of failure; ``correct`` among them.
         examples: first lines of each kind of failure.
         graded: whether verdicts say right or wrong (those of a bias do not).
     """
 
-    solved: dict[str, tuple[str, float]] = field(default_factory=dict)
-    greedy: bool = True
-    windows: dict[int, tuple[float, int]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     graded: bool = True
@@ -49,30 +43,24 @@ class Answers:
 
 def read_answers(path: Path) -> Answers | None:
     """Read a samples file; None where it is missing or damaged."""
-    answers, solved = Answers(), dict[str, tuple[str, list[bool]]]()
+    answers = Answers()
     try:
         with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:
             for text in file:
                 if text.strip():
-                    _take(answers, solved, json.loads(text))
+                    _take(answers, json.loads(text))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    answers.greedy &= all(len(hits) == 1 for _, hits in solved.values())
-    answers.solved = {name: (identity, sum(hits) / len(hits)) for name, (identity, hits) in solved.items()}
     return answers
 
 
-def _take(answers: Answers, solved: dict[str, tuple[str, list[bool]]], line: dict[str, Any]) -> None:
+def _take(answers: Answers, line: dict[str, Any]) -> None:
     if "nll" in line:
-        answers.windows[int(line["index"])] = float(line["nll"]), int(line["tokens"])
         return
     verdict = line["verdicts"][line["scorer"]]
     if verdict not in VERDICTS:
         answers.graded = False
         return
-    identity = f"{line['problem_sha256']} {line['prompt_sha256']}"
-    solved.setdefault(str(line["problem"]), (identity, []))[1].append(verdict == CORRECT)
-    answers.greedy &= line["temperature"] == 0
     kind = failure(line)
     answers.counts[kind] += 1
     examples = answers.examples.setdefault(kind, [])

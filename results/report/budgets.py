@@ -60,7 +60,7 @@ def _sentence(group: Sequence[Pivot], ratio: float, tested: Mapping[int, Sequenc
             better = lies_apart(table, *(cells[name] for name in pair)) if test is None else is_separated(test)
             if better:
                 shown.setdefault(pair, []).append(table.budget)
-    number = len(group) * len(common) * (len(common) - 1) // 2
+    number = sum(test.ratio == ratio for tests in tested.values() for test in tests)
     basis = (
         f"paired tests, Holm-corrected over {number} comparisons, p < {SIGNIFICANCE:g}" if with_tests else "intervals"
     )

@@ -99,12 +99,16 @@ def _table(report: Report, number: int, table: Pivot) -> Table:
     leaders = {(t.ratio, t.leader) for t in report.paired if t.table == number}
     columns = [Column("method"), *number_columns(*(f"{ratio:g}×" for ratio in table.ratios))]
     rows: list[list[TableCell]] = []
+    untested = False
     for row in table.rows:
         fields: list[TableCell] = [row.label]
         for ratio in table.ratios:
             cell = row.cells.get(ratio)
             test = tests.get((ratio, row.label))
             mark = "best" if (ratio, row.label) in leaders else "≈" if test and not is_separated(test) else ""
+            if test is None and any(leader == ratio for leader, _ in leaders) and not (mark or row.uncompressed):
+                mark = "?" if cell is not None else ""
+                untested = untested or bool(mark)
             fields.append(None if cell is None else _field(table, cell, mark))
         rows.append(fields)
     spread = any(cell.across_seeds for row in table.rows for cell in row.cells.values())
@@ -116,6 +120,7 @@ def _table(report: Report, number: int, table: Pivot) -> Table:
             " best: highest estimate at the ratio; ≈: the paired test does not separate it from the best; "
             "no mark: it is behind."
         )
+        note += " ?: not tested." if untested else ""
         note = note.replace("highest", "highest" if table.higher_is_better else "lowest")
     pinned = sum(row.uncompressed for row in table.rows)
     notes = [note, *([f"The {table.note}."] if table.note else [])]

@@ -118,8 +118,10 @@ def _separated(
     apart = [name for name, cell in rest if lies_apart(table, best, cell)]
     parts = []
     if tested:
-        test = next(iter(tested.values()))
-        seeds = f", and in each of {test.seeds} seeds" if test.seeds > 1 else ""
+        test, counts = next(iter(tested.values())), sorted({test.seeds for test in tested.values()})
+        seeds = f", and in each of {counts[-1]} seeds" if counts[-1] > 1 else ""
+        if len(counts) > 1:  # some row has fewer seeds in common with the best
+            seeds = f", and in each of the seeds that both have, {counts[0]} to {counts[-1]}"
         basis = f"paired test over {test.units:,} {test.unit} (Holm-corrected p < {SIGNIFICANCE:g}{seeds})"
         if ahead:
             parts.append(f"the {basis} separates it from {_those(ahead, len(tested))}")

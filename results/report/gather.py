@@ -15,7 +15,7 @@ from .data import Report
 from .failed import failed_stages
 from .failures import failures
 from .lineage import Lineage, Rows
-from .paired import order_tests, paired_tests
+from .paired import headline_scores, order_tests, paired_tests
 from .ranks import rank_maps
 from .spectra import spectra
 from .words import with_budget
@@ -37,19 +37,19 @@ def gather(run: Path, data: Path | None = None) -> Report:
     frame = read_records(run)
     lineage = Lineage(run, (str(key) for key in frame.stage_key))
     rows = _shown_rows(frame)
-    answers = _answers(rows, lineage)
+    answers, scores = _answers(rows, lineage), headline_scores(rows, lineage)
     named = _named_rows(rows)
     parts = {
         "ranks": rank_maps(named, lineage),
         "spectra": spectra(named, lineage),
         "failures": failures(named, answers, lineage, data),
-        "paired": paired_tests(rows, answers),
+        "paired": paired_tests(rows, scores),
     }
     return Report(
         title=" and ".join(dict.fromkeys(str(name) for name in frame.sweep)),
         records=frame,
         asked=asked(run, frame, lineage),
-        orders=order_tests(rows, answers),
+        orders=order_tests(rows, scores),
         costs=costs(named, lineage),
         span=span(lineage),
         failed=failed_stages(lineage),

@@ -12,15 +12,32 @@ import numpy as np
 from ...records.intervals import mean_interval
 from ...records.metrics import has_ideal
 from ...records.paired import enough_flips, holm, mcnemar, paired_interval, sign_flips
-from .answers import Answers
+from ..leaderboard.ranking import Scores
+from ..samples.paired_scores import scores_of
 from .data import Paired
-from .lineage import Rows
+from .lineage import Lineage, Rows
 
 _MEASURE = ("model", "task", "variant", "metric", "scorer", "engine", "dtype", "n")
 Floats = np.ndarray[Any, np.dtype[np.float64]]
+ScoresOf = Mapping[str, Scores]
+"""Scores by evaluate key, of the headline."""
 
 
-def paired_tests(rows: Rows, answers: Mapping[str, Answers]) -> tuple[Paired, ...]:
+def headline_scores(rows: Rows, lineage: Lineage) -> ScoresOf:
+    """Return the scores of each evaluation's headline; those that are not the record's very number are left out.
+
+    Args:
+        rows: headline records.
+        lineage: whose stages have the samples.
+    """
+    wanted = {row["stage_key"]: row for row in rows if lineage.folder(row["stage_key"])}
+    requests = [
+        (lineage.root, key, str(row["metric"]), str(row["scorer"]), row["value"]) for key, row in wanted.items()
+    ]
+    return {key: scores for (key, _, _), scores in scores_of(requests).items() if isinstance(scores, Scores)}
+
+
+def paired_tests(rows: Rows, scores: ScoresOf) -> tuple[Paired, ...]:
     """Test the best compressed row of each table and ratio against each other row there.
 
     Units are the problems (windows of a perplexity), on which the seeds that both rows have are averaged: McNemar's
@@ -28,30 +45,30 @@ def paired_tests(rows: Rows, answers: Mapping[str, Answers]) -> tuple[Paired, ..
 
     Args:
         rows: headline records.
-        answers: by evaluate key.
+        scores: see `headline_scores`.
 
     Returns:
         Nothing for a table whose seeds were measured on different problems, or whose samples are not there.
     """
     tests: list[Paired] = []
-    for (table, ratio), entries in _entries(rows, answers).items():
+    for (table, ratio), entries in _entries(rows, scores).items():
         pairs = [pair for other in entries[1:] if (pair := _pair(entries[0], other)) is not None]
         tests += _tested([(table, ratio, entries[0].label, pair) for pair in pairs])
     return tuple(tests)
 
 
-def order_tests(rows: Rows, answers: Mapping[str, Answers]) -> tuple[Paired, ...]:
+def order_tests(rows: Rows, scores: ScoresOf) -> tuple[Paired, ...]:
     """Test every pair of compressed rows at each ratio and budget; nothing where there are no several budgets.
 
     p-values are corrected for all pairs and budgets of one measure at one ratio.
 
     Args:
         rows: headline records.
-        answers: by evaluate key.
+        scores: see `headline_scores`.
     """
     measures = {row["table"]: tuple(row[c] for c in _MEASURE) for row in rows if row["budget"]}
     groups: dict[tuple[Any, ...], list[tuple[int, float, str, _Pair]]] = {}
-    for (table, ratio), entries in _entries([row for row in rows if row["budget"]], answers).items():
+    for (table, ratio), entries in _entries([row for row in rows if row["budget"]], scores).items():
         group = groups.setdefault((*measures[table], ratio), [])
         for ahead, behind in combinations(entries, 2):
             if (pair := _pair(ahead, behind)) is not None:
@@ -59,7 +76,7 @@ def order_tests(rows: Rows, answers: Mapping[str, Answers]) -> tuple[Paired, ...
     return tuple(test for group in groups.values() for test in _tested(group))
 
 
-def _entries(rows: Rows, answers: Mapping[str, Answers]) -> dict[tuple[int, float], list[_Entry]]:
+def _entries(rows: Rows, scores: ScoresOf) -> dict[tuple[int, float], list[_Entry]]:
     """Return the compressed rows of each table and ratio, the best estimate first."""
     cells: dict[tuple[int, float], dict[str, list[Mapping[str, Any]]]] = {}
     data: dict[int, set[tuple[str, str]]] = {}
@@ -72,19 +89,19 @@ def _entries(rows: Rows, answers: Mapping[str, Answers]) -> dict[tuple[int, floa
     for (table, ratio), by_label in sorted(cells.items()):
         if len(data[table]) > 1:
             continue
-        entries = [_Entry(label, part, answers) for label, part in by_label.items()]
+        entries = [_Entry(label, part, scores) for label, part in by_label.items()]
         entries.sort(key=lambda entry: -entry.value if entry.higher_is_better else entry.value)
         ranked[table, ratio] = entries
     return ranked
 
 
 class _Entry:
-    """A row at one ratio: its value, and what it answered by seed."""
+    """A row at one ratio: its value, and its scores by seed."""
 
-    def __init__(self, label: str, rows: Rows, answers: Mapping[str, Answers]) -> None:
+    def __init__(self, label: str, rows: Rows, scores: ScoresOf) -> None:
         self.label, self.value = label, sum(row["value"] for row in rows) / len(rows)
         self.higher_is_better = bool(rows[0]["higher_is_better"])
-        self.seeds = {row["seed"]: answers[row["stage_key"]] for row in rows if row["stage_key"] in answers}
+        self.seeds = {row["seed"]: scores[row["stage_key"]] for row in rows if row["stage_key"] in scores}
 
 
 @dataclass(frozen=True)
@@ -107,44 +124,29 @@ class _Pair:
 
 
 def _pair(leader: _Entry, other: _Entry) -> _Pair | None:
+    """Return the gains of the leader; None where both have no seed in common, or other problems or prompts."""
     seeds = sorted(set(leader.seeds) & set(other.seeds))
     if not seeds:
         return None
     mine, theirs = [leader.seeds[s] for s in seeds], [other.seeds[s] for s in seeds]
-    everyone = [*mine, *theirs]
-    if all(part.windows for part in everyone):
-        columns, scale, units = _windows(mine, theirs)
-    elif all(part.solved and part.graded for part in everyone):
-        columns, scale, units = _problems(mine, theirs)
-    else:
+    everyone, first = [*mine, *theirs], mine[0]
+    order = {problem: number for number, problem in enumerate(first.problems)}
+    if any(part.tokens != first.tokens or set(part.problems) != set(order) for part in everyone):
         return None
-    if columns is None or not np.isfinite(columns).all():
+    sign = 1.0 if leader.higher_is_better else -1.0
+    columns = np.stack([sign * (_ordered(a, order) - _ordered(b, order)) for a, b in zip(mine, theirs, strict=True)], 1)
+    if not np.isfinite(columns).all():
         return None
     ahead = bool((columns.sum(axis=0) > 0).all())
-    greedy = len(seeds) == 1 and units == "problems" and all(part.greedy for part in everyone)
+    greedy = len(seeds) == 1 and all(part.greedy for part in everyone)
+    scale, units = (float(first.tokens), "windows") if first.tokens else (float(len(order)), "problems")
     return _Pair(other.label, columns.mean(axis=1), scale, len(seeds), ahead, greedy, units)
 
 
-def _problems(mine: Sequence[Answers], theirs: Sequence[Answers]) -> tuple[Floats | None, float, str]:
-    """Return gains (problems, seeds); None where problems or prompts differ."""
-    identities = {name: identity for name, (identity, _) in mine[0].solved.items()}
-    for part in (*mine, *theirs):
-        if {name: identity for name, (identity, _) in part.solved.items()} != identities:
-            return None, 1.0, "problems"
-    order = sorted(identities)
-    columns = [[a.solved[p][1] - b.solved[p][1] for p in order] for a, b in zip(mine, theirs, strict=True)]
-    return np.array(columns).T, float(len(order)), "problems"
-
-
-def _windows(mine: Sequence[Answers], theirs: Sequence[Answers]) -> tuple[Floats | None, float, str]:
-    """Return gains in nats (windows, seeds); None where the windows differ."""
-    tokens = {index: count for index, (_, count) in mine[0].windows.items()}
-    for part in (*mine, *theirs):
-        if {index: count for index, (_, count) in part.windows.items()} != tokens:
-            return None, 1.0, "windows"
-    order = sorted(tokens)
-    columns = [[b.windows[i][0] - a.windows[i][0] for i in order] for a, b in zip(mine, theirs, strict=True)]
-    return np.array(columns).T, float(sum(tokens.values())), "windows"
+def _ordered(scores: Scores, order: Mapping[str, int]) -> Floats:
+    values = np.empty(len(order))
+    values[[order[problem] for problem in scores.problems]] = scores.values
+    return values
 
 
 def _tested(pairs: Sequence[tuple[int, float, str, _Pair]]) -> list[Paired]:

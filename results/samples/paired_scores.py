@@ -6,6 +6,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def stage_scores(stage: Path, values: Mapping[tuple[str, str], float]) -> dict[t
 
     Args:
         stage: folder of the evaluate stage.
-        wanted: the record's value by metric and scorer.
+        values: the record's value by metric and scorer.
     """
     lines = _lines(stage)
     if isinstance(lines, str):
@@ -101,7 +102,7 @@ def _likelihoods(lines: Sequence[Mapping[str, Any]], metric: str, value: float) 
     printed = mean if metric == "nats_per_token" else math.exp(mean) if mean < 700 else math.inf
     if not math.isclose(printed, value, rel_tol=1e-9):
         return _NOT_PER_PROBLEM
-    return Scores(tuple(f"{line['index']} {line['tokens']}" for line in lines), np.array(sums), False)
+    return Scores(tuple(f"{line['index']} {line['tokens']}" for line in lines), np.array(sums), False, sum(counts))
 
 
 def scores_of(
@@ -123,7 +124,7 @@ def scores_of(
         for (metric, scorer), entry in scores.items():
             if isinstance(entry, Scores):
                 problems = names.setdefault(digest(entry.problems), entry.problems)
-                entry = Scores(problems, entry.values, entry.greedy)
+                entry = replace(entry, problems=problems)
             if isinstance(entry, Scores) or not isinstance(results.get((key, metric, scorer)), Scores):
                 results[key, metric, scorer] = entry
     return results

@@ -24,14 +24,14 @@ NOTE = "in parentheses: difference to the uncompressed model (perplexities: fact
 
 
 def overviews(frame: pd.DataFrame) -> list[Table]:
-    """Return an overview for each model and task with several benchmarks; headline metrics only."""
-    groups: dict[tuple[str, str, str, str], list[Pivot]] = {}
+    """Return an overview for each model, task and budget with several benchmarks; headline metrics only."""
+    groups: dict[tuple[str, str, str, str, int], list[Pivot]] = {}
     for table in pivot(frame):
-        groups.setdefault((table.model, table.task, table.engine, table.dtype), []).append(table)
+        groups.setdefault((table.model, table.task, table.engine, table.dtype, table.budget), []).append(table)
     return [_overview(key, tables) for key, tables in groups.items() if len(tables) >= MIN_BENCHMARKS]
 
 
-def _overview(key: Sequence[str], tables: Sequence[Pivot]) -> Table:
+def _overview(key: tuple[str, str, str, str, int], tables: Sequence[Pivot]) -> Table:
     columns = list(
         dict.fromkeys(
             (row.label, ratio, row.uncompressed) for table in tables for row in table.rows for ratio in row.cells
@@ -45,6 +45,7 @@ def _overview(key: Sequence[str], tables: Sequence[Pivot]) -> Table:
         cells = {(row.label, ratio, row.uncompressed): cell for row in table.rows for ratio, cell in row.cells.items()}
         reference = cells.get(base[0]) if base else None
         name = f"{table.variant}: {table.measure}, {direction(table.metric, table.higher_is_better)}, n = {table.n}"
+        name += f", data {table.data}" if table.data else ""
         lines.append((name, *(_text(table.metric, cells.get(column), reference) for column in columns)))
         if table.metric in _ACCURACIES:
             accuracies.append([cells[column].value if column in cells else None for column in columns])
@@ -54,7 +55,8 @@ def _overview(key: Sequence[str], tables: Sequence[Pivot]) -> Table:
         lines.append((f"mean of the {len(whole)} accuracies above, %", *(f"{100 * mean:.1f}" for mean in means)))
     heads = [Column(""), *number_columns(*(f"{label} {ratio:g}×" for label, ratio, _ in columns))]
     notes = list(dict.fromkeys(table.note for table in tables if table.note))
-    return Table(f"{key[0]} · {key[1]}: overview ({key[2]}, {key[3]})", heads, lines, notes=notes, legend=NOTE)
+    budget = f", {key[4]:,} steps after the first finetuning" if key[4] else ""
+    return Table(f"{key[0]} · {key[1]}: overview ({key[2]}, {key[3]}{budget})", heads, lines, notes=notes, legend=NOTE)
 
 
 def _text(metric: str, cell: Cell | None, reference: Cell | None) -> str:

@@ -42,7 +42,7 @@ _SAME = ["stage_key", "label", "options", "stage", "ratio_target", "seed"]
 _READ = [
     *(*_CONDITIONS, *_DATA, *_SAME, "sweep", "method", "higher_is_better", "confidence", "value", "low", "high"),
     *("ratio", "kept", "ratio_matrices", "params", "bytes", "runtime_bytes", BUDGET),
-    *("tokens_compress", "tokens_recover", "tokens_per_second"),
+    *("steps_finetune", "tokens_compress", "tokens_recover", "tokens_per_second"),
     *("origin", TOO_LONG),
 ]
 _EVALUATION = [*(c for c in KEY_COLUMNS if c not in ("metric", "scorer")), "stage_key"]
@@ -358,6 +358,13 @@ def _shown_labels(group: Sequence[_Line]) -> list[str]:
         options.setdefault(label, set()).add(line["options"])
     labels = [
         f"{label} ({_apart(line['options'], options[label])})" if len(options[label]) > 1 else label
+        for label, line in zip(labels, group, strict=True)
+    ]
+    before: dict[str, set[int]] = {}
+    for label, line in zip(labels, group, strict=True):
+        before.setdefault(label, set()).add(int(line["steps_finetune"]))
+    labels = [
+        f"{label} (finetuned {line['steps_finetune']:,} steps)" if len(before[label]) > 1 else label
         for label, line in zip(labels, group, strict=True)
     ]
     cells = {(label, line["ratio_target"], line["seed"]) for label, line in zip(labels, group, strict=True)}

@@ -7,7 +7,7 @@ minerva    `extract.minerva`              Minerva's normalisation: equal strings
                                           or a difference that simplifies to zero
 original   `extract.between_dollars`      the strings of hendrycks/math            lm-eval ``hendrycks_math``
 boxed      `extract.boxed`                the strings of hendrycks/math            hendrycks/math
-answer-is  `extract.answer_is`            the strings of hendrycks/math            MetaMath ``eval_math.py``
+answer-is  `extract.answer_is`, unboxed   the strings of hendrycks/math            MetaMath ``eval_math.py``
 math-verify found by the library          the library                              lm-eval's ``math_verify``
 ========== ============================== ======================================== ============================
 
@@ -31,14 +31,14 @@ from .pool import ITEM_SECONDS, Request, compare_all
 from .text import TEXT_RULES_VERSION, exact_number, normalize_minerva, same_original
 from .value import clearly_differ, unreadable
 
-MATH_RULES_VERSION = 2
+MATH_RULES_VERSION = 3
 """Raised whenever a verdict may change for the same text; part of every MATH evaluation's identity."""
 
 EXTRACTORS: dict[str, Callable[[str], str | None]] = {
     "minerva": extract.minerva,
     "original": extract.between_dollars,
     "boxed": extract.boxed,
-    "answer-is": extract.answer_is,
+    "answer-is": lambda text: extract.unboxed(extract.answer_is(text)),
 }
 SCORERS = ("minerva", "original", "boxed", "answer-is", "math-verify")
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from ....foundation.errors import UserError
 from ....foundation.progress import Progress
-from ....records.intervals import mean_interval
 from ...base import Benchmark, EvalSettings, Metric, Outcome, benchmarks
 from ...data.datasets import Rows
 from ...engines.base import Engine
@@ -159,9 +157,7 @@ class GradedBenchmark(_Generated):
         for index, name in enumerate(self.names):
             values = [float(result.extra["scores"][name]) for result in scored]
             per_problem = [sum(values[i : i + count]) / count for i in range(0, len(values), count)]
-            interval = mean_interval(per_problem, lower=0.0, upper=1.0)
-            value = sum(per_problem) / len(per_problem)
-            means.append(Metric(name, value, interval.low, interval.high, len(per_problem), headline=index == 0))
+            means.append(rate(name, per_problem, headline=index == 0))
         return means
 
 
@@ -213,9 +209,18 @@ class JsonBenchmark(_Generated):
         return {**super().reference_row(gold), "answers": [gold] if gold else []}
 
 
+def _equal(left: Any, right: Any) -> bool:
+    """Whether two JSON values are equal: 1 is 1.0, but true is not 1, as Python has it."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(_equal(left[key], right[key]) for key in left)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(_equal, left, right))
+    return isinstance(left, bool) == isinstance(right, bool) and bool(left == right)
+
+
 def _equal_json(answer: str | None, reference: str) -> Verdict:
     try:
-        return "correct" if json.loads(answer or "") == json.loads(reference) else "wrong"
+        return "correct" if _equal(grading.load_json(answer or ""), grading.load_json(reference)) else "wrong"
     except (ValueError, RecursionError):
         return "no-answer"
 

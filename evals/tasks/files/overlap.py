@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from ...grading.text import normalise, words
+from ...grading.text import words
 from ..chat import Conversation
 
 NEAR = 0.8
@@ -67,7 +67,7 @@ class OverlapSearch:
         self._groups: list[set[int]] = []
         for index, row in enumerate(problems):
             text = problem_text(row)
-            self._exact[_hash(normalise(text))].append(index)
+            self._exact[_hash(" ".join(words(text)))].append(index)
             self._groups.append(_groups(text))
         problems_with = Counter(chain.from_iterable(self._groups))
         for index, groups in enumerate(self._groups):
@@ -84,7 +84,7 @@ class OverlapSearch:
             text: its prompt.
             title: names the example, for people.
         """
-        for index in self._exact.get(_hash(normalise(text)), ()):
+        for index in self._exact.get(_hash(" ".join(words(text))), ()):
             self._equal.setdefault(index, title)
         groups = _groups(text)
         for index in {index for group in groups & self._rarest.keys() for index in self._rarest[group]}:

@@ -301,6 +301,27 @@ def test_delimited_latex_and_words_around_latex_are_left_as_they_are(text, gold)
         assert scored.answers["answer-is"] == gold
 
 
+@pytest.mark.parametrize(
+    ("text", "gold", "verdict"),
+    [
+        (r"The final answer is: $\boxed{42}$. I hope it is correct.", "42", "correct"),
+        (r"The answer is $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}", "correct"),
+        (r"The answer is: \(\fbox{x+1}\)", "x+1", "correct"),
+        (r"The answer is \boxed{7}", "8", "wrong"),
+        (r"The answer is $\boxed{1}$ or $\boxed{2}$.", "1", "wrong"),
+        (r"The answer is \boxed{1", "1", "wrong"),
+    ],
+)
+def test_a_box_around_the_answer_is_taken_off(text, gold, verdict):
+    (scored,) = score_texts([text], [gold])
+    assert scored.verdicts["answer-is"] == verdict
+
+
+def test_all_reference_answers_are_right_in_a_box_behind_the_answer_is(golds):
+    scored = score_texts([f"The answer is: $\\boxed{{{gold}}}$" for gold in golds[::50]], golds[::50])
+    assert {one.verdicts["answer-is"] for one in scored} == {"correct"}
+
+
 def test_bare_reference_answers_are_put_between_dollars_whole(golds):
     """All but a few with words in them: these keep their words outside."""
     latex = [gold for gold in golds if "\\" in gold and "$" not in gold and "\n" not in gold]

@@ -9,6 +9,7 @@ import yaml
 
 from lowrank_bench.evals.base import EvalSettings, Metric, benchmarks
 from lowrank_bench.evals.grading import text as grading
+from lowrank_bench.evals.grading.text import f1, normalise
 from lowrank_bench.evals.kinds.likelihood import Likelihood
 from lowrank_bench.evals.tasks import base
 from lowrank_bench.evals.tasks.files.opening import open_task
@@ -63,6 +64,65 @@ def test_answers_that_equal_a_reference(tmp_path, part, texts, verdicts):
     assert [sample["verdicts"][part["kind"]] for sample in samples] == verdicts
     assert metrics[0].name == "accuracy"
     assert metrics[0].value == verdicts.count("correct") / 4
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        *((">", "<"), ("+", "-"), ("😀", "😡"), ("C++", "C"), ("C#", "C"), ("...", "!")),
+        *(("-5", "5"), ("(-3)", "3"), ("1/2", "1.2"), ("3,4", "34"), ("50%", "50"), ("$50", "50"), ("10:30", "1030")),
+    ],
+)
+def test_symbols_and_signs_make_other_answers(left, right):
+    assert normalise(left) != normalise(right)
+    assert normalise(left) == normalise(f" {left.lower()}\n")
+    if not any(map(str.isalnum, left + right)):
+        assert f1(left, right) == 0
+        assert f1(left, left) == 1
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        *(
+            ("**Yes**.", "yes"),
+            ("“Yes!”", "YES"),
+            ("`x`", "x"),
+            ("don't", "don t"),
+            ("a-b", "A B"),
+            ("April-5", "april 5"),
+        ),
+        *(("−5", "-5"), ("(-3).", "-3"), ("1/2.", "1/2"), ("C++,", "c++"), ("'50%'", "50%")),
+    ],
+)
+def test_punctuation_makes_no_other_answer(left, right):
+    assert normalise(left) == normalise(right)
+
+
+@pytest.mark.parametrize("kind", ["f1", "rouge", "bleu"])
+@pytest.mark.parametrize("text", ["one two three four five", "nothing of the kind at all"])
+def test_graded_answers_that_are_all_right_or_all_wrong_have_an_interval(tmp_path, kind, text):
+    rows = [{"prompt": f"q{n}", "answer": "one two three four five"} for n in range(20)]
+    _, metrics = judged(made(tmp_path, rows, {"kind": kind}), [text] * 20)
+    headline = metrics[0]
+    assert headline.value == pytest.approx(float(text == rows[0]["answer"]), abs=0.05)
+    assert 0 <= headline.low <= headline.value <= headline.high <= 1
+    assert headline.high - headline.low > 0.05
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "verdict"),
+    [
+        *(("1.0", 1, "correct"), ("true", 1, "wrong"), ("false", 0, "wrong"), ("[true]", [True], "correct")),
+        *(('{"a": [0]}', {"a": [False]}, "wrong"), ("NaN", 1, "no-answer"), ("Infinity", 1, "no-answer")),
+    ],
+)
+def test_json_values_are_equal_as_json_has_it(tmp_path, text, reference, verdict):
+    rows = [{"prompt": "q", "answer": reference}]
+    benchmark = made(tmp_path, rows, {"kind": "json", "schema": {}, "columns": {"answer": "answer"}})
+    (sample,), _ = judged(benchmark, [text])
+    assert sample["verdicts"]["equal"] == verdict
+    assert (sample["verdicts"]["json"] == "no-answer") == (verdict == "no-answer")
 
 
 def test_any_of_several_references_counts(tmp_path):

@@ -18,7 +18,7 @@ from lowrank_bench.records.files import to_frame
 from lowrank_bench.results.leaderboard.bands import band_of, bands
 from lowrank_bench.results.leaderboard.boards import boards
 from lowrank_bench.results.leaderboard.page import to_html
-from lowrank_bench.results.leaderboard.ranking import Contender, Scores, rank
+from lowrank_bench.results.leaderboard.ranking import AHEAD, Contender, Scores, rank
 from lowrank_bench.results.leaderboard.texts import render_terminal, to_csv, to_latex, to_markdown
 from lowrank_bench.results.tables.by_ratio import by_ratio
 from lowrank_bench.results.tables.writers import to_markdown as tables_markdown
@@ -71,6 +71,22 @@ def test_no_row_has_two_ratios_in_one_band(targets):
     found = bands(targets)
     for ratios in targets.values():
         assert len({found[ratio] for ratio in ratios}) == len(ratios)
+
+
+# ranks
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_who_is_ahead_where_it_was_tested_is_not_called_worse(sign):
+    """The best has one seed more, which lifts its mean; on the seed that both have it is behind."""
+    few, many = scores(solved(120)), scores(solved(140))
+    both = {1: many if sign < 0 else few, 2: scores(solved(0 if sign < 0 else 200))}
+    first, second = rank([Contender(0.8, both, sign=sign), Contender(0.7, {1: few if sign < 0 else many}, sign=sign)])
+    assert first.best
+    assert (second.rank, second.tied, second.mark) == (2, None, "2?")
+    assert second.reason == AHEAD
+    behind = rank([Contender(0.7, {1: many}), Contender(0.6, {1: few})])[1]
+    assert (behind.tied, behind.mark) == (False, "2")
 
 
 # conditions

@@ -14,8 +14,10 @@ from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.text import fold_name
 from lowrank_bench.records.files import to_frame
 from lowrank_bench.records.intervals import across_seeds
+from lowrank_bench.records.metrics import is_fraction, limits
 from lowrank_bench.results.tables import writers
 from lowrank_bench.results.tables.by_ratio import by_ratio, by_ratio_data
+from lowrank_bench.results.tables.overview import overviews
 from lowrank_bench.results.tables.pivot import pivot
 from lowrank_bench.results.tables.terminal import render
 
@@ -108,6 +110,41 @@ def test_rows_that_a_label_would_merge_are_told_apart(record):
     assert {row.label for row in table.rows} == {"svd", "svd, not recovered"}
     (table,) = pivot(to_frame([record(), record(sweep="a sweep that shares the stage")]))
     assert [row.label for row in table.rows] == ["svd"]
+
+
+def test_other_finetuning_is_no_other_seed(record):
+    short = record(seed=1, steps_finetune=60, value=0.2, low=0.1, high=0.3, sweep="one", stage_key="a")
+    long = record(seed=2, steps_finetune=600, value=0.8, low=0.7, high=0.9, sweep="two", stage_key="b")
+    (table,) = pivot(to_frame([short, long]))
+    assert {row.label: row.cells[2.0].value for row in table.rows} == {
+        "svd (finetuned 60 steps)": 0.2,
+        "svd (finetuned 600 steps)": 0.8,
+    }
+    (table,) = pivot(to_frame([short, long.model_copy(update={"steps_finetune": 60})]))
+    assert [row.label for row in table.rows] == ["svd"]
+
+
+def test_an_overview_has_one_training_budget(record):
+    names = ("arc_easy", "piqa", "boolq")
+    rows = [
+        record(benchmark=name, variant=name, metric="acc", scorer="", steps_recover=steps, value=value, low=0, high=1)
+        .model_copy(update={"steps_budget": steps, "stage_key": f"{name}-{steps}"})
+        for name in names
+        for steps, value in ((200, 0.4), (600, 0.7))
+    ]  # fmt: skip
+    tables = overviews(to_frame(rows))
+    assert [table.title.rpartition(", ")[2] for table in tables] == [
+        "200 steps after the first finetuning)",
+        "600 steps after the first finetuning)",
+    ]
+    assert [[row[-1] for row in table.rows][-1] for table in tables] == ["40.0", "70.0"]
+    assert all(row[0] != "mean of the 6 accuracies above, %" for table in tables for row in table.rows)
+
+
+@pytest.mark.parametrize("metric", ["accuracy-pass@5", "no_answer", "timeout", "prompt_too_long"])
+def test_every_share_has_its_limits_and_is_in_percent(metric):
+    assert is_fraction(metric)
+    assert limits(metric) == (0.0, 1.0)
 
 
 def test_only_options_that_differ_tell_rows_apart(record):

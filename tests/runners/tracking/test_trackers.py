@@ -164,6 +164,20 @@ def test_cells_and_the_table_have_the_numbers_of_the_records(tmp_path):
     assert f"| svd | 2.0 | recovered | 600 | 42 | {row['params']} |" in text.tensor_proto.string_val[0].decode()
 
 
+def test_every_scorer_of_a_metric_has_its_own_number(tmp_path):
+    (row,) = [one for one in make_sweep(methods=("svd",), ratios=(2.0,)) if one.method == "svd" and one.headline]
+    others = {"strict": 0.01, "flexible": 0.35, "boxed": 0.0}
+    rows = [
+        row.model_copy(update={"scorer": name, "value": value, "low": 0.0, "high": 1.0, "headline": False})
+        for name, value in others.items()
+    ]
+    report_results(tracking(tmp_path, "tensorboard"), to_frame([row, *rows]), tmp_path / "results.csv")
+    cell = scalars(tmp_path / "tensorboard" / "cell-svd@2-recovered-seed-42")
+    metric = f"{row.variant}/{row.metric}"
+    assert cell[metric][0][1] == pytest.approx(row.value)
+    assert {name: cell[f"{metric}/{name}"][0][1] for name in others} == pytest.approx(others)
+
+
 def test_cells_of_two_training_budgets_are_runs_of_their_own(tmp_path):
     few = make_sweep(methods=("svd",), ratios=(2.0,), steps_recover=200, steps_budget=200)
     more = [one for one in make_sweep(methods=("svd",), ratios=(2.0,)) if one.method == "svd"]
