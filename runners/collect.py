@@ -34,7 +34,7 @@ def collect(plan: Plan, failed: Collection[str] = ()) -> list[Record]:
 def _budgets(plan: Plan) -> dict[str, int]:
     """Return the steps after the first finetuning by the key of the stage that they are taken from.
 
-    That is the recovery, and also the compression where it trains. Without steps in the plan they are counted.
+    That is the recovery, and the compression where it trains. Without steps in the plan they are counted.
     """
     budgets: dict[str, int] = {}
     for cell in plan.cells:
@@ -50,6 +50,13 @@ def _budgets(plan: Plan) -> dict[str, int]:
             budgets[cell.stages["recover"]] = budget
             if compression.spec.train is not None:
                 budgets[cell.stages["compress"]] = budget
+    for cell in plan.cells:  # without a recovery, of the training while compressing
+        if "compress" in cell.stages and cell.stages["compress"] not in budgets:
+            compression = plan.store.record(cell.stages["compress"])
+            assert isinstance(compression, CompressRecord)
+            if (train := compression.spec.train) is not None:
+                known = cell.budget if cell.budget is not None else train.steps
+                budgets[cell.stages["compress"]] = known or compression.result.report(cell.ratio).steps
     return budgets
 
 

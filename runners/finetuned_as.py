@@ -29,7 +29,9 @@ def finetuned_as_text(model: str) -> bool:
     while stage is not None and (stage / RECORD).is_file():
         record = read_json(stage / RECORD)
         know_task_of(stage)
-        if data := record.get("config", {}).get("data"):
+        config = record.get("config", {})
+        # Data of a stage that does not train are for calibration, and may be another task's.
+        if config.get("train") and (data := config.get("data")):
             with suppress(UserError):  # the task is unknown here
                 return get_task(str(data["task"])).instructs and not data.get("chat", False)
             return False

@@ -115,8 +115,10 @@ def execute(config: SweepConfig, out: Console) -> Executed:
         _prepare(plan, pending)
         with removal.claim() as pending:
             failed = _run_pending(plan, pending, removal, out)
-    else:
+    elif not trained:
         out.print(f"all {len(plan.stages)} stages are complete already; nothing to do", highlight=False)
+    else:
+        out.print("the choices are those of before, and their evaluations are complete", highlight=False)
     removal.remove_all()
     if removal.freed:
         out.print(f"weights that no stage reads any more are removed: {removal.freed / 1e6:,.0f} MB (--keep needed)")

@@ -53,7 +53,8 @@ def choose(plan: Plan, candidates: Sequence[Candidate], ratio: float, trains: bo
     Raises:
         UserError: no rate leaves a finite loss.
     """
-    records = _records(plan, [candidate.keys["recover"] for candidate in candidates])
+    compressions = [candidate.keys["compress"] for candidate in candidates] if trains else []
+    records = _records(plan, [candidate.keys["recover"] for candidate in candidates], compressions)
     if records is None:
         return Choice(candidates[0], None)
     losses = [_held_out_loss(record) for record in records]
@@ -65,8 +66,8 @@ def choose(plan: Plan, candidates: Sequence[Candidate], ratio: float, trains: bo
         )
     tokens = sum(record.result.training.tokens for record in records)
     if trains:
-        for candidate in candidates:
-            record = plan.store.record(candidate.keys["compress"])
+        for key in compressions:
+            record = plan.store.record(key)
             assert isinstance(record, CompressRecord)
             if record.result.has_report(ratio):
                 tokens += record.result.report(ratio).tokens
@@ -82,13 +83,14 @@ def _held_out_loss(record: RecoverRecord) -> float:
     return math.inf if held_out is None or held_out.loss is None else held_out.loss
 
 
-def _records(plan: Plan, keys: Sequence[str]) -> list[RecoverRecord] | None:
+def _records(plan: Plan, keys: Sequence[str], beside: Sequence[str]) -> list[RecoverRecord] | None:
+    """Return records of recoveries, None where some are not done; a storage brings those of ``beside`` too."""
     if plan.store.missing(keys):
         return None
     if isinstance(plan.store, SharedStore):
         if plan.dry:
             return None  # their records may be in the storage alone, and a dry run brings nothing here
-        plan.store.gather(keys)
+        plan.store.gather([*keys, *beside])
     records = [plan.store.record(key) for key in keys]
     return [record for record in records if isinstance(record, RecoverRecord)]
 

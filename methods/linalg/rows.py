@@ -26,7 +26,7 @@ def factor_rows(
     """Decompose E so that each truncation minimises Σ_t w_t ‖(e_t - b_t A) L‖².
 
     Args:
-        weight: E (V, d), d ≤ V.
+        weight: E (V, d); of V < d there are V components.
         row_weights: w (V,), not negative, in shares of their mean; None counts all rows alike.
         inputs: L Lᵀ are the second moments of what the matrix is multiplied with (`whitening.root`); None is the
             identity.
@@ -48,6 +48,7 @@ def factor_rows(
     if not bool(torch.isfinite(gram).all()):
         raise ValueError("an embedding or the weights of its rows hold NaN or infinite entries")
     values, vectors = torch.linalg.eigh(gram)
+    rank = min(rank or side, side, len(weight))  # a vocabulary smaller than the width has no more components
     s, vectors = values.flip(0).clamp(min=0).sqrt()[:rank], vectors.flip(1)[:, :rank]
     # √s in both factors conditions the training that follows; a component without weight stays as it is.
     root = torch.where(s > s[0] * 1e-7, s, torch.ones_like(s)).sqrt()

@@ -30,9 +30,9 @@ def headline_scores(rows: Rows, lineage: Lineage) -> ScoresOf:
         rows: headline records.
         lineage: whose stages have the samples.
     """
-    wanted = {row["stage_key"]: row for row in rows if lineage.folder(row["stage_key"])}
+    measured = {row["stage_key"]: row for row in rows if lineage.folder(row["stage_key"])}
     requests = [
-        (lineage.root, key, str(row["metric"]), str(row["scorer"]), row["value"]) for key, row in wanted.items()
+        (lineage.root, key, str(row["metric"]), str(row["scorer"]), row["value"]) for key, row in measured.items()
     ]
     return {key: scores for (key, _, _), scores in scores_of(requests).items() if isinstance(scores, Scores)}
 

@@ -89,6 +89,8 @@ def parse_method(text: str, kind: str = "method") -> MethodSpec:
             raise UserError(_separated(text, kind))
         if not value.strip():
             raise UserError(_without_value(text, key.strip(), text.strip() if text.strip()[-1] == "=" else "", kind))
+        if key.strip() in options:
+            raise UserError(f"the option '{key.strip()}' is given twice in '{text}'; name each option once")
         options[key.strip()] = parse_yaml(value, f"the value of {key.strip()} in '{text}'")
     try:
         return MethodSpec(name=name, label=own or (text.strip() if colon else ""), options=options)

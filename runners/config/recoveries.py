@@ -20,9 +20,12 @@ class RecoverySpec(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:
-        return (
-            parse_method(value, "recovery").model_dump(include={"name", "options"}) if isinstance(value, str) else value
-        )
+        if not isinstance(value, str):
+            return value
+        spec = parse_method(value, "recovery")
+        if spec.label not in ("", value.strip()):
+            raise ValueError(f"a recovery has no label; in place of '{value}' write {value.partition('=')[2]}")
+        return spec.model_dump(include={"name", "options"})
 
     @property
     def shown(self) -> str:

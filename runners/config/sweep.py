@@ -165,6 +165,16 @@ class SweepConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _distinct_labels(self) -> SweepConfig:
+        methods = {spec.shown for spec in self.methods}
+        for spec in self.controls:
+            if spec.shown in methods:
+                raise ValueError(
+                    f"the label '{spec.shown}' is given to a method and to a control; choose another for one"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _no_recovery(self) -> SweepConfig:
         if self.training.training_free and self.evaluation.before_recovery:
             raise ValueError(NO_TRAINING)

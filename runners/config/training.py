@@ -17,7 +17,7 @@ from .checks import MAX_COUNT, Count, Positive, check_repeats
 from .methods import split_methods
 from .options import Option
 from .recoveries import FULL, RecoverySpec
-from .tuning import check_grid, grid_text, split_grid
+from .tuning import check_grid, split_grid
 
 NO_TRAINING = (
     "--training-free leaves out both finetunings, so it does not go with steps, epochs or --before-recovery; leave one "
@@ -174,7 +174,7 @@ class Training(BaseModel):
 
     @field_serializer("tune")
     def _plain_grid(self, values: tuple[float, ...] | None) -> str | None:
-        return None if values is None else grid_text(values)
+        return None if values is None else f"lr={','.join(map(repr, values))}"  # exactly; people read `grid_text`
 
     @model_validator(mode="after")
     def _something_to_tune(self) -> Training:

@@ -35,7 +35,7 @@ def check_grid(rates: Sequence[float]) -> tuple[float, ...]:
     for rate in rates:
         if not (math.isfinite(rate) and rate > 0):
             raise ValueError(f"{rate:g} is no learning rate; write numbers above 0: {_EXAMPLE}")
-    check_repeats("learning rate", [f"{rate:g}" for rate in rates])
+    check_repeats("learning rate", [f"{rate:g}" if rate == float(f"{rate:g}") else repr(rate) for rate in rates])
     if len(rates) < 2:
         raise ValueError(f"--tune chooses among learning rates and needs at least two: {_EXAMPLE}; --lr sets one")
     return tuple(sorted(rates))

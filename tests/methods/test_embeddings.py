@@ -62,6 +62,14 @@ def test_equal_rows_without_inputs_are_the_svd() -> None:
         assert torch.allclose((b @ a).double(), (u * s)[:, :rank] @ vt[:rank], atol=1e-5)
 
 
+@pytest.mark.parametrize(("vocabulary", "width"), [(5, 8), (96, 128), (8, 8)])
+def test_a_vocabulary_smaller_than_the_width_has_no_more_components(vocabulary: int, width: int) -> None:
+    weight = torch.randn(vocabulary, width, generator=torch.Generator().manual_seed(0))
+    factors = factor_rows(weight)
+    assert len(factors.spectrum) == min(vocabulary, width)
+    torch.testing.assert_close(factors.left @ factors.right, weight, atol=1e-4, rtol=0)
+
+
 def test_equal_rows_with_inputs_are_the_whitened_factors() -> None:
     weight, x = made(1, 50, 8), made(2, 8, 30)
     inputs = root(x @ x.T)

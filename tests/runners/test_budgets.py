@@ -8,6 +8,7 @@ from sweeps import changed, small_sweep, write_config
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.records.files import read_records, same_results
+from lowrank_bench.results.sweep import run_sweep
 from lowrank_bench.runners.plan import make_plan
 
 
@@ -90,3 +91,13 @@ def test_a_killed_run_and_a_later_budget_give_the_results_of_one_run(tmp_path):
     assert set(compressed.steps_budget) == {6, 12}
     assert (compressed.steps_budget == compressed.steps_compress + compressed.steps_recover).all()
     assert list((whole.execution.out / "tiny-toy-math").glob("*-by-tokens.png"))
+
+
+def test_budgets_of_a_training_while_compressing_are_told_apart_without_a_recovery(tmp_path):
+    config = small_sweep(
+        tmp_path, methods=["bs:prunings=1"], ratios=[2], recovery="none", recover={"steps": [4, 8]}, limit=2
+    )
+    rows = run_sweep(config).records
+    assert set(rows[(rows.method == "bs") & rows.headline].steps_budget) == {4, 8}
+    alone = run_sweep(changed(config, recover={"steps": 4}, name="alone")).records
+    assert set(alone[alone.method == "bs"].steps_budget) == {4}

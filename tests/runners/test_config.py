@@ -182,6 +182,30 @@ def test_labels_that_mean_something_else_end_in_one_sentence(tmp_path, methods, 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            {"methods": "mine=svd", "controls": "mine=rtn-int8"},
+            "the label 'mine' is given to a method and to a control",
+        ),
+        ({"methods": "svd", "recovery": "a=lora:r=4,b=lora:r=8"}, "a recovery has no label; in place of 'a=lora:r=4'"),
+        ({"methods": "svd:head=true,head=false"}, "the option 'head' is given twice in 'svd:head=true,head=false'"),
+    ],
+)
+def test_what_would_be_lost_without_a_word_is_refused(tmp_path, options, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        config_of(None, {"model": "tiny", "task": "toy-math", "out": tmp_path} | options)
+
+
+def test_learning_rates_of_a_grid_keep_all_digits():
+    rates = (0.0002154434690031884, 1.23456789e-3, 1e-3)
+    config = config_of(
+        None, {"model": "tiny", "task": "toy-math", "methods": "svd", "tune": f"lr={rates[0]},{rates[1]},1e-3"}
+    )
+    assert config_of(config, {}).training.tune == config.training.tune == tuple(sorted(rates))
+
+
 def test_labels_are_in_no_key_and_equal_methods_share_their_stages(tmp_path):
     def keys(methods):
         return set(make_plan(config_of(None, {"model": "tiny", "task": "toy-math", "methods": methods})).stages)

@@ -254,6 +254,15 @@ def test_a_rate_at_which_a_training_diverges_is_not_chosen(config, swept, tmp_pa
         run_sweep(none)
 
 
+def test_another_machine_gets_what_a_choice_needs_from_the_storage(tmp_path):
+    storage = f"file://{tmp_path / 'storage'}"
+    options = SMALL | {"methods": ["bs:prunings=1"], "tune": "lr=1e-4,1e-3", "storage": storage}
+    first = run_sweep(small_sweep(tmp_path / "one", **options))
+    second = run_sweep(small_sweep(tmp_path / "two", **options))
+    assert second.stages_run == 0
+    assert same_results(first.records, second.records) == []
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
