@@ -8,11 +8,13 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
 )
 
+from ...foundation.errors import unknown
 from .checks import MAX_COUNT, Count, Positive, check_repeats
 from .methods import split_methods
 from .options import Option
@@ -51,6 +53,21 @@ class TrainOverrides(BaseModel):
     )
     gradient_checkpointing: bool | None = None
     precision: Literal["auto", "float32", "bfloat16"] | None = None
+
+    @field_validator("schedule", "optimizer")
+    @classmethod
+    def _known_name(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """Refuse a name that transformers does not know; it would say so only when the training begins."""
+        if value is None:
+            return None
+        from transformers.trainer_utils import SchedulerType  # imported where one is named
+        from transformers.training_args import OptimizerNames
+
+        kind = str(info.field_name)
+        known = [str(entry.value) for entry in (SchedulerType if kind == "schedule" else OptimizerNames)]
+        if value not in known:
+            raise unknown(kind, value, known)
+        return value
 
 
 class RecoverOverrides(TrainOverrides):

@@ -198,6 +198,20 @@ def test_what_would_be_lost_without_a_word_is_refused(tmp_path, options, sentenc
         config_of(None, {"model": "tiny", "task": "toy-math", "out": tmp_path} | options)
 
 
+@pytest.mark.parametrize(
+    ("training", "sentence"),
+    [
+        ({"recover": {"schedule": "cosinus"}}, "unknown schedule 'cosinus'"),
+        ({"finetune": {"optimizer": "adamw"}}, "unknown optimizer 'adamw'"),
+        ({"recover": {"schedule": "Linear"}}, "unknown schedule 'Linear'"),
+    ],
+)
+def test_names_that_transformers_does_not_know_are_refused_before_any_work(tmp_path, training, sentence):
+    asked = {"model": "tiny", "task": "toy-math", "methods": ["svd"], "training": training}
+    with pytest.raises(UserError, match=sentence):
+        make_config(asked)
+
+
 def test_learning_rates_of_a_grid_keep_all_digits():
     rates = (0.0002154434690031884, 1.23456789e-3, 1e-3)
     config = config_of(
