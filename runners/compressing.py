@@ -209,9 +209,8 @@ def compress(request: CompressRequest, progress: Progress | None = None, console
         dense_parts = untouched(load_exact_skeleton(str(folder)), report.dense)
         training = done.result.memory.get("warning")
         warnings = [*fit.result.warnings, *notes["placement"], *notes["compress"], *([training] if training else [])]
-        note = _note(plan, request, fit, done, report)
         people = {"stays_dense": [asdict(part) for part in dense_parts], "warnings": warnings}
-        note.model_copy(update=people).write(folder)
+        CompressionNote.model_validate(_origin(plan, request, fit, done) | report.summary() | people).write(folder)
     return Compressed(report, dense_parts, warnings, _readings(fit, done))
 
 
@@ -240,32 +239,27 @@ def _memory_notes(plan: Plan, request: CompressRequest) -> dict[str, list[str]]:
     return notes
 
 
-def _note(
-    plan: Plan, request: CompressRequest, fit: FitRecord, done: CompressRecord, report: CompressionReport
-) -> CompressionNote:
-    """Return what ``compression.json`` says: how the model was made and, for people, the rest of report and records."""
+def _origin(plan: Plan, request: CompressRequest, fit: FitRecord, done: CompressRecord) -> dict[str, Any]:
+    """Return how the model was made, as ``compression.json`` says it beside the method's report."""
     peak = max(fit.peak_memory_bytes, done.peak_memory_bytes)
-    return CompressionNote.model_validate(
-        report.summary()
-        | {
-            "model": plan.source.name,
-            "model_sha256": plan.source.sha256,
-            "method_name": request.spec.name,
-            "method": done.spec.options,
-            "label": request.spec.shown,
-            "task": request.task or "",
-            "ratio_target": request.ratio,
-            "rank_multiple": request.rank_multiple,
-            "seed": request.seed,
-            "save_dtype": done.spec.save_dtype,
-            "calibration_length": fit.result.calibration.get("length"),
-            "calibration": _readings(fit, done),
-            "calibration_dtype": fit.spec.calibration_dtype,
-            "added_jitter": fit.result.added_jitter,
-            "memory": {"fit": fit.result.memory, "compress": done.result.memory, "peak_bytes": peak},
-            "provenance": provenance(),
-        }
-    )
+    return {
+        "model": plan.source.name,
+        "model_sha256": plan.source.sha256,
+        "method_name": request.spec.name,
+        "method": done.spec.options,
+        "label": request.spec.shown,
+        "task": request.task or "",
+        "ratio_target": request.ratio,
+        "rank_multiple": request.rank_multiple,
+        "seed": request.seed,
+        "save_dtype": done.spec.save_dtype,
+        "calibration_length": fit.result.calibration.get("length"),
+        "calibration": _readings(fit, done),
+        "calibration_dtype": fit.spec.calibration_dtype,
+        "added_jitter": fit.result.added_jitter,
+        "memory": {"fit": fit.result.memory, "compress": done.result.memory, "peak_bytes": peak},
+        "provenance": provenance(),
+    }
 
 
 def _readings(fit: FitRecord, done: CompressRecord) -> dict[str, dict[str, int]]:

@@ -100,8 +100,7 @@ def bleu(answers: Sequence[str], references: Sequence[Sequence[str]], tokenize: 
     most = max(map(len, references))
     streams = [[row[min(index, len(row) - 1)] for row in references] for index in range(most)]
     metric = BLEU(tokenize=tokenize)
-    value = metric.corpus_score(list(answers), streams).score / 100
-    value = min(value, 1.0)
+    value = min(metric.corpus_score(list(answers), streams).score / 100, 1.0)  # a perfect one is a last bit above
     if len(answers) < 2:
         return value, 0.0, 1.0
     resampled: Any = metric.corpus_score(list(answers), streams, n_bootstrap=1000)

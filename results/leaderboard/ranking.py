@@ -174,9 +174,8 @@ def _test(column: Sequence[Contender]) -> dict[tuple[int, int], Test | str]:
     if flipped:
         flips = enough_flips(len(tested) * (len(tested) - 1) // 2)
         p_values = sign_flips(np.stack(differences, axis=1), flips)
-        for pair, p, name in zip(flipped, p_values, names, strict=True):
-            ahead = float(differences[flipped.index(pair)].sum())
-            results[pair] = Test(float(p), name, bool(p < 1.5 / (flips + 1)), ahead)
+        for pair, p, name, difference in zip(flipped, p_values, names, differences, strict=True):
+            results[pair] = Test(float(p), name, bool(p < 1.5 / (flips + 1)), float(difference.sum()))
     return results
 
 

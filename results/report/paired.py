@@ -19,22 +19,23 @@ from .lineage import Lineage, Rows
 
 _MEASURE = ("model", "task", "variant", "metric", "scorer", "engine", "dtype", "n")
 Floats = np.ndarray[Any, np.dtype[np.float64]]
-ScoresOf = Mapping[str, Scores]
-"""Scores by evaluate key, of the headline."""
+ScoresOf = Mapping[tuple[str, str, str], Scores]
+"""Scores by evaluate key, metric and scorer."""
 
 
 def headline_scores(rows: Rows, lineage: Lineage) -> ScoresOf:
-    """Return the scores of each evaluation's headline; those that are not the record's very number are left out.
+    """Return the scores of each headline; those that are not the record's very number are left out.
 
     Args:
         rows: headline records.
         lineage: whose stages have the samples.
     """
-    measured = {row["stage_key"]: row for row in rows if lineage.folder(row["stage_key"])}
     requests = [
-        (lineage.root, key, str(row["metric"]), str(row["scorer"]), row["value"]) for key, row in measured.items()
+        (lineage.root, row["stage_key"], row["metric"], row["scorer"], row["value"])
+        for row in rows
+        if lineage.folder(row["stage_key"])
     ]
-    return {key: scores for (key, _, _), scores in scores_of(requests).items() if isinstance(scores, Scores)}
+    return {name: scores for name, scores in scores_of(requests).items() if isinstance(scores, Scores)}
 
 
 def paired_tests(rows: Rows, scores: ScoresOf) -> tuple[Paired, ...]:
@@ -101,7 +102,8 @@ class _Entry:
     def __init__(self, label: str, rows: Rows, scores: ScoresOf) -> None:
         self.label, self.value = label, sum(row["value"] for row in rows) / len(rows)
         self.higher_is_better = bool(rows[0]["higher_is_better"])
-        self.seeds = {row["seed"]: scores[row["stage_key"]] for row in rows if row["stage_key"] in scores}
+        names = {row["seed"]: (row["stage_key"], row["metric"], row["scorer"]) for row in rows}
+        self.seeds = {seed: scores[name] for seed, name in names.items() if name in scores}
 
 
 @dataclass(frozen=True)

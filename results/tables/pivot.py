@@ -14,6 +14,7 @@ from ...records.bos import bos_sentence, differ, variant_without
 from ...records.intervals import across_seeds
 from ...records.metrics import direction, format_value, goodness, has_ideal, is_fraction, is_perplexity, limits
 from ...records.schema import BUDGET, KEY_COLUMNS
+from .labels import shown_labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -308,7 +309,7 @@ def _table(group: Sequence[_Line], data: str) -> Pivot:
     parts: dict[tuple[str, str], dict[float, list[_Line]]] = {}
     methods: dict[str, str] = {}
     bits: dict[str, int | None] = {}
-    for label, line in zip(_shown_labels(group), group, strict=True):
+    for label, line in zip(shown_labels(group), group, strict=True):
         ratio = 1.0 if line["method"] == "none" else float(line["ratio_target"])
         parts.setdefault((label, line["stage"]), {}).setdefault(ratio, []).append(line)
         methods.setdefault(label, line["method"])
@@ -337,47 +338,6 @@ def _table(group: Sequence[_Line], data: str) -> Pivot:
         ratios=tuple(sorted({ratio for row in rows for ratio in row.cells})),
         rows=tuple(rows),
     )
-
-
-def _shown_labels(group: Sequence[_Line]) -> list[str]:
-    recovered = {line["label"] for line in group if line["stage"] == "recovered"}
-    labels = [
-        f"uncompressed ({line['stage']})"
-        if line["method"] == "none"
-        else f"{line['label']}, not recovered"
-        if line["stage"] == "compressed" and line["label"] in recovered
-        else str(line["label"])
-        for line in group
-    ]
-    labels = [
-        f"{label} ({line['origin']})" if line.get("origin") else label
-        for label, line in zip(labels, group, strict=True)
-    ]
-    options: dict[str, set[str]] = {}
-    for label, line in zip(labels, group, strict=True):
-        options.setdefault(label, set()).add(line["options"])
-    labels = [
-        f"{label} ({_apart(line['options'], options[label])})" if len(options[label]) > 1 else label
-        for label, line in zip(labels, group, strict=True)
-    ]
-    before: dict[str, set[int]] = {}
-    for label, line in zip(labels, group, strict=True):
-        before.setdefault(label, set()).add(int(line["steps_finetune"]))
-    labels = [
-        f"{label} (finetuned {line['steps_finetune']:,} steps)" if len(before[label]) > 1 else label
-        for label, line in zip(labels, group, strict=True)
-    ]
-    cells = {(label, line["ratio_target"], line["seed"]) for label, line in zip(labels, group, strict=True)}
-    if len(cells) < len(group):
-        labels = [f"{label} ({line['sweep']})" for label, line in zip(labels, group, strict=True)]
-    return labels
-
-
-def _apart(options: str, every: set[str]) -> str:
-    """Return the options in which one row differs from others of its label."""
-    others = [json.loads(text) for text in every]
-    own = {k: v for k, v in json.loads(options).items() if any(k not in o or o[k] != v for o in others)}
-    return ", ".join(f"{k}={v}" for k, v in own.items()) or "default options"
 
 
 def _cell(label: str, lines: Sequence[_Line]) -> Cell:

@@ -43,7 +43,10 @@ def perform(stage: Stage, folder: Path, report: Report | None = None) -> Mapping
         if not (isinstance(stage, CompressStage | RecoverStage) and stage.data and stage.data.held_out):
             raise
         for left in folder.iterdir():
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
         training = {"training": asdict(TrainingLog(error.steps, error.tokens, 0.0, math.nan)), "diverged": str(error)}
         return training | ({"reports": {}} if isinstance(stage, CompressStage) else {})
 

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -9,10 +10,12 @@ from made_records import PARAMS
 
 from lowrank_bench.foundation.files import canonical_json
 from lowrank_bench.records.files import to_frame, write_records
+from lowrank_bench.results.leaderboard.ranking import Scores
 from lowrank_bench.results.report.data import Asked, Paired, Report
 from lowrank_bench.results.report.findings import findings
 from lowrank_bench.results.report.gather import gather
 from lowrank_bench.results.report.markdown import fenced, report_markdown
+from lowrank_bench.results.report.paired import paired_tests
 from lowrank_bench.results.report.words import and_list, duration
 
 
@@ -171,6 +174,23 @@ def test_a_best_row_of_two_ratios_is_best_at_both(record):
     assert "a has the best estimate at both ratios." in said(rows)
     rows += [cell(record, name, value, ratio_target=4.0) for name, value in (("a", 0.6), ("b", 0.3))]
     assert "a has the best estimate at all 3 ratios." in said(rows)
+
+
+def test_benchmarks_of_one_stage_are_tested_by_their_own_scores():
+    names = tuple(f"p{n}" for n in range(40))
+    common = {"method": "svd", "dataset_sha256": "", "prompt_sha256": "", "ratio_target": 2.0, "seed": 1, "scorer": ""}
+    rows, scores = [], {}
+    for table, (metric, better) in enumerate((("acc", "a"), ("perplexity", "b"))):
+        for label in "ab":
+            values = np.full(40, float(label == "a"))
+            row = {"table": table, "metric": metric, "shown": label, "stage_key": label, "value": values.mean()}
+            rows.append(common | row | {"higher_is_better": metric == "acc"})
+            scores[label, metric, ""] = Scores(names, values, metric == "acc")
+        (test,) = paired_tests([row for row in rows if row["table"] == table], scores)
+        assert (test.leader, test.difference, test.every_seed) == (better, 1.0, True)
+    assert len(paired_tests(rows, scores)) == 2
+    del scores["b", "acc", ""]
+    assert [test.table for test in paired_tests(rows, scores)] == [1]
 
 
 def test_less_is_better_for_perplexities(record):
