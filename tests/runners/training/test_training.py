@@ -139,7 +139,7 @@ def test_learning_rate_scale_is_applied():
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, 1e38])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_weights_that_overflow_in_the_last_update_are_not_returned(value):
     model = random_model("llama")
 
