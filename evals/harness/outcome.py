@@ -182,6 +182,7 @@ def _normal(metric: str, value: float, error: float, n: int, better: bool) -> Me
     """Return a metric with the normal interval of a standard error; infinity bounds nothing."""
     least, most = (0.0, 1.0) if is_fraction(metric) else (-math.inf, math.inf)
     half = NormalDist().inv_cdf(0.975) * error
+    value = min(max(value, least), most)  # a perfect BLEU is a last bit above
     return Metric(metric, value, max(least, value - half), min(most, value + half), n, False, better)
 
 

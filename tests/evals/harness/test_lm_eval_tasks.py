@@ -25,7 +25,7 @@ from lowrank_bench.evals.harness import index
 from lowrank_bench.evals.harness.data import local_datasets
 from lowrank_bench.evals.harness.model import completion_text, engine_model
 from lowrank_bench.evals.harness.names import TaskName, parse_name
-from lowrank_bench.evals.harness.outcome import _group_metrics
+from lowrank_bench.evals.harness.outcome import _group_metrics, _with_interval
 from lowrank_bench.evals.kinds import harness
 from lowrank_bench.evals.tasks.lookup import benchmark_names
 from lowrank_bench.foundation.errors import UserError
@@ -332,3 +332,14 @@ def test_values_that_are_no_means_have_an_interval(include_path, data_dir):
     assert perplexity.high - perplexity.value < perplexity.value * (spread.high - spread.low), (
         "of the size of the data's"
     )
+
+
+@pytest.mark.parametrize("texts", [["the cat sat on the mat"], ["a dog", "the cat sat on a mat"], ["no"] * 5])
+def test_bleu_of_the_harness_is_a_share_as_ours_is(texts):
+    from lm_eval.api.metrics import bleu
+
+    items = [("the cat sat on the mat", text) for text in texts]
+    metric = _with_interval("bleu", bleu(items), items, True, bleu)
+    assert metric.value == pytest.approx(bleu(items) / 100)
+    assert 0 <= metric.low <= metric.value <= metric.high <= 1
+    assert _with_interval("acc", 0.25, [0, 0, 0, 1], True, None).value == 0.25

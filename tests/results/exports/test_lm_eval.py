@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from statistics import stdev
 
 import lm_eval
 import pytest
@@ -15,6 +16,7 @@ from lm_eval.tasks import TaskManager
 from sweeps import small_sweep
 
 from lowrank_bench import run_sweep
+from lowrank_bench.results.exports.lm_eval import _standard_error
 
 STORIES = "models/stories260K"
 TASKS = ["local_choice", "local_generated", "local_sized"]
@@ -148,3 +150,13 @@ def test_one_cell_can_be_named(run, tmp_path):
     done = bench("export", f"{run.folder}:svd@7", "--format", "lm-eval", "--out", tmp_path / "none")
     assert done.returncode == 2
     assert "'svd@7' is no cell of" in done.stderr
+
+
+def test_samples_of_one_problem_are_no_problems_of_their_own():
+    right = [float(n % 3 == 0) for n in range(30)]
+    once = [{"problem": f"p{n}"} for n in range(30)]
+    ten = [line for line in once for _ in range(10)]
+    expected = stdev(right) / math.sqrt(30)
+    assert _standard_error(once, right) == pytest.approx(expected)
+    assert _standard_error(ten, [score for score in right for _ in range(10)]) == pytest.approx(expected)
+    assert _standard_error(ten[:10], right[:10]) == _standard_error(once, []) == "N/A"
