@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_sections.package import ROOT, importable
-from gpu_sections.table import Context, Result, Row, failed
+from gpu_sections.table import Context, Result, Row, failed, printed
 
 LIMIT = 535.0
 """Seconds after which a part is killed, whatever it does: nine minutes with its start and end."""
@@ -101,15 +101,17 @@ def main(
             context = Context(device, options.small, job.seconds, folder=folder.resolve(), options=own_options)
             run_here(parts[job.part], job, context, command)
         return 0
-    missed = False
+    missed: list[tuple[str, Row]] = []
     with importable() as environment:
         words = [sys.executable, str(script), "--device", device, "--out", str(folder), *own]
         for names in [chosen] if options.together else [[name] for name in chosen]:
             print(f"{', '.join(names)} …", flush=True)
             for result in run_apart(words, {name: parts[name] for name in names}, environment, folder):
                 print(f"\n{result.printed()}", flush=True)
-                missed |= any(row.met is False for row in result.rows)
-    return int(missed)
+                missed += [(result.part, row) for row in result.rows if row.met is False]
+    if missed:
+        print(f"{len(missed)} rows failed or missed their target:\n\n{printed(missed)}", flush=True)
+    return int(bool(missed))
 
 
 def print_all(folder: Path, parts: Mapping[str, Part]) -> int:
