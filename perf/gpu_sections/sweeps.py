@@ -82,6 +82,10 @@ def bench(words: Sequence[str], seconds: float, kill_after: int = 0) -> int:
 
 
 def stages(folder: Path, kind: str = "") -> dict[str, dict[str, Any]]:
-    """Return ``stage.json`` of the finished stages in a run folder, by key."""
+    """Return ``stage.json`` of the complete stages in a run folder, by key.
+
+    A folder whose name begins with a dot is a stage in progress, also where its record is already written: a kill
+    between the record and the rename to the stage's key leaves one.
+    """
     files = sorted((folder / "stages").glob(f"{kind}*/stage.json"))
-    return {file.parent.name: json.loads(file.read_text()) for file in files}
+    return {file.parent.name: json.loads(file.read_text()) for file in files if not file.parent.name.startswith(".")}

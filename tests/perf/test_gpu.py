@@ -268,3 +268,14 @@ def test_the_training_free_part_names_the_metric_and_goes_on_when_it_is_run_agai
     for name in ("embeddings", "others", "searches"):
         chosen = words(Context("cuda", False, 1.0, folder=tmp_path, options=given), name)
         assert ("2" in chosen[-1].split(",")) == (name == "embeddings")  # others leave the embedding: 1.59x is the most
+
+
+@pytest.mark.usefixtures("sections")
+def test_a_stage_that_was_killed_before_its_rename_is_not_complete(tmp_path: Path) -> None:
+    from gpu_sections.sweeps import stages
+
+    for name in ("fit-1", ".part-fit-2", "failed"):
+        (tmp_path / "stages" / name).mkdir(parents=True)
+        if name != "failed":
+            (tmp_path / "stages" / name / "stage.json").write_text('{"kind": "fit"}')
+    assert stages(tmp_path) == stages(tmp_path, "fit") == {"fit-1": {"kind": "fit"}}

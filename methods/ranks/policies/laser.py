@@ -2,7 +2,7 @@
 
 LASER (arXiv 2312.13558) truncates single matrices to a small share ρ of their rank and composes several. The
 budget-exact form is ours: matrices are cut to ρ·min(m, n) in a fixed order until the budget is met, the last one only
-as far as needed.
+as far as needed. A budget below that of all matrices cut shrinks all of them further, in proportion.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch import Tensor
 from ....foundation.progress import track
 from ..units import Unit
 from .base import Demand, Evidence, Loss, Policy, policies
+
+_ALL_CUT = 0.1  # the level at which all matrices are cut; below it they fall together to nothing
 
 
 @policies.register("laser")
@@ -44,24 +46,27 @@ class Laser(Policy):
         return {"laser": torch.tensor([loss({unit.name: self.cut(unit)}) - dense for unit in counted])}
 
     def demands(self, evidence: Evidence) -> list[Demand]:
-        """Return demands that fall to the cut rank one unit after the other as the level falls."""
+        """Return demands that fall to the cut rank one unit after the other, then together, as the level falls."""
         harm = evidence.measured["laser"].double()
         if self.per_parameter:
             saved = [max(unit.parameters - unit.factorised(self.cut(unit)), 1) for unit in evidence.units]
-            # A truncation that helps is taken first, however little it saves.
+            # A truncation that helps comes first, however little it saves.
             harm = torch.where(harm > 0, harm / torch.tensor(saved, dtype=torch.float64), harm)
         number = len(evidence.units)
-        # The least harmful is cut at the highest levels: place 0 moves between (number-1)/number and 1.
+        # The least harmful is cut at the highest levels: number 0 moves between the last two of `steps`.
+        steps = [_ALL_CUT + (1 - _ALL_CUT) * index / number for index in range(number)] + [1.0]
         position = {index: rank for rank, index in enumerate(torch.argsort(harm, stable=True).tolist())}
 
         def demand(unit: Unit, order: int) -> Demand:
             low, even = self.cut(unit), min(unit.parameters / unit.cost, unit.max_rank)
-            start, end = (number - 1 - order) / number, (number - order) / number
+            start, end = steps[number - 1 - order], steps[number - order]
 
             def rank(level: float) -> float:
-                if level >= end:  # compared as it is: (level - start) * number can round to less than 1 there
+                if level >= end:  # compared as it is: the share of the step can round to less than 1 there
                     return float(unit.max_rank)
-                return low + max(level - start, 0.0) * number * max(even - low, 0.0)
+                if level < _ALL_CUT:
+                    return low * level / _ALL_CUT
+                return low + max(level - start, 0.0) / (end - start) * max(even - low, 0.0)
 
             return rank
 

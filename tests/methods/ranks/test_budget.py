@@ -302,6 +302,14 @@ def test_demand_never_falls_with_the_level(shape: ModelShape, name: str, share: 
             assert want(1.0) == pytest.approx(unit.max_rank)
 
 
+@settings(deadline=None, max_examples=150)
+@given(shapes(), st.sampled_from(POLICIES), st.floats(0.01, 1))
+def test_level_0_wants_no_more_than_the_least_rank(shape: ModelShape, name: str, share: float) -> None:
+    """A policy with a floor of its own has no say below it: the budget then gives ranks in the model's order."""
+    for unit, want in zip(shape.units, demands(shape, name, share), strict=True):
+        assert want(0.0) < unit.min_rank + 1
+
+
 @settings(deadline=None, max_examples=40)
 @given(shapes(), st.sampled_from(POLICIES), st.floats(0.01, 1))
 def test_equal_evidence_gives_equal_ranks(shape: ModelShape, name: str, share: float) -> None:

@@ -17,6 +17,7 @@ from lowrank_bench.methods.ranks.budget import Allocation, Budget
 from lowrank_bench.methods.ranks.policies._search import Search, grid
 from lowrank_bench.methods.ranks.policies._shares import dense_rank, tail_energy
 from lowrank_bench.methods.ranks.policies.base import Evidence, parse_policy, policies
+from lowrank_bench.methods.ranks.policies.laser import Laser
 from lowrank_bench.methods.ranks.policies.loss import LossBased
 from lowrank_bench.methods.ranks.policies.surgical import Surgical
 from lowrank_bench.methods.ranks.units import ModelShape, Unit
@@ -108,6 +109,25 @@ def test_greedy_loses_nothing_by_an_exchange(rows: list[list[int]], part: float)
     best = max(float(first[:r].square().sum() + second[:o].square().sum()) for r, o in kept)
     own = float(first[: ranks.ranks["u0"]].square().sum() + second[: ranks.ranks["u1"]].square().sum())
     assert own == best
+
+
+@pytest.mark.parametrize(("rho", "ratio"), [(0.1, 8.0), (0.5, 2.0), (0.5, 6.0)])
+def test_laser_shrinks_all_matrices_in_proportion_below_its_share(rho: float, ratio: float) -> None:
+    """The first matrices of the model get no more than the last ones where all are cut and that is not enough."""
+    units = tuple(Unit(f"u{i}", 80 * 80, 160, 80) for i in range(6))
+    measured = {"laser": torch.tensor([3.0, 1.0, 2.0, 6.0, 5.0, 4.0])}
+    allocation = Budget(ratio).allocate(ModelShape(6 * 80 * 80, units), Laser(rho=rho), measured=measured)
+    ranks = list(allocation.ranks.values())
+    assert len(ranks) == 6
+    assert max(ranks) - min(ranks) <= 1
+    assert max(ranks) <= rho * 80
+
+
+def test_laser_cuts_in_the_order_of_harm() -> None:
+    units = tuple(Unit(f"u{i}", 80 * 80, 160, 80) for i in range(3))
+    measured = {"laser": torch.tensor([3.0, 1.0, 2.0])}
+    allocation = Budget(3 / (2 + 0.2)).allocate(ModelShape(3 * 80 * 80, units), Laser(), measured=measured)
+    assert allocation.ranks == {"u1": 8}
 
 
 def test_greedy_weighs_by_the_measured_loss() -> None:
