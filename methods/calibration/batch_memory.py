@@ -21,7 +21,7 @@ from ...models.blocks import Blocks, find_blocks, forwards, hidden_in, tensors_i
 from ...models.pass_memory import Live, fingerprint, make_fake, marked, shortened, without_data
 from ...models.streamed import NotStreamable
 from ..groups import Group
-from .moments import Reached
+from .moments import Reached, watch_output_gradient
 from .statistics import FisherSums, example_losses, only_embedding_requires_grad
 
 _FEW, _MORE = 2, 3
@@ -204,12 +204,9 @@ class _Run:
 
             return forward
 
-        def backward(_: nn.Module, __: Any, gradients: tuple[Tensor, ...]) -> None:
-            _sum(gradients[0])
-
         modules = [model.get_submodule(name) for name in names]
         if self.gradients:
-            handles = [module.register_full_backward_hook(backward) for module in modules]
+            handles = [watch_output_gradient(module, _sum) for module in modules]
         else:
             pairs = zip(names, modules, strict=True)
             handles = [module.register_forward_pre_hook(see(name)) for name, module in pairs]

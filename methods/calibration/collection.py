@@ -5,7 +5,7 @@ The choice between `in_memory` and `sequential_statistics` is made here and nowh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -55,6 +55,7 @@ def gradient_grams(
     batch_size: int = 8,
     limit_bytes: int = GRAM_BYTES,
     rule: GradientRule = GradientRule(),
+    diagonal: Collection[str] = (),
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield R = Σ_t g_t g_tᵀ (m, m), float64, over tokens; g_t is the gradient of the loss by a layer's output.
 
@@ -62,12 +63,14 @@ def gradient_grams(
     token (a sum over tokens first would leave R of rank one per example). Memory as in `input_moments`.
 
     Args:
-        model, names, data, samples, batch_size, limit_bytes: as in `input_moments`.
+        model, data, samples, batch_size, limit_bytes: as in `input_moments`.
+        names: dotted names of ``nn.Linear`` modules, and of the token embedding.
         rule: which tokens' gradients count, and how large they may be.
+        diagonal: names of which only the diagonal of R (m,) is wanted, such as a head's.
     """
     if is_streamed(model):
-        return sequential_statistics.gradient_grams(model, names, data, samples, batch_size, rule)
-    return in_memory.gradient_grams(model, names, data, samples, batch_size, limit_bytes, rule)
+        return sequential_statistics.gradient_grams(model, names, data, samples, batch_size, rule, diagonal)
+    return in_memory.gradient_grams(model, names, data, samples, batch_size, limit_bytes, rule, diagonal)
 
 
 def input_fisher(

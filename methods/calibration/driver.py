@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
+from ...models.embedding import embedding_scale
 from ..base import CalibrationData
 from ..estimates import statistic_bytes
 from ..fitted import Factors, Fitted
@@ -20,8 +21,9 @@ from ..linalg.whitening import Root, root
 from ..matrixwise import MatrixCompressor
 from ..requirements import Requirements
 from .collection import input_moments
-from .frequencies import token_weights
+from .frequencies import token_counts
 from .moments import Moments
+from .row_statistic import RowStatistic
 
 
 class CalibratedCompressor(MatrixCompressor):
@@ -78,19 +80,6 @@ def few_tokens(name: str, tokens: int, widest: int) -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
-class RowStatistic:
-    """What is known of a token embedding.
-
-    Attributes:
-        weights: (V,) of its rows, see `token_weights`.
-        inputs: moments of what enters the tied head; None without one.
-    """
-
-    weights: Tensor
-    inputs: Moments | None
-
-
 class MomentCompressor(CalibratedCompressor):
     """A calibrated method whose statistic is the `Moments` of each group's input."""
 
@@ -98,6 +87,11 @@ class MomentCompressor(CalibratedCompressor):
 
     grams: ClassVar[bool] = True
     """Whether second moments are needed; without them all layers are gathered in one pass."""
+
+    @property
+    def least_jitter(self) -> float:
+        """Return the least jitter of the moments that weigh an embedding, see `whitening.root`."""
+        return 0.0
 
     def collect(
         self, model: nn.Module, data: CalibrationData | None, groups: Sequence[Group]
@@ -110,8 +104,8 @@ class MomentCompressor(CalibratedCompressor):
         for group in groups:
             moments = next(inputs)[1] if group.reader else None
             if group.embedding:
-                weights = token_weights(data, group.out_features, self.samples, self.batch_size)
-                yield group, RowStatistic(weights, moments)
+                counts = token_counts(data, group.out_features, self.samples, self.batch_size)
+                yield group, RowStatistic(counts, embedding_scale(model.get_submodule(group.name)) or 1.0, moments)
             else:
                 yield group, moments
         self._last = None
@@ -123,7 +117,7 @@ class MomentCompressor(CalibratedCompressor):
         if statistic is None:
             raise ValueError(f"{self.name} needs the frequencies of tokens")
         moments = statistic.inputs
-        inputs = None if moments is None else self.rooted(moments, lambda: moments.gram, weight)
+        inputs = None if moments is None else self.rooted(moments, lambda: moments.gram, weight, self.least_jitter)
         return factor_rows(weight, statistic.weights, inputs, rank)
 
     def rooted(self, moments: Moments, gram: Callable[[], Tensor], weight: Tensor, jitter: float = 0.0) -> Root:

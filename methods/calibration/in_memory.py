@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,8 @@ def input_moments(
     grams: bool,
 ) -> Iterator[tuple[str, Moments]]:
     """Yield what `collection.input_moments` yields."""
-    widths = [int(model.get_submodule(name).in_features) for name in names]  # type: ignore[arg-type]
-    for chunk in _chunks(names, widths, limit_bytes if grams else None):
+    sizes = [int(model.get_submodule(name).in_features) ** 2 for name in names]  # type: ignore[operator]
+    for chunk in _chunks(names, sizes, limit_bytes if grams else None):
         yield from _chunk_moments(model, chunk, data, samples, batch_size, grams).items()
 
 
@@ -43,11 +43,17 @@ def gradient_grams(
     batch_size: int,
     limit_bytes: int,
     rule: GradientRule,
+    diagonal: Collection[str],
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield what `collection.gradient_grams` yields."""
-    widths = [int(model.get_submodule(name).out_features) for name in names]  # type: ignore[arg-type]
-    for chunk in _chunks(names, widths, limit_bytes):
-        yield from _chunk_gradients(model, chunk, data, samples, batch_size, rule).items()
+    sizes = [(1 if name in diagonal else _outputs(model, name)) * _outputs(model, name) for name in names]
+    for chunk in _chunks(names, sizes, limit_bytes):
+        yield from _chunk_gradients(model, chunk, data, samples, batch_size, rule, diagonal).items()
+
+
+def _outputs(model: nn.Module, name: str) -> int:
+    module: Any = model.get_submodule(name)
+    return int(module.embedding_dim if isinstance(module, nn.Embedding) else module.out_features)
 
 
 def input_fisher(
@@ -86,8 +92,9 @@ def _chunk_gradients(
     samples: int | None,
     batch_size: int,
     rule: GradientRule,
+    diagonal: Collection[str],
 ) -> dict[str, Tensor]:
-    sums = GradientSums(names, rule=rule)
+    sums = GradientSums(names, rule=rule, diagonal=diagonal)
     with _evaluating(model), only_embedding_requires_grad(model) as embedding, sums.watching(model):
         for batch in logit_batches(_batches(model, data, samples, batch_size), vocabulary_of(model)):
             sums.begin(batch["attention_mask"])
@@ -96,12 +103,11 @@ def _chunk_gradients(
     return {name: grams[name].cpu() for name in names}
 
 
-def _chunks(names: Sequence[str], widths: Sequence[int], limit_bytes: int | None) -> Iterator[list[str]]:
-    """Give names so many at a time that their Gram matrices fit into the limit; one at least."""
+def _chunks(names: Sequence[str], entries: Sequence[int], limit_bytes: int | None) -> Iterator[list[str]]:
+    """Give names so many at a time that their sums, float64, fit into the limit; one at least."""
     chunk: list[str] = []
     used = 0
-    for name, width in zip(names, widths, strict=True):
-        size = 8 * width**2
+    for name, size in zip(names, (8 * count for count in entries), strict=True):
         if chunk and limit_bytes is not None and used + size > limit_bytes:
             yield chunk
             chunk, used = [], 0

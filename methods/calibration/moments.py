@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import ReferenceType, ref
@@ -19,6 +19,9 @@ from .statistics import example_losses
 
 _ROWS, _WIDTH = 1024, 256
 """Tokens that are in float64 at a time, few enough to stay in a CPU's cache; width of the bands of `add_gram`."""
+
+_HEAD_ROWS = 64
+"""Tokens whose gradients by all logits are in float64 at a time: 134 MB with a vocabulary of 262,144."""
 
 
 @dataclass(frozen=True)
@@ -203,9 +206,10 @@ class GradientSums:
     """Gathers Σ g gᵀ over tokens of some layers' output gradients while `watching`.
 
     Args:
-        names: dotted names of ``nn.Linear`` modules.
+        names: dotted names of ``nn.Linear`` modules, and of the token embedding.
         sums: what `result` gave for earlier batches.
         rule: which gradients count.
+        diagonal: names of which only Σ g² is gathered: a head has as many outputs as the vocabulary has tokens.
     """
 
     def __init__(
@@ -213,8 +217,9 @@ class GradientSums:
         names: Sequence[str],
         sums: Mapping[str, Tensor] | None = None,
         rule: GradientRule = GradientRule(),
+        diagonal: Collection[str] = (),
     ) -> None:
-        self.names, self._sums, self.rule = names, dict(sums or {}), rule
+        self.names, self._sums, self.rule, self.diagonal = names, dict(sums or {}), rule, frozenset(diagonal)
         self._mask = torch.zeros(0)
 
     def begin(self, mask: Tensor) -> None:
@@ -225,28 +230,49 @@ class GradientSums:
     def watching(self, model: nn.Module) -> Iterator[None]:
         """See every gradient that comes back to the outputs of the layers of a model."""
 
-        def hook(name: str) -> Any:
-            def backward(_: nn.Module, __: Any, gradients: tuple[Tensor, ...]) -> None:
-                # Some models flatten batch and time before a linear layer (OPT).
-                g = gradients[0].detach().reshape(*self._mask.shape, gradients[0].shape[-1])
-                g = self.rule.apply(g, self._mask.to(g.device))
-                if name not in self._sums:
-                    m = g.shape[1]
-                    self._sums[name] = torch.zeros(m, m, dtype=torch.float64, device=g.device)
-                add_gram(self._sums[name], g)
+        def hook(name: str) -> Callable[[Tensor], None]:
+            return lambda gradient: self._add(name, gradient)
 
-            return backward
-
-        handles = [model.get_submodule(name).register_full_backward_hook(hook(name)) for name in self.names]
+        handles = [watch_output_gradient(model.get_submodule(name), hook(name)) for name in self.names]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
+    def _add(self, name: str, gradient: Tensor) -> None:
+        # Some models flatten batch and time before a linear layer (OPT).
+        g = gradient.detach().reshape(*self._mask.shape, gradient.shape[-1])
+        g = self.rule.apply(g, self._mask.to(g.device))
+        m = g.shape[1]
+        if name not in self._sums:
+            size = (m,) if name in self.diagonal else (m, m)
+            self._sums[name] = torch.zeros(size, dtype=torch.float64, device=g.device)
+        if name not in self.diagonal:
+            add_gram(self._sums[name], g)
+            return
+        for part in g.split(_HEAD_ROWS):
+            self._sums[name] += part.double().square().sum(0)
+
     def result(self) -> dict[str, Tensor]:
         """Return the sums by name."""
-        return {name: mirrored(gram) for name, gram in self._sums.items()}
+        return {name: gram if name in self.diagonal else mirrored(gram) for name, gram in self._sums.items()}
+
+
+def watch_output_gradient(module: nn.Module, see: Callable[[Tensor], None]) -> Any:
+    """Call a function with each gradient that comes back to a module's output; returns the hook to remove.
+
+    The hook is the output's own. A backward hook of the module makes its output a view, which Falcon changes in place,
+    and autograd refuses that. What is looked up requires a gradient from here on, also where no weight does.
+    """
+
+    def forward(_: nn.Module, __: Any, output: Tensor) -> None:
+        if torch.is_grad_enabled() and not output.requires_grad and isinstance(module, nn.Embedding):
+            output.requires_grad_()
+        if output.requires_grad:
+            output.register_hook(see)
+
+    return module.register_forward_hook(forward)
 
 
 def token_loss(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:

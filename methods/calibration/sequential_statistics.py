@@ -7,7 +7,7 @@ memory or on disk (`offload_cache`), so many batches at a time that they take no
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -97,7 +97,7 @@ def input_fisher(
             watch,
             lambda own, batch: own.begin(len(batch["input_ids"])),
             lambda logits, batch: example_losses(logits, batch["labels"]).sum(),
-            to_lookup=looked_up,
+            (lambda own, batch: None) if looked_up else None,  # the head's pass has counted these examples
         )
     means = {name: value for own in sums.values() for name, value in own.result().items()}
     return {name: means[name] for name in names if name in means}
@@ -110,8 +110,14 @@ def gradient_grams(
     samples: int | None,
     batch_size: int,
     rule: GradientRule,
+    diagonal: Collection[str],
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield what `collection.gradient_grams` yields; matrices wait in a cache, as the last block comes first."""
+    looked_up = any(isinstance(model.get_submodule(name), nn.Embedding) for name in names)
+
+    def begin(own: GradientSums, batch: Batch) -> None:
+        own.begin(batch["attention_mask"])
+
     with _offload_cache(model) as grams:
 
         def watch(
@@ -119,14 +125,14 @@ def gradient_grams(
         ) -> None:
             inside = [name for name in names if calibration.blocks.owner(name) == block]
             before = {name: grams.take(name).to(calibration.weights.device) for name in inside if grams.has(name)}
-            own = GradientSums(inside, before, rule)
+            own = GradientSums(inside, before, rule, diagonal)
             with own.watching(calibration.model):
                 pass_back(own)
             for name, gram in own.result().items():
                 grams.put(name, gram)
 
         for calibration in _batch_groups(model, data, samples, batch_size):
-            _backwards(calibration, watch, lambda own, batch: own.begin(batch["attention_mask"]), token_loss)
+            _backwards(calibration, watch, begin, token_loss, begin if looked_up else None)
         for name in names:
             yield name, grams.take(name)
 
@@ -161,7 +167,7 @@ def _backwards(
     watch: Callable[[SequentialCalibration, str | None, Callable[[Any], None]], None],
     begin: Callable[[Any, Batch], None],
     loss: Callable[[Tensor, Batch], Tensor],
-    to_lookup: bool = False,
+    begin_lookup: Callable[[Any, Batch], None] | None = None,
 ) -> None:
     """Push the batches forwards without gradients, then their gradients backwards block by block.
 
@@ -171,7 +177,8 @@ def _backwards(
             back through it, which it calls with its sums in place.
         begin: starts a batch in the sums.
         loss: of logits and batch.
-        to_lookup: also pass gradients back through what comes before the blocks, to the rows that are looked up.
+        begin_lookup: as ``begin``, for gradients that go back through what comes before the blocks, to the rows that
+            are looked up; None ends before it.
     """
     batches = [
         {key: value.to(calibration.weights.device) for key, value in batch.items()} for batch in calibration.batches
@@ -212,12 +219,14 @@ def _backwards(
     for number in track(range(len(names) - 1, -1, -1), unit="blocks on the way back"):
         watch(calibration, names[number], through(number))
 
-    def lookup(_: Any) -> None:  # the embedding's hook lets its rows require the gradient; no weight does
+    def lookup(sums: Any) -> None:  # the embedding's hook lets its rows require the gradient; no weight does
+        assert begin_lookup is not None
         with calibration.before() as run:
-            for index in range(len(batches)):
+            for index, batch in enumerate(batches):
+                begin_lookup(sums, batch)
                 with torch.enable_grad():
                     hidden = run(index)
                 torch.autograd.backward(hidden, calibration.hidden((0, index)))
 
-    if to_lookup:
+    if begin_lookup is not None:
         watch(calibration, None, lookup)

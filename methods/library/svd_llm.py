@@ -19,10 +19,12 @@ from ..base import CalibrationData, methods
 from ..calibration.collection import gradient_grams
 from ..calibration.driver import MomentCompressor
 from ..calibration.moments import GradientRule, Moments
+from ..calibration.row_statistic import EMBEDDING_VERSION, RowStatistic, shrunk
 from ..estimates import decompose_bytes, regular_bytes, statistic_bytes
 from ..fitted import Factors
 from ..groups import Group
-from ..linalg.whitening import VERSION, Side, whiten
+from ..linalg.rows import factor_rows
+from ..linalg.whitening import VERSION, Side, root, whiten
 from ..ranks.policies.base import parse_policy
 from ..requirements import Requirements
 from ..working import whiten_bytes
@@ -53,22 +55,47 @@ class Whitened(MomentCompressor):
 
     def fit_key(self) -> dict[str, Any]:
         """Return one name for the factors, whatever the method that asks for them is called."""
-        return super().fit_key() | {"factors": "whitened", "version": VERSION}
+        key = super().fit_key() | {"factors": "whitened", "version": VERSION}
+        return key | {"embedding_version": EMBEDDING_VERSION} if self.embeddings else key
 
     def collect(
         self, model: nn.Module, data: CalibrationData | None, groups: Sequence[Group]
     ) -> Iterator[tuple[Group, Any]]:
         """Yield each group with its input moments and, if two-sided, its output-gradient moments (m, m)."""
         one_sided = super().collect(model, data, groups)
-        weighted = [group.name for group in groups if not group.embedding] if self.two_sided and data else []
-        gradients = None
-        if weighted and data:
-            gradients = gradient_grams(model, weighted, data, self.samples, self.batch_size, rule=self.gradient_rule)
-        for group, moments in one_sided:
+        if not self.two_sided or data is None:
+            for group, moments in one_sided:
+                yield group, moments if group.embedding else (moments, None)
+            return
+        # Of an embedding both sides: what is looked up, and the logits of a tied head.
+        heads = [group.reader for group in groups if group.embedding and group.reader]
+        names = [name for group in groups for name in (group.name, *([group.reader] if group.reader in heads else []))]
+        gradients = gradient_grams(
+            model, names, data, self.samples, self.batch_size, rule=self.gradient_rule, diagonal=heads
+        )
+        for group, statistic in one_sided:
+            _, gram = next(gradients)
             if group.embedding:
-                yield group, moments
+                of_head = next(gradients)[1] if group.reader else None
+                yield group, replace(statistic, gradients=gram, head_gradients=of_head)
             else:
-                yield group, (moments, next(gradients)[1] if gradients else None)
+                yield group, (statistic, gram)
+
+    @property
+    def least_jitter(self) -> float:
+        """Return the option ``jitter``."""
+        return self.jitter
+
+    def decompose_embedding(
+        self, weight: Tensor, statistic: RowStatistic | None = None, rank: int | None = None
+    ) -> Factors:
+        """Weight rows as one-sided methods do or, where gradients weigh too, by the quadratic model of the loss."""
+        if statistic is None or statistic.gradients is None:
+            return super().decompose_embedding(weight, statistic, rank)
+        rows, columns = statistic.quadratic(self.shrink_input, self.shrink_output)
+        mean = float(columns.diagonal().mean()) or 1.0  # goes to the rows, which leave the balance of factors as it is
+        inputs = root((columns / mean).to(weight.device), self.jitter)
+        return factor_rows(weight, rows * mean, inputs, rank)
 
     @property
     def requirements(self) -> Requirements:
@@ -105,15 +132,12 @@ def _(method: Whitened, m: int, n: int) -> int:
 
 @statistic_bytes.register
 def _(method: Whitened, group: Group) -> int:
-    """Return the bytes of both Gram matrices."""
-    return 8 * group.in_features**2 + (8 * group.out_features**2 if method.two_sided and not group.embedding else 0)
-
-
-def shrunk(gram: Tensor, share: float) -> Tensor:
-    """Return (1-a)·C + a·mean(diag C)·I."""
-    mixed = (1 - share) * gram
-    mixed.diagonal().add_(share * gram.diagonal().mean())
-    return mixed
+    """Return the bytes of both Gram matrices; of an embedding's second side, what is looked up is as wide as a head's
+    inputs, and the head's logits have one sum each."""
+    inputs = 8 * group.in_features**2
+    if not method.two_sided:
+        return inputs
+    return inputs + (inputs + 8 * group.out_features if group.embedding else 8 * group.out_features**2)
 
 
 @methods.register("svd-llm")

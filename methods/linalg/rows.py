@@ -27,7 +27,7 @@ def factor_rows(
 
     Args:
         weight: E (V, d); of V < d there are V components.
-        row_weights: w (V,), not negative, in shares of their mean; None counts all rows alike.
+        row_weights: w (V,), not negative; None counts all rows alike.
         inputs: L Lᵀ are the second moments of what the matrix is multiplied with (`whitening.root`); None is the
             identity.
         rank: how many parts; None for all. A vocabulary is large: B takes 4·V bytes a part.
@@ -50,8 +50,10 @@ def factor_rows(
     values, vectors = torch.linalg.eigh(gram)
     rank = min(rank or side, side, len(weight))  # a vocabulary smaller than the width has no more components
     s, vectors = values.flip(0).clamp(min=0).sqrt()[:rank], vectors.flip(1)[:, :rank]
-    # √s in both factors conditions the training that follows; a component without weight stays as it is.
-    root = torch.where(s > s[0] * 1e-7, s, torch.ones_like(s)).sqrt()
+    # √s in both factors conditions the training that follows, s as with weights of mean 1; a component without weight
+    # stays as it is.
+    mean = float(row_weights.double().mean()) if row_weights is not None else 1.0
+    root = torch.where(s > s[0] * 1e-7, s / (mean or 1.0) ** 0.5, torch.ones_like(s)).sqrt()
     left = torch.empty(len(weight), len(s), dtype=torch.float32, device=weight.device)
     for start in range(0, len(weight), ROWS):
         left[start : start + ROWS] = (_seen(weight, start, lower) @ vectors / root).float()

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_bench.methods.base import methods
-from lowrank_bench.methods.calibration.driver import MomentCompressor, RowStatistic
+from lowrank_bench.methods.calibration.driver import MomentCompressor
+from lowrank_bench.methods.calibration.row_statistic import RowStatistic, shrunk
 from lowrank_bench.methods.contract import CompressorContract
 from lowrank_bench.methods.contract_parts import RandomData
 from lowrank_bench.methods.library.fwsvd import FWSVD, fisher_scale
 from lowrank_bench.methods.library.svd_llm import Whitened as WhitenedMethod
-from lowrank_bench.methods.library.svd_llm import shrunk
 from lowrank_bench.models.architectures import random_model
 
 
@@ -161,6 +161,21 @@ class TestIOSVD(CompressorContract):
             values, vectors = torch.linalg.eigh(shrunk(gram, share))
             roots.append(vectors * values.clamp_min(0).sqrt())
         return roots[0].T @ error @ roots[1]
+
+
+class TestIOSVDWithEmbeddings(TestIOSVD):
+    options: ClassVar[dict[str, Any]] = {"embeddings": True}
+
+    def weigh(self, model: nn.Module, name: str, error: Tensor) -> Tensor:
+        if not isinstance(model.get_submodule(name), nn.Embedding):
+            return super().weigh(model, name, error)
+        method = self.make()
+        assert isinstance(method, WhitenedMethod)
+        for group, statistic in method.collect(model, RandomData(), method.groups(model)):
+            if group.name == name:
+                rows, columns = statistic.quadratic(0.1, 0.3)
+        values, vectors = torch.linalg.eigh(columns)
+        return rows.sqrt()[:, None] * error @ (vectors * values.clamp_min(0).sqrt())
 
 
 class TestIOSVDClipped(TestIOSVD):

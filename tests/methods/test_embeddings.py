@@ -12,7 +12,7 @@ import torch
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.calibration.frequencies import token_weights
+from lowrank_bench.methods.calibration.frequencies import token_counts, token_weights
 from lowrank_bench.methods.linalg.rows import factor_rows
 from lowrank_bench.methods.linalg.whitening import root, whiten
 from lowrank_bench.methods.ranks.budget import Budget
@@ -111,7 +111,9 @@ def test_frequent_tokens_lose_less_than_with_equal_rows() -> None:
 
 
 def test_token_weights_count_what_is_read_and_nothing_is_zero() -> None:
-    weights = token_weights(FixedData([[3, 3, 4], [3, 5]]), 8, None, 2)
+    counts = token_counts(FixedData([[3, 3, 4], [3, 5]]), 8, None, 2)
+    assert counts.tolist() == [0, 0, 0, 3, 1, 1, 0, 0]
+    weights = token_weights(counts)
     assert weights.mean() == pytest.approx(1)
     assert weights[3] == pytest.approx(4 * weights[0])
     assert bool((weights > 0).all())

@@ -29,8 +29,13 @@ def moments(model: nn.Module, names: list[str], batch_size: int) -> dict[str, li
 
 
 def gradients(model: nn.Module, names: list[str], batch_size: int) -> dict[str, list[Tensor]]:
-    """Return the Gram matrices of the output gradients by name."""
-    return {name: [gram] for name, gram in gradient_grams(model, names, RandomData(7), None, batch_size)}
+    """Return the Gram matrices of the output gradients by name; of a tied head's logits the diagonal."""
+    embedding = embedding_matrix(model)
+    heads = [embedding.head] if embedding.head else []
+    names = [*names, embedding.name, *heads]
+    return {
+        name: [gram] for name, gram in gradient_grams(model, names, RandomData(7), None, batch_size, diagonal=heads)
+    }
 
 
 def fisher(model: nn.Module, names: list[str], batch_size: int) -> dict[str, list[Tensor]]:
@@ -76,7 +81,9 @@ def test_equals_the_whole_model(architecture: str, gather: Callable[..., Any], t
     assert not any(module._forward_hooks or module._backward_hooks for module in streamed.modules())
 
 
-@pytest.mark.parametrize(("gather", "tied"), [*((gather, None) for gather in GATHER), (fisher, True)])
+@pytest.mark.parametrize(
+    ("gather", "tied"), [*((gather, None) for gather in GATHER), (gradients, True), (fisher, True)]
+)
 def test_does_not_depend_on_where_states_wait(
     gather: Callable[..., Any], tied: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

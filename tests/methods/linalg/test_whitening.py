@@ -9,18 +9,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import FalconConfig, FalconForCausalLM
 
 from lowrank_bench.methods.base import create_method
 from lowrank_bench.methods.calibration.collection import gradient_grams, input_moments
 from lowrank_bench.methods.calibration.moments import Moments, MomentSums
-from lowrank_bench.methods.contract_parts import RandomData
+from lowrank_bench.methods.contract_parts import VOCABULARY, RandomData
 from lowrank_bench.methods.fitted import Factors
 from lowrank_bench.methods.library.afm import AFM
 from lowrank_bench.methods.library.asvd import ASVD
 from lowrank_bench.methods.linalg.whitening import VERSION, balance, root, whiten
 from lowrank_bench.models.architectures import ARCHITECTURES, random_model
-from lowrank_bench.models.matrices import get_linear, matrices
+from lowrank_bench.models.matrices import embedding_matrix, matrices
 
 SHAPES = st.tuples(st.integers(2, 9), st.integers(2, 9), st.integers(0, 1000))
 
@@ -343,11 +344,24 @@ def keeper(name: str, store: dict[str, Tensor]) -> Any:
     return hook
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def random_falcon(new_decoder: bool) -> nn.Module:
+    """A model that changes its layers' outputs in place; with and without the parallel attention of later sizes."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return FalconForCausalLM(FalconConfig(**sizes, new_decoder_architecture=new_decoder, num_kv_heads=2)).eval()
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "tied llama", "falcon", "new falcon"])
 def test_gradient_grams_equal_one_example_at_a_time(architecture: str) -> None:
-    model, data = random_model(architecture), RandomData(4)
-    names = [matrix.name for matrix in matrices(model)]
-    expected = {name: torch.zeros(get_linear(model, name).out_features, 1).double() for name in names}
+    """Of matrices, of the embedding, and of the logits of a tied head."""
+    if "falcon" in architecture:
+        model = random_falcon("new" in architecture)
+    else:
+        model = random_model(architecture.split()[-1], tied="tied" in architecture or None)
+    data, embedding = RandomData(4), embedding_matrix(model)
+    heads = [embedding.head] if embedding.head else []
+    names = [*[matrix.name for matrix in matrices(model)], embedding.name, *heads]
+    expected = {name: torch.zeros(1).double() for name in names}
     for example in data.batches(None, 1):
         length = int(example["attention_mask"].sum())
         kept: dict[str, Tensor] = {}
@@ -360,10 +374,10 @@ def test_gradient_grams_equal_one_example_at_a_time(architecture: str) -> None:
             handle.remove()
         for name, output in kept.items():
             g = output.grad.reshape(-1, output.shape[-1]).double()
-            expected[name] = expected[name] + g.T @ g
+            expected[name] = expected[name] + (g.square().sum(0) if name in heads else g.T @ g)
     model.zero_grad()
     for limit in (1 << 30, 1):
-        found = dict(gradient_grams(model, names, data, None, 3, limit))
+        found = dict(gradient_grams(model, names, data, None, 3, limit, diagonal=heads))
         for name in names:
             scale = float(expected[name].abs().max())
             torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-5 * scale, msg=name)
