@@ -144,8 +144,10 @@ class CompressorContract:
         case = self.case(architecture)
         for matrix in self.make().targets(case.dense):
             layer = case.model.get_submodule(matrix.name)
-            assert (layer.out_features, layer.in_features) == (matrix.out_features, matrix.in_features), matrix.name
-            assert (layer.bias is not None) == matrix.bias, f"{matrix.name} lost or gained a bias"
+            dense = isinstance(layer, nn.Embedding)  # one that the policy leaves as it is
+            widths = (layer.num_embeddings, layer.embedding_dim) if dense else (layer.out_features, layer.in_features)
+            assert widths == (matrix.out_features, matrix.in_features), matrix.name
+            assert (getattr(layer, "bias", None) is not None) == matrix.bias, f"{matrix.name} lost or gained a bias"
             added = getattr(layer, "lr_bias", None) is not None
             assert added <= self.make().requirements.affine, (
                 f"{matrix.name} gained a bias, but the method is not affine"

@@ -30,7 +30,7 @@ def input_moments(
     grams: bool,
 ) -> Iterator[tuple[str, Moments]]:
     """Yield what `collection.input_moments` yields."""
-    sizes = [int(model.get_submodule(name).in_features) ** 2 for name in names]  # type: ignore[operator]
+    sizes = [int(model.get_submodule(name).in_features) ** 2 for name in names]  # type: ignore[arg-type]
     for chunk in _chunks(names, sizes, limit_bytes if grams else None):
         yield from _chunk_moments(model, chunk, data, samples, batch_size, grams).items()
 
