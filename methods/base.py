@@ -229,6 +229,13 @@ class Compressor(BaseModel, ABC):
     def fit_key(self) -> dict[str, Any]:
         """Return the plain data that `fit` depends on; methods with equal keys share one fit."""
 
+    def compress_versions(self) -> dict[str, int]:
+        """Return the versions above 1 of the code that `compress` runs beside the fit, by its name.
+
+        Raise one with each change of results, so that stages of an earlier version are not taken for it.
+        """
+        return {}
+
     @abstractmethod
     def fit(self, model: nn.Module, data: CalibrationData | None, folder: Path | None = None) -> Fitted:
         """Compute all that does not depend on the ratio; the model is left unchanged.

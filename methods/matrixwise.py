@@ -161,6 +161,11 @@ class MatrixCompressor(Compressor):
             key |= {"measured": self.policy, "probe_samples": self.probe_samples}
         return key
 
+    def compress_versions(self) -> dict[str, int]:
+        """Return the version of the rank policy."""
+        policy = parse_policy(self.policy)
+        return {policy.name: policy.version} if policy.version > 1 else {}
+
     def fit(self, model: nn.Module, data: CalibrationData | None, folder: Path | None = None) -> Fitted:
         """Decompose every group of the model, and let the policy measure what it needs.
 

@@ -223,6 +223,7 @@ class Layout:
             save_dtype=self.plan.saves(needs.trains),
             seed=seed,
             rank_multiple=self.config.rank_multiple,
+            versions=method.compress_versions(),
         )
         training: dict[str, Any] = {}
         if needs.trains:

@@ -145,6 +145,7 @@ class CompressSpec(_MayTrain):
         ratios: targets, ascending.
         save_dtype: of the checkpoint, see `models.dtypes`.
         train, data, extra_pruning_steps: for methods that train while they compress; ``data`` for those that read some.
+        versions: `Compressor.compress_versions`.
     """
 
     kind: Literal["compress"] = "compress"
@@ -158,6 +159,7 @@ class CompressSpec(_MayTrain):
     train: TrainSettings | None = None
     data: DataSpec | None = None
     extra_pruning_steps: int | None = None
+    versions: dict[str, int] = {}
 
 
 class QuantiseSpec(Spec):

@@ -10,6 +10,7 @@ from lowrank_bench.cli.run import run
 from lowrank_bench.cli.single import compress
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
+from lowrank_bench.methods.ranks.policies.uniform import Uniform
 from lowrank_bench.models.presets import PRESETS
 from lowrank_bench.runners.choices import merge_settings, pick_device
 from lowrank_bench.runners.collect import _options
@@ -67,6 +68,20 @@ def test_multiples_of_ranks_change_compressions_only(tmp_path):
     assert [stage.spec.rank_multiple for stage in changed] == [8] * 6
     assert [_options(plan, plan.cells[-1]).get("rank_multiple") for plan in (plain, aligned)] == [None, 8]
     assert all(rank % 8 == 0 for found in aligned.allocations.values() for rank in found.ranks.values())
+
+
+def test_a_new_version_of_a_policy_is_compressed_again_and_fitted_once(tmp_path, monkeypatch):
+    """And version 1, which most have, changes no key."""
+    before = make_plan(small_sweep(tmp_path, methods=["svd", "fwsvd"]))
+    assert not any("versions" in stage.spec.hashed() for stage in before.stages.values())
+    monkeypatch.setattr(Uniform, "version", 3)
+    after = make_plan(small_sweep(tmp_path, methods=["svd", "fwsvd"]))
+    shared = Counter(before.stages[key].kind for key in set(before.stages) & set(after.stages))
+    assert shared == {"finetune": 1, "fit": 2, "evaluate": 1}
+    changed = [stage for stage in after.stages.values() if stage.kind == "compress"]
+    assert changed
+    assert all(stage.spec.hashed()["versions"] == {"uniform": 3} for stage in changed)
+    assert create_method("laser").compress_versions() == {"laser": 2}
 
 
 def test_multiples_out_of_reach_are_refused_before_work(tmp_path):

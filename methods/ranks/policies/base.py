@@ -65,6 +65,7 @@ class Policy(BaseModel, ABC):
         measures: whether `measure` has to run while fitting, once for all ratios.
         needs_slopes: whether `Evidence.measured` has to hold the slope of each unit's components (`ranks.slopes`), by
             the unit's name, shape (k,); with ``measures``, and in place of what `measure` gives.
+        version: raised with each change of ranks, see `Compressor.compress_versions`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,6 +75,7 @@ class Policy(BaseModel, ABC):
     needs_loss: ClassVar[bool] = False
     measures: ClassVar[bool] = False
     needs_slopes: ClassVar[bool] = False
+    version: ClassVar[int] = 1
 
     def asks(self) -> Metric:
         """Return what the policy wants `Evidence.loss` to be made of: loss, 1 - accuracy, or divergence from dense."""

@@ -32,6 +32,7 @@ class Laser(Policy):
     """
 
     measures: ClassVar[bool] = True
+    version: ClassVar[int] = 2  # budgets below that of all matrices cut
 
     rho: float = Field(default=0.1, gt=0, lt=1)
     per_parameter: bool = True
