@@ -159,7 +159,7 @@ class CompressSpec(_MayTrain):
     train: TrainSettings | None = None
     data: DataSpec | None = None
     extra_pruning_steps: int | None = None
-    versions: dict[str, int] = {}
+    versions: Mapping[str, int] = {}
 
 
 class QuantiseSpec(Spec):
