@@ -144,6 +144,15 @@ def test_uncompressed_models_of_other_variants_are_references_only(sweep):
     assert {entry.stage for entry in board.references} == {"finetuned"}
 
 
+@pytest.mark.parametrize("changes", [{"dataset_sha256": "99" * 32}, {"model_sha256": "99" * 32}, {"engine": "vllm"}])
+def test_a_reference_measured_under_other_conditions_stays_on_its_own_board(sweep, changes):
+    few_shot = [r for r in sweep() if r.stage == "pretrained"]
+    rest = [r for r in sweep() if r.stage != "pretrained"]
+    home, alone = boards(frame_of([*rest, *(r.model_copy(update=changes) for r in few_shot)]))
+    assert home.elsewhere == ()
+    assert [entry.stage for entry in alone.references] == ["pretrained"]
+
+
 def test_what_misses_its_ratio_is_not_ranked(record):
     params = record().params_original
     short = record(method="bs", params=int(params / 1.5), value=0.42, stage_key="b")
