@@ -37,12 +37,24 @@ def has_ideal(metric: str) -> bool:
     return metric.partition("/")[0] in _IDEALS
 
 
+_DIGITS = 12
+"""Significant digits of values that are compared; sums of doubles differ from about the sixteenth on."""
+
+
 def goodness(metric: str, higher_is_better: bool, value: float) -> float:
-    """Return a number that is larger for better values; where the ideal is in the middle, minus the distance to it."""
+    """Return a number that is larger for better values; where the ideal is in the middle, minus the distance to it.
+
+    It is rounded to `_DIGITS`, so that means which are equal but for the rounding of their sums are equal.
+    """
     name = metric.partition("/")[0]
     if name in _IDEALS:
-        return -abs(value - _IDEALS[name][0])
-    return value if higher_is_better else -value
+        return -without_rounding(abs(value - _IDEALS[name][0]))
+    return without_rounding(value if higher_is_better else -value)
+
+
+def without_rounding(value: float) -> float:
+    """Return a value without the digits that the order of a sum decides."""
+    return float(f"{value:.{_DIGITS}g}")
 
 
 def is_perplexity(metric: str) -> bool:

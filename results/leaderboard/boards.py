@@ -26,7 +26,7 @@ ORIGIN = "origin"
 Samples = Mapping[tuple[str, str, str], Scores | str]
 """Scores by stage key, metric and scorer, or why there are none."""
 
-_STRICT = ["confidence", "dataset_sha256", "prompt_sha256", "higher_is_better"]
+_STRICT = ["model_sha256", "confidence", "dataset_sha256", "prompt_sha256", "higher_is_better"]
 _CONDITIONS = (
     *("model", "model_sha256", "task", "benchmark", "variant", "metric", "scorer", "n", "engine", "dtype"),
     *("confidence", "dataset_sha256", "prompt_sha256", "higher_is_better"),
@@ -319,7 +319,8 @@ def _with_references(boards: Sequence[Board]) -> list[Board]:
 
     def sort_key(board: Board) -> tuple[str, ...]:
         t = board.table
-        return (t.model, board.model_sha256, t.task, t.benchmark, t.metric, t.scorer, t.engine, t.dtype, str(t.n))
+        words = (t.model, board.model_sha256, t.task, t.benchmark, t.metric, t.scorer, t.engine, t.dtype)
+        return (*words, str(t.n), board.dataset_sha256)
 
     alone: dict[tuple[str, ...], list[Board]] = {}
     for board in boards:

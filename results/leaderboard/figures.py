@@ -43,7 +43,7 @@ def figures(board: Board) -> list[Figure]:
 
 
 def _curve(board: Board, rows: Sequence[tuple[str, Mapping[float, Entry]]], left_out: str) -> Figure:
-    references = [(f"uncompressed ({e.stage})", _scaled(board, e.cell.value)) for e in board.references]
+    references = [(e.label, _scaled(board, e.cell.value)) for e in board.references]
     methods = {row.label: row.method for row in board.table.rows}
     series = [
         Series(label, [_point(board, row[band], row[band].cell.ratio) for band in sorted(row)], method=methods[label])
@@ -68,7 +68,7 @@ def _front(
     more: str,
 ) -> list[Figure]:
     named = [(label, row[band]) for label, row in rows for band in sorted(row)]
-    named += [(f"uncompressed ({entry.stage})", entry) for entry in board.references]
+    named += [(entry.label, entry) for entry in board.references]
     costs = [(label, e, x(e)) for label, e in named if math.isfinite(x(e)) and math.isfinite(e.cell.value)]
     if len(costs) < 2:
         return []

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from ..pages.parts import Figure
 from ..pages.shell import render_page
-from ..tables.names import shorten
+from ..tables.names import shorten, shorten_all
 from ..tables.pivot import direction, format_cell
 from ..tables.table import Cell, Column, Field, Table, number_columns, text_columns
 from .bands import band_name
@@ -57,8 +57,8 @@ def to_html(boards: Sequence[Board], title: str = "Leaderboard", submissions: Se
     entries = [entry for board in boards for entry in board.entries]
     bands = sorted({entry.band for entry in entries})
     choices = {
-        "model": [(name, shorten(name)) for name in sorted({board.table.model for board in boards})],
-        "task": [(name, shorten(name)) for name in sorted({board.table.task for board in boards})],
+        "model": list(shorten_all(sorted({board.table.model for board in boards})).items()),
+        "task": list(shorten_all(sorted({board.table.task for board in boards})).items()),
         "band": [(_band_id(band), band_name(band)) for band in bands],
     }
     style, script = ((_TEMPLATES / f"leaderboard.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
@@ -110,8 +110,9 @@ def _ranks(board: Board) -> Table:
         )
         for band in board.bands
     ]  # fmt: skip
+    names = shorten_all([label for label, _ in board.rows()], _LABEL)
     rows = [
-        [Field(shorten(label, _LABEL), kind="submitted" if any(e.origin for e in row.values()) else "")]
+        [Field(names[label], kind="submitted" if any(e.origin for e in row.values()) else "")]
         + [_rank_field(board, row.get(band)) for band in board.bands]
         for label, row in board.rows()
     ]
@@ -139,8 +140,9 @@ def _rank_field(board: Board, entry: Entry | None) -> Field:
 def _references(board: Board) -> list[Field]:
     references = [(entry.label, entry) for entry in board.references]
     references += [(f"{entry.label}, {variant}", entry) for variant, entry in board.elsewhere]
+    short = shorten_all([name for name, _ in references], _LABEL)
     return [
-        Field(value, detail=interval, mark=shorten(name, _LABEL), to=entry.id)
+        Field(value, detail=interval, mark=short[name], to=entry.id)
         for name, entry in references
         for value, interval in [format_cell(board.table.metric, entry.cell)]
     ]
@@ -153,7 +155,8 @@ def _options(rows: Sequence[Entry]) -> list[tuple[str, str]]:
         options_of.setdefault(entry.label, set()).add(entry.provenance.options)
     if any(len(texts) > 1 for texts in options_of.values()):
         return []
-    return [(shorten(label, _LABEL), next(iter(texts))) for label, texts in options_of.items() if texts != {"defaults"}]
+    names = shorten_all(options_of, _LABEL)
+    return [(names[label], next(iter(texts))) for label, texts in options_of.items() if texts != {"defaults"}]
 
 
 def _details(board: Board, rows: Sequence[Entry], apart: set[str]) -> tuple[list[tuple[str, str]], Table]:
@@ -175,16 +178,29 @@ def _details(board: Board, rows: Sequence[Entry], apart: set[str]) -> tuple[list
         *number_columns(*(f"tokens/s, {name}" for name in speeds), format="{:,.4g}"),
         *text_columns(*(_NAMES[name] for name in varying)),
     ]
-    lines = [_detail(entry, values, speeds, varying) for entry, values in zip(rows, known, strict=True)]
+    labels = shorten_all(map(_name, rows), _LABEL)
+    columns_short = [shorten_all((values[name] for values in known), _TEXT) for name in varying]
+    lines = [
+        _detail(
+            entry,
+            labels[_name(entry)],
+            speeds,
+            [short[values[name]] for name, short in zip(varying, columns_short, strict=True)],
+        )
+        for entry, values in zip(rows, known, strict=True)
+    ]
     caption = f"{board.title}: all entries with sizes and provenance"
     return common, Table(caption, columns, lines, f"{board.id}-details", [entry.id for entry in rows])
 
 
-def _detail(entry: Entry, known: Mapping[str, str], speeds: Sequence[str], varying: Sequence[str]) -> list[Cell]:
+def _name(entry: Entry) -> str:
+    return entry.label if entry.uncompressed else f"{entry.label} {band_name(entry.target)}"
+
+
+def _detail(entry: Entry, name: str, speeds: Sequence[str], differing: Sequence[str]) -> list[Cell]:
     cell = entry.cell
-    name = entry.label if entry.uncompressed else f"{entry.label} {band_name(entry.target)}"
     return [
-        *(shorten(name, _LABEL), standing_text(entry), cell.ratio, cell.params, cell.bytes),
+        *(name, standing_text(entry), cell.ratio, cell.params, cell.bytes),
         *(entry.speeds.get(speed) for speed in speeds),
-        *(shorten(known[key], _TEXT) for key in varying),
+        *differing,
     ]

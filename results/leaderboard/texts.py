@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..tables import writers
 from ..tables.escape import latex_text, markdown_text
-from ..tables.names import shorten
+from ..tables.names import shorten_all
 from ..tables.pivot import direction, format_cell
 from ..tables.table import Cell, Column, Field, Table, number_columns, text_columns
 from ..tables.terminal import render
@@ -143,8 +143,9 @@ def _direction(board: Board) -> str:
 
 def _table(board: Board) -> Table:
     columns = [Column(""), *number_columns(*map(band_name, board.bands))]
+    names = shorten_all([label for label, _ in board.rows()], _LABEL)
     rows: list[list[Cell]] = [
-        [shorten(label, _LABEL), *(_field(board, row.get(band)) for band in board.bands)] for label, row in board.rows()
+        [names[label], *(_field(board, row.get(band)) for band in board.bands)] for label, row in board.rows()
     ]
     lead = f"{board.conditions}; {_direction(board)}"
     return Table(
@@ -160,11 +161,11 @@ def _field(board: Board, entry: Entry | None) -> Field:
 
 
 def _references(board: Board) -> str:
+    references = [("", entry) for entry in board.references]
+    references += [(f", {variant}", entry) for variant, entry in board.elsewhere]
+    names = shorten_all([entry.label for _, entry in references], _LABEL)
     texts = [
-        f"{shorten(entry.label, _LABEL)}{position} {' '.join(format_cell(board.table.metric, entry.cell))}"
-        for position, entry in (
-            *(("", entry) for entry in board.references),
-            *((f", {variant}", entry) for variant, entry in board.elsewhere),
-        )
+        f"{names[entry.label]}{position} {' '.join(format_cell(board.table.metric, entry.cell))}"
+        for position, entry in references
     ]
     return f"For reference: {'; '.join(texts)}." if texts else ""

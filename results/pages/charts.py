@@ -12,7 +12,7 @@ from markupsafe import Markup
 from ..plots.axes import log_locator
 from ..plots.curves import plain
 from ..plots.looks import Look, looks, method_of
-from ..tables.names import shorten, wrap
+from ..tables.names import shorten, shorten_all, wrap
 from .inline import INK, PAPER, SOFT, inline_svg, page_style
 
 _HUGE = 1e100
@@ -122,7 +122,8 @@ def chart(
             handles.append(_draw(axes, line, points, look, f"p{number}", tips))
         _write_labels(axes, every)
         names = [name for name, _ in levels] + [line.name for line, _ in shown]
-        _legend(figure, handles, [plain(wrap(shorten(name), 40), keep="\n") for name in names])
+        short = shorten_all(names)
+        _legend(figure, handles, [plain(wrap(short[name], 40), keep="\n") for name in names])
         return inline_svg(figure, id, f"{title}. {description}", tips)
 
 

@@ -13,7 +13,7 @@ from ..tables.pivot import Cell, Pivot, Row, is_fraction, pivot, same_but_budget
 from .axes import AXES, XAxis
 from .curves import (
     draw_line,
-    draw_reference,
+    draw_references,
     file_stem,
     finish_legend,
     line_looks,
@@ -77,8 +77,8 @@ def _figure(tables: Sequence[Pivot]) -> Any:
         if number >= len(ratios):
             axes.set_axis_off()
             continue
-        for row in references:
-            handles[row.label] = draw_reference(axes, row, scale, AXES["ratio"])
+        drawn = draw_references(axes, references, scale, AXES["ratio"])
+        handles |= zip([row.label for row in references], drawn, strict=True)
         for row in rows[ratios[number]]:
             handles[row.label] = draw_line(axes, row, looks[row.label], scale, _TOKENS)
         set_y_axis(axes, tables[0], [*references, *(row for part in rows.values() for row in part)], scale)

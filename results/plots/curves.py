@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +24,7 @@ from .looks import Look, looks, method_of
 if TYPE_CHECKING:
     import pandas as pd
 
-_REFERENCE = {"finetuned": ("#222222", (0, (9, 3))), "pretrained": ("#888888", (0, (2, 3)))}
+_REFERENCE_COLOUR = {"finetuned": "#222222", "pretrained": "#888888"}
 _REFERENCE_MARKER = {"finetuned": "h", "pretrained": "p"}
 _RANK = re.compile(r"[:,]rank=\d+(?=$|[^,\d])|(?<=[:,])rank=\d+,")
 _CROWDED = 8
@@ -121,15 +122,41 @@ def slug(text: str) -> str:
 
 
 def _references(table: Pivot, tables: Sequence[Pivot]) -> list[tuple[Row, str]]:
-    """Return uncompressed rows of the table, then those of other variants of the benchmark, with their legend texts."""
+    """Return uncompressed rows of the table, then those of other variants of the benchmark, with their legend texts.
+
+    A row of another variant that was measured under several conditions (scorer, number of problems, engine) is taken
+    under those of the table; where it was not measured under them, under all, and each text names the conditions.
+    """
     references = [(row, row.label) for row in table.rows if row.uncompressed]
     stages = {row.stage for row, _ in references}
     same = ("model", "task", "benchmark", "metric")
+    others: dict[tuple[str, str], list[tuple[Row, str]]] = {}
     for other in tables:
         if other.compressed or any(getattr(other, name) != getattr(table, name) for name in same):
             continue
-        references += [(row, f"{row.label}, {other.variant}") for row in other.rows if row.stage not in stages]
+        differing = _differing(table, other)
+        for row in other.rows:
+            if row.stage not in stages:
+                others.setdefault((row.label, other.variant), []).append((row, differing))
+    for (label, variant), measured in others.items():
+        alike = [(row, differing) for row, differing in measured if not differing]
+        references += [(row, f"{label}, {variant}{differing}") for row, differing in alike or measured]
     return references
+
+
+def _differing(table: Pivot, other: Pivot) -> str:
+    """Return the conditions of another table that are not those of the table, each after a comma."""
+    texts = {
+        "scorer": other.scorer or "no scorer",
+        "n": f"n = {other.n}",
+        "engine": other.engine,
+        "dtype": other.dtype,
+        "data": f"data {other.data}" if other.data else "",
+        "confidence": f"{100 * other.confidence:g} % interval",
+    }
+    if other.data.split(" ")[0] == table.data.split(" ")[0]:
+        texts["data"] = ""  # the prompts of another variant always differ
+    return "".join(f", {text}" for name, text in texts.items() if text and getattr(other, name) != getattr(table, name))
 
 
 def _figure(table: Pivot, references: Sequence[tuple[Row, str]], axis: XAxis, condition: str) -> Any:
@@ -200,7 +227,7 @@ def draw_rows(
         if row not in shown:
             cells = axis.cells(row)
             axes.plot([axis.value(c) for c in cells], [c.value * scale for c in cells], color="#cfcfcf", linewidth=1)
-    handles = [draw_reference(axes, row, scale, axis) for row in uncompressed]
+    handles = draw_references(axes, uncompressed, scale, axis)
     chosen = line_looks(lines)
     handles += [draw_line(axes, row, chosen[row.label], scale, axis) for row in shown]
     texts = [plain(text) for _, text in references] + [plain(row.label) for row in shown]
@@ -286,10 +313,27 @@ def draw_line(axes: Any, row: Row, look: Look, scale: float, axis: XAxis) -> Any
     )[0]
 
 
-def draw_reference(axes: Any, row: Row, scale: float, axis: XAxis) -> Any:
+def draw_references(axes: Any, rows: Sequence[Row], scale: float, axis: XAxis) -> list[Any]:
+    """Draw uncompressed rows, those of one stage with different dashes; return their handles for the legend."""
+    drawn: Counter[str] = Counter()
+    handles = []
+    for row in rows:
+        handles.append(_draw_reference(axes, row, _dashes(row.stage, drawn[row.stage]), scale, axis))
+        drawn[row.stage] += 1
+    return handles
+
+
+def _dashes(stage: str, number: int) -> tuple[int, tuple[int, ...]]:
+    """Return the dashes of an uncompressed row, of which so many of its stage are drawn already."""
+    if stage == "finetuned":
+        return 0, (9, 3, *(2, 3) * number)
+    return 0, (*(2, 3) * number, 2, 9 if number else 3)
+
+
+def _draw_reference(axes: Any, row: Row, dashes: tuple[int, tuple[int, ...]], scale: float, axis: XAxis) -> Any:
     """Draw an uncompressed row as a line across, over measured axes with a point; return its handle."""
     cell = next(iter(row.cells.values()))
-    colour, dashes = _REFERENCE[row.stage]
+    colour = _REFERENCE_COLOUR[row.stage]
     low, high = _ends([cell], scale)
     axes.axhspan(low[0], high[0], color=colour, alpha=0.09, linewidth=0)
     line = axes.axhline(cell.value * scale, color=colour, linestyle=dashes, linewidth=1.3, zorder=2)

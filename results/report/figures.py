@@ -12,7 +12,7 @@ from markupsafe import Markup
 from ..pages.charts import Axis, Point, Series, chart
 from ..plots.curves import plain
 from ..plots.looks import MARKERS, Look, looks, method_of
-from ..tables.names import shorten, wrap
+from ..tables.names import shorten_all, wrap
 from ..tables.pivot import Cell, Pivot, direction, format_cell, is_fraction, is_perplexity
 from .data import Energy, Failures, RankMap, Spectra
 from .spending import Spending
@@ -41,7 +41,7 @@ def _new(height: float, width: float = _WIDTH) -> Any:
 
 def labels_text(labels: Sequence[str], most: int = _LABELS) -> str:
     """Return names for a title: the first few, and how many more."""
-    text = ", ".join(map(shorten, labels[:most]))
+    text = ", ".join(shorten_all(labels[:most]).values())
     return plain(text + (f" +{len(labels) - most}" if len(labels) > most else ""))
 
 
@@ -255,7 +255,8 @@ def _bars(
     names: Sequence[str], kinds: Sequence[str], panels: Sequence[tuple[str, Sequence[Sequence[float]]]], label: str
 ) -> Any:
     """Draw stacked bars: a panel for each title with values by name and kind; all panels have the same names."""
-    texts = [wrap(plain(shorten(name)), 34) for name in names]
+    short = shorten_all(names)
+    texts = [wrap(plain(short[name]), 34) for name in names]
     row = 0.14 + 0.13 * max(text.count("\n") + 1 for text in texts)
     figure = _new(1.0 + row * len(names) + 0.25 * -(-len(kinds) // 4), 7.6 if len(panels) == 1 else _WIDTH)
     heights = [len(names) - i for i in range(len(names))]

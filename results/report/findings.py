@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...models.quantised.scheme import CONTROLS
-from ..tables.pivot import Cell, Pivot, Row, direction, format_value, is_fraction, pivot
+from ..tables.pivot import Cell, Pivot, Row, direction, format_value, goodness, is_fraction, pivot
 from .budgets import budget_findings
 from .data import Paired, Report
 from .equal_bytes import equal_bytes
@@ -46,25 +46,41 @@ def _table(table: Pivot, tests: Sequence[Paired]) -> list[str]:
     base = [row for row in table.rows if row.uncompressed][-1:]
     sentences = [_baseline(table, base[0])] if base else []
     sentences += [f"The {table.note}."] if table.note else []
-    leaders: list[str] = []
+    leaders: list[list[str]] = []
     if not direction(table.metric, table.higher_is_better).endswith("is better"):
         ideal = direction(table.metric, table.higher_is_better)
         return [*sentences, f"Of {table.metric}, {ideal}: no method is called best here.", _uncertainty(table)]
     for ratio in [r for r in table.ratios if any(r in row.cells for row in rows)]:
         cells = [(row.label, row.cells[ratio]) for row in rows if ratio in row.cells]
-        cells.sort(key=lambda item: -item[1].value if table.higher_is_better else item[1].value)
-        leaders.append(cells[0][0])
+        cells.sort(key=lambda item: -_goodness(table, item[1]))
+        leaders.append([label for label, cell in cells if _goodness(table, cell) == _goodness(table, cells[0][1])])
         sentences.append(_ratio(table, ratio, cells, [t for t in tests if t.ratio == ratio], base[:1]))
     if len(leaders) > 1 and len(rows) > 1:
-        most = Counter(leaders).most_common()
-        if most[0][1] == len(leaders):
-            every = "both" if len(leaders) == 2 else f"all {len(leaders)}"
-            sentences.append(f"{most[0][0]} has the best estimate at {every} ratios.")
-        else:
-            counts = and_list([f"{label} at {count}" for label, count in most])
-            sentences.append(f"The best estimate is not always the same method's: of {len(leaders)} ratios, {counts}.")
+        sentences.append(_everywhere(leaders))
     sentences += [equal_bytes(table), _uncertainty(table)]
     return sentences
+
+
+def _everywhere(leaders: Sequence[Sequence[str]]) -> str:
+    """Say which methods have the best estimate at every ratio, or how often each has it.
+
+    Args:
+        leaders: the methods with the best estimate of each ratio; several share it.
+    """
+    most = Counter(label for labels in leaders for label in labels).most_common()
+    always = [label for label, count in most if count == len(leaders)]
+    shared = any(len(labels) > 1 for labels in leaders)
+    if always:
+        every = "both" if len(leaders) == 2 else f"all {len(leaders)}"
+        verb = "share" if len(always) > 1 else "has or shares" if shared else "has"
+        return f"{_named(always)} {verb} the best estimate at {every} ratios."
+    counts = and_list([f"{label} at {count}" for label, count in most])
+    ties = "; shared ones count for each" if shared else ""
+    return f"The best estimate is not always the same method's: of {len(leaders)} ratios, {counts}{ties}."
+
+
+def _goodness(table: Pivot, cell: Cell) -> float:
+    return goodness(table.metric, table.higher_is_better, cell.value)
 
 
 def _value(table: Pivot, cell: Cell) -> str:
@@ -82,7 +98,7 @@ def _ratio(
     table: Pivot, ratio: float, cells: Sequence[tuple[str, Cell]], tests: Sequence[Paired], base: Sequence[Row]
 ) -> str:
     label, best = cells[0]
-    tied = [name for name, cell in cells[1:] if cell.value == best.value]
+    tied = [name for name, cell in cells[1:] if _goodness(table, cell) == _goodness(table, best)]
     share = _share(table, best, base)
     if len(cells) == 1:
         return f"At {ratio:g}×, {label} has {_value(table, best)}{share}; no other method was measured there."

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...records.intervals import mean_interval
-from ...records.metrics import has_ideal
+from ...records.metrics import goodness, has_ideal
 from ...records.paired import enough_flips, holm, mcnemar, paired_interval, sign_flips
 from ..leaderboard.ranking import Scores
 from ..samples.paired_scores import scores_of
@@ -19,6 +19,8 @@ from .lineage import Lineage, Rows
 
 _MEASURE = ("model", "task", "variant", "metric", "scorer", "engine", "dtype", "n")
 Floats = np.ndarray[Any, np.dtype[np.float64]]
+_ROUNDING = 1e-12
+"""Gains whose sum is so much less than that of their sizes add up to nothing."""
 ScoresOf = Mapping[tuple[str, str, str], Scores]
 """Scores by evaluate key, metric and scorer."""
 
@@ -91,17 +93,18 @@ def _entries(rows: Rows, scores: ScoresOf) -> dict[tuple[int, float], list[_Entr
         if len(data[table]) > 1:
             continue
         entries = [_Entry(label, part, scores) for label, part in by_label.items()]
-        entries.sort(key=lambda entry: -entry.value if entry.higher_is_better else entry.value)
+        entries.sort(key=lambda entry: -entry.goodness)
         ranked[table, ratio] = entries
     return ranked
 
 
 class _Entry:
-    """A row at one ratio: its value, and its scores by seed."""
+    """A row at one ratio: how good its value is, and its scores by seed."""
 
     def __init__(self, label: str, rows: Rows, scores: ScoresOf) -> None:
-        self.label, self.value = label, sum(row["value"] for row in rows) / len(rows)
-        self.higher_is_better = bool(rows[0]["higher_is_better"])
+        self.label, self.higher_is_better = label, bool(rows[0]["higher_is_better"])
+        value = sum(row["value"] for row in rows) / len(rows)
+        self.goodness = goodness(rows[0]["metric"], self.higher_is_better, value)
         names = {row["seed"]: (row["stage_key"], row["metric"], row["scorer"]) for row in rows}
         self.seeds = {seed: scores[name] for seed, name in names.items() if name in scores}
 
@@ -139,7 +142,7 @@ def _pair(leader: _Entry, other: _Entry) -> _Pair | None:
     columns = np.stack([sign * (_ordered(a, order) - _ordered(b, order)) for a, b in zip(mine, theirs, strict=True)], 1)
     if not np.isfinite(columns).all():
         return None
-    ahead = bool((columns.sum(axis=0) > 0).all())
+    ahead = bool((columns.sum(axis=0) > _ROUNDING * np.abs(columns).sum(axis=0)).all())
     greedy = len(seeds) == 1 and all(part.greedy for part in everyone)
     scale, units = (float(first.tokens), "windows") if first.tokens else (float(len(order)), "problems")
     return _Pair(other.label, columns.mean(axis=1), scale, len(seeds), ahead, greedy, units)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...records.metrics import without_rounding
 from ..tables.pivot import Cell, Pivot
 from .data import Paired
 
@@ -15,4 +16,5 @@ def is_separated(test: Paired) -> bool:
 
 def lies_apart(table: Pivot, best: Cell, other: Cell) -> bool:
     """Return whether the interval of the better cell lies apart from the other's."""
-    return best.low > other.high if table.higher_is_better else best.high < other.low
+    better, worse = (best.low, other.high) if table.higher_is_better else (-best.high, -other.low)
+    return without_rounding(better) > without_rounding(worse)

@@ -10,10 +10,12 @@ import numpy as np
 
 from ...evals.grading.metrics import Verdict
 from ...foundation.errors import UserError, unknown
-from ...records.paired import mcnemar, paired_interval
+from ...records.intervals import mean_interval
+from ...records.paired import Floats, mcnemar, paired_interval, sign_flips
 
-RESAMPLES = 10_000
 SIGNIFICANCE = 0.05
+_SAME = 1e-9
+"""Differences of shares that are nearer to each other are equal but for rounding."""
 VERDICTS = get_args(Verdict)
 
 Lines = Iterable[Mapping[str, Any]]
@@ -31,7 +33,7 @@ class Comparison:
         low, high: ends of the difference's 95 % interval.
         p_value: two-sided.
         only_a, only_b: problems that only A, only B solves (greedy samples), or solves more often.
-        test: ``McNemar, exact`` or ``bootstrap over problems``.
+        test: ``McNemar, exact`` or ``sign flips over problems``.
         left_out: problems that only one of them has.
         verb: what is counted: ``solve``, or ``prefer the stereotype in``.
     """
@@ -71,18 +73,17 @@ class Comparison:
         return f"{a} and {b} {self.verb} {numbers}; {better} {judgement}."
 
 
-def compare(a: Lines, b: Lines, scorer: str | None = None, seed: int = 0) -> Comparison:
+def compare(a: Lines, b: Lines, scorer: str | None = None) -> Comparison:
     """Compare two evaluations' sample lines (see `generative`) on the problems that both have.
 
     One greedy sample each: McNemar's exact test on the problems that only one solves (binomial with one half,
     two-sided) and the interval of Agresti and Min 2005 for the difference of paired proportions (half an observation
-    added to each cell). Otherwise: bootstrap over problems of the difference of per-problem means, percentile interval,
-    and the share of centred resamples that lie as far from zero as the difference found.
+    added to each cell). Otherwise: the sign-flip test of the leaderboard over the differences of per-problem means, and
+    Student's t interval of their mean; where all problems differ alike, by how many others may be unseen.
 
     Args:
         a, b: sample lines.
         scorer: one of the lines' scorers, or None for the headline's.
-        seed: of the bootstrap.
 
     Raises:
         UserError: other benchmarks, variants, prompts or problems; different headline scorers; no problem in common.
@@ -108,8 +109,8 @@ def compare(a: Lines, b: Lines, scorer: str | None = None, seed: int = 0) -> Com
         test, p_value = "McNemar, exact", mcnemar(only_a, only_b)
         low, high = paired_interval(only_a, only_b, len(common))
     else:
-        test = "bootstrap over problems"
-        low, high, p_value = _bootstrap(right - left, seed)
+        test = "sign flips over problems"
+        low, high, p_value = _over_problems(right - left)
     return Comparison(
         benchmark=head["benchmark"],
         variant=head["variant"],
@@ -129,13 +130,17 @@ def compare(a: Lines, b: Lines, scorer: str | None = None, seed: int = 0) -> Com
     )
 
 
-def _bootstrap(differences: np.ndarray[Any, Any], seed: int) -> tuple[float, float, float]:
-    """Return the percentile interval of the mean and the two-sided p-value of no difference."""
-    random, n, mean = np.random.default_rng(seed), len(differences), differences.mean()
-    means = np.array([differences[random.integers(0, n, n)].mean() for _ in range(RESAMPLES)])
-    low, high = np.quantile(means, [0.025, 0.975])
-    beyond = int((np.abs(means - mean) >= abs(mean) - 1e-12).sum())
-    return float(low), float(high), (beyond + 1) / (RESAMPLES + 1)
+def _over_problems(differences: Floats) -> tuple[float, float, float]:
+    """Return the 95 % interval of the mean difference, from -1 to 1, and the two-sided p-value of no difference."""
+    p_value = float(sign_flips(differences[:, None])[0])
+    n, mean = len(differences), float(differences.mean())
+    if n > 1 and np.ptp(differences) < _SAME:
+        # No spread to go by: were more than this share of all problems different, n of one kind would be rarer than
+        # 2.5 %. They may differ by anything from -1 to 1.
+        unseen = 1 - 0.025 ** (1 / n)
+        return mean - unseen * (1 + mean), mean + unseen * (1 - mean), p_value
+    low, high = mean_interval(differences.tolist(), lower=-1.0, upper=1.0)
+    return low, high, p_value
 
 
 def _by_problem(lines: Lines, which: str) -> dict[str, list[Mapping[str, Any]]]:

@@ -17,11 +17,15 @@ from ...foundation.errors import UserError
 from ...foundation.files import open_regular
 from ...foundation.progress import track
 from ...records.files import Record, read_records, write_records
+from ...records.schema import KEY_COLUMNS
 from ...runners.store.folders import StageStore, verify_around
 from ...runners.task_files import know_task_of
 from ...runners.training.data import DATA_SEED
 from ..cells import find_cell, is_cell, stage_folder
 from .compare import Comparison, compare
+
+_CELL = [column for column in KEY_COLUMNS if column not in ("metric", "scorer")]
+"""What the records of one evaluation of one cell have in common."""
 
 
 def sample_file(name: str, benchmark: str | None = None, seed: int | None = None) -> Path:
@@ -101,29 +105,33 @@ def rescore_run(run: Path, data: Path | None, out: Path | None, allow_weak: bool
         allow_weak: run generated code under resource limits alone.
 
     Returns:
-        The headline of every evaluation before and after, and the new results.csv. Records keep their provenance.
+        The headline of every cell's evaluation before and after, and the new results.csv. Records keep their
+        provenance.
     """
     frame = read_records(run)
     names = list(Record.model_fields)
     changes, records = [], []
-    evaluations = frame.groupby("stage_key", sort=False)
-    for key, rows in track(evaluations, len(evaluations), "evaluations"):
-        common = {name: rows.iloc[0][name] for name in names}
-        know_task_of(stage_folder(run, str(key)))
-        cls = benchmarks.get(common["benchmark"])
+    evaluations = frame.groupby(["stage_key", "benchmark"], sort=False)
+    for (key, benchmark), rows in track(evaluations, len(evaluations), "evaluations"):
+        stage = stage_folder(run, str(key))
+        know_task_of(stage)
+        cls = benchmarks.get(str(benchmark))
         if not issubclass(cls, (GenerativeBenchmark, ChoiceBenchmark)):
             records += [Record(**{name: row[name] for name in names}) for _, row in rows.iterrows()]
             continue
         settings = EvalSettings(data_dir=data, seed=DATA_SEED, allow_weak_isolation=allow_weak)
-        outcome = rescore(load_samples(_verified(stage_folder(run, str(key))) / "samples.jsonl"), cls(), settings)
-        for metric in outcome.metrics:
-            values = asdict(metric)
-            records.append(Record(**(common | {"metric": values.pop("name")} | values)))
+        outcome = rescore(load_samples(_verified(stage) / "samples.jsonl"), cls(), settings)
         headline = next(metric for metric in outcome.metrics if metric.headline)
-        before = rows[rows.headline].iloc[0]
-        changes.append(
-            Change(before.label, before.ratio_target, before.seed, before.benchmark, before.value, headline.value)
-        )
+        # One evaluation may be of several cells: of every seed of a pretrained model, of methods with equal weights.
+        for _, cell in rows.groupby(_CELL, sort=False):
+            common = {name: cell.iloc[0][name] for name in names}
+            for metric in outcome.metrics:
+                values = asdict(metric)
+                records.append(Record(**(common | {"metric": values.pop("name")} | values)))
+            before = cell[cell.headline].iloc[0]
+            changes.append(
+                Change(before.label, before.ratio_target, before.seed, before.benchmark, before.value, headline.value)
+            )
     csv, _ = write_records(out or (run if run.is_dir() else run.parent) / "rescored", records)
     return changes, csv
 

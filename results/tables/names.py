@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, takewhile
 
 from markupsafe import Markup, escape
 
@@ -31,6 +31,42 @@ def shorten(text: str, length: int = 80) -> str:
     head = "".join(words[: _fitting(words, length - _TAIL - 3)]) or text[: length - _TAIL - 3]
     tail = "".join(words[len(words) - _fitting(words[::-1], _TAIL) :]) or text[-_TAIL:]
     return f"{head.rstrip()} … {tail}"
+
+
+def shorten_all(texts: Iterable[str], length: int = 80) -> dict[str, str]:
+    """Return each text with a shortened one, so that different texts stay different.
+
+    Where `shorten` would make them equal, the place at which they begin to differ is shown too; texts that are equal
+    even then are left whole.
+    """
+    short = {text: shorten(text, length) for text in texts}
+    for again in (_with_difference, lambda texts, _: texts):
+        alike: dict[str, list[str]] = {}
+        for text, shown in short.items():
+            alike.setdefault(shown, []).append(text)
+        for same in alike.values():
+            if len(same) > 1:
+                short |= zip(same, again(same, length), strict=True)
+    return short
+
+
+def _with_difference(texts: Sequence[str], length: int) -> list[str]:
+    """Return the texts with their beginning, the place from which they differ, and their end."""
+    words = [pieces(text) for text in texts]
+    common, start = _same(words), _same(texts)
+    space = (length - _TAIL - 6) // 2
+    shown = []
+    for text, parts in zip(texts, words, strict=True):
+        head = "".join(parts[: _fitting(parts[:common], space)]) or text[: min(space, start)]
+        tail = "".join(parts[len(parts) - _fitting(parts[:common:-1], _TAIL) :]) or text[-_TAIL:]
+        middle = "".join(parts[common : common + _fitting(parts[common:], space)]) or text[start : start + space]
+        shown.append(" … ".join(filter(None, [head.rstrip(), middle.rstrip(), tail])))
+    return shown
+
+
+def _same(sequences: Sequence[Sequence[str]]) -> int:
+    """Return how many first elements are the same in all sequences."""
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*sequences, strict=False)))
 
 
 def _fitting(words: Sequence[str], length: int) -> int:

@@ -177,7 +177,8 @@ def pivot(frame: pd.DataFrame, headline: bool = True) -> list[Pivot]:
     """Group records into tables.
 
     Records share a table only if model, task, benchmark variant, metric, scorer, number of problems, engine and number
-    format are the same, and the data too (data generated from the training seed may differ between seeds). Where
+    format are the same, and the data too (data generated from the training seed may differ between seeds). Different
+    models of one name are called by their hash as well. Where
     models were trained for several numbers of steps after the first finetuning (`Pivot.budget`), each has a table;
     models that were trained for none, such as uncompressed ones, are in all of them. Within a table, rows that one
     label would merge are distinguished by their options or by their sweep. A table of uncompressed models alone without
@@ -191,7 +192,7 @@ def pivot(frame: pd.DataFrame, headline: bool = True) -> list[Pivot]:
     Raises:
         UserError: there are no records, or two of them contradict each other.
     """
-    frame = with_too_long(frame)
+    frame = with_model_names(with_too_long(frame))
     chosen = frame[frame["headline"]] if headline else frame
     if chosen.empty:
         raise UserError("there are no records to show; name a run that has evaluated at least one model")
@@ -274,6 +275,16 @@ def _bos_note(with_bos: Pivot, without: Pivot) -> str:
         if differ(with_bos.metric, *pair):
             return bos_sentence(with_bos.variant, with_bos.metric, *pair)
     return ""
+
+
+def with_model_names(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame in which models of one name but different hashes have the start of the hash in their name."""
+    hashes = frame.groupby("model")["model_sha256"].nunique()
+    if (hashes < 2).all():
+        return frame
+    several = frame["model"].map(hashes) > 1
+    longer = frame["model"] + " (" + frame["model_sha256"].str[:8] + ")"
+    return frame.assign(model=frame["model"].where(~several, longer))
 
 
 def with_too_long(frame: pd.DataFrame) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from .pivot import with_model_names
 from .table import Cell, Column, Field, Table, by_label, number_columns
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ def tuning(frame: pd.DataFrame, model: str, task: str) -> Table | None:
     """
     if "tuned" not in frame:
         return None
+    frame = with_model_names(frame)
     own = frame[(frame["model"] == model) & (frame["task"] == task) & (frame["tuned"] != "{}")]
     lines: list[tuple[Any, dict[str, Any]]] = [
         (line, json.loads(str(line.tuned))) for line in own[_CELL].drop_duplicates().itertuples()

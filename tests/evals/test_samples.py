@@ -214,15 +214,53 @@ def test_comparison_of_greedy_runs_is_mcnemars(run):
     assert "does not show that they differ" in same.sentence()
 
 
-def test_comparison_of_sampled_runs_is_a_bootstrap(run):
+def test_comparison_of_sampled_runs_flips_signs(run):
     _, _, one, _ = run("gsm8k", [right, sometimes(2), sometimes(4)], 40)
     _, _, two, _ = run("gsm8k", [sometimes(2), sometimes(4), sometimes(8)], 40)
     found = compare(one.samples, two.samples)
-    assert found.test == "bootstrap over problems"
+    assert found.test == "sign flips over problems"
     assert found.low < found.difference < found.high < 0
     assert found.p_value < 0.01
     assert found == compare(one.samples, two.samples)
     assert compare(one.samples, one.samples).p_value == 1
+
+
+def _lines(shares, samples=4):
+    """Sampled lines of problems, of which so many of all samples are right."""
+    fields = {"benchmark": "gsm8k", "variant": "v", "scorer": "strict", "temperature": 1.0, "prompt_sha256": "p"}
+    return [
+        {**fields, "problem": str(i), "problem_sha256": str(i), "verdicts": {"strict": verdict}}
+        for i, share in enumerate(shares)
+        for verdict in ["correct"] * share + ["wrong"] * (samples - share)
+    ]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+@pytest.mark.parametrize("share", [1, 2, 4])
+def test_few_problems_that_differ_alike_show_nothing(n, share):
+    found = compare(_lines([0] * n), _lines([share] * n))
+    assert not found.significant
+    assert found.p_value == pytest.approx(2 / 2**n, abs=0.02)
+    assert -1 <= found.low < 0 < found.high <= 1
+    assert found.low < found.difference <= found.high
+
+
+@pytest.mark.parametrize("n", [2, 20, 1000])
+def test_problems_without_any_difference_leave_room_for_one(n):
+    same = _lines([2] * n)
+    found = compare(same, same)
+    assert (found.difference, found.p_value) == (0, 1)
+    assert found.low == -found.high
+    assert found.high == pytest.approx(1 - 0.025 ** (1 / n))
+    assert compare(same[:4], same[:4]).low == -1
+
+
+def test_many_problems_that_differ_alike_show_it_and_thirds_are_alike():
+    found = compare(_lines([1] * 20, 3), _lines([2] * 20, 3))
+    assert found.significant
+    assert 0 < found.low < found.difference < found.high < 1
+    back = compare(_lines([2] * 20, 3), _lines([1] * 20, 3))
+    assert (back.low, back.high) == (pytest.approx(-found.high), pytest.approx(-found.low))
 
 
 def test_comparison_uses_common_problems_and_says_how_many_are_left_out(run):

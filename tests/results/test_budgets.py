@@ -126,3 +126,19 @@ def test_figures_over_tokens_are_drawn_for_several_budgets_and_are_the_same_each
     assert svg.read_bytes() == again[1].read_bytes()
     assert "200 k" in svg.read_text()
     assert draw_budgets(to_frame(records(record, {("a", 200): 0.3})), tmp_path / "c") == []
+
+
+@pytest.mark.parametrize(
+    "sums", [((0.1, 0.2, 0.3), (0.3, 0.2, 0.1)), ((0.1, 0.2), (0.15, 0.15)), ((0.7, 0.1, 0.2), (0.2, 0.1, 0.7))]
+)
+def test_means_that_differ_by_rounding_change_no_order(record, sums):
+    rows = []
+    for budget, pair in ((200, sums), (600, sums[::-1])):
+        for label, values in zip("ab", pair, strict=True):
+            for seed, value in enumerate(values, start=1):
+                key = f"{label}-{budget}-{seed}"
+                rows.append(cell(record, label, budget, value, seed=seed, stage_key=key, low=0.0, high=1.0))
+    ((_, (text,)),) = budget_findings(pivot(to_frame(rows)), ())
+    assert "no two estimates change their order between budgets" in text
+    for board in boards(to_frame(rows).assign(**{ORIGIN: ""})):
+        assert [entry.standing.rank for entry in board.entries] == [1, 1]

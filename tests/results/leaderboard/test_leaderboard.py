@@ -17,7 +17,8 @@ from scipy import stats
 from lowrank_bench.records.files import to_frame
 from lowrank_bench.results.leaderboard.bands import band_of, bands
 from lowrank_bench.results.leaderboard.boards import boards
-from lowrank_bench.results.leaderboard.page import to_html
+from lowrank_bench.results.leaderboard.figures import figures
+from lowrank_bench.results.leaderboard.page import _board_view, _ranks, to_html
 from lowrank_bench.results.leaderboard.ranking import AHEAD, Contender, Scores, rank
 from lowrank_bench.results.leaderboard.texts import render_terminal, to_csv, to_latex, to_markdown
 from lowrank_bench.results.tables.by_ratio import by_ratio
@@ -129,6 +130,10 @@ def test_submissions_never_join_the_rows_of_what_was_measured_here(sweep):
         "uncompressed (finetuned)",
         "uncompressed (finetuned) (submitted 1234)",
     }
+    curve, front = (str(figure.svg) for figure in figures(board))
+    for svg in (curve, front):
+        names = re.findall(r">\s*(uncompressed \(finetuned\)[^<]*)<", svg)
+        assert len(names) == len(set(names)) >= 2
 
 
 def test_the_same_stage_in_two_runs_counts_once(sweep):
@@ -142,6 +147,37 @@ def test_uncompressed_models_of_other_variants_are_references_only(sweep):
     (board,) = boards(frame_of(sweep()))
     assert [variant for variant, _ in board.elsewhere] == ["gsm8k-8shot"]
     assert {entry.stage for entry in board.references} == {"finetuned"}
+
+
+@pytest.mark.parametrize("changes", [{"dataset_sha256": "99" * 32}, {"model_sha256": "99" * 32}, {"engine": "vllm"}])
+def test_a_reference_measured_under_other_conditions_stays_on_its_own_board(sweep, changes):
+    few_shot = [r for r in sweep() if r.stage == "pretrained"]
+    rest = [r for r in sweep() if r.stage != "pretrained"]
+    home, alone = boards(frame_of([*rest, *(r.model_copy(update=changes) for r in few_shot)]))
+    assert home.elsewhere == ()
+    assert [entry.stage for entry in alone.references] == ["pretrained"]
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        ("svd:calibration=text_of_the_training_set_", "_tokens_and_then_everything_else_as_always"),
+        ("x" * 80, "y" * 80),
+        ("", "_" + "as_long_as_a_label_may_be_" * 4),
+    ],
+)
+def test_long_labels_that_differ_in_the_middle_are_shown_differently(record, start, end):
+    labels = [f"{start}{number}{end}" for number in (128, 256, 512)]
+    rows = [record(label=label, options=f'{{"n":{i}}}', stage_key=label) for i, label in enumerate(labels)]
+    shown = boards(frame_of(rows))
+    (ranks,) = [_ranks(board) for board in shown]
+    names = [row[0].text for row in ranks.fields]
+    assert len(set(names)) == 3
+    assert all(str(number) in name for number, name in zip((128, 256, 512), sorted(names), strict=True))
+    text = to_markdown(shown)
+    assert all(f"{name} |" in text.replace("\\", "") for name in names)
+    (view,) = [_board_view(board) for board in shown]
+    assert len({row[0].text for row in view.details.fields}) == len({name for name, _ in view.options}) == 3
 
 
 def test_what_misses_its_ratio_is_not_ranked(record):

@@ -100,3 +100,92 @@ def test_ranks_of_one_correction_are_one_line_over_bytes_and_rows_over_ratios(tm
     seen.clear()
     draw_curves(to_frame(rows), tmp_path)
     assert sorted(line.label for line in seen) == sorted([*labels, "svd:policy=a,rank=3", "svd:policy=b,rank=3"])
+
+
+def _references(frame, headline=False):
+    from lowrank_bench.results.plots.curves import _references
+    from lowrank_bench.results.tables.pivot import pivot
+
+    tables = pivot(frame, headline)
+    return {
+        (table.model, table.scorer, table.engine): {
+            text: next(iter(row.cells.values())).value for row, text in _references(table, tables)
+        }
+        for table in tables
+        if table.compressed
+    }
+
+
+def _few_shot(record, value, **changes):
+    fields = {"method": "none", "label": "none", "stage": "pretrained", "ratio_target": 1.0, "steps_recover": 0}
+    fields |= {"params": 6_738_415_616, "variant": "gsm8k-8shot", "low": 0.0, "high": 1.0}
+    return record(**{**fields, "value": value, "stage_key": f"{value}", **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"scorer": "strict"}, "strict"),
+        ({"n": 100}, "n = 100"),
+        ({"engine": "vllm"}, "vllm"),
+        ({"dtype": "float32"}, "float32"),
+        ({"scorer": "strict", "n": 100}, "strict, n = 100"),
+    ],
+)
+def test_a_reference_of_another_variant_is_one_under_the_conditions_of_the_table_or_names_its_own(
+    record, changes, named
+):
+    alike, other = _few_shot(record, 0.1), _few_shot(record, 0.2, **changes)
+    assert list(_references(to_frame([record(), alike, other])).values()) == [
+        {"uncompressed (pretrained), gsm8k-8shot": 0.1}
+    ]
+    assert list(_references(to_frame([record(), other])).values()) == [
+        {f"uncompressed (pretrained), gsm8k-8shot, {named}": 0.2}
+    ]
+    third = _few_shot(record, 0.3, dtype="float16")
+    texts = next(iter(_references(to_frame([record(), other, third])).values()))
+    assert sorted(texts.values()) == [0.2, 0.3]
+
+
+def test_a_figure_of_headlines_names_the_scorer_of_few_shot_prompts_and_one_of_all_scorers_takes_its_own(sweep):
+    rows = []
+    for scorer, headline in (("strict", "pretrained"), ("answer-is", "finetuned")):
+        for row in sweep(scorer=scorer, methods=("svd",)):
+            shown = row.stage == "pretrained" if headline == "pretrained" else row.stage != "pretrained"
+            rows.append(row.model_copy(update={"headline": shown}))
+    of_headlines = _references(to_frame(rows), headline=True)
+    assert [list(texts) for texts in of_headlines.values()] == [
+        ["uncompressed (finetuned)", "uncompressed (pretrained), gsm8k-8shot, strict"]
+    ]
+    of_all = _references(to_frame(rows))
+    assert [list(texts)[1] for texts in of_all.values()] == ["uncompressed (pretrained), gsm8k-8shot"] * 2
+
+
+def test_a_reference_is_of_the_model_of_the_table_where_two_models_have_one_name(tmp_path, sweep):
+    one, other = sweep(methods=("svd",)), sweep(methods=("svd",), model_sha256="cd" * 32, steps_finetune=601)
+    other = [row.model_copy(update={"value": row.low}) for row in other]
+    frame = to_frame(one + other)
+    drawn = _references(frame)
+    assert [model for model, _, _ in drawn] == ["llama2-7b (abababab)", "llama2-7b (cdcdcdcd)"]
+    of = {model: list(texts.values()) for (model, _, _), texts in drawn.items()}
+    for name, rows in (("llama2-7b (abababab)", one), ("llama2-7b (cdcdcdcd)", other)):
+        assert sorted(of[name]) == sorted(row.value for row in rows if row.method == "none")
+    assert len(set(draw_curves(frame, tmp_path))) == 4
+    assert [model for model, _, _ in _references(to_frame(one))] == ["llama2-7b"]
+
+
+def test_reference_lines_of_one_stage_have_different_dashes(tmp_path, record, monkeypatch):
+    from lowrank_bench.results.plots import curves
+
+    seen = []
+    original = curves.draw_references
+    monkeypatch.setattr(curves, "draw_references", lambda *args: seen.extend(original(*args)) or seen[:])
+    finetuned = [
+        _few_shot(record, 0.5 + i / 10, stage="finetuned", variant="gsm8k-0shot-alpaca", steps_finetune=600 + i)
+        for i in range(3)
+    ]
+    pretrained = [_few_shot(record, 0.1 + i / 100, variant=f"gsm8k-{i}shot") for i in range(3)]
+    assert len(draw_curves(to_frame([record(), *finetuned, *pretrained]), tmp_path)) == 2
+    assert len(seen) == 6
+    patterns = {(line.get_color(), str(line._unscaled_dash_pattern)) for line in seen}
+    assert len(patterns) == 6

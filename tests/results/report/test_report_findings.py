@@ -12,11 +12,13 @@ from lowrank_bench.foundation.files import canonical_json
 from lowrank_bench.records.files import to_frame, write_records
 from lowrank_bench.results.leaderboard.ranking import Scores
 from lowrank_bench.results.report.data import Asked, Paired, Report
+from lowrank_bench.results.report.document import _table
 from lowrank_bench.results.report.findings import findings
 from lowrank_bench.results.report.gather import gather
 from lowrank_bench.results.report.markdown import fenced, report_markdown
 from lowrank_bench.results.report.paired import paired_tests
 from lowrank_bench.results.report.words import and_list, duration
+from lowrank_bench.results.tables.pivot import pivot
 
 
 def report(records, **changes):
@@ -234,3 +236,132 @@ def test_a_rate_at_the_end_of_the_grid_is_pointed_out(record):
     for rate in (0.001, 0.1):
         ends = {"tuned": inner["tuned"].replace('"lr":0.01', f'"lr":{rate}')}
         assert "1 of 2 rows chose" in said([cell(record, "a", 0.6, **inner), cell(record, "b", 0.5, **ends)])
+
+
+SUMS = [
+    ((0.1, 0.2, 0.3), (0.3, 0.2, 0.1)),
+    ((0.1, 0.2), (0.15, 0.15)),
+    ((0.7, 0.1, 0.2), (0.2, 0.1, 0.7)),
+]
+"""Scores by seed whose sums differ in doubles alone."""
+
+
+def of_seeds(record, label, values, **changes):
+    rows = enumerate(values, start=1)
+    return [
+        cell(record, label, value, **({"seed": seed, "stage_key": f"{label}-{seed}"} | changes)) for seed, value in rows
+    ]
+
+
+@pytest.mark.parametrize("sums", SUMS)
+def test_means_that_differ_by_rounding_share_the_best_estimate(record, sums):
+    for first, second in (sums, sums[::-1]):
+        rows = [*of_seeds(record, "a", first), *of_seeds(record, "b", second), cell(record, "c", 0.05)]
+        assert "a and b share the best estimate" in said(rows)
+
+
+@pytest.mark.parametrize("sums", SUMS)
+@pytest.mark.parametrize("gap", [1e-9, 1e-4])
+def test_a_real_difference_is_no_tie(record, sums, gap):
+    first, second = sums
+    rows = [*of_seeds(record, "a", first), *of_seeds(record, "b", [value - gap for value in second])]
+    assert "a has the best estimate" in said(rows)
+
+
+def test_a_shared_best_estimate_counts_for_all_that_share_it(record):
+    def rows(**values):
+        return [
+            cell(record, label, value, ratio_target=ratio, stage_key=f"{label}-{ratio}")
+            for label, row in values.items()
+            for ratio, value in zip((2.0, 3.0, 4.0), row, strict=False)
+        ]
+
+    assert "b has or shares the best estimate at both ratios." in said(rows(a=(0.6, 0.3), b=(0.6, 0.4)))
+    assert "a and b share the best estimate at all 3 ratios." in said(rows(a=(0.6, 0.4, 0.2), b=(0.6, 0.4, 0.2)))
+    text = said(rows(a=(0.6, 0.4, 0.2), b=(0.6, 0.3, 0.3)))
+    assert "of 3 ratios, a at 2 and b at 2; shared ones count for each." in text
+
+
+def test_a_seed_in_which_gains_add_up_to_nothing_but_rounding_is_not_ahead():
+    def rows(label):
+        fields = {"table": 0, "method": label, "shown": label, "ratio_target": 2.0, "dataset_sha256": "d"}
+        fields |= {"prompt_sha256": "p", "metric": "f1", "scorer": "f1", "higher_is_better": True}
+        value = {"a": 0.9, "b": 0.1}[label]
+        return [{**fields, "seed": seed, "stage_key": f"{label}{seed}", "value": value} for seed in (1, 2)]
+
+    problems = tuple(f"p{n}" for n in range(3))
+    none = np.zeros(3)
+    for gains in ([0.1, 0.2, -0.3], [-0.9, 0.8, 0.1], [-0.3, -0.6, 0.9]):
+        assert sum(gains) > 0
+        scores = {
+            **{("b1", "f1", "f1"): Scores(problems, none, False), ("b2", "f1", "f1"): Scores(problems, none, False)},
+            ("a1", "f1", "f1"): Scores(problems, np.ones(3), False),
+            ("a2", "f1", "f1"): Scores(problems, np.array(gains), False),
+        }
+        (test,) = paired_tests([*rows("a"), *rows("b")], scores)
+        assert (test.leader, test.seeds) == ("a", 2)
+        assert not test.every_seed
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ((2, 3), "Holm-corrected p < 0.05, and in each of the seeds that both have, 2 to 3)"),
+        ((1, 3), "Holm-corrected p < 0.05, and in each of the seeds that both have, 1 to 3)"),
+        ((4, 2), "Holm-corrected p < 0.05, and in each of the seeds that both have, 2 to 4)"),
+        ((3, 3), "Holm-corrected p < 0.05, and in each of 3 seeds)"),
+        ((1, 1), "Holm-corrected p < 0.05)"),
+    ],
+)
+def test_a_sentence_names_the_numbers_of_seeds_that_rows_have_in_common_with_the_best(record, counts, words):
+    rows = [cell(record, "a", 0.6), cell(record, "b", 0.4), cell(record, "c", 0.3)]
+    tests = [paired("a", label, 0.001, seeds=seeds) for label, seeds in zip("bc", counts, strict=True)]
+    assert f"paired test over 100 problems ({words} separates it from b and c" in said(rows, paired=tuple(tests))
+
+
+def marks(records, **changes):
+    """The marks of a report's table by row and ratio, and its note."""
+    one = report(records, **changes)
+    table = _table(one, 0, pivot(one.records)[0])
+    columns = [column.title for column in table.columns][1:]
+    shown = {
+        (row[0].text, ratio): field.mark
+        for row in table.fields
+        for ratio, field in zip(columns, row[1:], strict=True)
+        if field.text
+    }
+    return shown, table.notes[0]
+
+
+@pytest.mark.parametrize("tested", [(), ("b",), ("b", "c")])
+def test_a_row_without_a_test_has_a_question_mark_where_others_are_tested(record, tested):
+    rows = [cell(record, name, value) for name, value in (("a", 0.6), ("b", 0.5), ("c", 0.4))]
+    shown, note = marks(rows, paired=tuple(paired("a", name, 0.001) for name in tested))
+    if tested:
+        expected = {"a": "best", "b": "", "c": "" if "c" in tested else "?"}
+    else:
+        expected = dict.fromkeys("abc", "")  # no test at all: no row is called best
+    assert {name: mark for (name, _), mark in shown.items()} == expected
+    assert ("?: not tested." in note) == (tested == ("b",))
+
+
+def test_question_marks_are_for_compressed_models_at_ratios_with_tests(record):
+    base = {"stage": "finetuned", "ratio_target": 1.0, "params": PARAMS, "steps_recover": 0}
+    rows = [cell(record, "none", 0.7, **base)]
+    for ratio in (2.0, 3.0):
+        rows += [cell(record, name, v, ratio_target=ratio) for name, v in (("a", 0.6), ("b", 0.5), ("c", 0.4))]
+    shown, note = marks(rows, paired=(paired("a", "b", 0.2),))
+    assert {key: mark for key, mark in shown.items() if mark} == {
+        ("a", "2×"): "best",
+        ("b", "2×"): "≈",
+        ("c", "2×"): "?",
+    }
+    assert note.endswith("no mark: it is behind. ?: not tested.")
+
+
+def test_a_row_that_was_not_measured_at_a_ratio_has_no_question_mark(record):
+    rows = [cell(record, name, value) for name, value in (("a", 0.6), ("b", 0.5))]
+    rows.append(cell(record, "c", 0.4, ratio_target=3.0))
+    shown, note = marks(rows, paired=(paired("a", "b", 0.001),))
+    assert shown == {("a", "2×"): "best", ("b", "2×"): "", ("c", "3×"): ""}
+    assert "?" not in note

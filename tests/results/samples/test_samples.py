@@ -7,7 +7,7 @@ import pytest
 from sealing import seal
 
 from lowrank_bench.foundation.errors import UserError
-from lowrank_bench.records.files import read_records
+from lowrank_bench.records.files import read_records, to_records, write_records
 from lowrank_bench.results.samples.stored import (
     Filters,
     compare_samples,
@@ -75,6 +75,31 @@ def test_rescoring_sees_the_completions_not_the_old_verdicts(finished, run, tmp_
     changes, _ = rescore_run(copied, None, None)
     changed = next(change for change in changes if (change.label, change.ratio) == ("svd", 2))
     assert changed.after == 1.0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 43},
+        {"label": "svd, again", "options": '{"again":true}'},
+        {"sweep": "second"},
+    ],
+)
+def test_every_cell_that_shares_an_evaluation_is_rescored(finished, run, tmp_path, changes):
+    out = tmp_path / "copy"
+    shutil.copytree(finished.execution.out, out)
+    rows = to_records(read_records(out / run.name))
+    shared = {row.stage_key for row in rows if row.label in ("none", "svd")}
+    more = [row.model_copy(update=changes) for row in rows if row.stage_key in shared]
+    write_records(out / run.name, [*rows, *more])
+    rescored, csv = rescore_run(out / run.name, None, None)
+    assert len(rescored) == 7 + len(shared)
+    assert len({(change.label, change.ratio, change.seed) for change in rescored}) == (
+        7 if "sweep" in changes else len(rescored)
+    )
+    old, new = read_records(out / run.name), read_records(csv)
+    columns = ["sweep", "label", "seed", "ratio_target", "metric", "scorer", "value", "low", "high", "stage_key"]
+    assert old[columns].equals(new[columns])
 
 
 def test_filters(run):

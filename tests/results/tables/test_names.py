@@ -2,11 +2,12 @@
 
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from lowrank_bench.results.tables.names import breakable, pieces, shorten, whole, wrap
+from lowrank_bench.results.tables.names import breakable, pieces, shorten, shorten_all, whole, wrap
 
 LABEL = "Calibrated_with_the_training_data_of_the_task_itself_more_60"
 NAMES = st.text(alphabet="ab_-.:=, <&%é\N{HANGUL SYLLABLE GA}()", max_size=120)
@@ -54,3 +55,32 @@ def test_a_short_parenthesis_is_one_piece():
     assert whole("accuracy (strict), %, n = 4") == 'accuracy <span class="whole">(strict), %</span>, n = 4'
     assert "span" not in str(whole("p (McNemar, exact over 40 problems or windows)"))
     assert whole("(<b>)") == '<span class="whole">(&lt;b&gt;)</span>'
+
+
+@given(st.lists(NAMES, max_size=6), NAMES, NAMES, st.integers(30, 80))
+def test_different_names_stay_different(middles, head, tail, length):
+    texts = [head + middle + tail for middle in middles]
+    short = shorten_all(texts, length)
+    assert list(short) == list(dict.fromkeys(texts))
+    assert len(set(short.values())) == len(short)
+    assert all(len(shown) <= length or shown == text for text, shown in short.items())
+
+
+@pytest.mark.parametrize(
+    ("texts", "shown"),
+    [
+        (("svd:policy=greedy", "bs"), ("svd:policy=greedy", "bs")),
+        (
+            tuple(f"{'calibrated_on_' * 4}{n}_samples_{'of_the_task_' * 4}" for n in (128, 256)),
+            tuple(f"calibrat … {n}_ … task_of_the_task_" for n in (128, 256)),
+        ),
+        (
+            tuple(f"{'x' * 60}{letter}{'x' * 60}" for letter in "ab"),
+            tuple(f"{'x' * 8} … {letter}{'x' * 7} … {'x' * 18}" for letter in "ab"),
+        ),
+        (tuple("x" * count for count in (60, 61)), (f"{'x' * 8} … {'x' * 18}", f"{'x' * 8} … x … {'x' * 18}")),
+        (tuple("x" * 50 + c + "y" * 20 + d + "z" * 30 for c in "ab" for d in "ab"), None),
+    ],
+)
+def test_names_that_differ_in_the_middle_show_where(texts, shown):
+    assert tuple(shorten_all(texts, 40).values()) == (shown or texts)
