@@ -37,8 +37,13 @@ def export(
         ),
     ] = None,
     save_dtype: Annotated[
-        str, typer.Option("--save-dtype", "--dtype", help="Of the weights written: own, float32, bfloat16, float16.")
-    ] = "own",
+        str | None,
+        typer.Option(
+            "--save-dtype",
+            "--dtype",
+            help="Of the weights written: own, float32, bfloat16, float16. \\[default: own]",
+        ),
+    ] = None,
     seed: Seed = None,
     storage: Storage = None,
 ) -> None:
@@ -46,7 +51,7 @@ def export(
     if form not in (None, *_FORMATS):
         raise unknown("format", str(form), _FORMATS)
     if form == "lm-eval":
-        if dense or storage or save_dtype != "own":
+        if dense or storage or save_dtype is not None:
             raise UserError(
                 "--format lm-eval writes results and no weights; leave --dense, --save-dtype and --storage out"
             )
@@ -64,7 +69,7 @@ def export(
     from ..results.cells import checkpoint_folder
 
     if form == "packed":
-        if dense or save_dtype != "own":
+        if dense or save_dtype is not None:
             raise UserError("--format packed writes integers and scales; leave --dense and --save-dtype out")
         from ..models.quantised.compressed_tensors import export_packed
 
@@ -77,7 +82,7 @@ def export(
         return
     from ..models.export import export_dense
 
-    size = export_dense(checkpoint_folder(folder, seed, storage), out, save_dtype)
+    size = export_dense(checkpoint_folder(folder, seed, storage), out, save_dtype or "own")
     console().print(
         f"{size.parameters:,} parameters, {size.bytes:,} bytes; loads without lowrank-bench\ncheckpoint  {out}",
         highlight=False,

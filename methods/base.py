@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from ..models.matrices import Matrix, matrices, model_size
 from .configured import create_part
 from .fitted import Fitted
+from .groups import singles
 from .ranks.budget import Budget
-from .ranks.units import ModelShape, Unit
+from .ranks.units import ModelShape
 from .registry import methods
 from .requirements import Requirements
 
@@ -219,10 +220,7 @@ class Compressor(BaseModel, ABC):
             model: the dense model.
             ratio: the target, for methods whose smallest rank depends on it.
         """
-        units = tuple(
-            Unit(m.name, m.parameters, m.in_features + m.out_features, min(m.in_features, m.out_features))
-            for m in self.targets(model)
-        )
+        units = tuple(group.unit() for group in singles(self.targets(model)))
         return ModelShape(model_size(model).parameters, units)
 
     @abstractmethod

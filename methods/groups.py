@@ -59,7 +59,8 @@ class Group:
         """Return what a budget needs to know: r·(n + Σm) entries, and a bias for members without one if ``affine``."""
         m, n = self.out_features, self.in_features
         overhead = sum(matrix.out_features for matrix in self.members if not matrix.bias) if affine else 0
-        return Unit(self.name, m * n, m + n, min(m, n), overhead=overhead)
+        lookup = self.embedding and not self.reader
+        return Unit(self.name, m * n, m + n, min(m, n), overhead=overhead, lookup=lookup)
 
     def weight(self, model: nn.Module) -> Tensor:
         """Return the stacked weight (Σm, n) in float32."""

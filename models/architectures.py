@@ -16,6 +16,10 @@ MIXTURES = ("mixtral", "qwen3-moe")
 
 ARCHITECTURES = CLASSIC + TODAY + MIXTURES
 
+IN_PLACE = ("falcon", "falcon-new")
+"""Falcon, which adds to outputs of its layers in place; its first form (one key for all queries) and its later one.
+In no list of the above: what they add to those is this alone."""
+
 
 def random_model(
     architecture: str, tied: bool | None = None, dtype: torch.dtype = torch.float32, seed: int = 0, width: int = 32
@@ -23,7 +27,7 @@ def random_model(
     """Build a two-layer model of a few thousand random parameters.
 
     Args:
-        architecture: one of `ARCHITECTURES`.
+        architecture: one of `ARCHITECTURES` or `IN_PLACE`.
         tied: whether input and output embeddings are one tensor; None keeps the architecture's habit.
         dtype: dtype of all parameters.
         seed: seed of the weights (the global random state is left as it was).
@@ -77,8 +81,13 @@ def random_model(
             config = tf.OPTConfig(
                 **common, ffn_dim=4 * width, max_position_embeddings=64, word_embed_proj_dim=width, **tie, **ids
             )
+        case "falcon" | "falcon-new":
+            config = tf.FalconConfig(
+                **common, ffn_hidden_size=4 * width, max_position_embeddings=64, num_kv_heads=2,
+                new_decoder_architecture=architecture == "falcon-new", **tie, **ids,
+            )  # fmt: skip
         case _:
-            raise ValueError(f"no architecture '{architecture}'; there are {', '.join(ARCHITECTURES)}")
+            raise ValueError(f"no architecture '{architecture}'; there are {', '.join(ARCHITECTURES + IN_PLACE)}")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = tf.AutoModelForCausalLM.from_config(config)

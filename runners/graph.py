@@ -108,6 +108,7 @@ class Plan:
         calibration_note: why statistics are gathered in bfloat16, or empty.
         grid: ratio and method of each recover stage of a tuned sweep, by key; cells have those that were chosen alone.
         provisional: keys of the stages that stand for those of a learning rate that is not chosen yet.
+        alternatives: by the key of such a stage, what it may read in place of what it needs once the rate is chosen.
         control_notes: at which shares of bytes a control has no row.
         task_typed: what was typed as the task, which may be a file.
         task_file: the user's task file, see `specs.Execution`.
@@ -140,6 +141,7 @@ class Plan:
     control_notes: list[str] = field(default_factory=list)
     grid: dict[str, tuple[float, MethodSpec]] = field(default_factory=dict)
     provisional: set[str] = field(default_factory=set)
+    alternatives: dict[str, tuple[str, ...]] = field(default_factory=dict)
     task_typed: str = ""
     task_file: str | None = None
     assumed: Machine | None = None
@@ -193,6 +195,10 @@ class Plan:
         self.stages.setdefault(stage.key, stage)
         self.needs.setdefault(stage.key, tuple(key for key in needs if key))
         return stage.key
+
+    def reads(self, key: str) -> tuple[str, ...]:
+        """Return the keys of the stages whose weights a stage reads, or may read after a choice."""
+        return self.needs[key] + self.alternatives.get(key, ())
 
     def too_few_ranks(self) -> set[str]:
         """Return the keys of finished fits that keep fewer parts of some factors than this plan may read."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -282,8 +282,18 @@ class Layout:
             by = "" if recovery == "full" else recovery
             self._cells(spec, ratio, seed, "recovered", chosen.keys, chosen.recovered, chosen.run, by, choice.tuned)
             if choice.tuned is None:
-                self.plan.provisional |= set(self.plan.stages) - known
+                self._stand_in(chosen, candidates, set(self.plan.stages) - known)
         self.candidates.clear()
+
+    def _stand_in(self, candidate: Candidate, candidates: Sequence[Candidate], keys: set[str]) -> None:
+        """Note that stages after one of the candidates stand for those after whichever is chosen."""
+        self.plan.provisional |= keys
+        for model in ("small", "recovered"):
+            present = getattr(candidate, model).stage
+            others = {str(getattr(other, model).stage) for other in candidates} - {present}
+            for key in keys:
+                if present in self.plan.needs[key]:
+                    self.plan.alternatives[key] = tuple(sorted(others))
 
     def _steps(self, run: TrainSettings | None) -> str:
         """Return budget and learning rate as titles name them, where the sweep has several."""

@@ -98,9 +98,9 @@ def execute(config: SweepConfig, out: Console) -> Executed:
         plan = make_plan(config)
     for warning in [*filter(None, [check_results_folder(plan)]), *plan_warnings(plan)]:
         out.print(f"[yellow]note:[/yellow] {warning}", highlight=False)
-    trained = 0
+    trained = freed = 0
     if plan.provisional:
-        plan, trained = _train_grid(plan, out)
+        plan, trained, freed = _train_grid(plan, out)
     pending = _pending(plan)
     shared = plan.store if isinstance(plan.store, SharedStore) else None
     if shared and (count := shared.publish(plan.stages)):
@@ -111,6 +111,8 @@ def execute(config: SweepConfig, out: Console) -> Executed:
         )
     failed: dict[str, Event] = {}
     removal = Removal(plan, pending)
+    if trained:
+        removal.remove_all()  # of the learning rates that were not chosen, before more is written
     if pending:
         _prepare(plan, pending)
         with removal.claim() as pending:
@@ -120,8 +122,8 @@ def execute(config: SweepConfig, out: Console) -> Executed:
     else:
         out.print("the choices are those of before, and their evaluations are complete", highlight=False)
     removal.remove_all()
-    if removal.freed:
-        out.print(f"weights that no stage reads any more are removed: {removal.freed / 1e6:,.0f} MB (--keep needed)")
+    if freed := freed + removal.freed:
+        out.print(f"weights that no stage reads any more are removed: {freed / 1e6:,.0f} MB (--keep needed)")
     if shared:
         shared.gather([key for key in plan.stages if key not in failed])
     for warning in fit_warnings(plan):
@@ -150,10 +152,10 @@ def _prepare(plan: Plan, pending: list[str]) -> None:
         tracker.prepare()
 
 
-def _train_grid(plan: Plan, out: Console) -> tuple[Plan, int]:
+def _train_grid(plan: Plan, out: Console) -> tuple[Plan, int, int]:
     """Run all stages but roundings and evaluations, and return the plan with what `tuning.choose` chose by them.
 
-    Beside it is how many stages had to run.
+    Beside it is how many stages had to run, and how many bytes of weights were removed.
 
     Raises:
         UserError: see `execute`.
@@ -167,7 +169,7 @@ def _train_grid(plan: Plan, out: Console) -> tuple[Plan, int]:
     with show_progress(out, "reading data", after=PLANNING_QUIET) as report, reporting(report):
         chosen = make_plan(plan.config)
     assert not chosen.provisional
-    return chosen, len(grid)
+    return chosen, len(grid), removal.freed
 
 
 def _run_pending(plan: Plan, pending: Sequence[str], removal: Removal, out: Console) -> dict[str, Event]:

@@ -21,12 +21,14 @@ def small_sweep(out: Path, **changes: Any) -> SweepConfig:
         "max_new_tokens": 8,
         "out": out,
     }
+    if "bytes" in changes:  # in place of ratios
+        del values["ratios"]
     return make_config(nest(values | changes))
 
 
 def changed(config: SweepConfig, **changes: Any) -> SweepConfig:
     """Return a sweep with other values of some options."""
-    return make_config(merge(config.model_dump(), nest(changes)))
+    return make_config(merge(config.model_dump(exclude_unset=True), nest(changes)))
 
 
 def write_config(config: SweepConfig, file: Path) -> Path:

@@ -21,8 +21,9 @@ from ...models.blocks import Blocks, find_blocks, forwards, hidden_in, tensors_i
 from ...models.pass_memory import Live, fingerprint, make_fake, marked, shortened, without_data
 from ...models.streamed import NotStreamable
 from ..groups import Group
+from .fisher import FisherSums
 from .moments import Reached, watch_output_gradient
-from .statistics import FisherSums, example_losses, only_embedding_requires_grad
+from .statistics import example_losses, only_embedding_requires_grad
 
 _FEW, _MORE = 2, 3
 """Blocks of the two models that are run; what more blocks take is extrapolated from them, phase by phase."""

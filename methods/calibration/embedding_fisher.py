@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...models.embedding import embedding_scale
 from ...models.matrices import embedding_matrix
+from .moments import watch_output_gradient
 from .offload_cache import OffloadCache
 
 
@@ -62,7 +63,7 @@ class EmbeddingFisher:
         if head:
             module = model.get_submodule(head)
             handles.append(module.register_forward_pre_hook(self._enters_head))
-            handles.append(module.register_full_backward_hook(self._leaves_head))
+            handles.append(watch_output_gradient(module, self._leaves_head))
         return handles
 
     def result(self) -> Tensor | None:
@@ -107,9 +108,9 @@ class EmbeddingFisher:
     def _enters_head(self, _: nn.Module, args: tuple[Any, ...]) -> None:
         self._inputs = args[0].detach()
 
-    def _leaves_head(self, _: nn.Module, __: Any, gradients: tuple[Tensor, ...]) -> None:
+    def _leaves_head(self, gradient: Tensor) -> None:
         shape = self._ids.shape
-        x, d = (part.detach().float().reshape(*shape, part.shape[-1]) for part in (self._inputs, gradients[0]))
+        x, d = (part.detach().float().reshape(*shape, part.shape[-1]) for part in (self._inputs, gradient))
         self._inputs = torch.zeros(0)
         self._add("head", squared_gradient_sums(x, d) if self.axis == "in" else squared_gradient_sums(d, x))
         at_positions = d.gather(2, self._ids[:, None, :].expand(-1, shape[1], -1))

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..base import CalibrationData
+from .fisher import FisherSums
 from .logit_batches import logit_batches, vocabulary_of
 from .moments import GradientRule, GradientSums, Moments, MomentSums, Reached, token_loss
 from .precision import autocast
-from .statistics import FisherSums, example_losses, only_embedding_requires_grad
+from .statistics import example_losses, only_embedding_requires_grad
 
 GRAM_BYTES = 2 << 30
 """Most memory for the Gram matrices of one pass over the data; what does not fit is gathered in further passes."""

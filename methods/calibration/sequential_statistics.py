@@ -1,4 +1,4 @@
-"""Statistics of a streamed model, collected block by block with the sums of `moments` and `statistics`.
+"""Statistics of a streamed model, collected block by block with the sums of `moments` and `fisher`.
 
 Input moments need one forward pass. Gradients need every block's input once more in the backward pass: inputs wait in
 memory or on disk (`offload_cache`), so many batches at a time that they take no more than `INPUTS_BYTES`.
@@ -17,11 +17,12 @@ from ...foundation.progress import track
 from ...models.blocks import find_blocks
 from ...models.streamed import weights_of
 from ..base import CalibrationData
+from .fisher import FisherSums
 from .logit_batches import logit_batches, vocabulary_of
 from .moments import GradientRule, GradientSums, Moments, MomentSums, Reached, token_loss
 from .offload_cache import OffloadCache
 from .sequential import Batch, SequentialCalibration
-from .statistics import FisherSums, example_losses
+from .statistics import example_losses
 
 INPUTS_BYTES = 64 << 30
 """Most disk and memory for the inputs of all blocks that wait for the way back."""

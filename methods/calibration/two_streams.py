@@ -29,7 +29,8 @@ class TwoStreams:
     Args:
         model: in memory; its blocks are compressed one after the other.
         batches: ``input_ids`` and ``attention_mask`` (b, t).
-        shifted: whether the second stream runs through the compressed blocks; else it is the first one.
+        shifted: whether x̂ is what enters a layer in the model compressed so far; else x̂ = x. A refinement reads the
+            states of the model compressed so far in either case.
 
     Raises:
         UserError: the model does not call its blocks one after the other.
@@ -41,6 +42,7 @@ class TwoStreams:
         except NotStreamable as error:
             raise UserError(f"aa compresses block by block, and {error}; use svd-llm for this model") from error
         self.model, self.shifted = model, shifted
+        self._two = shifted  # whether states of the compressed model are computed beside the dense ones
         self.device = next(model.parameters()).device
         self.batches = [{key: value.to(self.device) for key, value in batch.items()} for batch in batches]
         self._given: dict[tuple[str, int], tuple[tuple[Any, ...], dict[str, Any]]] = {}
@@ -58,19 +60,21 @@ class TwoStreams:
         Args:
             names: dotted names of the linear layers that are replaced.
             replace: called once a layer.
-            refine: called with each block when its layers are replaced, and its inputs and target outputs.
+            refine: called with each block when its layers are replaced, and its inputs in the model compressed so far
+                and target outputs.
             replace_embedding: called when the dense stream has entered the first block; the other enters after it.
         """
         training = self.model.training
         self.model.eval()
+        self._two = self.shifted or refine is not None
         try:
             with OffloadCache() as cache:
                 self._enter("dense", cache)
                 if replace_embedding is not None:
                     replace_embedding()
-                    if self.shifted:
+                    if self._two:
                         self._enter("shifted", cache)
-                elif self.shifted:
+                elif self._two:
                     for index in range(len(self.batches)):
                         cache.put(("shifted", index), cache.get(("dense", index)))
                 for block in track(self.blocks.names, unit="blocks"):
@@ -115,7 +119,7 @@ class TwoStreams:
 
     def hidden(self, stream: str, index: int, cache: OffloadCache) -> Tensor:
         """Return a batch's hidden states before the block that is being done."""
-        return cache.get((stream if self.shifted else "dense", index)).to(self.device)
+        return cache.get((stream if self._two else "dense", index)).to(self.device)
 
     def _block(self, name: str, names: list[str], cache: OffloadCache, replace: Replace) -> None:
         module = self.model.get_submodule(name)
@@ -175,7 +179,7 @@ class TwoStreams:
     def _advance(self, name: str, cache: OffloadCache) -> None:
         for index in range(len(self.batches)):
             streams = [("dense", self._dense)]
-            streams += [("shifted", self.model.get_submodule(name))] if self.shifted else []
+            streams += [("shifted", self.model.get_submodule(name))] if self._two else []
             for stream, block in streams:
                 cache.put((stream, index), self.run(block, name, index, self.hidden(stream, index, cache)))
 

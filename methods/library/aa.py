@@ -38,10 +38,11 @@ class AASVD(Whitened):
 
     Args:
         beta: share of Σ x x̂ᵀ in the second moments that W is multiplied with; the rest is Σ x̂ x̂ᵀ.
-        stream: ``compressed``, or ``dense`` for X̂ = X, which is svd-llm.
+        stream: ``compressed``, or ``dense`` for X̂ = X in the objective, which is svd-llm.
         ridge: share of the mean diagonal of Σ x̂ x̂ᵀ that is added to it before it is inverted.
         refine_passes: passes over the calibration data in which all of a compressed block is trained to give the
-            dense block's outputs (authors: 25); 0 for none.
+            dense block's outputs from its inputs in the model compressed so far, whichever the stream (authors: 25);
+            0 for none.
         refine_lr: learning rate of that.
     """
 
@@ -70,6 +71,11 @@ class AASVD(Whitened):
         """Share the fit of svd-llm; what is this method's own only `compress` reads."""
         own = set(AASVD.model_fields) - set(Whitened.model_fields)
         return {key: value for key, value in super().fit_key().items() if key not in own}
+
+    def compress_versions(self) -> dict[str, int]:
+        """Return the policy's, and that of the refinement on dense inputs, whose inputs were others."""
+        own = {"aa": 2} if self.stream == "dense" and self.refine_passes else {}
+        return super().compress_versions() | own
 
     def compress(
         self,
@@ -123,9 +129,12 @@ class AASVD(Whitened):
 
 @calibration_passes.register
 def _(method: AASVD) -> float:
-    """Each block runs to the inputs of its outputs, gates and last matrix, and once to its end: about three passes."""
-    streams = 2.0 if method.stream == "compressed" else 1.0
-    return 3.0 * streams + 3.0 * method.refine_passes
+    """Each block runs to the inputs of its outputs, gates and last matrix, and once to its end: about three passes.
+
+    A refinement's inputs are one more where the objective does without the compressed stream.
+    """
+    dense, compressed = 3.0, 3.0 if method.stream == "compressed" else float(method.refine_passes > 0)
+    return dense + compressed + 3.0 * method.refine_passes
 
 
 class Refinement:

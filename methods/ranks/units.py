@@ -16,6 +16,7 @@ class Unit:
         max_rank: largest rank that makes sense, min(m, n) for a single matrix.
         min_rank: smallest rank a method can produce.
         overhead: entries that factorising adds whatever the rank (an added bias).
+        lookup: whether it is a token embedding that no head is tied to: the first matrix of a model, and the last unit.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Unit:
     max_rank: int
     min_rank: int = 1
     overhead: int = 0
+    lookup: bool = False
 
     def factorised(self, rank: int) -> int:
         """Entries stored as factors of that rank."""

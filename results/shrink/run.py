@@ -192,7 +192,7 @@ class _Search:
         changes: dict[str, Any] = {"ratios": (ratio,), "execution": {"keep": "all"}}
         if problem_seed is not None:
             changes["evaluation"] = {"problem_seed": problem_seed}
-        config = make_config(merge(self.config.model_dump(), changes)).model_copy(
+        config = make_config(merge(self.config.model_dump(exclude_unset=True), changes)).model_copy(
             update={"methods": (self.methods[method],)}
         )
         done = execute(config, self.console)

@@ -160,7 +160,7 @@ class SweepConfig(BaseModel):
 
     @model_validator(mode="after")
     def _bytes_or_ratios(self) -> SweepConfig:
-        if self.bytes is not None and self.ratios != type(self).model_fields["ratios"].default:
+        if self.bytes is not None and "ratios" in self.model_fields_set:  # typed, be they the defaults
             raise ValueError("--bytes solves the ratio of each method; leave --ratios out, or --bytes")
         return self
 

@@ -48,14 +48,14 @@ def keeps_all(plan: Plan, keep: str | None = None) -> bool:
 
 
 def readers_of_inputs(plan: Plan) -> dict[str, list[str]]:
-    """Return the stages from which others of the plan are made, each with all stages that read it.
+    """Return the stages from which others of the plan are made, each with all stages that read it, or may read it.
 
     Checkpoints that are only evaluated, the last ones of each line, are not among them.
     """
     readers: dict[str, list[str]] = {}
-    for key, needs in plan.needs.items():
-        for need in needs:
-            readers.setdefault(need, []).append(key)
+    for key in plan.needs:
+        for read in plan.reads(key):
+            readers.setdefault(read, []).append(key)
     return {
         key: stages
         for key, stages in readers.items()
@@ -133,7 +133,7 @@ class Removal:
     """
 
     def __init__(self, plan: Plan, pending: Sequence[str]) -> None:
-        self.store, self.needs, self.plan = plan.store, plan.needs, plan
+        self.store, self.plan = plan.store, plan
         self.readers = {} if keeps_all(plan) else readers_of_inputs(plan)
         self.freed = 0
         self._left, self._claim = set(pending), ""
@@ -149,7 +149,7 @@ class Removal:
             with FileLock(lock_file(root, self._claim)):
                 with FileLock(lock_file(root, _GATE)):
                     pending = self.plan.pending()
-                    reads = {need for key in pending for need in self.needs[key]}
+                    reads = {read for key in pending for read in self.plan.reads(key)}
                     around = stage_around(Path(self.plan.source.location))
                     if around and around.parent == root:
                         reads.add(around.name)
@@ -168,7 +168,7 @@ class Removal:
             on_event(event, stage)
             if event.kind == "done":
                 self._left.discard(event.key)
-                self._remove(self.needs[event.key])
+                self._remove(self.plan.reads(event.key))
 
         return pass_on
 

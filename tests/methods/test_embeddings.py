@@ -187,6 +187,15 @@ def test_an_embedding_that_computes_more_is_refused() -> None:
         create_method("svd", {"embeddings": True}).targets(model)
 
 
+@pytest.mark.parametrize("name", ["svd", "svd-llm", "bs", "bsi"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt-neox", "gemma3"])
+def test_policies_learn_which_unit_is_looked_up_alone(architecture: str, name: str) -> None:
+    """A tied embedding is the head."""
+    for tied in (True, False):
+        shape = create_method(name, {"embeddings": True}).shape(random_model(architecture, tied=tied), 2.0)
+        assert [unit.lookup for unit in shape.units[-2:]] == [False, not tied]
+
+
 def test_a_ratio_out_of_reach_names_the_option() -> None:
     model = random_model("llama", tied=True)
     for options, hint in (({}, True), ({"embeddings": True}, False)):

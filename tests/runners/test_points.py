@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+from commands import bench
 from sweeps import changed, small_sweep
 from typed_stages import quantise_stage
 
@@ -64,7 +65,7 @@ def test_rounding_comes_after_recovery_and_before_evaluation(tmp_path):
 
 
 def test_equal_bytes_save_bfloat16_and_give_each_number_of_bits_its_ratio(tmp_path):
-    plan = make_plan(small_sweep(tmp_path, methods=["svd"], bytes=(0.5,), bits=(16, 8), ratios=(2.0, 4.0)))
+    plan = make_plan(small_sweep(tmp_path, methods=["svd"], bytes=(0.5,), bits=(16, 8)))
     ratios = {cell.label: cell.ratio for cell in plan.cells}
     assert ratios["svd"] == 2.0
     assert 1 < ratios["svd:bits=8"] < 1.2
@@ -79,6 +80,7 @@ def test_equal_bytes_save_bfloat16_and_give_each_number_of_bits_its_ratio(tmp_pa
     ("options", "message"),
     [
         ({"bytes": (0.5,), "ratios": (3.0,)}, "--bytes solves the ratio of each method; leave --ratios out"),
+        ({"bytes": (0.5,), "ratios": (2.0, 4.0)}, "--bytes solves the ratio of each method; leave --ratios out"),
         ({"bytes": (1.5,)}, "1.5 is no share of the bfloat16 model's bytes; use a number between 0 and 1"),
         ({"bytes": (0.5, 0.5)}, "the share of bytes 0.5 is given twice"),
         ({"bits": (4,)}, "factors cannot be stored in 4 bits; use 16"),
@@ -95,7 +97,21 @@ def test_equal_bytes_save_bfloat16_and_give_each_number_of_bits_its_ratio(tmp_pa
 )
 def test_what_cannot_be_is_refused(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
-        small_sweep(tmp_path, **{"methods": ["svd"], "ratios": (2.0, 4.0)} | options)
+        small_sweep(tmp_path, **{"methods": ["svd"]} | options)
+
+
+@pytest.mark.parametrize(("ratios", "in_file"), [("2,4", False), ("4,2", False), ("2,4", True)])
+def test_typed_ratios_beside_bytes_are_refused_whatever_they_are(tmp_path, ratios, in_file):
+    """In one sentence, also where they equal the default or a file has them."""
+    options = ["--methods", "svd", "--model", "tiny", "--task", "toy-math", "--out", str(tmp_path / "runs")]
+    if in_file:
+        (tmp_path / "sweep.yaml").write_text(f"ratios: [{ratios}]\n")
+    given = ["--config", str(tmp_path / "sweep.yaml")] if in_file else ["--ratios", ratios]
+    done = bench("run", *options, *given, "--bytes", "0.5", "--dry-run")
+    assert done.returncode == 2
+    sentence = "error: --bytes solves the ratio of each method; leave --ratios out, or --bytes"
+    assert " ".join(done.stderr.split()) == sentence
+    assert in_file or bench("run", *options, "--bytes", "0.5", "--dry-run").returncode == 0
 
 
 def test_the_key_depends_on_the_scheme():

@@ -27,7 +27,7 @@ CORRECTED = "rtn4+r:samples=16,rank=7"
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     free = {"training_free": True, "finetune": {}, "recover": {}, "limit": 2, "max_new_tokens": 2}
-    axis = {"bits": (16, 8), "bytes": (0.4,), "ratios": (2.0, 4.0)}
+    axis = {"bits": (16, 8), "bytes": (0.4,)}
     axis["controls"] = ["rtn-int8", "rtn-int4:group=64", "rtn4+r:samples=16"]
     return small_sweep(tmp_path_factory.mktemp("rounded"), methods=["svd"], **free, **axis)
 

@@ -18,8 +18,10 @@ from lowrank_bench.models.loading import load_model, load_tokenizer
 from lowrank_bench.records.files import read_records, same_results
 from lowrank_bench.results.sweep import run_sweep
 from lowrank_bench.results.tables.by_ratio import by_ratio
+from lowrank_bench.runners.estimates.disk import disk_bytes
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.store.folders import MODEL_FOLDER, StageStore
+from lowrank_bench.runners.store.removal import Removal, readers_of_inputs
 from lowrank_bench.runners.training.data import TaskData, load_task_data
 from lowrank_bench.runners.training.held_out import HELD_OUT, is_held_out, mean_loss, split_held_out
 
@@ -252,6 +254,51 @@ def test_a_rate_at_which_a_training_diverges_is_not_chosen(config, swept, tmp_pa
     none = changed(wide, tune="lr=1e30,1e32", methods=["svd"])
     with pytest.raises(UserError, match=r"at no learning rate of --tune \(lr=1e\+30,1e\+32\) does 'recover svd 2x"):
         run_sweep(none)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"before_recovery": True},
+        {"recovery": "full,none", "ratios": [2, 3], "methods": ["bs:prunings=1,trajectory=true"]},
+        {"before_recovery": True, "bits": [16, 8], "methods": ["svd", "bs:prunings=1"]},
+    ],
+)
+def test_what_a_choice_reads_stays_until_the_choice_and_goes_after_it(tmp_path, changes):
+    """With ``--keep needed`` no stage runs twice, and weights of the rates that were not chosen go as all others do."""
+    options = SMALL | {"methods": ["bs:prunings=1"], "tune": "lr=1e-5,1e-2", "keep": "needed"} | changes
+    config, events = small_sweep(tmp_path, **options), []
+    with pytest.MonkeyPatch.context() as patch:
+        after = Removal.after
+        patch.setattr(
+            Removal,
+            "after",
+            lambda own, seen: after(own, lambda event, stage: (events.append(event), seen(event, stage))),
+        )
+        result = run_sweep(config)
+    plan, store = make_plan(config), StageStore(tmp_path / "stages")
+    done = Counter(event.key for event in events if event.kind == "done")
+    assert done.total() == result.stages_run
+    assert set(done.values()) == {1}
+    chosen = {cell.tuned.chosen for cell in plan.cells if cell.tuned and cell.method.name == "bs"}
+    assert chosen == {1e-2}  # not the rate that stands for it before
+    assert not plan.alternatives
+    compressed = [key for key, stage in plan.stages.items() if stage.kind == "compress"]
+    assert store.without_weights(compressed) == set(compressed)
+    assert run_sweep(config).stages_run == 0
+
+
+def test_a_plan_with_a_choice_to_make_counts_the_weights_that_it_waits_with(tmp_path):
+    changes = {"methods": ["bs:prunings=1"], "tune": "lr=1e-4,1e-3,1e-2", "workers": 1, "before_recovery": True}
+    plan = planned(tmp_path, **changes)
+    compressed = {key for key, stage in plan.stages.items() if stage.kind == "compress"}
+    assert len(compressed) == 3
+    readers = readers_of_inputs(plan)
+    (evaluation,) = {key for key in readers[min(compressed)] if key.startswith("evaluate-")}
+    assert all(evaluation in readers[key] for key in compressed)
+    size = 4 * plan.parameters
+    recovered = planned(tmp_path, **changes | {"before_recovery": False})
+    assert disk_bytes(plan, "needed") - disk_bytes(recovered, "needed") == pytest.approx(size, rel=0.01)
 
 
 def test_another_machine_gets_what_a_choice_needs_from_the_storage(tmp_path):

@@ -22,7 +22,7 @@ from ...base import Compressor, methods
 from ...matrixwise import MatrixCompressor, embeddings_hint
 from ...ranks.budget import Budget
 from ...ranks.policies.base import parse_policy, policies
-from ...ranks.units import ModelShape, Unit
+from ...ranks.units import ModelShape
 from .layer import Start
 from .pruning import Schedule
 
@@ -183,8 +183,5 @@ class BasisSelectionOptions(Compressor):
 
 def with_extra(shape: ModelShape, extra: Mapping[str, int]) -> ModelShape:
     """Return the shape with each unit's least rank raised to its new vectors plus one basis."""
-    units = tuple(
-        Unit(u.name, u.parameters, u.cost, u.max_rank, min(extra[u.name] + 1, u.max_rank), u.overhead)
-        for u in shape.units
-    )
+    units = tuple(replace(unit, min_rank=min(extra[unit.name] + 1, unit.max_rank)) for unit in shape.units)
     return replace(shape, units=units)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -181,7 +182,7 @@ class PruningRun:
     def _unit(self, unit: Unit) -> Unit:
         """Return a unit whose largest rank is what is left of its layer."""
         top = min(self.layers[unit.name].rank, unit.max_rank)
-        return Unit(unit.name, unit.parameters, unit.cost, top, min(unit.min_rank, top), unit.overhead)
+        return replace(unit, max_rank=top, min_rank=min(unit.min_rank, top))
 
     def _spectra(self, units: Sequence[Unit]) -> dict[str, Tensor]:
         scores = {unit.name: self._scores(self.layers[unit.name], unit.name) for unit in units}

@@ -45,6 +45,8 @@ class Surgical(Policy):
       their chunks of the data, which guard against noise.
     - The output head and the untouched first matrices stay dense as long as they take at most half of what the budget
       affords (the head alone, where both take more); what takes more is visited last, the head after the first matrix.
+    - A token embedding (authors: dense) comes before the first matrix, so it is visited after that and before the head.
+      It stays dense where it fits into that half beside the other two. Tied to a head, it is the head.
     - Evaluations are cached and bounded; a search that would pass the bound is given up, and the best one so far
       counts. If none is done within the bound, ranks are those of the largest tolerance, which is least rank for all,
       filled up in proportion.
@@ -58,6 +60,7 @@ class Surgical(Policy):
     """
 
     needs_loss: ClassVar[bool] = True
+    version: ClassVar[int] = 2  # what is no block's matrix: head and embedding apart
 
     tolerance: float = Field(default=0.0, ge=0)
     untouched: float = Field(default=0.125, ge=0, lt=1)
@@ -97,14 +100,17 @@ class Surgical(Policy):
         return through(evidence.units, [(_level(high), under), (low_level, over)])
 
     def _visited(self, evidence: Evidence, affordable: float) -> list[Unit]:
-        units = list(evidence.units)
+        lookups = [unit for unit in evidence.units if unit.lookup]
+        units = [unit for unit in evidence.units if not unit.lookup]
         outside = [not _BLOCK.search(unit.name) for unit in units]
-        head = units[-1:] if outside[-1] and not all(outside) else []
+        head = units[-1:] if units and outside[-1] and not all(outside) else []
         inside = units[: len(units) - len(head)]
         untouched = inside[: int(self.untouched * len(inside))]
         if _dense([*head, *untouched]) > affordable / 2:
             untouched = []
         visited = list(reversed(inside[len(untouched) :]))
+        if _dense([*head, *untouched, *lookups]) > affordable / 2:
+            visited += lookups
         return visited + head if _dense(head) > affordable / 2 else visited
 
 

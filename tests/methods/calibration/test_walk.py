@@ -15,7 +15,7 @@ from lowrank_bench.methods.calibration import sequential_statistics as walked
 from lowrank_bench.methods.calibration.collection import gradient_grams, input_fisher, input_moments
 from lowrank_bench.methods.calibration.offload_cache import OffloadCache
 from lowrank_bench.methods.contract_parts import RandomData
-from lowrank_bench.models.architectures import CLASSIC, MIXTURES, TODAY, random_model
+from lowrank_bench.models.architectures import CLASSIC, IN_PLACE, MIXTURES, TODAY, random_model
 from lowrank_bench.models.checkpoint import save_checkpoint
 from lowrank_bench.models.loading import load_model
 from lowrank_bench.models.matrices import embedding_matrix, matrices
@@ -72,7 +72,7 @@ def test_mixtures_are_loaded_whole(architecture: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gather", GATHER)
-@pytest.mark.parametrize("architecture", [*CLASSIC, *TODAY, "tied llama"])
+@pytest.mark.parametrize("architecture", [*CLASSIC, *TODAY, *IN_PLACE, "tied llama"])
 def test_equals_the_whole_model(architecture: str, gather: Callable[..., Any], tmp_path: Path) -> None:
     """Grouped-query attention, biases, tied and untied heads, parallel residuals, flattened inputs; unequal batches."""
     whole, streamed, names = pair(tmp_path, architecture.split()[-1], "tied" in architecture or None)

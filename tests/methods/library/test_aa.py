@@ -1,6 +1,7 @@
 """The properties of AA-SVD."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
 from lowrank_bench.methods.calibration.offload_cache import OffloadCache
-from lowrank_bench.methods.calibration.two_streams import TwoStreams
+from lowrank_bench.methods.calibration.two_streams import Pairs, TwoStreams
 from lowrank_bench.methods.contract import logits
 from lowrank_bench.methods.contract_parts import FixedRank, RandomData
-from lowrank_bench.methods.library.aa import AASVD
+from lowrank_bench.methods.library.aa import AASVD, Refinement
 from lowrank_bench.methods.linalg.whitening import whiten
 from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.architectures import ARCHITECTURES, random_model
+from lowrank_bench.models.blocks import find_blocks, hidden_in
 from lowrank_bench.models.matrices import get_linear, low_rank_layers, matrices
 
 SHAPES = st.tuples(st.integers(3, 9), st.integers(3, 9), st.integers(0, 1000))
@@ -209,7 +211,8 @@ def test_refinement_brings_blocks_nearer_and_none_changes_nothing() -> None:
     model, data = random_model("llama"), RandomData()
     fitted = create_method("aa").fit(model, data)
     errors, weights = [], []
-    for options in ({}, {"refine_passes": 0}, {"refine_passes": 20, "refine_lr": 1e-3}):
+    trained = {"refine_passes": 20, "refine_lr": 1e-3}
+    for options in ({}, {"refine_passes": 0}, trained, {"stream": "dense"}, {"stream": "dense"} | trained):
         small, method = copy.deepcopy(model), create_method("aa", options)
         report = method.compress(small, fitted, Budget(3.0), None, data)
         assert bool(report.tokens) == bool(options.get("refine_passes"))
@@ -220,6 +223,84 @@ def test_refinement_brings_blocks_nearer_and_none_changes_nothing() -> None:
         weights.append(torch.cat([parameter.detach().flatten() for parameter in small.parameters()]))
     assert torch.equal(weights[0], weights[1])
     assert errors[2] < 0.9 * errors[0]
+    assert errors[4] < 0.9 * errors[3]
+
+
+@pytest.mark.parametrize(("stream", "embeddings"), [("dense", False), ("dense", True), ("compressed", False)])
+@pytest.mark.parametrize("architecture", ["llama", "gpt-neox", "gemma3"])
+def test_the_refinement_reads_the_model_compressed_so_far_with_either_stream(
+    architecture: str, stream: str, embeddings: bool
+) -> None:
+    """A block's inputs are those behind the refined blocks before it, its targets the dense model's outputs."""
+    model, data, embedding = random_model(architecture), RandomData(), {"embeddings": embeddings}
+    dense, names = copy.deepcopy(model), find_blocks(model).names
+    method = create_method("aa", embedding | {"stream": stream, "refine_passes": 2, "refine_lr": 1e-2})
+    fitted, batches = method.fit(model, data), list(data.batches(None, 8))
+    blocks: list[str] = []
+    refine = Refinement.__call__
+
+    def watched(self: Refinement, block: nn.Module, pairs: Pairs) -> None:
+        for index, mask, hidden, target in pairs:
+            valid = mask.bool()
+            for states, part, side in ((hidden, model, 0), (target, dense, 1)):
+                expected = passing(part, pairs.name, batches[index])[side]
+                torch.testing.assert_close(states[valid], expected[valid], rtol=1e-4, atol=1e-4)
+            if blocks or embeddings:
+                assert not torch.allclose(hidden, passing(dense, pairs.name, batches[index])[0], atol=1e-3)
+        blocks.append(pairs.name)
+        refine(self, block, pairs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Refinement, "__call__", watched)
+        method.compress(model, fitted, Budget(3.0), None, data)
+    assert blocks == list(names)
+
+
+def passing(model: nn.Module, block: str, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return what enters and what leaves a block when the whole model runs."""
+    seen: list[Tensor] = []
+
+    def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        seen.extend((hidden_in(args, kwargs), output if isinstance(output, Tensor) else output[0]))
+
+    handle = model.get_submodule(block).register_forward_hook(see, with_kwargs=True)
+    with torch.no_grad():
+        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    handle.remove()
+    return seen[0], seen[1]
+
+
+def test_the_dense_stream_computes_a_second_one_for_the_refinement_alone() -> None:
+    """And its factors are svd-llm's until they are refined."""
+    model, data = random_model("llama"), RandomData()
+    whitened, method = create_method("svd-llm"), create_method("aa", {"stream": "dense", "refine_passes": 1})
+    fitted, small = whitened.fit(model, data), copy.deepcopy(model)
+    whitened.compress(small, fitted, Budget(2.0), None, data)
+    advanced: list[str] = []
+    runs = TwoStreams.run
+
+    def count(self: TwoStreams, block: nn.Module, name: str, index: int, hidden: Tensor) -> Tensor:
+        advanced.append(name)
+        return runs(self, block, name, index, hidden)
+
+    def compare(self: Refinement, block: nn.Module, pairs: Pairs) -> None:
+        for name, layer in low_rank_layers(block).items():
+            expected = small.get_submodule(f"{pairs.name}.{name}").dense_weight()
+            torch.testing.assert_close(layer.dense_weight(), expected, rtol=1e-3, atol=1e-3)
+        for parameter in block.parameters():
+            parameter.data *= 1.1  # later moments must not see it
+
+    counts = []
+    for passes in (0, 1):
+        advanced.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TwoStreams, "run", count)
+            patch.setattr(Refinement, "__call__", compare)
+            options = {"stream": "dense", "refine_passes": passes}
+            create_method("aa", options).compress(copy.deepcopy(model), fitted, Budget(2.0), None, data)
+        counts.append(len(advanced))
+    batches = len(list(data.batches(None, method.batch_size)))
+    assert counts[1] - counts[0] == 2 * 2 * batches  # blocks: the targets, and the compressed stream
 
 
 def test_models_without_blocks_are_refused() -> None:

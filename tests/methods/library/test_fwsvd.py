@@ -13,7 +13,7 @@ from lowrank_bench.methods.calibration.statistics import example_losses
 from lowrank_bench.methods.contract_parts import RandomData
 from lowrank_bench.methods.library.fwsvd import FWSVD, fisher_scale
 from lowrank_bench.methods.library.svd import SVD
-from lowrank_bench.models.architectures import ARCHITECTURES, random_model
+from lowrank_bench.models.architectures import ARCHITECTURES, IN_PLACE, random_model
 from lowrank_bench.models.matrices import embedding_matrix, get_linear, matrices
 
 
@@ -44,7 +44,7 @@ def embedding_by_autograd(model: Any, data: RandomData, summed: int) -> torch.Te
     return total / len(examples)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES + IN_PLACE)
 def test_fisher_equals_per_example_autograd(architecture: str) -> None:
     """With the model's own loss as the reference, labels are shifted exactly once and padding has no influence."""
     model, data = random_model(architecture), RandomData(6)
@@ -60,7 +60,7 @@ def test_fisher_equals_per_example_autograd(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES + IN_PLACE)
 def test_fisher_of_an_embedding_equals_per_example_autograd(architecture: str, tied: bool) -> None:
     """Lookup and tied head are one matrix, whose gradients meet before they are squared."""
     model, data = random_model(architecture, tied), RandomData(5)
@@ -81,7 +81,7 @@ def test_fisher_of_an_embedding_does_not_depend_on_the_batch_size() -> None:
     torch.testing.assert_close(whole, single, rtol=1e-4, atol=1e-9)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     assert not embedding._forward_hooks
-    assert not head._backward_hooks
+    assert not head._forward_hooks
     assert not head._forward_pre_hooks
 
 

@@ -9,18 +9,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from transformers import FalconConfig, FalconForCausalLM
+from torch import Tensor
 
 from lowrank_bench.methods.base import create_method
 from lowrank_bench.methods.calibration.collection import gradient_grams, input_moments
 from lowrank_bench.methods.calibration.moments import Moments, MomentSums
-from lowrank_bench.methods.contract_parts import VOCABULARY, RandomData
+from lowrank_bench.methods.contract_parts import RandomData
 from lowrank_bench.methods.fitted import Factors
 from lowrank_bench.methods.library.afm import AFM
 from lowrank_bench.methods.library.asvd import ASVD
 from lowrank_bench.methods.linalg.whitening import VERSION, balance, root, whiten
-from lowrank_bench.models.architectures import ARCHITECTURES, random_model
+from lowrank_bench.models.architectures import ARCHITECTURES, IN_PLACE, random_model
 from lowrank_bench.models.matrices import embedding_matrix, matrices
 
 SHAPES = st.tuples(st.integers(2, 9), st.integers(2, 9), st.integers(0, 1000))
@@ -344,20 +343,10 @@ def keeper(name: str, store: dict[str, Tensor]) -> Any:
     return hook
 
 
-def random_falcon(new_decoder: bool) -> nn.Module:
-    """A model that changes its layers' outputs in place; with and without the parallel attention of later sizes."""
-    torch.manual_seed(0)
-    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return FalconForCausalLM(FalconConfig(**sizes, new_decoder_architecture=new_decoder, num_kv_heads=2)).eval()
-
-
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "tied llama", "falcon", "new falcon"])
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *IN_PLACE, "tied llama"])
 def test_gradient_grams_equal_one_example_at_a_time(architecture: str) -> None:
     """Of matrices, of the embedding, and of the logits of a tied head."""
-    if "falcon" in architecture:
-        model = random_falcon("new" in architecture)
-    else:
-        model = random_model(architecture.split()[-1], tied="tied" in architecture or None)
+    model = random_model(architecture.split()[-1], tied="tied" in architecture or None)
     data, embedding = RandomData(4), embedding_matrix(model)
     heads = [embedding.head] if embedding.head else []
     names = [*[matrix.name for matrix in matrices(model)], embedding.name, *heads]

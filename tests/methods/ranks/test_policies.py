@@ -348,6 +348,45 @@ def test_surgical_visits_a_head_that_the_budget_cannot_leave_dense_last() -> Non
     assert order(odd, 2) == [unit.name for unit in odd.units][:1:-1]
 
 
+def with_lookup(shape: ModelShape, parameters: int) -> ModelShape:
+    """Add a token embedding that no head is tied to, which is listed last."""
+    rows = Unit("embed_tokens", parameters, parameters // 32 + 32, 32, lookup=True)
+    return ModelShape(shape.parameters + parameters, (*shape.units, rows))
+
+
+def visits(shape: ModelShape, affordable: float) -> list[str]:
+    """Return the units in the order in which the search cuts them, at a number of parameters for all of them."""
+    loss, asked = made_up(shape)
+    evidence = Evidence(shape.units, loss=loss, share=affordable / sum(unit.parameters for unit in shape.units))
+    parse_policy("surgical(tolerance=0.1)").demands(evidence)
+    return list(dict.fromkeys(list(each)[-1] for each in asked if each))
+
+
+@pytest.mark.parametrize("head", [64 * 64, 64 * 64 * 16])
+@pytest.mark.parametrize("rows", [64 * 64, 64 * 64 * 16])
+def test_surgical_takes_no_embedding_for_the_head(head: int, rows: int) -> None:
+    """The head stays dense as without the embedding, which comes before the first matrix and so is visited after it."""
+    plain = with_head(transformer(4, 64), head)
+    shape = with_lookup(plain, rows)
+    untouched = sum(unit.parameters for unit in plain.units[:2])
+    for affordable in (2.1 * (head + untouched), 2.1 * (head + untouched + rows), 1.9 * head):
+        before, after = visits(plain, affordable), visits(shape, affordable)
+        assert [name for name in after if name != "embed_tokens"] == before
+        assert ("embed_tokens" in after) == (affordable < 2 * (head + untouched + rows))
+        if "embed_tokens" in after:
+            assert after[after.index("embed_tokens") + 1 :] == [name for name in before if name == "lm_head"]
+
+
+def test_surgical_without_the_head_leaves_blocks_as_they_are_beside_an_embedding() -> None:
+    """A head that is left out leaves the embedding the last unit, which is no head then either."""
+    plain = transformer(4, 64)
+    shape, untouched = with_lookup(plain, 64 * 64), 2 * 64 * 64
+    for affordable in (2.1 * untouched, 2.1 * (untouched + 64 * 64)):
+        expected = [unit.name for unit in plain.units][:1:-1]
+        assert visits(plain, affordable) == expected
+        assert visits(shape, affordable) == expected + ["embed_tokens"] * (affordable < 3 * untouched)
+
+
 @pytest.mark.parametrize("bound", [1, 7, 60])
 def test_surgical_stays_within_its_evaluations(bound: int) -> None:
     shape = transformer()

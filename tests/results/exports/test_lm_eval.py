@@ -133,6 +133,8 @@ def test_every_cell_has_its_records_and_our_own_benchmarks_are_marked(run, expor
     [
         (["--format", "lm-evil"], "unknown format 'lm-evil'; did you mean 'lm-eval'?"),
         (["--format", "lm-eval", "--dense"], "--format lm-eval writes results and no weights"),
+        (["--format", "lm-eval", "--save-dtype", "own"], "--format lm-eval writes results and no weights"),
+        (["--format", "packed", "--save-dtype", "own"], "--format packed writes integers and scales"),
         (["--format", "lm-eval", "--seed", "7"], "has no seed 7; its seeds: 42"),
         ([], "--format lm-eval --out DIR writes results as lm-eval does"),
     ],

@@ -119,7 +119,8 @@ def test_every_stage_loads_the_tokenizer_and_a_pass_for_statistics_makes_no_logi
 
 
 def test_a_method_that_reads_its_calibration_again_is_no_search_through_millions_of_tokens(tmp_path):
-    config = small_sweep(tmp_path, methods=["svd-llm", "aa", "aa:stream=dense", "aa:refine_passes=2", "swsd"])
+    refined = ["aa:refine_passes=2", "aa:stream=dense,refine_passes=2"]
+    config = small_sweep(tmp_path, methods=["svd-llm", "aa", "aa:stream=dense", *refined, "swsd"])
     plan = make_plan(config, dry=True)
     works = {stage.title: Arithmetic(plan).work(key) for key, stage in plan.stages.items()}
     reading = {title: work.reading for title, work in works.items() if title.startswith("compress")}
@@ -131,5 +132,6 @@ def test_a_method_that_reads_its_calibration_again_is_no_search_through_millions
     assert passes("aa") == pytest.approx(6)
     assert passes("aa:stream=dense") == pytest.approx(3)
     assert passes("aa:refine_passes=2") == pytest.approx(12)
+    assert passes("aa:stream=dense,refine_passes=2") == pytest.approx(10)
     assert passes("svd-llm") == 0
     assert passes("swsd") > 100
