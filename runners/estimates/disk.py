@@ -68,9 +68,9 @@ def _peak(plan: Plan, pending: list[str], sizes: Mapping[str, int], resuming: Ma
         done = running.pop(0)
         left.discard(done)
         occupied -= resuming.get(done, 0)
-        for read in plan.reads(done):
-            if read in readers and not left.intersection(readers[read]):
-                occupied -= sizes.get(read, 0)
+        for input_key in plan.reads(done):
+            if input_key in readers and not left.intersection(readers[input_key]):
+                occupied -= sizes.get(input_key, 0)
     return most
 
 

@@ -54,8 +54,8 @@ def readers_of_inputs(plan: Plan) -> dict[str, list[str]]:
     """
     readers: dict[str, list[str]] = {}
     for key in plan.needs:
-        for read in plan.reads(key):
-            readers.setdefault(read, []).append(key)
+        for input_key in plan.reads(key):
+            readers.setdefault(input_key, []).append(key)
     return {
         key: stages
         for key, stages in readers.items()
@@ -149,7 +149,7 @@ class Removal:
             with FileLock(lock_file(root, self._claim)):
                 with FileLock(lock_file(root, _GATE)):
                     pending = self.plan.pending()
-                    reads = {read for key in pending for read in self.plan.reads(key)}
+                    reads = {input_key for key in pending for input_key in self.plan.reads(key)}
                     around = stage_around(Path(self.plan.source.location))
                     if around and around.parent == root:
                         reads.add(around.name)
