@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from ..foundation.errors import UserError
 from ..models.matrices import Matrix, matrices, model_size
 from .configured import create_part
 from .fitted import Fitted
@@ -71,6 +72,19 @@ class TrainingLog:
             self.resumed_seconds + later.resumed_seconds,
             max(self.resumed_peak_memory_bytes, later.resumed_peak_memory_bytes),
         )
+
+
+class NotFinite(UserError):
+    """Raised by a method whose trained weights are finite, and a matrix that they make is not.
+
+    Args:
+        sentence: which matrix, after how many steps.
+        steps, tokens: optimizer steps done, and tokens that they read.
+    """
+
+    def __init__(self, sentence: str, steps: int, tokens: int) -> None:
+        super().__init__(sentence)
+        self.steps, self.tokens = steps, tokens
 
 
 class Stateful(Protocol):

@@ -18,6 +18,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ...foundation.errors import UserError
+from ...foundation.finite import all_finite
 from ..base import CalibrationData, CompressionReport, Trainer, methods
 from ..calibration.two_streams import Pairs, TwoStreams
 from ..estimates import calibration_passes
@@ -154,7 +156,11 @@ class Refinement:
 
     @torch.enable_grad()
     def __call__(self, block: nn.Module, pairs: Pairs) -> None:
-        """Train all parameters of a block in place, in float32 whatever their dtype."""
+        """Train all parameters of a block in place, in float32 whatever their dtype.
+
+        Raises:
+            UserError: they are no longer finite.
+        """
         dtypes = {name: parameter.dtype for name, parameter in block.named_parameters()}
         block.float()
         first = next(iter(pairs))[2]
@@ -177,6 +183,11 @@ class Refinement:
         for name, parameter in block.named_parameters():
             parameter.data = parameter.data.to(dtypes[name])
             parameter.grad = None
+            if not all_finite(parameter.data):
+                raise UserError(
+                    f"the weights of {pairs.name} are no longer finite after its refinement; lower aa's refine_lr (now "
+                    f"{self.lr:g})"
+                )
 
 
 def _factor(step: int, updates: int) -> float:

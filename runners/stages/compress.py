@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...foundation.progress import Report
-from ...methods.base import CompressionReport, create_method
+from ...methods.base import CompressionReport, NotFinite, create_method
 from ...methods.fitted import Fitted
 from ...methods.ranks.budget import Budget
 from ...models.shards import save_model
@@ -16,6 +16,7 @@ from ..estimates.memory import calibration_of, compress_mode
 from ..specs import CompressStage
 from ..store.folders import MODEL_FOLDER, ratio_folder
 from ..store.report_file import read_report, write_report
+from ..training.divergence import Diverged, advice, require_finite
 from ..training.sharding import is_main
 from .shared import (
     choose_mode,
@@ -46,11 +47,20 @@ def compress(stage: CompressStage, folder: Path, report: Report | None) -> Mappi
     def emit(budget: Budget, compressed: Any, report: CompressionReport) -> None:
         if not is_main():
             return
+        if spec.train is not None:
+            after = f"{report.steps} steps of {stage.title}"
+            require_finite(compressed, after, spec.train.learning_rate, report.steps, report.tokens)
         target = folder / ratio_folder(budget.ratio)
         save_model(compressed, tokenizer, target / MODEL_FOLDER, dtypes_of(stage))
         write_report(report, target)
 
-    method.compress_path(model, fitted, budgets, trainer, emit, data)
+    try:
+        method.compress_path(model, fitted, budgets, trainer, emit, data)
+    except NotFinite as error:
+        if spec.train is None:
+            raise
+        sentence = f"{error} of {stage.title}; {advice(spec.train.learning_rate)}"
+        raise Diverged(sentence, error.steps, error.tokens) from error
     # From the files, for some may be older than this process.
     reports = {f"{b.ratio:g}": read_report(folder / ratio_folder(b.ratio)).summary() for b in budgets if is_main()}
     trained = {"training": asdict(trainer.log)} if trainer and trainer.log else {}

@@ -20,6 +20,7 @@ from ..provenance import code_digest
 from ..specs import CompressStage, FitStage, QuantiseStage, Stage, TrainingStage
 from ..store.folders import MODEL_FOLDER, input_digests, resume_folder
 from ..training.data import TaskData, load_task_data
+from ..training.divergence import require_finite
 from ..training.held_out import split_held_out
 from ..training.memory import training_peak
 from ..training.resuming import Resumable
@@ -181,10 +182,18 @@ def trainer_for(
 
 
 def save_trained(stage: TrainingStage, trainer: TaskTrainer, model: Any, tokenizer: Any, folder: Path) -> Any:
-    """Write what one or several processes trained; return it, None in those that do not write."""
+    """Write what one or several processes trained; return it, None in those that do not write.
+
+    Raises:
+        Diverged: it is not finite.
+    """
     whole = trainer.whole(model)
     if not is_main():
         return None
+    if log := trainer.log:  # a recovery may have merged what it trained
+        require_finite(
+            whole, f"{log.steps} steps of {stage.title}", stage.spec.train.learning_rate, log.steps, log.tokens
+        )
     save_model(whole, tokenizer, folder / MODEL_FOLDER, dtypes_of(stage))
     return whole
 

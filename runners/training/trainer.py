@@ -29,7 +29,7 @@ from ..tracking.names import Tracking
 from ..tracking.training import MOST_POINTS, TrackedTraining, tracked
 from .batches import Examples, StepSampler
 from .data import TaskData, collate
-from .divergence import Diverged
+from .divergence import Diverged, advice, require_finite
 from .host_moments import HostMomentsAdamW
 from .later import begin_later, begins_later
 from .one_device import OneDeviceArguments
@@ -89,8 +89,7 @@ class _Hooks(transformers.TrainerCallback):
         if not math.isfinite(self.loss):
             raise Diverged(
                 f"the loss became {self.loss} at step {state.global_step + 1} of {state.max_steps} in "
-                f"{self.trainer.title}; lower the learning rate (now {args.learning_rate:g}) with --lr, or check the "
-                "training data",
+                f"{self.trainer.title}; {advice(args.learning_rate)}",
                 state.global_step - self.start,
                 self.tokens_done,
             )
@@ -364,14 +363,8 @@ class TaskTrainer:
                 model.config.use_cache = use_cache
         torch.manual_seed(self.seed)
         model.eval()
-        # The last update shows in no loss; weights that overflowed there would be saved.
-        if not all(getattr(weight, "_local_tensor", weight).isfinite().all() for weight in model.parameters()):
-            raise Diverged(
-                f"the weights are no longer finite after the last of {steps} steps of {self.title}; lower the learning "
-                f"rate (now {chosen.learning_rate:g}) with --lr, or check the training data",
-                steps,
-                hooks.tokens_done,
-            )
+        after = f"the last of {steps} steps of {self.title}"
+        require_finite(model, after, chosen.learning_rate, steps, hooks.tokens_done)
         log = TrainingLog(
             steps, hooks.tokens_done, hooks.seconds, hooks.last_loss, hooks.seconds_before, hooks.peak_before
         )

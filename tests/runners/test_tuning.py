@@ -301,6 +301,29 @@ def test_a_plan_with_a_choice_to_make_counts_the_weights_that_it_waits_with(tmp_
     assert disk_bytes(plan, "needed") - disk_bytes(recovered, "needed") == pytest.approx(size, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("method", "rate", "steps"),
+    [("bs:prunings=1", 1e29, 3), ("bs:prunings=2,trajectory=true", 1e36, 3), ("bsi:prunings=1", 1e29, 3)],
+)
+def test_finite_weights_whose_matrix_overflows_are_a_diverged_training(tmp_path, method, rate, steps):
+    """In one sentence, or for a grid a rate that is not chosen."""
+    options = SMALL | {"methods": [method], "limit": 1}
+    config = small_sweep(tmp_path, **options | {"recover": {"steps": steps, "learning_rate": rate}})
+    sentence = r"the bases of \S+ make no finite matrix after \d steps of compress .*; lower the learning rate \(now 1e"
+    with pytest.raises(UserError, match=sentence) as error:
+        run_sweep(config)
+    assert str(error.value).count("\n") == 0
+    assert not list((tmp_path / "stages").glob("compress-*"))
+
+    tuned = small_sweep(tmp_path, **options | {"recover": {"steps": steps}, "tune": f"lr=1e-5,{rate:g}"})
+    run_sweep(tuned)
+    plan = make_plan(tuned)
+    assert {cell.tuned.chosen for cell in plan.cells if cell.tuned} == {1e-5}
+    records = [plan.store.record(key).result for key, stage in plan.stages.items() if stage.kind == "compress"]
+    assert sum("make no finite matrix" in result.diverged for result in records) == 1
+    assert {result.training.steps > 0 for result in records} == {True}
+
+
 def test_another_machine_gets_what_a_choice_needs_from_the_storage(tmp_path):
     storage = f"file://{tmp_path / 'storage'}"
     options = SMALL | {"methods": ["bs:prunings=1"], "tune": "lr=1e-4,1e-3", "storage": storage}

@@ -139,11 +139,10 @@ class BasisSelection(BasisSelectionOptions):
         due = pruning_steps(*spaced, self.prunings)
         if self.counting == "epoch" and steps:
             due = pruning_steps_by_epoch(*spaced, self.prune_epochs, self.prunings)
-        used = TrainingLog(0, 0, 0.0, 0.0)
 
         def hand_out(index: int, merged: nn.Module) -> None:
             result = report(merged, run.dense_shape, groups, **run.details(index))
-            result.steps, result.tokens = used.steps, used.tokens
+            result.steps, result.tokens = run.used.steps, run.used.tokens
             result.tensors = run.bases()
             if self.lr_scaling == "paper":
                 result.recover_lr_scale = 1.0 / math.sqrt(run.kept_share[index])
@@ -154,8 +153,7 @@ class BasisSelection(BasisSelectionOptions):
         run = PruningRun(self, model, fitted, budgets, hand_out, data, shrink, len(due))
 
         def prune_what_is_due(step: int, tokens: int) -> None:
-            nonlocal used
-            used = TrainingLog(step, tokens, 0.0, 0.0)
+            run.used = TrainingLog(step, tokens, 0.0, 0.0)
             while run.prunings_done < run.prunings and due[run.prunings_done] <= step:
                 run.prune()
 
@@ -178,7 +176,7 @@ class BasisSelection(BasisSelectionOptions):
                 run.share_bases()
             scale = lr_factor(run.kept_share[-1], max(before, 1.0)) if self.lr_scaling == "paper" else 1.0
             with fused(model) if self.compile else nullcontext():
-                used = trainer.train(model, steps, scale, on_gradients, run, **more)
+                run.used = trainer.train(model, steps, scale, on_gradients, run, **more)
             if trainer.shards:
                 whole_model = trainer.whole(model)
                 if whole_model is None:

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ....foundation.finite import all_finite
 from ...fitted import Factors
 from ...linalg import merge
 from .selected import SelectedLinear
@@ -177,10 +178,16 @@ class BasisLinear(nn.Module):
             self.slots = torch.arange(len(self.slots), device=self.slots.device)
 
     def merged(self, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the SVD U (m, r), s (r,), Vᵀ (r, n) of the layer's matrix in float64."""
+        """Return the SVD U (m, r), s (r,), Vᵀ (r, n) of the layer's matrix in float64.
+
+        Raises:
+            OverflowError: the trained roots are finite and their squares are not.
+        """
         with torch.no_grad():
             left = torch.cat([self.left * self.roots() ** 2, self.extra_left], 1)
             right = torch.cat([self.right, self.extra_right], 0)
+        if not all_finite(left):
+            raise OverflowError("the squares of the trained roots")
         return merge(left, right, rank)
 
     def dense_weight(self) -> Tensor:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...base import CalibrationData
+from ....foundation.finite import all_finite
+from ...base import CalibrationData, NotFinite, TrainingLog
 from ...fitted import Fitted
 from ...linalg import merge
 from ...ranks.budget import Allocation, Budget
@@ -60,6 +61,7 @@ class PruningRun:
         kept_share: for each budget, the share of the sum of all singular values that one pruning at the start keeps,
             new vectors started from bases included.
         product: running product of the shares kept by the prunings so far, by matrix.
+        used: what the training has used so far.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class PruningRun:
         self.product = dict.fromkeys(self.layers, 1.0)
         self.slope = {name: layer.weight_root.detach().new_zeros(layer.bases) for name, layer in self.layers.items()}
         self.observed = 0
+        self.used = TrainingLog(0, 0, 0.0, 0.0)
         self.reached = self.prunings_done = 0
         self.met = False
         self.final_levels: dict[int, float] = {}
@@ -327,17 +330,31 @@ class PruningRun:
             layer.shrink(self.shrink)
 
     def merged(self, model: nn.Module) -> nn.Module:
-        """Replace the basis layers of ``model`` by two linears each, or by a dense one where that is not larger."""
+        """Replace the basis layers of ``model`` by two linears each, or by a dense one where that is not larger.
+
+        Raises:
+            NotFinite: the weights are finite, and a matrix that they make is not.
+        """
         for unit in self.shape.units:
             layer = model.get_submodule(unit.name)
             if not isinstance(layer, BasisLinear):
                 raise TypeError(f"{unit.name} is no basis layer any more")
             rank = min(layer.rank, unit.max_rank)
-            put_merged(model, unit.name, self.embedding, layer, self._merge(layer, rank, unit))
+            try:
+                factors = self._merge(layer, rank, unit)
+            except OverflowError as error:
+                raise self._not_finite(unit.name) from error
+            put_merged(model, unit.name, self.embedding, layer, factors)
+            if not all(all_finite(parameter) for parameter in model.get_submodule(unit.name).parameters()):
+                raise self._not_finite(unit.name)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(self.required.get(name, True))
             parameter.grad = None
         return model
+
+    def _not_finite(self, name: str) -> NotFinite:
+        steps, tokens = self.used.steps, self.used.tokens
+        return NotFinite(f"the bases of {name} make no finite matrix after {steps:,} steps", steps, tokens)
 
     def _merge(self, layer: BasisLinear, rank: int, unit: Unit) -> tuple[Tensor, Tensor] | None:
         """Return A (r, n) and B (m, r) in float64; None for a layer that becomes dense again."""

@@ -303,6 +303,15 @@ def test_the_dense_stream_computes_a_second_one_for_the_refinement_alone() -> No
     assert counts[1] - counts[0] == 2 * 2 * batches  # blocks: the targets, and the compressed stream
 
 
+@pytest.mark.parametrize("stream", ["dense", "compressed"])
+@pytest.mark.parametrize("rate", [1e10, 1e25, 1e37])
+def test_a_refinement_that_diverges_is_one_sentence(stream: str, rate: float) -> None:
+    model, data = random_model("llama"), RandomData()
+    method = create_method("aa", {"stream": stream, "refine_passes": 2, "refine_lr": rate})
+    with pytest.raises(UserError, match=r"weights of model.layers.\d are no longer finite .* refine_lr \(now 1e\+"):
+        method.compress(model, method.fit(model, data), Budget(2.0), None, data)
+
+
 def test_models_without_blocks_are_refused() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:

@@ -11,7 +11,7 @@ from lowrank_bench.evals.tasks.prompts import Encoded
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.runners.training.data import IGNORED, TaskData, collate
-from lowrank_bench.runners.training.divergence import Diverged
+from lowrank_bench.runners.training.divergence import Diverged, require_finite
 from lowrank_bench.runners.training.one_device import OneDeviceArguments
 from lowrank_bench.runners.training.settings import TrainSettings
 from lowrank_bench.runners.training.trainer import TaskTrainer
@@ -150,6 +150,17 @@ def test_weights_that_overflow_in_the_last_update_are_not_returned(value):
     with pytest.raises(Diverged, match="no longer finite after the last of 4 steps of a training; lower") as error:
         trainer(title="a training").train(model, 4, on_gradients=spoil)
     assert (error.value.steps, error.value.tokens) == (4, 4 * 4 * 5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_a_recovery_merges_has_to_be_finite(value):
+    model = random_model("llama")
+    require_finite(model, "4 steps of a training", 0.1, 4, 9)
+    model.model.norm.weight.data[3] = value
+    sentence = r"no longer finite after 4 steps of a training; lower the learning rate \(now 0.1\) with --lr"
+    with pytest.raises(Diverged, match=sentence) as error:
+        require_finite(model, "4 steps of a training", 0.1, 4, 9)
+    assert (error.value.steps, error.value.tokens) == (4, 9)
 
 
 def test_nan_loss_names_stage_and_step():
