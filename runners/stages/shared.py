@@ -191,9 +191,8 @@ def save_trained(stage: TrainingStage, trainer: TaskTrainer, model: Any, tokeniz
     if not is_main():
         return None
     if log := trainer.log:  # a recovery may have merged what it trained
-        require_finite(
-            whole, f"{log.steps} steps of {stage.title}", stage.spec.train.learning_rate, log.steps, log.tokens
-        )
+        rate = training_settings(stage).learning_rate
+        require_finite(whole, f"{log.steps} steps of {stage.title}", rate, log.steps, log.tokens)
     save_model(whole, tokenizer, folder / MODEL_FOLDER, dtypes_of(stage))
     return whole
 
