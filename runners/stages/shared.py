@@ -190,7 +190,7 @@ def save_trained(stage: TrainingStage, trainer: TaskTrainer, model: Any, tokeniz
     whole = trainer.whole(model)
     if not is_main():
         return None
-    if log := trainer.log:  # a recovery may have merged what it trained
+    if (log := trainer.log) and stage.spec.train:  # a recovery may have merged what it trained
         require_finite(
             whole, f"{log.steps} steps of {stage.title}", stage.spec.train.learning_rate, log.steps, log.tokens
         )
