@@ -22,8 +22,8 @@ from ...models.pass_memory import Live, fingerprint, make_fake, marked, shortene
 from ...models.streamed import NotStreamable
 from ..groups import Group
 from .fisher import FisherSums
-from .moments import Reached, watch_output_gradient
-from .statistics import example_losses, only_embedding_requires_grad
+from .moments import Reached
+from .statistics import example_losses, only_embedding_requires_grad, watch_output_gradient
 
 _FEW, _MORE = 2, 3
 """Blocks of the two models that are run; what more blocks take is extrapolated from them, phase by phase."""

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ...models.embedding import embedding_scale
 from ...models.matrices import embedding_matrix
-from .moments import watch_output_gradient
 from .offload_cache import OffloadCache
+from .statistics import watch_output_gradient
 
 
 def squared_gradient_sums(other: Tensor, summed_by: Tensor) -> Tensor:

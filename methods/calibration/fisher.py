@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .embedding_fisher import EmbeddingFisher, squared_gradient_sums
-from .moments import watch_output_gradient
 from .offload_cache import OffloadCache
+from .statistics import watch_output_gradient
 
 
 class FisherSums:

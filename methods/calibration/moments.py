@@ -15,7 +15,7 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor, nn
 
-from .statistics import example_losses
+from .statistics import example_losses, watch_output_gradient
 
 _ROWS, _WIDTH = 1024, 256
 """Tokens that are in float64 at a time, few enough to stay in a CPU's cache; width of the bands of `add_gram`."""
@@ -257,22 +257,6 @@ class GradientSums:
     def result(self) -> dict[str, Tensor]:
         """Return the sums by name."""
         return {name: gram if name in self.diagonal else mirrored(gram) for name, gram in self._sums.items()}
-
-
-def watch_output_gradient(module: nn.Module, see: Callable[[Tensor], None]) -> Any:
-    """Call a function with each gradient that comes back to a module's output; returns the hook to remove.
-
-    The hook is the output's own. A backward hook of the module makes its output a view, which Falcon changes in place,
-    and autograd refuses that. What is looked up requires a gradient from here on, also where no weight does.
-    """
-
-    def forward(_: nn.Module, __: Any, output: Tensor) -> None:
-        if torch.is_grad_enabled() and not output.requires_grad and isinstance(module, nn.Embedding):
-            output.requires_grad_()
-        if output.requires_grad:
-            output.register_hook(see)
-
-    return module.register_forward_hook(forward)
 
 
 def token_loss(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:

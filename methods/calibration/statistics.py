@@ -1,8 +1,10 @@
-"""Losses of examples, and which gradients of them are computed."""
+"""Losses of examples, and which gradients of them are computed and seen."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -39,3 +41,19 @@ def only_embedding_requires_grad(model: nn.Module) -> Iterator[Tensor]:
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(required[name])
+
+
+def watch_output_gradient(module: nn.Module, see: Callable[[Tensor], None]) -> Any:
+    """Call a function with each gradient that comes back to a module's output; returns the hook to remove.
+
+    The hook is the output's own. A backward hook of the module makes its output a view, which Falcon changes in place,
+    and autograd refuses that. What is looked up requires a gradient from here on, also where no weight does.
+    """
+
+    def forward(_: nn.Module, __: Any, output: Tensor) -> None:
+        if torch.is_grad_enabled() and not output.requires_grad and isinstance(module, nn.Embedding):
+            output.requires_grad_()
+        if output.requires_grad:
+            output.register_hook(see)
+
+    return module.register_forward_hook(forward)

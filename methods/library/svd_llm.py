@@ -68,15 +68,16 @@ class Whitened(MomentCompressor):
                 yield group, moments if group.embedding else (moments, None)
             return
         # Of an embedding both sides: what is looked up, and the logits of a tied head.
-        heads = [group.reader for group in groups if group.embedding and group.reader]
-        names = [name for group in groups for name in (group.name, *([group.reader] if group.reader in heads else []))]
+        heads = {group.name: group.reader for group in groups if group.embedding and group.reader}
+        names = [name for group in groups for name in (group.name, heads.get(group.name)) if name]
+        rule = self.gradient_rule
         gradients = gradient_grams(
-            model, names, data, self.samples, self.batch_size, rule=self.gradient_rule, diagonal=heads
+            model, names, data, self.samples, self.batch_size, rule=rule, diagonal=heads.values()
         )
         for group, statistic in one_sided:
             _, gram = next(gradients)
             if group.embedding:
-                of_head = next(gradients)[1] if group.reader else None
+                of_head = next(gradients)[1] if group.name in heads else None
                 yield group, replace(statistic, gradients=gram, head_gradients=of_head)
             else:
                 yield group, (statistic, gram)

@@ -12,7 +12,7 @@ from ...foundation.files import digest
 from ...records.bos import bos_sentence, differ, variant_without
 from ...records.schema import KEY_COLUMNS
 from ..tables.names import shorten
-from ..tables.pivot import Cell, Pivot, goodness, has_ideal, pivot, with_too_long
+from ..tables.pivot import Cell, Pivot, has_ideal, pivot, with_too_long
 from .bands import SHORTFALL, band_name, bands
 from .provenance import Provenance, provenances
 from .ranking import NO_SAMPLES, Contender, Scores, Standing, rank
@@ -134,7 +134,7 @@ class Board:
         """Return a number that is larger for a better entry."""
         if entry is None:
             return -math.inf
-        return goodness(self.table.metric, self.table.higher_is_better, entry.cell.value)
+        return self.table.goodness(entry.cell)
 
 
 def boards(
@@ -265,7 +265,7 @@ def _contender(
     positions: Mapping[int, int],
     samples: Samples,
 ) -> Contender:
-    better = goodness(table.metric, table.higher_is_better, entry.cell.value)
+    better = table.goodness(entry.cell)
     if entry.origin:
         return Contender(better, {}, NO_SAMPLES)
     scores: dict[int, Scores] = {}

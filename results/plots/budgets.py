@@ -13,7 +13,6 @@ from ..tables.pivot import Cell, Pivot, Row, is_fraction, pivot, same_but_budget
 from .axes import AXES, XAxis
 from .curves import (
     draw_line,
-    draw_references,
     file_stem,
     finish_legend,
     line_looks,
@@ -24,6 +23,7 @@ from .curves import (
     set_y_axis,
     style,
 )
+from .references import draw_references
 
 if TYPE_CHECKING:
     import pandas as pd

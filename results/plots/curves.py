@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,15 +16,14 @@ from ...foundation.files import digest, write_atomic
 from ...models.quantised.scheme import CORRECTED
 from ..tables.escape import clean
 from ..tables.names import wrap
-from ..tables.pivot import Cell, Pivot, Row, direction, is_fraction, is_perplexity, pivot
+from ..tables.pivot import Pivot, Row, direction, is_fraction, is_perplexity, pivot
 from .axes import AXES, XAxis, log_locator, set_x_axis
 from .looks import Look, looks, method_of
+from .references import draw_references, interval_ends, references_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_REFERENCE_COLOUR = {"finetuned": "#222222", "pretrained": "#888888"}
-_REFERENCE_MARKER = {"finetuned": "h", "pretrained": "p"}
 _RANK = re.compile(r"[:,]rank=\d+(?=$|[^,\d])|(?<=[:,])rank=\d+,")
 _CROWDED = 8
 """With more lines the figure has a panel for each few of them, the others in grey behind."""
@@ -74,7 +72,7 @@ def draw_curves(
         for table in tables:
             if not any(axis.cells(row) for row in table.rows if not row.uncompressed):
                 continue
-            figure = _figure(table, _references(table, tables), axis, condition)
+            figure = _figure(table, references_of(table, tables), axis, condition)
             stem = folder / (file_stem(table, tables) + (f"-by-{slug(condition or x)}" if x != "ratio" else ""))
             paths += save_figure(figure, stem)
     return paths
@@ -119,44 +117,6 @@ def _steps(table: Pivot) -> str:
 def slug(text: str) -> str:
     """Return text as a part of a file name."""
     return re.sub(r"[^A-Za-z0-9.@]+", "-", text).strip("-.")[-150:] or "curve"
-
-
-def _references(table: Pivot, tables: Sequence[Pivot]) -> list[tuple[Row, str]]:
-    """Return uncompressed rows of the table, then those of other variants of the benchmark, with their legend texts.
-
-    A row of another variant that was measured under several conditions (scorer, number of problems, engine) is taken
-    under those of the table; where it was not measured under them, under all, and each text names the conditions.
-    """
-    references = [(row, row.label) for row in table.rows if row.uncompressed]
-    stages = {row.stage for row, _ in references}
-    same = ("model", "task", "benchmark", "metric")
-    others: dict[tuple[str, str], list[tuple[Row, str]]] = {}
-    for other in tables:
-        if other.compressed or any(getattr(other, name) != getattr(table, name) for name in same):
-            continue
-        differing = _differing(table, other)
-        for row in other.rows:
-            if row.stage not in stages:
-                others.setdefault((row.label, other.variant), []).append((row, differing))
-    for (label, variant), measured in others.items():
-        alike = [(row, differing) for row, differing in measured if not differing]
-        references += [(row, f"{label}, {variant}{differing}") for row, differing in alike or measured]
-    return references
-
-
-def _differing(table: Pivot, other: Pivot) -> str:
-    """Return the conditions of another table that are not those of the table, each after a comma."""
-    texts = {
-        "scorer": other.scorer or "no scorer",
-        "n": f"n = {other.n}",
-        "engine": other.engine,
-        "dtype": other.dtype,
-        "data": f"data {other.data}" if other.data else "",
-        "confidence": f"{100 * other.confidence:g} % interval",
-    }
-    if other.data.split(" ")[0] == table.data.split(" ")[0]:
-        texts["data"] = ""  # the prompts of another variant always differ
-    return "".join(f", {text}" for name, text in texts.items() if text and getattr(other, name) != getattr(table, name))
 
 
 def _figure(table: Pivot, references: Sequence[tuple[Row, str]], axis: XAxis, condition: str) -> Any:
@@ -294,7 +254,7 @@ def draw_line(axes: Any, row: Row, look: Look, scale: float, axis: XAxis) -> Any
     colour = look.colour
     x = [axis.value(c) for c in cells]
     y = [c.value * scale for c in cells]
-    low, high = _ends(cells, scale)
+    low, high = interval_ends(cells, scale)
     if len(cells) > 1 and axis.name == "ratio":  # else the line may turn back
         axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
     below, above = [v - a for v, a in zip(y, low, strict=True)], [b - v for v, b in zip(y, high, strict=True)]
@@ -311,51 +271,6 @@ def draw_line(axes: Any, row: Row, look: Look, scale: float, axis: XAxis) -> Any
         linewidth=1.8,
         zorder=3,
     )[0]
-
-
-def draw_references(axes: Any, rows: Sequence[Row], scale: float, axis: XAxis) -> list[Any]:
-    """Draw uncompressed rows, those of one stage with different dashes; return their handles for the legend."""
-    drawn: Counter[str] = Counter()
-    handles = []
-    for row in rows:
-        handles.append(_draw_reference(axes, row, _dashes(row.stage, drawn[row.stage]), scale, axis))
-        drawn[row.stage] += 1
-    return handles
-
-
-def _dashes(stage: str, number: int) -> tuple[int, tuple[int, ...]]:
-    """Return the dashes of an uncompressed row, of which so many of its stage are drawn already."""
-    if stage == "finetuned":
-        return 0, (9, 3, *(2, 3) * number)
-    return 0, (*(2, 3) * number, 2, 9 if number else 3)
-
-
-def _draw_reference(axes: Any, row: Row, dashes: tuple[int, tuple[int, ...]], scale: float, axis: XAxis) -> Any:
-    """Draw an uncompressed row as a line across, over measured axes with a point; return its handle."""
-    cell = next(iter(row.cells.values()))
-    colour = _REFERENCE_COLOUR[row.stage]
-    low, high = _ends([cell], scale)
-    axes.axhspan(low[0], high[0], color=colour, alpha=0.09, linewidth=0)
-    line = axes.axhline(cell.value * scale, color=colour, linestyle=dashes, linewidth=1.3, zorder=2)
-    if axis.name == "ratio" or not math.isfinite(axis.value(cell)):
-        return line
-    style = {"color": colour, "linestyle": dashes, "linewidth": 1.3, "marker": _REFERENCE_MARKER[row.stage]}
-    return axes.plot(
-        [axis.value(cell)],
-        [cell.value * scale],
-        **style,
-        markersize=9,
-        markerfacecolor="white",
-        markeredgewidth=1.4,
-        zorder=4,
-    )[0]
-
-
-def _ends(cells: Sequence[Cell], scale: float) -> tuple[list[float], list[float]]:
-    """Return the ends of the intervals; an end that is infinite falls on the value, so that nothing is drawn there."""
-    low = [(c.low if math.isfinite(c.low) else c.value) * scale for c in cells]
-    high = [(c.high if math.isfinite(c.high) else c.value) * scale for c in cells]
-    return low, high
 
 
 def set_y_axis(axes: Any, table: Pivot, rows: Sequence[Row], scale: float) -> None:

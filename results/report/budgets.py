@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations, pairwise
 
-from ..tables.pivot import Cell, Pivot, direction, goodness, same_but_budget
+from ..tables.pivot import Cell, Pivot, direction, same_but_budget
 from .data import Paired
 from .verdicts import SIGNIFICANCE, is_separated, lies_apart
 from .words import and_list
@@ -72,9 +72,7 @@ def _sentence(group: Sequence[Pivot], ratio: float, tested: Mapping[int, Sequenc
         ]
         more = f"; {len(changes) - _NAMED} more pairs change too" if len(changes) > _NAMED else ""
         return f"At {ratio:g}×, the order of the methods changes with the budget ({basis}): {'; '.join(parts)}{more}."
-    values = {
-        table.budget: {name: _goodness(table, by_budget[table.budget][name]) for name in common} for table in group
-    }
+    values = {table.budget: {name: table.goodness(by_budget[table.budget][name]) for name in common} for table in group}
     swapped = any(
         any(part[a] > part[b] for part in values.values()) and any(part[a] < part[b] for part in values.values())
         for a, b in combinations(common, 2)
@@ -98,17 +96,13 @@ def _listed(table: Pivot, cells: Mapping[str, Cell], common: Collection[str]) ->
     names = _ordered(table, {name: cells[name] for name in common})
     text = names[0]
     for before, name in pairwise(names):
-        text += f"{' = ' if _goodness(table, cells[before]) == _goodness(table, cells[name]) else ', '}{name}"
+        text += f"{' = ' if table.goodness(cells[before]) == table.goodness(cells[name]) else ', '}{name}"
     return f"{table.budget:,} steps: {text}"
 
 
 def _ordered(table: Pivot, cells: Mapping[str, Cell]) -> list[str]:
     """Return the labels, the best estimate first; equal estimates by name."""
-    return sorted(cells, key=lambda name: (-_goodness(table, cells[name]), name))
-
-
-def _goodness(table: Pivot, cell: Cell) -> float:
-    return goodness(table.metric, table.higher_is_better, cell.value)
+    return sorted(cells, key=lambda name: (-table.goodness(cells[name]), name))
 
 
 def _steps(budgets: Sequence[int]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...models.quantised.scheme import CONTROLS
-from ..tables.pivot import Cell, Pivot, Row, direction, format_value, goodness, is_fraction, pivot
+from ..tables.pivot import Cell, Pivot, Row, direction, format_value, is_fraction, pivot
 from .budgets import budget_findings
 from .data import Paired, Report
 from .equal_bytes import equal_bytes
@@ -52,8 +52,8 @@ def _table(table: Pivot, tests: Sequence[Paired]) -> list[str]:
         return [*sentences, f"Of {table.metric}, {ideal}: no method is called best here.", _uncertainty(table)]
     for ratio in [r for r in table.ratios if any(r in row.cells for row in rows)]:
         cells = [(row.label, row.cells[ratio]) for row in rows if ratio in row.cells]
-        cells.sort(key=lambda item: -_goodness(table, item[1]))
-        leaders.append([label for label, cell in cells if _goodness(table, cell) == _goodness(table, cells[0][1])])
+        cells.sort(key=lambda item: -table.goodness(item[1]))
+        leaders.append([label for label, cell in cells if table.goodness(cell) == table.goodness(cells[0][1])])
         sentences.append(_ratio(table, ratio, cells, [t for t in tests if t.ratio == ratio], base[:1]))
     if len(leaders) > 1 and len(rows) > 1:
         sentences.append(_everywhere(leaders))
@@ -79,10 +79,6 @@ def _everywhere(leaders: Sequence[Sequence[str]]) -> str:
     return f"The best estimate is not always the same method's: of {len(leaders)} ratios, {counts}{ties}."
 
 
-def _goodness(table: Pivot, cell: Cell) -> float:
-    return goodness(table.metric, table.higher_is_better, cell.value)
-
-
 def _value(table: Pivot, cell: Cell) -> str:
     unit = " %" if is_fraction(table.metric) else ""
     low, high = format_value(table.metric, cell.low), format_value(table.metric, cell.high)
@@ -98,7 +94,7 @@ def _ratio(
     table: Pivot, ratio: float, cells: Sequence[tuple[str, Cell]], tests: Sequence[Paired], base: Sequence[Row]
 ) -> str:
     label, best = cells[0]
-    tied = [name for name, cell in cells[1:] if _goodness(table, cell) == _goodness(table, best)]
+    tied = [name for name, cell in cells[1:] if table.goodness(cell) == table.goodness(best)]
     share = _share(table, best, base)
     if len(cells) == 1:
         return f"At {ratio:g}×, {label} has {_value(table, best)}{share}; no other method was measured there."

@@ -26,7 +26,6 @@ __all__ = [
     "direction",
     "format_cell",
     "format_value",
-    "goodness",
     "has_ideal",
     "is_fraction",
     "is_perplexity",
@@ -142,6 +141,10 @@ class Pivot:
     rows: tuple[Row, ...]
     note: str = ""
     budget: int = 0
+
+    def goodness(self, cell: Cell) -> float:
+        """Return a number that is larger for a better cell and equal for cells that are equal but for rounding."""
+        return goodness(self.metric, self.higher_is_better, cell.value)
 
     @property
     def controls(self) -> tuple[Row, ...]:

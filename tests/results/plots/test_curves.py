@@ -103,13 +103,13 @@ def test_ranks_of_one_correction_are_one_line_over_bytes_and_rows_over_ratios(tm
 
 
 def _references(frame, headline=False):
-    from lowrank_bench.results.plots.curves import _references
+    from lowrank_bench.results.plots.references import references_of
     from lowrank_bench.results.tables.pivot import pivot
 
     tables = pivot(frame, headline)
     return {
         (table.model, table.scorer, table.engine): {
-            text: next(iter(row.cells.values())).value for row, text in _references(table, tables)
+            text: next(iter(row.cells.values())).value for row, text in references_of(table, tables)
         }
         for table in tables
         if table.compressed
