@@ -1,5 +1,6 @@
 """The one exception that a user is meant to read."""
 
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -23,7 +24,8 @@ def reason(problem: Mapping[str, Any]) -> str:
     """Return what is wrong in one of pydantic's ``errors()``: the validator's own sentence, or pydantic's words."""
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
-    text = str(problem["msg"])
+    # pydantic writes a limit of 1e36 with all its zeros.
+    text = re.sub(r"\d{20,}", lambda digits: f"{float(digits[0]):g}", str(problem["msg"]))
     return text[:1].lower() + text[1:]
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ...foundation.errors import UserError
 from ...foundation.finite import all_finite
+from ...foundation.limits import MAX_LEARNING_RATE
 from ..base import CalibrationData, CompressionReport, Trainer, methods
 from ..calibration.two_streams import Pairs, TwoStreams
 from ..estimates import calibration_passes
@@ -62,7 +63,7 @@ class AASVD(Whitened):
     stream: Literal["compressed", "dense"] = "compressed"
     ridge: float = Field(default=1e-6, ge=0, lt=1)
     refine_passes: int = Field(default=0, ge=0)
-    refine_lr: float = Field(default=1e-4, gt=0)
+    refine_lr: float = Field(default=1e-4, gt=0, le=MAX_LEARNING_RATE)
 
     @property
     def requirements(self) -> Requirements:

@@ -7,10 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-MAX_COUNT = 2**31 - 1
-"""Largest number of steps, examples or tokens; counts beyond it overflow in the libraries that take them."""
-MAX_SEED = 2**32 - 1
-"""Largest seed that NumPy and transformers take."""
+from ...foundation.limits import MAX_COUNT, MAX_SEED
 
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Positive = Annotated[int, Field(ge=1, le=MAX_COUNT)]

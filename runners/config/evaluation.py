@@ -12,7 +12,8 @@ from pydantic import (
 )
 
 from ...foundation.errors import unknown
-from .checks import MAX_COUNT, MAX_SEED, Positive, check_repeats
+from ...foundation.limits import MAX_COUNT, MAX_SEED
+from .checks import Positive, check_repeats
 from .options import Option
 
 BosRule = Literal["auto", "always", "never"]

@@ -15,7 +15,8 @@ from pydantic import (
 )
 
 from ...foundation.errors import unknown
-from .checks import MAX_COUNT, Count, Positive, check_repeats
+from ...foundation.limits import MAX_COUNT, MAX_LEARNING_RATE
+from .checks import Count, Positive, check_repeats
 from .methods import split_methods
 from .options import Option
 from .recoveries import FULL, RecoverySpec
@@ -37,7 +38,11 @@ class TrainOverrides(BaseModel):
     )
     epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     learning_rate: Annotated[float | None, Option(name="lr", default="the recipe's")] = Field(
-        default=None, gt=0, allow_inf_nan=False, description="Learning rate of both finetunings."
+        default=None,
+        gt=0,
+        le=MAX_LEARNING_RATE,
+        allow_inf_nan=False,
+        description="Learning rate of both finetunings.",
     )
     batch_size: Annotated[Positive | None, Option(default="the recipe's")] = Field(
         default=None, description="Examples per optimizer step."

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from ...foundation.errors import UserError
+from ...foundation.limits import MAX_LEARNING_RATE
 from .checks import check_repeats
 
 _EXAMPLE = "--tune lr=1e-4,3e-4,1e-3"
@@ -33,8 +33,10 @@ def check_grid(rates: Sequence[float]) -> tuple[float, ...]:
         ValueError: fewer than two, one twice, or one that is none.
     """
     for rate in rates:
-        if not (math.isfinite(rate) and rate > 0):
-            raise ValueError(f"{rate:g} is no learning rate; write numbers above 0: {_EXAMPLE}")
+        if not 0 < rate <= MAX_LEARNING_RATE:
+            raise ValueError(
+                f"{rate:g} is no learning rate; write numbers above 0 and up to {MAX_LEARNING_RATE:g}: {_EXAMPLE}"
+            )
     check_repeats("learning rate", [f"{rate:g}" if rate == float(f"{rate:g}") else repr(rate) for rate in rates])
     if len(rates) < 2:
         raise ValueError(f"--tune chooses among learning rates and needs at least two: {_EXAMPLE}; --lr sets one")

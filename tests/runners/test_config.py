@@ -74,6 +74,10 @@ def test_other_separators_end_in_one_sentence_with_the_text_that_works(text, cor
         ({"ratio": [2]}, ["ratio", "did you mean 'ratios'"]),
         ({"training": {"finetune": {"step": 3}}}, ["training.finetune.step", "did you mean 'steps'"]),
         ({"training": {"finetune": {"steps": -1}}}, ["finetune.steps cannot be -1"]),
+        (
+            {"training": {"finetune": {"learning_rate": 1e38}}},
+            ["finetune.learning_rate cannot be 1e+38", "equal to 1e+36"],
+        ),
         ({"name": "../x"}, ["../x", "folder"]),
         ({"evaluation": {"limit": 0}}, ["limit cannot be 0"]),
         ({"evaluation": {"limits": 3}}, ["evaluation.limits", "did you mean 'limit'"]),

@@ -340,6 +340,7 @@ def test_another_machine_gets_what_a_choice_needs_from_the_storage(tmp_path):
         ({"tune": "lr=1e-3,1e-3"}, "the learning rate 0.001 is given twice"),
         ({"tune": "lr=1e-3,-1"}, "-1 is no learning rate; write numbers above 0"),
         ({"tune": "lr=1e-3,inf"}, "inf is no learning rate"),
+        ({"tune": "lr=1e-3,1e38"}, r"1e\+38 is no learning rate; write numbers above 0 and up to 1e\+36"),
         ({"tune": "lr=small,large"}, "'small,large' are no learning rates; write numbers with commas"),
         ({"tune": "steps=3,4"}, "'steps=3,4' is no grid; the learning rate after compression is what can be tuned"),
         ({"tune": "1e-3,1e-4"}, "is no grid"),

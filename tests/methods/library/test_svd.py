@@ -111,6 +111,7 @@ def test_a_damaged_fit_is_named(tmp_path: Path) -> None:
         ("svd", {"zzz": 1}, "no option 'zzz'; allowed: embeddings, guard, head, policy"),
         ("bs", {"prunings": 0}, "prunings=0 is not usable: .*greater than or equal to 1"),
         ("bs", {"criterion": "magic"}, "criterion='magic' is not usable: .*'s', 's2', 'taylor' or 'hessian'"),
+        ("aa", {"refine_lr": 1e38}, r"refine_lr=1e\+38 is not usable: input should be less than or equal to 1e\+36"),
         ("fwsvd", {"axis": "both"}, "axis='both' is not usable: .*'in' or 'out'"),
         ("fwsvd", {"samples": "many"}, "samples='many' is not usable"),
         ("sdv", {}, "unknown method 'sdv'; did you mean 'svd'"),
