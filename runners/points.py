@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 from torch import nn
@@ -85,7 +88,7 @@ class ByteCount:
             UserError: they take less at every ratio, or more at every one; says between which shares of the bfloat16
                 model's bytes there is one.
         """
-        low, high = 1 + 1 / _STEPS, self._most()
+        low, high = 1 + 1 / _STEPS, self._most
         largest, smallest = self.at(low, bits), self.at(high, bits)
         if bits == WHOLE_BITS:  # the bytes of a ratio are known; ranks are whole, so that they are a little fewer
             largest = (self.method.shape(self.skeleton).parameters * self.width) / low
@@ -97,26 +100,46 @@ class ByteCount:
                 "between, or for other --bits"
             )
         if bits == WHOLE_BITS:
-            low = high = self.method.shape(self.skeleton).parameters * self.width / size
-        for _ in range(_BISECTIONS if low < high else 0):
-            middle = (low + high) / 2
-            low, high = (low, middle) if self.at(middle, bits) <= size else (middle, high)
-        return min(-int(-high * _STEPS // 1) / _STEPS, self._most())
+            wanted = self.method.shape(self.skeleton).parameters * self.width / size
+            return min(_up(wanted) / _STEPS, high)
+        _, high = _bisect(low, high, lambda ratio: self.at(ratio, bits) <= size, _up)
+        return min(_up(high) / _STEPS, self._most)
 
+    @cached_property
     def _most(self) -> float:
-        """Return the largest ratio in reach, to four decimals."""
+        """The largest ratio in reach, to four decimals."""
         shape = self.method.shape(self.skeleton)
-        low, high = 1 + 1 / _STEPS, min(_MOST, shape.parameters / max(shape.untouched, 1))
-        for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
+
+        def is_out_of_reach(ratio: float) -> bool:
             try:
-                Budget(middle, self.method.guard, self.multiple).allocate(
-                    self.method.shape(self.skeleton, middle), policies.get("uniform")()
-                )
-                low = middle
+                self.at(ratio, WHOLE_BITS)
             except UserError:
-                high = middle
-        return int(low * _STEPS) / _STEPS
+                return True
+            return False
+
+        high = min(_MOST, shape.parameters / max(shape.untouched, 1))
+        low, _ = _bisect(1 + 1 / _STEPS, high, is_out_of_reach, _down)
+        return _down(low) / _STEPS
+
+
+def _up(ratio: float) -> int:
+    return math.ceil(ratio * _STEPS)
+
+
+def _down(ratio: float) -> int:
+    return int(ratio * _STEPS)
+
+
+def _bisect(
+    low: float, high: float, holds: Callable[[float], bool], rounded: Callable[[float], int]
+) -> tuple[float, float]:
+    """Narrow down from where on a condition holds, until both ends are the same when rounded."""
+    for _ in range(_BISECTIONS):
+        if rounded(low) == rounded(high):
+            break
+        middle = (low + high) / 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return low, high
 
 
 def points(config: SweepConfig, skeleton: nn.Module, method: Compressor, save_dtype: str) -> tuple[Point, ...]:
