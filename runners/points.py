@@ -100,8 +100,8 @@ class ByteCount:
                 "between, or for other --bits"
             )
         if bits == WHOLE_BITS:
-            wanted = self.method.shape(self.skeleton).parameters * self.width / size
-            return min(_up(wanted) / _STEPS, high)
+            ratio = self.method.shape(self.skeleton).parameters * self.width / size
+            return min(_up(ratio) / _STEPS, high)
         _, high = _bisect(low, high, lambda ratio: self.at(ratio, bits) <= size, _up)
         return min(_up(high) / _STEPS, self._most)
 
