@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ...foundation.errors import UserError
 from ...foundation.files import read_json, sync, write_json
 from ..executors.local import Event
 from ..graph import Plan
@@ -50,13 +51,17 @@ def keeps_all(plan: Plan, keep: str | None = None) -> bool:
 def readers_of_inputs(plan: Plan) -> dict[str, list[str]]:
     """Return the stages from which others of the plan are made, each with all stages that read it, or may read it.
 
-    Checkpoints that are only evaluated, the last ones of each line, are not among them.
+    Checkpoints that are only evaluated, the last ones of each line, are not among them. Those of a grid's learning
+    rates that were not chosen are, with no readers.
     """
     readers: dict[str, list[str]] = {}
     for key in plan.needs:
         for input_key in plan.reads(key):
             readers.setdefault(input_key, []).append(key)
-    return {
+    not_chosen: dict[str, list[str]] = {}
+    if not plan.provisional:
+        not_chosen = {key: [] for key in plan.grid if key not in readers}
+    return not_chosen | {
         key: stages
         for key, stages in readers.items()
         if any(plan.stages[reader].kind != "evaluate" for reader in stages)
@@ -135,6 +140,9 @@ class Removal:
     def __init__(self, plan: Plan, pending: Sequence[str]) -> None:
         self.store, self.plan = plan.store, plan
         self.readers = {} if keeps_all(plan) else readers_of_inputs(plan)
+        if not all(self.readers.values()):  # what this plan never reads may be the last checkpoint of another sweep
+            measured = _measured(plan.store)
+            self.readers = {key: stages for key, stages in self.readers.items() if stages or key not in measured}
         self.freed = 0
         self._left, self._claim = set(pending), ""
 
@@ -193,6 +201,16 @@ class Removal:
             return False
         names = self.store.removed(key)
         return not names or any((folder / name).exists() for name in names)
+
+
+def _measured(store: StageStore) -> set[str]:
+    """Return the keys of the stages whose models finished evaluations and roundings read, of whichever sweep."""
+    keys = set()
+    for key in store.keys():  # noqa: SIM118
+        if key.startswith(("evaluate-", "quantise-")):
+            with suppress(UserError):  # damaged: the doctor says so
+                keys.add(str(store.read(key)["inputs"].get("model", "")).partition("/")[0])
+    return keys
 
 
 def _remove_unused(root: Path) -> None:

@@ -285,7 +285,28 @@ def test_what_a_choice_reads_stays_until_the_choice_and_goes_after_it(tmp_path, 
     assert not plan.alternatives
     compressed = [key for key, stage in plan.stages.items() if stage.kind == "compress"]
     assert store.without_weights(compressed) == set(compressed)
+    last = {cell.stages["recover"] for cell in plan.cells if "recover" in cell.stages}
+    read_again = last if "bits" in changes else set()  # by the rounding, after which they go too
+    assert store.without_weights(plan.grid) == set(plan.grid) - last | read_again
+    assert 0 < len(last) < len(plan.grid)
     assert run_sweep(config).stages_run == 0
+
+
+def test_a_model_that_another_sweep_measured_stays_and_one_that_is_chosen_later_is_made_again(tmp_path):
+    short = small_sweep(tmp_path, **SMALL | {"methods": ["svd"], "tune": "lr=1e-5,1e-4", "keep": "all"}, name="short")
+    run_sweep(short)
+    (measured,) = make_plan(short).grid.keys() & {cell.stages.get("recover") for cell in make_plan(short).cells}
+    longer = changed(short, tune="lr=1e-5,1e-4,1e-2", keep="needed", name="longer")
+    run_sweep(longer)
+    plan, store = make_plan(longer), StageStore(tmp_path / "stages")
+    (best,) = plan.grid.keys() & {cell.stages.get("recover") for cell in plan.cells}
+    assert len({measured, best}) == 2
+    assert store.without_weights(plan.grid) == set(plan.grid) - {measured, best}
+    other = changed(short, tune=f"lr=1e-5,{1e-6}", keep="needed", name="other")  # chooses one whose weights went
+    run_sweep(other)
+    (again,) = make_plan(other).grid.keys() & {cell.stages.get("recover") for cell in make_plan(other).cells}
+    assert again in plan.grid
+    assert not store.without_weights([again, measured, best])
 
 
 def test_a_plan_with_a_choice_to_make_counts_the_weights_that_it_waits_with(tmp_path):
