@@ -16,8 +16,8 @@ _SMALL_METHODS = (Line("bs", "bs"), Line("svd", "svd"), Line("fwsvd", "fwsvd"))
 _SMALL_STEPS = 200
 _RATIOS = "The ratios of the paper's own points are not known; these hold those that its text names."
 _LESS_TRAINING = (
-    "Small form: 300 optimizer steps before compression and {recover_steps} after it, pruning included, for 3 and 6 "
-    "epochs."
+    "Small form: {finetune_steps} optimizer steps before compression and {recover_steps} after it, pruning included, "
+    "for 3 and 6 epochs."
 )
 _TOP = "New vectors start from the strongest bases and are at most half of a matrix's uniform rank (recipe small)."
 
@@ -40,7 +40,6 @@ def _compared(task: str, benchmarks: tuple[str, ...], ratios: tuple[float, ...],
 
 def _small(sweep: str, task: str, lines: tuple[Line, ...], ratios: tuple[float, ...], *more: str) -> Form:
     replaced = {"toy-math": "GSM8K and MATH alike", "toy-code": "HumanEval and MBPP alike"}[task]
-    scaled = f"ratios {', '.join(f'{ratio:g}x' for ratio in ratios)}"
     return Form(
         sweep=f"{NAME}-{sweep}-{task}",
         task=task,
@@ -49,7 +48,7 @@ def _small(sweep: str, task: str, lines: tuple[Line, ...], ratios: tuple[float, 
         panels=(Panel(task, (task,)),),
         recipe="small",
         recover_steps=_SMALL_STEPS,
-        caption=(f"{_LESS_TRAINING} {task} replaces {replaced}; {scaled} for the paper's.", *more, _TOP),
+        caption=(f"{_LESS_TRAINING} {task} replaces {replaced}; ratios {{ratios}} for the paper's.", *more, _TOP),
     )
 
 
@@ -145,7 +144,7 @@ PAPER = Paper(
                 "toy-math",
                 _SMALL_PRUNINGS,
                 (2.0, 2.5, 3.0, 3.5),
-                "20 prunings for 100: the pruning phase has 67 steps.",
+                "20 prunings for 100: a third of the steps after compression are the pruning phase.",
             ),
             (
                 Claim(

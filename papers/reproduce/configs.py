@@ -89,6 +89,18 @@ def sweep_config(item: Item, form: Form, changes: Changes) -> SweepConfig:
     return make_config(nest({key: value for key, value in values.items() if value is not None}))
 
 
+def captions(form: Form, config: SweepConfig) -> list[str]:
+    """Return the sentences of a form's caption, with the steps and ratios of the run, which a user may have changed."""
+    finetune_steps = config.training.finetune.steps or RECIPES[form.recipe].finetune.steps or 0
+    recover_steps = config.training.recover.steps or (form.recover_steps or 0,)
+    values = {
+        "finetune_steps": f"{finetune_steps:,}",
+        "recover_steps": " and ".join(f"{count:,}" if count else "none" for count in sorted(recover_steps)),
+        "ratios": ", ".join(f"{ratio:.4g}x" for ratio in sorted(config.ratios)),
+    }
+    return [sentence.format(**values) for sentence in form.caption]
+
+
 def departures(item: Item, form: Form, config: SweepConfig) -> list[str]:
     """Return what a run does differently from the paper, beyond what its records say; each a clause."""
     clauses = list(form.departs)

@@ -44,8 +44,8 @@ PAPER = Paper(
                 recipe="small",
                 recover_steps=0,
                 caption=(
-                    "Small form: toy-math replaces OpenCompass's tasks; 300 steps of finetuning come first, none "
-                    "after compression.",
+                    "Small form: toy-math replaces OpenCompass's tasks; {finetune_steps} steps of finetuning come "
+                    "first, {recover_steps} after compression.",
                 ),
             ),
             "4782ad278652c7c71b72204d462d6d01eaaf7549",

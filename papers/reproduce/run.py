@@ -28,7 +28,7 @@ from ...runners.progress import duration
 from ...runners.sweep import plan_seconds
 from ..figures import Heading, draw_figure
 from ..published.verdicts import Verdict
-from .configs import Changes, departures, pick_form, sweep_config
+from .configs import Changes, captions, departures, pick_form, sweep_config
 from .hours import gpu_hours
 from .outcome import comparable, findings, panel_table, quoted_methods, quoted_numbers, verdicts
 from .specs import Form, Item
@@ -141,7 +141,7 @@ def _announce(item: Item, form: Form, config: SweepConfig, console: Console) -> 
     console.print(Text(f"{item.paper}, {item.shown}: {item.title}", style="bold"))
     for claim in item.claims:
         console.print(Text(f"the paper: {claim.text}"))
-    for sentence in form.captions(config.training.recover.steps):
+    for sentence in captions(form, config):
         console.print(Text(sentence, style="dim"))
     for clause in departures(item, form, config):
         console.print(Text(f"note: {clause}; the verdicts will say so", style="yellow"))
@@ -191,7 +191,7 @@ def _heading(item: Item, form: Form, config: SweepConfig, table: Pivot, budget: 
 
 def _caption(form: Form, config: SweepConfig) -> str:
     sentences = [f"{clause[0].upper()}{clause[1:]}." for clause in form.departs]
-    return " ".join([*form.captions(config.training.recover.steps), *sentences])
+    return " ".join([*captions(form, config), *sentences])
 
 
 def _lines(results: list[Verdict]) -> list[list[str]]:

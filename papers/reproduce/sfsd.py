@@ -13,8 +13,8 @@ _MODEL, _REVISION = "huggyllama/llama-7b", "4782ad278652c7c71b72204d462d6d01eaaf
 _PUBLISHED = {"samples": 512, "length": 128}
 _MEAN = Panel("commonsense-6", SIX, "mean", "mean")
 _SMALL_NOTE = (
-    "Small form: toy-math replaces the six commonsense tasks; 300 steps of finetuning come first, none after "
-    "compression."
+    "Small form: toy-math replaces the six commonsense tasks; {finetune_steps} steps of finetuning come first, "
+    "{recover_steps} after compression."
 )
 
 
@@ -81,7 +81,7 @@ PAPER = Paper(
                 (_MEAN,),
                 "ours compresses all decoder matrices, theirs a subset that is not known",
             ),
-            _small("uniform", _SMALL_SPACES, (1.1, 1.25), scaled="Ratios 1.1x and 1.25x for 1.25x and 1.98x."),
+            _small("uniform", _SMALL_SPACES, (1.1, 1.25), scaled="Ratios {ratios} for 1.25x and 1.98x."),
             _REVISION,
             (
                 Claim(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -60,7 +60,8 @@ class Form:
         finetune_steps, recover_steps: instead of the recipe's.
         training_free: the model is compressed as it is.
         train_set: whose data the paper trained on, as far as known; None where nothing is trained.
-        caption: what a reader must know of this form, each a sentence, see `captions`.
+        caption: what a reader must know of this form, each a sentence; `configs.captions` fills in {finetune_steps},
+            {recover_steps} and {ratios}.
         departs: what it does otherwise than the paper, so that numbers cannot be compared; each a clause.
     """
 
@@ -78,12 +79,6 @@ class Form:
     train_set: str | None = None
     caption: tuple[str, ...] = ()
     departs: tuple[str, ...] = ()
-
-    def captions(self, recover_steps: Sequence[int] | None) -> list[str]:
-        """Return the sentences of the caption, with the steps after compression in place of ``{recover_steps}``."""
-        steps = recover_steps or (self.recover_steps or 0,)
-        listed = " and ".join(f"{count:,}" for count in sorted(steps))
-        return [sentence.replace("{recover_steps}", listed) for sentence in self.caption]
 
 
 @dataclass(frozen=True)

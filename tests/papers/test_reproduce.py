@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.papers.reproduce.catalogue import PAPERS, find_item
-from lowrank_bench.papers.reproduce.configs import Changes, departures, pick_form, sweep_config
+from lowrank_bench.papers.reproduce.configs import Changes, captions, departures, pick_form, sweep_config
 from lowrank_bench.papers.reproduce.hours import gpu_hours
 from lowrank_bench.papers.reproduce.outcome import findings, panel_table, quoted_numbers
 from lowrank_bench.papers.reproduce.run import conclude, reproduce
@@ -259,6 +259,32 @@ def test_several_budgets_are_drawn_and_judged_apart(tmp_path):
     assert "Seen here" in second
     assert "600 and 1,200 after it" in (done.folder / "figure-7-600-steps.md").read_text()
     assert (done.folder / "figure-7-1200-steps-verdicts.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("paper", "item", "changes", "words"),
+    [
+        ("basis-selection", "8", {}, ["300 optimizer steps before compression and 200 after it", "2x, 2.5x, 3x, 3.5x"]),
+        (
+            "basis-selection",
+            "8",
+            {"finetune_steps": 500, "recover_steps": (1200, 600), "ratios": (4.0, 2.0)},
+            [
+                "500 optimizer steps before compression and 600 and 1,200 after it",
+                "ratios 2x, 4x for",
+                "a third of the",
+            ],
+        ),
+        ("sfsd", "uniform", {}, ["300 steps of finetuning come first, none after", "Ratios 1.1x, 1.25x for"]),
+        ("sfsd", "uniform", {"recover_steps": (40,)}, ["300 steps of finetuning come first, 40 after compression"]),
+        ("joint-rank-k", "headline", {"finetune_steps": 20}, ["20 steps of finetuning come first, none after"]),
+    ],
+)
+def test_a_caption_has_the_steps_and_ratios_of_its_run(paper, item, changes, words):
+    chosen_item = find_item(paper, item, None) if paper == "basis-selection" else find_item(paper, None, item)
+    config = sweep_config(chosen_item, chosen_item.small, Changes(model="tiny", **changes))
+    caption = " ".join(captions(chosen_item.small, config))
+    assert [word for word in words if word not in caption] == []
 
 
 @pytest.mark.parametrize(
