@@ -13,7 +13,7 @@ from ..methods.calibration.precision import PassDtype
 from ..methods.correction import corrector
 from ..methods.recoveries.base import Recovery, create_recovery
 from ..models.loading import own_dtype
-from ..models.quantised.scheme import FACTORS, Correction, Scheme
+from ..models.quantised.scheme import FACTORS, FACTORS_AND_EMBEDDINGS, Correction, Scheme
 from .choices import DtypeChoice, build_method, merge_settings, pick_calibration_dtype
 from .config import MethodSpec, RecoverOverrides
 from .controls import ControlRow, control_rows
@@ -357,8 +357,10 @@ class Layout:
                 continue
             by = f" by {recovery}" if recovery else ""
             shown = f"{spec.shown} {ratio:g}x ({state}{by}){self._steps(run)} in {bits} bits"
-            rounded, key = self._quantised(FACTORS, shown, seed, model)
-            self._cell(spec, ratio, seed, state, keys | {"quantise": key}, rounded, run, FACTORS, **more)
+            method = build_method(spec, self.plan.recipe, seed)
+            scheme = FACTORS_AND_EMBEDDINGS if getattr(method, "embeddings", False) else FACTORS
+            rounded, key = self._quantised(scheme, shown, seed, model)
+            self._cell(spec, ratio, seed, state, keys | {"quantise": key}, rounded, run, scheme, **more)
 
     def _control(self, row: ControlRow, seed: int, model: PlannedModel, keys: dict[str, str]) -> None:
         spec, (scheme, correction, _) = row

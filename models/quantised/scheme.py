@@ -35,6 +35,9 @@ class Scheme(BaseModel):
 FACTORS = Scheme(bits=8)
 """Of ``--bits 8``: factors, and the matrices that a method left dense."""
 
+FACTORS_AND_EMBEDDINGS = Scheme(bits=8, embeddings=True)
+"""The same for a method that factorises the token embedding, which it may have left dense too."""
+
 
 class Correction(BaseModel):
     """A low-rank matrix beside a rounded one, W ≈ Q(W) + B A with B A ≈ W - Q(W).

@@ -13,6 +13,7 @@ from lowrank_bench.models.loading import load_skeleton
 from lowrank_bench.models.presets import resolve_model
 from lowrank_bench.models.quantised.scheme import CONTROLS
 from lowrank_bench.models.quantised.size import packed_bytes
+from lowrank_bench.results.sweep import run_sweep
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.points import ByteCount
 
@@ -161,3 +162,19 @@ def test_a_plain_correction_reads_no_data(tmp_path):
     data = {label: plan.stages[cell.stages["quantise"]].data for label, cell in cells.items()}
     assert data["rtn4+r"].task == "toy-math"
     assert data["rtn4+r:whiten=false"] is None
+
+
+@pytest.mark.parametrize("typed", ["svd:embeddings=true", "svd:embeddings=false", "svd"])
+def test_a_method_that_factorises_embeddings_has_them_rounded_where_they_stay_dense(tmp_path, typed):
+    plan = make_plan(small_sweep(tmp_path, methods=[typed], ratios=[2], bits=(16, 8)))
+    schemes = {stage.spec.scheme.embeddings for stage in plan.stages.values() if stage.kind == "quantise"}
+    assert schemes == {"true" in typed}
+
+
+@pytest.mark.parametrize("policy", ["uniform", "energy", "modules(embed_tokens=30)"])
+def test_the_packed_file_has_the_bytes_that_were_asked_for_whatever_stays_dense(tmp_path, policy):
+    """With 30 times the share of others the embedding stays dense, as io-svd left Gemma's at half of the bytes."""
+    free = {"training_free": True, "finetune": {}, "recover": {}, "limit": 1, "max_new_tokens": 2}
+    config = small_sweep(tmp_path, methods=[f"svd:embeddings=true,policy={policy}"], bytes=(0.5,), bits=(8,), **free)
+    (record,) = run_sweep(config).records.query("headline and method != 'none'").itertuples()
+    assert 0.97 < record.bytes / (0.5 * 2 * record.params_original) < 1.02
