@@ -140,9 +140,6 @@ class Removal:
     def __init__(self, plan: Plan, pending: Sequence[str]) -> None:
         self.store, self.plan = plan.store, plan
         self.readers = {} if keeps_all(plan) else readers_of_inputs(plan)
-        if not all(self.readers.values()):  # what this plan never reads may be the last checkpoint of another sweep
-            measured = _measured(plan.store)
-            self.readers = {key: stages for key, stages in self.readers.items() if stages or key not in measured}
         self.freed = 0
         self._left, self._claim = set(pending), ""
 
@@ -193,6 +190,9 @@ class Removal:
         if idle:
             with FileLock(lock_file(self.store.root, _GATE)):
                 others = _claimed(self.store.root, self._claim)
+                # What this plan never reads may be the last checkpoint of another sweep.
+                if unread := {key for key in idle if not self.readers[key]}:
+                    others |= unread & _measured(self.store)
                 self.freed += sum(remove_weights(self.store, key) for key in idle if key not in others)
 
     def _has_weights(self, key: str) -> bool:
