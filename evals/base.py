@@ -73,7 +73,7 @@ class Outcome:
 
     Attributes:
         metrics: exactly one of them is the headline.
-        samples: one plain-data dict per completion (per window for perplexity); see `generative` for its fields.
+        samples: one plain-data dict per completion (per window for perplexity); fields as in `samples`.
         dataset_sha256: hash of the problems as they were used.
         prompt_sha256: hash over the hashes of all problems' prompts in order, as token-free text.
         details: plain data written beside the metrics (isolation level, windowing, counts).

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -11,42 +10,15 @@ from ..foundation.errors import UserError
 from ..foundation.files import digest
 from .base import Benchmark, EvalSettings, Outcome
 from .kinds.choice import SCORED, ChoiceBenchmark
-from .kinds.generative import GenerativeBenchmark, Line
-
-GENERATED = (
-    *("benchmark", "variant", "stage", "scorer", "temperature", "problem", "problem_sha256", "sample"),
-    *("prompt_sha256", "completion", "tokens", "finish_reason"),
-)
-"""Fields of a sample's line that generation wrote; the others are computed again."""
+from .kinds.generative import GenerativeBenchmark
+from .samples import GENERATED, Sample
 
 
-def read_lines(lines: Iterable[str]) -> list[Line]:
-    """Parse sample lines; raise a `UserError` with the line's number for what is none."""
-    parsed = []
-    for number, text in enumerate(lines, 1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"line {number} of the samples is not JSON ({error.msg}); the file is damaged, evaluate again"
-            ) from error
-        missing = [name for name in GENERATED if not isinstance(line, dict) or name not in line]
-        if missing:
-            raise UserError(
-                f"line {number} of the samples has no '{missing[0]}'; only samples of generating benchmarks, written "
-                "by this version or a newer one, can be used: evaluate again"
-            )
-        parsed.append(line)
-    return parsed
-
-
-def rescore(lines: Iterable[Mapping[str, Any]], benchmark: Benchmark, settings: EvalSettings) -> Outcome:
+def rescore(lines: Iterable[Sample], benchmark: Benchmark, settings: EvalSettings) -> Outcome:
     """Score stored completions again, by the code path of an evaluation.
 
     Args:
-        lines: sample lines of one evaluation, in any order (see `generative`; `read_lines` parses a file's).
+        lines: sample lines of one evaluation, in any order (`samples.parse_samples` parses a file's).
         benchmark: the benchmark that they belong to; its problems are loaded again.
         settings: where the data are, and isolation; stage, samples and temperature are those of the lines.
 
@@ -55,7 +27,7 @@ def rescore(lines: Iterable[Mapping[str, Any]], benchmark: Benchmark, settings: 
             differing numbers of samples.
     """
     fields = (*GENERATED, *SCORED) if isinstance(benchmark, ChoiceBenchmark) else GENERATED
-    stored = [{name: line[name] for name in fields if name in line} for line in lines]
+    stored: list[dict[str, Any]] = [{name: value for name, value in line.items() if name in fields} for line in lines]
     if not stored:
         raise UserError("there are no samples to score; name a run whose samples.jsonl is not empty")
     if not isinstance(benchmark, GenerativeBenchmark | ChoiceBenchmark) or {line["benchmark"] for line in stored} != {

@@ -249,7 +249,7 @@ def _lines(
     names: _Scorers,
     in_group: bool,
 ) -> list[dict[str, Any]]:
-    """Return one line per problem, whatever number of filters read it; fields as in `kinds.generative`."""
+    """Return one line per problem, whatever number of filters read it; fields as in `evals.samples`."""
     lines: dict[int, dict[str, Any]] = {}
     for sample in samples:
         number = sample["doc_id"]

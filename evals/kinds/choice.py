@@ -1,12 +1,7 @@
 """What benchmarks share that compare the likelihoods of given texts: multiple choice, preferences between sentences.
 
 An evaluation scores one or more requests per problem and then judges the numbers; `judge` works on the stored lines
-alone. The fields of a line are those of `generative` (so that comparing and showing samples works on both), with
-``completion`` the text that the model finds likelier and ``finish_reason`` ``scored``, and besides
-
-``loglikelihoods`` (nats, one per request), ``token_counts``, ``character_counts`` (of the continuations), ``choice``
-(place of the chosen request by the headline's rule), ``gold`` (place of the right one, None where none is right) and
-``cut`` (ids that did not fit the context, summed over the requests).
+alone. Their fields are those of completions (`evals.samples`), so that comparing and showing samples works on both.
 """
 
 from __future__ import annotations

@@ -1,12 +1,7 @@
 """What generating benchmarks share: problems → prompts by stage → completions → answers and verdicts → metrics.
 
 An evaluation is `GenerativeBenchmark.generate` followed by `GenerativeBenchmark.judge`, with one plain-data line per
-completion between them; `rescore` applies `judge` to stored lines. The fields of a line:
-
-``benchmark``, ``variant``, ``stage``, ``scorer`` (the headline's), ``problem`` (its id), ``problem_sha256``, ``sample``
-(0..n-1), ``temperature``, ``prompt_sha256``, ``completion``, ``tokens``, ``finish_reason`` (``stop``, ``length``,
-``prompt-too-long``), ``answers`` (per extractor, None where it finds none), ``verdicts`` (per scorer, see
-`metrics.Verdict`), and what else the benchmark adds.
+completion between them (fields as in `evals.samples`); `rescore` applies `judge` to stored lines.
 """
 
 from __future__ import annotations

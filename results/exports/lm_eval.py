@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...evals.harness.names import PREFIX
 from ...evals.harness.outcome import PROMPT_CHARACTERS
+from ...evals.samples import Sample
 from ...foundation.errors import UserError
 from ...foundation.files import finite, new_folder
 from ...foundation.plain import plain_number
@@ -40,8 +41,6 @@ _UNSAFE = re.compile(r"[\"<>:/|\\?*\[\]\s]+")
 _SCORES = {"correct": 1.0, "wrong": 0.0, "no-answer": 0.0, "timeout": 0.0}
 _NOT_KNOWN = "N/A"
 """As lm-eval writes a standard error that it does not compute."""
-
-Line = Mapping[str, Any]
 
 
 def export_lm_eval(name: str, out: Path, seed: int | None = None) -> list[Path]:
@@ -125,7 +124,7 @@ def _cell(rows: pd.DataFrame, run: Path, with_budget: bool) -> tuple[str, dict[s
     return results["model_name_sanitized"], {f"results_{time}.json": text, **files}
 
 
-def _evaluation_files(stage: Path) -> tuple[list[dict[str, Any]], EvaluateRecord]:
+def _evaluation_files(stage: Path) -> tuple[list[Sample], EvaluateRecord]:
     if not stage.is_dir():
         raise UserError(f"the stage folder {stage} is gone; run the sweep again to make it")
     store = StageStore(stage.parent)
@@ -138,7 +137,7 @@ def _evaluation_files(stage: Path) -> tuple[list[dict[str, Any]], EvaluateRecord
 
 
 def _task_files(
-    rows: pd.DataFrame, lines: Sequence[Line], record: EvaluateRecord, results: dict[str, Any]
+    rows: pd.DataFrame, lines: Sequence[Sample], record: EvaluateRecord, results: dict[str, Any]
 ) -> dict[str, list[dict[str, Any]]]:
     """Fill in the results of one evaluation; returns the lines of samples by task."""
     first, details = rows.iloc[0], record.result.details
@@ -200,7 +199,7 @@ def _task_files(
     return samples
 
 
-def _standard_error(lines: Sequence[Line], column: Sequence[float]) -> float | str:
+def _standard_error(lines: Sequence[Sample], column: Sequence[float]) -> float | str:
     """Return the standard error of a mean over problems, whose samples are no problems of their own."""
     problems: dict[str, list[float]] = defaultdict(list)
     for line, score in zip(lines, column, strict=False):
@@ -214,14 +213,14 @@ def _value_names(table: Mapping[str, Any]) -> list[str]:
     return [key for key in table if "," in key and "_stderr," not in key]
 
 
-def _by_task(lines: Iterable[Line], known: Mapping[str, Any]) -> dict[str, list[Line]]:
-    by_task: dict[str, list[Line]] = {task: [] for task in known}
+def _by_task(lines: Iterable[Sample], known: Mapping[str, Any]) -> dict[str, list[Sample]]:
+    by_task: dict[str, list[Sample]] = {task: [] for task in known}
     for line in lines:
         by_task[line["problem"].rpartition("/")[0]].append(line)
     return by_task
 
 
-def _scores(lines: Sequence[Line], scorer: str, value: float) -> list[float]:
+def _scores(lines: Sequence[Sample], scorer: str, value: float) -> list[float]:
     """Return the score of each line where their mean is the value of the metric, else nothing."""
     column = []
     for line in lines:
@@ -232,14 +231,14 @@ def _scores(lines: Sequence[Line], scorer: str, value: float) -> list[float]:
     return column if column and math.isclose(fmean(column), value, rel_tol=1e-9, abs_tol=1e-12) else []
 
 
-def _output_type(lines: Sequence[Line]) -> str:
+def _output_type(lines: Sequence[Sample]) -> str:
     if lines and "loglikelihoods" in lines[0]:
         return "multiple_choice"
     return "generate_until" if lines and "completion" in lines[0] else ""
 
 
 def _sample(
-    number: int, line: Line, scores: Mapping[tuple[str, str], list[float]], harness: bool
+    number: int, line: Sample, scores: Mapping[tuple[str, str], list[float]], harness: bool
 ) -> Iterable[dict[str, Any]]:
     """Yield what lm-eval writes of one problem, once for each filter."""
     last = str(line["problem"]).rpartition("/")[2]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ...evals.kinds.generative import TOO_LONG
-from ...foundation.files import open_regular
+from ...evals.samples import Sample, Window, read_samples
 from ..samples.compare import VERDICTS
 
 EXAMPLES = 2
@@ -37,7 +34,7 @@ class Answers:
     """
 
     counts: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    examples: dict[str, list[Sample]] = field(default_factory=dict)
     graded: bool = True
 
 
@@ -45,16 +42,14 @@ def read_answers(path: Path) -> Answers | None:
     """Read a samples file; None where it is missing or damaged."""
     answers = Answers()
     try:
-        with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:
-            for text in file:
-                if text.strip():
-                    _take(answers, json.loads(text))
+        for line in read_samples(path):
+            _take(answers, line)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return answers
 
 
-def _take(answers: Answers, line: dict[str, Any]) -> None:
+def _take(answers: Answers, line: Sample | Window) -> None:
     if "nll" in line:
         return
     verdict = line["verdicts"][line["scorer"]]
@@ -71,7 +66,7 @@ def _take(answers: Answers, line: dict[str, Any]) -> None:
 CORRECT = "correct"
 
 
-def failure(line: dict[str, Any]) -> str:
+def failure(line: Sample) -> str:
     """Say what is wrong with a completion, the most telling first; ``correct`` where nothing is."""
     verdict = line["verdicts"][line["scorer"]]
     if verdict == CORRECT:
@@ -84,5 +79,5 @@ def failure(line: dict[str, Any]) -> str:
         return "time-out"
     if verdict == "no-answer":
         return "no answer found"
-    kind = str(line.get("kind", "wrong"))
+    kind = line.get("kind", "wrong")
     return _PROGRAMS.get(kind, f"program ended: {kind}")

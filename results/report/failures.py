@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...evals.base import EvalSettings, benchmarks
+from ...evals.samples import Sample
 from ...evals.tasks.chat import is_chat_variant
 from ...evals.tasks.prompts import prompt_sha256
 from ...foundation.errors import UserError
@@ -32,7 +33,7 @@ class _Source:
     ratio: float
     seed: int
     key: str
-    line: Mapping[str, Any]
+    line: Sample
 
 
 def failures(rows: Rows, answers: Mapping[str, Answers], lineage: Lineage, data: Path | None) -> tuple[Failures, ...]:
@@ -130,7 +131,7 @@ def _prompts(sources: Sequence[_Source], lineage: Lineage, data: Path | None) ->
     return texts
 
 
-def _same(text: str, line: Mapping[str, Any]) -> bool:
+def _same(text: str, line: Sample) -> bool:
     # A likelihood's requests are hashed in parts, so their joined text cannot be checked.
     return "loglikelihoods" in line or prompt_sha256([text]) == line["prompt_sha256"]
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
 from ...evals.grading.metrics import Verdict
+from ...evals.samples import Sample
 from ...foundation.errors import UserError, unknown
 from ...records.intervals import mean_interval
 from ...records.paired import Floats, mcnemar, paired_interval, sign_flips
@@ -18,7 +19,7 @@ _SAME = 1e-9
 """Differences of shares that are nearer to each other are equal but for rounding."""
 VERDICTS = get_args(Verdict)
 
-Lines = Iterable[Mapping[str, Any]]
+Lines = Iterable[Sample]
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Comparison:
 
 
 def compare(a: Lines, b: Lines, scorer: str | None = None) -> Comparison:
-    """Compare two evaluations' sample lines (see `generative`) on the problems that both have.
+    """Compare two evaluations' sample lines on the problems that both have.
 
     One greedy sample each: McNemar's exact test on the problems that only one solves (binomial with one half,
     two-sided) and the interval of Agresti and Min 2005 for the difference of paired proportions (half an observation
@@ -143,8 +144,8 @@ def _over_problems(differences: Floats) -> tuple[float, float, float]:
     return low, high, p_value
 
 
-def _by_problem(lines: Lines, which: str) -> dict[str, list[Mapping[str, Any]]]:
-    lines_of: dict[str, list[Mapping[str, Any]]] = {}
+def _by_problem(lines: Lines, which: str) -> dict[str, list[Sample]]:
+    lines_of: dict[str, list[Sample]] = {}
     for line in lines:
         if "verdicts" not in line or "problem" not in line:
             raise UserError(
@@ -159,13 +160,14 @@ def _by_problem(lines: Lines, which: str) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def _check_same(
-    first: Mapping[str, list[Mapping[str, Any]]],
-    second: Mapping[str, list[Mapping[str, Any]]],
+    first: Mapping[str, list[Sample]],
+    second: Mapping[str, list[Sample]],
     common: list[str],
     name: str,
 ) -> None:
     for problem in common:
-        left, right = first[problem][0][name], second[problem][0][name]
+        plain: tuple[Mapping[str, object], ...] = (first[problem][0], second[problem][0])
+        left, right = (line[name] for line in plain)
         if left != right:
             kind = {"problem_sha256": "other data", "prompt_sha256": "other prompts"}.get(name, f"another {name}")
             raise UserError(
@@ -174,10 +176,8 @@ def _check_same(
             )
 
 
-def _headline(
-    first: Mapping[str, list[Mapping[str, Any]]], second: Mapping[str, list[Mapping[str, Any]]], common: list[str]
-) -> str:
-    names = {str(lines[common[0]][0]["scorer"]) for lines in (first, second)}
+def _headline(first: Mapping[str, list[Sample]], second: Mapping[str, list[Sample]], common: list[str]) -> str:
+    names = {lines[common[0]][0]["scorer"] for lines in (first, second)}
     if len(names) > 1:
         raise UserError(
             f"the two runs have different headline scorers ({' and '.join(sorted(names))}); name one of them"
@@ -185,6 +185,6 @@ def _headline(
     return names.pop()
 
 
-def _solved(lines: list[Mapping[str, Any]], scorer: str) -> float:
+def _solved(lines: list[Sample], scorer: str) -> float:
     """Return the share of a problem's samples that are right."""
     return sum(line["verdicts"][scorer] in ("correct", "stereotype") for line in lines) / len(lines)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ...evals.grading.metrics import pass_at_k
+from ...evals.samples import Sample, Window, read_samples
 from ...foundation.errors import UserError
-from ...foundation.files import digest, open_regular
+from ...foundation.files import digest
 from ...runners.store.folders import StageStore
 from ..leaderboard.ranking import NO_SAMPLES, Scores
 
@@ -44,13 +42,12 @@ def stage_scores(stage: Path, values: Mapping[tuple[str, str], float]) -> dict[t
     return scores
 
 
-def _lines(stage: Path) -> list[dict[str, Any]] | str:
+def _lines(stage: Path) -> list[Sample | Window] | str:
     if not (stage / "samples.jsonl").exists():
         return NO_SAMPLES
     try:
         StageStore(stage.parent).verify(stage.name)
-        with io.TextIOWrapper(open_regular(stage / "samples.jsonl"), encoding="utf-8") as file:
-            lines = [json.loads(line) for line in file if line.strip()]
+        lines = list(read_samples(stage / "samples.jsonl"))
     except UserError:
         return _CHANGED
     except (OSError, ValueError, RecursionError):
@@ -58,10 +55,12 @@ def _lines(stage: Path) -> list[dict[str, Any]] | str:
     return lines or NO_SAMPLES
 
 
-def _scores(lines: Sequence[Mapping[str, Any]], metric: str, scorer: str, value: float) -> Scores | str:
+def _scores(stored: Sequence[Sample | Window], metric: str, scorer: str, value: float) -> Scores | str:
     if metric in ("perplexity", "nats_per_token"):
-        return _likelihoods(lines, metric, value)
-    if "verdicts" not in lines[0]:
+        windows = [line for line in stored if "nll" in line]
+        return _likelihoods(windows, metric, value) if len(windows) == len(stored) else _DAMAGED
+    lines = [line for line in stored if "nll" not in line]
+    if len(lines) < len(stored) or "verdicts" not in lines[0]:
         return _NOT_PER_PROBLEM
     if metric in lines[0].get("scores", {}):
         return _graded(lines, metric, value)
@@ -83,7 +82,7 @@ def _scores(lines: Sequence[Mapping[str, Any]], metric: str, scorer: str, value:
     return Scores(tuple(right), np.array(values), greedy)
 
 
-def _graded(lines: Sequence[Mapping[str, Any]], metric: str, value: float) -> Scores | str:
+def _graded(lines: Sequence[Sample], metric: str, value: float) -> Scores | str:
     """Return scores that are no verdicts, such as F1: each problem's mean over its samples."""
     scores: dict[str, list[float]] = {}
     for line in lines:
@@ -95,7 +94,7 @@ def _graded(lines: Sequence[Mapping[str, Any]], metric: str, value: float) -> Sc
     return Scores(tuple(scores), np.array(values), False)
 
 
-def _likelihoods(lines: Sequence[Mapping[str, Any]], metric: str, value: float) -> Scores | str:
+def _likelihoods(lines: Sequence[Window], metric: str, value: float) -> Scores | str:
     """Return negative log-likelihoods of windows: their sum decides the perplexity, tokens being equal."""
     sums, counts = [float(line["nll"]) for line in lines], [int(line["tokens"]) for line in lines]
     mean = math.fsum(sums) / sum(counts)

@@ -6,12 +6,12 @@ import io
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ...evals.base import EvalSettings, benchmarks
 from ...evals.kinds.choice import ChoiceBenchmark
 from ...evals.kinds.generative import GenerativeBenchmark
-from ...evals.rescore import read_lines, rescore
+from ...evals.rescore import rescore
+from ...evals.samples import Sample, parse_samples
 from ...evals.tasks.chat import is_chat_variant
 from ...foundation.errors import UserError
 from ...foundation.files import open_regular
@@ -67,12 +67,12 @@ def _verified(stage: Path) -> Path:
     return stage
 
 
-def load_samples(path: Path) -> list[dict[str, Any]]:
+def load_samples(path: Path) -> list[Sample]:
     """Read the lines of a samples file; where a task file made them, its benchmarks are known from here on."""
     know_task_of(path.parent)
     try:
         with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:
-            return read_lines(file)
+            return parse_samples(file)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); evaluate again, or name another run") from error
 
@@ -153,7 +153,7 @@ class Filters:
     contains: str | None = None
 
 
-def show_samples(lines: list[dict[str, Any]], filters: Filters) -> Iterator[dict[str, Any]]:
+def show_samples(lines: list[Sample], filters: Filters) -> Iterator[Sample]:
     """Yield the lines that pass the filters.
 
     Raises:
@@ -167,16 +167,16 @@ def show_samples(lines: list[dict[str, Any]], filters: Filters) -> Iterator[dict
             continue
         if filters.finish is not None and line["finish_reason"] != filters.finish:
             continue
-        if filters.problem is not None and str(line["problem"]) != filters.problem:
+        if filters.problem is not None and line["problem"] != filters.problem:
             continue
         if filters.contains is not None and filters.contains not in line["completion"]:
             continue
         yield line
 
 
-def problem_text(line: dict[str, Any], data: Path | None) -> str:
+def problem_text(line: Sample, data: Path | None) -> str:
     """Return the prompt of a sample's problem, made again from the data; empty where the data are not there."""
-    chat = is_chat_variant(str(line["variant"]))
+    chat = is_chat_variant(line["variant"])
     settings = EvalSettings(data_dir=data, stage=line["stage"], seed=DATA_SEED, chat=chat)
     try:
         benchmark = benchmarks.get(line["benchmark"])()

@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 
 from lowrank_bench.evals.base import EvalSettings, benchmarks
 from lowrank_bench.evals.engines.base import Completion
-from lowrank_bench.evals.rescore import read_lines, rescore
+from lowrank_bench.evals.rescore import rescore
+from lowrank_bench.evals.samples import parse_samples
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.records.paired import mcnemar, paired_interval
 from lowrank_bench.results.samples.compare import compare
@@ -61,7 +62,7 @@ def sometimes(period):
 
 def stored(outcome):
     """The samples as a file would give them back."""
-    return read_lines(json.dumps(sample, ensure_ascii=False, sort_keys=True) for sample in outcome.samples)
+    return parse_samples(json.dumps(sample, ensure_ascii=False, sort_keys=True) for sample in outcome.samples)
 
 
 def plain(metrics):
@@ -136,7 +137,7 @@ def test_hostile_completions_are_scored_and_can_be_stored(name, text, run, tmp_p
     (tmp_path / "samples.jsonl").write_text(
         "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in outcome.samples), encoding="utf-8"
     )
-    assert len(read_lines((tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines())) == 2
+    assert len(parse_samples((tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines())) == 2
 
 
 @pytest.mark.parametrize(
@@ -170,9 +171,9 @@ def test_rescoring_refuses_what_does_not_fit(run, data_dir):
     with pytest.raises(UserError, match="of benchmark gsm8k"):
         rescore(lines, benchmarks.get("wikitext2")(), settings)
     with pytest.raises(UserError, match="line 2 of the samples is not JSON"):
-        read_lines([json.dumps(lines[0]), "{"])
+        parse_samples([json.dumps(lines[0]), "{"])
     with pytest.raises(UserError, match="line 1 of the samples has no 'benchmark'"):
-        read_lines(['{"index": 0}'])
+        parse_samples(['{"index": 0}'])
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (5, 5), (9, 1), (1, 9), (30, 12)])

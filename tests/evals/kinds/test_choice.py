@@ -15,7 +15,8 @@ from lowrank_bench.evals.base import EvalSettings, benchmarks
 from lowrank_bench.evals.benchmarks import stereoset, winobias
 from lowrank_bench.evals.engines.transformers import TransformersEngine
 from lowrank_bench.evals.kinds.likelihood import Likelihood, encode_pair, likelihoods
-from lowrank_bench.evals.rescore import read_lines, rescore
+from lowrank_bench.evals.rescore import rescore
+from lowrank_bench.evals.samples import parse_samples
 from lowrank_bench.evals.tasks.base import all_tasks
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.results.samples.compare import compare
@@ -54,7 +55,7 @@ def test_choice_benchmarks_run_end_to_end(name, engine, data_dir):
     assert (again.dataset_sha256, again.prompt_sha256) == (outcome.dataset_sha256, outcome.prompt_sha256)
     assert again.metrics[0].value == pytest.approx(outcome.metrics[0].value)
 
-    lines = read_lines(json.dumps(sample, ensure_ascii=False, sort_keys=True) for sample in outcome.samples)
+    lines = parse_samples(json.dumps(sample, ensure_ascii=False, sort_keys=True) for sample in outcome.samples)
     rescored = rescore(random.Random(1).sample(lines, len(lines)), benchmark, settings)
     assert plain(rescored.metrics) == plain(outcome.metrics)
     assert rescored.samples == outcome.samples
