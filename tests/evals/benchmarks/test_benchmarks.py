@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.tasks.minerva_math import utils as minerva
+from sample_lines import check_samples
 
 from lowrank_bench.evals.base import EvalSettings, benchmarks
 from lowrank_bench.evals.benchmarks import stereoset
@@ -60,6 +61,7 @@ def test_wikitext2_windows_are_the_published_ones(engine, data_dir):
     outcome = benchmark.evaluate(engine, EvalSettings(data_dir, limit=3))
     assert outcome.variant == "wikitext2-test-512"  # the model's context, not 2,048
     assert outcome.details["predicted_tokens"] == 3 * 511
+    check_samples(outcome.samples)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,7 @@ def test_generative_benchmarks_run_end_to_end(name, stage, engine, data_dir):
     assert headline.low <= headline.value <= headline.high
     assert len(outcome.samples) == 3
     assert all({"prompt_sha256", "completion", "finish_reason", "verdicts"} <= set(s) for s in outcome.samples)
+    check_samples(outcome.samples)
     sent = sum(sample["finish_reason"] != TOO_LONG for sample in outcome.samples)
     assert seen[-1] == (sent, 3)
 

@@ -16,6 +16,7 @@ from lm_eval.config.group import AggMetricConfig
 from lm_eval.config.task import TaskConfig
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from sample_lines import check_samples
 from served_models import factorise
 
 from lowrank_bench.evals.base import EvalSettings, benchmarks
@@ -86,6 +87,7 @@ def check_equal(name, engine, reference, settings, data_dir=None):
         key = f"{metric_name},{metric.scorer or 'none'}"
         assert metric.value == pytest.approx(numbers[member or task.task][key], rel=1e-5), metric
         assert metric.low <= metric.value <= metric.high
+    check_samples(outcome.samples)
     lines = {line["problem"]: line for line in outcome.samples}
     count = 0
     for member, samples in theirs["samples"].items():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from sample_lines import check_samples
 
 from lowrank_bench.evals.base import EvalSettings, benchmarks
 from lowrank_bench.evals.benchmarks import stereoset, winobias
@@ -50,6 +51,7 @@ def test_choice_benchmarks_run_end_to_end(name, engine, data_dir):
     assert headline.n <= 4
     assert seen[-1][0] == seen[-1][1] > 0
     assert all(set(sample) >= FIELDS for sample in outcome.samples)
+    check_samples(outcome.samples)
     assert outcome.details["problems"] == len(outcome.samples) == 4
     again = benchmark.evaluate(engine, replace(settings, batch_size=3, stage="pretrained"))
     assert (again.dataset_sha256, again.prompt_sha256) == (outcome.dataset_sha256, outcome.prompt_sha256)
