@@ -96,9 +96,10 @@ def parse_samples(lines: Iterable[str]) -> list[Sample]:
             continue
         try:
             line = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
+            reason = getattr(error, "msg", "nested too deeply")
             raise UserError(
-                f"line {number} of the samples is not JSON ({error.msg}); the file is damaged, evaluate again"
+                f"line {number} of the samples is not JSON ({reason}); the file is damaged, evaluate again"
             ) from error
         missing = [name for name in GENERATED if not isinstance(line, dict) or name not in line]
         if missing:
@@ -110,13 +111,21 @@ def parse_samples(lines: Iterable[str]) -> list[Sample]:
     return parsed
 
 
+def open_samples(path: Path) -> io.TextIOWrapper:
+    """Open a file of samples as text; raises an OSError where it is no regular file."""
+    return io.TextIOWrapper(open_regular(path), encoding="utf-8")
+
+
 def read_samples(path: Path) -> Iterator[Sample | Window]:
     """Yield the lines of a file one by one, without checking their fields.
 
     Raises:
-        OSError, ValueError, RecursionError: no file, or no lines of JSON.
+        OSError, ValueError: no file, or no lines of JSON.
     """
-    with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:
+    with open_samples(path) as file:
         for text in file:
             if text.strip():
-                yield json.loads(text)
+                try:
+                    yield json.loads(text)
+                except RecursionError as error:
+                    raise ValueError("nested too deeply") from error

@@ -79,5 +79,5 @@ def failure(line: Sample) -> str:
         return "time-out"
     if verdict == "no-answer":
         return "no answer found"
-    kind = line.get("kind", "wrong")
+    kind = str(line.get("kind", "wrong"))
     return _PROGRAMS.get(kind, f"program ended: {kind}")

@@ -177,7 +177,7 @@ def _check_same(
 
 
 def _headline(first: Mapping[str, list[Sample]], second: Mapping[str, list[Sample]], common: list[str]) -> str:
-    names = {lines[common[0]][0]["scorer"] for lines in (first, second)}
+    names = {str(lines[common[0]][0]["scorer"]) for lines in (first, second)}
     if len(names) > 1:
         raise UserError(
             f"the two runs have different headline scorers ({' and '.join(sorted(names))}); name one of them"

@@ -50,7 +50,7 @@ def _lines(stage: Path) -> list[Sample | Window] | str:
         lines = list(read_samples(stage / "samples.jsonl"))
     except UserError:
         return _CHANGED
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return _DAMAGED
     return lines or NO_SAMPLES
 

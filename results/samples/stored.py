@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,10 +10,9 @@ from ...evals.base import EvalSettings, benchmarks
 from ...evals.kinds.choice import ChoiceBenchmark
 from ...evals.kinds.generative import GenerativeBenchmark
 from ...evals.rescore import rescore
-from ...evals.samples import Sample, parse_samples
+from ...evals.samples import Sample, open_samples, parse_samples
 from ...evals.tasks.chat import is_chat_variant
 from ...foundation.errors import UserError
-from ...foundation.files import open_regular
 from ...foundation.progress import track
 from ...records.files import Record, read_records, write_records
 from ...records.schema import KEY_COLUMNS
@@ -71,7 +69,7 @@ def load_samples(path: Path) -> list[Sample]:
     """Read the lines of a samples file; where a task file made them, its benchmarks are known from here on."""
     know_task_of(path.parent)
     try:
-        with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:
+        with open_samples(path) as file:
             return parse_samples(file)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); evaluate again, or name another run") from error
@@ -167,7 +165,7 @@ def show_samples(lines: list[Sample], filters: Filters) -> Iterator[Sample]:
             continue
         if filters.finish is not None and line["finish_reason"] != filters.finish:
             continue
-        if filters.problem is not None and line["problem"] != filters.problem:
+        if filters.problem is not None and str(line["problem"]) != filters.problem:
             continue
         if filters.contains is not None and filters.contains not in line["completion"]:
             continue
@@ -176,7 +174,7 @@ def show_samples(lines: list[Sample], filters: Filters) -> Iterator[Sample]:
 
 def problem_text(line: Sample, data: Path | None) -> str:
     """Return the prompt of a sample's problem, made again from the data; empty where the data are not there."""
-    chat = is_chat_variant(line["variant"])
+    chat = is_chat_variant(str(line["variant"]))
     settings = EvalSettings(data_dir=data, stage=line["stage"], seed=DATA_SEED, chat=chat)
     try:
         benchmark = benchmarks.get(line["benchmark"])()

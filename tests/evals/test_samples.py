@@ -12,10 +12,12 @@ from transformers import AutoTokenizer
 from lowrank_bench.evals.base import EvalSettings, benchmarks
 from lowrank_bench.evals.engines.base import Completion
 from lowrank_bench.evals.rescore import rescore
-from lowrank_bench.evals.samples import parse_samples
+from lowrank_bench.evals.samples import parse_samples, read_samples
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.records.paired import mcnemar, paired_interval
+from lowrank_bench.results.report.answers import read_answers
 from lowrank_bench.results.samples.compare import compare
+from lowrank_bench.results.samples.stored import load_samples
 
 FIELDS = {
     *("benchmark", "variant", "stage", "scorer", "problem", "problem_sha256", "sample", "temperature"),
@@ -172,8 +174,21 @@ def test_rescoring_refuses_what_does_not_fit(run, data_dir):
         rescore(lines, benchmarks.get("wikitext2")(), settings)
     with pytest.raises(UserError, match="line 2 of the samples is not JSON"):
         parse_samples([json.dumps(lines[0]), "{"])
+    with pytest.raises(UserError, match=r"line 1 of the samples is not JSON \(nested too deeply\)"):
+        parse_samples(["[" * 100_000])
     with pytest.raises(UserError, match="line 1 of the samples has no 'benchmark'"):
         parse_samples(['{"index": 0}'])
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"a":' * 100_000])
+def test_a_file_of_samples_that_is_no_json_is_a_value_error_and_the_report_goes_without(text, tmp_path):
+    file = tmp_path / "samples.jsonl"
+    file.write_text(text + "\n")
+    with pytest.raises(ValueError, match="nested too deeply|Expecting property name"):
+        list(read_samples(file))
+    assert read_answers(file) is None
+    with pytest.raises(UserError, match="line 1 of the samples is not JSON"):
+        load_samples(file)
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (5, 5), (9, 1), (1, 9), (30, 12)])
