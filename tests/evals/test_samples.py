@@ -184,7 +184,7 @@ def test_rescoring_refuses_what_does_not_fit(run, data_dir):
 def test_a_file_of_samples_that_is_no_json_is_a_value_error_and_the_report_goes_without(text, tmp_path):
     file = tmp_path / "samples.jsonl"
     file.write_text(text + "\n")
-    with pytest.raises(ValueError, match="nested too deeply|Expecting property name"):
+    with pytest.raises(ValueError, match=r"nested too deeply|Expecting property name"):
         list(read_samples(file))
     assert read_answers(file) is None
     with pytest.raises(UserError, match="line 1 of the samples is not JSON"):
