@@ -3,6 +3,7 @@
 import os
 import re
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -71,11 +72,22 @@ def logged(data):
             whole = b""
 
 
+def whole_run(file, seconds=30):
+    """Return the records of a run; wandb's own process closes the file a moment after ``finish`` has returned."""
+    deadline = time.monotonic() + seconds
+    while True:
+        records = [wandb_internal_pb2.Record.FromString(data) for data in logged(file.read_bytes())]
+        if records and records[-1].WhichOneof("record_type") == "exit":
+            return records
+        assert time.monotonic() < deadline, f"{file} is not complete after {seconds} s"
+        time.sleep(0.05)
+
+
 def offline_records(folder):
     """Return the records of all offline runs of wandb in a folder, by the run's name."""
     runs = {}
     for file in sorted((folder / "wandb").glob("offline-run-*/*.wandb")):
-        records = [wandb_internal_pb2.Record.FromString(data) for data in logged(file.read_bytes())]
+        records = whole_run(file)
         name = next(r.run.display_name for r in records if r.WhichOneof("record_type") == "run")
         runs.setdefault(name, []).extend(records)
     return runs
