@@ -21,7 +21,7 @@ import yaml
 from lowrank_bench.models.loading import DTYPES
 from lowrank_bench.runners.config import make_config
 from lowrank_bench.runners.estimates.arithmetic import Arithmetic
-from lowrank_bench.runners.estimates.probe import probe_cpu
+from lowrank_bench.runners.estimates.probe import probe_cpu, tokenizer_seconds
 from lowrank_bench.runners.estimates.speeds import cpu_speeds
 from lowrank_bench.runners.plan import make_plan
 
@@ -38,9 +38,10 @@ def main() -> int:
     asked = yaml.safe_load((options.sweep / "sweep.yaml").read_text())
     execution = {"out": options.sweep.resolve().parent, "data": options.data, "device": "cpu"}
     plan = make_plan(make_config(asked | {"execution": execution}))
-    layers = int(plan.skeleton.config.get_text_config().num_hidden_layers)
-    speeds, arithmetic = cpu_speeds(DTYPES[plan.dtype], layers, options.threads), Arithmetic(plan)
-    print(f"{plan.source.name}, {plan.dtype}, {options.threads} threads; probe of one: {probe_cpu().sentence()}\n")
+    layers, loading = int(plan.skeleton.config.get_text_config().num_hidden_layers), tokenizer_seconds(plan.source)
+    speeds, arithmetic = cpu_speeds(DTYPES[plan.dtype], layers, options.threads, loading), Arithmetic(plan)
+    print(f"{plan.source.name}, {plan.dtype}, {options.threads} threads; probe of one: {probe_cpu().sentence()};")
+    print(f"{loading:.1f} s to load the tokenizer\n")
     print("| stage | s estimated | CPU s / threads | wall s | ratio | MB estimated | MB measured | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     good = True

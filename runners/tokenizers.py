@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.metadata import version
@@ -11,7 +12,6 @@ from ..evals.tasks.chat import chat_rules, has_chat_template
 from ..foundation.files import digest
 from ..foundation.remembered import remembered
 from ..foundation.version import __version__
-from ..models.hub import fetch_model
 from ..models.loading import load_tokenizer
 from ..models.presets import ModelSource
 
@@ -20,8 +20,11 @@ _PACKAGES = ("tokenizers", "transformers")
 
 
 @lru_cache(maxsize=1)
-def _load(source: ModelSource) -> Any:
-    return load_tokenizer(source.location, source.revision)
+def _load(source: ModelSource) -> tuple[Any, float]:
+    """Return the tokenizer of a model and the CPU seconds of loading it."""
+    begin = time.thread_time()
+    tokenizer = load_tokenizer(source.location, source.revision)
+    return tokenizer, time.thread_time() - begin
 
 
 def tokenizer_chats(source: ModelSource) -> bool:
@@ -45,22 +48,21 @@ class PlanTokenizer:
     def __getattr__(self, name: str) -> Any:
         if name == "_source":  # of a copy that is being made
             raise AttributeError(name)
-        return getattr(_load(self._source), name)
+        return getattr(_load(self._source)[0], name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _load(self._source)(*args, **kwargs)
+        return _load(self._source)[0](*args, **kwargs)
 
     def __len__(self) -> int:
-        return len(_load(self._source))
+        return len(_load(self._source)[0])
 
     def read(self) -> Any:
         """Return the tokenizer itself, read once a process."""
-        return _load(self._source)
+        return _load(self._source)[0]
 
-    def json_bytes(self) -> int:
-        """Return the bytes of its ``tokenizer.json``, 0 where it has none: loading is mostly parsing it."""
-        file = fetch_model(self._source.location, self._source.revision) / "tokenizer.json"
-        return file.stat().st_size if file.is_file() else 0
+    def load_seconds(self) -> float:
+        """Return the CPU seconds of loading it in this process."""
+        return _load(self._source)[1]
 
     def check(self) -> None:
         """Raise a `UserError` if the tokenizer cannot be read; reads nothing where these files were readable before."""

@@ -29,7 +29,6 @@ from ...models.matrices import Matrix, head_name, matrices
 from ..data_spec import DataSpec
 from ..graph import Plan
 from ..specs import CompressStage, EvaluateStage, FitStage, QuantiseStage, RecoverStage, Stage
-from ..tokenizers import PlanTokenizer
 from .assumptions import CPU_SHARES, FULL_BASES, SEARCH_TOKENS
 from .lengths import Lengths
 from .memory import calibration, read_length
@@ -54,7 +53,7 @@ class Work:
         moved: bytes that go through memory beside products.
         passes: forward passes of the whole model, each of which takes its time even for one token.
         traffic: bytes of checkpoints and factors, read and written.
-        parsed: bytes of the tokenizer's JSON.
+        tokenizers: how often the tokenizer is loaded.
     """
 
     training: float = 0.0
@@ -67,7 +66,7 @@ class Work:
     moved: float = 0.0
     passes: float = 0.0
     traffic: float = 0.0
-    parsed: float = 0.0
+    tokenizers: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -148,11 +147,7 @@ class Arithmetic:
         generates = isinstance(stage, EvaluateStage) and benchmarks.get(stage.spec.benchmark)().is_generating(
             stage.settings
         )
-        return replace(self._work(key, stage), parsed=(2.0 if generates else 1.0) * self._tokenizer_bytes)
-
-    @cached_property
-    def _tokenizer_bytes(self) -> int:
-        return PlanTokenizer(self.plan.source).json_bytes() if self.plan.at_hand.tokenizer else 0
+        return replace(self._work(key, stage), tokenizers=2.0 if generates else 1.0)
 
     def _work(self, key: str, stage: Stage) -> Work:
         sizes = self.sizes.at(*self.ratios.get(key, (1.0, False)))

@@ -6,16 +6,16 @@ was seen to take a hundred times longer; the CPU time of one thread hardly chang
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,18 @@ import torch
 from ...foundation.checksums import cache_folder
 from ...foundation.files import digest
 from ...foundation.remembered import remembered
+from ...models.presets import ModelSource
 from ..provenance import processor
 from ..threads import cpu_threads
+from ..tokenizers import PlanTokenizer
 
 _BUSY = "busy"
-_VERSION = 3  # raised where something is measured in another way
+_VERSION = 4  # raised where something is measured in another way
 _SECONDS, _LEAST = 0.15, 3  # of a measurement, repeated at least so often
 _ROWS, _SIDE = 512, 1024  # of the products, as (rows, side) x (side, side)
 _DECOMPOSED = 256  # side of the decomposed matrices
 _MOVED_BYTES, _WRITTEN_BYTES = 32 << 20, 16 << 20
-_CALLS, _WORDS = 200, 100_000
+_CALLS = 200
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,6 @@ class Probe:
         memory: bytes a second, read and written.
         disk: bytes a second, written and flushed.
         call: seconds of a small operation.
-        parsing: bytes a second of JSON that is parsed, such as a tokenizer's vocabulary.
     """
 
     float32: float
@@ -58,15 +59,13 @@ class Probe:
     memory: float
     disk: float
     call: float
-    parsing: float
 
     def sentence(self) -> str:
         """Return the figures for people."""
         return (
             f"products {self.float32 / 1e9:.0f} GFLOP/s in float32, {self.bfloat16 / 1e9:.0f} in bfloat16, "
             f"{self.float64 / 1e9:.0f} in float64; SVD {self.svd / 1e9:.1f}, eigenvectors {self.eigen / 1e9:.1f}; "
-            f"memory {self.memory / 1e9:.1f} GB/s, disk {self.disk / 1e9:.2f} GB/s; {1e6 * self.call:.1f} µs a call; "
-            f"JSON {self.parsing / 1e6:.0f} MB/s"
+            f"memory {self.memory / 1e9:.1f} GB/s, disk {self.disk / 1e9:.2f} GB/s; {1e6 * self.call:.1f} µs a call"
         )
 
 
@@ -85,18 +84,32 @@ def probe_cpu() -> Probe:
     """Return the speed of one thread of this machine: remembered, or measured in about two seconds.
 
     What was measured while others used the processor counts only until that is over: threads of one core share its
-    caches, and parsing was seen to take five times longer.
+    caches, and parsing JSON was seen to take five times longer.
     """
     return _probe(str(cache_folder()))
 
 
+def tokenizer_seconds(source: ModelSource) -> float:
+    """Return the CPU seconds of loading a model's tokenizer on this machine: remembered as a probe is, or measured."""
+    key = digest(["tokenizer", _VERSION, version("transformers"), version("tokenizers"), *_machine(), source.sha256])
+    plain = remembered(
+        key,
+        lambda: {_BUSY: _is_busy(), "seconds": PlanTokenizer(source).load_seconds()},
+        lambda plain: _is_speed(plain.get("seconds")) and _is_current(plain),
+    )
+    return float(plain["seconds"])
+
+
 @cache
 def _probe(_: str) -> Probe:
-    machine = [platform.node(), processor(), os.cpu_count(), torch.__version__]
-    key = digest(["probe", _VERSION, *machine])
+    key = digest(["probe", _VERSION, *_machine()])
     probe = _parse(remembered(key, lambda: {_BUSY: _is_busy()} | asdict(_measure()), _counts))
     assert probe is not None
     return probe
+
+
+def _machine() -> list[Any]:
+    return [platform.node(), processor(), os.cpu_count(), torch.__version__]
 
 
 def _is_busy() -> bool:
@@ -106,14 +119,23 @@ def _is_busy() -> bool:
 
 def _counts(plain: Any) -> bool:
     """Whether a probe from the cache counts."""
-    return _parse(plain) is not None and (not plain.get(_BUSY) or _is_busy())
+    return _parse(plain) is not None and _is_current(plain)
+
+
+def _is_current(plain: Mapping[str, Any]) -> bool:
+    """Whether the machine is still as busy as it was when something was measured, or was idle then."""
+    return not plain.get(_BUSY) or _is_busy()
+
+
+def _is_speed(figure: Any) -> bool:
+    return type(figure) is float and math.isfinite(figure) and figure > 0
 
 
 def _parse(plain: Any) -> Probe | None:
     """Return a probe from the cache, None where it is no such thing."""
     with suppress(TypeError, ValueError, AttributeError):
         probe = Probe(**{name: value for name, value in plain.items() if name != _BUSY})
-        if all(type(value) is float and math.isfinite(value) and value > 0 for value in asdict(probe).values()):
+        if all(map(_is_speed, asdict(probe).values())):
             return probe
     return None
 
@@ -137,10 +159,6 @@ def _measure() -> Probe:
         source = torch.zeros(_MOVED_BYTES // 4)
         target = torch.empty_like(source)
         moved = _best(lambda: target.copy_(source))
-        words = [f"▁word{index}" for index in range(_WORDS)]  # a tokenizer's vocabulary and merges
-        vocabulary = {word: index for index, word in enumerate(words)}
-        text = json.dumps([vocabulary, [[word[:3], word[3:]] for word in words]], ensure_ascii=False)
-        parsed = _best(lambda: json.loads(text))
         small = torch.zeros(16)
         call = _best(lambda: [small + 1.0 for _ in range(_CALLS)]) / _CALLS
     return Probe(
@@ -150,7 +168,6 @@ def _measure() -> Probe:
         memory=2.0 * _MOVED_BYTES / moved,
         disk=_WRITTEN_BYTES / _written(),
         call=call,
-        parsing=len(text.encode()) / parsed,
     )
 
 

@@ -18,6 +18,7 @@ from ..stage_records import StageRecord, parse_record
 from ..store.files import RECORD
 from ..store.folders import StageStore
 from .arithmetic import Arithmetic
+from .probe import tokenizer_seconds
 from .speeds import Speeds, card_speeds, cpu_speeds
 
 _START_SECONDS = 8.0  # a worker's imports
@@ -123,7 +124,8 @@ def plan_speeds(plan: Plan) -> Speeds:
         return card_speeds(plan.machine.flops)
     _, threads = crew_size(plan.config.execution.workers, plan.device, plan.parameters, len(plan.stages))
     text = cast(Any, plan.skeleton).config.get_text_config()
-    return cpu_speeds(DTYPES[plan.dtype], int(getattr(text, "num_hidden_layers", None) or 1), threads)
+    loading = tokenizer_seconds(plan.source) if plan.at_hand.tokenizer else 0.0
+    return cpu_speeds(DTYPES[plan.dtype], int(getattr(text, "num_hidden_layers", None) or 1), threads, loading)
 
 
 def stage_seconds(plan: Plan) -> dict[str, float]:

@@ -18,13 +18,6 @@ from .assumptions import (
 )
 from .probe import Probe, probe_cpu
 
-_PARSES = 7.0
-"""How often the time of parsing a tokenizer's JSON goes into loading it: checks, transformers' own parses, building it.
-
-Measured with Gemma 3's 33 MB against the probe's small JSON, CPU time in one process: 8.6 and 9.2 on a Xeon, 5.4 on an
-EPYC.
-"""
-
 
 @dataclass(frozen=True)
 class Speeds:
@@ -33,7 +26,7 @@ class Speeds:
     Attributes:
         eigen, double, moved, passes: as in `Work`, a second; 0 where the other speeds contain them.
         traffic: bytes of checkpoints and factors, a second.
-        parsed: bytes of a tokenizer's JSON, a second, with all that loading it takes; 0 where `start` contains it.
+        tokenizers: loads of the model's tokenizer, a second; 0 where `start` contains them.
         start: seconds of a stage beside its work.
     """
 
@@ -47,7 +40,7 @@ class Speeds:
     moved: float = 0.0
     passes: float = 0.0
     traffic: float = DISK_BYTES_PER_SECOND
-    parsed: float = 0.0
+    tokenizers: float = 0.0
     start: float = STAGE_SECONDS
 
     def seconds(self, work: Work) -> float:
@@ -65,13 +58,16 @@ def card_speeds(peak: float) -> Speeds:
     )
 
 
-def cpu_speeds(dtype: torch.dtype, layers: int, threads: int, probe: Probe | None = None) -> Speeds:
+def cpu_speeds(
+    dtype: torch.dtype, layers: int, threads: int, tokenizer_seconds: float = 0.0, probe: Probe | None = None
+) -> Speeds:
     """Return the speeds of this CPU, as if nothing else ran on it.
 
     Args:
         dtype: of evaluations.
         layers: decoder blocks of the model.
         threads: of a worker.
+        tokenizer_seconds: of loading the model's tokenizer; 0 where that is not known.
         probe: what one thread does; None takes `probe_cpu`.
     """
     thread, shares = probe or probe_cpu(), CPU_SHARES
@@ -91,5 +87,5 @@ def cpu_speeds(dtype: torch.dtype, layers: int, threads: int, probe: Probe | Non
         moved=shares.memory * min(together, 8.0) * thread.memory,
         passes=1.0 / (layers * shares.calls * thread.call),
         traffic=thread.disk,
-        parsed=thread.parsing / _PARSES,
+        tokenizers=1.0 / tokenizer_seconds if tokenizer_seconds else 0.0,
     )

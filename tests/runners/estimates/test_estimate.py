@@ -51,43 +51,43 @@ def trainer(tmp_path):
     [{}, {"train_others": False}, {"criterion": "taylor"}, {"criterion": "hessian"}, {"new_vectors": "top"}],
     ids=str,
 )
-def test_checkpoints_of_basis_selection_take_what_was_foreseen(trainer, options):
+def test_checkpoints_of_basis_selection_take_what_was_estimated(trainer, options):
     bs, model, budget = create_method("bs", {"prunings": 3, **options}), random_model("llama", width=256), Budget(3.0)
-    foreseen = training_checkpoint_bytes(bs, model, budget)
-    assert foreseen < TRAINED_BYTES * model_size(model).parameters / 3
+    estimated = training_checkpoint_bytes(bs, model, budget)
+    assert estimated < TRAINED_BYTES * model_size(model).parameters / 3
     data = TaskData(trained_together.ITEMS, 0, 0, 42)
     bs.compress(model, bs.fit(model, data), budget, trainer[0], data)
     assert trainer[1]
-    assert 0.8 * foreseen < max(trainer[1]) < foreseen + BESIDE_BYTES
+    assert 0.8 * estimated < max(trainer[1]) < estimated + BESIDE_BYTES
 
 
-def test_checkpoints_of_a_whole_model_take_what_was_foreseen(trainer):
+def test_checkpoints_of_a_whole_model_take_what_was_estimated(trainer):
     model = random_model("llama", width=256)
-    foreseen = training_checkpoint_bytes(create_method("svd"), model, Budget(2.0))
+    estimated = training_checkpoint_bytes(create_method("svd"), model, Budget(2.0))
     trainer[0].train(model, 2)
-    assert 0.95 * foreseen < max(trainer[1]) < foreseen + BESIDE_BYTES
+    assert 0.95 * estimated < max(trainer[1]) < estimated + BESIDE_BYTES
 
 
-def test_a_plan_foresees_two_checkpoints_of_each_training_at_once_less_what_lies_there(tmp_path, monkeypatch):
+def test_a_plan_estimates_two_checkpoints_of_each_training_at_once_less_what_lies_there(tmp_path, monkeypatch):
     assert checkpoint_bytes(make_plan(small_sweep(tmp_path))) == 0  # done before it keeps any
     monkeypatch.setattr("lowrank_bench.runners.estimates.disk.SMALL_MODEL_PARAMETERS", 1)
-    one, two = (make_plan(small_sweep(tmp_path, workers=workers)) for workers in (1, 2))
-    whole = 2 * TRAINED_BYTES * one.parameters
-    assert checkpoint_bytes(one) == whole
-    assert checkpoint_bytes(two) == whole + whole // 2  # a recovery trains the half of it
+    one_worker, two_workers = (make_plan(small_sweep(tmp_path, workers=workers)) for workers in (1, 2))
+    whole = 2 * TRAINED_BYTES * one_worker.parameters
+    assert checkpoint_bytes(one_worker) == whole
+    assert checkpoint_bytes(two_workers) == whole + whole // 2  # a recovery trains the half of it
     assert checkpoint_bytes(make_plan(small_sweep(tmp_path, workers=2, checkpoint_minutes=math.inf))) == 0
 
     lies = tmp_path / "stages"
-    for key, stage in one.stages.items():
+    for key, stage in one_worker.stages.items():
         if stage.kind in ("finetune", "recover"):
             folder = resume_folder(lies, key) / "run-0" / "checkpoint-1"
             folder.mkdir(parents=True)
             (folder / "optimizer.pt").write_bytes(bytes(1000))
-    assert checkpoint_bytes(one) == whole - 1000
-    assert checkpoint_bytes(two) == whole + whole // 2 - 2000
+    assert checkpoint_bytes(one_worker) == whole - 1000
+    assert checkpoint_bytes(two_workers) == whole + whole // 2 - 2000
 
 
-def test_a_plan_of_basis_selection_alone_foresees_less(tmp_path, monkeypatch):
+def test_a_plan_of_basis_selection_alone_estimates_less(tmp_path, monkeypatch):
     monkeypatch.setattr("lowrank_bench.runners.estimates.disk.SMALL_MODEL_PARAMETERS", 1)
     changes = {"methods": ["bs:trajectory=true"], "finetune": {"steps": 0}, "recover": {"steps": 0}}
     plan = make_plan(small_sweep(tmp_path, **changes, extra_pruning_steps=4, workers=1))
@@ -97,20 +97,18 @@ def test_a_plan_of_basis_selection_alone_foresees_less(tmp_path, monkeypatch):
 
 
 def test_a_task_of_lm_eval_that_generates_counts_two_tokenizer_loads_and_others_count_one(tmp_path):
-    """One class stands for both kinds: the task says whether it generates."""
+    """One class serves both kinds: the task says whether it generates."""
     names = ["toy-math", "lm_eval:local_generated", "lm_eval:local_choice"]
     folder = tmp_path / "tasks"
     folder.mkdir()
     config = small_sweep(tmp_path / "runs", benchmarks=names, include_path=write_tasks(folder), ratios=[2])
     arithmetic = Arithmetic(plan := make_plan(config))
-    parsed = {
-        stage.spec.benchmark: arithmetic.work(key).parsed
+    loads = {
+        stage.spec.benchmark: arithmetic.work(key).tokenizers
         for key, stage in plan.stages.items()
         if isinstance(stage, EvaluateStage)
     }
-    one = parsed["lm_eval:local_choice"]
-    assert one > 0
-    assert [parsed[name] / one for name in names] == [2, 2, 1]
+    assert [loads[name] for name in names] == [2, 2, 1]
 
 
 def test_what_tasks_of_lm_eval_generate_score_and_read_is_counted_on_their_own_requests(tmp_path):

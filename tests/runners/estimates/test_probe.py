@@ -2,22 +2,20 @@
 
 import math
 from dataclasses import asdict, fields, replace
-from pathlib import Path
 
 import pytest
 import torch
 from sweeps import small_sweep
 
 from lowrank_bench.foundation.checksums import CACHE
+from lowrank_bench.models.presets import ModelSource
 from lowrank_bench.runners.estimates import probe
 from lowrank_bench.runners.estimates.arithmetic import Arithmetic, Work
 from lowrank_bench.runners.estimates.probe import Probe, eigen_operations, probe_cpu, svd_operations
 from lowrank_bench.runners.estimates.speeds import cpu_speeds
 from lowrank_bench.runners.plan import make_plan
 
-PROBE = Probe(
-    float32=1e11, bfloat16=4e11, float64=5e10, svd=1e10, eigen=2e10, memory=1e10, disk=1e9, call=3e-6, parsing=2e7
-)
+PROBE = Probe(float32=1e11, bfloat16=4e11, float64=5e10, svd=1e10, eigen=2e10, memory=1e10, disk=1e9, call=3e-6)
 WORK = Work(**{field.name: 1e9 for field in fields(Work)})
 
 
@@ -75,26 +73,26 @@ def test_this_machine_can_be_probed():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_twice_the_speed_takes_half_the_time(dtype):
     twice = Probe(**{name: 2 * speed for name, speed in asdict(PROBE).items()} | {"call": PROBE.call / 2})
-    slow, fast = (cpu_speeds(dtype, 4, 2, each).seconds(WORK) for each in (PROBE, twice))
+    slow, fast = (cpu_speeds(dtype, 4, 2, *measured).seconds(WORK) for measured in ((2.0, PROBE), (1.0, twice)))
     assert fast == pytest.approx(slow / 2)
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Work)])
 def test_more_work_takes_longer(name):
-    speeds = cpu_speeds(torch.float32, 4, 1, PROBE)
+    speeds = cpu_speeds(torch.float32, 4, 1, 2.0, PROBE)
     more = replace(WORK, **{name: 2e9})
     assert 0 < speeds.seconds(WORK) < speeds.seconds(more)
 
 
 def test_native_bfloat16_speeds_up_evaluations_alone():
-    plain, native = (cpu_speeds(dtype, 4, 1, PROBE) for dtype in (torch.float32, torch.bfloat16))
+    plain, native = (cpu_speeds(dtype, 4, 1, 2.0, PROBE) for dtype in (torch.float32, torch.bfloat16))
     assert native.scoring == pytest.approx(4 * plain.scoring)
     assert native.training == plain.training
 
 
 def test_more_threads_are_no_slower():
-    one, four = (cpu_speeds(torch.float32, 4, threads, PROBE).seconds(WORK) for threads in (1, 4))
-    assert four < one
+    one_thread, four_threads = (cpu_speeds(torch.float32, 4, threads, 2.0, PROBE).seconds(WORK) for threads in (1, 4))
+    assert four_threads < one_thread
 
 
 def test_operations_of_decompositions_do_not_depend_on_the_orientation():
@@ -105,10 +103,9 @@ def test_every_stage_loads_the_tokenizer_and_a_pass_for_statistics_makes_no_logi
     methods = ["svd", "svd-llm", "fwsvd"]
     config = small_sweep(tmp_path, methods=methods, benchmarks=["toy-math", "tinystories"], engine="transformers")
     plan = make_plan(config, dry=True)
-    size = (Path(plan.source.location) / "tokenizer.json").stat().st_size
     works = {stage.title: Arithmetic(plan).work(key) for key, stage in plan.stages.items()}
     for title, work in works.items():
-        assert work.parsed == (2 * size if title.startswith("evaluate toy-math") else size), title
+        assert work.tokenizers == (2 if title.startswith("evaluate toy-math") else 1), title
     vast = replace(Arithmetic(plan).sizes, head=1e15, vocabulary=10**9)
     monkeypatch.setattr(Arithmetic, "sizes", vast)
     more = {stage.title: Arithmetic(plan).work(key) for key, stage in plan.stages.items()}
@@ -135,3 +132,15 @@ def test_a_method_that_reads_its_calibration_again_is_no_search_through_millions
     assert passes("aa:stream=dense,refine_passes=2") == pytest.approx(10)
     assert passes("svd-llm") == 0
     assert passes("swsd") > 100
+
+
+def test_loading_a_tokenizer_is_measured_once_and_counts_until_the_machine_is_idle(measured, monkeypatch):
+    source = ModelSource("m", "m", "", "sha256 of a folder")
+    seconds = iter((3.0, 2.0))
+    monkeypatch.setattr(probe.PlanTokenizer, "load_seconds", lambda tokenizer: next(seconds))
+    for load, expected in ((9e9, 3.0), (9e9, 3.0), (0, 2.0), (9e9, 2.0)):
+        monkeypatch.setattr(probe.os, "getloadavg", lambda load=load: (load, load, load))
+        assert probe.tokenizer_seconds(source) == expected
+    assert cpu_speeds(torch.float32, 4, 1, 2.0, PROBE).seconds(Work(tokenizers=3)) == pytest.approx(
+        6 + cpu_speeds(torch.float32, 4, 1, 2.0, PROBE).seconds(Work())
+    )
