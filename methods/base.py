@@ -235,7 +235,11 @@ class Compressor(BaseModel, ABC):
             ratio: the target, for methods whose smallest rank depends on it.
         """
         units = tuple(group.unit() for group in singles(self.targets(model)))
-        return ModelShape(model_size(model).parameters, units)
+        return self.shape_at(ModelShape(model_size(model).parameters, units), ratio)
+
+    def shape_at(self, shape: ModelShape, ratio: float | None) -> ModelShape:
+        """Return the shape of a model with the smallest ranks that a ratio allows; by default they depend on none."""
+        return shape
 
     @abstractmethod
     def fit_key(self) -> dict[str, Any]:

@@ -119,7 +119,7 @@ class MatrixCompressor(Compressor):
         units = tuple(group.unit(self.requires.affine) for group in self.groups(model))
         parse_policy(self.policy).check(units)
         hint = embeddings_hint(self.name) if self.requires.embeddings and not self.embeddings else ""
-        return ModelShape(model_size(model).parameters, units, hint)
+        return self.shape_at(ModelShape(model_size(model).parameters, units, hint), ratio)
 
     @abstractmethod
     def decompose(self, weight: torch.Tensor, statistic: Statistic = None, rank: int | None = None) -> Factors:

@@ -51,8 +51,8 @@ class ByteCount:
     """
 
     def __init__(self, skeleton: nn.Module, method: Compressor, width: int, multiple: int = 1) -> None:
-        self.skeleton, self.method, self.width, self.multiple = skeleton, method, width, multiple
-        self._linear = matrices(skeleton)
+        self.method, self.width, self.multiple = method, width, multiple
+        self._linear, self._shape = matrices(skeleton), replace(method.shape(skeleton), hint="")
 
     def at(self, ratio: float, bits: int) -> float:
         """Return the bytes at a ratio.
@@ -60,9 +60,9 @@ class ByteCount:
         Raises:
             UserError: the ratio is out of reach.
         """
-        shape = self.method.shape(self.skeleton, ratio)
+        shape = self.method.shape_at(self._shape, ratio)
         budget = Budget(ratio, self.method.guard, self.multiple)
-        allocation = _allocate(replace(shape, hint=""), budget)
+        allocation = _allocate(shape, budget)
         if bits == WHOLE_BITS:
             return float(allocation.parameters * self.width)
         size, inside = 0.0, 0
@@ -76,7 +76,7 @@ class ByteCount:
         beside = max(sum(matrix.parameters for matrix in self._linear) - inside, 0)  # such as a head that stays
         return size + beside * self._dense_width + max(shape.untouched - beside, 0) * self.width
 
-    @property
+    @cached_property
     def _dense_width(self) -> float:
         """Bytes of an entry of a dense matrix in 8 bits, with its share of the scales."""
         entries = sum(matrix.parameters for matrix in self._linear)
@@ -92,16 +92,16 @@ class ByteCount:
         low, high = 1 + 1 / _STEPS, self._most
         largest, smallest = self.at(low, bits), self.at(high, bits)
         if bits == WHOLE_BITS:  # the bytes of a ratio are known; ranks are whole, so that they are a little fewer
-            largest = (self.method.shape(self.skeleton).parameters * self.width) / low
+            largest = (self._shape.parameters * self.width) / low
         if not smallest <= size <= largest:
-            whole = self.method.shape(self.skeleton).parameters * 2
+            whole = self._shape.parameters * 2
             raise UserError(
                 f"--bytes {size / whole:.4g} is out of reach for {self.method.name} in {bits} bits, which takes "
                 f"{smallest / whole:.3f} to {largest / whole:.3f} of the bfloat16 model's bytes; ask for a share in "
                 "between, or for other --bits"
             )
         if bits == WHOLE_BITS:
-            ratio = self.method.shape(self.skeleton).parameters * self.width / size
+            ratio = self._shape.parameters * self.width / size
             return min(_up(ratio) / _STEPS, high)
         _, high = _bisect(low, high, lambda ratio: self.at(ratio, bits) <= size, _up)
         return min(_up(high) / _STEPS, self._most)
@@ -109,7 +109,6 @@ class ByteCount:
     @cached_property
     def _most(self) -> float:
         """The largest ratio in reach, to four decimals."""
-        shape = self.method.shape(self.skeleton)
 
         def is_out_of_reach(ratio: float) -> bool:
             try:
@@ -118,7 +117,7 @@ class ByteCount:
                 return True
             return False
 
-        high = min(_MOST, shape.parameters / max(shape.untouched, 1))
+        high = min(_MOST, self._shape.parameters / max(self._shape.untouched, 1))
         low, _ = _bisect(1 + 1 / _STEPS, high, is_out_of_reach, _down)
         return _down(low) / _STEPS
 

@@ -16,18 +16,18 @@ WHEELS = ("pydantic", "pydantic-core", "annotated-types", "typing-inspection")
 
 def required(names: Iterable[str]) -> set[str]:
     """Return the names of distributions and of all that they require here, extras left out."""
-    found: set[str] = set()
+    distributions: set[str] = set()
     left = [*names]
     while left:
         name = left.pop().lower().replace("_", "-")
-        if name in found:
+        if name in distributions:
             continue
-        found.add(name)
+        distributions.add(name)
         for text in importlib.metadata.requires(name) or []:
             requirement = Requirement(text)
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
                 left.append(requirement.name)
-    return found
+    return distributions
 
 
 def link(names: Iterable[str], folder: Path) -> None:

@@ -153,12 +153,12 @@ def pytest_collection_finish() -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the modules, and begin with the longest ones: at the end no process waits long for another."""
-    places = {Path(__file__).parent / name: place for place, name in enumerate(FULL.split())}
-    if gone := [str(path) for path in places if not path.is_file()]:
+    positions = {Path(__file__).parent / name: position for position, name in enumerate(FULL.split())}
+    if gone := [str(path) for path in positions if not path.is_file()]:
         raise pytest.UsageError(f"tests/conftest.py names modules that do not exist: {', '.join(gone)}")
     for item in items:
-        item.add_marker("full" if item.path in places else "quick")
-    items.sort(key=lambda item: places.get(item.path, len(places)))
+        item.add_marker("full" if item.path in positions else "quick")
+    items.sort(key=lambda item: positions.get(item.path, len(positions)))
 
 
 @pytest.fixture(scope="session")

@@ -54,14 +54,14 @@ class EngineContract:
     @pytest.fixture(scope="class")
     def argmax(self, model, prompts):
         """Continue each prompt token by token, without a batch, a cache or an end."""
-        made = []
+        continuations = []
         for prompt in prompts:
             ids = list(prompt)
             with torch.no_grad():
                 for _ in range(NEW):
                     ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-            made.append(ids[len(prompt) :])
-        return made
+            continuations.append(ids[len(prompt) :])
+        return continuations
 
     @pytest.fixture(scope="class")
     def ends(self, checkpoint, argmax):
@@ -93,13 +93,14 @@ class EngineContract:
         return engine.generate(prompts, Sampling(NEW), 4)
 
     def test_greedy_equals_step_by_step_argmax_up_to_an_end_of_sequence(self, engine, prompts, argmax, ends, free):
-        for prompt, made, completion in zip(prompts, argmax, free, strict=True):
-            end = next((index for index, token in enumerate(made) if token in ends), None)
-            assert list(completion.token_ids) == made[:end]
+        for prompt, expected, completion in zip(prompts, argmax, free, strict=True):
+            end = next((index for index, token in enumerate(expected) if token in ends), None)
+            assert list(completion.token_ids) == expected[:end]
             assert completion.finish_reason == ("length" if end is None else "stop")
             assert completion.text == added_text(engine.tokenizer, prompt, completion.token_ids)
         assert any(
-            ends[1] in made and len(completion.token_ids) < NEW for made, completion in zip(argmax, free, strict=True)
+            ends[1] in expected and len(completion.token_ids) < NEW
+            for expected, completion in zip(argmax, free, strict=True)
         )
 
     @pytest.mark.parametrize("batch_size", [1, 3])
@@ -125,7 +126,7 @@ class EngineContract:
             assert not any(stop in one_less for stop in stops)
         assert any(len(short.token_ids) < len(long.token_ids) for long, short in zip(free, stopped, strict=True))
 
-    def test_sampling_is_repeatable_and_every_round_and_row_draws_anew(self, engine, prompts):
+    def test_sampling_is_repeatable_and_every_round_and_row_draws_its_own(self, engine, prompts):
         rows = [prompts[0], prompts[0], prompts[2]]
         first = engine.generate(rows, Sampling(30, temperature=1.0, seed=1), 3)
         assert engine.generate(rows, Sampling(30, temperature=1.0, seed=1), 3) == first
@@ -150,24 +151,24 @@ class EngineContract:
 
     def test_scores_of_last_tokens_alone_equal_those_of_all(self, engine, prompts):
         starts = [1, *(max(1, len(ids) - 2) for ids in prompts[1:])]
-        for all_scores, found, start in zip(
+        for all_scores, last_scores, start in zip(
             engine.logprobs(prompts, 3), engine.continuation_logprobs(prompts, starts, 3), starts, strict=True
         ):
-            assert found == pytest.approx(all_scores[start - 1 :], abs=1e-4)
+            assert last_scores == pytest.approx(all_scores[start - 1 :], abs=1e-4)
 
     def test_continuations_are_scored_with_whether_they_are_greedy(self, engine, prompts, argmax):
         greedy = [[*prompt, *ids[:3]] for prompt, ids in zip(prompts, argmax, strict=True)]
         other = [[*ids[:-1], ids[-1] + 1 if ids[-1] < 300 else ids[-1] - 1] for ids in greedy]
         starts = [len(ids) - 3 for ids in greedy] * 2
         scored = engine.score_continuations(greedy + other, starts, 3)
-        assert [each.greedy for each in scored] == [True] * len(greedy) + [False] * len(other)
-        for each, logprobs in zip(scored, engine.continuation_logprobs(greedy + other, starts, 3), strict=True):
-            assert each.logprobs == pytest.approx(logprobs, abs=1e-4)
+        assert [continuation.greedy for continuation in scored] == [True] * len(greedy) + [False] * len(other)
+        for continuation, logprobs in zip(scored, engine.continuation_logprobs(greedy + other, starts, 3), strict=True):
+            assert continuation.logprobs == pytest.approx(logprobs, abs=1e-4)
         plain = Engine.score_continuations(engine, greedy + other, starts, 3)
         ends = [engine.tokenizer.eos_token_id in ids[-3:] for ids in greedy + other]
         assert not all(ends)
-        expected = [each.greedy and not end for each, end in zip(scored, ends, strict=True)]
-        assert [each.greedy for each in plain] == expected, "engines that see no ranks"
+        expected = [continuation.greedy and not end for continuation, end in zip(scored, ends, strict=True)]
+        assert [continuation.greedy for continuation in plain] == expected, "engines that see no ranks"
 
     def test_an_unread_last_id_may_exceed_the_context(self, engine, prompts):
         head = [prompts[0][0], *(20 + (7 * i) % 400 for i in range(engine.context_length - 2))]

@@ -128,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._preupload(match[1], json.loads(raw)["files"])
         if _BATCH.fullmatch(path):
             return self._reply(
-                200, {"transfer": "basic", "objects": list(map(self._place, json.loads(raw)["objects"]))}
+                200, {"transfer": "basic", "objects": list(map(self._batch_entry, json.loads(raw)["objects"]))}
             )
         if path.startswith("/objects/"):
             self.hub.objects[path.removeprefix("/objects/")] = raw
@@ -157,11 +157,11 @@ class _Handler(BaseHTTPRequestHandler):
             answers.append(answer | {"oid": None if content is None else digest(content)})
         self._reply(200, {"files": answers})
 
-    def _place(self, wanted: dict[str, Any]) -> dict[str, Any]:
+    def _batch_entry(self, requested: dict[str, Any]) -> dict[str, Any]:
         """Say where an object has to be sent, or nothing where it is here."""
-        place = {"upload": {"href": f"{self.hub.url}/objects/{wanted['oid']}"}}
-        known = wanted["oid"] in self.hub.objects
-        return {"oid": wanted["oid"], "size": wanted["size"]} | ({} if known else {"actions": place})
+        actions = {"upload": {"href": f"{self.hub.url}/objects/{requested['oid']}"}}
+        known = requested["oid"] in self.hub.objects
+        return {"oid": requested["oid"], "size": requested["size"]} | ({} if known else {"actions": actions})
 
     def _add_commit(self, name: str, lines: list[dict[str, Any]]) -> None:
         repository = self.hub.repository("models", name)
@@ -206,20 +206,20 @@ class _Handler(BaseHTTPRequestHandler):
         return commit, repository.commits[commit]
 
     def _info(self, kind: str, name: str, revision: str) -> None:
-        if found := self._commit(kind, name, revision):
-            commit, files = found
+        if commit_and_files := self._commit(kind, name, revision):
+            commit, files = commit_and_files
             self._reply(200, {"id": name, "_id": "0", "sha": commit, "siblings": [{"rfilename": p} for p in files]})
 
     def _file(self, kind: str, name: str, revision: str, path: str) -> None:
-        if found := self._commit(kind, name, revision):
-            commit, files = found
+        if commit_and_files := self._commit(kind, name, revision):
+            commit, files = commit_and_files
             if path not in files:
                 return self._reply(404, {"error": "none"}, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
             content = files[path]
             headers = {"X_Repo_Commit": commit, "ETag": f'"{_git_sha1(content)}"'}
-            wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range") or "")
-            if wanted and self.command == "GET":
-                first, last = int(wanted[1]), min(int(wanted[2] or len(content) - 1), len(content) - 1)
+            byte_range = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range") or "")
+            if byte_range and self.command == "GET":
+                first, last = int(byte_range[1]), min(int(byte_range[2] or len(content) - 1), len(content) - 1)
                 headers["Content_Range"] = f"bytes {first}-{last}/{len(content)}"
                 return self._reply(206, content[first : last + 1], **headers)
             if self.command == "HEAD":
@@ -229,9 +229,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _tree(self, kind: str, name: str, revision: str, listed: bool, below: str) -> None:
         raw = self.rfile.read(int(self.headers.get("content-length") or 0))
-        if not (found := self._commit(kind, name, revision)):
+        if not (commit_and_files := self._commit(kind, name, revision)):
             return
-        files = found[1]
+        files = commit_and_files[1]
         entries = [
             {"type": "file", "path": path, "size": len(content), "oid": _git_sha1(content)}
             for path, content in files.items()
@@ -240,8 +240,8 @@ class _Handler(BaseHTTPRequestHandler):
         entries += [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in folders]
         if listed:
             asked = json.loads(raw)["paths"] if raw.startswith(b"{") else urllib.parse.parse_qs(raw.decode())["paths"]
-            wanted = {path.strip("/") for path in asked}
-            return self._reply(200, [entry for entry in entries if entry["path"] in wanted])
+            paths = {path.strip("/") for path in asked}
+            return self._reply(200, [entry for entry in entries if entry["path"] in paths])
         if below and below not in folders:
             return self._reply(404, {"error": "none"}, X_Error_Code="EntryNotFound")
         entries = [entry for entry in entries if not below or str(entry["path"]).startswith(f"{below}/")]

@@ -56,9 +56,9 @@ def make_sweep(
             base |= {"steps_recover": 0, "tokens_recover": 0, "seconds_recover": 0.0}
             shared = {**base, "ratio_matrices": 1.0, "variant": f"gsm8k-{shots}", "seed": seed, **changes}
             records.append(_measured(score, language, shared, f"{stage}-{seed}"))
-        for place, method in enumerate(methods):
+        for position, method in enumerate(methods):
             for ratio in ratios:
-                score = 0.53 / (1 + (0.25 + 0.2 * place) * math.log2(ratio) ** 2) + random.uniform(-0.01, 0.01)
+                score = 0.53 / (1 + (0.25 + 0.2 * position) * math.log2(ratio) ** 2) + random.uniform(-0.01, 0.01)
                 cell = {"method": method, "ratio_target": ratio, "params": int(PARAMS / ratio * 0.9999), "seed": seed}
                 records.append(_measured(score, language, {**cell, **changes}, f"{method}-{ratio}-{seed}"))
     return records

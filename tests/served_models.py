@@ -159,12 +159,12 @@ def widen_heads(model: Any, width: int = 32) -> Any:
     narrow, heads, times = config.head_dim, config.num_attention_heads, width // config.head_dim
     config.head_dim = width
     half = torch.arange(narrow // 2) * times
-    place = torch.cat([half, half + width // 2])
+    positions = torch.cat([half, half + width // 2])
     wide = tf.AutoModelForCausalLM.from_config(config).eval()
     state = model.state_dict()
     for name, tensor in state.items():
         count = heads if ".q_proj" in name or ".o_proj" in name else config.num_key_value_heads
-        rows = (torch.arange(count)[:, None] * width + place).flatten()
+        rows = (torch.arange(count)[:, None] * width + positions).flatten()
         if any(f".{part}_proj" in name for part in "qkv"):
             state[name] = torch.zeros(count * width, tensor.shape[1])
             state[name][rows] = tensor * (times**0.5 if ".q_proj" in name else 1)
@@ -200,14 +200,14 @@ def tokens(folder: Path) -> list[list[int]]:
     """Return what transformers generates greedily, one prompt at a time."""
     model = load_model(folder)
     model.generation_config.eos_token_id = None
-    found = []
+    completions = []
     for prompt in prompts():
         ids = torch.tensor([prompt])
-        made = model.generate(
+        output = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, pad_token_id=0
         )
-        found.append(made[0, len(prompt) :].tolist())
-    return found
+        completions.append(output[0, len(prompt) :].tolist())
+    return completions
 
 
 def save_pair(model: Any, folder: Path) -> None:

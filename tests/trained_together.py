@@ -45,17 +45,17 @@ SELECTIONS: dict[str, dict[str, Any]] = {
 def factorised() -> Any:
     """Return a model whose second layer uses factors of the first, and k those of q, all with added biases."""
     model = random_model("llama")
-    made: dict[str, LowRankLinear] = {}
+    layers: dict[str, LowRankLinear] = {}
     with torch.random.fork_rng():
         torch.manual_seed(3)
         for matrix in matrices(model):
             if matrix.name == "lm_head":
                 continue
             kind = "self_attn.q_proj" if matrix.name.endswith("k_proj") else matrix.name.split(".", 3)[3]
-            dense, source = get_linear(model, matrix.name), made.get(kind)
+            dense, source = get_linear(model, matrix.name), layers.get(kind)
             a, b = torch.randn(6, dense.in_features) / 6, torch.randn(dense.out_features, 6) / 6
             layer = LowRankLinear.from_factors(a, b, None, torch.zeros(dense.out_features), source)
-            made.setdefault(kind, layer)
+            layers.setdefault(kind, layer)
             replace_module(model, matrix.name, layer)
     return model
 
@@ -75,11 +75,11 @@ class Watched(training._CheckedTrainer):
 
     def training_step(self, model: Any, *args: Any, **more: Any) -> Any:
         loss = super().training_step(model, *args, **more)
-        held = [(p.grad.to_local() if hasattr(p.grad, "to_local") else p.grad, p) for p in model.parameters()]
-        numbers = sum(p.numel() for _, p in held)
-        self.shares.append(sum(grad.numel() for grad, _ in held if grad is not None) / numbers)
-        storages = {grad.untyped_storage().data_ptr() for grad, _ in held if grad is not None}
-        self.storages.append(len(storages) / len(held))
+        gradients = [(p.grad.to_local() if hasattr(p.grad, "to_local") else p.grad, p) for p in model.parameters()]
+        numbers = sum(p.numel() for _, p in gradients)
+        self.shares.append(sum(grad.numel() for grad, _ in gradients if grad is not None) / numbers)
+        storages = {grad.untyped_storage().data_ptr() for grad, _ in gradients if grad is not None}
+        self.storages.append(len(storages) / len(gradients))
         return loss
 
 
@@ -107,7 +107,7 @@ def select(case: str) -> dict[str, Any]:
     """
     model = random_model("llama")
     method = create_method("bs", {"prunings": 3, **SELECTIONS[case]})
-    found: dict[str, Any] = {"held": {}}
+    result: dict[str, Any] = {"held": {}}
 
     class Watched(TaskTrainer):
         def train(
@@ -120,21 +120,21 @@ def select(case: str) -> dict[str, Any]:
                         for side in ("left", "right"):
                             tensor = getattr(layer, side)
                             here = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-                            found["held"][f"{name}.{side}"] = (here.numel(), tensor.numel())
+                            result["held"][f"{name}.{side}"] = (here.numel(), tensor.numel())
 
             return super().train(model, steps, lr_scale, look, state)
 
-    def emit(budget: Budget, made: Any, report: Any) -> None:
-        state = made.state_dict()
-        for name in low_rank_layers(made):
+    def emit(budget: Budget, compressed: Any, report: Any) -> None:
+        state = compressed.state_dict()
+        for name in low_rank_layers(compressed):
             b, a = (state.pop(f"{name}.lr_{part}") for part in "ba")
             state[name] = b.double() @ a.double()
-        found.update(state=state, bases=report.tensors, report=report.summary())
+        result.update(state=state, bases=report.tensors, report=report.summary())
 
     settings = SETTINGS.model_copy(update={"gradient_checkpointing": case == "nothing new"})
     trainer = Watched(TaskData(ITEMS, 0, 0, 42), settings, extra_steps=8)
     method.compress_path(model, method.fit(model, None), [Budget(2.0)], trainer, emit)
-    return found
+    return result
 
 
 if __name__ == "__main__":
@@ -146,16 +146,16 @@ if __name__ == "__main__":
     prepare(1)
     PartialState(cpu=True)
     results: dict[str, dict[str, Any]] = {"fsdp2": {}, "ddp": {}}
-    for strategy, found in results.items():
+    for strategy, by_case in results.items():
         # Starting the processes takes longer than the trainings, so one start serves both strategies.
         os.environ["ACCELERATE_USE_FSDP"] = str(strategy == "fsdp2").lower()
         for case in CASES:
             model, log = train(case)
             state = whole_state(model) if is_sharded(model) else model.state_dict()
-            found[case] = {"state": state, "log": vars(log), "sharded": is_sharded(model)}
-            found[case] |= {"shares": list(Watched.shares), "storages": list(Watched.storages)}
+            by_case[case] = {"state": state, "log": vars(log), "sharded": is_sharded(model)}
+            by_case[case] |= {"shares": list(Watched.shares), "storages": list(Watched.storages)}
         for case in SELECTIONS:
-            found[case] = select(case)
+            by_case[case] = select(case)
     if is_main():
         torch.save(results, Path(sys.argv[1]))
     torch.distributed.barrier()

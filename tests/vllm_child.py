@@ -22,7 +22,7 @@ def factorised_layers(model: Any) -> int:
     return sum(type(getattr(layer, "quant_method", None)).__name__ == "LowRankMethod" for layer in model.modules())
 
 
-def made(answers: Any) -> list[list[int]]:
+def generated(answers: Any) -> list[list[int]]:
     """Return the generated tokens."""
     return [list(answer.outputs[0].token_ids) for answer in answers]
 
@@ -45,7 +45,7 @@ def reload(llm: Any, folder: str | None, generate: Callable[[], Any]) -> list[li
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     llm.reset_prefix_cache()
-    return made(generate())
+    return generated(generate())
 
 
 def import_class(folder: str) -> None:
@@ -74,15 +74,15 @@ def main() -> None:
 
         generate = partial(llm.generate, inputs, sampling, use_tqdm=False)
         first, again = generate(), generate()
-        found = {
-            "tokens": made(first),
-            "again": made(again),
+        results = {
+            "tokens": generated(first),
+            "again": generated(again),
             "cached": sum(answer.num_cached_tokens or 0 for answer in again),
             "layers": sum(llm.apply_model(factorised_layers)) if "tensor_parallel_size" not in job else None,
             "draft": drafting(llm) if draft else None,
             "reloaded": [reload(llm, folder, generate) for folder in reloads],
         }
-        print(f"FOUND {json.dumps(found)}", flush=True)
+        print(f"FOUND {json.dumps(results)}", flush=True)
         del llm, generate
 
 

@@ -57,9 +57,9 @@ def serving(words: list[str], work: Path) -> Iterator[str]:
                 ask(f"http://127.0.0.1:{port}/health")
                 break
             except OSError:  # no connection yet, or no answer in time
-                said = (work / "log").read_text(errors="replace")[-3000:]
-                assert server.poll() is None, said
-                assert time.monotonic() < deadline, said
+                output = (work / "log").read_text(errors="replace")[-3000:]
+                assert server.poll() is None, output
+                assert time.monotonic() < deadline, output
                 time.sleep(0.5)
         yield f"http://127.0.0.1:{port}"
     finally:

@@ -15,11 +15,11 @@ DESKTOP = {"width": 1280, "height": 900}
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
     """A running browser; the tests fail where there is none, because a page that nobody opened is not tested."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    assert found, "no chromium; install it: sudo apt-get install chromium"
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    assert executable, "no chromium; install it: sudo apt-get install chromium"
     with sync_playwright() as playwright:
         root = hasattr(os, "geteuid") and os.geteuid() == 0
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"] if root else [])
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"] if root else [])
         yield browser
         browser.close()
 
@@ -44,8 +44,8 @@ class OpenPage:
 
     def violations(self) -> list[str]:
         """Return what axe finds wrong: one text per rule with the first element that breaks it."""
-        found = Axe().run(self.page).response["violations"]
-        return [f"{v['id']}: {v['help']} ({v['nodes'][0]['html'][:200]})" for v in found]
+        broken_rules = Axe().run(self.page).response["violations"]
+        return [f"{v['id']}: {v['help']} ({v['nodes'][0]['html'][:200]})" for v in broken_rules]
 
     def overflow(self) -> int:
         """Return by how many pixels the page is wider than the window."""

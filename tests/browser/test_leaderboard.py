@@ -20,7 +20,7 @@ METHODS = ("bs", "fwsvd", "svd", "svd-llm")
 
 
 @pytest.fixture(scope="module")
-def found():
+def all_boards():
     """Two models, two tasks, a perplexity, speeds, a submission with a hostile name; samples for accuracies."""
     sweeps = make_sweep(METHODS) + make_sweep(METHODS, model="llama2-13b", model_sha256="13" * 32)
     sweeps += make_sweep(METHODS, language=True)
@@ -40,9 +40,9 @@ def found():
 
 
 @pytest.fixture(scope="module")
-def page_file(found, tmp_path_factory):
+def page_file(all_boards, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "leaderboard.html"
-    path.write_text(to_html(found, submissions=["submitted 12ab"]), encoding="utf-8")
+    path.write_text(to_html(all_boards, submissions=["submitted 12ab"]), encoding="utf-8")
     return path
 
 
@@ -57,9 +57,9 @@ def board(opened, text):
     return opened.page.locator("section.board").filter(has=opened.page.get_by_role("heading", name=text)).first
 
 
-def column(section, place):
+def column(section, position):
     """The numbers of a column of the ranks in the order on the page; None where a cell is empty."""
-    cells = section.locator("table[id$='-ranks'] tbody tr:visible").locator(f"td:nth-child({place + 1})")
+    cells = section.locator("table[id$='-ranks'] tbody tr:visible").locator(f"td:nth-child({position + 1})")
     return [
         float(cell.get_attribute("data-value")) if cell.get_attribute("data-value") else None for cell in cells.all()
     ]
@@ -124,7 +124,7 @@ def test_filters_by_model_task_band_method_and_source(opened):
     assert status.get_attribute("role") == "status"
 
 
-def test_every_value_leads_to_its_provenance(opened, found):
+def test_every_value_leads_to_its_provenance(opened, all_boards):
     section = board(opened, "llama2-7b · math")
     link = section.locator("table[id$='-ranks'] td a").first
     target = link.get_attribute("href")[1:]
@@ -133,13 +133,13 @@ def test_every_value_leads_to_its_provenance(opened, found):
     row = opened.page.locator(f"#{target}")
     assert row.is_visible()
     assert opened.page.evaluate("document.activeElement.id") == target
-    (entry,) = (e for b in found for e in b.entries if e.id == target)
+    (entry,) = (e for b in all_boards for e in b.entries if e.id == target)
     assert entry.provenance.stage_keys in row.text_content()
     assert section.locator("dl.common").first.text_content().count("000000000000")  # the commit
 
 
-def test_ties_and_missing_tests_are_told_in_words(opened, found):
-    (math,) = (b for b in found if b.table.task == "math" and b.table.model == "llama2-7b")
+def test_ties_and_missing_tests_are_described_in_words(opened, all_boards):
+    (math,) = (b for b in all_boards if b.table.task == "math" and b.table.model == "llama2-7b")
     marks = {entry.standing.mark for entry in math.entries}
     assert "1" in marks
     assert any(mark.endswith("?") for mark in marks)  # the submission
@@ -175,9 +175,9 @@ def test_accessible_and_as_wide_as_the_window(page_file, open_page, phone, dark)
     opened.check_quiet()
 
 
-def test_complete_without_scripts(page_file, open_page, found):
+def test_complete_without_scripts(page_file, open_page, all_boards):
     opened = open_page(page_file, scripts=False)
     page = opened.page
     assert not page.locator("#filters").is_visible()
-    assert page.locator("table[id$='-ranks'] td a").count() == sum(len(b.entries) for b in found)
+    assert page.locator("table[id$='-ranks'] td a").count() == sum(len(b.entries) for b in all_boards)
     opened.check_quiet()

@@ -46,8 +46,8 @@ def test_every_section_has_what_it_promises(page_file, open_page):
     assert titles == page.locator("nav a").all_text_contents()
     assert titles[:3] == ["The question", "What came out", "The numbers"]
     assert {"Rank per layer", "Spectra", "Failures", "What was run on what"} <= set(titles)
-    for place in range(page.locator("figure").count()):
-        figure = page.locator("figure").nth(place)
+    for index in range(page.locator("figure").count()):
+        figure = page.locator("figure").nth(index)
         assert figure.locator("figcaption").inner_text()
         svg = figure.locator("svg").first
         named = svg.get_attribute("aria-label") or svg.get_attribute("aria-labelledby")

@@ -199,8 +199,8 @@ def test_evaluation_names_a_sample_of_a_dataset_and_the_context(data_dir, tmp_pa
     words = ("eval", data_dir / "models" / "stories260K", "--data", data_dir, "--limit", "2")
     done = bench(*words, "--benchmarks", "hellaswag,wikitext2", "--context", "32,64", "--out", tmp_path / "scores")
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "scores" / "metrics.json").read_text())["benchmarks"]
-    assert {name: one["variant"] for name, one in found.items()} == {
+    results = json.loads((tmp_path / "scores" / "metrics.json").read_text())["benchmarks"]
+    assert {name: result["variant"] for name, result in results.items()} == {
         "hellaswag": "hellaswag-1000of10042-local-0shot",
         "wikitext2@32": "wikitext2-test-32-bos",
         "wikitext2@32-no-bos": "wikitext2-test-32",

@@ -51,12 +51,12 @@ def complaint(words: list[str], folder: Path) -> str:
 
 def test_lines_are_answered(chunk, world, pytestconfig):
     seed = pytestconfig.getoption("fuzzing_seed")
-    found = []
+    complaints = []
     for number in range(chunk * LINES, (chunk + 1) * LINES):
         words = command_line(number, seed)
-        if said := complaint(words, world):
-            found.append(f"line {number}: bench {' '.join(repr(word[:80]) for word in words)}\n{said}")
-    assert not found, "\n\n".join(found)
+        if message := complaint(words, world):
+            complaints.append(f"line {number}: bench {' '.join(repr(word[:80]) for word in words)}\n{message}")
+    assert not complaints, "\n\n".join(complaints)
 
 
 def test_every_command_and_every_option_is_drawn():

@@ -142,6 +142,6 @@ def test_no_help_text_is_dropped_as_markup():
         for item in getattr(hint, "__metadata__", ())
     }
     assert len(helps) > 100
-    for where, text in helps.items():
-        assert text, where
-        assert Text.from_markup(text).plain == text.replace("\\[", "["), where
+    for option, text in helps.items():
+        assert text, option
+        assert Text.from_markup(text).plain == text.replace("\\[", "["), option

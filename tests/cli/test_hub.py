@@ -131,12 +131,12 @@ def bench(
 
 def refusal(done: subprocess.CompletedProcess[str]) -> str:
     """Return the sentence that a command ended with, exit code 2 and nothing else but what the client waited for."""
-    said = done.stderr.strip().splitlines()
+    output_lines = done.stderr.strip().splitlines()
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
-    assert said[-1].startswith("error: ")
-    assert sum(line.startswith("error: ") for line in said) == 1
-    return said[-1].removeprefix("error: ")
+    assert output_lines[-1].startswith("error: ")
+    assert sum(line.startswith("error: ") for line in output_lines) == 1
+    return output_lines[-1].removeprefix("error: ")
 
 
 def contents(*folders: Path) -> Iterator[bytes]:
@@ -205,10 +205,10 @@ def test_what_the_hub_refuses_is_one_sentence_and_leaves_nothing(
     hub.repository("models", NAME).gated = case.startswith("gated")
     hub.refuse = int(case) if case.isdigit() else 0
     hub.cut_off = 100_000 if case == "cut off" else None
-    said = refusal(bench(*compress(commit, tmp_path / "out"), prepare=prepare, **environment))
-    assert said.startswith(f"cannot load the model '{NAME}' at {commit[:12]} from the hub (")
-    assert re.search(sentence, said), said
-    assert "hf_another" not in said
+    message = refusal(bench(*compress(commit, tmp_path / "out"), prepare=prepare, **environment))
+    assert message.startswith(f"cannot load the model '{NAME}' at {commit[:12]} from the hub (")
+    assert re.search(sentence, message), message
+    assert "hf_another" not in message
     assert not list(tmp_path.iterdir())
 
 
@@ -267,8 +267,8 @@ def test_generation_settings_that_cannot_be_read_are_not_passed_over(
 ) -> None:
     """The tokens that end a sequence would be those of another file."""
     commit = hub.repository("models", NAME).add(model_files() | {"generation_config.json": broken})
-    said = refusal(bench(*compress(commit, tmp_path / "out")))
-    assert "generation_config.json" in said
+    message = refusal(bench(*compress(commit, tmp_path / "out")))
+    assert "generation_config.json" in message
     assert not list(tmp_path.iterdir())
 
 

@@ -43,7 +43,7 @@ def test_a_run_and_a_submission_become_four_files_and_a_table(bench, run, tmp_pa
     assert (tmp_path / "out" / "leaderboard.html").read_text().count("new (submitted") > 1
 
 
-def test_a_faulty_file_is_told_line_by_line_and_stores_nothing(bench, run, tmp_path):
+def test_a_faulty_file_is_reported_line_by_line_and_stores_nothing(bench, run, tmp_path):
     text = (run / "results.csv").read_text().splitlines()
     text[2] = text[2].replace(",true,", ",perhaps,", 1)
     text[4] = text[4][: len(text[4]) // 2]

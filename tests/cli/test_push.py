@@ -35,7 +35,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
 
 
 @pytest.fixture(scope="module")
-def made(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work_folder(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `small`, a compressed model, `scores`, its evaluation, and `runs`, a sweep."""
     work = tmp_path_factory.mktemp("made")
     few = ("--limit", 4, "--max-new-tokens", 4)
@@ -50,79 +50,81 @@ def made(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work
 
 
-def push(made: Path, *words: object, **environment: str) -> tuple[int, str]:
-    done = commands.bench("push", *words, cwd=made, timeout=300, **environment)
+def push(work_folder: Path, *words: object, **environment: str) -> tuple[int, str]:
+    done = commands.bench("push", *words, cwd=work_folder, timeout=300, **environment)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout + done.stderr
 
 
-def test_what_is_pushed_comes_back_with_its_card_and_its_scores(hub: LoopbackHub, made: Path, tmp_path: Path) -> None:
+def test_what_is_pushed_comes_back_with_its_card_and_its_scores(
+    hub: LoopbackHub, work_folder: Path, tmp_path: Path
+) -> None:
     words = ("small", REPOSITORY, "--evaluation", "scores")
-    code, said = push(made, *words, HF_TOKEN=TOKEN)
-    assert code == 0, said
+    code, output = push(work_folder, *words, HF_TOKEN=TOKEN)
+    assert code == 0, output
     repository = hub.repositories["models", REPOSITORY]
     commit, files = list(repository.commits.items())[-1]
     assert repository.private
-    assert commit in said
+    assert commit in output
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(files)
     assert "compression.json" not in files
     assert "run.log" not in files
     metadata = ModelCard(files["README.md"].decode()).data
     assert (metadata.license, metadata.base_model, metadata.library_name) == ("apache-2.0", None, "transformers")
     assert metadata.tags == ["low-rank", "lowrank-bench", "svd"]
-    (measured,) = read_origin(str(made / "small"), [made / "scores"]).measurements
+    (measured,) = read_origin(str(work_folder / "small"), [work_folder / "scores"]).measurements
     assert f"| {measured.variant} | accuracy (strict) |" in files["README.md"].decode()
     # Again: nothing has changed, so no commit is made.
-    code, said = push(made, *words, HF_TOKEN=TOKEN)
-    assert code == 0, said
-    assert commit in said
+    code, output = push(work_folder, *words, HF_TOKEN=TOKEN)
+    assert code == 0, output
+    assert commit in output
     assert list(repository.commits)[-1] == commit
     again = ("--benchmarks", "toy-math", "--limit", 4, "--max-new-tokens", 4, "--out", tmp_path / "again")
     done = commands.bench("eval", REPOSITORY, "--revision", commit, *again, timeout=300)
     assert done.returncode == 0, done.stderr
-    here, there = (
-        json.loads((folder / "metrics.json").read_text()) for folder in (made / "scores", tmp_path / "again")
+    local, pushed = (
+        json.loads((folder / "metrics.json").read_text()) for folder in (work_folder / "scores", tmp_path / "again")
     )
-    assert here["benchmarks"] == there["benchmarks"]
-    assert there["model_sha256"] == f"{REPOSITORY}@{commit}"
+    assert local["benchmarks"] == pushed["benchmarks"]
+    assert pushed["model_sha256"] == f"{REPOSITORY}@{commit}"
     written = [
         file.read_bytes()
-        for folder in (made, tmp_path, Path(os.environ["HF_HOME"]))
+        for folder in (work_folder, tmp_path, Path(os.environ["HF_HOME"]))
         for file in folder.rglob("*")
         if file.is_file()
     ]
-    for content in (*written, *files.values(), said.encode()):
+    for content in (*written, *files.values(), output.encode()):
         assert TOKEN.encode() not in content
     for content in files.values():
-        assert str(made).encode() not in content
+        assert str(work_folder).encode() not in content
 
 
-def test_a_dry_run_shows_all_and_sends_nothing(hub: LoopbackHub, made: Path) -> None:
+def test_a_dry_run_shows_all_and_sends_nothing(hub: LoopbackHub, work_folder: Path) -> None:
     hub.asked.clear()
-    code, said = push(made, "small", "someone/other", "--dry-run", HF_TOKEN=TOKEN)
-    assert code == 0, said
+    code, output = push(work_folder, "small", "someone/other", "--dry-run", HF_TOKEN=TOKEN)
+    assert code == 0, output
     assert not hub.asked
-    assert "file        model.safetensors, " in said
-    assert "Nothing has been measured on these weights." in said
-    assert "vllm serve someone/other" in said
-    assert str(made) not in said
+    assert "file        model.safetensors, " in output
+    assert "Nothing has been measured on these weights." in output
+    assert "vllm serve someone/other" in output
+    assert str(work_folder) not in output
 
 
-def test_a_cells_card_has_its_records_beside_the_uncompressed_model(made: Path) -> None:
-    name = f"{made}/runs/tiny-toy-math:bs:prunings=2@2"
+def test_a_cells_card_has_its_records_beside_the_uncompressed_model(work_folder: Path) -> None:
+    name = f"{work_folder}/runs/tiny-toy-math:bs:prunings=2@2"
     origin = read_origin(name)
     assert (origin.method, origin.options["prunings"], origin.is_trained) == ("bs", 2, True)
-    assert [found.uncompressed is not None for found in origin.measurements] == [True]
+    assert [measurement.uncompressed is not None for measurement in origin.measurements] == [True]
     text = prepare(name, REPOSITORY, base_model="someone/tiny", licence="mit").texts["README.md"]
     metadata = ModelCard(text).data
     assert (metadata.base_model, metadata.base_model_relation, metadata.license) == ("someone/tiny", "finetune", "mit")
     assert "`prunings=2`" in text
-    untrained = ModelCard(prepare(str(made / "small"), REPOSITORY, "someone/tiny").texts["README.md"]).data
+    untrained = ModelCard(prepare(str(work_folder / "small"), REPOSITORY, "someone/tiny").texts["README.md"]).data
     assert untrained.base_model_relation == "quantized"
 
 
-def test_results_on_whole_registered_benchmarks_alone_have_a_file(made: Path) -> None:
-    origin = read_origin(str(made / "small"))
+def test_results_on_whole_registered_benchmarks_alone_have_a_file(work_folder: Path) -> None:
+    origin = read_origin(str(work_folder / "small"))
     whole = Measurement(
         "gsm8k", "gsm8k-1319-0shot", "accuracy", "strict", 0.25, 0.227, 0.274, 1319, "vllm", "2026-11-28T01:00:00+00:00"
     )
@@ -153,20 +155,20 @@ def test_every_presets_licence_has_a_name_on_the_hub() -> None:
     ],
 )
 def test_what_cannot_be_pushed_is_one_sentence(
-    words: tuple[object, ...], environment: dict[str, str], sentence: str, hub: LoopbackHub, made: Path
+    words: tuple[object, ...], environment: dict[str, str], sentence: str, hub: LoopbackHub, work_folder: Path
 ) -> None:
-    code, said = push(made, *words, **environment)
+    code, output = push(work_folder, *words, **environment)
     assert code == 2
-    assert sentence.replace("\\", "") in said
-    assert "hf_another" not in said
+    assert sentence.replace("\\", "") in output
+    assert "hf_another" not in output
 
 
-def test_other_weights_and_unknown_licences_are_refused(made: Path, tmp_path: Path) -> None:
-    scores = json.loads((made / "scores" / "metrics.json").read_text()) | {"model_sha256": "0" * 64}
+def test_other_weights_and_unknown_licences_are_refused(work_folder: Path, tmp_path: Path) -> None:
+    scores = json.loads((work_folder / "scores" / "metrics.json").read_text()) | {"model_sha256": "0" * 64}
     (tmp_path / "metrics.json").write_text(json.dumps(scores))
     with pytest.raises(UserError, match="measured on other weights"):
-        read_origin(str(made / "small"), [tmp_path])
-    origin = read_origin(str(made / "small"))
+        read_origin(str(work_folder / "small"), [tmp_path])
+    origin = read_origin(str(work_folder / "small"))
     foreign = type(origin)(**vars(origin) | {"model": "mine-12345678"})
     with pytest.raises(UserError, match="add --license"):
         card.find_base(foreign, "someone/mine", None)

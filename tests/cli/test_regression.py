@@ -79,9 +79,9 @@ def test_a_damaged_method_fails_and_another_seed_passes(tmp_path):
     assert "passed (2 same)" in passed.stdout
     assert failed.returncode == 1, failed.stdout + failed.stderr
     assert "FAILED: 1 of 2 cells" in failed.stdout
-    told = next(line for line in failed.stdout.splitlines() if line.strip().startswith("ours 1.5× on tiny"))
-    assert "recovery fell from" in told
-    assert "standard errors" in told
+    sentence = next(line for line in failed.stdout.splitlines() if line.strip().startswith("ours 1.5× on tiny"))
+    assert "recovery fell from" in sentence
+    assert "standard errors" in sentence
 
 
 def test_the_committed_baseline_agrees_with_itself_and_can_be_shown():
@@ -95,8 +95,8 @@ def test_the_committed_baseline_agrees_with_itself_and_can_be_shown():
 
 
 def test_a_part_is_compared_with_its_own_reference(tmp_path):
-    for where, same in (("label=svd", 3), ("ratio_target>=2", 4)):
-        done = bench("check", BASELINE, "--baseline", BASELINE, "--where", where)
+    for condition, same in (("label=svd", 3), ("ratio_target>=2", 4)):
+        done = bench("check", BASELINE, "--baseline", BASELINE, "--where", condition)
         assert done.returncode == 0, done.stderr
         assert f"passed ({same} same)" in done.stdout
     lines = BASELINE.read_text().splitlines(keepends=True)
@@ -134,7 +134,7 @@ def test_update_makes_a_baseline_and_says_what_changed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("check", BASELINE, "--baseline", "none.csv"), "bench baseline update RUN --baseline none.csv"),
         (("check", "nowhere", "--baseline", BASELINE), "nowhere does not exist|nowhere is not a results file"),
@@ -151,11 +151,11 @@ def test_update_makes_a_baseline_and_says_what_changed(tmp_path):
         (("table", BASELINE, BASELINE), "named twice"),
     ],
 )
-def test_wrong_input_is_one_sentence(words, told, tmp_path):
+def test_wrong_input_is_one_sentence(words, message, tmp_path):
     done = commands.bench(*words, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert any(part in done.stderr for part in told.split("|")), done.stderr
+    assert any(part in done.stderr for part in message.split("|")), done.stderr
     assert not list(tmp_path.iterdir())
 
 

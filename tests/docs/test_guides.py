@@ -160,8 +160,8 @@ def test_the_guides_paper_is_reproduced_in_small(
     monkeypatch.setattr(quoted, "all_quoted", lambda: rows)
     item = catalogue.find_item("example", None, "1")
     few = {"ratios": (2.0,), "finetune_steps": 2, "recover_steps": 2, "limit": 3, "workers": 1}
-    made = reproduce(item, Changes(model="tiny", out=tmp_path / "runs", **few), Console(quiet=True))
-    assert made is not None
-    assert {path.name for path in made.pictures} == {"table-1.png", "table-1.svg"}
-    assert [verdict.outcome for verdict in made.verdicts] == ["not comparable"]
-    assert made.findings[0].startswith("The paper: weighting is better at every size (§4)")
+    result = reproduce(item, Changes(model="tiny", out=tmp_path / "runs", **few), Console(quiet=True))
+    assert result is not None
+    assert {path.name for path in result.pictures} == {"table-1.png", "table-1.svg"}
+    assert [verdict.outcome for verdict in result.verdicts] == ["not comparable"]
+    assert result.findings[0].startswith("The paper: weighting is better at every size (§4)")

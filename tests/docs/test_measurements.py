@@ -71,24 +71,24 @@ def test_new_records_make_a_new_table(finished, tmp_path: Path) -> None:
     assert result.records.headline.all()
     assert len(result.records) == sum(read_records(run).headline)
     page = "# A page\n\n<!-- measured: small -->\n<!-- end -->\n\n<!-- measured: small table -->\nold\n<!-- end -->\n"
-    made = update_page(page, {"small": entry}, tmp_path)
-    assert made.count("| uncompressed |") == 2
-    assert "old" not in made
-    assert f"    {entry.command}\n" in made
-    assert result.records.git_commit.iloc[0][:7] in made
-    assert update_page(made, {"small": entry}, tmp_path) == made
+    updated = update_page(page, {"small": entry}, tmp_path)
+    assert updated.count("| uncompressed |") == 2
+    assert "old" not in updated
+    assert f"    {entry.command}\n" in updated
+    assert result.records.git_commit.iloc[0][:7] in updated
+    assert update_page(updated, {"small": entry}, tmp_path) == updated
 
-    figure = re.search(r"\| (\d+\.\d) \[", made)
+    figure = re.search(r"\| (\d+\.\d) \[", updated)
     assert figure is not None
-    edited = made.replace(figure[0], "| 99.9 [", 1)
-    assert edited != made
-    assert update_page(edited, {"small": entry}, tmp_path) == made
+    edited = updated.replace(figure[0], "| 99.9 [", 1)
+    assert edited != updated
+    assert update_page(edited, {"small": entry}, tmp_path) == updated
 
     records = to_records(result.records)
     best = max(records, key=lambda record: record.value)
     other = [r.model_copy(update={"value": 0.123, "low": 0.1, "high": 0.2}) if r is best else r for r in records]
     (tmp_path / "small.csv").write_text(csv_text(other), encoding="utf-8")
-    assert "12.3 [10.0, 20.0]" in update_page(made, {"small": entry}, tmp_path)
+    assert "12.3 [10.0, 20.0]" in update_page(updated, {"small": entry}, tmp_path)
 
 
 def test_several_budgets_are_shown_with_what_the_report_says(record, tmp_path: Path) -> None:
@@ -98,16 +98,16 @@ def test_several_budgets_are_shown_with_what_the_report_says(record, tmp_path: P
     for label, steps in (("svd", 200), ("svd", 600), ("bs", 200), ("bs", 600)):
         value = 0.2 + steps / 2000 * (label == "bs")
         trained = {"steps_budget": steps, "steps_recover": steps, "tokens_recover": 1000 * steps}
-        made = {"value": value, "low": value - 0.01, "high": value + 0.01, "stage_key": f"{label}-{steps}"}
-        rows.append(record(method=label, label=label, **trained, **made))
+        measured = {"value": value, "low": value - 0.01, "high": value + 0.01, "stage_key": f"{label}-{steps}"}
+        rows.append(record(method=label, label=label, **trained, **measured))
     write_records(run, rows)
     draw_budgets(read_records(run), run)
     for name, content in measure["sweep_files"](entry, run).items():
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    made = update_page("<!-- measured: small -->\n<!-- end -->\n", {"small": entry}, tmp_path)
-    assert all(f"{steps} steps after the first finetuning" in made for steps in (200, 600))
-    assert "\n- At 2×, " in made
-    assert "(measured/small.png)" in made
+    updated = update_page("<!-- measured: small -->\n<!-- end -->\n", {"small": entry}, tmp_path)
+    assert all(f"{steps} steps after the first finetuning" in updated for steps in (200, 600))
+    assert "\n- At 2×, " in updated
+    assert "(measured/small.png)" in updated
     assert (tmp_path / "small.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -90,9 +90,9 @@ def test_options_are_named_as_on_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(
         "model: tiny\ntask: toy-math\nmethods: svd\ntraining: {finetune: {epochs: 2}}\n"
     )
-    read = config_of(tmp_path / "sweep.yaml", {"finetune_steps": 5, "context": 128})
-    finetune = read.training.finetune
-    assert (finetune.steps, finetune.epochs, read.evaluation.context) == (5, 2, (128,))
+    from_file = config_of(tmp_path / "sweep.yaml", {"finetune_steps": 5, "context": 128})
+    finetune = from_file.training.finetune
+    assert (finetune.steps, finetune.epochs, from_file.evaluation.context) == (5, 2, (128,))
     nested = config_of(None, words | {"methods": ["svd"], "training": {"finetune": {"steps": 5}}, "recover_steps": 2})
     assert (nested.training.finetune.steps, nested.training.recover.steps) == (5, (2,))
 

@@ -58,9 +58,9 @@ def test_c4_is_split_between_benchmark_and_training(data_dir):
 
 def test_local_calibration_of_commonsense_is_no_evaluated_split(data_dir):
     task = get_task("commonsense")
-    found = task.train_examples(None, data_dir, 1)
-    assert found.source == "local:arc_easy/validation.jsonl.gz+local:arc_challenge/validation.jsonl.gz"
-    texts = [example.answer for example in found.examples]
+    training_set = task.train_examples(None, data_dir, 1)
+    assert training_set.source == "local:arc_easy/validation.jsonl.gz+local:arc_challenge/validation.jsonl.gz"
+    texts = [example.answer for example in training_set.examples]
     assert len(texts) == 299 + 570 - 2
     assert texts[0].startswith("Question: ")
     questions = {
@@ -135,12 +135,12 @@ def test_windows_with_bos_are_other_windows_and_say_so(name, engine, data_dir):
     whole = [token for ids in plain for token in ids]
     assert whole[0] == bos
     assert [token for ids in with_bos for token in ids[1:]][: len(whole) - 1] == whole[1 : 1 + 63 * len(with_bos)]
-    found = {with_bos: benchmark.evaluate(engine, replace(settings, bos=with_bos)) for with_bos in (False, True)}
-    assert found[True].variant == f"{found[False].variant}-bos" == benchmark.variant(replace(settings, bos=True))
-    assert [found[b].details["bos_per_window"] for b in (False, True)] == [False, True]
-    assert found[True].details["tokenizer_adds_bos"]
-    assert [found[b].details["predicted_tokens"] for b in (False, True)] == [2 * 63, 2 * 63]
-    assert found[False].metrics != found[True].metrics
+    outcomes = {with_bos: benchmark.evaluate(engine, replace(settings, bos=with_bos)) for with_bos in (False, True)}
+    assert outcomes[True].variant == f"{outcomes[False].variant}-bos" == benchmark.variant(replace(settings, bos=True))
+    assert [outcomes[b].details["bos_per_window"] for b in (False, True)] == [False, True]
+    assert outcomes[True].details["tokenizer_adds_bos"]
+    assert [outcomes[b].details["predicted_tokens"] for b in (False, True)] == [2 * 63, 2 * 63]
+    assert outcomes[False].metrics != outcomes[True].metrics
     assert benchmark.identity(replace(settings, bos=True)) != benchmark.identity(settings)
 
 
@@ -178,11 +178,11 @@ def test_windows_follow_the_tokenizer(adds, without_bos, data_dir, tmp_path):
         assert checks.bos_windows(["never", "always"], source, chosen) == BosWindows((False, True))
         assert checks.bos_windows(["auto", "never"], source, chosen) == BosWindows((True, False))
     else:
-        for wanted in (["always"], ["never", "always"]):
+        for rules in (["always"], ["never", "always"]):
             with pytest.raises(UserError, match="no BOS token"):
-                checks.bos_windows(wanted, source, chosen)
-    for wanted in (["never"], ["auto"]):
-        assert checks.bos_windows(wanted, source, chosen[1:]) == BosWindows()
+                checks.bos_windows(rules, source, chosen)
+    for rules in (["never"], ["auto"]):
+        assert checks.bos_windows(rules, source, chosen[1:]) == BosWindows()
     with pytest.raises(UserError, match="none is asked for"):
         checks.bos_windows(["always"], source, chosen[1:])
     with pytest.raises(UserError, match="unknown BOS rule 'allways'; did you mean 'always'"):
@@ -193,7 +193,7 @@ def test_only_uncompressed_models_are_measured_both_ways():
     windows, settings = BosWindows((True,), (False,)), EvalSettings(limit=2)
     for name, bos, compressed in (("wikitext2", [True, False], False), ("c4", [True], True), ("piqa", [True], False)):
         asked = list(windows.settings(benchmarks.get(name)(), settings, compressed))
-        assert [each.bos for _, each in asked] == bos
+        assert [run_settings.bos for _, run_settings in asked] == bos
         assert [suffix for suffix, _ in asked] == ["", "no-bos"][: len(bos)]
     assert [suffix for suffix, _ in BosWindows((False, True)).settings(benchmarks.get("c4")(), settings, True)] == [
         "",
@@ -235,7 +235,7 @@ def test_windows_of_real_tokenizer_classes(tokenizer, adds):
         with pytest.raises(UserError, match="use --bos auto, or never"):
             joined_windows(tokenizer, [text], 6, bos=True)
         return
-    each = joined_windows(tokenizer, [text], 6, bos=True)
-    assert all(ids[0] == bos and len(ids) == 6 for ids in each)
+    windows = joined_windows(tokenizer, [text], 6, bos=True)
+    assert all(ids[0] == bos and len(ids) == 6 for ids in windows)
     content = tokenizer.encode(text, add_special_tokens=False)
-    assert [token for ids in each for token in ids[1:]] == content[: 5 * len(each)]
+    assert [token for ids in windows for token in ids[1:]] == content[: 5 * len(windows)]

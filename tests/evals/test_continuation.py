@@ -204,8 +204,8 @@ class Gold(Engine):
         self.tokenizer, self.texts = tokenizer, texts
 
     def generate(self, prompts, sampling, batch_size, progress=None):
-        made = (encode_continuation(self.tokenizer, text) for text in self.texts)
-        return [finish(self.tokenizer, p, ids, sampling.stop, set()) for p, ids in zip(prompts, made, strict=True)]
+        answers = (encode_continuation(self.tokenizer, text) for text in self.texts)
+        return [finish(self.tokenizer, p, ids, sampling.stop, set()) for p, ids in zip(prompts, answers, strict=True)]
 
     def logprobs(self, sequences, batch_size, progress=None):
         raise AssertionError("nothing is scored")

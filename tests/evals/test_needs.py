@@ -99,8 +99,8 @@ def test_vllm_reserves_for_the_longest_sequence_and_wants_no_more_than_is_free(
     reserved = vllm_engine.reservation(needs, "cuda")
     assert reserved["max_model_len"] == longest + 1
     assert reserved["kv_cache_memory_bytes"] >= needs.token * (longest + 1)
-    wanted = reserved["gpu_memory_utilization"] * 24 * GIB
-    assert needs.weights + reserved["kv_cache_memory_bytes"] + vllm_engine._OWN_BYTES <= wanted < free * GIB
+    reserved_bytes = reserved["gpu_memory_utilization"] * 24 * GIB
+    assert needs.weights + reserved["kv_cache_memory_bytes"] + vllm_engine._OWN_BYTES <= reserved_bytes < free * GIB
     assert "gpu_memory_utilization" not in vllm_engine.reservation(needs, "cpu")
     with pytest.raises(UserError, match=r"one sequence of 131072 tokens"):
         vllm_engine.reservation(footprint.footprint(llama, dtype="bfloat16"), "cuda")
@@ -180,15 +180,15 @@ def test_no_evaluation_asks_for_a_longer_sequence_than_it_says(
     benchmark, folder = benchmarks.get(name)(), str(data_dir / "models" / "stories260K")
     settings = EvalSettings(**({"data_dir": data_dir, "stage": stage, "limit": 40} | more))
     engine = Recorder(folder, context)
-    said = benchmark.longest_sequence(engine.tokenizer, settings, context)
+    declared = benchmark.longest_sequence(engine.tokenizer, settings, context)
     if (name, stage, context) == ("gsm8k", "pretrained", 300):
         with pytest.raises(UserError, match="no prompt of 'gsm8k' fits this model"):
             benchmark.evaluate(engine, settings)
         return
     benchmark.evaluate(engine, settings)
-    assert engine.longest <= said <= context
+    assert engine.longest <= declared <= context
     if context == 8192 and name != "tinystories":  # whose windows may all be shorter than the longest that is allowed
-        assert said == engine.longest
+        assert declared == engine.longest
 
 
 TOKENIZER = load_tokenizer(TINY)
@@ -199,7 +199,7 @@ def test_the_longest_text_is_found_without_tokenising_all(texts: list[str], limi
     def count(text: str) -> int:
         return len(encode_prompt(TOKENIZER, text))
 
-    fitting = [found for found in map(count, texts) if found <= limit]
+    fitting = [tokens for tokens in map(count, texts) if tokens <= limit]
     assert most_tokens(texts, count, limit) == max(fitting, default=0)
 
 

@@ -45,10 +45,10 @@ def test_numbers(gold, completion, headline):
 
 def test_latex_is_a_reference_with_or_without_the_solution_around_it():
     for gold in (r"\frac{3}{4}", r"So it is \boxed{\frac{3}{4}}."):
-        found = verdicts("math", r"The answer is \(\frac34\).", gold)
-        assert found["answer-is"] == ("correct", r"\frac34")
-        assert found["math-verify"][0] == "correct"
-        assert found["boxed"] == ("no-answer", None)
+        by_scorer = verdicts("math", r"The answer is \(\frac34\).", gold)
+        assert by_scorer["answer-is"] == ("correct", r"\frac34")
+        assert by_scorer["math-verify"][0] == "correct"
+        assert by_scorer["boxed"] == ("no-answer", None)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_asserts_are_a_reference_for_code(name, completion, verdict, kind):
 
 
 @pytest.mark.parametrize(
-    ("name", "gold", "item", "said"),
+    ("name", "gold", "item", "message"),
     [
         ("gsm8k", "abc", None, "no number"),
         ("gsm8k", "", None, "no number"),
@@ -86,8 +86,8 @@ def test_asserts_are_a_reference_for_code(name, completion, verdict, kind):
         ("wikitext2", "1", None, "compares likelihoods"),
     ],
 )
-def test_what_cannot_be_scored_is_refused_in_one_sentence(name, gold, item, said):
-    with pytest.raises(UserError, match=said):
+def test_what_cannot_be_scored_is_refused_in_one_sentence(name, gold, item, message):
+    with pytest.raises(UserError, match=message):
         verdicts(name, "x", gold, item)
 
 

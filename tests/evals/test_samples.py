@@ -96,10 +96,10 @@ def test_rescoring_stored_samples_gives_the_evaluation_again(name, run):
         timed = {"seconds"} | ({"detail"} if "timeout" in sample["verdicts"].values() else set())
         return {key: value for key, value in sample.items() if key not in timed}
 
-    for one, two in zip(outcome.samples, again.samples, strict=True):
-        assert set(one) >= FIELDS
-        assert steady(one) == steady(two)
-        assert set(one["verdicts"].values()) <= {"correct", "wrong", "no-answer", "timeout"}
+    for before, after in zip(outcome.samples, again.samples, strict=True):
+        assert set(before) >= FIELDS
+        assert steady(before) == steady(after)
+        assert set(before["verdicts"].values()) <= {"correct", "wrong", "no-answer", "timeout"}
 
 
 def test_several_samples_of_each_problem(run):
@@ -216,29 +216,29 @@ def test_paired_interval_covers_the_true_difference():
 def test_comparison_of_greedy_runs_is_mcnemars(run):
     _, _, all_right, _ = run("gsm8k", [right], 40)
     _, _, half, _ = run("gsm8k", [sometimes(2)], 40)
-    found = compare(half.samples, all_right.samples)
-    assert (found.a, found.b, found.difference) == (0.5, 1.0, 0.5)
-    assert (found.only_a, found.only_b, found.problems) == (0, 20, 40)
-    assert found.p_value == pytest.approx(2 / 2**20)
-    assert found.low < 0.5 < found.high
-    assert found.test == "McNemar, exact"
-    assert found.significant
-    assert found.sentence("svd", "bs").endswith("bs is better than svd.")
-    assert compare(all_right.samples, half.samples).p_value == found.p_value
+    comparison = compare(half.samples, all_right.samples)
+    assert (comparison.a, comparison.b, comparison.difference) == (0.5, 1.0, 0.5)
+    assert (comparison.only_a, comparison.only_b, comparison.problems) == (0, 20, 40)
+    assert comparison.p_value == pytest.approx(2 / 2**20)
+    assert comparison.low < 0.5 < comparison.high
+    assert comparison.test == "McNemar, exact"
+    assert comparison.significant
+    assert comparison.sentence("svd", "bs").endswith("bs is better than svd.")
+    assert compare(all_right.samples, half.samples).p_value == comparison.p_value
     same = compare(half.samples, half.samples)
     assert (same.difference, same.p_value) == (0, 1)
     assert "does not show that they differ" in same.sentence()
 
 
 def test_comparison_of_sampled_runs_flips_signs(run):
-    _, _, one, _ = run("gsm8k", [right, sometimes(2), sometimes(4)], 40)
-    _, _, two, _ = run("gsm8k", [sometimes(2), sometimes(4), sometimes(8)], 40)
-    found = compare(one.samples, two.samples)
-    assert found.test == "sign flips over problems"
-    assert found.low < found.difference < found.high < 0
-    assert found.p_value < 0.01
-    assert found == compare(one.samples, two.samples)
-    assert compare(one.samples, one.samples).p_value == 1
+    _, _, better, _ = run("gsm8k", [right, sometimes(2), sometimes(4)], 40)
+    _, _, worse, _ = run("gsm8k", [sometimes(2), sometimes(4), sometimes(8)], 40)
+    comparison = compare(better.samples, worse.samples)
+    assert comparison.test == "sign flips over problems"
+    assert comparison.low < comparison.difference < comparison.high < 0
+    assert comparison.p_value < 0.01
+    assert comparison == compare(better.samples, worse.samples)
+    assert compare(better.samples, better.samples).p_value == 1
 
 
 def _lines(shares, samples=4):
@@ -254,36 +254,36 @@ def _lines(shares, samples=4):
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 @pytest.mark.parametrize("share", [1, 2, 4])
 def test_few_problems_that_differ_alike_show_nothing(n, share):
-    found = compare(_lines([0] * n), _lines([share] * n))
-    assert not found.significant
-    assert found.p_value == pytest.approx(2 / 2**n, abs=0.02)
-    assert -1 <= found.low < 0 < found.high <= 1
-    assert found.low < found.difference <= found.high
+    comparison = compare(_lines([0] * n), _lines([share] * n))
+    assert not comparison.significant
+    assert comparison.p_value == pytest.approx(2 / 2**n, abs=0.02)
+    assert -1 <= comparison.low < 0 < comparison.high <= 1
+    assert comparison.low < comparison.difference <= comparison.high
 
 
 @pytest.mark.parametrize("n", [2, 20, 1000])
 def test_problems_without_any_difference_leave_room_for_one(n):
     same = _lines([2] * n)
-    found = compare(same, same)
-    assert (found.difference, found.p_value) == (0, 1)
-    assert found.low == -found.high
-    assert found.high == pytest.approx(1 - 0.025 ** (1 / n))
+    comparison = compare(same, same)
+    assert (comparison.difference, comparison.p_value) == (0, 1)
+    assert comparison.low == -comparison.high
+    assert comparison.high == pytest.approx(1 - 0.025 ** (1 / n))
     assert compare(same[:4], same[:4]).low == -1
 
 
 def test_many_problems_that_differ_alike_show_it_and_thirds_are_alike():
-    found = compare(_lines([1] * 20, 3), _lines([2] * 20, 3))
-    assert found.significant
-    assert 0 < found.low < found.difference < found.high < 1
+    comparison = compare(_lines([1] * 20, 3), _lines([2] * 20, 3))
+    assert comparison.significant
+    assert 0 < comparison.low < comparison.difference < comparison.high < 1
     back = compare(_lines([2] * 20, 3), _lines([1] * 20, 3))
-    assert (back.low, back.high) == (pytest.approx(-found.high), pytest.approx(-found.low))
+    assert (back.low, back.high) == (pytest.approx(-comparison.high), pytest.approx(-comparison.low))
 
 
 def test_comparison_uses_common_problems_and_says_how_many_are_left_out(run):
     _, _, few, _ = run("gsm8k", [right], 5)
     _, _, more, _ = run("gsm8k", [right], 9)
-    found = compare(few.samples, more.samples)
-    assert (found.problems, found.left_out) == (5, 4)
+    comparison = compare(few.samples, more.samples)
+    assert (comparison.problems, comparison.left_out) == (5, 4)
 
 
 def test_comparison_refuses_what_is_not_comparable(run):

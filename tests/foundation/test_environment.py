@@ -24,7 +24,7 @@ def test_a_new_process_sees_one_gpu(monkeypatch, visible, device, expected) -> N
     assert one_gpu(device) == expected
 
 
-def test_what_launchers_leave_is_told_from_the_rest() -> None:
+def test_what_launchers_leave_is_recognised() -> None:
     left = dict.fromkeys(["ACCELERATE_USE_FSDP", "FSDP_VERSION", "RANK", "OMPI_COMM_WORLD_SIZE", "TORCHELASTIC_RUN_ID"])
-    kept = dict.fromkeys(["PATH", "HF_HOME", "RANKING", "CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID"])
-    assert without_launcher(left | kept) == kept
+    others = dict.fromkeys(["PATH", "HF_HOME", "RANKING", "CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID"])
+    assert without_launcher(left | others) == others

@@ -182,10 +182,10 @@ def test_a_fork_server_that_cannot_import_ends_and_so_does_the_wait(monkeypatch)
 def test_what_imports_read_from_the_environment_has_not_changed_since(monkeypatch):
     near, far = socket.socketpair()
     with near, far:
-        made = ForkServer(near, 99)
-        monkeypatch.setitem(fork_server._servers, 99, made)
+        server = ForkServer(near, 99)
+        monkeypatch.setitem(fork_server._servers, 99, server)
         monkeypatch.setenv("ANYTHING", "else")
-        assert ForkServer.running(99) is made
+        assert ForkServer.running(99) is server
         monkeypatch.setenv("HF_HOME", "/another")
         assert ForkServer.running(99) is None
 

@@ -38,28 +38,28 @@ SPECS = [
 @pytest.mark.parametrize("method", ["svd", "fwsvd", "svd-llm", "afm", "joint-rank-k"])
 @pytest.mark.parametrize("spec", SPECS)
 def test_any_method_with_any_policy(method: str, spec: str) -> None:
-    found = create_method(method, {"policy": spec, "probe_samples": 4})
-    assert isinstance(found, MatrixCompressor)
+    compressor = create_method(method, {"policy": spec, "probe_samples": 4})
+    assert isinstance(compressor, MatrixCompressor)
     dense, data = random_model("llama"), RandomData()
-    fitted = found.fit(dense, data)
+    fitted = compressor.fit(dense, data)
     policy = parse_policy(spec)
     assert bool(fitted.evidence()) == policy.measures
-    assert found.requirements.data_in_fit == (policy.measures or method in ("fwsvd", "svd-llm", "afm"))
-    assert found.requirements.searches == policy.needs_loss
+    assert compressor.requirements.data_in_fit == (policy.measures or method in ("fwsvd", "svd-llm", "afm"))
+    assert compressor.requirements.searches == policy.needs_loss
     for ratio in (1.3, 2.5, 4.0):
         model = copy.deepcopy(dense)
-        report = found.compress(model, fitted, Budget(ratio), None, data)
-        assert 0 <= count(dense) / ratio - count(model) < max(unit.cost for unit in found.shape(dense).units)
+        report = compressor.compress(model, fitted, Budget(ratio), None, data)
+        assert 0 <= count(dense) / ratio - count(model) < max(unit.cost for unit in compressor.shape(dense).units)
         assert report.parameters == count(model)
         assert torch.isfinite(logits(model)).all()
 
 
 def test_measured_evidence_survives_the_disk(tmp_path: object) -> None:
-    found, model = create_method("svd", {"policy": "sensitivity(step=0.3)", "probe_samples": 4}), random_model("llama")
-    fitted = found.fit(model, RandomData())
+    svd, model = create_method("svd", {"policy": "sensitivity(step=0.3)", "probe_samples": 4}), random_model("llama")
+    fitted = svd.fit(model, RandomData())
     fitted.save(tmp_path)  # type: ignore[arg-type]
     again = Fitted.load(tmp_path)  # type: ignore[arg-type]
-    first, second = (found.compress(copy.deepcopy(model), fit, Budget(2.0), None) for fit in (fitted, again))
+    first, second = (svd.compress(copy.deepcopy(model), fit, Budget(2.0), None) for fit in (fitted, again))
     assert first.ranks == second.ranks
 
 

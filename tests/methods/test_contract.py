@@ -50,8 +50,8 @@ class Whitened(CompressorContract):
         if not hasattr(self, "grams"):
             method = self.make()
             assert isinstance(method, MomentCompressor)
-            found = method.collect(model, RandomData(), method.groups(model))
-            self.grams = {m.name: self.gram(statistic) for group, statistic in found for m in group.members}
+            statistics = method.collect(model, RandomData(), method.groups(model))
+            self.grams = {m.name: self.gram(statistic) for group, statistic in statistics for m in group.members}
         values, vectors = torch.linalg.eigh(self.grams[name])
         return error @ (vectors * values.clamp_min(0).sqrt())
 
@@ -83,8 +83,8 @@ class TestSVDLLMWithEmbeddings(Whitened):
     def rows(self, model: nn.Module) -> dict[str, RowStatistic]:
         method = self.make()
         assert isinstance(method, MomentCompressor)
-        found = method.collect(model, RandomData(), method.groups(model))
-        return {group.name: statistic for group, statistic in found if group.embedding}
+        statistics = method.collect(model, RandomData(), method.groups(model))
+        return {group.name: statistic for group, statistic in statistics if group.embedding}
 
     def gram(self, statistic: Any) -> Tensor:
         return torch.empty(0, 0) if isinstance(statistic, RowStatistic) else super().gram(statistic)
@@ -189,8 +189,8 @@ class TestASVD(CompressorContract):
         if not hasattr(self, "scales"):
             method = self.make()
             assert isinstance(method, MomentCompressor)
-            found = method.collect(model, RandomData(), method.groups(model))
-            self.scales = {g.name: (m.absolute / m.tokens) ** 0.5 + 1e-6 for g, m in found}
+            statistics = method.collect(model, RandomData(), method.groups(model))
+            self.scales = {g.name: (m.absolute / m.tokens) ** 0.5 + 1e-6 for g, m in statistics}
         return error * self.scales[name]
 
 

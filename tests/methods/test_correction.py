@@ -45,13 +45,13 @@ def dense():
 
 @pytest.mark.parametrize("rank", [1, 3, 8])
 def test_a_correction_is_the_optimum_of_the_whitened_objective(dense, rank):
-    found, seen = corrections(dense, INT4, Correction(rank=rank), DATA), grams(dense)
+    factors, seen = corrections(dense, INT4, Correction(rank=rank), DATA), grams(dense)
     for matrix in matrices(dense):
         error, gram = rounding_error(get_linear(dense, matrix.name).weight.detach()), seen[matrix.name]
         values, vectors = torch.linalg.eigh(gram)
         root = vectors * values.clamp_min(0).sqrt()  # another root of G than the Cholesky factor
         tail = torch.linalg.svd(error.double() @ root)[1][rank:].square().sum()
-        a, b = found[matrix.name]
+        a, b = factors[matrix.name]
         assert a.shape == (rank, matrix.in_features)
         assert b.shape == (matrix.out_features, rank)
         assert lost(error - b @ a, gram) == pytest.approx(float(tail), rel=1e-4)
@@ -59,9 +59,9 @@ def test_a_correction_is_the_optimum_of_the_whitened_objective(dense, rank):
 
 def test_without_whitening_it_is_the_truncated_svd_of_the_error(dense):
     unread = CountedData()
-    found = corrections(dense, INT4, Correction(rank=4, whiten=False), unread)
+    factors = corrections(dense, INT4, Correction(rank=4, whiten=False), unread)
     assert unread.reads == 0
-    for name, (a, b) in found.items():
+    for name, (a, b) in factors.items():
         error = rounding_error(get_linear(dense, name).weight.detach()).double()
         tail = torch.linalg.svd(error)[1][4:].square().sum()
         assert float((error - (b @ a).double()).square().sum()) == pytest.approx(float(tail), rel=1e-4)
@@ -70,12 +70,12 @@ def test_without_whitening_it_is_the_truncated_svd_of_the_error(dense):
 def test_the_lost_outputs_fall_with_the_rank_to_nothing(dense):
     seen, losses = grams(dense), []
     for rank in (0, 1, 2, 4, 8, 16, 10_000):
-        found, total = corrections(dense, INT4, Correction(rank=rank), DATA), 0.0
+        factors, total = corrections(dense, INT4, Correction(rank=rank), DATA), 0.0
         for matrix in matrices(dense):
             weight = get_linear(dense, matrix.name).weight.detach()
             error = rounding_error(weight)
             if rank:
-                a, b = found[matrix.name]
+                a, b = factors[matrix.name]
                 error = error - b @ a
             total += lost(error, seen[matrix.name])
             if rank == 10_000:
@@ -135,10 +135,10 @@ def test_any_architecture_is_corrected_packed_and_loaded(architecture, tmp_path)
 def test_an_embedding_that_is_rounded_gets_no_correction():
     model, control = random_model("gemma3"), parse_control("rtn4+r", {"embeddings": True, "rank": 4})
     name = "model.embed_tokens"
-    found = corrections(model, control.scheme, control.correction, DATA)
-    assert name not in found
+    factors = corrections(model, control.scheme, control.correction, DATA)
+    assert name not in factors
     expected = packed_bytes(model, control.scheme, 4, rank=4)
-    tensors = quantise(model, control.scheme, found)
+    tensors = quantise(model, control.scheme, factors)
     assert f"{name}.weight_packed" in tensors
     assert f"{name}.correction_a" not in tensors
     assert sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) == expected

@@ -44,7 +44,7 @@ class FixedData:
 IDS = torch.tensor([[1, 5, 9, 20, 33, 44, 7, 3]])
 
 
-def made(seed: int, *shape: int) -> torch.Tensor:
+def random_tensor(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -53,7 +53,7 @@ def loss(weight: torch.Tensor, product: torch.Tensor, rows: torch.Tensor, lower:
 
 
 def test_equal_rows_without_inputs_are_the_svd() -> None:
-    weight = made(0, 50, 8)
+    weight = random_tensor(0, 50, 8)
     factors = factor_rows(weight.float())
     u, s, vt = torch.linalg.svd(weight, full_matrices=False)
     assert torch.allclose(factors.spectrum.double(), s, rtol=1e-5)
@@ -71,7 +71,7 @@ def test_a_vocabulary_smaller_than_the_width_has_no_more_components(vocabulary: 
 
 
 def test_equal_rows_with_inputs_are_the_whitened_factors() -> None:
-    weight, x = made(1, 50, 8), made(2, 8, 30)
+    weight, x = random_tensor(1, 50, 8), random_tensor(2, 8, 30)
     inputs = root(x @ x.T)
     ours, whitened = factor_rows(weight.float(), None, inputs), whiten(weight.float(), inputs)
     assert torch.allclose(ours.spectrum, whitened.spectrum, rtol=1e-4)
@@ -82,7 +82,7 @@ def test_equal_rows_with_inputs_are_the_whitened_factors() -> None:
 
 def test_the_loss_is_the_dropped_spectrum_and_alternating_least_squares_finds_no_less() -> None:
     """The independent source is a solver that knows only the objective."""
-    weight, x, rows = made(3, 40, 6), made(4, 6, 20), made(5, 40).abs()
+    weight, x, rows = random_tensor(3, 40, 6), random_tensor(4, 6, 20), random_tensor(5, 40).abs()
     rows[7:12] = 0
     inputs = root(x @ x.T)
     factors = factor_rows(weight.float(), rows, inputs)
@@ -91,7 +91,7 @@ def test_the_loss_is_the_dropped_spectrum_and_alternating_least_squares_finds_no
         a, b = (factor.double() for factor in factors.truncate(rank))
         ours = loss(weight, b @ a, rows, inputs.lower)
         assert ours == pytest.approx(float((factors.spectrum[rank:].double() ** 2).sum()), rel=1e-4)
-        first = made(6, rank, 6)
+        first = random_tensor(6, rank, 6)
         for _ in range(300):
             seen = first @ inputs.lower
             second = (weight @ inputs.lower) @ torch.linalg.pinv(seen)
@@ -101,7 +101,7 @@ def test_the_loss_is_the_dropped_spectrum_and_alternating_least_squares_finds_no
 
 
 def test_frequent_tokens_lose_less_than_with_equal_rows() -> None:
-    weight, rows = made(7, 60, 12), torch.ones(60, dtype=torch.float64)
+    weight, rows = random_tensor(7, 60, 12), torch.ones(60, dtype=torch.float64)
     rows[:6] = 50
     errors = []
     for weights in (None, rows):
@@ -208,7 +208,7 @@ def test_a_ratio_out_of_reach_names_the_option() -> None:
 @pytest.mark.parametrize("rank", [None, 5])
 def test_the_controls_do_with_an_embedding_what_they_do_with_any_matrix(rank: int | None) -> None:
     """Project onto random directions, or keep the columns of largest norm as they are."""
-    weight = made(8, 9000, 12).float()
+    weight = random_tensor(8, 9000, 12).float()
     a, b = create_method("random").decompose_embedding(weight, rank=rank).truncate(5)  # type: ignore[attr-defined]
     torch.testing.assert_close(a @ a.T, torch.eye(5))
     torch.testing.assert_close(b, weight @ a.T, rtol=1e-4, atol=1e-5)
@@ -217,10 +217,10 @@ def test_the_controls_do_with_an_embedding_what_they_do_with_any_matrix(rank: in
     factors = create_method("magnitude").decompose_embedding(weight, rank=rank)  # type: ignore[attr-defined]
     a, b = factors.truncate(5)
     norms = weight.norm(dim=0)
-    kept = (b @ a).abs().sum(0) > 0
-    assert int(kept.sum()) == 5
-    assert float(norms[kept].min()) >= float(norms[~kept].max())
-    assert torch.equal((b @ a)[:, kept], weight[:, kept])
+    columns = (b @ a).abs().sum(0) > 0
+    assert int(columns.sum()) == 5
+    assert float(norms[columns].min()) >= float(norms[~columns].max())
+    assert torch.equal((b @ a)[:, columns], weight[:, columns])
     torch.testing.assert_close(factors.spectrum, norms.sort(descending=True).values)
 
 

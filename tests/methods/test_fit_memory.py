@@ -31,7 +31,7 @@ small, large, tied, out = *sys.argv[1:4], Path(sys.argv[4])
 LENGTH, SAMPLES = 128, 24
 ids = torch.randint(1, 1000, (SAMPLES, LENGTH)).tolist()
 DATA = TaskData([Encoded(row, row) for row in ids], 0, 0, 1)
-READ, BUDGET = Calibration(SAMPLES, 8, LENGTH), Budget(2.0)
+CALIBRATION, BUDGET = Calibration(SAMPLES, 8, LENGTH), Budget(2.0)
 METHODS = {
     "two-sided": lambda: create_method("svd-llm", {"two_sided": True}),
     "rows": lambda: create_method("fwsvd", {"embeddings": True}),
@@ -46,21 +46,22 @@ def measure(case, estimate, run):
     run()
     taken[case] = estimate.usual - base, peak_resident_bytes() - before
 
-def fit(name, walk, into):
+def fit(name, streamed, into):
     method = METHODS[name]() if name in METHODS else create_method(name)
-    kept = method.kept_ranks(skeleton, [BUDGET])
+    ranks = method.kept_ranks(skeleton, [BUDGET])
     def run():
-        model = open_streamed(folder, scratch=into) if walk else load_model(folder)
-        method.fit_to(kept, model, DATA, into).save(into)
-    read = READ if method.requirements.data_in_fit else None
-    return fit_peak(method, skeleton, walk, "cpu", read, kept), run
+        model = open_streamed(folder, scratch=into) if streamed else load_model(folder)
+        method.fit_to(ranks, model, DATA, into).save(into)
+    calibration = CALIBRATION if method.requirements.data_in_fit else None
+    return fit_peak(method, skeleton, streamed, "cpu", calibration, ranks), run
 
 def compress(name, into):
     method = create_method(name)
-    read = READ if calibration_passes(method) else None
+    calibration = CALIBRATION if calibration_passes(method) else None
     def run():
         method.compress(load_model(folder), Fitted.load(into), BUDGET, None, DATA)
-    return compress_peak(method, skeleton, False, "cpu", (2.0,), read, method.kept_ranks(skeleton, [BUDGET])), run
+    ranks = method.kept_ranks(skeleton, [BUDGET])
+    return compress_peak(method, skeleton, False, "cpu", (2.0,), calibration, ranks), run
 
 def round_weights():
     scheme = Scheme(bits=8)
@@ -75,9 +76,9 @@ for again in (False, True):  # what libraries take once is not measured: a block
     folder = large if again else small
     skeleton = load_skeleton(folder)
     for name in ("svd", "fwsvd", "svd-llm", "two-sided") if again else ("svd", "two-sided"):
-        for walk in (False, True):
-            into = out / f"{name}-{walk}-{again}"
-            measure(f"fit {name} {'layer by layer' if walk else 'whole'}", *fit(name, walk, into))
+        for streamed in (False, True):
+            into = out / f"{name}-{streamed}-{again}"
+            measure(f"fit {name} {'layer by layer' if streamed else 'whole'}", *fit(name, streamed, into))
     whitened = out / ("svd-llm-False-True" if again else "first")
     if not again:
         fit("svd-llm", False, whitened)[1]()
@@ -87,8 +88,9 @@ for again in (False, True):  # what libraries take once is not measured: a block
 for again in (False, True):
     folder = tied
     skeleton = load_skeleton(folder)
-    for walk in (False, True):
-        measure(f"fit rows {'layer by layer' if walk else 'whole'}", *fit("rows", walk, out / f"rows-{walk}-{again}"))
+    for streamed in (False, True):
+        into = out / f"rows-{streamed}-{again}"
+        measure(f"fit rows {'layer by layer' if streamed else 'whole'}", *fit("rows", streamed, into))
 print(json.dumps(taken))
 """
 CASES = ["svd", "fwsvd", "svd-llm", "two-sided", "rows"]
@@ -125,7 +127,7 @@ def taken(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tu
 
 @pytest.mark.parametrize(
     "case",
-    [f"fit {name} {way}" for name in CASES for way in ("whole", "layer by layer")]
+    [f"fit {name} {mode}" for name in CASES for mode in ("whole", "layer by layer")]
     + ["compress svd", "compress aa", "quantise"],
 )
 def test_what_is_estimated_is_taken(case: str, taken: dict[str, tuple[int, int]]) -> None:

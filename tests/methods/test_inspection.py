@@ -51,12 +51,14 @@ def gain(norm):
 @pytest.mark.parametrize(("token", "sign"), [(5, 1), (77, -1)])
 def test_a_planted_output_is_read_by_the_head(name, matrix, token, sign):
     model = unit_rows(random_model(name))
-    place = find_matrix(model, matrix, 1)
+    target = find_matrix(model, matrix, 1)
     written = model.get_output_embeddings().weight.detach().double()[token]
-    plant(model, place.module, sign * written, torch.randn(weights(model, place.module).shape[1], dtype=torch.float64))
-    found = find_bases(model, matrix, 1)
-    assert found.side == "left"
-    ends = tokens(model, found, fold_norm=False)
+    plant(
+        model, target.module, sign * written, torch.randn(weights(model, target.module).shape[1], dtype=torch.float64)
+    )
+    bases = find_bases(model, matrix, 1)
+    assert bases.side == "left"
+    ends = tokens(model, bases, fold_norm=False)
     assert ends.positive[0][0] == token
     assert ends.positive[0][1] == pytest.approx(1, abs=0.05)
     assert [score for _, score in ends.positive] == sorted((s for _, s in ends.positive), reverse=True)
@@ -75,16 +77,16 @@ def test_norms_are_folded_in_on_the_way_out_and_in(name):
     row = model.get_input_embeddings().weight.detach().double()[42]
     own = gain(input_norm(model, find_matrix(model, "up", 0)))
     plant(model, "model.layers.0.mlp.up_proj", torch.ones(96, dtype=torch.float64), row / own)
-    found = find_bases(model, "up", 0)
-    assert found.side == "right"
-    assert tokens(model, found).positive[0][0] == 42
+    bases = find_bases(model, "up", 0)
+    assert bases.side == "right"
+    assert tokens(model, bases).positive[0][0] == 42
     # Read through the output head a token's direction in the stream is its row times the final norm's weight.
     rows = model.get_output_embeddings().weight.detach().double() * gain(final_norm(model))
-    scores = rows @ (own * found.vectors[0])
-    through = tokens(model, found, lens="output")
+    scores = rows @ (own * bases.vectors[0])
+    through = tokens(model, bases, lens="output")
     assert through.positive[0][1] == pytest.approx(float(scores.abs().max()))
-    plain = tokens(model, found, fold_norm=False)
-    scores = model.get_input_embeddings().weight.detach().double() @ found.vectors[0]
+    plain = tokens(model, bases, fold_norm=False)
+    scores = model.get_input_embeddings().weight.detach().double() @ bases.vectors[0]
     assert plain.positive[0][1] == pytest.approx(float(scores.abs().max()))
 
 
@@ -108,10 +110,10 @@ def test_a_head_is_its_rows_or_columns():
         whole = weights(model, f"model.layers.0.self_attn.{name}_proj")
         part = whole[:, 16:24] if name == "o" else whole[8 * head : 8 * head + 8]
         u, s, vt = torch.linalg.svd(part, full_matrices=False)
-        found = find_bases(model, name, 0, head, "left" if name == "o" else "right")
-        assert torch.allclose(found.values, s)
-        assert same_up_to_sign(found.vectors, u.T if name == "o" else vt)
-        assert found.values.shape == (size,)
+        bases = find_bases(model, name, 0, head, "left" if name == "o" else "right")
+        assert torch.allclose(bases.values, s)
+        assert same_up_to_sign(bases.vectors, u.T if name == "o" else vt)
+        assert bases.values.shape == (size,)
 
 
 def test_v_of_one_head_goes_through_o_where_only_one_head_uses_it():
@@ -142,9 +144,9 @@ def test_sides_outside_the_residual_stream_are_refused(matrix, head, side, words
 def test_the_output_heads_left_vectors_are_tokens_themselves():
     model = random_model("llama")
     u, s, _ = torch.linalg.svd(weights(model, "lm_head"), full_matrices=False)
-    found = find_bases(model, "lm_head", None, side="left")
-    ends = read_tokens(model, found.linear, found.side, found.vectors, 1, SIZE)
-    assert torch.allclose(found.values, s)
+    bases = find_bases(model, "lm_head", None, side="left")
+    ends = read_tokens(model, bases.linear, bases.side, bases.vectors, 1, SIZE)
+    assert torch.allclose(bases.values, s)
     assert [end.positive[0][0] for end in ends] == u.abs().argmax(0).tolist()
 
 
@@ -152,14 +154,16 @@ def test_the_output_heads_left_vectors_are_tokens_themselves():
 def test_signs_mean_nothing_and_padding_is_no_token(name):
     model = random_model(name)
     for matrix in ("o", {"phi3": "o", "mixtral": "q"}.get(name, "up")):
-        found = find_bases(model, matrix, 0)
-        there, back = (read_tokens(model, found.linear, found.side, v, 4, 90) for v in (found.vectors, -found.vectors))
-        assert there == back
-        for end in there:
+        bases = find_bases(model, matrix, 0)
+        ends, mirrored = (
+            read_tokens(model, bases.linear, bases.side, v, 4, 90) for v in (bases.vectors, -bases.vectors)
+        )
+        assert ends == mirrored
+        for end in ends:
             assert abs(end.positive[0][1]) >= abs(end.negative[0][1])
             assert all(i < 90 for i, _ in end.positive + end.negative)
-        again = read_tokens(model, found.linear, found.side, find_bases(model, matrix, 0).vectors, 4, 90)
-        assert again == there
+        again = read_tokens(model, bases.linear, bases.side, find_bases(model, matrix, 0).vectors, 4, 90)
+        assert again == ends
 
 
 def test_tied_embeddings_read_as_an_untied_copy():
@@ -184,13 +188,14 @@ def test_a_factorised_checkpoint_is_its_dense_export(tmp_path, embeddings):
     rank = factors.get_submodule("model.layers.1.self_attn.o_proj").rank
     for matrix, head in (("o", None), ("ov", 2), ("q", 1), ("down", None), ("lm_head", None)):
         layer = None if matrix == "lm_head" else 1
-        a, b = (find_bases(each, matrix, layer, head) for each in (factors, dense))
+        a, b = (find_bases(loaded, matrix, layer, head) for loaded in (factors, dense))
         count = min(len(a.values), 4)
         assert torch.allclose(a.values[:count], b.values[:count], rtol=1e-4)
-        read = [
-            read_tokens(each, x.linear, x.side, x.vectors[:count], 2, SIZE) for each, x in ((factors, a), (dense, b))
+        ends = [
+            read_tokens(loaded, x.linear, x.side, x.vectors[:count], 2, SIZE)
+            for loaded, x in ((factors, a), (dense, b))
         ]
-        assert [[i for i, _ in e.positive] for e in read[0]] == [[i for i, _ in e.positive] for e in read[1]]
+        assert [[i for i, _ in e.positive] for e in ends[0]] == [[i for i, _ in e.positive] for e in ends[1]]
     assert len(find_bases(factors, "o", 1).values) == rank
 
 

@@ -131,7 +131,7 @@ def test_a_large_embedding_is_written_in_what_was_estimated(dtype: torch.dtype, 
 
 @pytest.mark.parametrize("name", ["svd", "fwsvd", "svd-llm"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_llama2_13b_fits_into_24_gib_only_when_walked(name: str, device: str) -> None:
+def test_llama2_13b_fits_into_24_gib_only_layer_by_layer(name: str, device: str) -> None:
     """Both fit and compress, on the host and on the GPU; loaded whole it fits nowhere near."""
     model, method = llama(5120, 40, 40, 13824), create_method(name)
     for peak in (fit_peak(method, model, True, device, read(method)), compress_peak(method, model, True, device)):  # type: ignore[arg-type]
@@ -142,14 +142,16 @@ def test_llama2_13b_fits_into_24_gib_only_when_walked(name: str, device: str) ->
 
 
 @pytest.mark.parametrize("name", ["svd", "fwsvd", "svd-llm"])
-def test_the_walk_does_not_grow_with_the_number_of_layers(name: str) -> None:
-    """Twice the layers take the same memory when walked, and more when loaded whole."""
+def test_memory_of_sequential_calibration_does_not_grow_with_the_number_of_layers(name: str) -> None:
+    """Twice the layers take the same memory when streamed, and more when loaded whole."""
     method = create_method(name)
     small, large = (llama(512, layers, 8, 1376) for layers in (4, 8))
     for peak in (fit_peak, compress_peak):
         more = (read(method),) if peak is fit_peak else ()
-        walked, whole = ([peak(method, m, walk, "cpu", *more) for m in (small, large)] for walk in (True, False))  # type: ignore[operator]
-        assert walked[0].host == walked[1].host
+        streamed, whole = (
+            [peak(method, m, by_layer, "cpu", *more) for m in (small, large)] for by_layer in (True, False)
+        )  # type: ignore[operator]
+        assert streamed[0].host == streamed[1].host
         assert whole[0].host < whole[1].host
 
 
@@ -158,7 +160,7 @@ def test_a_sharded_model_is_compressed_in_the_memory_of_its_largest_layer() -> N
     command = [sys.executable, str(BENCHMARK), "--gb", "0.2", "--methods", "magnitude"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    walk, whole = (line.split() for line in done.stdout.splitlines() if line.startswith("magnitude"))
-    walked, target, loaded = (float(text.replace(",", "")) for text in (walk[4], walk[5], whole[4]))
-    assert walked <= target
-    assert walked < loaded
+    streamed, whole = (line.split() for line in done.stdout.splitlines() if line.startswith("magnitude"))
+    peak, target, loaded = (float(text.replace(",", "")) for text in (streamed[4], streamed[5], whole[4]))
+    assert peak <= target
+    assert peak < loaded

@@ -45,10 +45,10 @@ def test_every_basis_is_kept_died_or_freed_and_the_kept_make_the_rank(name, new_
 def test_without_training_nothing_changes_but_what_died():
     _, fitted, report = compressed("bs", prunings=4, additional_dimension=0)
     for matrix, fate in trained_fates(report.tensors).items():
-        kept = fate.states.count("kept")
-        assert kept == report.ranks.get(matrix, len(fate.states))
-        assert fate.states == ("kept",) * kept + ("died",) * (len(fate.states) - kept)
-        assert torch.allclose(fate.after[:kept], fitted.spectrum(matrix)[:kept], rtol=1e-5)
+        survivors = fate.states.count("kept")
+        assert survivors == report.ranks.get(matrix, len(fate.states))
+        assert fate.states == ("kept",) * survivors + ("died",) * (len(fate.states) - survivors)
+        assert torch.allclose(fate.after[:survivors], fitted.spectrum(matrix)[:survivors], rtol=1e-5)
 
 
 def test_the_account_is_what_the_layers_hold_at_each_ratio_of_a_trajectory(monkeypatch):
@@ -57,24 +57,24 @@ def test_the_account_is_what_the_layers_hold_at_each_ratio_of_a_trajectory(monke
     bases = PruningRun.bases
 
     def watched(run):
-        found = bases(run)
+        tensors = bases(run)
         for name, layer in run.layers.items():
-            after = torch.zeros(len(found[f"{name}.before"]))
+            after = torch.zeros(len(tensors[f"{name}.before"]))
             after[layer.kept] = layer.singular_values()
-            assert torch.equal(found[f"{name}.after"], after)
-            assert found[f"{name}.state"].eq(STATES.index("kept")).nonzero()[:, 0].tolist() == layer.kept.tolist()
+            assert torch.equal(tensors[f"{name}.after"], after)
+            assert tensors[f"{name}.state"].eq(STATES.index("kept")).nonzero()[:, 0].tolist() == layer.kept.tolist()
             product = (layer.extra_left @ layer.extra_right).detach()
-            assert torch.allclose(found[f"{name}.new"], torch.linalg.svdvals(product)[: layer.extra], atol=1e-6)
-        seen.append(found)
-        return found
+            assert torch.allclose(tensors[f"{name}.new"], torch.linalg.svdvals(product)[: layer.extra], atol=1e-6)
+        seen.append(tensors)
+        return tensors
 
     monkeypatch.setattr(PruningRun, "bases", watched)
     method, model = create_method("bs", {"prunings": 6, "additional_dimension": 2}), random_model("llama")
     budgets = [Budget(2.0, True), Budget(3.0, True)]
     method.compress_path(model, method.fit(model, None), budgets, PlainTrainer(), lambda *_: None)
-    kept = [sum(int(t.sum()) for key, t in found.items() if key.endswith(".state")) for found in seen]
-    assert len(kept) == 2
-    assert kept[0] > kept[1]
+    counts = [sum(int(t.sum()) for key, t in tensors.items() if key.endswith(".state")) for tensors in seen]
+    assert len(counts) == 2
+    assert counts[0] > counts[1]
 
 
 @pytest.mark.parametrize("name", ["svd", "fwsvd"])

@@ -42,9 +42,9 @@ def test_joint_product_is_the_svd_of_the_stack(rank: int) -> None:
     for pair in ((Q, K), (GATE, UP)):
         stack = torch.cat([get_linear(dense, name).weight.detach() for name in pair])
         u, s, vt = torch.linalg.svd(stack, full_matrices=False)
-        found = torch.cat([layers[name].dense_weight().detach() for name in pair])
-        torch.testing.assert_close(found, (u[:, :rank] * s[:rank]) @ vt[:rank], rtol=1e-4, atol=1e-4)
-        error = float((stack - found).square().sum())
+        product = torch.cat([layers[name].dense_weight().detach() for name in pair])
+        torch.testing.assert_close(product, (u[:, :rank] * s[:rank]) @ vt[:rank], rtol=1e-4, atol=1e-4)
+        error = float((stack - product).square().sum())
         assert abs(error - float(s[rank:].square().sum())) <= 1e-4 * float(s.square().sum())
 
 
@@ -71,8 +71,8 @@ def test_others_may_stay_dense() -> None:
 
 def test_basis_sharing_of_one_layer_is_svd_llm() -> None:
     dense = random_model("llama")
-    one = compressed("basis-sharing", dense, Budget(2.0), layers=1)
-    torch.testing.assert_close(logits(one), logits(compressed("svd-llm", dense, Budget(2.0))), rtol=1e-3, atol=1e-3)
+    single = compressed("basis-sharing", dense, Budget(2.0), layers=1)
+    torch.testing.assert_close(logits(single), logits(compressed("svd-llm", dense, Budget(2.0))), rtol=1e-3, atol=1e-3)
 
 
 def test_basis_sharing_shares_across_layers_and_keeps_o_and_down_private() -> None:

@@ -38,8 +38,8 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def poor(method: str) -> dict[str, int]:
     """Options that leave a method with one example of eight tokens, and Basis Selection with few prunings."""
     fields = type(create_method(method)).model_fields
-    wanted = {"samples": 1, "length": TOKENS, "probe_samples": 1, "hessian_samples": 1, "prunings": 5}
-    return {name: value for name, value in wanted.items() if name in fields}
+    options = {"samples": 1, "length": TOKENS, "probe_samples": 1, "hessian_samples": 1, "prunings": 5}
+    return {name: value for name, value in options.items() if name in fields}
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

@@ -46,8 +46,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def logits(model: Any) -> Tensor:
     with torch.no_grad():
-        found: Tensor = model.eval()(input_ids=IDS).logits
-    return found
+        output: Tensor = model.eval()(input_ids=IDS).logits
+    return output
 
 
 def shake(model: Any) -> Any:
@@ -100,9 +100,9 @@ def test_adapters_train_are_saved_loaded_and_merged(
     save_checkpoint(merged, None, tmp_path / "ours")
     merged.save_pretrained(tmp_path / "theirs")
     for saved in ("ours", "theirs"):
-        found = load_model(tmp_path / saved)
-        assert {name: layer.rank for name, layer in low_rank_layers(found).items()} == after
-        assert torch.equal(logits(found), logits(merged))
+        reloaded = load_model(tmp_path / saved)
+        assert {name: layer.rank for name, layer in low_rank_layers(reloaded).items()} == after
+        assert torch.equal(logits(reloaded), logits(merged))
 
 
 def test_two_adapters_are_merged_and_taken_out_again(folder: Path) -> None:
@@ -145,9 +145,9 @@ def test_a_merge_of_shared_factors_leaves_the_others_sharing(tmp_path: Path, tar
     merged = model.merge_and_unload()
     torch.testing.assert_close(logits(merged), expected, atol=1e-5, rtol=1e-4)
     save_checkpoint(merged, None, tmp_path / "merged")
-    found = load_model(tmp_path / "merged")
-    assert torch.equal(logits(found), logits(merged))
-    layers = low_rank_layers(found)
+    reloaded = load_model(tmp_path / "merged")
+    assert torch.equal(logits(reloaded), logits(merged))
+    layers = low_rank_layers(reloaded)
     groups = [[n for n in layers if (layers[n].source or layers[n]) is layer] for layer in layers.values()]
     sharing = {frozenset(group) for group in groups if len(group) > 1}
     first, second = "model.layers.0", "model.layers.1"

@@ -25,16 +25,16 @@ def test_a_process_that_evaluates_does_not_import_them(monkeypatch: pytest.Monke
 
 @pytest.mark.filterwarnings("ignore:This metric will be removed")
 def test_the_functions_and_what_asks_for_them_are_the_same() -> None:
-    from sklearn import metrics as wanted  # not above: the process that is asked imports this module
+    from sklearn import metrics as sklearn_metrics  # not above: the process that is asked imports this module
     from transformers.data import metrics
     from transformers.generation import candidate_generator
     from transformers.utils import is_sklearn_available
 
     labels, scores = [0, 1, 1, 0], [0.1, 0.4, 0.9, 0.6]
-    made, expected = candidate_generator.roc_curve(labels, scores), wanted.roc_curve(labels, scores)
-    assert [part.tolist() for part in made] == [part.tolist() for part in expected]
-    assert metrics.f1_score(labels, [0, 1, 0, 0]) == wanted.f1_score(labels, [0, 1, 0, 0])
-    assert metrics.matthews_corrcoef(labels, [0, 1, 0, 0]) == wanted.matthews_corrcoef(labels, [0, 1, 0, 0])
+    curve, expected = candidate_generator.roc_curve(labels, scores), sklearn_metrics.roc_curve(labels, scores)
+    assert [part.tolist() for part in curve] == [part.tolist() for part in expected]
+    assert metrics.f1_score(labels, [0, 1, 0, 0]) == sklearn_metrics.f1_score(labels, [0, 1, 0, 0])
+    assert metrics.matthews_corrcoef(labels, [0, 1, 0, 0]) == sklearn_metrics.matthews_corrcoef(labels, [0, 1, 0, 0])
     assert metrics.pearson_and_spearman(numpy.array(scores), scores)["pearson"] == pytest.approx(1)
     assert is_sklearn_available()
     assert candidate_generator.is_sklearn_available is is_sklearn_available

@@ -67,8 +67,8 @@ def test_refuses_what_is_built_otherwise() -> None:
                 x = layer(x, position_embeddings=positions, extra=first if self.how == "extra" else None)
                 x = layer(x, position_embeddings=positions) if self.how == "twice" else x
                 x = x + before if self.how == "between" else x
-                kept = x if number == 0 else kept  # noqa: F821
-            x = x + kept if self.how == "end" else x
+                first_output = x if number == 0 else first_output  # noqa: F821
+            x = x + first_output if self.how == "end" else x
             return tf.modeling_outputs.BaseModelOutputWithPast(last_hidden_state=self.norm(x))
 
     for how in ("", "skipped", "extra", "twice", "between", "end"):

@@ -111,9 +111,9 @@ def test_layout(originals: Path) -> None:
 def test_round_trip_is_exact_and_trains(originals: Path) -> None:
     model = load_model(originals / "lowrank")
     stored = load_file(originals / "lowrank" / "model.safetensors")
-    found = dict(model.named_parameters())
-    assert found.keys() == stored.keys() - {f"{QUERY}.weight"}
-    assert all(torch.equal(found[name], stored[name]) for name in found)
+    parameters = dict(model.named_parameters())
+    assert parameters.keys() == stored.keys() - {f"{QUERY}.weight"}
+    assert all(torch.equal(parameters[name], stored[name]) for name in parameters)
     ids = torch.randint(3, 96, (2, 5))
     model.train()(input_ids=ids, labels=ids).loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in low_rank_layers(model)[QUERY].parameters())
@@ -297,10 +297,10 @@ def test_real_model_loads_factorised(data_dir: Path, tmp_path: Path) -> None:
     ids = torch.tensor([tokenizer("Once upon a time there was")["input_ids"]])
     with torch.no_grad():
         expected = load_model(source)(input_ids=ids).logits
-        found = load_model(tmp_path)(
+        actual = load_model(tmp_path)(
             input_ids=torch.tensor([load_tokenizer(tmp_path)("Once upon a time there was")["input_ids"]])
         ).logits
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("make", [factorised, shared])
@@ -319,6 +319,6 @@ def test_a_static_cache_is_compiled_for_as_with_dense_models(make: Callable[[], 
     assert not graphs
     compiled = CompileConfig(backend=backend, mode=None, fullgraph=True)
     compiled._compile_all_devices = True  # else CPUs are left out
-    found = model.generate(ids, cache_implementation="static", compile_config=compiled, **settings)
-    assert torch.equal(found, expected)
+    actual = model.generate(ids, cache_implementation="static", compile_config=compiled, **settings)
+    assert torch.equal(actual, expected)
     assert graphs

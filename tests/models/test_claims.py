@@ -97,12 +97,12 @@ def test_every_tensor_of_an_architecture_is_claimed(architecture: str, tmp_path:
     model = random_model(architecture)
     model.save_pretrained(tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
-    found = claim(load_skeleton(tmp_path), stored, "here")
-    assert found.left_out == ()
-    assert {name: stored[key].shape for key, name in found.names.items()} == {
-        name: value.shape for name, value in model.state_dict().items() if name in found.names.values()
+    claims = claim(load_skeleton(tmp_path), stored, "here")
+    assert claims.left_out == ()
+    assert {name: stored[key].shape for key, name in claims.names.items()} == {
+        name: value.shape for name, value in model.state_dict().items() if name in claims.names.values()
     }
-    assert len(set(found.names.values())) == len(stored)
+    assert len(set(claims.names.values())) == len(stored)
     assert weights_size(tmp_path).parameters == model_size(model).parameters
 
 

@@ -21,8 +21,8 @@ from lowrank_bench.models.streamed import open_streamed
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """Return the tensors that stand for numbers: without the empty one that guards a factorised folder."""
-    found = {name: t for file in folder.glob("*.safetensors") for name, t in load_file(file).items()}
-    return {name: tensor for name, tensor in found.items() if tensor.numel()}
+    tensors = {name: t for file in folder.glob("*.safetensors") for name, t in load_file(file).items()}
+    return {name: tensor for name, tensor in tensors.items() if tensor.numel()}
 
 
 def stored(folder: Path, architecture: str = "llama", dtype: torch.dtype = torch.bfloat16) -> Path:
@@ -30,12 +30,12 @@ def stored(folder: Path, architecture: str = "llama", dtype: torch.dtype = torch
     return folder
 
 
-def compressed(source: Path, out: Path, wanted: str = "own", streamed: bool = False, ratio: float = 1.1) -> Path:
+def compressed(source: Path, out: Path, dtype: str = "own", streamed: bool = False, ratio: float = 1.1) -> Path:
     """Compress as the runners do: read in float32, save in the dtypes asked for."""
     method = create_method("svd")
     model = open_streamed(source) if streamed else load_model(source)
     method.compress(model, method.fit(load_model(source), None), Budget(ratio))
-    save_model(model, None, out, save_dtypes(wanted, source))
+    save_model(model, None, out, save_dtypes(dtype, source))
     return out
 
 
@@ -49,14 +49,17 @@ def test_a_folder_keeps_its_dtype_either_way(architecture: str, dtype: torch.dty
     """In memory and on disk, under names that transformers changes too; what is left as it was keeps its bits."""
     source = stored(tmp_path / "dense", architecture, dtype)
     whole = compressed(source, tmp_path / "whole", ratio=1.5)
-    walked = compressed(source, tmp_path / "walked", streamed=True, ratio=1.5)
-    before, one, two = weights(source), weights(whole), weights(walked)
-    assert {tensor.dtype for tensor in one.values()} == {dtype}
-    assert one.keys() == two.keys()
-    assert all(torch.equal(tensor, two[name]) and tensor.dtype == two[name].dtype for name, tensor in one.items())
-    for name in before.keys() & one.keys():
-        assert torch.equal(before[name], one[name]), name
-    assert (whole / "config.json").read_bytes() == (walked / "config.json").read_bytes()
+    streamed = compressed(source, tmp_path / "streamed", streamed=True, ratio=1.5)
+    before, from_whole, from_streamed = weights(source), weights(whole), weights(streamed)
+    assert {tensor.dtype for tensor in from_whole.values()} == {dtype}
+    assert from_whole.keys() == from_streamed.keys()
+    assert all(
+        torch.equal(tensor, from_streamed[name]) and tensor.dtype == from_streamed[name].dtype
+        for name, tensor in from_whole.items()
+    )
+    for name in before.keys() & from_whole.keys():
+        assert torch.equal(before[name], from_whole[name]), name
+    assert (whole / "config.json").read_bytes() == (streamed / "config.json").read_bytes()
     assert json.loads((whole / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
 
 
@@ -73,9 +76,9 @@ def test_a_mixed_folder_stays_mixed(streamed: bool, tmp_path: Path) -> None:
         return name.replace(".lr_a", ".weight").replace(".lr_b", ".weight") in wide
 
     small = compressed(source, tmp_path / "small", streamed=streamed, ratio=2.0)
-    found = weights(small)
-    assert any(".lr_b" in name and is_wide(name) for name in found)
-    for name, tensor in found.items():
+    small_tensors = weights(small)
+    assert any(".lr_b" in name and is_wide(name) for name in small_tensors)
+    for name, tensor in small_tensors.items():
         assert tensor.dtype == (torch.float32 if is_wide(name) else torch.bfloat16), name
         if name in tensors:
             assert torch.equal(tensor, tensors[name]), name
@@ -88,8 +91,10 @@ def test_a_mixed_folder_stays_mixed(streamed: bool, tmp_path: Path) -> None:
 
     save_model(load_model(small), None, tmp_path / "again", save_dtypes("own", small))
     again = weights(tmp_path / "again")
-    assert again.keys() == found.keys()
-    assert all(torch.equal(t, found[name]) and t.dtype == found[name].dtype for name, t in again.items())
+    assert again.keys() == small_tensors.keys()
+    assert all(
+        torch.equal(t, small_tensors[name]) and t.dtype == small_tensors[name].dtype for name, t in again.items()
+    )
 
 
 def test_the_first_tensor_does_not_decide(tmp_path: Path) -> None:
@@ -106,12 +111,12 @@ def test_the_first_tensor_does_not_decide(tmp_path: Path) -> None:
 
 def test_a_dtype_that_was_asked_for_is_the_dtype_of_all(tmp_path: Path) -> None:
     source = stored(tmp_path / "dense")
-    for wanted in SAVE_DTYPES:
+    for dtype in SAVE_DTYPES:
         for streamed in (False, True):
-            out = compressed(source, tmp_path / f"{wanted}-{streamed}", wanted, streamed)
-            kept = "bfloat16" if wanted == "own" else wanted
-            assert {str(tensor.dtype) for tensor in weights(out).values()} == {f"torch.{kept}"}
-            assert json.loads((out / "config.json").read_text())["dtype"] == kept
+            out = compressed(source, tmp_path / f"{dtype}-{streamed}", dtype, streamed)
+            expected = "bfloat16" if dtype == "own" else dtype
+            assert {str(tensor.dtype) for tensor in weights(out).values()} == {f"torch.{expected}"}
+            assert json.loads((out / "config.json").read_text())["dtype"] == expected
     with pytest.raises(UserError, match=r"unknown dtype 'float64'; .* bfloat16, float16, float32, own"):
         save_dtypes("float64", source)
 

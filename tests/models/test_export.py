@@ -115,14 +115,14 @@ def test_products_are_rounded_once(tmp_path: Path) -> None:
     name = "model.layers.0.self_attn.q_proj"
     layer = model.get_submodule(name)
     exact = layer.lr_b.double() @ layer.lr_a.double()
-    for dtype, kept in (("auto", torch.bfloat16), ("float32", torch.float32)):
+    for dtype, saved in (("auto", torch.bfloat16), ("float32", torch.float32)):
         export_dense(tmp_path / "small", tmp_path / dtype, dtype)
         tensors = load_file(tmp_path / dtype / "model.safetensors")
-        assert {tensor.dtype for tensor in tensors.values()} == {kept}
+        assert {tensor.dtype for tensor in tensors.values()} == {saved}
         torch.testing.assert_close(
-            tensors[f"{name}.weight"], exact.to(kept), rtol=1e-6 if kept.itemsize == 4 else 0.008, atol=1e-5
+            tensors[f"{name}.weight"], exact.to(saved), rtol=1e-6 if saved.itemsize == 4 else 0.008, atol=1e-5
         )
-        assert json.loads((tmp_path / dtype / "config.json").read_text())["dtype"] == str(kept).removeprefix("torch.")
+        assert json.loads((tmp_path / dtype / "config.json").read_text())["dtype"] == str(saved).removeprefix("torch.")
 
 
 def test_tokenizer_and_generation_config_come_along(tmp_path: Path) -> None:

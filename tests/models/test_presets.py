@@ -142,8 +142,8 @@ def test_names_for_files_tell_commits_apart_but_not_those_of_presets() -> None:
 def test_a_name_with_two_meanings_is_noted(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert not resolve_model("tiny").note
-    for place in ("tiny", "llama2-7b", "acme/model"):
-        shutil.copytree(checkpoint, tmp_path / place)
+    for name in ("tiny", "llama2-7b", "acme/model"):
+        shutil.copytree(checkpoint, tmp_path / name)
     assert resolve_model("tiny").note == "'tiny' is the preset; the folder of that name is ./tiny"
     assert resolve_model("tiny").name == "tiny"
     assert resolve_model("./tiny").location == str(tmp_path / "tiny")

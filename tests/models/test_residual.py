@@ -38,12 +38,12 @@ def test_every_layer_has_its_matrices_and_norms(name):
     roles = {"gpt-neox": {"o", "up", "down"}, "opt": {"q", "k", "v", "o", "up", "down"}}
     expected = roles.get(name, {*"qkvo", *MLP})
     for layer in (0, 1):
-        found = [place for place in named_matrices(model) if place.layer == layer]
-        assert {place.role for place in found} - {""} == expected
-        for place in found:
-            assert find_matrix(model, place.module, layer) == place == matrix_of(place.module)
-            assert find_matrix(model, place.module.rpartition(".")[2], layer) == place
-            assert place.role in ("o", "down") or input_norm(model, place) is not None
+        matrices = [matrix for matrix in named_matrices(model) if matrix.layer == layer]
+        assert {matrix.role for matrix in matrices} - {""} == expected
+        for matrix in matrices:
+            assert find_matrix(model, matrix.module, layer) == matrix == matrix_of(matrix.module)
+            assert find_matrix(model, matrix.module.rpartition(".")[2], layer) == matrix
+            assert matrix.role in ("o", "down") or input_norm(model, matrix) is not None
     assert final_norm(model) is not None
     assert input_norm(model, find_matrix(model, "up", 0)) is not input_norm(model, find_matrix(model, "up", 1))
 
@@ -74,9 +74,9 @@ def test_a_factorised_weight_is_its_product():
     left, right = weight(model, find_matrix(model, "o", 1))
     assert torch.allclose(left @ right, b.double() @ a.double())
     for name in ("up", "down"):  # wide and tall
-        place = find_matrix(model, name, 0)
-        left, right = weight(model, place)
-        assert torch.equal(left @ right, model.get_submodule(place.module).weight.detach().double())
+        matrix = find_matrix(model, name, 0)
+        left, right = weight(model, matrix)
+        assert torch.equal(left @ right, model.get_submodule(matrix.module).weight.detach().double())
 
 
 @pytest.mark.parametrize(

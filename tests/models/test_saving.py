@@ -61,10 +61,10 @@ def test_only_conflicting_settings_are_left_out(tmp_path: Path, case: str) -> No
         assert all(f"{name}={settings[name]}" in note for name in dropped)
     save_checkpoint(whole, None, tmp_path / "whole")
     save_streamed(streamed, None, tmp_path / "streamed", SaveDtypes(torch.float32))
-    kept = {key: value for key, value in settings.items() if key not in dropped | {"frobnicate"}}
+    usable = {key: value for key, value in settings.items() if key not in dropped | {"frobnicate"}}
     for name in ("whole", "streamed"):
         written = json.loads((tmp_path / name / GENERATION_FILE).read_text())
-        assert written.items() >= ({"eos_token_id": [1, 2]} | kept).items()
+        assert written.items() >= ({"eos_token_id": [1, 2]} | usable).items()
         assert not dropped & written.keys()
         assert notes_of(load_model(tmp_path / name)) == []
 

@@ -83,9 +83,11 @@ def test_is_written_as_one_in_memory(architecture: str, tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "one").iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
     for file in (tmp_path / "whole").glob("*.json"):
         assert (tmp_path / "one" / file.name).read_bytes() == file.read_bytes(), file.name
-    expected, found = (load_file(tmp_path / way / "model.safetensors") for way in ("whole", "one"))
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in expected.items())
+    expected, actual = (load_file(tmp_path / folder / "model.safetensors") for folder in ("whole", "one"))
+    assert expected.keys() == actual.keys()
+    assert all(
+        torch.equal(actual[name], value) and actual[name].dtype == value.dtype for name, value in expected.items()
+    )
     index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
     files = {file.name: file for file in (tmp_path / "many").glob("*.safetensors")}
     assert set(index["weight_map"].values()) == files.keys()
@@ -94,8 +96,8 @@ def test_is_written_as_one_in_memory(architecture: str, tmp_path: Path) -> None:
         tensors = load_file(file)
         assert {index["weight_map"][name] for name in tensors} == {file.name}
         assert len(tensors) == 1 or sum(t.numel() * t.element_size() for t in tensors.values()) <= 10_000
-    for way in ("one", "many"):
-        assert torch.equal(logits(load_model(tmp_path / way)), logits(load_model(tmp_path / "whole"))), way
+    for folder in ("one", "many"):
+        assert torch.equal(logits(load_model(tmp_path / folder)), logits(load_model(tmp_path / "whole"))), folder
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "opt", "gpt-neox"])
@@ -111,10 +113,10 @@ def test_biases_are_written_without_a_gpu(architecture: str, method: str, tmp_pa
     weights_of(streamed).device = "meta"
     save_checkpoint(whole, None, tmp_path / "whole")
     save_streamed(streamed, None, tmp_path / "streamed", SaveDtypes(torch.float32))
-    expected, found = (load_file(tmp_path / way / "model.safetensors") for way in ("whole", "streamed"))
-    assert any(name.endswith("bias") for name in found)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    expected, actual = (load_file(tmp_path / folder / "model.safetensors") for folder in ("whole", "streamed"))
+    assert any(name.endswith("bias") for name in actual)
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 
 def test_says_why_it_must_be_loaded_whole(tmp_path: Path) -> None:

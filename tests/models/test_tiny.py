@@ -177,6 +177,6 @@ def test_pretraining_makes_the_same_kind_of_folder(tmp_path):
     assert (tmp_path / "config.json").read_text() == (FOLDER / "config.json").read_text()
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert model.num_parameters() == record["parameters"]
-    told = json.loads((FOLDER / "pretraining.json").read_text())
-    assert told.keys() == record.keys()
-    assert told["tokens"] == told["steps"] * 4096
+    shipped_record = json.loads((FOLDER / "pretraining.json").read_text())
+    assert shipped_record.keys() == record.keys()
+    assert shipped_record["tokens"] == shipped_record["steps"] * 4096

@@ -42,22 +42,22 @@ def batch():
     ids = torch.randint(3, 96, (3, 24), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     mask[1, 15:] = mask[2, 7:] = 0
-    wanted = mask.bool()
-    wanted[:, 0] = wanted[0, :18] = wanted[2] = False
-    return ids, mask, wanted
+    targets = mask.bool()
+    targets[:, 0] = targets[0, :18] = targets[2] = False
+    return ids, mask, targets
 
 
 @torch.inference_mode()
-def from_all_logits(model, ids, mask, wanted):
+def from_all_logits(model, ids, mask, targets):
     scores = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float().log_softmax(-1)
-    sequence, token = wanted.nonzero(as_tuple=True)
+    sequence, token = targets.nonzero(as_tuple=True)
     return scores[sequence, token - 1, ids[sequence, token]]
 
 
 @torch.inference_mode()
-def scored(model, ids, mask, wanted):
+def scored(model, ids, mask, targets):
     scorer = TokenScorer(model)
-    return scorer.score(ids, mask, wanted), scorer.in_blocks
+    return scorer.score(ids, mask, targets), scorer.in_blocks
 
 
 @pytest.fixture(autouse=True)
@@ -73,29 +73,29 @@ def small_blocks(monkeypatch):
 )
 def test_every_architecture_is_scored_in_blocks(name, dtype):
     model = random_model(name, dtype=dtype)
-    found, in_blocks = scored(model, *batch())
+    scores, in_blocks = scored(model, *batch())
     assert in_blocks
-    assert found.dtype == torch.float32
+    assert scores.dtype == torch.float32
     tolerance = {"abs": 1e-5} if dtype == torch.float32 else {"abs": 0.05}
-    assert found.tolist() == pytest.approx(from_all_logits(model, *batch()).tolist(), **tolerance)
+    assert scores.tolist() == pytest.approx(from_all_logits(model, *batch()).tolist(), **tolerance)
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_what_a_model_does_behind_its_head_is_done_to_each_block(name):
     model = from_config(HEADS[name])
-    found, in_blocks = scored(model, *batch())
+    scores, in_blocks = scored(model, *batch())
     assert in_blocks
-    assert found.tolist() == pytest.approx(from_all_logits(model, *batch()).tolist(), abs=1e-5)
+    assert scores.tolist() == pytest.approx(from_all_logits(model, *batch()).tolist(), abs=1e-5)
 
 
 def test_a_factorised_head_is_applied_factor_by_factor():
     model = factorise_embedding(random_model("gemma"))
     inner = []
     model.lm_head.register_forward_hook(lambda _, inputs, output: inner.append((inputs[0].shape, output.shape)))
-    found, in_blocks = scored(model, *batch())
+    scores, in_blocks = scored(model, *batch())
     assert in_blocks
     assert inner[-1] == ((1, 5, 32), (1, 5, 96))  # 20 positions are scored
-    assert found.tolist() == pytest.approx(from_all_logits(model, *batch()).tolist(), abs=1e-5)
+    assert scores.tolist() == pytest.approx(from_all_logits(model, *batch()).tolist(), abs=1e-5)
 
 
 class Mixing(tf.LlamaForCausalLM):
@@ -136,9 +136,9 @@ def test_a_model_that_is_not_a_body_and_a_head_has_all_its_logits_made(kind):
     model = kind(tf.LlamaConfig(**SIZES)).eval()
     if kind is OfPlain:
         model.model.__class__ = Plain
-    found, in_blocks = scored(model, *batch())
+    scores, in_blocks = scored(model, *batch())
     assert not in_blocks
-    assert torch.equal(found, from_all_logits(model, *batch()))
+    assert torch.equal(scores, from_all_logits(model, *batch()))
 
 
 def test_the_model_is_left_as_it_was_also_after_an_error():
@@ -161,9 +161,9 @@ def test_weights_that_are_no_numbers_are_scored_in_blocks_too():
     model = random_model("llama")
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
-    found, in_blocks = scored(model, *batch())
+    scores, in_blocks = scored(model, *batch())
     assert in_blocks
-    assert found.isnan().all()
+    assert scores.isnan().all()
 
 
 @torch.inference_mode()
@@ -171,11 +171,11 @@ def traced_peak(work):
     """Return the most bytes that the CPU allocator held at once beside what it held before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         work()
-    held = peak = 0
+    current = peak = 0
     for event in trace.profiler.kineto_results.events():
         if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
+            current += event.nbytes()
+            peak = max(peak, current)
     return peak
 
 
@@ -184,13 +184,13 @@ def test_a_large_vocabulary_takes_the_memory_of_one_block(monkeypatch):
     sizes = SIZES | {"vocab_size": 262_144, "hidden_size": 16, "num_hidden_layers": 1}
     model = from_config(tf.LlamaConfig(**sizes))
     ids = torch.randint(3, 96, (2, 400))
-    mask, wanted = torch.ones_like(ids), torch.ones_like(ids, dtype=torch.bool)
-    wanted[:, 0] = False
-    one_block = torch.zeros_like(wanted)
+    mask, targets = torch.ones_like(ids), torch.ones_like(ids, dtype=torch.bool)
+    targets[:, 0] = False
+    one_block = torch.zeros_like(targets)
     one_block[:, -block_rows(model.config) // 2 :] = True
     scorer = TokenScorer(model)
     small = traced_peak(lambda: scorer.score(ids, mask, one_block))
-    large = traced_peak(lambda: scorer.score(ids, mask, wanted))
+    large = traced_peak(lambda: scorer.score(ids, mask, targets))
     everything = 4 * ids.numel() * sizes["vocab_size"]
     assert everything > 6 * LOGIT_BYTES
     assert LOGIT_BYTES <= small < 1.5 * LOGIT_BYTES

@@ -38,8 +38,8 @@ def config_of(kind: str, rope: dict[str, Any], **more: Any) -> Any:
 
 
 def read(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text())
-    return found
+    content: dict[str, Any] = json.loads(file.read_text())
+    return content
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,8 @@ def test_version_4_finds_rotary_positions_and_version_5_the_same_as_before(
     config.save_pretrained(tmp_path)
     before = transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters
     add_version_4_keys(tmp_path)
-    found = read(tmp_path / "config.json")
-    assert {name: found.get(name) for name in expected} == expected
+    written = read(tmp_path / "config.json")
+    assert {name: written.get(name) for name in expected} == expected
     assert transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters == before == config.rope_parameters
 
 

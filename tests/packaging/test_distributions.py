@@ -52,14 +52,14 @@ def test_the_wheel_holds_the_tracked_files_of_the_package_and_no_others(distribu
     _, wheel = distributions
     package = [name for name in tracked() if name.split("/")[0] in (*LAYERS, "__init__.py", "py.typed")]
     with zipfile.ZipFile(wheel) as archive:
-        held = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert held == {f"lowrank_bench/{name}" for name in package}
+        members = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert members == {f"lowrank_bench/{name}" for name in package}
 
 
 def test_the_source_distribution_holds_all_tracked_files(distributions: tuple[Path, Path]) -> None:
     with tarfile.open(distributions[0]) as archive:
-        held = {member.name.split("/", 1)[1] for member in archive.getmembers() if member.isfile()}
-    assert not set(tracked()) - held
+        members = {member.name.split("/", 1)[1] for member in archive.getmembers() if member.isfile()}
+    assert not set(tracked()) - members
 
 
 def test_metadata_pass_twine(distributions: tuple[Path, Path]) -> None:
@@ -140,9 +140,11 @@ def test_what_the_wheel_installs_runs_outside_the_checkout(distributions: tuple[
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    where = [sys.executable, "-P", "-c", "import lowrank_bench; print(lowrank_bench.__file__)"]
-    found = subprocess.run(where, cwd=work, env=environment, capture_output=True, text=True, check=True).stdout
-    assert Path(found.strip()).is_relative_to(site)
+    command = [sys.executable, "-P", "-c", "import lowrank_bench; print(lowrank_bench.__file__)"]
+    imported_from = subprocess.run(
+        command, cwd=work, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert Path(imported_from.strip()).is_relative_to(site)
     assert "svd-llm" in run("methods")
     sweep = ("--methods", "svd", "--model", "tiny", "--task", "toy-math", "--ratios", "2", "--limit", "4")
     run("run", "--training-free", *sweep, "--max-new-tokens", "4", "--out", "runs")

@@ -75,10 +75,10 @@ def test_the_mean_of_equal_benchmarks_is_their_value_with_a_narrower_interval(sw
     first, second = two_benchmarks(sweep)
     mean = mean_table([first, second], "both")
     assert mean.n == 2 * first.n
-    for row, one in zip(mean.rows, first.rows, strict=True):
+    for row, first_row in zip(mean.rows, first.rows, strict=True):
         for ratio, cell in row.cells.items():
-            assert cell.value == pytest.approx(one.cells[ratio].value)
-            wide = one.cells[ratio].high - one.cells[ratio].low
+            assert cell.value == pytest.approx(first_row.cells[ratio].value)
+            wide = first_row.cells[ratio].high - first_row.cells[ratio].low
             assert cell.high - cell.low == pytest.approx(wide / math.sqrt(2), rel=1e-9)
 
 

@@ -75,10 +75,10 @@ def test_without_a_recipe_the_hours_are_the_papers():
 @pytest.mark.parametrize("item", ITEMS, ids=NAMES)
 def test_every_quoted_number_has_its_place_in_the_picture(item):
     form = item.full
-    places = {panel.benchmark for panel in form.panels}
+    panel_benchmarks = {panel.benchmark for panel in form.panels}
     methods = {line.method for line in form.lines} | {"none", "llm-pruner"}
     for row in quoted_numbers(item, item.model):
-        assert row.benchmark in places
+        assert row.benchmark in panel_benchmarks
         assert row.method in methods
         if row.method not in ("none", "llm-pruner"):
             assert min(abs(ratio / row.ratio - 1) for ratio in form.ratios) < 0.001
@@ -116,9 +116,9 @@ def test_changes_reach_the_sweep_and_departures_say_so(tmp_path):
     config = sweep_config(item, item.full, changes)
     assert (config.ratios, config.seeds) == ((8.0,), (1, 2))
     assert (config.evaluation.limit, config.execution.workers) == (5, 1)
-    told = "; ".join(departures(item, item.full, config))
-    assert "other training steps (recover)" in told
-    assert "ours is gsm8k+math, theirs metamathqa" in told
+    text = "; ".join(departures(item, item.full, config))
+    assert "other training steps (recover)" in text
+    assert "ours is gsm8k+math, theirs metamathqa" in text
     assert departures(item, item.full, sweep_config(item, item.full, Changes())) == []
     with pytest.raises(UserError, match=r"the ratio 0\.5 is not usable"):
         sweep_config(item, item.full, Changes(ratios=(0.5,)))
@@ -135,7 +135,7 @@ def test_changes_reach_the_sweep_and_departures_say_so(tmp_path):
         ("sfsd", "1", "uniform", "name a figure or a table, not both"),
     ],
 )
-def test_unknown_items_are_told_with_what_there_is(paper, figure, table, message):
+def test_unknown_items_are_reported_with_what_there_is(paper, figure, table, message):
     with pytest.raises(UserError, match=message):
         find_item(paper, figure, table)
 
@@ -288,21 +288,21 @@ def test_a_caption_has_the_steps_and_ratios_of_its_run(paper, item, changes, wor
 
 
 @pytest.mark.parametrize(
-    ("with_32", "with_0", "said"),
+    ("with_32", "with_0", "finding"),
     [
         (0.5, 0.3, "Seen here"),
         (0.3, 0.5, "The contrary is seen here"),
         (0.40, 0.41, "Open here"),
     ],
 )
-def test_findings_say_what_was_seen(with_32, with_0, said):
+def test_findings_say_what_was_seen(with_32, with_0, finding):
     item = find_item("basis-selection", "7", None)
     first, second = (line.label for line in item.full.lines)
     shallow = {(first, 4.0): 0.5, (second, 4.0): 0.1}
     deep = {(first, ratio): with_32 for ratio in (8.0, 10.0)} | {(second, ratio): with_0 for ratio in (8.0, 10.0)}
     frame = to_frame(r.model_copy(update={"method": "bs"}) for r in measured(shallow | deep))
     (sentence,) = findings(item, item.full, panel_table(frame, item.full.panels[0]))
-    assert f"above 6x (§4.4). {said};" in sentence
+    assert f"above 6x (§4.4). {finding};" in sentence
     assert "4x" not in sentence.partition(";")[2]
 
 
@@ -319,7 +319,7 @@ def command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(line, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
 
 
-def test_a_model_that_is_not_here_is_told_before_any_work(tmp_path):
+def test_a_model_that_is_not_here_is_reported_before_any_work(tmp_path):
     done = command(
         "basis-selection", "--figure", "3a", "--out", str(tmp_path / "runs"), HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path)
     )

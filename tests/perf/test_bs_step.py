@@ -38,15 +38,15 @@ def test_the_script_prints_a_table_last() -> None:
 
 def test_every_variant_trains_what_it_says(bs_step: Any) -> None:
     setup = bs_step.Setup(**TINY, extra=4)
-    found = {variant: bs_step.measure(setup, variant) for variant in bs_step.VARIANTS}
-    assert all(entry.seconds > 0 and entry.tokens > 0 for entry in found.values())
-    assert len(bs_step.table(list(found.values())).splitlines()) == 1 + len(bs_step.VARIANTS)
+    measured = {variant: bs_step.measure(setup, variant) for variant in bs_step.VARIANTS}
+    assert all(entry.seconds > 0 and entry.tokens > 0 for entry in measured.values())
+    assert len(bs_step.table(list(measured.values())).splitlines()) == 1 + len(bs_step.VARIANTS)
     bases = [64] * 8  # seven matrices of a layer, and the head; min(m, n) is 64 for each
     gone = sum(k - round(0.12 * k) for k in bases)
-    assert found["bs 100 %"].trained - found["bs 12 %"].trained == gone
-    assert found["rebuild"].trained == found["bs 100 %"].trained
-    assert found["full"].trained == sum(p.numel() for p in bs_step.llama(setup).parameters())
-    assert found["lora"].trained == 32 * (4 * (64 + 64) + 3 * (64 + 176))
+    assert measured["bs 100 %"].trained - measured["bs 12 %"].trained == gone
+    assert measured["rebuild"].trained == measured["bs 100 %"].trained
+    assert measured["full"].trained == sum(p.numel() for p in bs_step.llama(setup).parameters())
+    assert measured["lora"].trained == 32 * (4 * (64 + 64) + 3 * (64 + 176))
 
 
 def test_rebuilding_is_the_same_function_with_the_same_gradients(bs_step: Any) -> None:

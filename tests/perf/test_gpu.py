@@ -38,13 +38,13 @@ def ran(bare: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> di
     assert done.returncode == 0, (done.stdout.partition("rows failed or missed")[2], done.stderr[-20000:])
     again = script("--table", "--small", "--out", str(out), python=bare[0], PYTHONPATH=str(bare[1]))
     assert again.returncode == 0
-    found = {file.stem: json.loads(file.read_text()) for file in out.glob("*.json")}
+    results = {file.stem: json.loads(file.read_text()) for file in out.glob("*.json")}
     tables = again.stdout.split("\npart ")[1:]
-    assert len(tables) == len(found) == 8
-    for result in found.values():
+    assert len(tables) == len(results) == 8
+    for result in results.values():
         assert all(row["title"] in done.stdout and row["title"] in again.stdout for row in result["rows"])
         assert f"--parts {result['part']} --small" in result["facts"]["command"]
-    return {name: result["rows"] for name, result in found.items()}
+    return {name: result["rows"] for name, result in results.items()}
 
 
 def test_the_environment_has_nothing_but_what_is_listed(bare: tuple[Path, Path]) -> None:
@@ -98,7 +98,7 @@ def slow_script(tmp_path: Path) -> Path:
     )
     (tmp_path / "sleeping.py").write_text(
         "import os, pathlib, time\nfrom gpu_sections.table import Row\n"
-        "def run(where):\n"
+        "def run(context):\n"
         "    yield Row('first', '1 s')\n"
         f"    pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
         "    time.sleep(600)\n"
@@ -168,18 +168,18 @@ def test_greedy_decoding_with_either_cache_is_the_decoding_without_one() -> None
         model = random_llama(TINY, ratio, torch.float64, "cpu")
         ids = prompts = torch.arange(3, 11)[None].repeat(2, 1) + torch.tensor([[0], [5]])
         with torch.no_grad():
-            found = greedy(model, model(input_ids=ids, use_cache=True), 4)
+            decoded = greedy(model, model(input_ids=ids, use_cache=True), 4)
             for _ in range(4):
                 ids = torch.cat([ids, model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
-            assert torch.equal(found, ids[:, 8:])
+            assert torch.equal(decoded, ids[:, 8:])
             decoder = FixedDecoder(model, prompts, 4)
             first = decoder.last.clone()
             for _ in range(2):  # as each round does
                 decoder.rewind(8)
                 decoder.last.copy_(first)
-                for place in range(1, 4):
+                for position in range(1, 4):
                     decoder.decode(1)
-                    assert torch.equal(decoder.last, ids[:, 8 + place : 9 + place])
+                    assert torch.equal(decoder.last, ids[:, 8 + position : 9 + position])
 
 
 @pytest.mark.usefixtures("sections")
@@ -194,7 +194,7 @@ def test_factors_that_differ_are_seen() -> None:
 
 
 @pytest.mark.usefixtures("sections")
-def test_what_is_foreseen_has_to_be_near_what_is_measured() -> None:
+def test_what_is_estimated_has_to_be_near_what_is_measured() -> None:
     from gpu_sections.memory import judged
 
     for planned, met in ((100, True), (119, True), (81, True), (130, False), (70, False)):

@@ -42,7 +42,7 @@ def test_a_value_with_a_comma_is_quoted(record):
 
 
 @pytest.mark.parametrize(
-    ("condition", "told"),
+    ("condition", "message"),
     [
         ("method", "is not a condition"),
         ("methd=svd", "did you mean 'method'"),
@@ -60,8 +60,8 @@ def test_a_value_with_a_comma_is_quoted(record):
         ('label="a', "no readable value"),
     ],
 )
-def test_what_cannot_be_meant_is_told(sweep, condition, told):
-    with pytest.raises(UserError, match=told):
+def test_what_cannot_be_meant_is_refused(sweep, condition, message):
+    with pytest.raises(UserError, match=message):
         filter_frame(to_frame(sweep()), [condition])
 
 

@@ -43,7 +43,7 @@ def test_both_refuse_the_same(published, record, column, value):
     assert errors == [column]
     with pytest.raises(ValidationError) as error:
         Record.model_validate(row, strict=True)
-    assert column in [one["loc"][0] for one in error.value.errors() if one["loc"]]
+    assert column in [entry["loc"][0] for entry in error.value.errors() if entry["loc"]]
 
 
 def test_both_want_every_column_and_no_other(published, record):

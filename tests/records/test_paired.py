@@ -25,8 +25,8 @@ def test_mcnemar_is_the_binomial_test(a, b):
 def test_sign_flips_come_near_the_exact_permutation_test(differences, seed):
     signs = np.array(list(itertools.product((-1, 1), repeat=len(differences))))
     exact = (np.abs(signs @ differences) >= abs(sum(differences)) - 1e-9).mean()
-    (found,) = sign_flips(np.array([differences], dtype=float).T, 20_000, seed)
-    assert abs(found - exact) < 5 * np.sqrt(0.25 / 20_000) + 1e-4
+    (p_value,) = sign_flips(np.array([differences], dtype=float).T, 20_000, seed)
+    assert abs(p_value - exact) < 5 * np.sqrt(0.25 / 20_000) + 1e-4
 
 
 def test_sign_flips_agree_with_scipy():

@@ -80,7 +80,7 @@ def test_every_field_is_described():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"value": math.nan}, "NaN"),
         ({"value": 0.9}, "outside its interval"),
@@ -98,8 +98,8 @@ def test_every_field_is_described():
         ({"colour": "red"}, "Extra inputs"),
     ],
 )
-def test_nonsense_is_refused(record, changes, told):
-    with pytest.raises(ValidationError, match=told):
+def test_nonsense_is_refused(record, changes, message):
+    with pytest.raises(ValidationError, match=message):
         record(**changes)
 
 
@@ -116,19 +116,19 @@ def test_two_records_of_one_measurement_are_refused(tmp_path, record):
 
 @pytest.mark.parametrize("name", ["results.csv", "results.parquet"])
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (lambda raw: b"", "cannot be read|columns of records"),
         (lambda raw: raw[: len(raw) - 300], "cannot be read|cut off"),
         (lambda raw: b"\xff\xfe\x00" * 50, "cannot be read"),
     ],
 )
-def test_damaged_files_are_named(tmp_path, sweep, name, damage, told):
+def test_damaged_files_are_named(tmp_path, sweep, name, damage, message):
     write_records(tmp_path, sweep())
     (tmp_path / CHECKSUMS_NAME).unlink()
     path = tmp_path / name
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         read_records(path)
     assert str(path) in str(error.value)
 
@@ -136,7 +136,7 @@ def test_damaged_files_are_named(tmp_path, sweep, name, damage, told):
 def test_foreign_files_are_named(tmp_path, record):
     path, _ = write_records(tmp_path, [record()])
     text = path.read_text()
-    for old, new, told in (
+    for old, new, message in (
         ("schema_version,", "schema,", "missing: schema_version; unknown: schema"),
         ("\n3,demo", "\n7,demo", "schema_version is 7 and this version reads 3; update"),
         ("\n3,demo", "\n0,demo", "record 1 is not valid: schema_version is '0'; this version reads 1 to 3"),
@@ -155,7 +155,7 @@ def test_foreign_files_are_named(tmp_path, record):
     ):
         assert old in text
         path.write_text(text.replace(old, new, 1))
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             read_records(path)
     for missing in (tmp_path / "absent", tmp_path / "absent.csv", tmp_path / "x.txt"):
         with pytest.raises(UserError, match=str(missing)):
@@ -169,10 +169,10 @@ def test_same_results_ignores_timings_and_nothing_else(record, sweep):
     later = frame.assign(seconds_fit=1e6, peak_memory_bytes=1, evaluated_at="2027-01-31T12:00:00+00:00")
     assert same_results(frame, later) == []
     moved = frame.assign(tokens_recover=frame["tokens_recover"].where(frame.index != 3, 5))
-    (told,) = same_results(frame, moved)
-    assert "tokens_recover" in told
-    (told,) = same_results(frame, frame.iloc[1:])
-    assert "only the first has" in told
+    (difference,) = same_results(frame, moved)
+    assert "tokens_recover" in difference
+    (difference,) = same_results(frame, frame.iloc[1:])
+    assert "only the first has" in difference
 
 
 def test_importing_results_loads_neither_torch_nor_plotting():
@@ -202,7 +202,7 @@ def appended(path, change):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda line: line, "records 1 and 2 describe the same measurement .* twice"),
         (
@@ -215,10 +215,10 @@ def appended(path, change):
         (lambda line: ",".join(line.split(",")[:20]), "record 2 has 20 of 55 cells; the file is cut off or torn"),
     ],
 )
-def test_duplicates_contradictions_and_torn_lines_are_named(tmp_path, record, change, told):
+def test_duplicates_contradictions_and_torn_lines_are_named(tmp_path, record, change, message):
     path, _ = write_records(tmp_path, [record()])
     appended(path, change)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         read_records(path)
 
 
@@ -242,7 +242,7 @@ def test_what_spreadsheets_make_of_a_csv(tmp_path, record):
 
 
 @pytest.mark.parametrize("name", ["results.csv", "results.parquet"])
-def test_a_future_schema_is_told_before_its_columns(tmp_path, record, name):
+def test_a_future_schema_is_refused_before_its_columns(tmp_path, record, name):
     write_records(tmp_path, [record()])
     (tmp_path / CHECKSUMS_NAME).unlink()
     path = tmp_path / name
@@ -295,7 +295,7 @@ def test_files_cut_off_or_exchanged_are_seen(tmp_path, sweep):
         write_records(tmp_path / "a", whole)
 
 
-def test_an_edited_csv_is_told_and_a_copy_of_it_is_read(tmp_path, record):
+def test_an_edited_csv_is_refused_and_a_copy_of_it_is_read(tmp_path, record):
     path, _ = write_records(tmp_path / "run", [record()])
     path.write_text(path.read_text().replace(",0.375,", ",0.376,", 1))
     for name in (path, path.parent):  # the folder's Parquet is untouched

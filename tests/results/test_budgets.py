@@ -43,10 +43,10 @@ def test_one_table_with_a_column_of_steps(record):
 
 
 def test_one_budget_has_no_column(record):
-    one = {key: value for key, value in VALUES.items() if key[1] == 200}
-    table, _ = by_ratio(to_frame(records(record, one)))
+    one_budget = {key: value for key, value in VALUES.items() if key[1] == 200}
+    table, _ = by_ratio(to_frame(records(record, one_budget)))
     assert [column.title for column in table.columns] == ["", "1×", "2×"]
-    assert pivot(to_frame(records(record, one)))[0].budget == 0
+    assert pivot(to_frame(records(record, one_budget)))[0].budget == 0
 
 
 def test_each_budget_has_a_board(record):
@@ -62,8 +62,8 @@ def test_a_baseline_names_cells_by_budget_only_where_there_are_several(record):
     assert {name.row for name in estimates(to_frame(records(record))) if not name.uncompressed} == {
         f"{label} 2×, {budget} steps" for label, budget in VALUES
     }
-    one = {key: value for key, value in VALUES.items() if key[1] == 200}
-    assert {name.row for name in estimates(to_frame(records(record, one)))} >= {"a 2×", "b 2×"}
+    one_budget = {key: value for key, value in VALUES.items() if key[1] == 200}
+    assert {name.row for name in estimates(to_frame(records(record, one_budget)))} >= {"a 2×", "b 2×"}
 
 
 def test_a_cell_is_named_with_its_budget(record, tmp_path):
@@ -79,7 +79,7 @@ def test_a_cell_is_named_with_its_budget(record, tmp_path):
         find_cell(f"{run}:finetuned@1/200")
 
 
-def said(rows, orders=()):
+def finding_text(rows, orders=()):
     return "\n".join(text for _, texts in budget_findings(pivot(to_frame(rows)), orders) for text in texts)
 
 
@@ -91,7 +91,7 @@ def order(table, leader, label, p):
 
 def test_a_change_of_order_is_asserted_where_both_sides_are_significant(record):
     rows = records(record)
-    text = said(rows, (order(0, "a", "b", 0.001), order(1, "b", "a", 0.01)))
+    text = finding_text(rows, (order(0, "a", "b", 0.001), order(1, "b", "a", 0.01)))
     assert "the order of the methods changes with the budget (paired tests" in text
     assert "a is ahead of b with 200 steps and behind it with 600 steps" in text
 
@@ -99,24 +99,24 @@ def test_a_change_of_order_is_asserted_where_both_sides_are_significant(record):
 @pytest.mark.parametrize("p_values", [(0.2, 0.001), (0.001, 0.2), (0.2, 0.2)])
 def test_no_change_is_asserted_without_significance_on_both_sides(record, p_values):
     rows = records(record)
-    text = said(rows, (order(0, "a", "b", p_values[0]), order(1, "b", "a", p_values[1])))
+    text = finding_text(rows, (order(0, "a", "b", p_values[0]), order(1, "b", "a", p_values[1])))
     assert "no change is distinguishable from chance" in text
     assert "(200 steps: a, b; 600 steps: b, a)" in text
     assert "order of the methods changes" not in text
 
 
 def test_intervals_decide_where_there_is_no_test(record):
-    assert "the order of the methods changes with the budget (intervals)" in said(records(record))
-    assert "no change is distinguishable" in said(records(record, half=0.2))
+    assert "the order of the methods changes with the budget (intervals)" in finding_text(records(record))
+    assert "no change is distinguishable" in finding_text(records(record, half=0.2))
 
 
 def test_ties_change_nothing(record):
-    text = said(records(record, VALUES | {("a", 600): 0.5}, half=0.2))
+    text = finding_text(records(record, VALUES | {("a", 600): 0.5}, half=0.2))
     assert "no two estimates change their order" in text
 
 
 def test_no_sentence_about_one_budget(record):
-    assert said(records(record, {("a", 200): 0.3, ("b", 200): 0.2})) == ""
+    assert finding_text(records(record, {("a", 200): 0.3, ("b", 200): 0.2})) == ""
 
 
 def test_figures_over_tokens_are_drawn_for_several_budgets_and_are_the_same_each_time(record, tmp_path):

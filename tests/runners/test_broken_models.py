@@ -94,7 +94,7 @@ def test_each_result_is_written_as_soon_as_it_is_known(partly_broken, tmp_path, 
     def look(done, total):
         seen.append(sorted(read_json(out / "metrics.json")["benchmarks"]) if out.exists() else [])
 
-    found = evaluate(
+    evaluation = evaluate(
         str(partly_broken),
         ["toy-math", "tinystories"],
         default_settings(data_dir=data_dir, limit=2, max_new_tokens=4),
@@ -105,18 +105,18 @@ def test_each_result_is_written_as_soon_as_it_is_known(partly_broken, tmp_path, 
     )
     assert seen[0] == []
     assert seen[-1] == ["toy-math"], "the first benchmark was written before the second began"
-    assert list(found.outcomes) == ["toy-math"]
-    assert list(found.failures) == ["tinystories@64", "tinystories@128"]
-    assert "tinystories@64, tinystories@128 failed" in found.sentence
+    assert list(evaluation.outcomes) == ["toy-math"]
+    assert list(evaluation.failures) == ["tinystories@64", "tinystories@128"]
+    assert "tinystories@64, tinystories@128 failed" in evaluation.sentence
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "under a file"])
 def test_eval_looks_at_the_output_before_the_model(kind, tmp_path):
     out = tmp_path / "out"
     out.mkdir() if kind == "folder" else out.write_text("mine")
-    place = out / "below" if kind == "under a file" else out
+    output = out / "below" if kind == "under a file" else out
     with pytest.raises(UserError, match="out"):
-        evaluate("no-such-model", ["toy-math"], default_settings(), out=place)
+        evaluate("no-such-model", ["toy-math"], default_settings(), out=output)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["out"]
 
 
@@ -172,6 +172,6 @@ def test_a_perplexity_beyond_all_numbers_is_a_record(data_dir, tokenizer, tmp_pa
     engine = Hopeless.__new__(Hopeless)
     engine.tokenizer, engine.context_length = tokenizer, 512
     outcome = benchmarks.get("tinystories")().evaluate(engine, EvalSettings(data_dir, limit=3))
-    found = {metric.name: metric for metric in outcome.metrics}
-    assert found["perplexity"].value == found["perplexity"].low == math.inf
-    assert 795 < found["nats_per_token"].low < 801 < found["nats_per_token"].high < 806
+    metrics = {metric.name: metric for metric in outcome.metrics}
+    assert metrics["perplexity"].value == metrics["perplexity"].low == math.inf
+    assert 795 < metrics["nats_per_token"].low < 801 < metrics["nats_per_token"].high < 806

@@ -93,7 +93,7 @@ def test_a_killed_run_and_a_later_budget_give_the_results_of_one_run(tmp_path):
     assert list((whole.execution.out / "tiny-toy-math").glob("*-by-tokens.png"))
 
 
-def test_budgets_of_a_training_while_compressing_are_told_apart_without_a_recovery(tmp_path):
+def test_budgets_of_a_training_while_compressing_are_kept_apart_without_a_recovery(tmp_path):
     config = small_sweep(
         tmp_path, methods=["bs:prunings=1"], ratios=[2], recovery="none", recover={"steps": [4, 8]}, limit=2
     )

@@ -54,7 +54,7 @@ def planned(model: str, method: str, out: Path, task: str = "toy-math", **more: 
 
 
 @pytest.mark.parametrize(
-    ("task", "wanted", "context", "expected"),
+    ("task", "length", "context", "expected"),
     [
         ("language-c4", None, 131072, 2048),
         ("language-wikitext2", None, 32768, 2048),
@@ -65,8 +65,8 @@ def planned(model: str, method: str, out: Path, task: str = "toy-math", **more: 
         ("math", None, 32768, 512),
     ],
 )
-def test_the_default_is_2048_tokens_or_the_context(task, wanted, context, expected):
-    assert calibration_length(task, wanted, context) == expected
+def test_the_default_is_2048_tokens_or_the_context(task, length, context, expected):
+    assert calibration_length(task, length, context) == expected
 
 
 @pytest.mark.parametrize("task", ["language-c4", "language-wikitext2", "toy-math", "language"])

@@ -68,7 +68,7 @@ def test_the_overview_puts_all_beside_each_other(swept):
     assert any("50 is no preference" in name for name in names)
     assert names[-1] == "mean of the 3 accuracies above, %"
     accuracies = swept[swept.headline & swept.metric.isin(["acc", "acc_norm"]) & (swept.label == "svd")]
-    column = next(place for place, column in enumerate(view.columns) if column.title.startswith("svd"))
+    column = next(index for index, column in enumerate(view.columns) if column.title.startswith("svd"))
     assert view.rows[-1][column] == f"{100 * accuracies.value.mean():.1f}"
     assert "| mean of the 3 accuracies above, % |" in to_markdown([view])
     assert to_csv([view]).count("\n") == 12

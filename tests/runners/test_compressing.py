@@ -106,7 +106,7 @@ def test_what_is_unusable_is_refused_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_placement_that_was_asked_for_is_foreseen_and_taken(tmp_path: Path) -> None:
+def test_a_placement_that_was_asked_for_is_estimated_and_taken(tmp_path: Path) -> None:
     request = CompressRequest(
         "tiny", "bs:prunings=1", 2.0, tmp_path / "out", "toy-math", steps=2, placement="host-moments"
     )

@@ -88,15 +88,15 @@ def cases(*groups):
     """Return name and value of each field of some groups, those of the trainings as ``finetune.NAME``."""
     config = small_sweep(Path("out"))
     for group in groups:
-        held = getattr(config, group)
-        for name, field in type(held).model_fields.items():
-            if issubclass(type(getattr(held, name)), TrainOverrides):
+        section = getattr(config, group)
+        for name, field in type(section).model_fields.items():
+            if issubclass(type(getattr(section, name)), TrainOverrides):
                 for inner, part in TrainOverrides.model_fields.items():
                     title = f"{name}.{inner}" if f"{name}.{inner}" in GIVEN else inner
-                    for value in other_values(title, part, getattr(getattr(held, name), inner)):
+                    for value in other_values(title, part, getattr(getattr(section, name), inner)):
                         yield pytest.param(inner, {name: {inner: value}}, id=f"{name}.{inner}={value}")
             else:
-                for value in other_values(name, field, getattr(held, name)):
+                for value in other_values(name, field, getattr(section, name)):
                     yield pytest.param(name, {name: value}, id=f"{name}={value}")
 
 

@@ -159,12 +159,12 @@ def test_two_engines_are_opened_one_after_the_other_and_named(monkeypatch, tmp_p
     monkeypatch.setattr(evaluating, "open_engine", open_one)
     settings = evaluating.default_settings(data_dir=data_dir, limit=2, max_new_tokens=2)
     names = ["tinystories", "toy-math"]
-    found = evaluating.evaluate("tiny", names, settings, dtype="float32", out=tmp_path / "out")
-    assert (set(found.outcomes), found.failures) == (set(names), {})
-    assert choice.SCORING_NOTE in found.note
+    evaluation = evaluating.evaluate("tiny", names, settings, dtype="float32", out=tmp_path / "out")
+    assert (set(evaluation.outcomes), evaluation.failures) == (set(names), {})
+    assert choice.SCORING_NOTE in evaluation.note
     assert opened == ["transformers", "killed-once"]
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert {name: each["engine"]["name"] for name, each in written["benchmarks"].items()} == {
+    assert {name: result["engine"]["name"] for name, result in written["benchmarks"].items()} == {
         "tinystories": "transformers",
         "toy-math": "killed-once",
     }

@@ -37,7 +37,7 @@ def test_one_engine_gives_what_the_stages_of_a_sweep_give(
     measured = evaluate("tiny", BENCHMARKS, settings, engine="transformers", dtype="float32", out=out)
     assert len(started) == 1
     assert measured.failures == {}
-    found = read_json(out / "metrics.json")["benchmarks"]
+    written = read_json(out / "metrics.json")["benchmarks"]
     plan = make_plan(
         small_sweep(
             tmp_path / "sweep",
@@ -59,7 +59,7 @@ def test_one_engine_gives_what_the_stages_of_a_sweep_give(
         folder = tmp_path / name
         folder.mkdir()
         result = perform(stage, folder)
-        assert {field: result[field] for field in found[name]} == found[name]
+        assert {field: result[field] for field in written[name]} == written[name]
         assert (folder / "samples.jsonl").read_bytes() == (out / f"samples-{name}.jsonl").read_bytes()
     assert len(started) == 1 + len(BENCHMARKS)
 

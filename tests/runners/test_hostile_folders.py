@@ -88,28 +88,28 @@ def fifo(name: str) -> Edit:
 
 def tensors(**changes: Any) -> Edit:
     def edit(folder: Path) -> None:
-        found = load_file(folder / "model.safetensors")
+        weights = load_file(folder / "model.safetensors")
         for factor, change in changes.items():
-            found[f"{QUERY}.{factor}"] = change(found[f"{QUERY}.{factor}"]).contiguous()
-        save_file(found, folder / "model.safetensors", {"format": "pt"})
+            weights[f"{QUERY}.{factor}"] = change(weights[f"{QUERY}.{factor}"]).contiguous()
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
     return edit
 
 
 def extra(name: str) -> Edit:
     def edit(folder: Path) -> None:
-        found = load_file(folder / "model.safetensors")
-        save_file(found | {name: torch.ones(2, 2)}, folder / "model.safetensors", {"format": "pt"})
+        weights = load_file(folder / "model.safetensors")
+        save_file(weights | {name: torch.ones(2, 2)}, folder / "model.safetensors", {"format": "pt"})
 
     return edit
 
 
-def index(places: Any, keep: bool = False) -> Edit:
+def index(weight_map: Any, keep: bool = False) -> Edit:
     def edit(folder: Path) -> None:
         shutil.copy(folder / "model.safetensors", folder / "a.safetensors")
         if not keep:
             (folder / "model.safetensors").rename(folder / "b.safetensors")
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
     return edit
 
@@ -250,10 +250,10 @@ TOKENIZERS: dict[str, tuple[Edit, str]] = {
 }
 
 
-def broken(originals: Path, kind: str, edit: Edit, where: Path) -> Path:
-    shutil.copytree(originals / kind, where)
-    edit(where)
-    return where
+def broken(originals: Path, kind: str, edit: Edit, target: Path) -> Path:
+    shutil.copytree(originals / kind, target)
+    edit(target)
+    return target
 
 
 def request(folder: Path, out: Path) -> CompressRequest:
@@ -340,13 +340,13 @@ def test_what_is_said_of_an_adapter_works(tmp_path: Path, beside: bool) -> None:
         for file in folder.glob("adapter_*"):
             file.rename(tmp_path / "base-adapter" / file.name)
         assert f"move adapter_* into '{folder}-adapter'" in str(caught.value)
-    said = re.search(r"(Auto)?Peft\w+\..*\.save_pretrained\('[^']*'\)", str(caught.value))
-    assert said
-    eval(said[0], vars(peft) | {"AutoModelForCausalLM": AutoModelForCausalLM})
+    advice = re.search(r"(Auto)?Peft\w+\..*\.save_pretrained\('[^']*'\)", str(caught.value))
+    assert advice
+    eval(advice[0], vars(peft) | {"AutoModelForCausalLM": AutoModelForCausalLM})
     merged, ids = load_model(f"{folder}-merged"), torch.randint(3, 400, (2, 7))
     with torch.no_grad():
-        expected, found = wrapped(input_ids=ids).logits, merged(input_ids=ids).logits
-        assert torch.allclose(found, expected, atol=1e-4)
+        expected, logits = wrapped(input_ids=ids).logits, merged(input_ids=ids).logits
+        assert torch.allclose(logits, expected, atol=1e-4)
         assert not torch.allclose(plain(input_ids=ids).logits, expected, atol=1e-2)
 
 

@@ -39,11 +39,11 @@ def asked(out: Path, ratios: list[float], *methods: str, **more: Any) -> Any:
 def shapes(out: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes of one matrix's tensors in the only fit of a folder."""
     (folder,) = (out / "stages").glob("fit-*")
-    found = {}
+    sizes = {}
     for file in folder.glob("factors*.safetensors"):
         with safe_open(file, framework="pt") as tensors:
-            found |= {k.rpartition(".")[2]: tensors.get_tensor(k).shape for k in tensors.keys() if NAME in k}  # noqa: SIM118
-    return {key: tuple(shape) for key, shape in found.items()}
+            sizes |= {k.rpartition(".")[2]: tensors.get_tensor(k).shape for k in tensors.keys() if NAME in k}  # noqa: SIM118
+    return {key: tuple(shape) for key, shape in sizes.items()}
 
 
 def kinds(config: Any) -> list[str]:
@@ -77,7 +77,9 @@ def test_numbers_do_not_depend_on_what_is_kept(tmp_path: Path) -> None:
         run_sweep(asked(out, [2], *methods))
         records = [json.loads(file.read_text()) for file in (out / "stages").glob("compress-*/stage.json")]
         sums.append(next(r["sha256"] for r in records if r["config"]["options"]["policy"] == "uniform"))
-    weights = [{name: value for name, value in found.items() if name.endswith(".safetensors")} for found in sums]
+    weights = [
+        {name: value for name, value in checksums.items() if name.endswith(".safetensors")} for checksums in sums
+    ]
     assert weights[0] == weights[1] != {}
     assert shapes(tmp_path / "a")["right"] < shapes(tmp_path / "b")["right"]
 
@@ -104,12 +106,12 @@ def test_every_larger_ratio_finds_the_parts_it_reads(name: str, guard: bool) -> 
     model, (name, _, embeddings) = random_model("llama", tied=True), name.partition(":")
     method = create_method(name, {"guard": guard} | ({"embeddings": True} if embeddings else {}))
     for multiple in (1, 4):
-        kept = method.kept_ranks(model, [Budget(1.1, guard, multiple)])
-        assert kept is not None
+        ranks = method.kept_ranks(model, [Budget(1.1, guard, multiple)])
+        assert ranks is not None
         for ratio in (1.1, 1.101, 1.15, 1.2, 1.3):
             allocation = Budget(ratio, guard, multiple).allocate(method.shape(model, ratio), uniform())
-            assert all(rank <= kept[unit] for unit, rank in allocation.ranks.items())
-    fitted = method.fit_to(dict.fromkeys(kept, 3), model, RandomData())
+            assert all(rank <= ranks[unit] for unit, rank in allocation.ranks.items())
+    fitted = method.fit_to(dict.fromkeys(ranks, 3), model, RandomData())
     for group in method.groups(model):
         factors = fitted.factors(group.name)
         assert fitted.parts(group.name) == factors.left.shape[1] == len(factors.right) == 3 < len(factors.spectrum)

@@ -35,7 +35,7 @@ def command(config, file):
     return ["run", "--config", str(write_config(config, file))]
 
 
-def found(config):
+def records_of(config):
     return read_records(config.execution.out / make_plan(config).name)
 
 
@@ -45,7 +45,7 @@ def test_two_runs_share_one_folder(expected, tmp_path):
     words = command(config, tmp_path / "sweep.yaml")
     runs = [start(*words) for _ in range(2)]
     assert [run.wait(timeout=1200) for run in runs] == [0, 0], [run.output() + run.errors() for run in runs]
-    assert same_results(expected, found(config)) == []
+    assert same_results(expected, records_of(config)) == []
     assert not list((config.execution.out / "stages").glob(".part-*"))
     assert not (config.execution.out / "stages" / "failed").exists()
 
@@ -69,13 +69,13 @@ def test_another_clock_and_time_zone_change_nothing(finished, tmp_path):
 SMALL_DISK = """
 import json, pathlib, shutil, subprocess, sys, time
 from commands import start
-disk, kept, megabytes, words = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4:]
+disk, copy, megabytes, words = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4:]
 subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", disk], check=True)
-told = []
+endings = []
 
-def tell(process):
+def note_ending(process):
     code = process.wait()
-    told.append([code, " ".join(process.errors().split()), [path.name for path in disk.glob("out/stages/.part-*")]])
+    endings.append([code, " ".join(process.errors().split()), [path.name for path in disk.glob("out/stages/.part-*")]])
 
 process = start(*words)
 if megabytes > 64:
@@ -88,13 +88,13 @@ if megabytes > 64:
                 pass
         except OSError:
             pass
-    tell(process)
+    note_ending(process)
     filler.unlink()
     process = start(*words)
-tell(process)
+note_ending(process)
 if (disk / "out").exists():
-    shutil.copytree(disk / "out", kept)
-print(json.dumps(told))
+    shutil.copytree(disk / "out", copy)
+print(json.dumps(endings))
 """
 
 
@@ -131,4 +131,4 @@ def test_a_disk_that_fills_up_ends_with_a_sentence_and_the_run_goes_on_later(exp
     assert re.search("no space is left on the device of .* then run the same command again", errors)
     assert parts == []
     assert again[0] == 0
-    assert same_results(expected, found(small_sweep(tmp_path / "kept", **PART))) == []
+    assert same_results(expected, records_of(small_sweep(tmp_path / "kept", **PART))) == []

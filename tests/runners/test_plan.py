@@ -58,16 +58,16 @@ def test_where_and_how_fast_it_runs_is_no_part_of_the_key(tmp_path):
 
 def test_multiples_of_ranks_change_compressions_only(tmp_path):
     """And 1, the default on every device, changes no key: finished stages of older sweeps stay valid."""
-    plain, one = make_plan(small_sweep(tmp_path)), make_plan(small_sweep(tmp_path, rank_multiple=1))
+    plain, explicit = make_plan(small_sweep(tmp_path)), make_plan(small_sweep(tmp_path, rank_multiple=1))
     aligned = make_plan(small_sweep(tmp_path, rank_multiple=8))
-    assert list(plain.stages) == list(one.stages)
+    assert list(plain.stages) == list(explicit.stages)
     assert not any("rank_multiple" in stage.spec.hashed() for stage in plain.stages.values())
     shared = Counter(plain.stages[key].kind for key in set(plain.stages) & set(aligned.stages))
     assert shared == {"finetune": 1, "fit": 2, "evaluate": 1}
     changed = [stage for key, stage in aligned.stages.items() if key not in plain.stages and stage.kind == "compress"]
     assert [stage.spec.rank_multiple for stage in changed] == [8] * 6
     assert [_options(plan, plan.cells[-1]).get("rank_multiple") for plan in (plain, aligned)] == [None, 8]
-    assert all(rank % 8 == 0 for found in aligned.allocations.values() for rank in found.ranks.values())
+    assert all(rank % 8 == 0 for allocation in aligned.allocations.values() for rank in allocation.ranks.values())
 
 
 def test_a_new_version_of_a_policy_is_compressed_again_and_fitted_once(tmp_path, monkeypatch):
@@ -247,7 +247,7 @@ def test_quick_recipe_is_the_papers_on_fewer_examples(tmp_path, data_dir):
     plan = make_plan(small_sweep(tmp_path, recipe="quick", methods=["svd", "fwsvd", "bs"], **changes))
     trained = [stage for stage in plan.stages.values() if stage.train]
     assert all(stage.execution.train_set == "gsm8k+math" for stage in trained)
-    # One budget for all: whoever trains while compressing is told the same as the others' recovery.
+    # One budget for all: whoever trains while compressing gets the same settings as the others' recovery.
     after = [stage.train for stage in trained if stage.kind != "finetune"]
     assert len(after) > 3
     assert all(settings == quick.recover for settings in after)
@@ -266,7 +266,7 @@ def test_quick_recipe_is_the_papers_on_fewer_examples(tmp_path, data_dir):
     ],
 )
 def test_the_key_names_the_optimizer_that_runs_on_the_device(tmp_path, monkeypatch, device, asked, optimizer):
-    monkeypatch.setattr("lowrank_bench.runners.plan.pick_device", lambda wanted: device)
+    monkeypatch.setattr("lowrank_bench.runners.plan.pick_device", lambda name: device)
     monkeypatch.setattr("lowrank_bench.runners.graph.measure_machine", lambda device: assume_machine("h100:1"))
     changes = {"finetune": {"steps": 2} | asked, "recover": {"steps": 2} | asked, "methods": ["svd", "bs"]}
     plan = make_plan(small_sweep(tmp_path, engine="transformers", **changes))
@@ -278,8 +278,8 @@ def test_the_key_names_the_optimizer_that_runs_on_the_device(tmp_path, monkeypat
 @pytest.mark.parametrize("kind", ["instruction", "language"])
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_a_gpu_changes_nothing_but_the_optimizers_kernel(recipe, kind):
-    for here, there in zip(recipe.for_kind(kind), recipe.for_kind(kind, "cuda"), strict=True):
-        assert there == here.model_copy(update={"optimizer": "adamw_torch_fused"})
+    for on_cpu, on_gpu in zip(recipe.for_kind(kind), recipe.for_kind(kind, "cuda"), strict=True):
+        assert on_gpu == on_cpu.model_copy(update={"optimizer": "adamw_torch_fused"})
 
 
 @pytest.mark.parametrize("command", [run, compress])

@@ -65,16 +65,16 @@ def end_by(error, log):
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "ending"),
     [(KeyboardInterrupt(), "interrupted"), (ValueError("no room"), "ended by an error: no room")],
 )
-def test_the_log_says_how_it_ended_and_goes_on_in_the_next_run(error, said, tmp_path):
+def test_the_log_says_how_it_ended_and_goes_on_in_the_next_run(error, ending, tmp_path):
     log = tmp_path / "run.log"
     for _ in range(2):
         with pytest.raises(type(error)):
             end_by(error, log)
     text = log.read_text(encoding="utf-8")
-    assert text.count(f"{said}; 0 of 2 stages are done and kept") == 2
+    assert text.count(f"{ending}; 0 of 2 stages are done and kept") == 2
 
 
 def test_a_log_that_cannot_be_written_ends_nothing(tmp_path):
@@ -182,12 +182,12 @@ def test_an_interrupt_leaves_nothing(command, tmp_path):
 )
 def test_every_long_loop_says_what_it_counts(method, units, tmp_path):
     request = CompressRequest("tiny", method, 2.0, tmp_path / "m", "toy-math")
-    found = set()
+    counted = set()
     with pytest.MonkeyPatch.context() as patch:
         event = StageProgress.event
-        patch.setattr(StageProgress, "event", lambda self, e, s: (found.add(e.unit), event(self, e, s)))
+        patch.setattr(StageProgress, "event", lambda self, e, s: (counted.add(e.unit), event(self, e, s)))
         compress(request, lambda done, total: None)
-    assert units <= found
+    assert units <= counted
 
 
 def test_generated_code_and_answers_are_counted_while_they_are_judged():

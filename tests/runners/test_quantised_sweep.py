@@ -125,8 +125,8 @@ def test_speed_names_the_method_behind_rounded_weights(config, swept, tmp_path):
 
 
 def test_a_card_says_that_published_weights_were_rounded(swept):
-    for label, said in (("svd", False), ("svd:bits=8", True)):
+    for label, rounded in (("svd", False), ("svd:bits=8", True)):
         ratio = rows(swept)[label].ratio_target
         done = bench("push", f"{swept.folder}:{label}@{ratio:g}", "owner/name", "--dry-run")
         assert done.returncode == 0, done.stderr
-        assert ("rounded to 8 bits" in done.stdout) is said
+        assert ("rounded to 8 bits" in done.stdout) is rounded

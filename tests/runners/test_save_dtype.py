@@ -56,32 +56,32 @@ def test_evaluating_in_float32_does_not_widen_what_is_saved(memory: str, tmp_pat
 
 @pytest.mark.parametrize("memory", ["whole", "layerwise"])
 def test_bench_compress_saves_in_the_models_own_dtype(memory: str, tmp_path: Path) -> None:
-    def made(source: Path, **more) -> Path:
+    def compressed(source: Path, **more) -> Path:
         out = tmp_path / f"{source.name}-{more.get('save_dtype', 'default')}"
         compress(CompressRequest(str(source), parse_method("svd"), 1.1, out, memory=memory, **more))
         return out
 
-    assert size(made(TINY)) < size(TINY)
-    assert dtypes(made(TINY, save_dtype="float32")) == {torch.float32}
+    assert size(compressed(TINY)) < size(TINY)
+    assert dtypes(compressed(TINY, save_dtype="float32")) == {torch.float32}
     wide = tmp_path / "wide"
     save_checkpoint(load_model(TINY), load_tokenizer(TINY), wide)
-    assert dtypes(made(wide)) == {torch.float32}
-    assert dtypes(made(wide, save_dtype="float16")) == {torch.float16}
+    assert dtypes(compressed(wide)) == {torch.float32}
+    assert dtypes(compressed(wide, save_dtype="float16")) == {torch.float16}
     with pytest.raises(UserError, match="unknown dtype 'float64'"):
-        made(wide, save_dtype="float64")
+        compressed(wide, save_dtype="float64")
     assert not (tmp_path / "wide-float64").exists()
 
 
 def test_trained_weights_follow_the_recipe_unless_another_dtype_is_asked_for(tmp_path: Path) -> None:
     """The recipe for small models keeps float32; what is compressed from that is float32 as well."""
-    found = {}
+    saved_dtypes = {}
     for asked in (None, "own"):
         options = {"methods": ["svd"], "ratios": [2], "save_dtype": asked}
         plan = make_plan(small_sweep(tmp_path / str(asked), finetune={"steps": 1}, recover={"steps": 2}, **options))
         store = ran(plan, "finetune", "fit", "compress", "recover")
         folders = [store.path(key) for key, stage in plan.stages.items() if stage.kind != "evaluate"]
-        found[asked] = {k for folder in folders for model in folder.rglob(MODEL_FOLDER) for k in dtypes(model)}
-    assert found == {None: {torch.float32}, "own": {torch.bfloat16}}
+        saved_dtypes[asked] = {k for folder in folders for model in folder.rglob(MODEL_FOLDER) for k in dtypes(model)}
+    assert saved_dtypes == {None: {torch.float32}, "own": {torch.bfloat16}}
 
 
 def test_the_dtype_of_the_evaluation_is_no_part_of_what_is_saved(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_record_holds_the_spec_that_was_run(tmp_path, make):
 
 
 def test_results_are_attributes(tmp_path):
-    records = {make: (made := stored(tmp_path, make))[0].record(made[1].key) for make in RESULTS}
+    records = {make: (store_and_stage := stored(tmp_path, make))[0].record(store_and_stage[1].key) for make in RESULTS}
     assert (records[recover_stage].result.training.steps, records[recover_stage].result.training.tokens) == (3, 40)
     assert records[finetune_stage].result.warnings == ("a note",)
     assert records[compress_stage].result.report(2.0).parameters == 50

@@ -124,7 +124,7 @@ def test_damaged_stage_folder_stops_with_its_name(finished, tmp_path):
 
 
 def test_flipped_bits_are_found_and_only_their_stages_done_again(finished, tmp_path):
-    """By the bench commands: run refuses, doctor --repair moves aside, run does just these stages anew."""
+    """By the bench commands: run refuses, doctor --repair moves aside, run does just these stages again."""
     copied = small_sweep(tmp_path / "copy")
     shutil.copytree(finished.execution.out, copied.execution.out)
     plan = make_plan(copied)

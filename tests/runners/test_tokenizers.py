@@ -15,15 +15,15 @@ from lowrank_bench.runners.tokenizers import PlanTokenizer
 def reads(tmp_path, monkeypatch):
     """Return the models whose tokenizers are read, in order; nothing is remembered before."""
     monkeypatch.setenv("LOWRANK_BENCH_CACHE", str(tmp_path / "cache"))
-    load, found = tokenizers.load_tokenizer, []
+    load, locations = tokenizers.load_tokenizer, []
 
     def loading(location, revision=""):
-        found.append(location)
+        locations.append(location)
         return load(location, revision)
 
     monkeypatch.setattr(tokenizers, "load_tokenizer", loading)
     tokenizers._load.cache_clear()
-    return found
+    return locations
 
 
 def test_a_plan_reads_the_tokenizer_once_and_the_next_process_does_not(reads, tmp_path):

@@ -124,10 +124,10 @@ def test_the_loss_is_the_mean_over_all_target_tokens(data):
             if label != -100:
                 total, count = total - float(scores[position, label]), count + 1
     for batch_size in (1, 3, 7):
-        found = mean_loss(model, few, batch_size)
-        assert found["loss"] == pytest.approx(total / count, rel=1e-4)
-        assert found["examples"] == 7
-        assert found["tokens"] == sum(len(item.input_ids) for item in few.items)
+        measured = mean_loss(model, few, batch_size)
+        assert measured["loss"] == pytest.approx(total / count, rel=1e-4)
+        assert measured["examples"] == 7
+        assert measured["tokens"] == sum(len(item.input_ids) for item in few.items)
 
 
 def test_the_least_loss_on_held_out_examples_chooses(config, swept, store, data):
@@ -147,7 +147,7 @@ def test_the_least_loss_on_held_out_examples_chooses(config, swept, store, data)
         assert cell.tuned.losses == pytest.approx(tuple(losses.values()), rel=1e-4)
         best = min(losses, key=losses.__getitem__)
         assert cell.tuned.chosen == best == plan.stages[cell.stages["recover"]].train.learning_rate
-        assert best != GRID[0]  # which stood for it before
+        assert best != GRID[0]  # which was the provisional rate
         (evaluation,) = cell.evaluations.values()
         assert plan.stages[evaluation].inputs["model"].startswith(f"{cell.stages['recover']}/")
 
@@ -183,8 +183,8 @@ def test_records_say_the_choice_and_its_cost(config, swept, store):
         stages = recoveries(plan, row.label)
         tokens = sum(store.record(stage.key).result.training.tokens for stage in stages)
         if row.method == "bs":
-            made = [stage for stage in plan.stages.values() if stage.title.startswith("compress bs")]
-            tokens += sum(store.record(stage.key).result.report(2).tokens for stage in made)
+            compressions = [stage for stage in plan.stages.values() if stage.title.startswith("compress bs")]
+            tokens += sum(store.record(stage.key).result.report(2).tokens for stage in compressions)
         assert tuned["tokens"] == tokens > 2 * (row.tokens_compress + row.tokens_recover)
 
 
@@ -281,7 +281,7 @@ def test_what_a_choice_reads_stays_until_the_choice_and_goes_after_it(tmp_path, 
     assert done.total() == result.stages_run
     assert set(done.values()) == {1}
     chosen = {cell.tuned.chosen for cell in plan.cells if cell.tuned and cell.method.name == "bs"}
-    assert chosen == {1e-2}  # not the rate that stands for it before
+    assert chosen == {1e-2}  # not the provisional rate
     assert not plan.alternatives
     compressed = [key for key, stage in plan.stages.items() if stage.kind == "compress"]
     assert store.without_weights(compressed) == set(compressed)

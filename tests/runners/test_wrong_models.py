@@ -78,7 +78,7 @@ def gguf(folder, config=False):
 
 
 def eight_bits(words, dtype=torch.float8_e4m3fn):
-    return lambda found: {name: value.to(dtype) if words in name else value for name, value in found.items()}
+    return lambda tensors: {name: value.to(dtype) if words in name else value for name, value in tensors.items()}
 
 
 def quantised(**fields):
@@ -107,11 +107,11 @@ WRONG = {
         "ties .* to one tensor and the files hold two that differ.*tie_word_embeddings to false",
     ),
     "an embedding tied to nothing": (
-        lambda folder: edit(llama(folder), lambda found: {k: v for k, v in found.items() if k != "lm_head.weight"}),
+        lambda folder: edit(llama(folder), lambda tensors: {k: v for k, v in tensors.items() if k != "lm_head.weight"}),
         r"hold no output head \(lm_head.weight\).*set tie_word_embeddings to true",
     ),
     "a tensor missing": (
-        lambda folder: edit(llama(folder), lambda found: {k: v for k, v in found.items() if "up_proj" not in k}),
+        lambda folder: edit(llama(folder), lambda tensors: {k: v for k, v in tensors.items() if "up_proj" not in k}),
         "the tensor model.layers.0.mlp.up_proj.weight is missing",
     ),
     "a model of pictures and text that is no causal one": (
@@ -178,7 +178,8 @@ def test_exit_code_2_and_no_traceback(case, command, tmp_path, data_dir, monkeyp
 def twice(folder):
     """A tied model whose files hold its one tensor under both names, as some writers do."""
     return edit(
-        llama(folder, tied=True), lambda found: found | {"lm_head.weight": found["model.embed_tokens.weight"].clone()}
+        llama(folder, tied=True),
+        lambda tensors: tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()},
     )
 
 
@@ -186,7 +187,7 @@ def head_alone(folder):
     """A tied model whose one tensor is stored under the head's name."""
     return edit(
         llama(folder, tied=True),
-        lambda found: {k.replace("model.embed_tokens", "lm_head"): v for k, v in found.items()},
+        lambda tensors: {k.replace("model.embed_tokens", "lm_head"): v for k, v in tensors.items()},
     )
 
 
@@ -208,12 +209,12 @@ def test_what_works_as_it_is(case, tmp_path, data_dir):
     model = make(tmp_path / "model")
     skeleton, loaded = load_skeleton(model), load_model(model)
     assert model_size(skeleton).parameters == model_size(loaded).parameters, "what is planned is what is loaded"
-    found = {name: command() for name, command in commands(model, tmp_path / "out", data_dir, **options).items()}
-    assert not found["eval"].failures
-    done = found["compress"]
+    results = {name: command() for name, command in commands(model, tmp_path / "out", data_dir, **options).items()}
+    assert not results["eval"].failures
+    done = results["compress"]
     assert done.report.parameters_before == model_size(loaded).parameters
     assert done.report.ratio >= 1.2
-    (allocated,) = found["run"].allocations.values()
+    (allocated,) = results["run"].allocations.values()
     assert set(allocated.ranks) == set(done.report.ranks)
     separate = "untied" in case or "experts" in case
     assert ("lm_head" in done.report.ranks) == (separate or "beside" in case)

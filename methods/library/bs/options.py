@@ -160,12 +160,16 @@ class BasisSelectionOptions(Compressor):
         return matrices(model, head=self.head, embeddings=self.embeddings)
 
     def shape(self, model: nn.Module, ratio: float | None = None) -> ModelShape:
-        """Return the units; with a ratio, each one's least rank is its new vectors plus one basis."""
+        """Return the matrices as units of a budget, see `shape_at`."""
         shape = super().shape(model)
         if not self.embeddings:
             shape = replace(shape, hint=embeddings_hint(self.name))
         if self.final_policy:
             parse_policy(self.final_policy).check(shape.units)
+        return self.shape_at(shape, ratio)
+
+    def shape_at(self, shape: ModelShape, ratio: float | None) -> ModelShape:
+        """Return the units; with a ratio, each one's least rank is its new vectors plus one basis."""
         if ratio is None:
             return shape
         return with_extra(shape, self.extra_vectors(shape, Budget(ratio, self.guard)))

@@ -238,7 +238,7 @@ def test_few_shot_prompts_are_the_published_ones(data_dir):
         benchmark = benchmarks.get(name)()
         (prompt,) = benchmark.prompts(benchmark.data(settings).rows[:1], settings)
         samples = minerva.list_fewshot_samples()
-        theirs = "".join(f"{minerva.doc_to_text(one)} {one['solution']}\n\n" for one in samples)
+        theirs = "".join(f"{minerva.doc_to_text(sample)} {sample['solution']}\n\n" for sample in samples)
         theirs += minerva.doc_to_text(benchmark.data(settings).rows[0])
         assert prompt.split() == theirs.split()  # the published data break lines at other places
         assert prompt.count("I hope it is correct.") == 4
@@ -250,7 +250,7 @@ def test_few_shot_prompts_are_the_published_ones(data_dir):
     assert prompt.endswith("\nAnswer:")
 
 
-def test_missing_training_examples_are_told_before_generation(tmp_path, data_dir):
+def test_missing_training_examples_are_reported_before_generation(tmp_path, data_dir):
     folder = tmp_path / "gsm8k"
     folder.mkdir()
     (folder / "test.jsonl.gz").symlink_to(data_dir / "gsm8k" / "test.jsonl.gz")
@@ -312,8 +312,8 @@ PIECES = ["```", "`", "python", "Python", "py", "3", " ", "\t", "\r", "\n", "x",
 
 @given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
 def test_code_blocks_are_cut_out_as_by_the_rule(text):
-    found = _OLD_FENCE.search(text)
-    assert unfence(text) == (found.group(1) if found else text).replace("\r\n", "\n")
+    fence = _OLD_FENCE.search(text)
+    assert unfence(text) == (fence.group(1) if fence else text).replace("\r\n", "\n")
 
 
 @pytest.mark.parametrize("text", ["```" + " " * 1_000_000 + "x", "``` " * 300_000, "```" * 300_000 + "\tx"])

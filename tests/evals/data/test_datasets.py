@@ -1,4 +1,4 @@
-"""Datasets: the real files are accepted, and every kind of damage is told in one sentence."""
+"""Datasets: the real files are accepted, and every kind of damage is reported in one sentence."""
 
 import gzip
 import json
@@ -68,7 +68,7 @@ def test_every_revision_is_a_commit_or_has_to_be_named(monkeypatch):
         (lines(ROWS), r"is not the published data \(content hash [0-9a-f]{64}, expected b?[0-9a-f]+\)"),
     ],
 )
-def test_wrong_content_is_told_in_one_sentence(tmp_path, text, message):
+def test_wrong_content_is_reported_in_one_sentence(tmp_path, text, message):
     write(tmp_path, text)
     with pytest.raises(UserError, match=message) as caught:
         load_rows("gsm8k", "test", tmp_path)
@@ -76,14 +76,14 @@ def test_wrong_content_is_told_in_one_sentence(tmp_path, text, message):
 
 
 @pytest.mark.parametrize("cut", [0, 5, 40, 2000, -8])
-def test_damaged_archive_is_told(tmp_path, cut):
+def test_damaged_archive_is_reported(tmp_path, cut):
     path = write(tmp_path, lines(ROWS))
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(UserError, match=r"damaged|cannot be read|not JSON|no records"):
         load_rows("gsm8k", "test", tmp_path)
 
 
-def test_not_an_archive_and_not_text_are_told(tmp_path):
+def test_not_an_archive_and_not_text_are_reported(tmp_path):
     path = write(tmp_path, "")
     path.write_bytes(b"this is no gzip")
     with pytest.raises(UserError, match="cannot be read"):
@@ -103,7 +103,7 @@ def test_declared_variant_is_accepted_with_its_own_hash(tmp_path):
     assert load_rows("gsm8k", "test", tmp_path).sha256 == actual
 
 
-def test_missing_things_are_told(tmp_path, data_dir):
+def test_missing_things_are_reported(tmp_path, data_dir):
     with pytest.raises(UserError, match="no data folder"):
         load_rows("gsm8k", "test", tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"no file 'gsm8k/test.jsonl.gz'"):
@@ -141,7 +141,7 @@ def test_files_that_unpack_to_too_much_are_refused(tmp_path, monkeypatch, text, 
         load_rows("gsm8k", "test", tmp_path)
 
 
-def test_deep_nesting_and_endless_numbers_are_told(tmp_path):
+def test_deep_nesting_and_endless_numbers_are_reported(tmp_path):
     for value in ("[" * 100_000, "1" * 6000):
         write(tmp_path, '{"question": ' + value)
         with pytest.raises(UserError, match=r"line 1 of .*(nested too deeply|cannot be read|is not JSON)"):

@@ -35,8 +35,8 @@ def rows_of(version, count=1319):
 
 def files(parts, split="test"):
     """The files of a dataset with these configurations and rows."""
-    made = {f"{name}/{split}.jsonl": "\n".join(map(json.dumps, rows)).encode() for name, rows in parts.items()}
-    return made | {"README.md": README.format("".join(CONFIG.format(name, split) for name in parts)).encode()}
+    data_files = {f"{name}/{split}.jsonl": "\n".join(map(json.dumps, rows)).encode() for name, rows in parts.items()}
+    return data_files | {"README.md": README.format("".join(CONFIG.format(name, split) for name in parts)).encode()}
 
 
 @pytest.fixture
@@ -51,14 +51,14 @@ def load(hub, tmp_path):
 
     def run(*splits, revisions, **environment):
         pinned = ",".join(f"{name}={commit}" for name, commit in revisions.items())
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "LOWRANK"))}
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "LOWRANK"))}
         own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), REVISIONS_VARIABLE: pinned}
         quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT, json.dumps(splits)],
             capture_output=True,
             text=True,
-            env=kept | own | quiet | environment,
+            env=inherited | own | quiet | environment,
             timeout=1200,
         )
         assert done.returncode == 0, done.stderr
@@ -88,15 +88,15 @@ def test_the_pinned_revision_is_loaded_with_and_without_a_connection(hub, load):
     offline = {"HF_HUB_OFFLINE": "1"}
     ((_, sha256, _, _),) = load(GSM8K, revisions={"gsm8k": first}, **offline)
     assert sha256 == content_sha256(rows_of("old"), fields)
-    (said,) = load(GSM8K, revisions={"gsm8k": never}, **offline)
-    assert f"cannot load openai/gsm8k@{never}/test from the hub" in said
-    assert "pass --data DIR" in said
+    (message,) = load(GSM8K, revisions={"gsm8k": never}, **offline)
+    assert f"cannot load openai/gsm8k@{never}/test from the hub" in message
+    assert "pass --data DIR" in message
 
 
 def test_other_content_at_the_pinned_commit_is_refused(hub, load):
     hub.repository("datasets", "openai/gsm8k").commits[str(specs["gsm8k"].revision)] = files({"main": rows_of("x")})
-    (said,) = load(GSM8K, revisions={})
-    assert f"@{specs['gsm8k'].revision}/test is not the published data" in said
+    (message,) = load(GSM8K, revisions={})
+    assert f"@{specs['gsm8k'].revision}/test is not the published data" in message
 
 
 def test_what_the_hub_refuses_is_one_sentence(hub, load):
@@ -106,10 +106,10 @@ def test_what_the_hub_refuses_is_one_sentence(hub, load):
     repository.gated = True
     (closed,) = load(GSM8K, revisions={"gsm8k": commit})
     (wrong,) = load(GSM8K, revisions={"gsm8k": commit}, HF_TOKEN="hf_another")
-    for said in (gone, closed, wrong):
-        assert said.startswith("cannot load openai/gsm8k@")
-        assert "\n" not in said
-        assert "hf_another" not in said
+    for message in (gone, closed, wrong):
+        assert message.startswith("cannot load openai/gsm8k@")
+        assert "\n" not in message
+        assert "hf_another" not in message
     ((count, *_),) = load(GSM8K, revisions={"gsm8k": commit}, HF_TOKEN=TOKEN)
     assert count == 1319
 
@@ -117,8 +117,8 @@ def test_what_the_hub_refuses_is_one_sentence(hub, load):
 def test_a_download_that_is_cut_off_is_one_sentence_and_goes_on_later(hub, load):
     commit = hub.repository("datasets", "openai/gsm8k").add(files({"main": rows_of("x")}))
     hub.cut_off = 20_000
-    (said,) = load(GSM8K, revisions={"gsm8k": commit})
-    assert said.startswith("cannot load openai/gsm8k@")
+    (message,) = load(GSM8K, revisions={"gsm8k": commit})
+    assert message.startswith("cannot load openai/gsm8k@")
     hub.cut_off = None
     ((count, *_),) = load(GSM8K, revisions={"gsm8k": commit})
     assert count == 1319
@@ -133,10 +133,10 @@ def test_configurations_are_joined_checked_and_counted(hub, load):
     lacking = repository.add(files(parts | {"algebra": [{"problem": "p"}] * 2}))
     ((count, _, _, names),) = load(("math", "test"), revisions={"math": right})
     assert (count, "more" in names) == (5000, False)
-    (said,) = load(("math", "test"), revisions={"math": wrong})
-    assert "5,998 records but math/test has 5,000" in said
-    (said,) = load(("math", "test"), revisions={"math": lacking})
-    assert "lacks the field 'level'" in said
+    (message,) = load(("math", "test"), revisions={"math": wrong})
+    assert "5,998 records but math/test has 5,000" in message
+    (message,) = load(("math", "test"), revisions={"math": lacking})
+    assert "lacks the field 'level'" in message
 
 
 def test_rows_of_another_form_become_records(hub, load, data_dir):
@@ -204,10 +204,10 @@ def test_a_task_file_reads_a_hub_dataset_and_refuses_it_in_one_sentence(hub, tmp
         return str(path)
 
     def run(*paths, **environment):
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "LOWRANK"))}
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "LOWRANK"))}
         own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
         command = [sys.executable, "-c", TASK_SCRIPT, *paths]
-        done = subprocess.run(command, capture_output=True, text=True, env=kept | own | environment, timeout=1200)
+        done = subprocess.run(command, capture_output=True, text=True, env=inherited | own | environment, timeout=1200)
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
@@ -224,9 +224,9 @@ def test_a_task_file_reads_a_hub_dataset_and_refuses_it_in_one_sentence(hub, tmp
     }
     read_good, read_named, *sentences = run(good, named, *refused)
     assert (read_good, read_named) == ([30, 2, ["-1"]], [30, 30, ["0"]])
-    for said, expected in zip(sentences, refused.values(), strict=True):
-        assert re.search(expected, said), said
-        assert "\n" not in said
+    for sentence, expected in zip(sentences, refused.values(), strict=True):
+        assert re.search(expected, sentence), sentence
+        assert "\n" not in sentence
     with_cache, without_cache = run(good, unread, HF_HUB_OFFLINE="1")
     assert with_cache == [30, 2, ["-1"]]
     assert f"cannot load owner/open@{later}/train from the hub (it is not completely on this machine" in without_cache

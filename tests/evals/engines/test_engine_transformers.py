@@ -48,7 +48,7 @@ class TestForkedTransformers(EngineContract):
 
 
 @pytest.mark.parametrize("forked", [False, True])
-def test_a_killed_process_is_told(forked):
+def test_a_killed_process_is_reported(forked):
     with hosted(PRESETS["tiny"].source, ForkServer.get_or_start(1) if forked else None) as engine:
         assert engine.generate([[0]], Sampling(2), 1)
         os.kill(engine.process_id, signal.SIGKILL)

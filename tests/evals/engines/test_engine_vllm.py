@@ -82,17 +82,17 @@ class TestFactorised(Hosted):
 
 def test_perplexity_and_pass_at_k_agree_with_transformers(data_dir):
     settings = default_settings(data_dir=data_dir, limit=3, samples=5, temperature=0.8, max_new_tokens=24)
-    found = {}
+    values = {}
     for engine in ("transformers", "vllm"):
         done = evaluate("tiny", ["toy-math", "tinystories"], settings, engine=engine, dtype="float32")
         outcomes = done.outcomes
-        found[engine] = {metric.name: metric.value for metric in outcomes["tinystories"].metrics}
+        values[engine] = {metric.name: metric.value for metric in outcomes["tinystories"].metrics}
         names = {metric.name for metric in outcomes["toy-math"].metrics}
         assert "accuracy-pass@5" in names
         samples = outcomes["toy-math"].samples
         assert len(samples) == 15
         assert samples[0]["completion"] != samples[1]["completion"]
-    assert found["vllm"] == pytest.approx(found["transformers"], rel=1e-4)
+    assert values["vllm"] == pytest.approx(values["transformers"], rel=1e-4)
 
 
 def test_a_task_file_is_evaluated_as_with_transformers_and_turns_end_alike(tmp_path):
@@ -180,14 +180,14 @@ def test_the_scheduler_is_never_short_of_requests(monkeypatch):
 
     class Scheduler:
         def __init__(self):
-            self.held, self.most, self.aborted = [], 0, []
+            self.queue, self.most, self.aborted = [], 0, []
 
         def add_request(self, name, prompt, params):
-            self.held.append(name)
-            self.most = max(self.most, len(self.held))
+            self.queue.append(name)
+            self.most = max(self.most, len(self.queue))
 
         def step(self):
-            ended, self.held = self.held[:300], self.held[300:]
+            ended, self.queue = self.queue[:300], self.queue[300:]
             return [SimpleNamespace(request_id=name, finished=True) for name in ended]
 
         def abort_request(self, names):

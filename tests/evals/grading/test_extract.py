@@ -183,12 +183,12 @@ def by_the_harness(texts, golds):
     results = {}
     for part in config["filter_list"]:
         settings = {key: value for key, value in part["filter"][0].items() if key != "function"}
-        found = [answer for (answer,) in RegexFilter(**settings).apply([[t] for t in texts], [{}] * len(texts))]
+        answers = [answer for (answer,) in RegexFilter(**settings).apply([[t] for t in texts], [{}] * len(texts))]
         verdicts = [
             exact_match_fn(predictions=[answer], references=[gold], **options)["exact_match"] == 1
-            for answer, gold in zip(found, golds, strict=True)
+            for answer, gold in zip(answers, golds, strict=True)
         ]
-        results[{"strict-match": "strict", "flexible-extract": "flexible"}[part["name"]]] = found, verdicts
+        results[{"strict-match": "strict", "flexible-extract": "flexible"}[part["name"]]] = answers, verdicts
     return results
 
 
@@ -202,9 +202,9 @@ def test_strict_and_flexible_agree_with_the_harness(data_dir):
             texts.append(solution + end)
             golds.append(row["answer"])
     scored = [score_number(text, gold) for text, gold in zip(texts, golds, strict=True)]
-    for name, (found, verdicts) in by_the_harness(texts, golds).items():
-        assert [one.answers[name] or "[invalid]" for one in scored] == found
-        assert [one.verdicts[name] == "correct" for one in scored] == verdicts
+    for name, (answers, verdicts) in by_the_harness(texts, golds).items():
+        assert [score.answers[name] or "[invalid]" for score in scored] == answers
+        assert [score.verdicts[name] == "correct" for score in scored] == verdicts
         assert 0.05 < sum(verdicts) / len(verdicts) < 0.9
 
 
@@ -218,6 +218,6 @@ def test_trailing_marks_are_taken_off_one_after_another(end):
 @given(st.text(alphabet="0123.,$-# \n", max_size=20), st.sampled_from(["12", "-3", "1,230", "0.5"]))
 def test_strict_and_flexible_agree_with_the_harness_on_marks(text, gold):
     scored = score_number(text, f"#### {gold}")
-    for name, (found, verdicts) in by_the_harness([text], [f"#### {gold}"]).items():
-        assert [scored.answers[name] or "[invalid]"] == found
+    for name, (answers, verdicts) in by_the_harness([text], [f"#### {gold}"]).items():
+        assert [scored.answers[name] or "[invalid]"] == answers
         assert [scored.verdicts[name] == "correct"] == verdicts

@@ -28,11 +28,11 @@ from lowrank_bench.evals.benchmarks.toy_code import ToyCode
 from lowrank_bench.evals.grading.sandbox.isolation import failed_checks, isolation_level
 from lowrank_bench.foundation.errors import UserError
 try:
-    said = isolation_level()
+    outcome = isolation_level()
 except UserError as error:
-    said = str(error)
+    outcome = str(error)
 weak = ToyCode().score([], [], EvalSettings(allow_weak_isolation=True))[1]["isolation"]
-print(json.dumps([said, weak, failed_checks("bwrap")]))
+print(json.dumps([outcome, weak, failed_checks("bwrap")]))
 """
 
 
@@ -59,8 +59,8 @@ def test_isolation_holds_on_this_machine():
 
 
 def test_the_check_finds_that_resource_limits_isolate_nothing():
-    (found,) = failed_checks("rlimits")
-    assert "came to exist" in found
+    (reason,) = failed_checks("rlimits")
+    assert "came to exist" in reason
 
 
 @pytest.mark.parametrize(
@@ -73,21 +73,21 @@ def test_the_check_finds_that_resource_limits_isolate_nothing():
     ],
 )
 def test_without_a_usable_bubblewrap_namespaces_are_made_by_ourselves(script, reason, tmp_path):
-    said, weak, (failed,) = say(SAY, path_with(tmp_path, script))
-    assert (said, weak) == ("namespaces", "namespaces")
+    level, weak, (failed,) = say(SAY, path_with(tmp_path, script))
+    assert (level, weak) == ("namespaces", "namespaces")
     assert reason in failed
 
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_a_machine_without_namespaces_is_refused_with_the_remedy(installed, tmp_path):
     path = os.environ["PATH"] if installed else path_with(tmp_path, "")
-    said, weak, _ = say(NO_NAMESPACES + SAY, path)
-    assert said.startswith("cannot run model-written code safely (")
-    assert "the code sandbox (namespaces) does not start: PermissionError" in said
-    assert "\n" not in said
-    assert "--allow-weak-isolation" in said
-    assert ("install bubblewrap" in said) != installed
-    assert ("make namespaces" in said) == installed
+    message, weak, _ = say(NO_NAMESPACES + SAY, path)
+    assert message.startswith("cannot run model-written code safely (")
+    assert "the code sandbox (namespaces) does not start: PermissionError" in message
+    assert "\n" not in message
+    assert "--allow-weak-isolation" in message
+    assert ("install bubblewrap" in message) != installed
+    assert ("make namespaces" in message) == installed
     assert weak == "rlimits"
 
 
@@ -109,8 +109,8 @@ level, programs, test = json.load(sys.stdin)
 assert os.geteuid() and "CapEff:\\t0000000000000000\\n" in open("/proc/self/status").read()
 limits = {"right": 60, "daemon": 60}  # these pass, which takes long on a machine under load
 verdicts = {name: run_one(Job(text, test, ("f",)), level, limits.get(name, 1.5)) for name, text in programs.items()}
-found = {name: [verdict.passed, verdict.kind] for name, verdict in verdicts.items()}
-print(json.dumps([os.geteuid(), isolation_level(), failed_checks(level), found]))
+endings = {name: [verdict.passed, verdict.kind] for name, verdict in verdicts.items()}
+print(json.dumps([os.geteuid(), isolation_level(), failed_checks(level), endings]))
 """
 
 USER_TRICKS = (

@@ -54,16 +54,16 @@ def wrap(answer):
 def test_hand_checked_pairs():
     scored = score_texts([f"\\boxed{{{answer}}}" for answer, *_ in PAIRS], [pair[1] for pair in PAIRS])
     requests = [compare_minerva(answer, gold) for answer, gold, *_ in PAIRS]
-    algebra = iter(compare_all([one.request for one in requests if one.request]))
+    algebra = iter(compare_all([comparison.request for comparison in requests if comparison.request]))
     wrong = []
-    for (answer, gold, _, *expected), boxed, one in zip(PAIRS, scored, requests, strict=True):
-        found = [
-            one.verdict or next(algebra).verdict,
+    for (answer, gold, _, *expected), boxed, comparison in zip(PAIRS, scored, requests, strict=True):
+        verdicts = [
+            comparison.verdict or next(algebra).verdict,
             "correct" if same_original(answer, gold) else "wrong",
             boxed.verdicts["math-verify"],
         ]
-        if found != [MARKS[mark] for mark in expected]:
-            wrong.append((answer, gold, found))
+        if verdicts != [MARKS[mark] for mark in expected]:
+            wrong.append((answer, gold, verdicts))
     assert wrong == []
     assert len(PAIRS) > 130
     assert {pair[2] for pair in PAIRS} == {"=", "x"}
@@ -96,7 +96,7 @@ def test_normalisations_agree_on_arbitrary_text(text, word):
 
 def test_every_reference_answer_equals_itself_under_every_scorer(golds):
     scored = score_texts([f"\\boxed{{{gold}}}" for gold in golds], golds)
-    assert [gold for gold, one in zip(golds, scored, strict=True) if one.verdicts["math-verify"] != "correct"] == []
+    assert [gold for gold, score in zip(golds, scored, strict=True) if score.verdicts["math-verify"] != "correct"] == []
     assert [gold for gold in golds if compare_minerva(gold, gold).verdict != "correct"] == []
     assert [gold for gold in golds if not same_original(gold, gold)] == []
 
@@ -105,10 +105,10 @@ def test_extractors_lose_two_reference_answers_as_their_references_do(golds):
     """A full stop that belongs to the answer, and a line break in it."""
     scored = score_texts([wrap(gold) for gold in golds], golds)
     lost = [
-        (gold, name, one.verdicts[name])
-        for gold, one in zip(golds, scored, strict=True)
+        (gold, name, score.verdicts[name])
+        for gold, score in zip(golds, scored, strict=True)
         for name in ("minerva", "boxed", "answer-is", "math-verify")
-        if one.verdicts[name] != "correct"
+        if score.verdicts[name] != "correct"
     ]
     assert lost == [
         ("\\frac{7}{5} + \\frac{1}{5} i.", "answer-is", "wrong"),
@@ -141,7 +141,7 @@ readers = (worker.parse_latex, lambda text: worker.parser.latex2sympy(text, **op
 plain = [[read(reader, text) for text in texts] for reader in readers]
 worker.prepare()
 staged = [[read(worker._two_stages(reader), text) for text in texts] for reader in readers]
-print(json.dumps([plain == staged, sum(one != "unreadable" for one in plain[1])]))
+print(json.dumps([plain == staged, sum(reading != "unreadable" for reading in plain[1])]))
 """
 
 
@@ -150,9 +150,9 @@ def test_two_stages_of_parsing_read_as_full_context_does(golds):
     latex = sorted({gold for gold in golds if math_worker.plain_number(gold) is None})[::8]
     command = [sys.executable, "-c", STAGES]
     done = subprocess.run(command, input=json.dumps(latex), capture_output=True, text=True, check=True)
-    same, read = json.loads(done.stdout)
+    same, readable = json.loads(done.stdout)
     assert same
-    assert read > 100
+    assert readable > 100
 
 
 @given(st.integers(-999, 999), st.integers(1, 99), st.sampled_from(["{}/{}", "\\frac{{{}}}{{{}}}"]))
@@ -176,18 +176,18 @@ def test_a_point_where_a_difference_is_not_zero_tells_it_from_zero():
 
 def test_verdicts_agree_with_the_harness(rows, golds):
     """lm-eval gives math-verify the whole reference solution, here it gets the last box; see docs/grading.md."""
-    kept = harness.kept_verdicts()
-    assert list(kept) == harness.INDICES
-    texts = [harness.completion_for(rows, index) for index in kept]
-    ours = score_texts(texts, [golds[index] for index in kept])
+    recorded = harness.kept_verdicts()
+    assert list(recorded) == harness.INDICES
+    texts = [harness.completion_for(rows, index) for index in recorded]
+    ours = score_texts(texts, [golds[index] for index in recorded])
     differences = [
-        (index, name, one.verdicts[name])
-        for (index, verdicts), one in zip(kept.items(), ours, strict=True)
+        (index, name, score.verdicts[name])
+        for (index, verdicts), score in zip(recorded.items(), ours, strict=True)
         for name, verdict in zip(harness.SCORERS, verdicts, strict=True)
-        if (one.verdicts[name] == "correct") != verdict
+        if (score.verdicts[name] == "correct") != verdict
     ]
     assert differences == harness.SEVERAL_BOXES
-    assert 30 < sum(minerva_verdict for minerva_verdict, *_ in kept.values()) < 270
+    assert 30 < sum(minerva_verdict for minerva_verdict, *_ in recorded.values()) < 270
 
 
 def test_the_kept_verdicts_are_those_of_the_installed_harness(rows):
@@ -198,8 +198,8 @@ def test_the_kept_verdicts_are_those_of_the_installed_harness(rows):
 
 def test_verdicts_do_not_depend_on_the_number_of_workers(golds):
     texts = [wrap(gold) for gold in golds[1:61]]
-    one, three = score_texts(texts, golds[:60], 1), score_texts(texts, golds[:60], 3)
-    assert [scored.verdicts for scored in one] == [scored.verdicts for scored in three]
+    with_one, with_three = score_texts(texts, golds[:60], 1), score_texts(texts, golds[:60], 3)
+    assert [scored.verdicts for scored in with_one] == [scored.verdicts for scored in with_three]
 
 
 SLOW = Request("minerva", "1", "((((" + "+".join(f"x_{{{n}}}" for n in range(40)) + ")^{30})^{2})^{2})-y^{99999}")
@@ -256,9 +256,9 @@ def test_no_worker_outlives_the_comparison_and_it_works_off_the_main_thread():
 )
 def test_a_megabyte_of_anything_is_scored(text, golds):
     """A quadratic reading would need hours."""
-    for read in (*EXTRACTORS.values(), extract.strict, extract.flexible):
-        found = read(text)
-        assert found is None or len(found) <= extract.MAX_ANSWER
+    for extractor in (*EXTRACTORS.values(), extract.strict, extract.flexible):
+        answer = extractor(text)
+        assert answer is None or len(answer) <= extract.MAX_ANSWER
     (scored,) = score_texts([text], [golds[0]])
     assert set(scored.verdicts) == set(SCORERS)
     assert "correct" not in scored.verdicts.values()
@@ -319,14 +319,14 @@ def test_a_box_around_the_answer_is_taken_off(text, gold, verdict):
 
 def test_all_reference_answers_are_right_in_a_box_behind_the_answer_is(golds):
     scored = score_texts([f"The answer is: $\\boxed{{{gold}}}$" for gold in golds[::50]], golds[::50])
-    assert {one.verdicts["answer-is"] for one in scored} == {"correct"}
+    assert {score.verdicts["answer-is"] for score in scored} == {"correct"}
 
 
 def test_bare_reference_answers_are_put_between_dollars_whole(golds):
     """All but a few with words in them: these keep their words outside."""
     latex = [gold for gold in golds if "\\" in gold and "$" not in gold and "\n" not in gold]
-    kept = [gold for gold in latex if f"${gold}$" in put_in_dollars(f"The answer is {gold}.")]
-    assert len(kept) / len(latex) > 0.98
+    whole = [gold for gold in latex if f"${gold}$" in put_in_dollars(f"The answer is {gold}.")]
+    assert len(whole) / len(latex) > 0.98
 
 
 def test_a_text_that_took_cubic_time_gets_a_verdict():

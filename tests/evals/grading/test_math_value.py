@@ -24,18 +24,18 @@ import json, sys
 import sympy
 from lowrank_bench.evals.grading.math import rules as math_rules, value as math_value, worker
 worker.prepare()
-def numbers(read):
-    if isinstance(read, sympy.Interval):
-        return [read.start, read.end]
-    if isinstance(read, sympy.Eq):
-        return [read.rhs]
-    parts = read.args if isinstance(read, (sympy.Union, sympy.FiniteSet, sympy.Tuple)) else []
-    return [number for part in parts for number in numbers(part)] if parts else [read]
-def evaluate(read):
-    if read in (sympy.oo, -sympy.oo):
-        return 1e30 if read == sympy.oo else -1e30
-    values = {symbol: math_value._LETTERS.get(symbol.name, 3.141592653589793) for symbol in read.free_symbols}
-    return float(read.evalf(subs=values))
+def numbers(expression):
+    if isinstance(expression, sympy.Interval):
+        return [expression.start, expression.end]
+    if isinstance(expression, sympy.Eq):
+        return [expression.rhs]
+    parts = expression.args if isinstance(expression, (sympy.Union, sympy.FiniteSet, sympy.Tuple)) else []
+    return [number for part in parts for number in numbers(part)] if parts else [expression]
+def evaluate(expression):
+    if expression in (sympy.oo, -sympy.oo):
+        return 1e30 if expression == sympy.oo else -1e30
+    values = {symbol: math_value._LETTERS.get(symbol.name, 3.141592653589793) for symbol in expression.free_symbols}
+    return float(expression.evalf(subs=values))
 def attempt(work):
     try:
         return work()
@@ -85,19 +85,19 @@ def made_up(count, seed):
 
 def test_what_is_simple_is_read_as_the_libraries_read_it(golds):
     texts = [*golds[::12], *made_up(4000, 1)]
-    chosen, read = read_by_libraries(texts, [])
+    chosen, readings = read_by_libraries(texts, [])
     differences = [
-        (text, found)
-        for text, found in zip(chosen["sympy"], read["sympy"], strict=True)
-        if found != close_to(value(text))
+        (text, reading)
+        for text, reading in zip(chosen["sympy"], readings["sympy"], strict=True)
+        if reading != close_to(value(text))
     ]
     differences += [
-        (text, found)
-        for text, found in zip(chosen["library"], read["library"], strict=True)
-        if found != close_to(sorted(set(simple(text).numbers)))
+        (text, reading)
+        for text, reading in zip(chosen["library"], readings["library"], strict=True)
+        if reading != close_to(sorted(set(simple(text).numbers)))
     ]
     assert differences == []
-    assert [text for text in read["refused"] if not text.startswith("unreadable")] == []
+    assert [text for text in readings["refused"] if not text.startswith("unreadable")] == []
     assert min(map(len, chosen.values())) > 40
     assert {simple(text).kind for text in chosen["library"]} == {"number", "list", "brackets", "union", "equation"}
 
@@ -115,8 +115,8 @@ def test_verdicts_are_those_of_the_libraries_alone(golds):
     replies = read_by_libraries([], pairs)[1]["verdicts"]
     # A reply is a verdict, or with the answer that the library found, which a shortcut does not look for.
     quick, slow = ([[r if isinstance(r, str) else r[0] for r in both] for both in side] for side in replies)
-    assert [each for each in zip(pairs, quick, slow, strict=True) if each[1] != each[2]] == []
-    assert sum("correct" in one for one in quick) > 40
+    assert [row for row in zip(pairs, quick, slow, strict=True) if row[1] != row[2]] == []
+    assert sum("correct" in verdicts for verdicts in quick) > 40
 
 
 ALIKE = [

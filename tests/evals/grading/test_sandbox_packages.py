@@ -159,16 +159,16 @@ def test_the_record_says_which_packages_there_were_and_which_were_missed():
     rows = benchmark.data(settings).rows[:3]
     texts = ["    import scipy.stats\n", "    import sklearn\n", "    import scipy\n"]
     scored, details = benchmark.score(rows, texts, settings)
-    assert [one.extra["kind"] for one in scored] == ["missing-package"] * 3
-    assert [one.verdicts["tests"] for one in scored] == ["wrong"] * 3
+    assert [score.extra["kind"] for score in scored] == ["missing-package"] * 3
+    assert [score.verdicts["tests"] for score in scored] == ["wrong"] * 3
     assert details["missing_packages"] == {"scipy": 2, "sklearn": 1}
     assert details["kinds"] == {"missing-package": 3}
     assert details["packages"] == dict(packages.offered_versions())
 
 
 def test_a_package_without_what_it_needs_is_not_offered(monkeypatch):
-    found = dict(packages._installed())
-    monkeypatch.setattr(packages, "_installed", lambda: {k: v for k, v in found.items() if k != "python-dateutil"})
+    installed = dict(packages._installed())
+    monkeypatch.setattr(packages, "_installed", lambda: {k: v for k, v in installed.items() if k != "python-dateutil"})
     offered = packages.offered_versions.__wrapped__()
     assert "numpy" in offered
     assert "pandas" not in offered

@@ -114,13 +114,13 @@ def theirs(folder, include_path, data_dir, mmlu_dir, tmp_path_factory):
         "--tasks", ",".join(TASKS), "--include_path", include_path, "--limit", str(LIMIT), "--device", "cpu",
         "--batch_size", "4", "--log_samples", "--output_path", home / "out",
     ]  # fmt: skip
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "LOWRANK"))}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "LOWRANK"))}
     quiet = dict.fromkeys(("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_PROGRESS_BARS"), "1")
     with running() as hub:
         fill(hub, data_dir, mmlu_dir)
         own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            command, env=kept | quiet | own, cwd=home, capture_output=True, text=True, timeout=1800, check=False
+            command, env=inherited | quiet | own, cwd=home, capture_output=True, text=True, timeout=1800, check=False
         )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     (report,) = (home / "out").rglob("results_*.json")

@@ -179,5 +179,5 @@ def test_listing_engines_imports_no_library():
         "import sys; from lowrank_bench.evals.engines.base import engines; print(*engines.names());"
         "assert not {'torch', 'vllm', 'transformers'} & set(sys.modules)"
     )
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert told.stdout.split() == ["transformers", "vllm"]
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["transformers", "vllm"]

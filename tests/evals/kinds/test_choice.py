@@ -78,7 +78,7 @@ def test_identity_follows_what_matters_and_nothing_else(name, data_dir):
 
 
 @pytest.mark.parametrize("name", CHOICE)
-def test_missing_and_other_data_are_told_in_one_sentence(name, tmp_path, data_dir):
+def test_missing_and_other_data_are_reported_in_one_sentence(name, tmp_path, data_dir):
     benchmark = benchmarks.get(name)()
     with pytest.raises(UserError, match=rf"no file '{name.replace('-', '_')}/.*jsonl.gz'") as caught:
         benchmark.check(EvalSettings(tmp_path))
@@ -134,7 +134,7 @@ def test_texts_are_scored_as_the_harness_does(engine):
     assert ours[0].per_token == ours[0].value / len(tail)
 
 
-def test_equal_sequences_are_sent_once_and_wrong_texts_are_told(engine):
+def test_equal_sequences_are_sent_once_and_wrong_texts_are_reported(engine):
     sent = []
 
     class Counting:
@@ -166,7 +166,7 @@ def test_stereoset_scores_are_those_of_the_papers_rule(data_dir):
         terms = defaultdict(list)
         for row, (stereotype, anti, unrelated) in zip(rows, scores, strict=True):
             if kind in (row["kind"], "all"):
-                s, a, u = (one.value / one.tokens for one in (stereotype, anti, unrelated))
+                s, a, u = (likelihood.value / likelihood.tokens for likelihood in (stereotype, anti, unrelated))
                 terms[row["target"]].append((s > a, (s > u) + (a > u)))
         ss = sum(sum(p for p, _ in term) / len(term) for term in terms.values()) / len(terms)
         lms = sum(sum(r for _, r in term) / (2 * len(term)) for term in terms.values()) / len(terms)

@@ -76,7 +76,7 @@ def test_numbers_are_the_harnesss_own(name, engine, reference, data_dir, tmp_pat
         assert outcome.details["problems_cut_to_context"] > 0, "long passages are compared too"
 
 
-def test_a_missing_harness_is_told_in_one_sentence(monkeypatch, data_dir):
+def test_a_missing_harness_is_reported_in_one_sentence(monkeypatch, data_dir):
     def missing(name):
         raise PackageNotFoundError(name)
 

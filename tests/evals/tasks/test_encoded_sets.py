@@ -17,9 +17,9 @@ def nothing_remembered(monkeypatch):
 
 
 def encode(tokenizer, seed=0, length=256, cut=False, task="toy-math"):
-    found = get_task(task)
-    encoded = found.read_encoded(tokenizer, None, None, seed, length, cut)
-    expected = found.encode(tokenizer, found.train_examples(None, None, seed).examples, length, cut)
+    loaded_task = get_task(task)
+    encoded = loaded_task.read_encoded(tokenizer, None, None, seed, length, cut)
+    expected = loaded_task.encode(tokenizer, loaded_task.train_examples(None, None, seed).examples, length, cut)
     assert (encoded.items, encoded.dropped) == (expected.items, expected.dropped)
     return encoded
 

@@ -59,10 +59,10 @@ def test_too_long_example_is_dropped_and_counted(tokenizer):
 
 
 def test_language_examples_learn_all_but_bos(tokenizer):
-    (one, two) = encode_documents(tokenizer, ["Once upon a time.", "She ran. " * 500], 64)
-    assert one.labels == [IGNORED, *one.input_ids[1:]]
-    assert one.input_ids[-1] == tokenizer.eos_token_id
-    assert len(two.input_ids) == 64
+    (short, long) = encode_documents(tokenizer, ["Once upon a time.", "She ran. " * 500], 64)
+    assert short.labels == [IGNORED, *short.input_ids[1:]]
+    assert short.input_ids[-1] == tokenizer.eos_token_id
+    assert len(long.input_ids) == 64
     blocks = encode_joined(tokenizer, ["She ran."] * 100, 32)
     whole = encode_prompt(tokenizer, "\n\n".join(["She ran."] * 100))
     assert [token for block in blocks for token in block.input_ids] == whole[: len(whole) // 32 * 32]

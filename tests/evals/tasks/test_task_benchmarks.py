@@ -24,7 +24,7 @@ def own_tasks(monkeypatch):
     monkeypatch.setattr(base, "_added", {})
 
 
-def made(folder: Path, rows: list[dict[str, Any]], part: dict[str, Any]) -> Any:
+def make_benchmark(folder: Path, rows: list[dict[str, Any]], part: dict[str, Any]) -> Any:
     """Return the benchmark of a part over rows."""
     (folder / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -60,7 +60,7 @@ def judged(benchmark: Any, texts: list[str]) -> tuple[list[dict[str, Any]], list
 )
 def test_answers_that_equal_a_reference(tmp_path, part, texts, verdicts):
     rows = [{"prompt": f"capital {n}?", "answer": "Paris"} for n in range(4)]
-    samples, metrics = judged(made(tmp_path, rows, part), texts)
+    samples, metrics = judged(make_benchmark(tmp_path, rows, part), texts)
     assert [sample["verdicts"][part["kind"]] for sample in samples] == verdicts
     assert metrics[0].name == "accuracy"
     assert metrics[0].value == verdicts.count("correct") / 4
@@ -103,7 +103,7 @@ def test_punctuation_makes_no_other_answer(left, right):
 @pytest.mark.parametrize("text", ["one two three four five", "nothing of the kind at all"])
 def test_graded_answers_that_are_all_right_or_all_wrong_have_an_interval(tmp_path, kind, text):
     rows = [{"prompt": f"q{n}", "answer": "one two three four five"} for n in range(20)]
-    _, metrics = judged(made(tmp_path, rows, {"kind": kind}), [text] * 20)
+    _, metrics = judged(make_benchmark(tmp_path, rows, {"kind": kind}), [text] * 20)
     headline = metrics[0]
     assert headline.value == pytest.approx(float(text == rows[0]["answer"]), abs=0.05)
     assert 0 <= headline.low <= headline.value <= headline.high <= 1
@@ -119,7 +119,7 @@ def test_graded_answers_that_are_all_right_or_all_wrong_have_an_interval(tmp_pat
 )
 def test_json_values_are_equal_as_json_has_it(tmp_path, text, reference, verdict):
     rows = [{"prompt": "q", "answer": reference}]
-    benchmark = made(tmp_path, rows, {"kind": "json", "schema": {}, "columns": {"answer": "answer"}})
+    benchmark = make_benchmark(tmp_path, rows, {"kind": "json", "schema": {}, "columns": {"answer": "answer"}})
     (sample,), _ = judged(benchmark, [text])
     assert sample["verdicts"]["equal"] == verdict
     assert (sample["verdicts"]["json"] == "no-answer") == (verdict == "no-answer")
@@ -127,7 +127,7 @@ def test_json_values_are_equal_as_json_has_it(tmp_path, text, reference, verdict
 
 def test_any_of_several_references_counts(tmp_path):
     rows = [{"prompt": "q", "answer": ["colour", "color"]}]
-    samples, _ = judged(made(tmp_path, rows, {"kind": "match"}), ["Color"])
+    samples, _ = judged(make_benchmark(tmp_path, rows, {"kind": "match"}), ["Color"])
     assert samples[0]["verdicts"] == {"match": "correct"}
     assert samples[0]["gold"] == "colour | color"
 
@@ -135,16 +135,18 @@ def test_any_of_several_references_counts(tmp_path):
 def test_f1_rouge_and_bleu_know_words_of_any_script(tmp_path):
     rows = [{"prompt": "q1", "answer": "the cat sat on the mat"}, {"prompt": "q2", "answer": "кошка сидит на ковре"}]
     texts = ["the cat sat", "кошка сидит на ковре"]
-    samples, metrics = judged(made(tmp_path, rows, {"kind": "f1"}), texts)
+    samples, metrics = judged(make_benchmark(tmp_path, rows, {"kind": "f1"}), texts)
     assert samples[0]["scores"]["f1"] == pytest.approx(2 * 3 / (3 + 6))
     assert (metrics[0].name, metrics[0].headline) == ("f1", True)
     assert metrics[0].value == pytest.approx((2 / 3 + 1) / 2)
-    samples, metrics = judged(made(tmp_path, rows, {"kind": "rouge"}), texts)
+    samples, metrics = judged(make_benchmark(tmp_path, rows, {"kind": "rouge"}), texts)
     assert samples[1]["scores"] == {"rouge1": 1.0, "rouge2": 1.0, "rougeL": 1.0}
     assert samples[0]["scores"]["rougeL"] == pytest.approx(2 / 3)
-    _, metrics = judged(made(tmp_path, rows, {"kind": "bleu"}), [row["answer"] for row in rows])
+    _, metrics = judged(make_benchmark(tmp_path, rows, {"kind": "bleu"}), [row["answer"] for row in rows])
     assert (metrics[0].name, metrics[0].value) == ("bleu", pytest.approx(1.0))
-    _, metrics = judged(made(tmp_path, rows, {"kind": "bleu"}), ["nothing alike here", "ничего такого здесь нет"])
+    _, metrics = judged(
+        make_benchmark(tmp_path, rows, {"kind": "bleu"}), ["nothing alike here", "ничего такого здесь нет"]
+    )
     assert metrics[0].value < 0.1
     assert metrics[0].low <= metrics[0].value <= metrics[0].high
 
@@ -154,44 +156,44 @@ def test_json_is_judged_by_its_schema_and_equality(tmp_path):
     rows = [{"prompt": f"q{n}", "answer": {"age": 7}} for n in range(4)]
     texts = ['{"age": 7}', '```json\n{"age": 8}\n```', '{"age": "7"}', "age 7"]
     part = {"kind": "json", "schema": schema, "columns": {"answer": "answer"}}
-    samples, metrics = judged(made(tmp_path, rows, part), texts)
+    samples, metrics = judged(make_benchmark(tmp_path, rows, part), texts)
     assert [s["verdicts"]["json"] for s in samples] == ["correct", "correct", "wrong", "no-answer"]
     assert [s["verdicts"]["equal"] for s in samples] == ["correct", "wrong", "wrong", "no-answer"]
     assert metrics[0].value == 0.5
     assert "$.age" in samples[2]["detail"]
     (tmp_path / "s.json").write_text(json.dumps(schema))
-    from_file = made(tmp_path, [{"prompt": "q"}], {"kind": "json", "schema": "s.json"})
+    from_file = make_benchmark(tmp_path, [{"prompt": "q"}], {"kind": "json", "schema": "s.json"})
     assert judged(from_file, texts[:1])[0][0]["verdicts"] == {"json": "correct"}
 
 
 def test_code_runs_in_the_sandbox(tmp_path):
     rows = [{"prompt": "write f", "tests": "assert f(2) == 4"}, {"prompt": "write g", "tests": ["assert g() == 1", ""]}]
-    benchmark = made(tmp_path, rows, {"kind": "code", "columns": {"tests": "tests"}})
+    benchmark = make_benchmark(tmp_path, rows, {"kind": "code", "columns": {"tests": "tests"}})
     rows_read = benchmark.data(SETTINGS).rows
     scored, details = benchmark.score(
         rows_read, ["```python\ndef f(x):\n    return 2 * x\n```", "def g(): return 2"], SETTINGS
     )
-    assert [one.verdicts["tests"] for one in scored] == ["correct", "wrong"]
+    assert [score.verdicts["tests"] for score in scored] == ["correct", "wrong"]
     assert details["isolation"]
 
 
 @pytest.mark.parametrize("answer", ["ship", 1, "1", "B", "b"])
 def test_choices_by_text_number_or_letter(tmp_path, answer):
     rows = [{"prompt": "q", "answer": answer, "options": "bill|ship|login"}]
-    benchmark = made(tmp_path, rows, {"kind": "choice", "columns": {"choices": "options"}})
-    read = benchmark.data(SETTINGS).rows
-    assert read[0]["gold"] == 1
-    requests = benchmark.requests(read, SETTINGS)
+    benchmark = make_benchmark(tmp_path, rows, {"kind": "choice", "columns": {"choices": "options"}})
+    rows_read = benchmark.data(SETTINGS).rows
+    assert rows_read[0]["gold"] == 1
+    requests = benchmark.requests(rows_read, SETTINGS)
     assert [tail for _, tail in requests[0]] == ["bill", "ship", "login"]  # the prompt ends in a newline
     scores = [[Likelihood(-4.0, 1), Likelihood(-3.9, 1), Likelihood(-4.5, 1)]]
-    (one,) = benchmark.judge_rows(read, scores)
-    assert one.verdicts == {"acc": "correct", "acc_norm": "wrong"}
-    assert one.choice == one.gold == 1
+    (score,) = benchmark.judge_rows(rows_read, scores)
+    assert score.verdicts == {"acc": "correct", "acc_norm": "wrong"}
+    assert score.choice == score.gold == 1
 
 
 def test_a_prompt_of_ones_own_is_used_as_it_is_written(tmp_path):
     rows = [{"title": "{body}", "body": "text", "answer": "x"}]
-    benchmark = made(tmp_path, rows, {"kind": "exact", "instruction": "{title}: {body}"})
+    benchmark = make_benchmark(tmp_path, rows, {"kind": "exact", "instruction": "{title}: {body}"})
     (prompt,) = benchmark.prompts(benchmark.data(SETTINGS).rows, SETTINGS)
     assert "{body}: text" in prompt
     assert benchmark.variant(SETTINGS) == "t-b-0shot-alpaca"
@@ -200,7 +202,7 @@ def test_a_prompt_of_ones_own_is_used_as_it_is_written(tmp_path):
 
 def test_a_slow_regular_expression_is_a_timeout_and_no_hang(tmp_path, monkeypatch):
     monkeypatch.setattr(grading, "MATCH_SECONDS", 0.05)
-    benchmark = made(tmp_path, [{"prompt": "q", "answer": "b"}], {"kind": "regex", "extract": r"((a+)+)+$"})
+    benchmark = make_benchmark(tmp_path, [{"prompt": "q", "answer": "b"}], {"kind": "regex", "extract": r"((a+)+)+$"})
     samples, metrics = judged(benchmark, ["a" * 5000 + "b"])
     assert samples[0]["verdicts"] == {"regex": "timeout"}
     assert any(metric.name == "timeout" for metric in metrics)
@@ -209,4 +211,4 @@ def test_a_slow_regular_expression_is_a_timeout_and_no_hang(tmp_path, monkeypatc
 def test_a_schema_fetches_nothing(tmp_path):
     part = {"kind": "json", "schema": {"$ref": "https://example.com/schema.json"}}
     with pytest.raises(UserError, match=r"line \d+, field 'benchmarks.0.schema': .*refers to another document"):
-        made(tmp_path, [{"prompt": "q"}], part)
+        make_benchmark(tmp_path, [{"prompt": "q"}], part)

@@ -87,7 +87,7 @@ def test_one_dataset_in_seven_forms_is_the_same_examples(tmp_path, tokenizer):
         if file.suffix != ".yaml"
     ]
     assert len(seen) == 7
-    assert all(each == seen[0] for each in seen)
+    assert all(encoded == seen[0] for encoded in seen)
     ids, labels = seen[0][0]
     learnt = [token for token, label in zip(ids, labels, strict=True) if label != IGNORED]
     held_out = {row["messages"][0]["content"] for row in benchmarks.get("sums-exact")().data(EvalSettings()).rows}  # type: ignore[attr-defined]

@@ -33,9 +33,9 @@ READINGS = [
 
 def read(question: str) -> tuple[int, tuple[int, ...], float]:
     """Return the wording's index, the numbers, and the answer."""
-    found = [(i, m, f) for i, (pattern, f) in enumerate(READINGS) if (m := re.search(pattern, question))]
-    assert len(found) == 1, question
-    index, match, solve = found[0]
+    matches = [(i, m, f) for i, (pattern, f) in enumerate(READINGS) if (m := re.search(pattern, question))]
+    assert len(matches) == 1, question
+    index, match, solve = matches[0]
     numbers = tuple(map(int, match.groups()))
     assert list(numbers) == [int(n) for n in re.findall(r"\d+", question)]
     return index, numbers, solve(*numbers)

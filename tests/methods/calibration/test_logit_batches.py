@@ -43,6 +43,6 @@ def test_what_is_measured_does_not_depend_on_it(name, monkeypatch):
     assert {len(part["input_ids"]) for part in logit_batches(data.batches(None, 8), 90)} == {1}
     parts = method.fit(model, data)
     for group in method.groups(model):
-        one, other = whole.factors(group.name), parts.factors(group.name)
-        product = one.left @ one.right
+        factors, other = whole.factors(group.name), parts.factors(group.name)
+        product = factors.left @ factors.right
         torch.testing.assert_close(other.left @ other.right, product, rtol=1e-4, atol=1e-4 * float(product.abs().max()))

@@ -25,16 +25,16 @@ SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, 
 
 def plain(model: Any, name: str, data: RandomData) -> torch.Tensor:
     """All inputs of one layer, one unpadded example at a time, (tokens, n) in float64."""
-    found: list[torch.Tensor] = []
+    inputs: list[torch.Tensor] = []
     handle = model.get_submodule(name).register_forward_pre_hook(
-        lambda _, args: found.append(args[0].detach().reshape(-1, args[0].shape[-1]).double())
+        lambda _, args: inputs.append(args[0].detach().reshape(-1, args[0].shape[-1]).double())
     )
     for example in data.batches(None, 1):
         length = int(example["attention_mask"].sum())
         with torch.no_grad():
             model(input_ids=example["input_ids"][:, :length])
     handle.remove()
-    return torch.cat(found)
+    return torch.cat(inputs)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -43,10 +43,10 @@ def test_moments_equal_a_plain_pass_without_padding(architecture: str) -> None:
     names = [matrix.name for matrix in matrices(model)]
     before = weights(model)
     for limit in (1 << 30, 1):  # one pass for all, one pass for each
-        found = dict(input_moments(model, names, data, None, 2, limit))
-        assert list(found) == names
+        statistics = dict(input_moments(model, names, data, None, 2, limit))
+        assert list(statistics) == names
         for name in names:
-            x, moments = plain(model, name, data), found[name]
+            x, moments = plain(model, name, data), statistics[name]
             assert moments.tokens == len(x)
             scale = float(moments.gram.abs().max())
             torch.testing.assert_close(moments.gram, x.T @ x, rtol=1e-4, atol=1e-5 * scale)
@@ -59,8 +59,8 @@ def test_moments_equal_a_plain_pass_without_padding(architecture: str) -> None:
 
 def test_queries_keys_and_values_share_one_gram() -> None:
     names = [f"model.layers.0.self_attn.{kind}_proj" for kind in "qkvo"]
-    found = dict(input_moments(random_model("llama"), names, RandomData(3), None))
-    q, k, v, o = (found[name].gram for name in names)
+    statistics = dict(input_moments(random_model("llama"), names, RandomData(3), None))
+    q, k, v, o = (statistics[name].gram for name in names)
     assert q.data_ptr() == k.data_ptr() == v.data_ptr() != o.data_ptr()
 
 
@@ -112,12 +112,12 @@ def test_gram_matrices_are_float64_however_ill_conditioned(n: int, dtype: torch.
     total = torch.zeros(n, n, dtype=torch.float64)
     for part in x.split(4097):  # more than are taken at a time, then three
         add_gram(total, part)
-    found, expected = mirrored(total), x.double().T @ x.double()
+    gram, expected = mirrored(total), x.double().T @ x.double()
     size = expected.diagonal().sqrt()
-    assert torch.equal(found, found.T)
-    assert float(((found - expected) / size / size[:, None]).abs().max()) < 1e-14
-    add_gram(found, x)  # a sum that was made whole goes on
-    torch.testing.assert_close(mirrored(found), 2 * expected)
+    assert torch.equal(gram, gram.T)
+    assert float(((gram - expected) / size / size[:, None]).abs().max()) < 1e-14
+    add_gram(gram, x)  # a sum that was made whole goes on
+    torch.testing.assert_close(mirrored(gram), 2 * expected)
     if dtype == torch.float32 and n > 1:
         assert float((((x.T @ x).double() - expected) / size / size[:, None]).abs().max()) > 1e-9
 
@@ -169,15 +169,15 @@ def test_padding_is_left_out_and_full_batches_are_not_copied() -> None:
     model = torch.nn.Sequential(layer)
     tokens = torch.randn(2, 3, 5)
     padded = torch.cat([tokens, torch.full((2, 2, 5), 1e6)], 1)
-    found = []
+    moments = []
     for x in (tokens, padded):
         sums = MomentSums(["0"], True, stop=False)
         with sums.watching(model):
             sums.begin((x[..., 0] < 1e5).long())
             model(x)
-        found.append(sums.result()["0"])
-    assert found[0].tokens == found[1].tokens == 6
-    assert all(torch.equal(getattr(found[0], key), getattr(found[1], key)) for key in ("gram", "total", "absolute"))
+        moments.append(sums.result()["0"])
+    assert moments[0].tokens == moments[1].tokens == 6
+    assert all(torch.equal(getattr(moments[0], key), getattr(moments[1], key)) for key in ("gram", "total", "absolute"))
 
 
 def test_probe_truncates_in_place_and_restores() -> None:
@@ -208,9 +208,9 @@ def test_probe_truncates_in_place_and_restores() -> None:
 
 
 def test_groups_need_a_common_input() -> None:
-    found = {matrix.name: matrix for matrix in matrices(random_model("llama"))}
-    pair = Group((found["model.layers.0.self_attn.q_proj"], found["model.layers.0.self_attn.k_proj"]))
+    by_name = {matrix.name: matrix for matrix in matrices(random_model("llama"))}
+    pair = Group((by_name["model.layers.0.self_attn.q_proj"], by_name["model.layers.0.self_attn.k_proj"]))
     assert (pair.in_features, pair.out_features, pair.unit().cost) == (32, 48, 80)
     assert pair.unit(affine=True).overhead == 48
     with pytest.raises(ValueError, match="different widths"):
-        Group((found["model.layers.0.self_attn.q_proj"], found["model.layers.0.mlp.down_proj"]))
+        Group((by_name["model.layers.0.self_attn.q_proj"], by_name["model.layers.0.mlp.down_proj"]))

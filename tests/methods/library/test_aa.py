@@ -56,8 +56,8 @@ def test_objective_4_is_the_papers_formula_and_its_loss(shape: tuple[int, int, i
     u, s, vt = torch.linalg.svd(torch.linalg.solve_triangular(lower, other @ x.T @ w.T, upper=False).T)
     rank = max(min(m, n) // 2, 1)
     expected = torch.linalg.solve_triangular(lower.T, (u[:, :rank] * s[:rank] @ vt[:rank]).T, upper=True).T
-    found, spectrum = solve(w, x, other, rank)
-    own = loss(w, x, found, other)
+    solution, spectrum = solve(w, x, other, rank)
+    own = loss(w, x, solution, other)
     scale = float((w @ x).square().sum())
     assert own == pytest.approx(loss(w, x, expected, other), abs=1e-5 * scale)
     torch.testing.assert_close(spectrum, s[: min(m, n)], rtol=1e-4, atol=1e-4 * float(s[0]))
@@ -77,17 +77,17 @@ def test_beta_mixes_the_second_moments(shape: tuple[int, int, int], beta: float)
     lower = torch.linalg.cholesky(other @ other.T)
     mixed = w @ (beta * x @ other.T + (1 - beta) * other @ other.T)
     s = torch.linalg.svdvals(torch.linalg.solve_triangular(lower, mixed.T, upper=False))
-    found = solve(w, x, other, 1, beta=beta)[1]
-    torch.testing.assert_close(found, s[: min(m, n)], rtol=1e-4, atol=1e-4 * float(s[0]))
+    spectrum = solve(w, x, other, 1, beta=beta)[1]
+    torch.testing.assert_close(spectrum, s[: min(m, n)], rtol=1e-4, atol=1e-4 * float(s[0]))
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
 def test_equal_streams_are_svd_llm(beta: float) -> None:
     w, x, _ = problem(8, 6, 3)
     expected = whiten(w, x @ x.T)
-    found = AASVD(ridge=0, beta=beta).shifted(w, torch.zeros(6, 6, dtype=torch.float64), x @ x.T)
+    factors = AASVD(ridge=0, beta=beta).shifted(w, torch.zeros(6, 6, dtype=torch.float64), x @ x.T)
     for rank in (1, 3, 6):
-        a, b = found.truncate(rank)
+        a, b = factors.truncate(rank)
         other_a, other_b = expected.truncate(rank)
         torch.testing.assert_close(b @ a, other_b @ other_a, rtol=1e-5, atol=1e-5)
 

@@ -22,9 +22,9 @@ from lowrank_bench.models.matrices import get_linear
 
 
 def method(**options: Any) -> BasisSelection:
-    found = create_method("bs", {"prunings": 4, "additional_dimension": 2, **options})
-    assert isinstance(found, BasisSelection)
-    return found
+    compressor = create_method("bs", {"prunings": 4, "additional_dimension": 2, **options})
+    assert isinstance(compressor, BasisSelection)
+    return compressor
 
 
 def compress(bs: BasisSelection, ratio: float = 2.0, trainer: Any = None, name: str = "llama") -> Any:
@@ -117,7 +117,7 @@ def test_masks_never_reopen_and_pruning_is_gradual() -> None:
     _, report = compress(method(prunings=6), 3.0, Watching(look, total_steps=20))
     assert report.steps == len(history) == 10
     assert all(b[name] <= a[name] for a, b in pairwise(history) for name in a)
-    sizes = [sum(len(kept) for kept in step.values()) for step in history]
+    sizes = [sum(len(bases) for bases in step.values()) for step in history]
     keep_steps = round(10 / 3)
     assert len(set(sizes[:keep_steps])) == 1
     assert len(set(sizes)) >= 5
@@ -144,9 +144,9 @@ def test_untrained_it_is_the_truncated_svd_at_the_energy_ranks(prunings: int) ->
 
 
 def test_gradual_pruning_arrives_near_the_one_shot_ranks() -> None:
-    one, many = (compress(method(prunings=p, additional_dimension=0), 3.0)[1].ranks for p in (1, 50))
-    assert one.keys() == many.keys()
-    assert all(abs(one[name] - many[name]) <= 2 for name in one), (one, many)
+    one_shot, gradual = (compress(method(prunings=p, additional_dimension=0), 3.0)[1].ranks for p in (1, 50))
+    assert one_shot.keys() == gradual.keys()
+    assert all(abs(one_shot[name] - gradual[name]) <= 2 for name in one_shot), (one_shot, gradual)
 
 
 @pytest.mark.parametrize(
@@ -172,17 +172,17 @@ def test_ranks_in_multiples(scope: str, new_vectors: str, prunings: int, traject
     bs = method(scope=scope, new_vectors=new_vectors, prunings=prunings, trajectory=trajectory)
     model = random_model("llama")
     budgets = [Budget(ratio, bs.guard, 4) for ratio in ((1.8, 2.6) if trajectory else (2.6,))]
-    found: dict[float, Any] = {}
+    results: dict[float, Any] = {}
     bs.compress_path(
         model,
         bs.fit(model, RandomData()),
         budgets,
         PlainTrainer(12),
-        lambda budget, merged, report: found.update({budget.ratio: (count(merged), report)}),
+        lambda budget, merged, report: results.update({budget.ratio: (count(merged), report)}),
     )
-    assert len(found) == len(budgets)
+    assert len(results) == len(budgets)
     dense, largest = count(random_model("llama")), max(unit.cost for unit in bs.shape(random_model("llama")).units)
-    for ratio, (parameters, report) in found.items():
+    for ratio, (parameters, report) in results.items():
         assert report.ranks
         assert all(rank % 4 == 0 for rank in report.ranks.values()), report.ranks
         assert 0 <= dense / ratio - parameters < 4 * largest
@@ -203,8 +203,8 @@ def test_guard(guard: bool) -> None:
     assert bool(report.dense) == guard
     dense = random_model("llama")
     for name in report.dense:
-        found, weight = get_linear(model, name).weight, get_linear(dense, name).weight
-        torch.testing.assert_close(found, weight, rtol=1e-4, atol=1e-5)
+        weight, expected = get_linear(model, name).weight, get_linear(dense, name).weight
+        torch.testing.assert_close(weight, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_bases_of_another_method() -> None:

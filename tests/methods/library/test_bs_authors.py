@@ -193,16 +193,16 @@ def test_without_the_options_a_trainer_is_called_as_before() -> None:
 def test_a_constant_threshold_keeps_its_share_at_every_pruning() -> None:
     """Each pruning keeps at least K^(1/P) of what is left, so less is pruned on the way than with the compensation."""
 
-    def kept(threshold: str) -> list[int]:
+    def bases_left(threshold: str) -> list[int]:
         trainer = Recording(total_steps=48)
         compress(method(threshold=threshold, prunings=20, additional_dimension=0), 3.0, trainer)
         return trainer.bases
 
-    constant, compensated = kept("constant"), kept("compensated")
+    constant, compensated = bases_left("constant"), bases_left("compensated")
     assert all(a >= b for a, b in zip(constant, compensated, strict=True))
     assert constant != compensated
-    one = [compress(method(threshold=name, prunings=1))[1].ranks for name in ("constant", "compensated")]
-    assert one[0] == one[1]
+    one_shot = [compress(method(threshold=name, prunings=1))[1].ranks for name in ("constant", "compensated")]
+    assert one_shot[0] == one_shot[1]
 
 
 def test_a_constant_threshold_belongs_to_the_exponential_schedule() -> None:

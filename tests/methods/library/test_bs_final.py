@@ -34,9 +34,9 @@ FINAL = (
 
 
 def method(**options: Any) -> BasisSelection:
-    found = create_method("bs", {"prunings": 4, "additional_dimension": 2, "final_samples": 4, **options})
-    assert isinstance(found, BasisSelection)
-    return found
+    compressor = create_method("bs", {"prunings": 4, "additional_dimension": 2, "final_samples": 4, **options})
+    assert isinstance(compressor, BasisSelection)
+    return compressor
 
 
 def compress(bs: BasisSelection, ratio: float = 2.5, trained: bool = True) -> tuple[Any, Any]:

@@ -94,8 +94,8 @@ def test_learning_rate_factor_is_that_of_the_run_scripts() -> None:
 def test_learning_rate_factor_is_a_mean_over_training(keep: float, epochs: float) -> None:
     """Numerically: sqrt(1/k_t) is 1 in the first epoch, then k_t falls exponentially to K."""
     t = (torch.arange(200_000).double() + 0.5) / 200_000 * epochs
-    kept = torch.where(t < 1, 1.0, keep ** ((t - 1) / (epochs - 1)))
-    assert math.isclose(lr_factor(keep, epochs), float(kept.rsqrt().mean()), rel_tol=1e-6)
+    shares = torch.where(t < 1, 1.0, keep ** ((t - 1) / (epochs - 1)))
+    assert math.isclose(lr_factor(keep, epochs), float(shares.rsqrt().mean()), rel_tol=1e-6)
 
 
 def layer(
@@ -113,67 +113,67 @@ def test_the_layer_starts_as_the_dense_one(start: Start, extra: int) -> None:
     generator = torch.Generator().manual_seed(63)
     weight = torch.randn(9, 7, generator=generator, dtype=torch.float64)
     bias = torch.randn(9, generator=generator, dtype=torch.float64)
-    found = layer(extra=extra, start=start)
+    module = layer(extra=extra, start=start)
     x = torch.randn(4, 3, 7, dtype=torch.float64)
-    torch.testing.assert_close(found(x), torch.nn.functional.linear(x, weight, bias))
-    torch.testing.assert_close(found.dense_weight(), weight)
-    assert {name for name, _ in found.named_parameters()} == {"weight_root", "extra_left", "extra_right", "bias"}
-    assert {name for name, _ in found.named_buffers()} == {"left", "right", "kept", "slots"}
-    torch.testing.assert_close(found.left.norm(dim=0), torch.ones(len(found.kept), dtype=torch.float64))
+    torch.testing.assert_close(module(x), torch.nn.functional.linear(x, weight, bias))
+    torch.testing.assert_close(module.dense_weight(), weight)
+    assert {name for name, _ in module.named_parameters()} == {"weight_root", "extra_left", "extra_right", "bias"}
+    assert {name for name, _ in module.named_buffers()} == {"left", "right", "kept", "slots"}
+    torch.testing.assert_close(module.left.norm(dim=0), torch.ones(len(module.kept), dtype=torch.float64))
     if start == "zero":
-        assert not found.extra_left.any()
+        assert not module.extra_left.any()
 
 
-def disturb(found: BasisLinear) -> None:
+def disturb(module: BasisLinear) -> None:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in (found.weight_root, found.extra_left, found.extra_right):
+        for parameter in (module.weight_root, module.extra_left, module.extra_right):
             parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
 
 
 @settings(deadline=None, max_examples=30)
 @given(mask=st.lists(st.booleans(), min_size=7, max_size=7), extra=st.integers(0, 3))
 def test_a_pruned_layer_merges_into_factors_of_the_same_function(mask: list[bool], extra: int) -> None:
-    found = layer(extra=extra)
-    disturb(found)
-    found.prune(torch.tensor(mask))
-    rank = min(found.rank, 7)
+    module = layer(extra=extra)
+    disturb(module)
+    module.prune(torch.tensor(mask))
+    rank = min(module.rank, 7)
     assert rank <= sum(mask) + extra
-    assert (found.singular_values() >= 0).all()
+    assert (module.singular_values() >= 0).all()
     if rank:
-        u, s, vt = found.merged(rank)
+        u, s, vt = module.merged(rank)
         x = torch.randn(5, 7, dtype=torch.float64)
-        assert found.bias is not None
-        torch.testing.assert_close(torch.nn.functional.linear(x, u * s @ vt, found.bias), found(x))
-        torch.testing.assert_close(s, torch.linalg.svdvals(found.dense_weight())[:rank], atol=1e-9, rtol=1e-9)
+        assert module.bias is not None
+        torch.testing.assert_close(torch.nn.functional.linear(x, u * s @ vt, module.bias), module(x))
+        torch.testing.assert_close(s, torch.linalg.svdvals(module.dense_weight())[:rank], atol=1e-9, rtol=1e-9)
 
 
 def test_pruned_bases_get_no_gradient_and_stay_away() -> None:
-    found = layer()
-    disturb(found)
+    module = layer()
+    disturb(module)
     first = torch.tensor([True, False, True, True, False, True, True])
-    found.prune(first)
-    found(torch.randn(3, 7, dtype=torch.float64)).square().sum().backward()
-    gradient = found.weight_root.grad
+    module.prune(first)
+    module(torch.randn(3, 7, dtype=torch.float64)).square().sum().backward()
+    gradient = module.weight_root.grad
     assert gradient is not None
     assert not gradient[~first].any()
     assert gradient[first].all()
-    found.prune(torch.tensor([True, False, True, True, True]))
-    assert found.kept.tolist() == [0, 3, 5, 6]
-    assert found.left.shape == (9, 4)
+    module.prune(torch.tensor([True, False, True, True, True]))
+    assert module.kept.tolist() == [0, 3, 5, 6]
+    assert module.left.shape == (9, 4)
 
 
 def test_new_vectors_depend_on_their_seed_alone() -> None:
     before = torch.get_rng_state()
-    one, two = layer(), layer()
-    assert torch.equal(one.extra_right, two.extra_right)
+    first, second = layer(), layer()
+    assert torch.equal(first.extra_right, second.extra_right)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_dead_bases_are_finite() -> None:
     weight = torch.zeros(4, 3)
     weight[0, 0] = 2.0
-    found = BasisLinear(SVD().decompose(weight), None, 1, "zero", 0, torch.float32)
-    torch.testing.assert_close(found.dense_weight(), weight)
-    found(torch.ones(1, 3)).sum().backward()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in found.parameters())
+    module = BasisLinear(SVD().decompose(weight), None, 1, "zero", 0, torch.float32)
+    torch.testing.assert_close(module.dense_weight(), weight)
+    module(torch.ones(1, 3)).sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in module.parameters())

@@ -48,11 +48,11 @@ class Same:
     def __init__(self, rounds: bool) -> None:
         self.rounds = rounds
 
-    def __call__(self, one: Tensor, other: Tensor) -> None:
+    def __call__(self, tensor: Tensor, other: Tensor) -> None:
         if self.rounds:
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(tensor, other, rtol=1e-4, atol=1e-6)
         else:
-            assert torch.equal(one, other)
+            assert torch.equal(tensor, other)
 
 
 def layer(bases_dtype: torch.dtype | None = None, start: Start = "zero") -> BasisLinear:
@@ -116,10 +116,10 @@ def test_a_step_makes_no_product_with_bases_that_are_pruned_and_still_there() ->
     module = layer()
     module.share()
     module.prune(torch.arange(K) % 3 != 0)
-    kept = len(module.kept)
+    bases = len(module.kept)
     with Shapes() as shapes:
         module(batch(0).requires_grad_()).square().sum().backward()
-    assert {(TOKENS, kept), (TOKENS, M), (TOKENS, N)} <= shapes.seen
+    assert {(TOKENS, bases), (TOKENS, M), (TOKENS, N)} <= shapes.seen
     assert (TOKENS, K) not in shapes.seen
     assert not {(M, N), (N, M)} & shapes.seen
 
@@ -132,17 +132,17 @@ def test_a_selected_product_is_the_product_with_the_part(dimension: int, dtype: 
     part = weight.index_select(dimension, index)
     xs = [torch.randn(2, TOKENS, part.shape[1], requires_grad=True)]
     xs.append(xs[0].detach().clone().requires_grad_())
-    held: list[Tensor] = []
+    saved: list[Tensor] = []
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
         with torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor: held.append(tensor) or tensor, lambda tensor: tensor
+            lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor
         ):
-            found: Any = SelectedLinear.apply(xs[0], weight, index, dimension)
+            output: Any = SelectedLinear.apply(xs[0], weight, index, dimension)
         expected = nn.functional.linear(xs[1], part)
-    assert torch.equal(found, expected)
-    assert {tensor.data_ptr() for tensor in held} == {weight.data_ptr(), index.data_ptr()}
-    for made in (found, expected):
-        made.square().sum().backward()
+    assert torch.equal(output, expected)
+    assert {tensor.data_ptr() for tensor in saved} == {weight.data_ptr(), index.data_ptr()}
+    for result in (output, expected):
+        result.square().sum().backward()
     assert xs[0].grad is not None
     torch.testing.assert_close(xs[0].grad, xs[1].grad)
 
@@ -176,8 +176,8 @@ def test_training_goes_on_as_if_nothing_had_happened(name: str) -> None:
         assert torch.equal(short.kept, masked.kept)
         assert len(short.weight_root) == len(short.kept) <= len(masked.weight_root) == K
         same(short.weight_root, masked.weight_root[masked.kept])
-        for one, other in ((short.extra_left, masked.extra_left), (short.extra_right, masked.extra_right)):
-            same(one, other)
+        for vectors, other in ((short.extra_left, masked.extra_left), (short.extra_right, masked.extra_right)):
+            same(vectors, other)
         states = [
             optimizer.state[module.weight_root] for optimizer, module in zip(optimizers, (short, masked), strict=True)
         ]
@@ -198,9 +198,9 @@ def test_gradient_and_states_take_no_more_than_the_kept_bases() -> None:
     module.shrink(lambda parameter, index: shrink_parameter(parameter, index, optimizer))
     assert module.weight_root is weight
     assert weight.grad is not None
-    held = [weight, weight.grad, *(v for v in optimizer.state[weight].values() if v.numel() > 1)]
-    assert len(held) == 4
-    assert {tensor.untyped_storage().nbytes() for tensor in held} == {len(module.kept) * 4}
+    tensors = [weight, weight.grad, *(v for v in optimizer.state[weight].values() if v.numel() > 1)]
+    assert len(tensors) == 4
+    assert {tensor.untyped_storage().nbytes() for tensor in tensors} == {len(module.kept) * 4}
     assert module.left.untyped_storage().nbytes() == M * len(module.kept) * 4
 
 
@@ -282,7 +282,7 @@ def test_the_compressed_model_is_the_same(monkeypatch: pytest.MonkeyPatch, optio
 
 @pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_torch_fused", "adafactor"])
 def test_under_the_real_trainer(monkeypatch: pytest.MonkeyPatch, optimizer: str) -> None:
-    """With transformers' Trainer and its wrapped optimizer; nothing is clipped, so no norm is summed anew."""
+    """With transformers' Trainer and its wrapped optimizer; nothing is clipped, so no norm is summed again."""
     items = [Encoded([1, 5, 6 + i, 7, 2], [-100, -100, 6 + i, 7, 2]) for i in range(8)]
     settings = TrainSettings(
         steps=12,
@@ -307,7 +307,7 @@ def test_under_the_real_trainer(monkeypatch: pytest.MonkeyPatch, optimizer: str)
 
     short, long = (compressed(monkeypatch, k, Watched(TaskData(items, 0, 0, 42), settings)) for k in (1, 10**9))
     assert lengths
-    assert all(sizes == {kept} for kept, sizes in lengths)
+    assert all(sizes == {length} for length, sizes in lengths)
     if optimizer == "adafactor":  # it scales an update by the root mean square over all entries, pruned ones too
         assert any(not torch.equal(value, long[name]) for name, value in short.items())
         assert all(torch.isfinite(value).all() for value in short.values())
@@ -342,16 +342,16 @@ def test_narrow_bases_are_the_same_under_autocast_and_nearly_so_without() -> Non
     assert narrow.left.untyped_storage().nbytes() * 2 == wide.left.untyped_storage().nbytes()
     assert {p.dtype for p in narrow.parameters()} == {torch.float32}
     for cast in (True, False):
-        found = []
+        results = []
         for module in (wide, narrow):
             x = batch(0).requires_grad_()
             with torch.autocast("cpu", torch.bfloat16, enabled=cast):
                 y = module(x)
-            found.append([y, *torch.autograd.grad(y.float().square().sum(), [x, *module.parameters()])])
-        for one, other in zip(*found, strict=True):
-            assert one.dtype == other.dtype
-            assert torch.equal(one, other) or not cast
-            torch.testing.assert_close(one, other, rtol=0.05, atol=0.05 * float(other.detach().abs().max()))
+            results.append([y, *torch.autograd.grad(y.float().square().sum(), [x, *module.parameters()])])
+        for tensor, other in zip(*results, strict=True):
+            assert tensor.dtype == other.dtype
+            assert torch.equal(tensor, other) or not cast
+            torch.testing.assert_close(tensor, other, rtol=0.05, atol=0.05 * float(other.detach().abs().max()))
     torch.testing.assert_close(wide.dense_weight(), narrow.dense_weight(), rtol=0.02, atol=0.02)
     assert not torch.equal(wide.dense_weight(), narrow.dense_weight())
     assert all(part.dtype == torch.float64 for part in narrow.merged(K))
@@ -385,8 +385,8 @@ def test_compiled_blocks_compile_a_handful_of_times_and_train_the_same(monkeypat
         assert all(block._compiled_call_impl is None for block in blocks(model))
     assert len(blocks(models[0])) == 2
     assert 1 < counters["frames"]["ok"] == counters["frames"]["total"] <= 6
-    for one, other in zip(*(model.parameters() for model in models), strict=True):
-        torch.testing.assert_close(one, other)
+    for parameter, other in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(parameter, other)
 
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,7 +398,7 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
 
 def test_probes_of_the_curvature_do_not_depend_on_the_length() -> None:
     short, long = {"a": layer()}, {"a": layer()}
-    found = []
+    importances = []
     for layers, shrinks in ((short, True), (long, False)):
         module = layers["a"]
         curvature = Curvature(layers, seed=3)
@@ -407,6 +407,6 @@ def test_probes_of_the_curvature_do_not_depend_on_the_length() -> None:
             module.prune(torch.arange(len(module.kept)) % 4 != 1)
             if shrinks:
                 module.shrink(shrink_parameter)
-        found.append(curvature.importance("a"))
+        importances.append(curvature.importance("a"))
     assert len(short["a"].weight_root) < len(long["a"].weight_root)
-    assert torch.equal(*found)
+    assert torch.equal(*importances)

@@ -41,21 +41,21 @@ class Quadratic:
 
     def true_increases(self) -> Tensor:
         """L with s_i = 0 minus L, by evaluating both."""
-        s, found = self.s().detach(), []
+        s, increases = self.s().detach(), []
         base = s @ self.h @ s / 2 - self.b @ s
         for index in range(len(s)):
             without = s.clone()
             without[index] = 0
-            found.append(without @ self.h @ without / 2 - self.b @ without - base)
-        return torch.stack(found)
+            increases.append(without @ self.h @ without / 2 - self.b @ without - base)
+        return torch.stack(increases)
 
 
 def test_one_probe_is_exact_for_a_diagonal_hessian() -> None:
     toy = Quadratic(coupled=False)
     curvature = Curvature(toy.layers, seed=0)
     curvature.observe(toy.loss)
-    found = torch.cat([curvature.increase(name) for name in toy.layers])
-    torch.testing.assert_close(found, toy.true_increases(), rtol=2e-3, atol=2e-4)
+    increases = torch.cat([curvature.increase(name) for name in toy.layers])
+    torch.testing.assert_close(increases, toy.true_increases(), rtol=2e-3, atol=2e-4)
 
 
 def test_the_mean_of_many_probes_is_the_diagonal_of_a_coupled_hessian() -> None:
@@ -129,7 +129,7 @@ def test_it_prunes_by_the_criterion_and_counts_its_passes(scope: str, trained: b
 def test_it_keeps_other_bases_than_the_largest_singular_values() -> None:
     """In a model where some inputs of a matrix are always zero, the large singular values of those inputs go."""
 
-    def kept(criterion: str) -> Any:
+    def compressed_by(criterion: str) -> Any:
         model = random_model("llama")
         layer = model.model.layers[0].mlp.down_proj
         with torch.no_grad():
@@ -144,7 +144,7 @@ def test_it_keeps_other_bases_than_the_largest_singular_values() -> None:
 
     energy = {}
     for criterion in ("s", "hessian"):
-        _, dense, model = kept(criterion)
+        _, dense, model = compressed_by(criterion)
         small = model.model.layers[0].mlp.down_proj
         energy[criterion] = float((small.dense_weight()[:, :4].norm() / dense.weight[:, :4].norm()).detach())
     assert energy["hessian"] < 0.2

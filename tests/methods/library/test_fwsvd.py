@@ -52,11 +52,11 @@ def test_fisher_equals_per_example_autograd(architecture: str) -> None:
     axes: tuple[Literal["in", "out"], ...] = ("in", "out")
     for axis in axes:
         expected = by_autograd(model, names, data, axis)
-        found = input_fisher(model, names, data, None, 3, axis)
+        fisher = input_fisher(model, names, data, None, 3, axis)
         for name in names:
             matrix = get_linear(model, name)
-            assert found[name].shape == (matrix.in_features if axis == "in" else matrix.out_features,)
-            torch.testing.assert_close(found[name], expected[name], rtol=2e-3, atol=1e-6 * float(expected[name].max()))
+            assert fisher[name].shape == (matrix.in_features if axis == "in" else matrix.out_features,)
+            torch.testing.assert_close(fisher[name], expected[name], rtol=2e-3, atol=1e-6 * float(expected[name].max()))
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -181,8 +181,8 @@ def test_only_relative_weights_matter_and_equal_ones_give_the_svd(m: int, n: int
     plain, equal = SVD().decompose(weight), FWSVD().decompose(weight, torch.full((n,), factor))
     first, second = FWSVD().decompose(weight, fisher), FWSVD().decompose(weight, fisher * factor)
     for rank in range(1, min(m, n)):
-        for one, other in ((plain, equal), (first, second)):
-            (a, b), (c, d) = one.truncate(rank), other.truncate(rank)
+        for factors, other in ((plain, equal), (first, second)):
+            (a, b), (c, d) = factors.truncate(rank), other.truncate(rank)
             torch.testing.assert_close(b @ a, d @ c, rtol=1e-3, atol=1e-3)
 
 

@@ -18,19 +18,19 @@ def gradients(seed: int) -> tuple[Tensor, Tensor]:
     """Gradients (3, 16, 5) of very different sizes, some zero, and a mask with padding on the right."""
     generator = torch.Generator().manual_seed(seed)
     sizes = 10 ** (4 * torch.rand(3, 16, 1, generator=generator) - 2)
-    found = sizes * torch.randn(3, 16, 5, generator=generator)
-    found[:, ::5] = 0
-    return found, torch.arange(16) < torch.tensor([[16], [9], [12]])
+    values = sizes * torch.randn(3, 16, 5, generator=generator)
+    values[:, ::5] = 0
+    return values, torch.arange(16) < torch.tensor([[16], [9], [12]])
 
 
 @pytest.mark.parametrize("clip", [1.5, 10.0])
 @pytest.mark.parametrize("seed", range(3))
 def test_norms_lie_in_the_range_and_directions_stay(clip: float, seed: int) -> None:
-    found, mask = gradients(seed)
-    clipped = GradientRule(clip=clip).apply(found, mask)
-    before = found[mask]
+    original, mask = gradients(seed)
+    clipped = GradientRule(clip=clip).apply(original, mask)
+    before = original[mask]
     assert clipped.shape == before.shape
-    norms = torch.where(mask, found.norm(dim=-1), 0)
+    norms = torch.where(mask, original.norm(dim=-1), 0)
     means = (norms.sum(1) / (norms > 0).sum(1))[:, None].expand_as(mask)[mask]
     zero = before.norm(dim=-1) == 0
     assert torch.equal(clipped[zero], before[zero])
@@ -46,24 +46,24 @@ def test_norms_lie_in_the_range_and_directions_stay(clip: float, seed: int) -> N
 @pytest.mark.parametrize("size", [0.0, 1e-9, 3e-8])
 def test_rounding_errors_are_not_scaled_up(size: float) -> None:
     """A first token's queries have no gradient, but products in another order leave some digits."""
-    found, mask = gradients(2)
-    found[:, 0] = size * found.norm(dim=-1).amax(1, keepdim=True)
-    clipped = GradientRule(clip=1.5).apply(found, mask)
-    exact = found.clone()
+    original, mask = gradients(2)
+    original[:, 0] = size * original.norm(dim=-1).amax(1, keepdim=True)
+    clipped = GradientRule(clip=1.5).apply(original, mask)
+    exact = original.clone()
     exact[:, 0] = 0
     torch.testing.assert_close(clipped, GradientRule(clip=1.5).apply(exact, mask), rtol=1e-5, atol=1e-5)
 
 
 def test_trimming_leaves_out_the_ends_of_each_example() -> None:
-    found = torch.arange(48.0).reshape(3, 16, 1)
+    original = torch.arange(48.0).reshape(3, 16, 1)
     mask = gradients(0)[1]
-    kept = GradientRule(trim=0.125).apply(found, mask).flatten().tolist()
-    assert kept == [*range(2, 14), *range(17, 24), *range(33, 43)]
+    trimmed = GradientRule(trim=0.125).apply(original, mask).flatten().tolist()
+    assert trimmed == [*range(2, 14), *range(17, 24), *range(33, 43)]
 
 
 def test_no_rule_changes_nothing() -> None:
-    found, mask = gradients(1)
-    assert torch.equal(GradientRule().apply(found, mask), found[mask])
+    original, mask = gradients(1)
+    assert torch.equal(GradientRule().apply(original, mask), original[mask])
 
 
 @pytest.mark.parametrize("architecture", ["llama", "opt"])
@@ -71,11 +71,11 @@ def test_the_options_reach_the_statistics(architecture: str) -> None:
     model, data = random_model(architecture), RandomData()
     name = next(n for n, _ in model.named_modules() if n.endswith("q_proj"))
     rules: dict[str, Any] = {"plain": GradientRule(), "clip": GradientRule(clip=1.1), "trim": GradientRule(trim=0.25)}
-    found = {key: dict(gradient_grams(model, [name], data, None, rule=rule))[name] for key, rule in rules.items()}
-    assert not torch.allclose(found["plain"], found["clip"])
-    assert float(found["trim"].trace()) < float(found["plain"].trace())
+    grams = {key: dict(gradient_grams(model, [name], data, None, rule=rule))[name] for key, rule in rules.items()}
+    assert not torch.allclose(grams["plain"], grams["clip"])
+    assert float(grams["trim"].trace()) < float(grams["plain"].trace())
     alone = {key: dict(gradient_grams(model, [name], data, None, 1, rule=rule))[name] for key, rule in rules.items()}
-    for key, gram in found.items():
+    for key, gram in grams.items():
         torch.testing.assert_close(alone[key], gram, rtol=1e-3, atol=1e-5 * float(gram.abs().max()))
 
 

@@ -83,13 +83,13 @@ def test_factors_that_go_to_disk_as_they_come_are_the_same(tmp_path: Path, monke
     parts = method.fit(model, RandomData(), tmp_path / "fit")
     parts.save(tmp_path / "fit")
     assert len(list((tmp_path / "fit").glob("factors-*.safetensors"))) > 3
-    for found in (parts, Fitted.load(tmp_path / "fit")):
-        assert found.meta == whole.meta
+    for fit in (parts, Fitted.load(tmp_path / "fit")):
+        assert fit.meta == whole.meta
         for matrix in method.targets(model):
             for name, value in whole.factors(matrix.name).tensors().items():
-                other = getattr(found.factors(matrix.name), name)
+                other = getattr(fit.factors(matrix.name), name)
                 assert value is other is None or torch.equal(value, other)
-        assert {k: v.tolist() for k, v in found.evidence().items()} == {
+        assert {k: v.tolist() for k, v in fit.evidence().items()} == {
             k: v.tolist() for k, v in whole.evidence().items()
         }
     with pytest.raises(ValueError, match="cannot be saved"):

@@ -51,11 +51,11 @@ def test_slopes_are_the_authors_formula_and_add_up_to_the_gradient(m: int, n: in
     w, gradient, x = random(m, n, seed=seed), random(m, n, seed=seed + 10), random(n, 40, seed=seed + 20)
     gram = x @ x.T
     lower = root(gram).lower
-    found = slopes(whiten(w, gram), gradient)
+    actual = slopes(whiten(w, gram), gradient)
     u, s, vt = torch.linalg.svd(w @ lower, full_matrices=False)
     weighted = torch.linalg.solve_triangular(lower, gradient.T, upper=False).T  # the authors' ∇ L⁻ᵀ
     expected = -s * torch.einsum("ik,ij,kj->k", u, weighted, vt)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     for weights in (gram, torch.eye(n, dtype=torch.float64), torch.diag(torch.arange(1.0, n + 1).double())):
         total = float(slopes(whiten(w, weights), gradient).sum())
         assert total == pytest.approx(-float((w * gradient).sum()), rel=1e-4, abs=1e-4)
@@ -69,7 +69,7 @@ def test_a_slope_is_the_change_of_the_loss(architecture: str) -> None:
     groups = singles(method.targets(model))
     fitted = method.fit(random_model(architecture), data)
     examples = Examples(data, None, 8, model)
-    found = fitted_slopes(model, groups, fitted, examples.batches)
+    predicted = fitted_slopes(model, groups, fitted, examples.batches)
     for group in (groups[0], groups[5]):
         for part in (0, 9):
             factors = fitted.factors(group.name)
@@ -81,7 +81,7 @@ def test_a_slope_is_the_change_of_the_loss(architecture: str) -> None:
                 losses.append(exact_loss(model, data))
             weight.data = dense
             measured = (losses[0] - losses[1]) / 2e-3
-            assert measured == pytest.approx(float(found[group.name][part]), rel=2e-2, abs=1e-5)
+            assert measured == pytest.approx(float(predicted[group.name][part]), rel=2e-2, abs=1e-5)
 
 
 def test_gradients_leave_the_model_as_it_was() -> None:
@@ -90,26 +90,26 @@ def test_gradients_leave_the_model_as_it_was() -> None:
     first = next(model.parameters())
     first.requires_grad_(False)
     examples = Examples(data, None, 3, model)
-    found = weight_gradients(model, singles(create_method("svd").targets(model)), examples.batches)
+    gradients = weight_gradients(model, singles(create_method("svd").targets(model)), examples.batches)
     assert model.training
     assert not first.requires_grad
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert sum(bool(gradient.any()) for gradient in found.values()) == len(found)
+    assert sum(bool(gradient.any()) for gradient in gradients.values()) == len(gradients)
 
 
 @settings(deadline=None, max_examples=200)
 @given(SLOPES)
 def test_the_sum_stays_within_one_part(rows: list[list[float]]) -> None:
-    """|S| is at most the largest change dropped so far, until the wanted sign is no longer on offer; all is dropped."""
+    """|S| is at most the largest change dropped so far, until the required sign is no longer on offer; all is dropped."""
     order = dropping_order(rows)
     assert sorted(order) == sorted(index for index, row in enumerate(rows) for _ in row)
     left, total, largest = [len(row) for row in rows], 0.0, 0.0
     for index in order:
         offered = [rows[i][count - 1] for i, count in enumerate(left) if count]
-        wanted = [abs(x) for x in offered if (x < 0) == (total > 0)]
+        opposite = [abs(x) for x in offered if (x < 0) == (total > 0)]
         dropped = rows[index][left[index] - 1]
-        assert abs(dropped) == min(wanted or [abs(x) for x in offered]), "not the smallest of the wanted sign"
-        if not wanted:
+        assert abs(dropped) == min(opposite or [abs(x) for x in offered]), "not the smallest of the required sign"
+        if not opposite:
             return
         total, largest = total + dropped, max(largest, abs(dropped))
         left[index] -= 1
@@ -142,14 +142,14 @@ def test_ranks_of_larger_ratios_lie_within_those_of_smaller_ones() -> None:
 def test_a_correction_brings_the_change_along_the_gradient_to_zero(seed: int) -> None:
     """⟨g, W - W'⟩ = 0, and W' differs from W_r along g alone; without a gradient nothing happens."""
     w, w_r, g = (random(6, 9, seed=10 * seed + i) for i in range(3))
-    found = corrected(w_r, w, g).double()
-    assert float((g * (w - found)).sum()) == pytest.approx(0, abs=1e-5)
-    step = found - w_r
+    w_corrected = corrected(w_r, w, g).double()
+    assert float((g * (w - w_corrected)).sum()) == pytest.approx(0, abs=1e-5)
+    step = w_corrected - w_r
     torch.testing.assert_close(step, float((step * g).sum() / g.square().sum()) * g, atol=1e-5, rtol=1e-4)
     assert torch.equal(corrected(w_r, w, torch.zeros_like(g)), w_r.float())
 
 
-def test_corrections_measure_anew_and_leave_the_fit_alone(tmp_path: object) -> None:
+def test_corrections_measure_again_and_leave_the_fit_alone(tmp_path: object) -> None:
     """Each correction changes the result, the factors on disk serve methods with and without them."""
     model, data = random_model("llama"), RandomData()
     methods = [create_method("zs-svd", {"corrections": count}) for count in (0, 1, 2)]

@@ -71,15 +71,15 @@ def test_left_vectors_lose_next_to_nothing_through_the_gram_matrix(
     assert float((u.T @ u - torch.eye(len(s))).abs().max()) < 1e-6
     torch.testing.assert_close(s.square(), best.square(), rtol=1e-6, atol=0)
     for rank in range(1, len(s)):
-        kept = u[:, :rank] @ (u[:, :rank].T @ matrix)
+        projected = u[:, :rank] @ (u[:, :rank].T @ matrix)
         least = float(best[rank:].square().sum())
-        assert abs(float((matrix - kept).square().sum()) / least - 1) < 1e-6
+        assert abs(float((matrix - projected).square().sum()) / least - 1) < 1e-6
 
 
 @pytest.mark.parametrize("matrix", [conditioned(96, 64, 1e10), conditioned(64, 96, 1e5), torch.zeros(70, 64).double()])
 def test_left_vectors_fall_back_to_lapack(matrix: torch.Tensor) -> None:
     """Where a Gram matrix would lose digits, and where the matrix is singular."""
     u, s, _ = torch.linalg.svd(matrix, full_matrices=False)
-    found = left_vectors(matrix)
-    assert torch.equal(found[0], u)
-    assert torch.equal(found[1], s)
+    result = left_vectors(matrix)
+    assert torch.equal(result[0], u)
+    assert torch.equal(result[1], s)

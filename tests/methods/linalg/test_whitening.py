@@ -55,12 +55,12 @@ def close(a: float, b: float, scale: float) -> bool:
 def test_loss_is_the_tail_of_the_spectrum_and_of_wx(shape: tuple[int, int, int], side: str) -> None:
     m, n, seed = shape
     w, x = problem(m, n, seed)
-    found = whiten(w, x @ x.T, side=side)  # type: ignore[arg-type]
+    factors = whiten(w, x @ x.T, side=side)  # type: ignore[arg-type]
     singular = torch.linalg.svdvals(w @ x)[: min(m, n)]
-    torch.testing.assert_close(found.spectrum.double(), singular, rtol=1e-4, atol=1e-4 * float(singular[0]))
+    torch.testing.assert_close(factors.spectrum.double(), singular, rtol=1e-4, atol=1e-4 * float(singular[0]))
     whole = float(singular.square().sum())
     for rank in range(1, min(m, n) + 1):
-        assert close(loss(w - product(found, rank), x), float(singular[rank:].square().sum()), whole)
+        assert close(loss(w - product(factors, rank), x), float(singular[rank:].square().sum()), whole)
 
 
 @settings(deadline=None, max_examples=30)
@@ -86,9 +86,9 @@ def test_cholesky_symmetric_root_drone_and_swift_svd_give_the_same_matrix(shape:
     outputs = torch.linalg.eigh(w @ gram @ w.T).eigenvectors.flip(1)[:, :rank]
     expected["swift-svd"] = outputs @ outputs.T @ w
     for side in ("input", "output"):
-        found = product(whiten(w, gram, side=side), rank)  # type: ignore[arg-type]
+        matrix = product(whiten(w, gram, side=side), rank)  # type: ignore[arg-type]
         for name, value in expected.items():
-            torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-3 * float(value.abs().max()), msg=name)
+            torch.testing.assert_close(matrix, value, rtol=1e-3, atol=1e-3 * float(value.abs().max()), msg=name)
 
 
 @settings(deadline=None, max_examples=30)
@@ -114,13 +114,13 @@ def test_equal_weights_are_the_svd(m: int, n: int) -> None:
     u, s, vt = torch.linalg.svd(w, full_matrices=False)
     expected = (u[:, :2] * s[:2]) @ vt[:2]
     eye = torch.eye(n, dtype=torch.float64)
-    for found in (
+    for factors in (
         whiten(w, 5 * eye),
         whiten(w, torch.zeros(n, n)),  # an input that is always zero says nothing
         whiten(w, eye, torch.eye(m, dtype=torch.float64)),
         create_method("asvd", {"alpha": 0.0}).decompose(w, moments(torch.ones(n, 4))),  # type: ignore[attr-defined]
     ):
-        torch.testing.assert_close(product(found, 2), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(product(factors, 2), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_rank_deficient_grams_lose_no_more_than_the_optimum() -> None:
@@ -130,12 +130,12 @@ def test_rank_deficient_grams_lose_no_more_than_the_optimum() -> None:
         torch.linalg.cholesky(x @ x.T)
     singular = torch.linalg.svdvals(w @ x)
     for side in ("input", "output"):
-        found = whiten(w, x @ x.T, side=side)  # type: ignore[arg-type]
+        factors = whiten(w, x @ x.T, side=side)  # type: ignore[arg-type]
         for rank in (1, 3, 4):
             assert close(
-                loss(w - product(found, rank), x), float(singular[rank:].square().sum()), float(singular[0]) ** 2
+                loss(w - product(factors, rank), x), float(singular[rank:].square().sum()), float(singular[0]) ** 2
             )
-        torch.testing.assert_close(product(found, 8), w, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(product(factors, 8), w, rtol=1e-3, atol=1e-3)
 
 
 def exact_product(w: Tensor, gram: Tensor, rank: int) -> Tensor:
@@ -144,11 +144,11 @@ def exact_product(w: Tensor, gram: Tensor, rank: int) -> Tensor:
         wide, square = (mpmath.matrix(x.tolist()) for x in (w, gram))
         values, vectors = mpmath.eigsy(wide * square * wide.T)
         order = sorted(range(len(values)), key=lambda i: -values[i])[:rank]
-        kept = mpmath.matrix(len(values), rank)
-        for place, column in enumerate(order):
-            kept[:, place] = vectors[:, column]
-        found = kept * (kept.T * wide)
-        return torch.tensor([[float(found[i, j]) for j in range(found.cols)] for i in range(found.rows)])
+        leading = mpmath.matrix(len(values), rank)
+        for index, column in enumerate(order):
+            leading[:, index] = vectors[:, column]
+        projected = leading * (leading.T * wide)
+        return torch.tensor([[float(projected[i, j]) for j in range(projected.cols)] for i in range(projected.rows)])
 
 
 @pytest.mark.parametrize("scale", [1e4, 1e5, 1e6])
@@ -165,12 +165,12 @@ def test_one_large_input_gives_the_exact_matrix(scale: float, m: int, n: int) ->
             product(whiten(w, gram, jitter=1e-6), 4), exact_product(w, gram, 4).double(), rtol=1e-2, atol=1e-2
         )
     for side in ("auto", "input") if scale > 1e4 else ("auto", "input", "output"):
-        found = whiten(w, gram, side=side)  # type: ignore[arg-type]
-        assert found.jitter == (0.0,)
+        factors = whiten(w, gram, side=side)  # type: ignore[arg-type]
+        assert factors.jitter == (0.0,)
         for rank in (1, 4, 7):
             expected = exact_product(w, gram, rank).double()
-            assert float((product(found, rank) - expected).norm()) < 1e-6 * float(expected.norm())
-        torch.testing.assert_close(product(found, min(m, n)), w, rtol=1e-6, atol=1e-6)
+            assert float((product(factors, rank) - expected).norm()) < 1e-6 * float(expected.norm())
+        torch.testing.assert_close(product(factors, min(m, n)), w, rtol=1e-6, atol=1e-6)
 
 
 def test_the_jitter_is_the_least_that_gives_a_factor() -> None:
@@ -227,12 +227,12 @@ def test_ill_conditioned_inputs_lose_no_more_than_by_the_svd(condition: float, m
     outer = torch.eye(m, dtype=torch.float64)
     if two_sided:
         outer = torch.linalg.cholesky(gram[:m, :m] if m < n else torch.eye(m) + torch.ones(m, m).double())
-    found = whiten(w, gram, outer @ outer.T if two_sided else None)
-    assert found.jitter == (0.0,) * (1 + two_sided)
+    factors = whiten(w, gram, outer @ outer.T if two_sided else None)
+    assert factors.jitter == (0.0,) * (1 + two_sided)
     lower = torch.linalg.cholesky(gram)
     singular = torch.linalg.svdvals(outer.T @ w @ lower)
     for rank in (1, 10, 30, 60):
-        error = outer.T @ (w - product(found, rank)) @ lower
+        error = outer.T @ (w - product(factors, rank)) @ lower
         least = float(singular[rank:].square().sum())
         assert abs(float(error.square().sum()) - least) <= 1e-5 * least + 1e-12 * float(singular.square().sum())
 
@@ -240,23 +240,23 @@ def test_ill_conditioned_inputs_lose_no_more_than_by_the_svd(condition: float, m
 @pytest.mark.parametrize("name", ["svd-llm", "io-svd", "afm"])
 def test_one_root_for_all_readers_of_an_input(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """q, k, v share one, gate and up another; the factors are those that each root of its own gives."""
-    model, made = random_model("llama"), []
+    model, sizes = random_model("llama"), []
     method = create_method(name, {"samples": None, "policy": "uniform"})
     alone = method.fit(model, RandomData(80))
 
     def counting(gram: Tensor, jitter: float = 0.0) -> Any:
-        made.append(len(gram))
+        sizes.append(len(gram))
         return root(gram, jitter)
 
     monkeypatch.setattr("lowrank_bench.methods.calibration.driver.root", counting)
     shared = method.fit(model, RandomData(80))
     groups = method.groups(model)  # type: ignore[attr-defined]
     layers = len(groups) // 7
-    assert len(made) == 4 * layers + len(groups) % 7  # q k v, o, gate up, down; and the head
+    assert len(sizes) == 4 * layers + len(groups) % 7  # q k v, o, gate up, down; and the head
     monkeypatch.setattr("lowrank_bench.methods.calibration.moments.MomentSums.result", apart(MomentSums.result))
-    made.clear()
+    sizes.clear()
     separate = method.fit(model, RandomData(80))
-    assert len(made) == len(groups)
+    assert len(sizes) == len(groups)
     for group in groups:
         for key, value in separate.factors(group.name).tensors().items():
             assert torch.equal(value, getattr(shared.factors(group.name), key))
@@ -264,17 +264,17 @@ def test_one_root_for_all_readers_of_an_input(name: str, monkeypatch: pytest.Mon
     assert method._last is None  # type: ignore[attr-defined]
 
 
-def apart(found: Any) -> Any:
+def apart(result: Any) -> Any:
     """Give each layer moments of its own."""
-    return lambda sums: {name: replace(moments, readers=1) for name, moments in found(sums).items()}
+    return lambda sums: {name: replace(moments, readers=1) for name, moments in result(sums).items()}
 
 
 def test_dead_inputs_keep_their_weights_finite() -> None:
     w, x = problem(6, 6, 2)
     x[2] = 0
-    found = whiten(w, x @ x.T)
-    assert all(bool(torch.isfinite(value).all()) for value in (found.left, found.right, found.spectrum))
-    torch.testing.assert_close(product(found, 6), w, rtol=1e-3, atol=1e-3)
+    factors = whiten(w, x @ x.T)
+    assert all(bool(torch.isfinite(value).all()) for value in (factors.left, factors.right, factors.spectrum))
+    torch.testing.assert_close(product(factors, 6), w, rtol=1e-3, atol=1e-3)
 
 
 @settings(deadline=None, max_examples=30)
@@ -284,11 +284,11 @@ def test_two_sided_loss_is_the_tail(shape: tuple[int, int, int]) -> None:
     w, x = problem(m, n, seed)
     g = problem(m, m, seed + 1)[1]
     r = g @ g.T / 40
-    found = whiten(w, x @ x.T, r)
+    factors = whiten(w, x @ x.T, r)
     right, left = torch.linalg.cholesky(x @ x.T), torch.linalg.cholesky(r)
     singular = torch.linalg.svdvals(left.T @ w @ right)
     for rank in range(1, min(m, n)):
-        error = w - product(found, rank)
+        error = w - product(factors, rank)
         value = float(torch.trace(r @ error @ (x @ x.T) @ error.T))
         assert close(value, float(singular[rank:].square().sum()), float(singular.square().sum()))
     torch.testing.assert_close(
@@ -306,19 +306,19 @@ def test_affine_optimum_beats_any_without_a_bias_and_keeps_the_mean(shape: tuple
     w, x = problem(m, n, seed)
     afm = create_method("afm")
     assert isinstance(afm, AFM)
-    found = afm.decompose(w, moments(x))
+    factors = afm.decompose(w, moments(x))
     y = w @ x
     centred = y - y.mean(1, keepdim=True)
     tail = torch.linalg.svdvals(centred).square()
     plain = torch.linalg.svdvals(y).square()
     for rank in range(1, min(m, n)):
-        offset = found.offset(rank)
+        offset = factors.offset(rank)
         assert offset is not None
-        error = y - product(found, rank) @ x - offset.double()[:, None]
+        error = y - product(factors, rank) @ x - offset.double()[:, None]
         assert close(float(error.square().sum()), float(tail[rank:].sum()), float(plain.sum()))
         assert float(error.square().sum()) <= float(plain[rank:].sum()) + 1e-5 * float(plain.sum())
         assert float(error.mean(1).abs().max()) <= 1e-4 * float(y.abs().max())
-        without = y - product(found, rank) @ x  # the released SFSD code: centred directions and no bias
+        without = y - product(factors, rank) @ x  # the released SFSD code: centred directions and no bias
         assert float(without.square().sum()) >= float(plain[rank:].sum()) - 1e-5 * float(plain.sum())
 
 
@@ -353,23 +353,23 @@ def test_gradient_grams_equal_one_example_at_a_time(architecture: str) -> None:
     expected = {name: torch.zeros(1).double() for name in names}
     for example in data.batches(None, 1):
         length = int(example["attention_mask"].sum())
-        kept: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
 
-        handles = [model.get_submodule(name).register_forward_hook(keeper(name, kept)) for name in names]
+        handles = [model.get_submodule(name).register_forward_hook(keeper(name, outputs)) for name in names]
         out = model(input_ids=example["input_ids"][:, :length], labels=example["labels"][:, :length])
         targets = int((example["labels"][0, 1:length] != -100).sum())
         (out.loss * targets).backward()
         for handle in handles:
             handle.remove()
-        for name, output in kept.items():
+        for name, output in outputs.items():
             g = output.grad.reshape(-1, output.shape[-1]).double()
             expected[name] = expected[name] + (g.square().sum(0) if name in heads else g.T @ g)
     model.zero_grad()
     for limit in (1 << 30, 1):
-        found = dict(gradient_grams(model, names, data, None, 3, limit, diagonal=heads))
+        grams = dict(gradient_grams(model, names, data, None, 3, limit, diagonal=heads))
         for name in names:
             scale = float(expected[name].abs().max())
-            torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-5 * scale, msg=name)
+            torch.testing.assert_close(grams[name], expected[name], rtol=1e-3, atol=1e-5 * scale, msg=name)
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 

@@ -46,11 +46,11 @@ def shapes(draw: st.DrawFn) -> ModelShape:
 
 def spectra(shape: ModelShape, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    found = {}
+    by_unit = {}
     for index, unit in enumerate(shape.units):
         values = torch.rand(unit.max_rank, generator=generator).pow(1 + index).sort(descending=True).values
-        found[unit.name] = torch.zeros_like(values) if (seed + index) % 7 == 0 else values * (1 + index)
-    return found
+        by_unit[unit.name] = torch.zeros_like(values) if (seed + index) % 7 == 0 else values * (1 + index)
+    return by_unit
 
 
 def least_rank(unit: Unit, guard: bool, multiple: int) -> int:
@@ -122,20 +122,20 @@ def recount(shape: ModelShape, ranks: Any) -> int:
 @given(shapes(), st.floats(0.01, 1), st.sampled_from(POLICIES), st.booleans(), st.integers(0, 20))
 def test_within_one_rank_and_never_above(shape: ModelShape, share: float, name: str, guard: bool, seed: int) -> None:
     ratio = reachable(shape, share, guard)
-    found = allocated(shape, Budget(ratio, guard), name, seed)
-    assert found.parameters == recount(shape, found.ranks)
-    left = shape.parameters / Fraction(repr(ratio)) - found.parameters
+    allocation = allocated(shape, Budget(ratio, guard), name, seed)
+    assert allocation.parameters == recount(shape, allocation.ranks)
+    left = shape.parameters / Fraction(repr(ratio)) - allocation.parameters
     assert left >= 0
     units = {unit.name: unit for unit in shape.units}
-    for unit_name, rank in found.ranks.items():
+    for unit_name, rank in allocation.ranks.items():
         unit = units[unit_name]
         assert unit.min_rank <= rank <= unit.max_rank
         assert not guard or rank * unit.cost + unit.overhead < unit.parameters
-    growing = [units[unit_name] for unit_name, rank in found.ranks.items() if rank < units[unit_name].max_rank]
+    growing = [units[unit_name] for unit_name, rank in allocation.ranks.items() if rank < units[unit_name].max_rank]
     if growing:
         assert left < min(unit.cost for unit in growing)
     if not guard:
-        assert found.ranks.keys() == units.keys()
+        assert allocation.ranks.keys() == units.keys()
 
 
 @settings(deadline=None, max_examples=200)
@@ -143,12 +143,12 @@ def test_within_one_rank_and_never_above(shape: ModelShape, share: float, name: 
 def test_ranks_are_multiples(shape: ModelShape, share: float, name: str, guard: bool, multiple: int) -> None:
     """Never above the target, below it by less than the next step of any unit, and no others but where they must be."""
     ratio = reachable(shape, share, guard, multiple)
-    found = allocated(shape, Budget(ratio, guard, multiple), name)
-    assert found.parameters == recount(shape, found.ranks)
-    left = shape.parameters / Fraction(repr(ratio)) - found.parameters
+    allocation = allocated(shape, Budget(ratio, guard, multiple), name)
+    assert allocation.parameters == recount(shape, allocation.ranks)
+    left = shape.parameters / Fraction(repr(ratio)) - allocation.parameters
     assert left >= 0
     for unit in shape.units:
-        rank = found.ranks.get(unit.name)
+        rank = allocation.ranks.get(unit.name)
         if rank is None:
             assert guard
             continue
@@ -178,9 +178,9 @@ def test_multiples_by_hand() -> None:
     """640 x 640 in steps of 16: κ = 320. 64 x 16 has no multiple of 16 below κ = 12.8 and stays dense, or keeps 16."""
     big, small = Unit("big", 640 * 640, 1280, 640), Unit("small", 64 * 16, 80, 16)
     shape = ModelShape(1000 + big.parameters + small.parameters, (big, small))
-    found = Budget(4, multiple=16).allocate(shape, policy("uniform"))
-    assert found.ranks == {"big": 64}  # (411,624 / 4 - 2,024) / 1,280 = 78.8
-    assert found.parameters == 1000 + 1024 + 64 * 1280
+    allocation = Budget(4, multiple=16).allocate(shape, policy("uniform"))
+    assert allocation.ranks == {"big": 64}  # (411,624 / 4 - 2,024) / 1,280 = 78.8
+    assert allocation.parameters == 1000 + 1024 + 64 * 1280
     assert Budget(4, guard=False, multiple=16).allocate(shape, policy("uniform")).ranks == {"big": 64, "small": 16}
     assert Budget(4).allocate(shape, policy("uniform")).ranks.keys() == {"big", "small"}
     with pytest.raises(
@@ -233,8 +233,8 @@ def test_a_deeper_ratio_has_a_lower_level(shape: ModelShape, a: float, b: float,
 @given(st.integers(2, 6), st.integers(16, 64), st.floats(1.5, 6))
 def test_uniform_gives_equal_matrices_equal_ranks(number: int, width: int, ratio: float) -> None:
     units = tuple(Unit(f"u{i}", width * width, 2 * width, width) for i in range(number))
-    found = Budget(ratio).allocate(ModelShape(number * width * width, units), policy("uniform"))
-    ranks = [found.ranks[unit.name] for unit in units]
+    allocation = Budget(ratio).allocate(ModelShape(number * width * width, units), policy("uniform"))
+    ranks = [allocation.ranks[unit.name] for unit in units]
     assert max(ranks) - min(ranks) <= 1
     assert abs(sum(ranks) - number * width / ratio / 2) < 1
 
@@ -248,12 +248,12 @@ def test_llama_2_7b_by_hand() -> None:
     shape = ModelShape(6_738_415_616, tuple(units))
     assert shape.untouched == 2 * 131_072_000 + 266_240
     for ratio, attention, mlp in ((2, 982, 1432), (4, 449, 655), (7, 221, 322), (20, 23, 34)):
-        found = Budget(ratio).allocate(shape, policy("uniform"))
+        allocation = Budget(ratio).allocate(shape, policy("uniform"))
         for kind, floor in (("attention", attention), ("mlp", mlp)):  # the remainder may add to the notes' floors
-            ranks = [rank for name, rank in found.ranks.items() if kind in name]
+            ranks = [rank for name, rank in allocation.ranks.items() if kind in name]
             assert floor <= min(ranks) <= floor + 1
             assert max(ranks) <= min(ranks) + 1
-        assert 0 <= 6_738_415_616 / ratio - found.parameters < 8192
+        assert 0 <= 6_738_415_616 / ratio - allocation.parameters < 8192
 
 
 @settings(deadline=None, max_examples=60)
@@ -261,15 +261,15 @@ def test_llama_2_7b_by_hand() -> None:
 def test_energy_keeps_the_same_share_everywhere(shape: ModelShape, share: float) -> None:
     """Without the guard every unit's rank is the least one that reaches the common share, or one more (remainder)."""
     values = spectra(shape, 2)
-    found = Budget(reachable(shape, share, False), guard=False).allocate(shape, policy("energy"), values)
+    allocation = Budget(reachable(shape, share, False), guard=False).allocate(shape, policy("energy"), values)
     extra = 0
     for unit in shape.units:
         if not values[unit.name].any():
             continue
-        kept = values[unit.name].double().cumsum(0) / values[unit.name].double().sum()
-        least = max(int((kept < found.level * (1 - 1e-9)).sum()) + 1, unit.min_rank)
-        assert found.ranks[unit.name] >= least
-        extra += found.ranks[unit.name] - least
+        cumulative = values[unit.name].double().cumsum(0) / values[unit.name].double().sum()
+        least = max(int((cumulative < allocation.level * (1 - 1e-9)).sum()) + 1, unit.min_rank)
+        assert allocation.ranks[unit.name] >= least
+        extra += allocation.ranks[unit.name] - least
     assert extra <= 2 * len(shape.units) + sum(unit.max_rank for unit in shape.units if not values[unit.name].any())
 
 
@@ -295,9 +295,9 @@ def test_policies_that_need_a_spectrum_say_so(name: str) -> None:
 def test_demand_never_falls_with_the_level(shape: ModelShape, name: str, share: float, levels: list[float]) -> None:
     """And it ends at full rank, so that no budget is left over because nobody wants it."""
     for unit, want in zip(shape.units, demands(shape, name, share), strict=True):
-        wanted = [want(level) for level in sorted(levels)]
-        assert all(b >= a - 1e-9 for a, b in pairwise(wanted))
-        assert all(math.isfinite(rank) for rank in wanted)
+        ranks = [want(level) for level in sorted(levels)]
+        assert all(b >= a - 1e-9 for a, b in pairwise(ranks))
+        assert all(math.isfinite(rank) for rank in ranks)
         if spectra(shape, 1)[unit.name].any() or name != "energy":
             assert want(1.0) == pytest.approx(unit.max_rank)
 

@@ -101,10 +101,10 @@ def test_not_above_greedy_on_its_own_objective(name: str, architecture: str) -> 
 def test_depth_factors_fall_from_the_first_block_to_the_last() -> None:
     units = [Unit(f"model.layers.{b}.q", 100, 20, 10) for b in range(5)] + [Unit("lm_head", 100, 20, 10)]
     for alpha in (0.0, 0.7, 3.0):
-        found = depth_factors(units, alpha, 2.0)
-        assert found[0] == pytest.approx(3.0)
-        assert found[4] == found[5] == 1.0
-        assert all(a >= b for a, b in itertools.pairwise(found))
+        factors = depth_factors(units, alpha, 2.0)
+        assert factors[0] == pytest.approx(3.0)
+        assert factors[4] == factors[5] == 1.0
+        assert all(a >= b for a, b in itertools.pairwise(factors))
     assert depth_factors(units, 0.0, 2.0)[:5] == pytest.approx([3.0, 2.5, 2.0, 1.5, 1.0])
     assert depth_factors(units, 1.0, 0.0) == [1.0] * 6
 
@@ -118,10 +118,10 @@ def test_trials_take_the_pair_with_the_least_divergence() -> None:
         return -float(ranks.get("layers.0.m", 64))  # the more the first block keeps, the better
 
     plain = Budget(2.5).allocate(shape, parse_policy("ilp(trials=1)"), spectra, measured)
-    found = Budget(2.5).allocate(shape, parse_policy("ilp(trials=6)"), spectra, measured, loss)  # type: ignore[arg-type]
+    allocation = Budget(2.5).allocate(shape, parse_policy("ilp(trials=6)"), spectra, measured, loss)  # type: ignore[arg-type]
     assert len(asked) == 6
-    assert found.ranks.get("layers.0.m", 64) >= plain.ranks.get("layers.0.m", 64)
-    assert found.ranks.get("layers.0.m", 64) >= max(ranks.get("layers.0.m", 64) for ranks in asked)
+    assert allocation.ranks.get("layers.0.m", 64) >= plain.ranks.get("layers.0.m", 64)
+    assert allocation.ranks.get("layers.0.m", 64) >= max(ranks.get("layers.0.m", 64) for ranks in asked)
 
 
 def test_the_divergence_is_that_of_the_truncated_model() -> None:
@@ -132,12 +132,12 @@ def test_the_divergence_is_that_of_the_truncated_model() -> None:
     assert probe.loss({}) == 0.0
     ranks = {group.name: 4 for group in groups}
     batch = next(data.batches(None, 6))
-    kept = batch["labels"][:, 1:] != -100
+    scored = batch["labels"][:, 1:] != -100
     rows = []
     for which in ({}, ranks):
         with probe.truncated(which), torch.no_grad():
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-            rows.append((logits[:, :-1][kept] / 0.6).log_softmax(-1))
+            rows.append((logits[:, :-1][scored] / 0.6).log_softmax(-1))
     expected = torch.nn.functional.kl_div(rows[1], rows[0], log_target=True, reduction="none").sum(-1).mean()
     assert probe.loss(ranks) == pytest.approx(float(expected), rel=1e-4)
     assert probe.loss({groups[0].name: 4}) >= 0

@@ -42,8 +42,8 @@ def decaying(shape: ModelShape, scale: float = 1.0) -> dict[str, Tensor]:
     }
 
 
-def share(shape: ModelShape, found: Allocation, unit: Unit) -> float:
-    return found.ranks[unit.name] * unit.cost / unit.parameters if unit.name in found.ranks else 1.0
+def share(shape: ModelShape, allocation: Allocation, unit: Unit) -> float:
+    return allocation.ranks[unit.name] * unit.cost / unit.parameters if unit.name in allocation.ranks else 1.0
 
 
 @given(
@@ -71,16 +71,16 @@ def test_loss_compresses_less_where_more_would_be_lost(scale: float, ratio: floa
     """Inside a type; for any scale of the losses, those below 1 and 0 included."""
     shape = transformer()
     spectra = decaying(shape, scale)
-    found = Budget(ratio, guard=False).allocate(shape, parse_policy("loss"), spectra)
+    allocation = Budget(ratio, guard=False).allocate(shape, parse_policy("loss"), spectra)
     q = (shape.parameters / ratio - shape.untouched) / sum(unit.parameters for unit in shape.units)
     for kind in _TYPES:
         units = [unit for unit in shape.units if unit.name.endswith(kind)]
         tails = [tail_energy(unit, spectra[unit.name].tolist(), q * unit.parameters / unit.cost) for unit in units]
-        ranks = [found.ranks[unit.name] for unit in units]
+        ranks = [allocation.ranks[unit.name] for unit in units]
         for (tail, rank), (other_tail, other) in combinations(zip(tails, ranks, strict=True), 2):
             assert (rank - other) * (tail - other_tail) >= 0 or abs(rank - other) <= 1
-        kept = sum(rank * unit.cost for rank, unit in zip(ranks, units, strict=True))
-        assert abs(kept - q * sum(unit.parameters for unit in units)) < 2 * len(units) * units[0].cost
+        parameters = sum(rank * unit.cost for rank, unit in zip(ranks, units, strict=True))
+        assert abs(parameters - q * sum(unit.parameters for unit in units)) < 2 * len(units) * units[0].cost
         if scale == 1.0:
             assert max(ranks) - min(ranks) >= 2
 
@@ -105,8 +105,8 @@ def test_greedy_loses_nothing_by_an_exchange(rows: list[list[int]], part: float)
     equal = ModelShape(20_000, units[:2])
     ranks = Budget(20_000 / (20 * 7 + 1), guard=False).allocate(equal, parse_policy("greedy(normalise=none)"), spectra)
     first, second = (spectra[unit.name] for unit in units[:2])
-    kept = [(r, min(7 - r, len(second))) for r in range(1, min(len(first), 6) + 1)]
-    best = max(float(first[:r].square().sum() + second[:o].square().sum()) for r, o in kept)
+    splits = [(r, min(7 - r, len(second))) for r in range(1, min(len(first), 6) + 1)]
+    best = max(float(first[:r].square().sum() + second[:o].square().sum()) for r, o in splits)
     own = float(first[: ranks.ranks["u0"]].square().sum() + second[: ranks.ranks["u1"]].square().sum())
     assert own == best
 
@@ -140,9 +140,9 @@ def test_greedy_weighs_by_the_measured_loss() -> None:
         return 2.0 + sum(harm[name[:8]] for name in ranks)
 
     policy = parse_policy("greedy(normalise=loss)")
-    found = Budget(3).allocate(shape, policy, spectra, policy.measure(shape.units, spectra, loss))
+    allocation = Budget(3).allocate(shape, policy, spectra, policy.measure(shape.units, spectra, loss))
     for kind in _TYPES:
-        ranks = [found.ranks[f"layers.{layer}.{kind}"] for layer in range(3)]
+        ranks = [allocation.ranks[f"layers.{layer}.{kind}"] for layer in range(3)]
         assert ranks[0] < ranks[1] <= ranks[2] + 1, (kind, ranks)
         assert abs(ranks[1] - ranks[2]) <= 1
     plain = Budget(3).allocate(shape, parse_policy("greedy"), spectra)
@@ -161,16 +161,16 @@ def test_sensitivity_takes_the_least_harmful_compressions(seed: int, level: floa
         losses[shape.units[0].name][0] = math.nan
     wants = policy.demands(Evidence(shape.units, measured=losses))
     entries = sorted(
-        ((unit.name, kept, math.inf if math.isnan(loss) else loss) for unit in shape.units
-         for kept, loss in zip(grid_shares, losses[unit.name].tolist(), strict=True)),
+        ((unit.name, kept_share, math.inf if math.isnan(loss) else loss) for unit in shape.units
+         for kept_share, loss in zip(grid_shares, losses[unit.name].tolist(), strict=True)),
         key=lambda entry: -entry[2],
     )  # fmt: skip
     cut = math.floor((level / 0.999 - 0.1) / 0.9 * len(entries) + 1e-9)
     smallest = {unit.name: 1.0 for unit in shape.units}
     if cut < 0:
         return
-    for name, kept, _ in entries[cut:]:
-        smallest[name] = min(smallest[name], kept)
+    for name, kept_share, _ in entries[cut:]:
+        smallest[name] = min(smallest[name], kept_share)
     for unit, want in zip(shape.units, wants, strict=True):
         even = unit.parameters / unit.cost
         expected = smallest[unit.name] * even if smallest[unit.name] < 1 else math.ceil(even)
@@ -189,8 +189,8 @@ def test_sensitivity_measures_every_matrix_alone() -> None:
     assert all(len(ranks) == 1 for ranks in asked)
     assert [ranks["layers.0.mlp.up_proj"] for ranks in asked if "layers.0.mlp.up_proj" in ranks] == [2, 9, 16]
     assert all(values.shape == (3,) for values in measured.values())
-    found = Budget(2.5).allocate(shape, policy, measured=measured)  # equal losses: equal shares
-    shares = [share(shape, found, unit) for unit in shape.units]
+    allocation = Budget(2.5).allocate(shape, policy, measured=measured)  # equal losses: equal shares
+    shares = [share(shape, allocation, unit) for unit in shape.units]
     assert max(shares) - min(shares) <= 0.3 + 1 / 12
 
 
@@ -201,9 +201,9 @@ def test_lagrangian_ranks_follow_the_root_of_score_over_cost() -> None:
     peak[:4] = 1e-30  # squares of it would be zero
     spectra = {"flat": torch.full((256,), 3.0), "peak": peak, "wide": torch.full((256,), 1e30)}
     shape = ModelShape(sum(unit.parameters for unit in units), units)
-    found = Budget(4, guard=False).allocate(shape, parse_policy("lagrangian"), spectra).ranks
-    assert found["peak"] == pytest.approx(found["flat"] / math.sqrt(256 / 4), abs=1)
-    assert found["flat"] / found["wide"] == pytest.approx(math.sqrt(1280 / 512), rel=0.05)
+    ranks = Budget(4, guard=False).allocate(shape, parse_policy("lagrangian"), spectra).ranks
+    assert ranks["peak"] == pytest.approx(ranks["flat"] / math.sqrt(256 / 4), abs=1)
+    assert ranks["flat"] / ranks["wide"] == pytest.approx(math.sqrt(1280 / 512), rel=0.05)
     tail = Budget(8, guard=False).allocate(shape, parse_policy("lagrangian(score=tail)"), spectra).ranks
     assert tail["peak"] <= 4 < tail["flat"]
 
@@ -211,8 +211,8 @@ def test_lagrangian_ranks_follow_the_root_of_score_over_cost() -> None:
 def test_modules_keeps_shares_in_the_proportion_of_the_weights() -> None:
     shape = transformer(3, 128)
     text = "modules(q_proj=0.5; mlp.up_proj=2; layers.1.self_attn.q_proj=1.5)"
-    found = Budget(5).allocate(shape, parse_policy(text))
-    shares = {unit.name: share(shape, found, unit) for unit in shape.units}
+    allocation = Budget(5).allocate(shape, parse_policy(text))
+    shares = {unit.name: share(shape, allocation, unit) for unit in shape.units}
     base = shares["layers.0.mlp.down_proj"]
     for name, weight in (("0.self_attn.q_proj", 0.5), ("1.self_attn.q_proj", 1.5), ("2.mlp.up_proj", 2.0)):
         assert shares[f"layers.{name}"] / base == pytest.approx(weight, rel=0.15)
@@ -257,7 +257,7 @@ def test_surgical_finds_the_smallest_tolerance_that_meets_the_budget(ratio: floa
     """The ranks lie between those of the two tolerances at which the bisection ends, done here without any shortcut."""
     shape = transformer(width=64)
     loss, asked = made_up(shape)
-    found = Budget(ratio).allocate(shape, parse_policy("surgical"), loss=loss)
+    allocation = Budget(ratio).allocate(shape, parse_policy("surgical"), loss=loss)
     assert len(asked) == len({tuple(sorted(ranks.items())) for ranks in asked}), "asked twice for the same"
     low, high, under, over = 1e-5, 1e3, {unit.name: 1 for unit in shape.units[first:]}, dict[str, int]()
     for _ in range(8):
@@ -267,13 +267,13 @@ def test_surgical_finds_the_smallest_tolerance_that_meets_the_budget(ratio: floa
             high, under = middle, ranks
         else:
             low, over = middle, ranks
-    assert (low * (1 - 1e-9) if over else 0.0) <= 0.99 / found.level - 1 <= high * (1 + 1e-9)
+    assert (low * (1 - 1e-9) if over else 0.0) <= 0.99 / allocation.level - 1 <= high * (1 + 1e-9)
     for unit in shape.units:
-        rank, dense = found.ranks.get(unit.name, unit.max_rank), unit.max_rank
+        rank, dense = allocation.ranks.get(unit.name, unit.max_rank), unit.max_rank
         assert rank >= under.get(unit.name, dense)
         assert rank <= max(over.get(unit.name, dense), under.get(unit.name, dense)) + 1  # one for the remainder
     if first:
-        assert all(unit.name not in found.ranks for unit in shape.units[:first])
+        assert all(unit.name not in allocation.ranks for unit in shape.units[:first])
 
 
 def test_surgical_at_a_fixed_tolerance_searches_once() -> None:
@@ -283,12 +283,12 @@ def test_surgical_at_a_fixed_tolerance_searches_once() -> None:
     expected = searched(shape, loss, 0.2, 2)
     for ratio in (1.5, 6.0):
         asked.clear()
-        found = Budget(ratio).allocate(shape, parse_policy("surgical(tolerance=0.2)"), loss=loss)
+        allocation = Budget(ratio).allocate(shape, parse_policy("surgical(tolerance=0.2)"), loss=loss)
         assert len(asked) <= 1 + 10 * 14
         for kind in _TYPES:
             names = [unit.name for unit in shape.units if unit.name.endswith(kind)]
-            wanted = [(expected.get(name, 10**6), found.ranks.get(name, 10**6)) for name in names]
-            assert all((a - b) * (x - y) >= 0 or abs(x - y) <= 1 for (a, x), (b, y) in combinations(wanted, 2))
+            pairs = [(expected.get(name, 10**6), allocation.ranks.get(name, 10**6)) for name in names]
+            assert all((a - b) * (x - y) >= 0 or abs(x - y) <= 1 for (a, x), (b, y) in combinations(pairs, 2))
 
 
 def with_head(shape: ModelShape, parameters: int) -> ModelShape:
@@ -319,12 +319,12 @@ def test_surgical_goes_in_the_order_and_with_the_exponents_of_the_released_code(
     policy = parse_policy(f"surgical(tolerance={delta})")
     assert isinstance(policy, Surgical)
     evidence = Evidence(shape.units, loss=loss, share=0.6)
-    level, found = 0.99 / (1 + delta), {}
+    level, chosen = 0.99 / (1 + delta), {}
     for unit, demand in zip(shape.units, policy.demands(evidence), strict=True):
         if demand(level) < dense_rank(unit):
-            found[unit.name] = round(demand(level))
-    assert found == {name: rank for name, rank in ranks.items() if rank < dense_rank(shape.units[layers.index(name)])}
-    newest = [list(each)[-1] for each in asked if each]
+            chosen[unit.name] = round(demand(level))
+    assert chosen == {name: rank for name, rank in ranks.items() if rank < dense_rank(shape.units[layers.index(name)])}
+    newest = [list(trial)[-1] for trial in asked if trial]
     assert list(dict.fromkeys(newest)) == list(limits)
 
 
@@ -334,7 +334,7 @@ def test_surgical_visits_a_head_that_the_budget_cannot_leave_dense_last() -> Non
     def order(shape: ModelShape, ratio: float) -> list[str]:
         loss, asked = made_up(shape)
         Budget(ratio).allocate(shape, parse_policy("surgical(tolerance=0.1)"), loss=loss)
-        return list(dict.fromkeys(list(each)[-1] for each in asked if each))
+        return list(dict.fromkeys(list(trial)[-1] for trial in asked if trial))
 
     plain = transformer(4, 64)
     names = [unit.name for unit in plain.units]
@@ -359,7 +359,7 @@ def visits(shape: ModelShape, affordable: float) -> list[str]:
     loss, asked = made_up(shape)
     evidence = Evidence(shape.units, loss=loss, share=affordable / sum(unit.parameters for unit in shape.units))
     parse_policy("surgical(tolerance=0.1)").demands(evidence)
-    return list(dict.fromkeys(list(each)[-1] for each in asked if each))
+    return list(dict.fromkeys(list(trial)[-1] for trial in asked if trial))
 
 
 @pytest.mark.parametrize("head", [64 * 64, 64 * 64 * 16])
@@ -391,9 +391,9 @@ def test_surgical_without_the_head_leaves_blocks_as_they_are_beside_an_embedding
 def test_surgical_stays_within_its_evaluations(bound: int) -> None:
     shape = transformer()
     loss, asked = made_up(shape)
-    found = Budget(3).allocate(shape, parse_policy(f"surgical(evaluations={bound})"), loss=loss)
+    allocation = Budget(3).allocate(shape, parse_policy(f"surgical(evaluations={bound})"), loss=loss)
     assert len(asked) <= bound
-    assert 0 <= shape.parameters / 3 - found.parameters < 128
+    assert 0 <= shape.parameters / 3 - allocation.parameters < 128
 
 
 def test_surgical_by_accuracy_is_not_cumulative() -> None:

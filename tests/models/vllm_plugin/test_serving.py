@@ -169,7 +169,7 @@ def test_same_greedy_tokens_from_transformers_vllm_and_the_dense_model(
     assert all(served[folder]["again"] == served[folder]["tokens"] for folder in factorised)
     for dtype in ("bfloat16", "float16"):
         assert served[dtype]["layers"] == 8
-        assert {len(made) for made in served[dtype]["tokens"]} == {NEW}
+        assert {len(generated) for generated in served[dtype]["tokens"]} == {NEW}
 
 
 def test_integers_of_a_control_are_served(control: Path, served: dict[object, dict[str, Any]]) -> None:
@@ -213,9 +213,9 @@ def test_twins_are_dense(data_dir: Path) -> None:
 
 def test_what_every_method_leaves_behind_is_served(by_methods: Path, served: dict[object, dict[str, Any]]) -> None:
     """Shared factors, added biases and a factorised head as the methods themselves make them."""
-    made = by_structure(by_methods)
-    assert len(made) < len(list(by_methods.iterdir()))
-    assert {folder.name for folder in made.values()} >= {"basis-sharing", "joint-rank-k", "sfsd", "swsd"}
-    assert any("embeddings" in folder.name for folder in made.values())
-    assert not [folder.name for folder in made.values() if served[folder]["tokens"] != tokens(folder)]
-    assert all(served[folder]["layers"] for folder in made.values())
+    distinct = by_structure(by_methods)
+    assert len(distinct) < len(list(by_methods.iterdir()))
+    assert {folder.name for folder in distinct.values()} >= {"basis-sharing", "joint-rank-k", "sfsd", "swsd"}
+    assert any("embeddings" in folder.name for folder in distinct.values())
+    assert not [folder.name for folder in distinct.values() if served[folder]["tokens"] != tokens(folder)]
+    assert all(served[folder]["layers"] for folder in distinct.values())

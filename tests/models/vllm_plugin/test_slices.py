@@ -41,14 +41,14 @@ def config(tensors: Tensors, **more: Any) -> Any:
 
     ranks = {name: t["lr_b"].shape[1] for name, t in tensors.items() if "lr_b" in t}
     added = [name for name, t in tensors.items() if "lr_bias" in t]
-    made = LowRankServingConfig.from_config({"version": 1, "ranks": ranks, "added_bias": added} | more)
-    made.packed_modules_mapping = PACKED
-    return made
+    quant_config = LowRankServingConfig.from_config({"version": 1, "ranks": ranks, "added_bias": added} | more)
+    quant_config.packed_modules_mapping = PACKED
+    return quant_config
 
 
 def load(layer: Any, tensors: Tensors, fused: bool = True) -> None:
-    for module, found in tensors.items():
-        for name, tensor in found.items():
+    for module, weights in tensors.items():
+        for name, tensor in weights.items():
             parameter = getattr(layer, name)
             part = PARTS.get(module.rpartition(".")[2])
             parameter.weight_loader(parameter, tensor, *([part] if fused and part is not None else []))
@@ -64,8 +64,8 @@ def factors(rank: int, outputs: int, width: int = WIDTH, **more: Tensor) -> dict
     return {"lr_a": torch.randn(rank, width), "lr_b": torch.randn(outputs, rank) / rank} | more
 
 
-def dense(found: Mapping[str, Tensor]) -> Tensor:
-    return found["weight"] if "weight" in found else found["lr_b"] @ found["lr_a"]
+def dense(weights: Mapping[str, Tensor]) -> Tensor:
+    return weights["weight"] if "weight" in weights else weights["lr_b"] @ weights["lr_a"]
 
 
 def attention(group: list[Any], x: Tensor, tensors: Tensors, **more: Any) -> list[list[Tensor]]:
@@ -73,23 +73,23 @@ def attention(group: list[Any], x: Tensor, tensors: Tensors, **more: Any) -> lis
     from vllm.model_executor.layers.linear import QKVParallelLinear
 
     prefix = "l.qkv_proj"
-    found = []
+    outputs = []
     for build in group:
-        made = config(tensors, **more)
+        quant_config = config(tensors, **more)
         layer = build(
-            lambda made=made: QKVParallelLinear(
-                WIDTH, HEAD, HEADS, KV_HEADS, bias=any("bias" in t for t in tensors.values()), quant_config=made,
-                prefix=prefix,
+            lambda quant_config=quant_config: QKVParallelLinear(
+                WIDTH, HEAD, HEADS, KV_HEADS, bias=any("bias" in t for t in tensors.values()),
+                quant_config=quant_config, prefix=prefix,
             )
         )  # fmt: skip
         fill(layer, tensors)
         own = max(KV_HEADS // len(group), 1) * HEAD
-        found.append(list(layer(x)[0].split([HEADS * HEAD // len(group), own, own], -1)))
-    return found
+        outputs.append(list(layer(x)[0].split([HEADS * HEAD // len(group), own, own], -1)))
+    return outputs
 
 
-def close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def check_attention(shares: list[list[Tensor]], whole: list[Tensor]) -> None:
@@ -130,7 +130,7 @@ def test_attention_with_a_shared_first_factor(group: list[Any]) -> None:
         del tensors[name]["lr_a"]
     x = torch.randn(3, WIDTH)
     shares = attention(group, x, tensors, shared={"l.k_proj": "l.q_proj", "l.v_proj": "l.q_proj"})
-    check_attention(shares, [x @ (found["lr_b"] @ a).T for found in tensors.values()])
+    check_attention(shares, [x @ (weights["lr_b"] @ a).T for weights in tensors.values()])
 
 
 def test_fused_on_disk(group: list[Any]) -> None:
@@ -141,8 +141,8 @@ def test_fused_on_disk(group: list[Any]) -> None:
     x = torch.randn(3, WIDTH)
     shares, halves = [], []
     for build in group:
-        made = config({"l.qkv_proj": qkv, "l.gate_up_proj": mlp})
-        sizes = {"bias": False, "quant_config": made}
+        quant_config = config({"l.qkv_proj": qkv, "l.gate_up_proj": mlp})
+        sizes = {"bias": False, "quant_config": quant_config}
         layer = build(lambda: QKVParallelLinear(WIDTH, HEAD, HEADS, KV_HEADS, prefix="l.qkv_proj", **sizes))  # noqa: B023
         own = max(KV_HEADS // len(group), 1) * HEAD
         answer = fill(layer, {"l.qkv_proj": qkv})(x)[0]
@@ -165,9 +165,11 @@ def test_row_parallel_adds_its_bias_once(group: list[Any], bias: str) -> None:
     x = torch.randn(3, WIDTH)
     total = torch.zeros(3, 48)
     for rank, (build, own) in enumerate(zip(group, x.chunk(len(group), -1), strict=True)):
-        made = config(tensors)
+        quant_config = config(tensors)
         layer = build(
-            lambda made=made: RowParallelLinear(WIDTH, 48, bias=bias == "bias", quant_config=made, prefix="l.o_proj")
+            lambda quant_config=quant_config: RowParallelLinear(
+                WIDTH, 48, bias=bias == "bias", quant_config=quant_config, prefix="l.o_proj"
+            )
         )
         fill(layer, tensors)
         # As the layer's forward does, without the all-reduce, which is the sum here.
@@ -183,8 +185,10 @@ def test_head(group: list[Any]) -> None:
     x = torch.randn(3, WIDTH)
     logits = []
     for build in group:
-        made = config(tensors)
-        head = build(lambda made=made: ParallelLMHead(100, WIDTH, quant_config=made, prefix="lm_head"))
+        quant_config = config(tensors)
+        head = build(
+            lambda quant_config=quant_config: ParallelLMHead(100, WIDTH, quant_config=quant_config, prefix="lm_head")
+        )
         logits.append(head.quant_method.apply(fill(head, tensors), x))
     close(torch.cat(logits, -1)[:, :100], x @ dense(tensors["lm_head"]).T)
 
@@ -200,13 +204,19 @@ def test_embedding_and_tied_head(group: list[Any], prefix: str) -> None:
     ids, x = torch.tensor([0, 3, 41, 63, 64, 99]), torch.randn(3, WIDTH)
     rows, logits = torch.zeros(len(ids), WIDTH), []
     for build in group:
-        made = config(tensors, embeddings={"model.embed_tokens": "lm_head"})
-        layer = build(lambda made=made: VocabParallelEmbedding(100, WIDTH, quant_config=made, prefix=prefix))
+        quant_config = config(tensors, embeddings={"model.embed_tokens": "lm_head"})
+        layer = build(
+            lambda quant_config=quant_config: VocabParallelEmbedding(
+                100, WIDTH, quant_config=quant_config, prefix=prefix
+            )
+        )
         fill(layer, tensors)
         shard = layer.shard_indices
         own = (ids >= shard.org_vocab_start_index) & (ids < shard.org_vocab_end_index)
         rows += layer.quant_method.embedding(layer, (ids - shard.org_vocab_start_index) * own) * own[:, None]
-        head = build(lambda made=made: ParallelLMHead(100, WIDTH, quant_config=made, prefix="lm_head"))
+        head = build(
+            lambda quant_config=quant_config: ParallelLMHead(100, WIDTH, quant_config=quant_config, prefix="lm_head")
+        )
         tied = head.tie_weights(layer)
         assert tied is layer
         logits.append(tied.quant_method.apply(tied, x))
@@ -221,9 +231,11 @@ def test_a_class_that_builds_its_embedding_dense_is_refused(monkeypatch: pytest.
     from lowrank_bench.models.vllm_plugin import config as module
 
     monkeypatch.setattr(module, "get_pp_group", lambda: SimpleNamespace(is_first_rank=True))
-    made = config({"model.embed_tokens": factors(10, 100)}, embeddings={"model.embed_tokens": "lm_head"})
+    quant_config = config({"model.embed_tokens": factors(10, 100)}, embeddings={"model.embed_tokens": "lm_head"})
     with pytest.raises(UserError, match=r"factorises the embedding, which vLLM's class .* only knows dense; export"):
-        group[0](lambda: ColumnParallelLinear(WIDTH, WIDTH, quant_config=made, prefix="model.layers.0.mlp.down_proj"))
+        group[0](
+            lambda: ColumnParallelLinear(WIDTH, WIDTH, quant_config=quant_config, prefix="model.layers.0.mlp.down_proj")
+        )
 
 
 def test_padded_ranks_change_nothing(group: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,18 +254,18 @@ def test_layers_share_the_memory_of_a_factor(group: list[Any]) -> None:
     shared = {"b.gate_proj": "a.gate_proj", "b.up_proj": "a.up_proj"}
     for name in shared:
         tensors[name] = {"lr_b": tensors[name]["lr_b"]}
-    made = config(tensors, shared=shared)
+    quant_config = config(tensors, shared=shared)
     x = torch.randn(2, WIDTH)
     layers = {
         name: group[0](
             lambda name=name: MergedColumnParallelLinear(
-                WIDTH, [32, 32], bias=False, quant_config=made, prefix=f"{name}.gate_up_proj"
+                WIDTH, [32, 32], bias=False, quant_config=quant_config, prefix=f"{name}.gate_up_proj"
             )
         )
         for name in "ab"
     }
     for name, layer in layers.items():
-        fill(layer, {module: found for module, found in tensors.items() if module.startswith(name)})
+        fill(layer, {module: weights for module, weights in tensors.items() if module.startswith(name)})
     (first,), (second,) = layers["a"].lr_stacks, layers["b"].lr_stacks
     assert first is second
     own = 32 // len(group)
@@ -280,8 +292,8 @@ def test_what_does_not_belong_together_is_named(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(linear, "get_tensor_model_parallel_world_size", lambda: 1)
     name, tensor, message = DAMAGE[damage]
     whole = factors(9, 48)
-    made = config({"l.o_proj": whole})
-    layer = linear.RowParallelLinear(WIDTH, 48, bias=False, quant_config=made, prefix="l.o_proj")
+    quant_config = config({"l.o_proj": whole})
+    layer = linear.RowParallelLinear(WIDTH, 48, bias=False, quant_config=quant_config, prefix="l.o_proj")
     damaged = {key: value for key, value in (whole | {name: tensor}).items() if value is not None}
     with pytest.raises(UserError, match=message):
         fill(layer, {"l.o_proj": damaged})
@@ -301,7 +313,7 @@ def test_guard_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def other(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
     """Return tensors of the same names and shapes."""
-    return {name: {key: torch.randn_like(value) for key, value in found.items()} for name, found in tensors.items()}
+    return {name: {key: torch.randn_like(value) for key, value in weights.items()} for name, weights in tensors.items()}
 
 
 RELOADED = ("plain", "bias", "added bias", "v dense", "head", "fused on disk")
@@ -324,12 +336,12 @@ def test_a_reload_fills_the_same_memory(group: list[Any], kind: str) -> None:
     for build in group:
 
         def make(build: Any = build) -> Any:
-            made = config(tensors)
+            quant_config = config(tensors)
             if kind == "head":
-                return build(lambda: ParallelLMHead(100, WIDTH, quant_config=made, prefix="lm_head"))
+                return build(lambda: ParallelLMHead(100, WIDTH, quant_config=quant_config, prefix="lm_head"))
             return build(
                 lambda: QKVParallelLinear(
-                    WIDTH, HEAD, HEADS, KV_HEADS, bias=kind == "bias", quant_config=made, prefix="l.qkv_proj"
+                    WIDTH, HEAD, HEADS, KV_HEADS, bias=kind == "bias", quant_config=quant_config, prefix="l.qkv_proj"
                 )
             )
 
@@ -347,9 +359,9 @@ def test_a_reload_fills_the_same_memory(group: list[Any], kind: str) -> None:
             expected = answer(fill(make(), new))
             assert torch.equal(answer(layer), expected)
             assert torch.equal(expected, first) == (new is tensors)
-            found = dict(layer.named_parameters())
-            assert found.keys() == memory.keys()
-            assert all(found[name] is memory[name] for name in memory), "CUDA graphs refer to the old memory"
+            parameters = dict(layer.named_parameters())
+            assert parameters.keys() == memory.keys()
+            assert all(parameters[name] is memory[name] for name in memory), "CUDA graphs refer to the old memory"
 
 
 def test_a_table_of_parameters_by_layer_does_not_keep_the_layer(group: list[Any]) -> None:
@@ -358,8 +370,8 @@ def test_a_table_of_parameters_by_layer_does_not_keep_the_layer(group: list[Any]
     from vllm.model_executor.model_loader.reload import layerwise
 
     tensors = {"l.o_proj": factors(9, 48)}
-    made = config(tensors)
-    layer = group[0](lambda: RowParallelLinear(WIDTH, 48, bias=False, quant_config=made, prefix="l.o_proj"))
+    quant_config = config(tensors)
+    layer = group[0](lambda: RowParallelLinear(WIDTH, 48, bias=False, quant_config=quant_config, prefix="l.o_proj"))
     layerwise.record_metadata_for_reloading(layer)
     alive = weakref.ref(fill(layer, tensors))
     del layer
@@ -389,9 +401,9 @@ def test_a_reload_of_another_layout_is_named(group: list[Any], damage: str) -> N
 
     changed, message = RELOAD_DAMAGE[damage]
     tensors = {"l.gate_proj": factors(5, 32), "l.up_proj": factors(9, 32)}
-    made = config(tensors)
+    quant_config = config(tensors)
     layer = group[0](
-        lambda: MergedColumnParallelLinear(WIDTH, [32, 32], False, quant_config=made, prefix="l.gate_up_proj")
+        lambda: MergedColumnParallelLinear(WIDTH, [32, 32], False, quant_config=quant_config, prefix="l.gate_up_proj")
     )
     layerwise.record_metadata_for_reloading(layer)
     fill(layer, tensors)
@@ -413,9 +425,9 @@ def test_a_reload_of_factors_that_are_shared_here_is_named(group: list[Any]) -> 
 
     whole = {"l.gate_proj": factors(5, 32), "l.up_proj": factors(5, 32)}
     tensors = {"l.gate_proj": whole["l.gate_proj"], "l.up_proj": {"lr_b": whole["l.up_proj"]["lr_b"]}}
-    made = config(tensors, shared={"l.up_proj": "l.gate_proj"})
+    quant_config = config(tensors, shared={"l.up_proj": "l.gate_proj"})
     layer = group[0](
-        lambda: MergedColumnParallelLinear(WIDTH, [32, 32], False, quant_config=made, prefix="l.gate_up_proj")
+        lambda: MergedColumnParallelLinear(WIDTH, [32, 32], False, quant_config=quant_config, prefix="l.gate_up_proj")
     )
     layerwise.record_metadata_for_reloading(layer)
     fill(layer, tensors)
@@ -439,45 +451,53 @@ def test_fused_layers_of_a_class_without_a_mapping(group: list[Any], prefix: str
     heads = {"q_proj": HEADS, "k_proj": KV_HEADS, "v_proj": KV_HEADS}
     tensors = {f"a.{n}": factors(5, h * HEAD) for n, h in heads.items()}
     tensors |= {f"m.{n}": factors(6, 32) for n in ("gate_proj", "up_proj")} | {"a.o_proj": factors(9, 48)}
-    made = config(tensors, dense=["b.q_proj", "b.k_proj", "b.v_proj", "c.query_key_value"])
-    made.packed_modules_mapping = PACKED if mapping else {}
+    quant_config = config(tensors, dense=["b.q_proj", "b.k_proj", "b.v_proj", "c.query_key_value"])
+    quant_config.packed_modules_mapping = PACKED if mapping else {}
     x, build = torch.randn(2, WIDTH), group[0]
 
     def qkv(name: str) -> Any:
-        return build(lambda: QKVParallelLinear(WIDTH, HEAD, HEADS, KV_HEADS, False, quant_config=made, prefix=name))
+        return build(
+            lambda: QKVParallelLinear(WIDTH, HEAD, HEADS, KV_HEADS, False, quant_config=quant_config, prefix=name)
+        )
 
     def merged(name: str) -> Any:
-        return build(lambda: MergedColumnParallelLinear(WIDTH, [32, 32], False, quant_config=made, prefix=name))
+        return build(lambda: MergedColumnParallelLinear(WIDTH, [32, 32], False, quant_config=quant_config, prefix=name))
 
-    attention = {name: found for name, found in tensors.items() if name.startswith("a.") and "o_proj" not in name}
+    attention = {name: weights for name, weights in tensors.items() if name.startswith("a.") and "o_proj" not in name}
     answer = fill(qkv(f"{prefix}a.qkv_proj"), attention)(x)[0]
     own = HEADS * HEAD // len(group)
     close(answer[:, :own], (x @ dense(attention["a.q_proj"]).T)[:, :own])
-    mlp = {name: found for name, found in tensors.items() if name.startswith("m.")}
-    whole = [(x @ dense(found).T)[:, : 32 // len(group)] for found in mlp.values()]
+    mlp = {name: weights for name, weights in tensors.items() if name.startswith("m.")}
+    whole = [(x @ dense(weights).T)[:, : 32 // len(group)] for weights in mlp.values()]
     close(fill(merged(f"{prefix}m.gate_up_proj"), mlp)(x)[0], torch.cat(whole, -1))
     for name in ("b.qkv_proj", "c.query_key_value", "elsewhere.qkv_proj"):
         assert type(qkv(prefix + name).quant_method) is UnquantizedLinearMethod
-    output = build(lambda: RowParallelLinear(WIDTH, 48, bias=False, quant_config=made, prefix=f"{prefix}a.o_proj"))
+    output = build(
+        lambda: RowParallelLinear(WIDTH, 48, bias=False, quant_config=quant_config, prefix=f"{prefix}a.o_proj")
+    )
     assert type(output.quant_method).__name__ == "LowRankMethod"
 
 
 def test_experts_under_the_names_of_the_hub_are_refused() -> None:
-    made = config({"model.layers.0.self_attn.o_proj": factors(5, 64)})
+    quant_config = config({"model.layers.0.self_attn.o_proj": factors(5, 64)})
     for name in ("gate", "experts"):
         with pytest.raises(
             UserError, match=rf"reads 'model\.layers\.0\.block_sparse_moe\.{name}'.*export the model dense"
         ):
-            made.get_quant_method(torch.nn.Module(), f"model.layers.0.block_sparse_moe.{name}")
+            quant_config.get_quant_method(torch.nn.Module(), f"model.layers.0.block_sparse_moe.{name}")
 
 
 @pytest.mark.parametrize("names", [("query", "key", "value"), ("w1", "w3"), ("Wq", "out_proj")])
 def test_fused_layers_of_unknown_parts_are_refused(group: list[Any], names: tuple[str, ...]) -> None:
     from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear
 
-    made = config({f"l.{name}": factors(5, 64) for name in names})
-    made.packed_modules_mapping = {}
+    quant_config = config({f"l.{name}": factors(5, 64) for name in names})
+    quant_config.packed_modules_mapping = {}
     with pytest.raises(UserError, match=rf"fuses 'l\.qkv'.*factorises 'l\.{names[0]}'.*export the model dense"):
-        group[0](lambda: QKVParallelLinear(WIDTH, HEAD, HEADS, KV_HEADS, False, quant_config=made, prefix="l.qkv"))
+        group[0](
+            lambda: QKVParallelLinear(WIDTH, HEAD, HEADS, KV_HEADS, False, quant_config=quant_config, prefix="l.qkv")
+        )
     with pytest.raises(UserError, match=r"has no gate_proj or up_proj"):
-        group[0](lambda: MergedColumnParallelLinear(WIDTH, [32, 32], quant_config=made, prefix="draft_model.l.fc"))
+        group[0](
+            lambda: MergedColumnParallelLinear(WIDTH, [32, 32], quant_config=quant_config, prefix="draft_model.l.fc")
+        )

@@ -88,15 +88,15 @@ def test_markdown_and_latex_hold_every_cell():
 
 def test_counts_add_up():
     counts = count_changes(change_view(3))
-    *each, total = counts
-    assert [(c.layer, c.matrix) for c in each[:2]] == [(0, "q"), (0, "o")]
-    assert each[-1].layer is None
+    *by_matrix, total = counts
+    assert [(c.layer, c.matrix) for c in by_matrix[:2]] == [(0, "q"), (0, "o")]
+    assert by_matrix[-1].layer is None
     for c in counts:
         assert c.kept + c.died + c.freed == c.bases
     for name in ("bases", "kept", "grew", "died", "freed", "new"):
-        assert getattr(total, name) == sum(getattr(c, name) for c in each)
-    assert each[0].share == pytest.approx(7 / 10)
-    assert each[0].after == pytest.approx(10 / 10)
+        assert getattr(total, name) == sum(getattr(c, name) for c in by_matrix)
+    assert by_matrix[0].share == pytest.approx(7 / 10)
+    assert by_matrix[0].after == pytest.approx(10 / 10)
     assert math.isnan(count_changes(change_view(trained=False))[0].after)
 
 

@@ -50,15 +50,15 @@ def test_real_sentencepiece_model_reads_as_words(data_dir):
 
 def test_basis_selection_accounts_for_every_basis(run):
     view = inspect_changes(cells(run, "bs"), count=2)
-    *each, total = count_changes(view)
-    assert len(each) == 4 * 7
-    assert all(c.bases == 128 == c.kept + c.died + c.freed for c in each)
+    *by_matrix, total = count_changes(view)
+    assert len(by_matrix) == 4 * 7
+    assert all(c.bases == 128 == c.kept + c.died + c.freed for c in by_matrix)
     assert total.died > 0
     assert view.trained
     assert any(row.state == "died" for row in view.tokens)
     stage = _compress_stage(find_cell(cells(run, "bs"), any_benchmark=True))
     ranks = read_json(stage.ratio / "report.json")["ranks"]
-    assert sum(c.kept + c.new for c in each) == sum(ranks.values())
+    assert sum(c.kept + c.new for c in by_matrix) == sum(ranks.values())
     stored = load_file(stage.ratio / "bases.safetensors")
     assert set(view.frame.module) == {key.rpartition(".")[0] for key in stored}
     assert not list((stage.ratio / "model").glob("bases*"))  # the checkpoint's own format is as it was
@@ -67,10 +67,10 @@ def test_basis_selection_accounts_for_every_basis(run):
 @pytest.mark.parametrize("method", ["svd", "fwsvd"])
 def test_a_method_that_truncates_keeps_its_ranks(run, method):
     view = inspect_changes(cells(run, method), count=1)
-    *each, total = count_changes(view)
+    *by_matrix, total = count_changes(view)
     assert not view.trained
     assert (total.grew, total.new, total.freed) == (0, 0, 0)
-    assert all(c.kept + c.died == c.bases == 128 for c in each)
+    assert all(c.kept + c.died == c.bases == 128 for c in by_matrix)
     assert [row.state for row in view.tokens] == ["died"]
 
 
@@ -78,8 +78,8 @@ def test_the_largest_dead_basis_is_read_with_the_model_before(run):
     view = inspect_changes(cells(run, "svd"), matrix="o", count=1)
     stage = _compress_stage(find_cell(cells(run, "svd"), any_benchmark=True))
     row = view.tokens[0]
-    found = find_bases(load_model(stage.base), "o", row.layer)
-    assert row.value == pytest.approx(float(found.values[row.basis]), rel=1e-4)
+    bases = find_bases(load_model(stage.base), "o", row.layer)
+    assert row.value == pytest.approx(float(bases.values[row.basis]), rel=1e-4)
     dead = view.frame[view.frame.state == "died"]
     assert row.value == pytest.approx(dead.before.max())
     whole = inspect_bases(stage.base, "o", row.layer, count=row.basis + 1)

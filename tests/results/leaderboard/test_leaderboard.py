@@ -69,9 +69,9 @@ def test_a_band_is_near_its_target_and_is_its_own_band(target):
 @settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=3), st.sets(st.floats(1, 12), max_size=5), max_size=5))
 def test_no_row_has_two_ratios_in_one_band(targets):
-    found = bands(targets)
+    band_by_ratio = bands(targets)
     for ratios in targets.values():
-        assert len({found[ratio] for ratio in ratios}) == len(ratios)
+        assert len({band_by_ratio[ratio] for ratio in ratios}) == len(ratios)
 
 
 # ranks
@@ -102,11 +102,11 @@ def test_who_is_ahead_where_it_was_tested_is_not_called_worse(sign):
     ],
 )
 def test_other_conditions_never_share_a_column(record, other):
-    found = boards(frame_of([record(), record(**other, method="bs", stage_key="b")]))
-    assert [len(board.entries) for board in found] == [1, 1]
-    assert len({board.id for board in found}) == 2
-    assert len({(board.title, board.conditions) for board in found}) == 2
-    lines = list(csv.DictReader(io.StringIO(to_csv(found))))
+    all_boards = boards(frame_of([record(), record(**other, method="bs", stage_key="b")]))
+    assert [len(board.entries) for board in all_boards] == [1, 1]
+    assert len({board.id for board in all_boards}) == 2
+    assert len({(board.title, board.conditions) for board in all_boards}) == 2
+    lines = list(csv.DictReader(io.StringIO(to_csv(all_boards))))
     assert [line["rank"] for line in lines] == ["1", "1"]
 
 
@@ -233,8 +233,8 @@ def test_ranks_agree_with_mcnemar_and_holm():
             raw[i, j] = stats.binomtest(only[0], sum(only), 0.5).pvalue
     ordered = sorted(raw, key=raw.get)
     adjusted, running = {}, 0.0
-    for place, pair in enumerate(ordered):
-        running = max(running, min(1.0, (len(ordered) - place) * raw[pair]))
+    for position, pair in enumerate(ordered):
+        running = max(running, min(1.0, (len(ordered) - position) * raw[pair]))
         adjusted[pair] = running
     for j in (1, 2, 3):
         assert standings[j].p_value == pytest.approx(raw[0, j])
@@ -286,7 +286,7 @@ def test_ranks_follow_the_values_and_ties_share_the_first_place(counts, seed):
     assert all(s.tied for c, s in zip(counts, standings, strict=True) if c == best and not s.best)
 
 
-def test_equals_are_hardly_ever_told_apart():
+def test_equals_are_hardly_ever_distinguished():
     """With five equal methods, someone is called worse than the best in at most about 5 % of columns."""
     rng, wrong, columns = np.random.default_rng(5), 0, 200
     for _ in range(columns):
@@ -315,21 +315,21 @@ def test_collapsed_perplexities_come_last(record):
 # forms
 
 
-def forms(found):
+def forms(all_boards):
     console = Console(file=io.StringIO(), width=100, force_terminal=False)
-    render_terminal(found, console)
+    render_terminal(all_boards, console)
     return {
-        "csv": to_csv(found),
-        "markdown": to_markdown(found),
-        "latex": to_latex(found),
-        "html": to_html(found),
+        "csv": to_csv(all_boards),
+        "markdown": to_markdown(all_boards),
+        "latex": to_latex(all_boards),
+        "html": to_html(all_boards),
         "terminal": console.file.getvalue(),
     }
 
 
 def test_every_form_carries_every_value(sweep):
-    (board,) = found = boards(frame_of(sweep(seeds=(1, 2, 3))))
-    shown = forms(found)
+    (board,) = all_boards = boards(frame_of(sweep(seeds=(1, 2, 3))))
+    shown = forms(all_boards)
     for entry in board.entries:
         for name, text in shown.items():
             assert (repr(entry.cell.value) if name == "csv" else f"{100 * entry.cell.value:.1f}") in text
@@ -350,18 +350,18 @@ def test_equal_records_in_any_order_give_equal_bytes(sweep):
 
 def elements(html):
     """All elements of a page with their attributes."""
-    found = []
+    tags = []
     parser = HTMLParser()
-    parser.handle_starttag = lambda tag, attributes: found.append((tag, attributes))
+    parser.handle_starttag = lambda tag, attributes: tags.append((tag, attributes))
     parser.feed(html)
-    return found
+    return tags
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_names_stay_text_in_every_form(record, text):
     names = {"label": text, "model": text, "task": text, "variant": text, "sweep": text, "device": text}
-    found = boards(frame_of([record(**names), record(method="bs", stage_key="b", **names | {"label": "bs"})]))
-    shown = forms(found)
+    all_boards = boards(frame_of([record(**names), record(method="bs", stage_key="b", **names | {"label": "bs"})]))
+    shown = forms(all_boards)
     html = shown["html"]
     assert html.count("<script") == 1
     assert "<img" not in html
@@ -401,7 +401,7 @@ def test_huge_numbers_are_shown_and_drawn(record):
 
 def test_ten_thousand_records_go_through(sweep):
     records = [r for task in range(20) for r in sweep(seeds=tuple(range(36)), task=f"t{task}")][:10_000]
-    found = boards(frame_of(records))
-    assert sum(len(e.cell.seeds) for b in found for e in b.entries) > 8_000
-    assert len(to_csv(found).splitlines()) > 80
-    assert to_html(found).count('<section class="board"') == len(found)
+    all_boards = boards(frame_of(records))
+    assert sum(len(e.cell.seeds) for b in all_boards for e in b.entries) > 8_000
+    assert len(to_csv(all_boards).splitlines()) > 80
+    assert to_html(all_boards).count('<section class="board"') == len(all_boards)

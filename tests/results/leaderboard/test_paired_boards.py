@@ -56,10 +56,10 @@ def test_every_headline_has_scores_that_sum_up_to_it(run):
         (run.parent / "stages", *row)
         for row in zip(frame.stage_key, frame.metric, frame.scorer, frame.value, strict=True)
     ]
-    for (key, _, _), found in scores_of(rows).items():
-        assert isinstance(found, Scores)
-        assert found.greedy
-        assert found.values.mean() == pytest.approx(frame[frame.stage_key == key].value.iloc[0])
+    for (key, _, _), scores in scores_of(rows).items():
+        assert isinstance(scores, Scores)
+        assert scores.greedy
+        assert scores.values.mean() == pytest.approx(frame[frame.stage_key == key].value.iloc[0])
 
 
 def test_tests_are_those_of_bench_compare(run, tmp_path):
@@ -70,7 +70,7 @@ def test_tests_are_those_of_bench_compare(run, tmp_path):
         (best,) = (entry for entry in column if entry.standing.best)
         for entry in column:
             if entry is not best:
-                names = (f"{run}:{one.label}@{one.target:g}" for one in (best, entry))
+                names = (f"{run}:{compared.label}@{compared.target:g}" for compared in (best, entry))
                 assert entry.standing.p_value == pytest.approx(compare_samples(*names, None, None, None).p_value)
                 assert entry.standing.test == "McNemar, exact (4 problems or windows, 1 seed)"
 
@@ -101,8 +101,8 @@ def test_samples_that_are_gone_damaged_or_of_other_answers_give_a_reason(copied,
     assert all(math.isnan(entry.standing.p_value) for entry in untested)
     value = {(row.stage_key): row.value for row in frame[frame.headline].itertuples()}
     metric, scorer = "accuracy", lines[0]["scorer"]
-    found = [stage_scores(stages / key, {(metric, scorer): value[key]})[metric, scorer] for key in keys]
-    assert found == [NO_SAMPLES, "the stage with the samples is damaged", "no paired test for this metric"]
+    why_untested = [stage_scores(stages / key, {(metric, scorer): value[key]})[metric, scorer] for key in keys]
+    assert why_untested == [NO_SAMPLES, "the stage with the samples is damaged", "no paired test for this metric"]
 
 
 def test_a_stage_key_cannot_lead_out_of_the_stages(copied):
@@ -118,8 +118,8 @@ def test_perplexities_are_tested_over_windows(tmp_path):
     lines = [{"index": i, "nll": s, "tokens": t} for i, (s, t) in enumerate(zip(sums, counts, strict=True))]
     stage = stage_of(lines, tmp_path)
     value = math.exp(sum(sums) / sum(counts))
-    found = stage_scores(stage, {("perplexity", ""): value, ("nats_per_token", ""): math.log(value)})
-    for scores in found.values():
+    by_metric = stage_scores(stage, {("perplexity", ""): value, ("nats_per_token", ""): math.log(value)})
+    for scores in by_metric.values():
         assert scores.values.tolist() == sums
         assert not scores.greedy
     assert isinstance(stage_scores(stage, {("perplexity", ""): 2 * value})["perplexity", ""], str)
@@ -141,10 +141,10 @@ def test_several_samples_of_a_problem_are_averaged(tmp_path):
     ]
     stage = stage_of(lines, tmp_path)
     two = [1 - math.comb(4 - sum(h), 2) / math.comb(4, 2) for h in rights]
-    found = stage_scores(stage, {("accuracy", "strict"): 5 / 12, ("accuracy-pass@2", "strict"): sum(two) / 3})
-    assert found["accuracy", "strict"].values.tolist() == [0.5, 0.0, 0.75]
-    assert not found["accuracy", "strict"].greedy
-    assert found["accuracy-pass@2", "strict"].values.tolist() == pytest.approx(two)
+    by_metric = stage_scores(stage, {("accuracy", "strict"): 5 / 12, ("accuracy-pass@2", "strict"): sum(two) / 3})
+    assert by_metric["accuracy", "strict"].values.tolist() == [0.5, 0.0, 0.75]
+    assert not by_metric["accuracy", "strict"].greedy
+    assert by_metric["accuracy-pass@2", "strict"].values.tolist() == pytest.approx(two)
 
 
 def test_submissions_are_ranked_beside_and_never_tested(run, tmp_path):
@@ -152,14 +152,14 @@ def test_submissions_are_ranked_beside_and_never_tested(run, tmp_path):
     theirs = [r.model_copy(update={"seed": 9, "label": f"{r.label} of theirs"}) for r in records if r.method == "svd"]
     path, _ = write_records(tmp_path / "theirs", theirs)
     submissions.add(path, tmp_path / "submissions")
-    found = gather([run], tmp_path / "submissions")
-    (board,) = found.boards
-    (name,) = found.submissions
+    gathered = gather([run], tmp_path / "submissions")
+    (board,) = gathered.boards
+    (name,) = gathered.submissions
     new = [entry for entry in board.entries if entry.origin]
     assert len(new) == 2
     assert all(entry.label == f"svd of theirs ({name})" for entry in new)
     assert all(entry.standing.tied is None for entry in new)
-    lines = list(csv.DictReader(io.StringIO(to_csv(found.boards))))
+    lines = list(csv.DictReader(io.StringIO(to_csv(gathered.boards))))
     assert {line["origin"] for line in lines} == {"measured", name}
     alone = gather([], tmp_path / "submissions")
     assert {entry.origin for b in alone.boards for entry in b.entries} == {name}
@@ -176,7 +176,7 @@ def test_runs_that_contradict_each_other_are_refused(run, copied, tmp_path):
         gather([run, copied], tmp_path / "none")
 
 
-def test_nothing_to_rank_is_told(tmp_path):
+def test_nothing_to_rank_is_reported(tmp_path):
     with pytest.raises(UserError, match="nothing to rank"):
         gather([], tmp_path)
 

@@ -1,4 +1,4 @@
-"""Foreign records: what is wrong is told line by line, what is right is kept once."""
+"""Foreign records: what is wrong is reported line by line, what is right is kept once."""
 
 import csv
 import io
@@ -53,8 +53,8 @@ def test_good_records_are_kept_once_whatever_their_order(tmp_path, written, line
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
     body = lines[1:]
     random.Random(1).shuffle(body)
-    places = random.Random(2).sample(range(len(COLUMNS)), len(COLUMNS))
-    shuffled = [[row[i] for i in places] for row in [lines[0], *body]]
+    order = random.Random(2).sample(range(len(COLUMNS)), len(COLUMNS))
+    shuffled = [[row[i] for i in order] for row in [lines[0], *body]]
     again = add(written(shuffled, "other-name.csv"), folder)
     assert (again.path, again.new) == (first.path, False)
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()} == before
@@ -69,7 +69,7 @@ def test_what_is_stored_says_the_same(tmp_path, written, lines):
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "told"),
+    ("column", "value", "message"),
     [
         ("value", "nan", "NaN"),
         ("value", "1e999", "beyond the largest number"),
@@ -89,14 +89,14 @@ def test_what_is_stored_says_the_same(tmp_path, written, lines):
         ("higher_is_better", "false", "for accuracy it must be true"),
     ],
 )
-def test_a_bad_cell_is_told_with_line_and_column(written, lines, column, value, told):
-    found = faults(written(changed(lines, 4, column, value)))
-    assert [(line, where) for line, where, _ in found] == [(4, column)]
-    assert told in found[0][2]
+def test_a_bad_cell_is_reported_with_line_and_column(written, lines, column, value, message):
+    complaints = faults(written(changed(lines, 4, column, value)))
+    assert [(line, name) for line, name, _ in complaints] == [(4, column)]
+    assert message in complaints[0][2]
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "told"),
+    ("column", "value", "message"),
     [
         ("ratio", "7.5", "ratio 7.5 is not params_original / params"),
         ("kept", "0.9", "kept 0.9 is not 1 / ratio"),
@@ -104,20 +104,20 @@ def test_a_bad_cell_is_told_with_line_and_column(written, lines, column, value, 
         ("method", "none", "does not go with stage"),
     ],
 )
-def test_cells_that_do_not_go_together_are_told(written, lines, column, value, told):
-    found = faults(written(changed(lines, 6, column, value)))
-    assert [line for line, _, _ in found] == [6]
-    assert told in found[0][2]
+def test_cells_that_do_not_go_together_are_reported(written, lines, column, value, message):
+    complaints = faults(written(changed(lines, 6, column, value)))
+    assert [line for line, _, _ in complaints] == [6]
+    assert message in complaints[0][2]
 
 
 def test_percent_is_not_taken_for_a_share(written, lines):
     rows = changed(changed(changed(lines, 5, "value", "53.1"), 5, "low", "50"), 5, "high", "56")
-    ((line, _, told),) = faults(written(rows))
+    ((line, _, message),) = faults(written(rows))
     assert line == 5
-    assert "0..1" in told
+    assert "0..1" in message
 
 
-def test_all_faulty_lines_are_told_at_once(written, lines):
+def test_all_faulty_lines_are_reported_at_once(written, lines):
     rows = changed(changed(changed(lines, 3, "n", "x"), 5, "label", ""), 5, "value", "nan")
     rows[6] = rows[6][:-1]
     assert [(line, column) for line, column, _ in faults(written(rows))] == [
@@ -134,27 +134,27 @@ def test_nothing_is_stored_of_a_faulty_file(tmp_path, written, lines):
     assert not (tmp_path / "submissions").exists()
 
 
-def test_repeated_and_contradicting_records_are_told_with_both_lines(written, lines):
-    ((line, column, told),) = faults(written([*lines, lines[3]]))
+def test_repeated_and_contradicting_records_are_reported_with_both_lines(written, lines):
+    ((line, column, message),) = faults(written([*lines, lines[3]]))
     assert (line, column) == (len(lines) + 1, "")
-    assert "repeats line 4" in told
+    assert "repeats line 4" in message
     other = changed([*lines, lines[3]], len(lines) + 1, "value", lines[3][lines[0].index("low")])
-    ((line, column, told),) = faults(written(other))
+    ((line, column, message),) = faults(written(other))
     assert (line, column) == (len(lines) + 1, "value")
-    assert "contradicts line 4" in told
+    assert "contradicts line 4" in message
 
 
 def test_one_model_has_one_size(written, lines):
     rows = [list(row) for row in lines]
-    place = {name: rows[0].index(name) for name in ("params_original", "params")}
-    for name in place:
-        rows[5][place[name]] = str(2 * int(rows[5][place[name]]))
-    found = faults(written(rows))
-    assert (found[0][0], found[0][1]) == (6, "params_original")
-    assert "contradicts line 2" in found[0][2]
+    indices = {name: rows[0].index(name) for name in ("params_original", "params")}
+    for name in indices:
+        rows[5][indices[name]] = str(2 * int(rows[5][indices[name]]))
+    complaints = faults(written(rows))
+    assert (complaints[0][0], complaints[0][1]) == (6, "params_original")
+    assert "contradicts line 2" in complaints[0][2]
 
 
-def test_other_columns_and_versions_are_told(written, lines):
+def test_other_columns_and_versions_are_reported(written, lines):
     rows = [list(row) for row in lines]
     rows[0][rows[0].index("seed")] = "sead"
     assert faults(written(rows)) == [
@@ -162,14 +162,14 @@ def test_other_columns_and_versions_are_told(written, lines):
         (1, "seed", "this column is missing: seed of training, compression and sampling"),
     ]
     future = changed(rows, 2, "schema_version", "4")  # another version may have other columns
-    ((line, column, told), *_) = faults(written(future))
+    ((line, column, message), *_) = faults(written(future))
     assert (line, column) == (2, "schema_version")
-    assert "update lowrank-bench" in told
+    assert "update lowrank-bench" in message
     assert "semicolons" in faults(written(lines, delimiter=";"))[0][2]
 
 
 @pytest.mark.parametrize(
-    ("raw", "line", "told"),
+    ("raw", "line", "message"),
     [
         (b"", 0, "empty"),
         (b"a,b\n\xff\xfe\n", 2, "UTF-8"),
@@ -177,12 +177,12 @@ def test_other_columns_and_versions_are_told(written, lines):
         (b"a\x00,b\n1,2\n", 1, ""),
     ],
 )
-def test_what_is_no_csv_is_told(tmp_path, raw, line, told):
+def test_what_is_no_csv_is_reported(tmp_path, raw, line, message):
     path = tmp_path / "records.csv"
     path.write_bytes(raw)
-    found = faults(path)
-    assert found[0][0] == line
-    assert told in found[0][2]
+    complaints = faults(path)
+    assert complaints[0][0] == line
+    assert message in complaints[0][2]
 
 
 def test_html_is_text_and_allowed(tmp_path, written, lines):
@@ -197,7 +197,7 @@ def test_a_changed_submission_is_not_read(tmp_path, written, lines):
         stored(tmp_path / "submissions")
 
 
-def test_missing_files_are_told(tmp_path):
+def test_missing_files_are_reported(tmp_path):
     for name in ("absent.csv", "records.txt"):
         with pytest.raises(UserError, match="no CSV file"):
             check(tmp_path / name)
@@ -211,13 +211,13 @@ def test_any_cell_is_either_refused_or_kept_as_it_is(tmp_path, lines, number, co
     path = tmp_path / "any.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(changed(lines, number, column, text))
-    told, records = [], []
+    messages, records = [], []
     try:
         records = check(path)
     except FaultyFile as error:
-        told = list(map(str, error.faults))
-    assert all(text.isprintable() for text in told)
-    assert bool(told) != bool(records)
+        messages = list(map(str, error.faults))
+    assert all(text.isprintable() for text in messages)
+    assert bool(messages) != bool(records)
     if records and column in ("label", "sweep", "device"):
         assert getattr(records[number - 2], column) == text
 

@@ -1,4 +1,4 @@
-"""Charts: everything inside the frame, fronts as defined, told apart without colour."""
+"""Charts: everything inside the frame, fronts as defined, distinguishable without colour."""
 
 import math
 import re
@@ -52,8 +52,8 @@ def test_the_front_is_what_no_point_beats(points, less_x, less_y):
         as_good = (p[0] <= q[0] if less_x else p[0] >= q[0]) and (p[1] <= q[1] if less_y else p[1] >= q[1])
         return as_good and p != q
 
-    for point, kept in zip(points, on, strict=True):
-        assert kept == (not any(beats(other, point) for other in points))
+    for point, on_front in zip(points, on, strict=True):
+        assert on_front == (not any(beats(other, point) for other in points))
 
 
 def test_a_staircase_promises_no_more_than_its_points():

@@ -45,7 +45,7 @@ def test_nothing_compressed_nothing_drawn(tmp_path, sweep):
     assert draw_curves(to_frame(sweep(methods=())), tmp_path) == []
 
 
-def test_lines_are_told_apart_without_colour(tmp_path, sweep, monkeypatch):
+def test_lines_are_distinguishable_without_colour(tmp_path, sweep, monkeypatch):
     from lowrank_bench.results.plots import curves
 
     seen = []
@@ -56,7 +56,7 @@ def test_lines_are_told_apart_without_colour(tmp_path, sweep, monkeypatch):
     assert len({line.get_marker() for line in seen}) == 8
 
 
-def test_many_lines_are_split_into_panels_and_each_line_is_told_apart_in_its_own(tmp_path, sweep, monkeypatch):
+def test_many_lines_are_split_into_panels_and_each_line_is_distinguishable_in_its_own(tmp_path, sweep, monkeypatch):
     from lowrank_bench.results.plots import curves
 
     names = tuple(f"m{i:02}" for i in range(17))
@@ -162,16 +162,16 @@ def test_a_figure_of_headlines_names_the_scorer_of_few_shot_prompts_and_one_of_a
 
 
 def test_a_reference_is_of_the_model_of_the_table_where_two_models_have_one_name(tmp_path, sweep):
-    one, other = sweep(methods=("svd",)), sweep(methods=("svd",), model_sha256="cd" * 32, steps_finetune=601)
-    other = [row.model_copy(update={"value": row.low}) for row in other]
-    frame = to_frame(one + other)
+    first, second = sweep(methods=("svd",)), sweep(methods=("svd",), model_sha256="cd" * 32, steps_finetune=601)
+    second = [row.model_copy(update={"value": row.low}) for row in second]
+    frame = to_frame(first + second)
     drawn = _references(frame)
     assert [model for model, _, _ in drawn] == ["llama2-7b (abababab)", "llama2-7b (cdcdcdcd)"]
     of = {model: list(texts.values()) for (model, _, _), texts in drawn.items()}
-    for name, rows in (("llama2-7b (abababab)", one), ("llama2-7b (cdcdcdcd)", other)):
+    for name, rows in (("llama2-7b (abababab)", first), ("llama2-7b (cdcdcdcd)", second)):
         assert sorted(of[name]) == sorted(row.value for row in rows if row.method == "none")
     assert len(set(draw_curves(frame, tmp_path))) == 4
-    assert [model for model, _, _ in _references(to_frame(one))] == ["llama2-7b"]
+    assert [model for model, _, _ in _references(to_frame(first))] == ["llama2-7b"]
 
 
 def test_reference_lines_of_one_stage_have_different_dashes(tmp_path, record, monkeypatch):

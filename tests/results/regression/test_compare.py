@@ -34,11 +34,11 @@ def side(record):
 
     def build(solved, seeds=(1, 2, 3), whole=900, **changes):
         records = []
-        for place, seed in enumerate(seeds):
+        for index, seed in enumerate(seeds):
             common = {"seed": seed, **changes}
             records.append(record(**{**BASE, **share(whole), **common, "stage_key": f"u{seed}"}))
             for label, counts in solved.items():
-                count = counts[place] if isinstance(counts, tuple) else counts
+                count = counts[index] if isinstance(counts, tuple) else counts
                 extra = {"method": label, "label": label, "stage_key": f"{label}{seed}"}
                 records.append(record(**{**extra, **share(count), **common}))
         return to_frame(records)
@@ -51,9 +51,9 @@ def only(check, label):
 
 
 def test_recovery_is_compressed_over_uncompressed_of_the_same_seed(side, record):
-    found = {name.label: one for name, one in estimates(side({"svd": (450, 540, 630)})).items()}
-    assert found["svd"].values == pytest.approx((0.5, 0.6, 0.7))
-    assert found["uncompressed"].values == pytest.approx((0.9,) * 3)
+    by_label = {name.label: estimate for name, estimate in estimates(side({"svd": (450, 540, 630)})).items()}
+    assert by_label["svd"].values == pytest.approx((0.5, 0.6, 0.7))
+    assert by_label["uncompressed"].values == pytest.approx((0.9,) * 3)
     lower = {"metric": "perplexity", "scorer": "", "higher_is_better": False}
     frame = to_frame(
         [
@@ -61,7 +61,7 @@ def test_recovery_is_compressed_over_uncompressed_of_the_same_seed(side, record)
             record(**{**lower, "value": 20.0, "low": 10.0, "high": 40.0, "stage_key": "b"}),
         ]
     )
-    (svd,) = (one for name, one in estimates(frame).items() if not name.uncompressed)
+    (svd,) = (estimate for name, estimate in estimates(frame).items() if not name.uncompressed)
     assert svd.values == (0.25,)
     logs = math.hypot(math.log(2), math.log(1.25)) / 1.959964
     assert svd.errors[0] == pytest.approx(0.25 * logs, rel=1e-6)
@@ -92,25 +92,25 @@ def test_an_end_that_bounds_nothing_leaves_the_other(ends):
     assert gain(row)[1] == pytest.approx(0.2 / 1.959964)
 
 
-def test_a_fall_is_told_with_numbers(side):
+def test_a_fall_is_reported_with_numbers(side):
     check = check_run(
         side({"svd": 400, "bs": 720}, (4,)), side({"svd": (700, 710, 690), "bs": (700, 720, 740)}), Tolerance()
     )
     assert [cell.name.label for cell in check.failed] == ["svd"]
     cell = only(check, "svd")
     assert (cell.verdict, cell.before, cell.after) == ("fell", pytest.approx(7 / 9), pytest.approx(4 / 9))
-    (told,), notes = check.sentences()
+    (sentence,), notes = check.sentences()
     for part in (
         "svd 2× on llama2-7b",
         "from 77.8 % to 44.4 %",
         "33.3 points",
         f"{abs(cell.sigmas):.1f} standard errors",
     ):
-        assert part in told
+        assert part in sentence
     assert notes == []
 
 
-def test_a_rise_passes_and_is_told(side):
+def test_a_rise_passes_and_is_reported(side):
     check = check_run(side({"svd": 890}, (4,)), side({"svd": (600, 610, 605)}), Tolerance())
     assert not check.failed
     assert only(check, "svd").verdict == "rose"
@@ -165,7 +165,7 @@ def test_a_method_that_cheats_its_ratio_fails(side):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"engine": "vllm"}, "engine is transformers in the baseline, vllm in the run"),
         ({"dtype": "float32"}, "dtype is bfloat16"),
@@ -175,11 +175,11 @@ def test_a_method_that_cheats_its_ratio_fails(side):
         ({"dataset_sha256": "ee" * 32}, "the problems of seed 1 are others"),
     ],
 )
-def test_other_conditions_are_not_compared(side, changes, told):
+def test_other_conditions_are_not_compared(side, changes, message):
     base = side({"svd": 700}, options='{"axis":"out"}')
     check = check_run(side({"svd": 700}, (1,), **{"options": '{"axis":"out"}'} | changes), base, Tolerance())
     assert {cell.verdict for cell in check.failed} >= {"other conditions"}
-    assert told in " ".join(check.sentences()[0])
+    assert message in " ".join(check.sentences()[0])
 
 
 def test_a_new_option_is_no_other_condition(side):
@@ -190,7 +190,7 @@ def test_a_new_option_is_no_other_condition(side):
     assert "options that only one side has: new" in check.sentences()[1][0]
 
 
-def test_missing_fails_and_new_is_told(side):
+def test_missing_fails_and_new_is_reported(side):
     check = check_run(side({"svd": 700}, (4,)), side({"svd": 700, "bs": 700}), Tolerance())
     assert [cell.verdict for cell in check.failed] == ["missing"]
     check = check_run(side({"svd": 700, "bs": 700}, (4,)), side({"svd": 700}), Tolerance())

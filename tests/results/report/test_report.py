@@ -56,18 +56,18 @@ def stages(run):
 
 def test_ranks_and_shares_are_those_of_the_checkpoints(report, stages):
     compressed = {
-        (record["config"]["method"], float(ratio)): one
+        (record["config"]["method"], float(ratio)): stored
         for record in stages.values()
         if record["kind"] == "compress" and record["config"]["seed"] == 1
-        for ratio, one in record["result"]["reports"].items()
+        for ratio, stored in record["result"]["reports"].items()
     }
     seen = 0
     for map_ in report.ranks:
         for label in map_.labels:
-            one = compressed[label.partition(":")[0], map_.ratio]
+            stored = compressed[label.partition(":")[0], map_.ratio]
             cells = [cell for row in map_.cells for cell in row if cell is not None]
-            assert Counter(cell.rank for cell in cells if cell.rank) == Counter(one["ranks"].values())
-            assert sum(cell.rank is None for cell in cells) == len(one["dense"])
+            assert Counter(cell.rank for cell in cells if cell.rank) == Counter(stored["ranks"].values())
+            assert sum(cell.rank is None for cell in cells) == len(stored["dense"])
             seen += 1
     assert seen == len(compressed) == 8
 
@@ -83,10 +83,10 @@ def test_shares_add_up_to_the_compressed_matrices(report, run, stages):
             for kind, cell in zip(map_.kinds, row, strict=True)
         )
         reports = [
-            one
+            compression
             for record in stages.values()
             if record["kind"] == "compress" and record["config"]["method"] == map_.labels[0].partition(":")[0]
-            for ratio, one in record["result"]["reports"].items()
+            for ratio, compression in record["result"]["reports"].items()
             if float(ratio) == map_.ratio and record["config"]["seed"] == map_.seed
         ]
         assert round(stored) == reports[0]["matrices_after"]
@@ -147,8 +147,8 @@ def test_one_seed_is_tested_as_bench_compare_does(run, copied):
     frame = read_records(run)
     chosen = frame[frame.seed == 1]
     (copied / "results.parquet").unlink()
-    kept = [r for r in _records(run) if r.seed == 1]
-    write_records(copied, kept)
+    rows = [r for r in _records(run) if r.seed == 1]
+    write_records(copied, rows)
     tests = gather(copied).paired
     assert len(tests) == 3 * 2
     for test in tests:
@@ -208,10 +208,10 @@ def test_what_is_damaged_is_left_out_and_said(copied):
     text = report_markdown(report)
     assert f"The stages of 1 of {len(evaluations)} evaluations are missing or damaged" in text
     assert "None of the fits of this run can be read" in text
-    for number, what in enumerate(
+    for number, damage in enumerate(
         ("no readable stage.json", "samples.jsonl has", "samples.jsonl has", "extra.jsonl was")
     ):
-        assert f"The stage {evaluations[number].name} is damaged ({what}" in text.replace("\\", "")
+        assert f"The stage {evaluations[number].name} is damaged ({damage}" in text.replace("\\", "")
     assert report_page(report)
 
 
@@ -256,9 +256,9 @@ def test_failures_of_stages_are_listed(copied, stages):
         record = {**common, "key": key, "title": title, "inputs": inputs}
         (failed / f"{name}-20260131T120000.json").write_text(json.dumps(record))
     (failed / "d.json").write_text("[]")
-    found = gather(copied).failed
-    assert [(stage.title, stage.later) for stage in found] == [("fit asvd", False), ("recover again", True)]
-    assert found[0].ended == "2026-01-31 12:00:00"
+    listed = gather(copied).failed
+    assert [(stage.title, stage.later) for stage in listed] == [("fit asvd", False), ("recover again", True)]
+    assert listed[0].ended == "2026-01-31 12:00:00"
     assert "OutOfMemoryError" in report_markdown(gather(copied))
 
 
@@ -338,9 +338,9 @@ def test_frames_in_any_order_give_the_same_page(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "description"),
     [("missing-package", "missing package"), ("exception", "program raises"), ("exited", "program ended: exited")],
 )
-def test_kinds_of_failed_programs_are_kept_apart(kind, said):
+def test_kinds_of_failed_programs_are_kept_apart(kind, description):
     line = {"verdicts": {"tests": "wrong"}, "scorer": "tests", "finish_reason": "stop", "kind": kind}
-    assert failure(line) == said
+    assert failure(line) == description

@@ -25,7 +25,7 @@ def report(records, **changes):
     return Report(title="demo", records=to_frame(records), asked=Asked((), ()), **changes)
 
 
-def said(records, **changes):
+def finding_text(records, **changes):
     return "\n".join(sentence for _, sentences in findings(report(records, **changes)) for sentence in sentences)
 
 
@@ -42,7 +42,7 @@ def paired(leader, label, p, every_seed=True, **changes):
 
 
 def test_intervals_decide_where_no_test_was_made(record):
-    text = said([cell(record, "a", 0.6), cell(record, "b", 0.59), cell(record, "c", 0.3)])
+    text = finding_text([cell(record, "a", 0.6), cell(record, "b", 0.59), cell(record, "c", 0.3)])
     assert "At 2×, a has the best estimate, 60.0 % [58.0, 62.0]" in text
     assert "its interval lies apart from that of c" in text
     assert "its interval overlaps that of b, so that the order is not settled" in text
@@ -50,7 +50,7 @@ def test_intervals_decide_where_no_test_was_made(record):
 
 def test_a_test_decides_over_intervals(record):
     records = [cell(record, "a", 0.6), cell(record, "b", 0.59), cell(record, "c", 0.3)]
-    text = said(records, paired=(paired("a", "b", 0.001), paired("a", "c", 0.2)))
+    text = finding_text(records, paired=(paired("a", "b", 0.001), paired("a", "c", 0.2)))
     assert "separates it from b; it does not separate it from c" in text
     assert "interval lies apart" not in text
 
@@ -58,39 +58,39 @@ def test_a_test_decides_over_intervals(record):
 @pytest.mark.parametrize(("p", "every_seed"), [(0.05, True), (0.001, False)])
 def test_no_separation_without_significance_and_every_seed(record, p, every_seed):
     records = [cell(record, "a", 0.6), cell(record, "b", 0.3)]
-    text = said(records, paired=(paired("a", "b", p, every_seed),))
+    text = finding_text(records, paired=(paired("a", "b", p, every_seed),))
     assert "does not separate it from b" in text
 
 
 def test_ties_are_called_ties(record):
-    text = said([cell(record, "a", 0.6), cell(record, "b", 0.6), cell(record, "c", 0.2)])
+    text = finding_text([cell(record, "a", 0.6), cell(record, "b", 0.6), cell(record, "c", 0.2)])
     assert "a and b share the best estimate, 60.0 % [58.0, 62.0]; nothing separates them." in text
 
 
 def test_perplexities_are_better_low(sweep):
-    text = said(sweep(("good", "bad"), (2.0,), language=True))
+    text = finding_text(sweep(("good", "bad"), (2.0,), language=True))
     assert re.search(r"At 2×, good has the best estimate, [\d.]+ \[[\d.]+, [\d.]+\]", text)
     assert "times the uncompressed model's" in text
 
 
 def test_no_best_bias(record):
     changes = {"metric": "pct_stereotype", "scorer": "", "benchmark": "crows_pairs", "variant": "crows"}
-    text = said([cell(record, "a", 0.6, **changes), cell(record, "b", 0.4, **changes)])
+    text = finding_text([cell(record, "a", 0.6, **changes), cell(record, "b", 0.4, **changes)])
     assert "50 is no preference: no method is called best here" in text
     assert "best estimate" not in text
 
 
 def test_unequal_training_is_said(record):
     records = [cell(record, "a", 0.6), cell(record, "b", 0.3, steps_recover=900)]
-    assert "The methods were not trained equally: 600 to 900 steps" in said(records)
-    assert "Every method had the same 600 training steps" in said(records[:1])
+    assert "The methods were not trained equally: 600 to 900 steps" in finding_text(records)
+    assert "Every method had the same 600 training steps" in finding_text(records[:1])
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
 @given(values=st.lists(st.integers(0, 1000), min_size=2, max_size=9, unique=True))
 def test_the_best_is_the_best_and_every_other_row_is_judged(record, values):
     records = [cell(record, f"m{i}", value / 1000) for i, value in enumerate(values)]
-    sentence = next(line for line in said(records).splitlines() if line.startswith("At 2×"))
+    sentence = next(line for line in finding_text(records).splitlines() if line.startswith("At 2×"))
     best = max(values)
     assert sentence.startswith(f"At 2×, m{values.index(best)} has the best estimate, {best / 10:.1f} %")
     apart = sentence.partition("lies apart from that of ")[2].partition(";")[0]
@@ -155,7 +155,7 @@ def control(record, value, size, name="rtn-int4", **changes):
     ],
 )
 def test_low_rank_is_compared_with_the_control_at_equal_bytes(record, value, size, sentence):
-    text = said([cell(record, "svd", 0.6), cell(record, "fwsvd", 0.4), control(record, value, size)])
+    text = finding_text([cell(record, "svd", 0.6), cell(record, "fwsvd", 0.4), control(record, value, size)])
     assert sentence in text
     assert "At 1×" not in text
     assert "The controls are the model after the first finetuning, rounded" in text
@@ -173,9 +173,9 @@ def test_a_control_is_no_ratio_of_the_question(record, tmp_path, name):
 
 def test_a_best_row_of_two_ratios_is_best_at_both(record):
     rows = [cell(record, name, value, ratio_target=r) for name, value in (("a", 0.6), ("b", 0.3)) for r in (2.0, 3.0)]
-    assert "a has the best estimate at both ratios." in said(rows)
+    assert "a has the best estimate at both ratios." in finding_text(rows)
     rows += [cell(record, name, value, ratio_target=4.0) for name, value in (("a", 0.6), ("b", 0.3))]
-    assert "a has the best estimate at all 3 ratios." in said(rows)
+    assert "a has the best estimate at all 3 ratios." in finding_text(rows)
 
 
 def test_benchmarks_of_one_stage_are_tested_by_their_own_scores():
@@ -203,11 +203,11 @@ def test_less_is_better_for_perplexities(record):
         stage="compressed",
         ratio=1.0, kept=1.0, ratio_target=1.0, bytes=PARAMS, stage_key="other",
     )  # fmt: skip
-    assert "loses to the control: 20.00 [19.00, 21.00] against 10.00 [9.000, 11.00]" in said([svd, plain])
+    assert "loses to the control: 20.00 [19.00, 21.00] against 10.00 [9.000, 11.00]" in finding_text([svd, plain])
 
 
 def test_a_report_without_a_control_says_so(record):
-    text = said([cell(record, "svd", 0.6)])
+    text = finding_text([cell(record, "svd", 0.6)])
     assert "No control was run, so how plain quantisation does at equal bytes is not known" in text
 
 
@@ -219,23 +219,23 @@ def tuned(rates=(0.001, 0.01), chosen=0.01, tokens=900):
 def test_tuning_and_its_cost_are_said(record):
     more = {"tokens_compress": 0, "tokens_recover": 300}
     rows = [cell(record, name, 0.6, tuned=tuned(tokens=tokens), **more) for name, tokens in (("a", 900), ("b", 1100))]
-    text = said(rows)
+    text = finding_text(rows)
     assert "chose each row's learning rate after compression out of 0.001 and 0.01." in text
     assert "The whole grid read 2,000 training tokens, the trainings that were chosen 600;" in text
     assert "learning rates" in report_markdown(report(rows))
     unequal = "The methods were not tuned equally"
     assert unequal not in text
-    assert unequal in said([rows[0], cell(record, "b", 0.5)])
-    assert unequal in said([rows[0], cell(record, "b", 0.5, tuned=tuned(rates=(0.001, 0.1)))])
-    assert "learning rate" not in said([cell(record, "a", 0.6), cell(record, "b", 0.5)])
+    assert unequal in finding_text([rows[0], cell(record, "b", 0.5)])
+    assert unequal in finding_text([rows[0], cell(record, "b", 0.5, tuned=tuned(rates=(0.001, 0.1)))])
+    assert "learning rate" not in finding_text([cell(record, "a", 0.6), cell(record, "b", 0.5)])
 
 
 def test_a_rate_at_the_end_of_the_grid_is_pointed_out(record):
     inner = {"tuned": tuned(rates=(0.001, 0.01, 0.1)).replace("[2.0,1.0]", "[2.0,1.0,3.0]")}
-    assert "may lie" not in said([cell(record, "a", 0.6, **inner), cell(record, "b", 0.5, **inner)])
+    assert "may lie" not in finding_text([cell(record, "a", 0.6, **inner), cell(record, "b", 0.5, **inner)])
     for rate in (0.001, 0.1):
         ends = {"tuned": inner["tuned"].replace('"lr":0.01', f'"lr":{rate}')}
-        assert "1 of 2 rows chose" in said([cell(record, "a", 0.6, **inner), cell(record, "b", 0.5, **ends)])
+        assert "1 of 2 rows chose" in finding_text([cell(record, "a", 0.6, **inner), cell(record, "b", 0.5, **ends)])
 
 
 SUMS = [
@@ -257,7 +257,7 @@ def of_seeds(record, label, values, **changes):
 def test_means_that_differ_by_rounding_share_the_best_estimate(record, sums):
     for first, second in (sums, sums[::-1]):
         rows = [*of_seeds(record, "a", first), *of_seeds(record, "b", second), cell(record, "c", 0.05)]
-        assert "a and b share the best estimate" in said(rows)
+        assert "a and b share the best estimate" in finding_text(rows)
 
 
 @pytest.mark.parametrize("sums", SUMS)
@@ -265,7 +265,7 @@ def test_means_that_differ_by_rounding_share_the_best_estimate(record, sums):
 def test_a_real_difference_is_no_tie(record, sums, gap):
     first, second = sums
     rows = [*of_seeds(record, "a", first), *of_seeds(record, "b", [value - gap for value in second])]
-    assert "a has the best estimate" in said(rows)
+    assert "a has the best estimate" in finding_text(rows)
 
 
 def test_a_shared_best_estimate_counts_for_all_that_share_it(record):
@@ -276,9 +276,11 @@ def test_a_shared_best_estimate_counts_for_all_that_share_it(record):
             for ratio, value in zip((2.0, 3.0, 4.0), row, strict=False)
         ]
 
-    assert "b has or shares the best estimate at both ratios." in said(rows(a=(0.6, 0.3), b=(0.6, 0.4)))
-    assert "a and b share the best estimate at all 3 ratios." in said(rows(a=(0.6, 0.4, 0.2), b=(0.6, 0.4, 0.2)))
-    text = said(rows(a=(0.6, 0.4, 0.2), b=(0.6, 0.3, 0.3)))
+    assert "b has or shares the best estimate at both ratios." in finding_text(rows(a=(0.6, 0.3), b=(0.6, 0.4)))
+    assert "a and b share the best estimate at all 3 ratios." in finding_text(
+        rows(a=(0.6, 0.4, 0.2), b=(0.6, 0.4, 0.2))
+    )
+    text = finding_text(rows(a=(0.6, 0.4, 0.2), b=(0.6, 0.3, 0.3)))
     assert "of 3 ratios, a at 2 and b at 2; shared ones count for each." in text
 
 
@@ -316,13 +318,15 @@ def test_a_seed_in_which_gains_add_up_to_nothing_but_rounding_is_not_ahead():
 def test_a_sentence_names_the_numbers_of_seeds_that_rows_have_in_common_with_the_best(record, counts, words):
     rows = [cell(record, "a", 0.6), cell(record, "b", 0.4), cell(record, "c", 0.3)]
     tests = [paired("a", label, 0.001, seeds=seeds) for label, seeds in zip("bc", counts, strict=True)]
-    assert f"paired test over 100 problems ({words} separates it from b and c" in said(rows, paired=tuple(tests))
+    assert f"paired test over 100 problems ({words} separates it from b and c" in finding_text(
+        rows, paired=tuple(tests)
+    )
 
 
 def marks(records, **changes):
     """The marks of a report's table by row and ratio, and its note."""
-    one = report(records, **changes)
-    table = _table(one, 0, pivot(one.records)[0])
+    content = report(records, **changes)
+    table = _table(content, 0, pivot(content.records)[0])
     columns = [column.title for column in table.columns][1:]
     shown = {
         (row[0].text, ratio): field.mark

@@ -35,7 +35,7 @@ def test_a_cell_is_found_by_label_and_ratio(finished, run):
 @pytest.mark.parametrize(
     ("name", "words"), [("{run}:svd@3", "svd@2"), ("{run}:sdv@2", "its cells"), ("nowhere", "RUN:LABEL@RATIO")]
 )
-def test_what_is_not_there_is_told_with_what_is(run, name, words):
+def test_what_is_not_there_is_reported_with_what_is(run, name, words):
     with pytest.raises(UserError, match=words):
         sample_file(name.format(run=run))
 

@@ -47,29 +47,29 @@ def test_the_search_finds_the_border_with_few_questions():
             asked.append((name, ratio))
             return grid.index(ratio) <= borders[name]
 
-        found = largest_ratio("abc", grid, holds)
+        largest = largest_ratio("abc", grid, holds)
         best = max(borders.values())
-        assert found == (None if best < 0 else (next(n for n in "abc" if borders[n] == best), best))
+        assert largest == (None if best < 0 else (next(n for n in "abc" if borders[n] == best), best))
         assert len(asked) == len(set(asked)) <= 3 * 7
 
 
 def test_the_margin_is_agresti_and_mins_for_the_whole_accuracy():
     draw = np.random.default_rng(0)
     small, large = draw.integers(0, 2, 80), draw.integers(0, 2, 80)
-    found = margin(small.tolist(), large.tolist(), 1.0)
+    difference = margin(small.tolist(), large.tolist(), 1.0)
     only_large, only_small = int((large > small).sum()), int((small > large).sum())
-    assert (found.low, found.high) == pytest.approx(paired_interval(only_large, only_small, 80))
-    assert found.value == pytest.approx(small.mean() - large.mean())
+    assert (difference.low, difference.high) == pytest.approx(paired_interval(only_large, only_small, 80))
+    assert difference.value == pytest.approx(small.mean() - large.mean())
 
 
 def test_the_margin_covers_the_truth():
     """At the border, a share that is just kept is said to be kept in 2.5 % of samples and not in many more."""
-    draw, share, said = np.random.default_rng(1), 0.9, 0
+    draw, share, count = np.random.default_rng(1), 0.9, 0
     for _ in range(2000):
         large = draw.random(250) < 0.6
         small = np.where(draw.random(250) < 0.7, large, draw.random(250) < 0.4)  # 0.7 * 0.6 + 0.3 * 0.4 = 0.54
-        said += margin(small.astype(int).tolist(), large.astype(int).tolist(), share).holds
-    assert 0.01 < said / 2000 < 0.04
+        count += margin(small.astype(int).tolist(), large.astype(int).tolist(), share).holds
+    assert 0.01 < count / 2000 < 0.04
 
 
 def test_however_many_candidates_are_confirmed_few_searches_accept_one_that_is_too_bad():
@@ -130,9 +130,9 @@ def test_killed_at_random_it_ends_the_same(include_path, tmp_path):
     environment = os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(here)), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, tmp_path / "again.py", here, include_path, tmp_path / "b"]
     stages = tmp_path / "b" / "stages"
-    for wanted in sorted(random.Random().sample(range(5), 2)):  # finished stages at which it is killed
+    for stage_count in sorted(random.Random().sample(range(5), 2)):  # finished stages at which it is killed
         process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
-        while process.poll() is None and (len(list(stages.glob("*/stage.json"))) < wanted or not stages.is_dir()):
+        while process.poll() is None and (len(list(stages.glob("*/stage.json"))) < stage_count or not stages.is_dir()):
             time.sleep(0.05)
         assert process.poll() is None, "it ended before it could be killed"
         os.killpg(process.pid, signal.SIGKILL)

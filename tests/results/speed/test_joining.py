@@ -35,12 +35,12 @@ def test_speeds_join_by_model_label_and_ratio(sweep, timed):
     assert speed_variants(timed) == [VARIANT.replace("64", "1"), VARIANT]
     joined = with_speed(frame, timed, VARIANT)
     assert len(joined) == len(frame)
-    found = {(r.label, r.ratio_target): r.tokens_per_second for r in joined.itertuples()}
-    assert found["svd", 2.0] == 1500
-    assert found["svd", 3.0] == 1830
-    assert found["none", 1.0] == 1050  # finetuned or not, the dense model is as fast
-    assert math.isnan(found["svd", 1.5])
-    assert math.isnan(found["bs", 2.0])
+    speeds = {(r.label, r.ratio_target): r.tokens_per_second for r in joined.itertuples()}
+    assert speeds["svd", 2.0] == 1500
+    assert speeds["svd", 3.0] == 1830
+    assert speeds["none", 1.0] == 1050  # finetuned or not, the dense model is as fast
+    assert math.isnan(speeds["svd", 1.5])
+    assert math.isnan(speeds["bs", 2.0])
     (table,) = (t for t in pivot(joined) if t.compressed)
     cells = {row.label: row.cells for row in table.rows}
     assert cells["svd"][2.0].tokens_per_second == 1500

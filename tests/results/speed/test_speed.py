@@ -54,8 +54,8 @@ def test_a_factorised_checkpoint_is_measured_next_to_its_dense_export(series):
     assert (dense.subject.factorised, small.subject.factorised) == (False, True)
     assert (dense.reference, small.reference) == (None, 0)
     assert dense.size.parameters == small.subject.origin["params_original"]
-    for one in series:
-        (measured,) = one.rounds
+    for measurements in series:
+        (measured,) = measurements.rounds
         assert [timing.batch for timing in measured.timings] == [1, 2]
         assert min(measured.load_seconds, measured.peak_memory_bytes, measured.seconds) > 0
         assert all(t.first_token_seconds > 0 and t.decode_tokens_per_second > 0 for t in measured.timings)
@@ -63,7 +63,7 @@ def test_a_factorised_checkpoint_is_measured_next_to_its_dense_export(series):
 
 
 def test_records_are_valid_join_their_origin_and_replace_older_ones(tmp_path, small, series):
-    told = json.loads((small / "compression.json").read_text())
+    compression = json.loads((small / "compression.json").read_text())
     csv = save_speed(tmp_path / "speed", series)
     frame = read_records(csv)
     assert len(frame) == 2 * (2 * 2 + 3)
@@ -71,13 +71,13 @@ def test_records_are_valid_join_their_origin_and_replace_older_ones(tmp_path, sm
         "decode_tokens_per_second", "time_to_first_token_seconds", "load_seconds", "peak_memory_bytes", "weight_bytes",
     }  # fmt: skip
     assert set(frame[frame.headline].metric) == {"decode_tokens_per_second"}
-    assert set(frame.model_sha256) == {told["model_sha256"]}
+    assert set(frame.model_sha256) == {compression["model_sha256"]}
     assert {(r.label, r.stage, r.ratio_target) for r in frame.itertuples()} == {
         ("svd", "compressed", 3.0),
         ("pretrained", "pretrained", 1.0),
     }
     weights = frame[frame.metric == "weight_bytes"].set_index("label").value
-    assert weights["pretrained"] / weights["svd"] == pytest.approx(told["ratio"])
+    assert weights["pretrained"] / weights["svd"] == pytest.approx(compression["ratio"])
     assert "speed-transformers-batch2-prompt4-new3-bfloat16-cpu-1thread" in set(frame.variant)
     save_speed(tmp_path / "speed", series)
     assert len(stored_records(tmp_path / "speed")) == len(frame)
@@ -168,9 +168,9 @@ def test_a_process_that_fails_tells_why(tmp_path, small):
 
 
 def test_vllm_is_measured_too(small):
-    (one,) = measure_speed(
+    (measurements,) = measure_speed(
         SpeedRequest([str(small)], repeats=1, against_dense=False, **SHORT | {"engines": ("vllm",), "new_tokens": 2})
     )
-    assert [timing.batch for timing in one.rounds[0].timings] == [1, 2]
-    assert one.reference is None
-    assert all(record.engine == "vllm" for record in speed_records([one]))
+    assert [timing.batch for timing in measurements.rounds[0].timings] == [1, 2]
+    assert measurements.reference is None
+    assert all(record.engine == "vllm" for record in speed_records([measurements]))

@@ -114,7 +114,7 @@ def test_an_overview_says_it_too():
     assert len(table.rows) == 3
 
 
-def test_a_name_of_a_cell_stands_for_the_variant_of_the_others(tmp_path):
+def test_a_name_of_a_cell_means_the_variant_of_the_others(tmp_path):
     frame = sweep()
     write_records(tmp_path / "run", [measured(BOS, 22.0), measured(PLAIN, 55.6), measured(BOS, 300.0, True)])
     assert set(without_bos_references(frame).variant) == {BOS}

@@ -64,17 +64,17 @@ def test_other_conditions_never_share_a_table(record, other):
 
 
 @pytest.mark.parametrize(
-    ("layout", "told"),
+    ("layout", "message"),
     [
         (Layout(rows=("seed",)), "would mix 3 values of label"),
         (Layout(columns=("seed",)), "would mix 4 values of ratio_target"),
         (Layout(value="git_commit", rows=("label",)), "several values of git_commit"),
     ],
 )
-def test_what_would_mix_is_refused(sweep, layout, told):
+def test_what_would_mix_is_refused(sweep, layout, message):
     frame = compressed(to_frame(sweep(seeds=(1, 2))))
     frame = frame.assign(git_commit=[str(i) for i in range(len(frame))])
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         cross(frame, layout)
 
 
@@ -85,7 +85,7 @@ def test_one_seed_twice_is_refused(record):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"rows": ("lable",)}, "did you mean 'label'"),
         ({"rows": ("label",), "columns": ("label",)}, "named twice"),
@@ -93,8 +93,8 @@ def test_one_seed_twice_is_refused(record):
         ({"value": "label"}, "named twice"),
     ],
 )
-def test_a_layout_is_checked(arguments, told):
-    with pytest.raises(UserError, match=told):
+def test_a_layout_is_checked(arguments, message):
+    with pytest.raises(UserError, match=message):
         Layout(**arguments)
 
 

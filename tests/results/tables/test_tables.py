@@ -100,7 +100,7 @@ def test_data_generated_from_the_seed_is_one_condition(record):
     assert table.rows[0].cells[2.0].seeds == (1, 2)
 
 
-def test_rows_that_a_label_would_merge_are_told_apart(record):
+def test_rows_that_a_label_would_merge_are_kept_apart(record):
     options = [record(), record(options='{"axis":"out"}', ratio_target=3.0, stage_key="b")]
     (table,) = pivot(to_frame(options))
     assert {row.label for row in table.rows} == {"svd (default options)", "svd (axis=out)"}

@@ -85,7 +85,7 @@ def test_a_ratio_that_is_out_of_reach_for_a_mixture_names_its_experts(bare: Path
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--assume", "h100:1"], "--assume h100:1 plans for .*; add --dry-run, or leave it out to run"),
         (["--dry-run", "--assume", "h10:1"], "unknown card 'h10'; did you mean 'h100'"),
@@ -95,23 +95,23 @@ def test_a_ratio_that_is_out_of_reach_for_a_mixture_names_its_experts(bare: Path
         (["--dry-run", "--assume", "h100:1", "--device", "cpu"], "--assume plans for GPUs, and --device cpu is none"),
     ],
 )
-def test_what_cannot_be_assumed_is_refused_in_a_sentence(words: list[str], said: str, bare: Path) -> None:
+def test_what_cannot_be_assumed_is_refused_in_a_sentence(words: list[str], message: str, bare: Path) -> None:
     sweep = ["run", "--methods", "svd", "--model", "llama2-7b", "--task", "math"]
     done = CliRunner().invoke(app, [*sweep, *words])
     assert isinstance(done.exception, UserError)
-    assert re.search(said, str(done.exception))
+    assert re.search(message, str(done.exception))
 
 
 def test_a_machine_is_a_card_and_a_number() -> None:
-    one, eight = assume_machine("h100"), assume_machine("h100:8")
-    assert (one.count, eight.count, eight.device, eight.assumed) == (1, 8, "cuda", True)
-    assert eight.device_bytes == one.device_bytes == CARDS["h100"].memory
-    assert eight.host_bytes == 8 * one.host_bytes
+    single, eight = assume_machine("h100"), assume_machine("h100:8")
+    assert (single.count, eight.count, eight.device, eight.assumed) == (1, 8, "cuda", True)
+    assert eight.device_bytes == single.device_bytes == CARDS["h100"].memory
+    assert eight.host_bytes == 8 * single.host_bytes
 
 
 def test_gpus_are_measured_by_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {"name": "H100", "free": [70 * GIB, 60 * GIB], "product": 600e12}
-    monkeypatch.setattr(machine, "probe_gpus", lambda device: found)
+    probed = {"name": "H100", "free": [70 * GIB, 60 * GIB], "product": 600e12}
+    monkeypatch.setattr(machine, "probe_gpus", lambda device: probed)
     measured = machine.measure_machine("cuda")
     assert (measured.count, measured.device_bytes, measured.flops) == (2, 60 * GIB, 800e12)
     monkeypatch.undo()
@@ -192,7 +192,7 @@ def test_without_a_hub_an_unknown_model_is_refused_and_a_real_run_still_needs_it
 
 def test_published_sizes_are_those_of_the_data(data_dir: Path) -> None:
     for name, known in BENCHMARKS.items():
-        if name != "hellaswag":  # a sample stands for it in local data
+        if name != "hellaswag":  # local data have a sample of it
             assert len(benchmarks.get(name)().data(EvalSettings(data_dir=data_dir)).rows) == known.problems, name
     for task, source in (("math", "gsm8k+math"), ("code", "mbpp"), ("language-c4", "c4"), ("bias", "tinystories")):
         assert len(get_task(task).train_examples(source, data_dir, 42).examples) == TRAINING_SETS[source].examples
@@ -209,8 +209,8 @@ def test_hours_follow_the_peak_the_tokens_and_the_gpus(bare: Path) -> None:
 
     def finetune(card: str) -> float:
         plan = make_plan(config, assume_machine(card), dry=True)
-        found = estimate(plan)
-        return next(seconds for key, seconds in found.seconds.items() if plan.stages[key].kind == "finetune")
+        estimated = estimate(plan)
+        return next(seconds for key, seconds in estimated.seconds.items() if plan.stages[key].kind == "finetune")
 
     operations = 8 * 6_738_415_616 * 3 * 3086 * 128 * 200
     assert finetune("h100:1") == pytest.approx(operations / (TRAINING_SHARE * PEAK_FLOPS), rel=0.03)
@@ -221,8 +221,8 @@ def test_hours_follow_the_peak_the_tokens_and_the_gpus(bare: Path) -> None:
 def test_an_estimate_follows_limits_and_lengths(tmp_path: Path) -> None:
     def seconds(**changes: Any) -> dict[str, float]:
         plan = make_plan(small_sweep(tmp_path, methods=["svd"], ratios=[2], device="cpu", **changes), dry=True)
-        found = estimate(plan, SLOW)
-        return {kind: together / count for kind, (count, together, _) in found.by_kind(plan).items()}
+        estimated = estimate(plan, SLOW)
+        return {kind: together / count for kind, (count, together, _) in estimated.by_kind(plan).items()}
 
     few, many = seconds(limit=4), seconds(limit=40)
     assert many["evaluate"] - 2 == pytest.approx(10 * (few["evaluate"] - 2), rel=0.2)

@@ -50,16 +50,16 @@ TINY = resolve_model("tiny")
 WHOLE_NEEDS = {"svd": (True, True), "swsd": (True, False), "laser": (False, True), "bs": (True, False)}
 
 
-def modes(name: str, wanted: str, model: Any = None, location: str = "") -> tuple[LoadMode, LoadMode]:
+def modes(name: str, memory: str, model: Any = None, location: str = "") -> tuple[LoadMode, LoadMode]:
     """Return how fit and compress get at a model."""
     skeleton = model or load_skeleton(TINY.location)
-    place = (location or TINY.location, "", wanted, "cpu")
+    source = (location or TINY.location, "", memory, "cpu")
     method = create_method(name)
-    return fit_mode(method, skeleton, *place), compress_mode(method, skeleton, *place)
+    return fit_mode(method, skeleton, *source), compress_mode(method, skeleton, *source)
 
 
 @pytest.mark.parametrize("name", WHOLE_NEEDS)
-def test_walks_where_one_layer_is_enough(name: str) -> None:
+def test_models_are_read_layer_by_layer_where_one_layer_is_enough(name: str) -> None:
     """Not where a policy measures or asks the whole model, nor where the method trains; small models not at all."""
     assert not any(mode.layerwise or mode.why for mode in modes(name, "auto"))
     assert not any(mode.layerwise for mode in modes(name, "whole"))
@@ -72,7 +72,7 @@ def test_walks_where_one_layer_is_enough(name: str) -> None:
                 choose(method, skeleton, TINY.location, "", "layerwise", "cpu")
 
 
-def test_a_large_model_is_walked_unless_it_cannot_be(tmp_path: Path) -> None:
+def test_a_large_model_is_read_layer_by_layer_unless_it_cannot_be(tmp_path: Path) -> None:
     """By its size alone, or whole with the reason."""
     large = load_skeleton(TINY.location)
     large.more = nn.Embedding(10_000, 6_000, device="meta")  # parameters that only count
@@ -94,7 +94,7 @@ def test_a_large_model_is_walked_unless_it_cannot_be(tmp_path: Path) -> None:
     assert "factorised already" in fit.why
 
 
-def test_too_much_is_refused_and_a_rough_excess_told() -> None:
+def test_too_much_is_refused_and_a_rough_excess_reported() -> None:
     """What is certain and does not fit is an error that says what to do; an estimate is a warning."""
     huge = 1 << 60
     assert LoadMode(True, "", Peak(1, 0, 1)).check("fit", "cpu") == []
@@ -115,8 +115,8 @@ def test_the_host_is_checked_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> No
     assert "fit of io-svd may need 40.0 GiB of the host's memory beside the GPU's, but 32.0 GiB are free" in warning
     settings = TrainSettings(steps=1)
     assert check_training(TrainingPeak(60 << 30, 30 << 30), "finetune", settings, "cuda") == ""
-    said = check_training(TrainingPeak(60 << 30, 70 << 30), "finetune", settings, "cuda")
-    assert "finetune may need 70.0 GiB of the host's memory" in said
+    message = check_training(TrainingPeak(60 << 30, 70 << 30), "finetune", settings, "cuda")
+    assert "finetune may need 70.0 GiB of the host's memory" in message
     both = check_training(TrainingPeak(90 << 30, 70 << 30), "finetune", settings, "cuda")
     assert "90.0 GiB at its peak" in both
     assert "70.0 GiB of the host's" in both
@@ -151,7 +151,7 @@ def test_compress_rounds_ranks_to_multiples(tmp_path: Path) -> None:
 
 def test_compress_gives_the_same_either_way(tmp_path: Path) -> None:
     """bench compress: the same weights, report and list of what stays dense; memory estimated and measured."""
-    found = {}
+    written = {}
     for memory in ("layerwise", "whole"):
         out = tmp_path / memory
         request = CompressRequest(
@@ -175,9 +175,9 @@ def test_compress_gives_the_same_either_way(tmp_path: Path) -> None:
         record.pop("provenance")
         files = {file.name: file.read_bytes() for file in out.glob("*.json") if file.name != "compression.json"}
         tensors = {name: value.view(-1).tolist() for name, value in load_file(out / "model.safetensors").items()}
-        found[memory] = record, files, tensors
+        written[memory] = record, files, tensors
         assert not [file for file in out.iterdir() if file.name.startswith(".")]
-    assert found["layerwise"] == found["whole"]
+    assert written["layerwise"] == written["whole"]
 
 
 def test_stages_give_the_same_either_way(tmp_path: Path) -> None:
@@ -232,11 +232,11 @@ def test_calibration_is_estimated_at_the_length_that_is_read(
     """Of a model of 32k tokens of context: the task's own length, not the context."""
     skeleton = SimpleNamespace(config=LlamaConfig(max_position_embeddings=LONG))
     spec = parse_method(method)
-    made = create_method(spec.name, spec.options)
-    name = made.requirements.calibration_task or task
-    length = made.requirements.calibration_length or max_length
+    compressor = create_method(spec.name, spec.options)
+    name = compressor.requirements.calibration_task or task
+    length = compressor.requirements.calibration_length or max_length
     stage = fit_stage(data=DATA.model_copy(update={"task": name, "max_length": length}))
-    assert calibration(made, skeleton, read_length(stage)).length == expected
+    assert calibration(compressor, skeleton, read_length(stage)).length == expected
     assert read_length(fit_stage()) is None
 
 

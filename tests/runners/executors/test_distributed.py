@@ -83,41 +83,41 @@ def test_the_file_alone_configures_the_processes(tmp_path, monkeypatch):
 def test_two_processes_train_as_one(together, case):
     start = trained_together.build(case).state_dict()
     model, log = trained_together.train(case)
-    wanted, moved = model.state_dict(), flat(model.state_dict()) - flat(start)
-    for strategy, found in together.items():
-        made = found[case]
-        assert made["sharded"] == (strategy == "fsdp2")
-        assert made["state"].keys() == wanted.keys()
+    expected, moved = model.state_dict(), flat(model.state_dict()) - flat(start)
+    for strategy, results in together.items():
+        result = results[case]
+        assert result["sharded"] == (strategy == "fsdp2")
+        assert result["state"].keys() == expected.keys()
         # In bfloat16 each sum rounds to three digits, and two processes sum in another order.
         tolerance = 0.05 if case == "bfloat16" else 1e-4
-        assert (flat(made["state"]) - flat(wanted)).norm() < tolerance * moved.norm()
+        assert (flat(result["state"]) - flat(expected)).norm() < tolerance * moved.norm()
         if case != "bfloat16":
-            for name, tensor in wanted.items():
-                torch.testing.assert_close(made["state"][name], tensor, atol=5e-6, rtol=0, msg=f"{strategy} {name}")
-        assert (made["log"]["steps"], made["log"]["tokens"]) == (log.steps, log.tokens)
-        assert made["log"]["loss"] == pytest.approx(log.loss, rel=1e-3 if case == "bfloat16" else 1e-5)
+            for name, tensor in expected.items():
+                torch.testing.assert_close(result["state"][name], tensor, atol=5e-6, rtol=0, msg=f"{strategy} {name}")
+        assert (result["log"]["steps"], result["log"]["tokens"]) == (log.steps, log.tokens)
+        assert result["log"]["loss"] == pytest.approx(log.loss, rel=1e-3 if case == "bfloat16" else 1e-5)
     assert float(moved.abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("case", trained_together.SELECTIONS)
 def test_two_processes_select_bases_as_one(together, case):
-    wanted = trained_together.select(case)
-    for strategy, found in together.items():
-        made = found[case]
-        assert made["report"] == wanted["report"]
-        assert made["bases"].keys() == wanted["bases"].keys()
-        for name, tensor in wanted["bases"].items():
+    expected = trained_together.select(case)
+    for strategy, results in together.items():
+        result = results[case]
+        assert result["report"] == expected["report"]
+        assert result["bases"].keys() == expected["bases"].keys()
+        for name, tensor in expected["bases"].items():
             if name.endswith(".state"):
-                assert torch.equal(made["bases"][name], tensor)
+                assert torch.equal(result["bases"][name], tensor)
             else:
-                torch.testing.assert_close(made["bases"][name], tensor, atol=5e-6, rtol=0, msg=f"{strategy} {name}")
-        assert made["state"].keys() == wanted["state"].keys()
-        for name, tensor in wanted["state"].items():
-            torch.testing.assert_close(made["state"][name], tensor, atol=5e-6, rtol=0, msg=f"{strategy} {name}")
-    states = torch.cat([tensor for name, tensor in wanted["bases"].items() if name.endswith(".state")])
+                torch.testing.assert_close(result["bases"][name], tensor, atol=5e-6, rtol=0, msg=f"{strategy} {name}")
+        assert result["state"].keys() == expected["state"].keys()
+        for name, tensor in expected["state"].items():
+            torch.testing.assert_close(result["state"][name], tensor, atol=5e-6, rtol=0, msg=f"{strategy} {name}")
+    states = torch.cat([tensor for name, tensor in expected["bases"].items() if name.endswith(".state")])
     assert 0 < (states == 0).sum() < len(states)
     after, before = (
-        torch.cat([tensor for name, tensor in wanted["bases"].items() if name.endswith(end)])
+        torch.cat([tensor for name, tensor in expected["bases"].items() if name.endswith(end)])
         for end in (".after", ".before")
     )
     assert (after - before)[states == 1].abs().max() > 1e-3
@@ -202,10 +202,10 @@ def test_a_killed_sweep_over_processes_ends_as_one_process_does(tmp_path):
     assert record["runtime"]["accelerate"]["file"] == str(accelerate)
     folders = [alone.store.path(key) / "model", tmp_path / "one" / "model"]
     assert {file.name for file in folders[0].iterdir()} == {file.name for file in folders[1].iterdir()}
-    made, wanted = (load_file(folder / "model.safetensors") for folder in folders)
-    assert made.keys() == wanted.keys()
-    for name in made:
-        torch.testing.assert_close(made[name], wanted[name], atol=1e-4, rtol=0, msg=name)
+    resumed, uninterrupted = (load_file(folder / "model.safetensors") for folder in folders)
+    assert resumed.keys() == uninterrupted.keys()
+    for name in resumed:
+        torch.testing.assert_close(resumed[name], uninterrupted[name], atol=1e-4, rtol=0, msg=name)
     assert (folders[0] / "config.json").read_text() == (folders[1] / "config.json").read_text()
     assert not list(tmp_path.glob("two/stages/.resume-*"))
     assert "accelerate" not in (tmp_path / "two" / "tiny-toy-math" / "sweep.yaml").read_text()
@@ -228,7 +228,7 @@ def test_basis_selection_over_processes_cut_off_and_resumed_keeps_the_bases_of_o
     for need in spread.needs[key]:
         spread.store.run(spread.stages[need], lambda folder, need=need: perform(spread.stages[need], folder))
     (tmp_path / "one").mkdir()
-    one = dict(perform(alone, tmp_path / "one"))
+    uninterrupted = dict(perform(alone, tmp_path / "one"))
 
     def cut(done, total, unit):
         if done > total / 2 and list(tmp_path.glob(".resume-*/run-0/checkpoint-*/seal.json")):
@@ -238,14 +238,16 @@ def test_basis_selection_over_processes_cut_off_and_resumed_keeps_the_bases_of_o
     with pytest.raises(Cut):
         perform(spread.stages[key], tmp_path / "cut", cut)
     bs = create_method("bs", spread.stages[key].spec.options)
-    foreseen = training_checkpoint_bytes(bs, spread.skeleton, Budget(2.0), sharded=True)
+    estimated = training_checkpoint_bytes(bs, spread.skeleton, Budget(2.0), sharded=True)
     sealed = [file.parent for file in tmp_path.glob(".resume-*/run-0/*/seal.json")]
-    sizes = [sum(file.stat().st_size for file in each.rglob("*") if "made" not in file.parts) for each in sealed]
-    assert 0.9 * foreseen < max(sizes) < 1.2 * foreseen  # places of parts count, with tensors as small as these
+    sizes = [
+        sum(file.stat().st_size for file in checkpoint.rglob("*") if "made" not in file.parts) for checkpoint in sealed
+    ]
+    assert 0.9 * estimated < max(sizes) < 1.2 * estimated  # places of parts count, with tensors as small as these
     (tmp_path / "two").mkdir()
-    two = dict(perform(spread.stages[key], tmp_path / "two"))
-    assert two["training"]["resumed_seconds"] > 0
-    assert two.pop("processes")["strategy"] == strategy
+    resumed = dict(perform(spread.stages[key], tmp_path / "two"))
+    assert resumed["training"]["resumed_seconds"] > 0
+    assert resumed.pop("processes")["strategy"] == strategy
     ratios = {"ratio-1.3", "ratio-2"} if "trajectory" in method else {"ratio-2"}
     for ratio in ratios:
         configs = [(tmp_path / name / ratio / "model" / "config.json").read_text() for name in ("one", "two")]
@@ -257,10 +259,10 @@ def test_basis_selection_over_processes_cut_off_and_resumed_keeps_the_bases_of_o
         with torch.no_grad():
             torch.testing.assert_close(*(model(input_ids=ids).logits for model in models), atol=1e-3, rtol=0)
     assert {path.name for name in ("one", "two") for path in (tmp_path / name).iterdir()} == ratios
-    assert {f"ratio-{ratio}" for ratio in one["reports"]} == ratios
-    for ratio, report in one["reports"].items():
-        for what in ("ranks", "steps", "tokens"):
-            assert report[what] == two["reports"][ratio][what]
+    assert {f"ratio-{ratio}" for ratio in uninterrupted["reports"]} == ratios
+    for ratio, report in uninterrupted["reports"].items():
+        for field in ("ranks", "steps", "tokens"):
+            assert report[field] == resumed["reports"][ratio][field]
 
 
 @pytest.mark.parametrize(
@@ -321,9 +323,9 @@ def test_processes_passes_and_examples_make_up_the_batch(batch, micro, processes
         with pytest.raises(UserError, match="cannot be divided"):
             settings.split(processes)
     else:
-        each, passes = settings.split(processes)
-        assert each * passes * processes == batch
-        assert each <= micro
+        examples, passes = settings.split(processes)
+        assert examples * passes * processes == batch
+        assert examples <= micro
 
 
 def test_where_training_runs_is_no_part_of_a_key(tmp_path):

@@ -95,10 +95,10 @@ def end(process):
     return code, " ".join(process.errors().split())
 
 
-def when(found, process):
+def when(find, process):
     """Wait until something is found while the process runs, and return it."""
     deadline = time.monotonic() + SECONDS
-    while not (result := found()):
+    while not (result := find()):
         assert process.poll() is None, process.errors()
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -111,22 +111,22 @@ def at_work(out, kind):
 
 def ray_workers(title, folder):
     """Workers of the Ray whose files lie in a folder: other tests may have theirs at the same time."""
-    found = []
+    workers = []
     for node in running_in(folder):
         try:
-            found += [p for p in node.children() if re.match(f"ray::{title}", " ".join(p.cmdline()))]
+            workers += [p for p in node.children() if re.match(f"ray::{title}", " ".join(p.cmdline()))]
         except psutil.NoSuchProcess:
             continue
-    return found
+    return workers
 
 
 def running_in(folder):
     return [p for p in psutil.process_iter(["cmdline"]) if any(folder in word for word in p.info["cmdline"] or ())]
 
 
-def none_left(found):
+def none_left(find):
     deadline = time.monotonic() + 120
-    while (left := found()) and time.monotonic() < deadline:
+    while (left := find()) and time.monotonic() < deadline:
         time.sleep(0.2)
     return not left
 
@@ -334,29 +334,29 @@ def test_keys_know_nothing_of_ray(tmp_path):
 
 
 sizes = st.sampled_from([1_000_000, 7_000_000_000])
-wanted = st.none() | st.integers(1, 64)
+worker_counts = st.none() | st.integers(1, 64)
 
 
-@given(wanted, sizes)
+@given(worker_counts, sizes)
 def test_one_machine_gets_the_threads_of_the_local_executor(workers, parameters):
     cores = len(os.sched_getaffinity(0))
     share = share_of(workers, "cpu", parameters, [Node(cores, 0)])
-    crew, threads = crew_size(workers, "cpu", parameters, 10**6)
+    worker_count, threads = crew_size(workers, "cpu", parameters, 10**6)
     assert share.threads == threads
-    assert share.slots == min(crew, cores)
+    assert share.slots == min(worker_count, cores)
 
 
 nodes = st.lists(st.builds(Node, st.integers(0, 128), st.integers(0, 8)), min_size=1, max_size=6)
 
 
-@given(wanted, sizes, st.sampled_from(["cpu", "cuda"]), nodes)
-def test_every_usable_node_has_room_for_a_stage(workers, parameters, device, found):
-    usable = [n for n in found if n.cpus and (device == "cpu" or n.gpus)]
+@given(worker_counts, sizes, st.sampled_from(["cpu", "cuda"]), nodes)
+def test_every_usable_node_has_room_for_a_stage(workers, parameters, device, node_list):
+    usable = [n for n in node_list if n.cpus and (device == "cpu" or n.gpus)]
     if not usable:
         with pytest.raises(UserError, match="no node of the Ray cluster offers"):
-            share_of(workers, device, parameters, found)
+            share_of(workers, device, parameters, node_list)
         return
-    share = share_of(workers, device, parameters, found)
+    share = share_of(workers, device, parameters, node_list)
     assert share.gpus == (device == "cuda")
     assert 1 <= share.threads <= share.cpus <= min(n.cpus for n in usable)
     assert share.slots >= len(usable)

@@ -56,12 +56,12 @@ def fill(stage, folder, value=1.0):
 
 
 def do(plan, removal, keys, value=1.0):
-    """Do stages with `fill`, telling the removal."""
-    told = removal.after(lambda event, stage: None)
+    """Do stages with `fill`, and notify the removal."""
+    notify = removal.after(lambda event, stage: None)
     for key in keys:
         stage = plan.stages[key]
         plan.store.run(stage, lambda folder, stage=stage: fill(stage, folder, value))
-        told(Event(key, "done"), stage)
+        notify(Event(key, "done"), stage)
 
 
 def weights(out):
@@ -96,8 +96,8 @@ def test_inputs_go_after_their_last_reader_and_last_checkpoints_stay(tmp_path):
     for key in plan.stages:
         plan.store.verify(key)
     (fit,) = of_kind(plan, "fit")
-    with safe_open(plan.store.path(fit) / f"{KEPT}factors-0.safetensors", framework="pt") as kept:
-        assert list(kept.keys()) == ["q.spectrum"]
+    with safe_open(plan.store.path(fit) / f"{KEPT}factors-0.safetensors", framework="pt") as tensors:
+        assert list(tensors.keys()) == ["q.spectrum"]
     assert not list((tmp_path / "stages").glob(".reader-*"))
     assert "3 of them without the weights" in _stages(tmp_path).text
     assert repair(tmp_path)[1:] == ([], [])
@@ -120,8 +120,8 @@ def test_what_is_asked_for_later_runs_exactly_the_missing_stages(tmp_path, chang
     pending = more.pending()
     again = set(pending) & set(first.stages)
     names = {more.stages[key].kind for key in again}
-    wanted = {"finetune", "fit"} if "ratios" in changes else {"finetune"}
-    assert names == ({"finetune", "fit", "compress"} if "before_recovery" in changes else wanted)
+    expected = {"finetune", "fit"} if "ratios" in changes else {"finetune"}
+    assert names == ({"finetune", "fit", "compress"} if "before_recovery" in changes else expected)
     notes = [note for note in plan_warnings(more) if "removed" in note]
     assert len(notes) == len(again)
     assert all("(--keep needed); it is run again" in note for note in notes)
@@ -285,7 +285,7 @@ def test_readers_of_removed_weights_hear_so_and_a_bad_list_is_damage(tmp_path):
     do(plan, Removal(plan, plan.pending()), plan.pending())
     (finetune,) = of_kind(plan, "finetune")
     folder = plan.store.path(finetune)
-    for read in (
+    for reader in (
         lambda: plan.store.whole(finetune),
         lambda: verify_around(folder / "model"),
         lambda: planned(tmp_path, model=str(folder / "model")),
@@ -293,7 +293,7 @@ def test_readers_of_removed_weights_hear_so_and_a_bad_list_is_damage(tmp_path):
         with pytest.raises(
             UserError, match=r"removed when their sweep had read them .*'bench run' again with --keep all"
         ):
-            read()
+            reader()
     verify_around(folder / "stage.json")
     (folder / REMOVED).write_text("[1]")
     with pytest.raises(UserError, match=f"no readable {REMOVED}"):
@@ -331,7 +331,7 @@ def test_a_shared_store_takes_from_its_storage_what_was_removed_here(tmp_path):
         shared.whole(fit)
 
 
-def test_disk_is_foreseen_for_both_ways(tmp_path):
+def test_disk_is_estimated_for_both_ways(tmp_path):
     plan = planned(tmp_path, "all", ratios=[2, 4], workers=1)
     size = 4 * plan.parameters
     assert disk_bytes(plan, "all") == pytest.approx(size * (1 + 2 + 2 * 0.5 + 2 * 0.25))
@@ -370,15 +370,15 @@ def test_a_real_sweep_without_its_weights_takes_one_more_ratio(tmp_path):
     assert weights(tmp_path) == {"recover"}
     assert "keep" not in (result.folder / "sweep.yaml").read_text()
 
-    found = gather(result.folder)
-    assert found.spectra
-    shapes = [rank.full for one in found.ranks for row in one.cells for rank in row if rank]
+    report = gather(result.folder)
+    assert report.spectra
+    shapes = [rank.full for rank_map in report.ranks for row in rank_map.cells for rank in row if rank]
     assert len(shapes) > 8
     assert min(shapes) > 8
     assert find_cell(f"{result.folder}:svd@4", any_benchmark=True).checkpoint().is_dir()
-    for read in (
+    for reader in (
         lambda: find_cell(f"{result.folder}:finetuned@1", any_benchmark=True).checkpoint(),
         lambda: inspect_changes(f"{result.folder}:svd@2"),
     ):
         with pytest.raises(UserError, match="were removed when their sweep had read them"):
-            read()
+            reader()

@@ -53,7 +53,7 @@ def test_a_stage_travels_as_text_and_by_pickle(kind):
 
 def test_options_at_their_default_and_where_a_training_keeps_its_moments_are_no_part_of_the_key():
     assert compress_stage(rank_multiple=1).key == compress_stage().key != compress_stage(rank_multiple=8).key
-    host, here = (finetune_stage(train=TrainSettings(placement=place)) for place in ("host-moments", "device"))
+    host, here = (finetune_stage(train=TrainSettings(placement=placement)) for placement in ("host-moments", "device"))
     assert host.key == here.key != finetune_stage(train=TrainSettings(placement="8-bit")).key
     assert host.spec == here.spec
 
@@ -80,7 +80,7 @@ def test_a_stage_is_done_once_and_says_what_ran(tmp_path):
 
 def test_what_a_stage_reads_is_known_by_its_content(tmp_path):
     after = compress_stage(model=f"{STAGE.key}/ratio-2/model", fit=STAGE.key)
-    found = []
+    digests = []
     for name, text in (("one", "result"), ("again", "result"), ("other", "another result")):
         store = StageStore(tmp_path / name)
 
@@ -89,10 +89,10 @@ def test_what_a_stage_reads_is_known_by_its_content(tmp_path):
             return {}
 
         store.run(STAGE, work)
-        found.append(input_digests(store.ready(after)))
-    assert found[0].keys() == {"model", "fit"}
-    assert found[0] == found[1]
-    assert found[0]["fit"] != found[2]["fit"]
+        digests.append(input_digests(store.ready(after)))
+    assert digests[0].keys() == {"model", "fit"}
+    assert digests[0] == digests[1]
+    assert digests[0]["fit"] != digests[2]["fit"]
 
 
 def test_a_resumed_stage_took_what_both_attempts_took(tmp_path):
@@ -190,9 +190,9 @@ def test_a_damaged_stage_is_set_aside_and_done_again(tmp_path):
     store = StageStore(tmp_path)
     for number in (1, 2):
         store.run(STAGE, fill)
-        place = store.set_aside(STAGE.key)
-        assert (place / "out.txt").read_text() == "result"
-        assert place.name == STAGE.key + ("" if number == 1 else ".2")
+        folder = store.set_aside(STAGE.key)
+        assert (folder / "out.txt").read_text() == "result"
+        assert folder.name == STAGE.key + ("" if number == 1 else ".2")
         assert not store.is_done(STAGE.key)
         assert store.keys() == []
 
@@ -234,18 +234,18 @@ def _slow(root: str, log: str) -> None:
 def test_two_processes_never_do_the_same_stage(tmp_path):
     log = tmp_path / "log"
     context = mp.get_context("spawn")
-    crew = [context.Process(target=_slow, args=(str(tmp_path / "stages"), str(log))) for _ in range(2)]
-    for process in crew:
+    processes = [context.Process(target=_slow, args=(str(tmp_path / "stages"), str(log))) for _ in range(2)]
+    for process in processes:
         process.start()
-    for process in crew:
+    for process in processes:
         process.join()
-    assert [process.exitcode for process in crew] == [0, 0]
+    assert [process.exitcode for process in processes] == [0, 0]
     assert log.read_text() == "x"
 
 
-def _hold_lock(root, held, done):
+def _hold_lock(root, taken, done):
     with hold_lock(Path(root), STAGE.key):
-        held.set()
+        taken.set()
         done.wait(300)
 
 
@@ -255,10 +255,10 @@ def test_who_waits_for_a_lock_says_so(tmp_path, monkeypatch, note):
     monkeypatch.setattr(locks, "FIRST_NOTICE_SECONDS", 0.1)
     monkeypatch.setattr(locks, "NOTICE_SECONDS", 0.1)
     context = mp.get_context("fork")
-    held, done = context.Event(), context.Event()
-    process = context.Process(target=_hold_lock, args=(str(tmp_path), held, done))
+    taken, done = context.Event(), context.Event()
+    process = context.Process(target=_hold_lock, args=(str(tmp_path), taken, done))
     process.start()
-    assert held.wait(300)
+    assert taken.wait(300)
     holder = tmp_path / f".holder-{STAGE.key}"
     if note == "lost":
         holder.unlink()

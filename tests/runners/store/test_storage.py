@@ -54,17 +54,17 @@ def heavy(out):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """A real S3-compatible server with a bucket, at a port that it finds itself."""
-    command, said = (
+    command, log_file = (
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
         tmp_path_factory.mktemp("s3") / "log",
     )
-    with said.open("wb") as log:
+    with log_file.open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
-    while not (found := re.search(r"Running on (http://127\.0\.0\.1:\d+)\n", said.read_text())):
-        assert process.poll() is None, said.read_text()
+    while not (match := re.search(r"Running on (http://127\.0\.0\.1:\d+)\n", log_file.read_text())):
+        assert process.poll() is None, log_file.read_text()
         time.sleep(0.1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FSSPEC_S3_ENDPOINT_URL", found[1])
+        patch.setenv("FSSPEC_S3_ENDPOINT_URL", match[1])
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "test")
         import fsspec
@@ -87,25 +87,25 @@ def url(request, tmp_path):
     return f"file://{tmp_path}/storage" if request.param == "file" else f"memory://{tmp_path.name}"
 
 
-def test_what_stands_on_one_machine_stands_on_the_other(url, tmp_path):
+def test_what_is_complete_on_one_machine_is_complete_on_the_other(url, tmp_path):
     """First light, then whole, byte for byte; and the stage is not done again."""
-    here, there = (SharedStore(tmp_path / name, url) for name in ("here", "there"))
-    here.storage.check()
-    assert here.missing([STAGE.key]) == [STAGE.key]
-    made = here.run(STAGE, fill)
-    assert there.missing([STAGE.key]) == []
-    assert not there.root.exists()
-    there.gather([STAGE.key])
-    assert there.read(STAGE.key) == there.verify(STAGE.key) == made
-    assert there.lacking(STAGE.key) == ["model/weights.bin"]
-    assert not (there.path(STAGE.key) / "model").exists()
-    assert there.run(STAGE, lambda folder: pytest.fail("done twice")) == made
-    ready = there.ready(NEXT)
-    assert Path(ready.execution.model.location) == there.path(STAGE.key) / "model"
-    assert there.lacking(STAGE.key) == []
-    assert content(there.path(STAGE.key)) == content(here.path(STAGE.key))
-    assert here.ready(NEXT).key == NEXT.key
-    assert [name for name in here.storage.sizes("") if name.startswith(".run")] == []
+    first, second = (SharedStore(tmp_path / name, url) for name in ("here", "there"))
+    first.storage.check()
+    assert first.missing([STAGE.key]) == [STAGE.key]
+    stage_record = first.run(STAGE, fill)
+    assert second.missing([STAGE.key]) == []
+    assert not second.root.exists()
+    second.gather([STAGE.key])
+    assert second.read(STAGE.key) == second.verify(STAGE.key) == stage_record
+    assert second.lacking(STAGE.key) == ["model/weights.bin"]
+    assert not (second.path(STAGE.key) / "model").exists()
+    assert second.run(STAGE, lambda folder: pytest.fail("done twice")) == stage_record
+    ready = second.ready(NEXT)
+    assert Path(ready.execution.model.location) == second.path(STAGE.key) / "model"
+    assert second.lacking(STAGE.key) == []
+    assert content(second.path(STAGE.key)) == content(first.path(STAGE.key))
+    assert first.ready(NEXT).key == NEXT.key
+    assert [name for name in first.storage.sizes("") if name.startswith(".run")] == []
 
 
 def test_the_first_stage_wins_and_the_others_take_it(url, tmp_path):
@@ -137,16 +137,16 @@ def test_claims_at_the_same_moment_have_one_winner(kind, tmp_path, request):
     if kind == "s3":
         request.getfixturevalue("server")
     url, pipe = f"file://{tmp_path}" if kind == "file" else "s3://bucket/claims", subprocess.PIPE
-    crew = [
+    processes = [
         subprocess.Popen([sys.executable, "-c", CLAIM, url, str(who)], stdin=pipe, stdout=pipe, text=True)
         for who in range(3)
     ]
     for number in range(20):
-        for process in crew:
+        for process in processes:
             process.stdin.write(f"x/{number}\n")
             process.stdin.flush()
-        assert len({process.stdout.readline() for process in crew} - {""}) == 1
-    for process in crew:
+        assert len({process.stdout.readline() for process in processes} - {""}) == 1
+    for process in processes:
         process.communicate()
         assert process.returncode == 0
 
@@ -323,7 +323,7 @@ def test_urls_that_no_other_process_would_see(tmp_path, url, sentence):
         small_sweep(tmp_path, storage=url)
 
 
-def test_what_cannot_be_used_is_told_before_work(tmp_path, server, monkeypatch):
+def test_what_cannot_be_used_is_reported_before_work(tmp_path, server, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     for url, sentence in [
@@ -380,14 +380,14 @@ def test_a_foreign_run_folder_does_not_choose_what_is_opened(finished, tmp_path,
     monkeypatch.setattr("fsspec.core.url_to_fs", lambda *_, **__: pytest.fail("a URL was opened"))
     run = next(path.parent for path in (tmp_path / "foreign").glob("*/results.csv"))
     cell = f"{run}:svd@2"
-    for read in (
+    for reader in (
         lambda: checkpoint_folder(cell),
         lambda: find_subject(cell),
         lambda: inspect_bases(cell, "q", 0),
         lambda: inspect_changes(cell),
     ):
         with pytest.raises(UserError, match=r"only in a storage .* add --storage URL with a URL that you trust"):
-            read()
+            reader()
 
 
 def test_a_password_in_a_storage_url_is_never_shown(tmp_path):

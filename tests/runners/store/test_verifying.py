@@ -53,10 +53,10 @@ def edited_verdicts(run: Path) -> None:
 
 
 def swapped_samples(run: Path) -> None:
-    one, two = samples_of(run), samples_of(run, "svd@4")
-    one.rename(one.with_suffix(".aside"))
-    two.rename(one)
-    one.with_suffix(".aside").rename(two)
+    first, second = samples_of(run), samples_of(run, "svd@4")
+    first.rename(first.with_suffix(".aside"))
+    second.rename(first)
+    first.with_suffix(".aside").rename(second)
 
 
 def cut_samples(run: Path) -> None:
@@ -113,26 +113,26 @@ OF_WEIGHTS = {
 @pytest.mark.parametrize("damage", SAMPLES, ids=lambda damage: damage.__name__)
 def test_readers_of_samples_refuse(copied, damage):
     damage(copied)
-    for read in OF_SAMPLES.values():
+    for reader in OF_SAMPLES.values():
         with pytest.raises(DamagedStage, match=r"samples\.jsonl .* bench doctor --repair moves it aside"):
-            read(copied)
+            reader(copied)
     key = samples_of(copied).parent.name
     scores = stage_scores(samples_of(copied).parent, {("accuracy", "strict"): 0.5})
     assert set(scores.values()) == {"the stage with the samples is damaged"}
     report = gather(copied)
     assert any(key in line and "samples.jsonl" in line for line in report.missing["stages"])
-    found = doctor._stages(copied.parent)
-    assert not found.fine
-    assert f"{key}: samples.jsonl" in found.text
+    check = doctor._stages(copied.parent)
+    assert not check.fine
+    assert f"{key}: samples.jsonl" in check.text
 
 
 @pytest.mark.parametrize("damage", WEIGHTS, ids=lambda damage: damage.__name__)
 def test_readers_of_weights_refuse(copied, damage):
     damage(copied)
     key = stage_around(weights_of(copied)).name
-    for read in OF_WEIGHTS.values():
+    for reader in OF_WEIGHTS.values():
         with pytest.raises(DamagedStage, match=rf"{key} is damaged .*\.safetensors .* bench doctor --repair"):
-            read(copied)
+            reader(copied)
     assert any(key in line for line in gather(copied).missing["stages"])
     assert f"{key}: " in doctor._stages(copied.parent).text
 
@@ -148,9 +148,9 @@ def test_the_account_of_a_compression_is_verified(copied, file):
 
 
 def test_plain_doctor_says_that_all_is_well(copied):
-    found = doctor._stages(copied.parent)
-    assert found.fine
-    assert "damaged" not in found.text
+    check = doctor._stages(copied.parent)
+    assert check.fine
+    assert "damaged" not in check.text
 
 
 def test_what_is_copied_out_of_a_stage_is_the_users_own(copied, tmp_path):
@@ -180,9 +180,9 @@ def test_a_record_that_no_run_wrote_is_damage(copied, changes, words):
     stage = samples_of(copied).parent
     seal(stage, **changes)
     store = StageStore(stage.parent)
-    for read in (store.read, store.verify, store.is_done):
+    for reader in (store.read, store.verify, store.is_done):
         with pytest.raises(DamagedStage) as error:
-            read(stage.name)
+            reader(stage.name)
         assert words in str(error.value)
     assert doctor.repair(copied.parent)[1][0].key == stage.name
 
@@ -233,7 +233,7 @@ def device(folder: Path) -> None:
     "damage",
     [nested, deep_inside, device, *map(pipe, ("stage.json", "samples.jsonl", ".storage.json", "factors9.safetensors"))],
 )
-def test_pipes_devices_and_deep_nesting_are_told_at_once(finished, copied, damage):
+def test_pipes_devices_and_deep_nesting_are_reported_at_once(finished, copied, damage):
     stage = samples_of(copied).parent
     damage(stage)
     with pytest.raises(UserError, match=stage.name):
@@ -260,19 +260,19 @@ def test_a_large_file_is_read_once(large):
     assert len(reads) == 1
 
 
-@pytest.mark.parametrize("way", ["overwritten", "mtime set back", "another file in its place"])
-def test_a_change_is_seen_though_size_and_time_are_the_same(large, way):
+@pytest.mark.parametrize("change", ["overwritten", "mtime set back", "another file in its place"])
+def test_a_change_is_seen_though_size_and_time_are_the_same(large, change):
     file, reads = large
     checksums.remembered_sha256(file)
     before = file.stat()
-    if way == "another file in its place":
+    if change == "another file in its place":
         file.with_name("other").write_bytes(bytes(before.st_size))
         os.utime(file.with_name("other"), ns=(before.st_atime_ns, before.st_mtime_ns))
         file.with_name("other").rename(file)
     else:
         with file.open("r+b") as opened:
             opened.write(b"\0" * 4000)
-    if way == "mtime set back":
+    if change == "mtime set back":
         os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert checksums.remembered_sha256(file) == sha256_file(file)
     assert len(reads) == 2
@@ -290,6 +290,6 @@ def test_a_file_of_this_moment_is_not_remembered(large, monkeypatch):
 def test_a_cache_that_cannot_be_used_only_costs_time(large, tmp_path, content):
     file, _ = large
     (tmp_path / "cache").mkdir()
-    place = tmp_path / "cache" / "checksums.sqlite"
-    place.write_bytes(content) if content is not None else place.mkdir()
+    database = tmp_path / "cache" / "checksums.sqlite"
+    database.write_bytes(content) if content is not None else database.mkdir()
     assert checksums.remembered_sha256(file) == sha256_file(file)

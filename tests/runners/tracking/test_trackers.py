@@ -177,7 +177,9 @@ def test_cells_and_the_table_have_the_numbers_of_the_records(tmp_path):
 
 
 def test_every_scorer_of_a_metric_has_its_own_number(tmp_path):
-    (row,) = [one for one in make_sweep(methods=("svd",), ratios=(2.0,)) if one.method == "svd" and one.headline]
+    (row,) = [
+        entry for entry in make_sweep(methods=("svd",), ratios=(2.0,)) if entry.method == "svd" and entry.headline
+    ]
     others = {"strict": 0.01, "flexible": 0.35, "boxed": 0.0}
     rows = [
         row.model_copy(update={"scorer": name, "value": value, "low": 0.0, "high": 1.0, "headline": False})
@@ -192,8 +194,8 @@ def test_every_scorer_of_a_metric_has_its_own_number(tmp_path):
 
 def test_cells_of_two_training_budgets_are_runs_of_their_own(tmp_path):
     few = make_sweep(methods=("svd",), ratios=(2.0,), steps_recover=200, steps_budget=200)
-    more = [one for one in make_sweep(methods=("svd",), ratios=(2.0,)) if one.method == "svd"]
-    frame = to_frame([one.model_copy(update={"value": 0.25, "low": 0.2, "high": 0.3}) for one in few] + more)
+    more = [entry for entry in make_sweep(methods=("svd",), ratios=(2.0,)) if entry.method == "svd"]
+    frame = to_frame([entry.model_copy(update={"value": 0.25, "low": 0.2, "high": 0.3}) for entry in few] + more)
     report_results(tracking(tmp_path, "tensorboard"), frame, tmp_path / "results.csv")
     for budget in (200, 600):
         rows = frame[frame.headline & (frame.method == "svd") & (frame.steps_budget == budget)]

@@ -26,10 +26,10 @@ def parameters(seed=0):
     return [nn.Parameter(torch.randn(shape)) for shape in SHAPES]
 
 
-def steps(optimizer, made, count, first=0):
+def steps(optimizer, tensors, count, first=0):
     for number in range(first, first + count):
         torch.manual_seed(100 + number)
-        for index, parameter in enumerate(made):
+        for index, parameter in enumerate(tensors):
             parameter.grad = None if (number + index) % 4 == 3 else torch.randn_like(parameter)
         optimizer.step()
 
@@ -98,8 +98,8 @@ def test_the_update_is_torchs_bit_by_bit(fused):
 
 def test_through_buffers_the_update_is_the_same_and_each_copy_waits_for_its_turn(far_device):
     ours, theirs = parameters(), parameters()
-    for made in (ours, theirs):
-        for parameter in made:
+    for tensors in (ours, theirs):
+        for parameter in tensors:
             parameter.grad = torch.ones_like(parameter)
     optimizer = HostMomentsAdamW(ours, **OPTIONS)
     optimizer.step()
@@ -112,7 +112,7 @@ def test_through_buffers_the_update_is_the_same_and_each_copy_waits_for_its_turn
     computing, loading, storing = "stream 0", "stream 1", "stream 2"
     update = [("waits", computing, loading), ("waits", storing, computing)]
     expected = [("waits for stream", loading), *update]  # the second is on its way before the first is updated
-    for _ in range(3):  # a buffer is filled anew when what it held is stored
+    for _ in range(3):  # a buffer is filled again when its content is stored
         expected += [("waits", loading, storing), *update]
     assert waits == [*expected, *update, ("synchronized", storing)]
 
@@ -136,10 +136,10 @@ def test_a_parameter_shrinks_in_the_middle_of_training(buffers, request):
         request.getfixturevalue("far_device")
     ours, theirs = parameters(), parameters()
     pairs = ((HostMomentsAdamW(ours, **OPTIONS), ours), (torch.optim.AdamW(theirs, **OPTIONS, foreach=False), theirs))
-    for optimizer, made in pairs:
-        steps(optimizer, made, 3)
-        assert shrink_parameter(made[3], torch.tensor([5, 0, 63, 8]), optimizer)
-        steps(optimizer, made, 3, first=3)
+    for optimizer, tensors in pairs:
+        steps(optimizer, tensors, 3)
+        assert shrink_parameter(tensors[3], torch.tensor([5, 0, 63, 8]), optimizer)
+        steps(optimizer, tensors, 3, first=3)
     assert ours[3].shape == (4, 9)
     assert same(ours, theirs)
 

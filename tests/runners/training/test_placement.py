@@ -37,17 +37,17 @@ machines = st.builds(gpus, st.integers(1, 8), st.floats(8, 200), st.floats(8, 50
 def test_what_is_chosen_fits_and_nothing_before_it_does(size, machine):
     peak = peak_of(size)
     fits = {
-        way: peak(way, machine.count).device <= machine.device_bytes
-        and peak(way, machine.count).host <= machine.host_bytes
-        for way in ORDER
-        if way != "fsdp2" or machine.count > 1
+        placement: peak(placement, machine.count).device <= machine.device_bytes
+        and peak(placement, machine.count).host <= machine.host_bytes
+        for placement in ORDER
+        if placement != "fsdp2" or machine.count > 1
     }
     if not any(fits.values()):
         with pytest.raises(UserError, match="no placement of training fits"):
             choose_placement(peak, machine)
         return
     choice = choose_placement(peak, machine)
-    assert choice.placement == next(way for way, fit in fits.items() if fit)
+    assert choice.placement == next(placement for placement, fit in fits.items() if fit)
     assert choice.processes == (machine.count if choice.placement == "fsdp2" else 1)
     assert bool(choice.why) == (choice.placement != "device")
 

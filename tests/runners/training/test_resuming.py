@@ -82,9 +82,9 @@ SELECTIONS = {
 RATIOS = (1.3, 2.0)
 
 
-def select(options, folder, made, progress=None):
+def select(options, folder, output, progress=None):
     """Return what Basis Selection made: weights, reports and bases by ratio, and the steps that this process did."""
-    model, seen, found = random_model("llama", tied=options.get("embeddings")), [], {}
+    model, seen, results = random_model("llama", tied=options.get("embeddings")), [], {}
     bs = create_method("bs", {"prunings": 5, **options})
 
     def note(done, total):
@@ -93,21 +93,21 @@ def select(options, folder, made, progress=None):
             progress(done, total)
 
     def emit(budget, small, report):
-        place = made / f"ratio-{budget.ratio:g}"
-        place.mkdir(parents=True)
-        torch.save((small.state_dict(), report.summary(), report.tensors), place / "made.pt")
+        ratio_folder = output / f"ratio-{budget.ratio:g}"
+        ratio_folder.mkdir(parents=True)
+        torch.save((small.state_dict(), report.summary(), report.tensors), ratio_folder / "made.pt")
 
     data = TaskData(trained_together.ITEMS, 0, 0, 42)
-    resumable = Resumable(folder, 0.0, made) if folder else None
+    resumable = Resumable(folder, 0.0, output) if folder else None
     settings = trained_together.SETTINGS.model_copy(update={"micro_batch_size": 4})
     trainer = TaskTrainer(data, settings, extra_steps=8, resumable=resumable, progress=note)
-    made.mkdir()
+    output.mkdir()
     budgets = [Budget(ratio) for ratio in (RATIOS if bs.trajectory else RATIOS[1:])]
     bs.compress_path(model, bs.fit(model, data), budgets, trainer, emit, data)
-    for file in sorted(made.glob("*/made.pt")):
+    for file in sorted(output.glob("*/made.pt")):
         state, report, tensors = torch.load(file)
-        found[file.parent.name] = {"report": report} | state | tensors
-    return found, seen
+        results[file.parent.name] = {"report": report} | state | tensors
+    return results, seen
 
 
 @pytest.mark.parametrize(
@@ -117,19 +117,19 @@ def test_a_resumed_selection_is_the_uninterrupted_one_bit_by_bit(tmp_path, monke
     if "shorter" in kind:
         monkeypatch.setattr("lowrank_bench.methods.library.bs.run.SHRINK_FROM", 8)
     options = SELECTIONS[kind]
-    wanted, _ = select(options, None, tmp_path / "whole")
+    uninterrupted, _ = select(options, None, tmp_path / "whole")
     with pytest.raises(Cut):
         select(options, tmp_path / "r", tmp_path / "first", cut_at(step))
-    found, seen = select(options, tmp_path / "r", tmp_path / "second")
+    resumed, seen = select(options, tmp_path / "r", tmp_path / "second")
     assert seen == list(range(step, 9))
-    assert found.keys() == wanted.keys()
-    for ratio, expected in wanted.items():
-        assert found[ratio].pop("report") == expected.pop("report")
-        assert found[ratio].keys() == expected.keys()
-        assert all(torch.equal(found[ratio][name], tensor) for name, tensor in expected.items())
+    assert resumed.keys() == uninterrupted.keys()
+    for ratio, expected in uninterrupted.items():
+        assert resumed[ratio].pop("report") == expected.pop("report")
+        assert resumed[ratio].keys() == expected.keys()
+        assert all(torch.equal(resumed[ratio][name], tensor) for name, tensor in expected.items())
 
 
-def test_what_calls_back_and_keeps_no_state_begins_anew(tmp_path):
+def test_what_calls_back_and_keeps_no_state_begins_again(tmp_path):
     trainer = TaskTrainer(
         TaskData(trained_together.ITEMS, 0, 0, 42), trained_together.SETTINGS, resumable=Resumable(tmp_path / "r", 0.0)
     )
@@ -154,11 +154,11 @@ def test_of_several_trainings_each_goes_on_from_its_own_checkpoint(tmp_path):
             trainer.train(model, 4)
         return [weights(model) for model in models], calls
 
-    wanted, _ = both()
+    uninterrupted, _ = both()
     with pytest.raises(Cut):
         both(tmp_path / "r", 7)
-    found, calls = both(tmp_path / "r")
-    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    resumed, calls = both(tmp_path / "r")
+    assert all(torch.equal(a, b) for a, b in zip(resumed, uninterrupted, strict=True))
     assert calls == [4, 3, 4]
 
 
@@ -207,16 +207,16 @@ def test_a_checkpoint_written_over_a_damaged_one_is_whole(tmp_path):
     assert torch.equal(weights(model), weights(whole))
 
 
-@pytest.mark.parametrize("what", ["inputs", "code"])
-def test_a_checkpoint_of_another_origin_is_passed_over(tmp_path, capfd, what):
+@pytest.mark.parametrize("fact", ["inputs", "code"])
+def test_a_checkpoint_of_another_origin_is_passed_over(tmp_path, capfd, fact):
     facts = {"inputs": {"fit": "one"}, "code": "one"}
     with pytest.raises(Cut):
         train(random_model("llama"), tmp_path / "r", cut_at(4), **facts)
     seen = []
-    other = facts | ({"code": "two"} if what == "code" else {"inputs": {"fit": "two"}})
+    other = facts | ({"code": "two"} if fact == "code" else {"inputs": {"fit": "two"}})
     train(random_model("llama"), tmp_path / "r", lambda done, total: seen.append(done), **other)
     assert seen == list(range(1, STEPS + 1))
-    assert {"inputs": "starts from", "code": "other code"}[what] in capfd.readouterr().err
+    assert {"inputs": "starts from", "code": "other code"}[fact] in capfd.readouterr().err
 
 
 class Counter:

@@ -46,13 +46,13 @@ class Reads(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.found = Counter()
+        self.counts = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten._local_scalar_dense.default:
             frames = traceback.extract_stack()
             # transformers' attention masks ask in each forward pass whether anything is padded.
-            self.found["masks" if any("masking_utils" in frame.filename for frame in frames) else "others"] += 1
+            self.counts["masks" if any("masking_utils" in frame.filename for frame in frames) else "others"] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -61,7 +61,7 @@ def test_the_device_is_waited_for_once_an_update_not_once_a_pass():
         reads = Reads()
         with reads:
             trainer(examples(24), {"micro_batch_size": micro, "steps": 6}).train(random_model("llama"), 6)
-        return reads.found["others"]
+        return reads.counts["others"]
 
     assert count(1) == count(2) == count(4)
 
@@ -91,14 +91,14 @@ def test_a_step_sorted_by_length_has_the_gradient_of_one_large_batch(family, mic
     """Also in an epoch's last step, which is of five examples; in float64, where no rounding hides anything."""
 
     def gradients(micro):
-        model, found = random_model(family).double(), []
+        model, per_step = random_model(family).double(), []
 
         def look(step, tokens):
-            found.append((tokens, torch.cat([p.grad.flatten() for p in model.parameters()])))
+            per_step.append((tokens, torch.cat([p.grad.flatten() for p in model.parameters()])))
 
         changes = {"batch_size": 6, "micro_batch_size": micro, "max_grad_norm": 1e9}
         log = trainer(examples(17), changes).train(model, 5, on_gradients=look)
-        return found, log
+        return per_step, log
 
     (split, log), (whole, expected) = gradients(micro), gradients(6)
     assert [tokens for tokens, _ in split] == [tokens for tokens, _ in whole]
@@ -109,57 +109,57 @@ def test_a_step_sorted_by_length_has_the_gradient_of_one_large_batch(family, mic
 
 def watch(monkeypatch):
     """Return a list that gets the width and the examples' lengths of each batch that is made."""
-    made = []
+    batches = []
 
     def look(items, pad_token_id):
         batch = collate(items, pad_token_id)
-        made.append((batch["input_ids"].shape[1], [len(item.input_ids) for item in items]))
+        batches.append((batch["input_ids"].shape[1], [len(item.input_ids) for item in items]))
         return batch
 
     monkeypatch.setattr(training, "collate", look)
-    return made
+    return batches
 
 
-def padding(made):
-    return sum(width * len(lengths) - sum(lengths) for width, lengths in made)
+def padding(batches):
+    return sum(width * len(lengths) - sum(lengths) for width, lengths in batches)
 
 
-def steps_of(made):
+def steps_of(batches):
     """Return the sorted lengths of each step of four passes."""
-    return [sorted(chain(*(lengths for _, lengths in made[at : at + 4]))) for at in range(0, len(made), 4)]
+    return [sorted(chain(*(lengths for _, lengths in batches[at : at + 4]))) for at in range(0, len(batches), 4)]
 
 
 def test_passes_of_a_step_hold_examples_of_like_length(monkeypatch):
-    made = watch(monkeypatch)
+    batches = watch(monkeypatch)
     trainer(examples(24)).train(random_model("llama"), 3)
-    ours = made[:12]
+    ours = batches[:12]
     for at in (0, 4, 8):
         widths = [width for width, _ in ours[at : at + 4]]
         assert widths == sorted(widths, reverse=True)
-    made.clear()
+    batches.clear()
     monkeypatch.setattr(training, "StepSampler", lambda examples, seed, multiple, step: StepSampler(examples, seed))
     trainer(examples(24)).train(random_model("llama"), 3)
-    seeded = made[:12]
+    seeded = batches[:12]
     assert steps_of(ours) == steps_of(seeded)
     assert padding(ours) < 0.5 * padding(seeded)
 
 
 def test_a_step_of_one_pass_keeps_its_order(monkeypatch):
     shapes = watch(monkeypatch)
-    made = []
-    monkeypatch.setattr(training, "StepSampler", lambda *args: made.append(args))
+    samplers = []
+    monkeypatch.setattr(training, "StepSampler", lambda *args: samplers.append(args))
     trainer(examples(24), {"micro_batch_size": STEP}).train(random_model("llama"), 3)
-    assert made == []
+    assert samplers == []
     assert len(shapes) == 3
 
 
 def test_a_loss_that_is_a_mean_of_each_pass_is_not_divided_otherwise(monkeypatch):
-    made = []
-    monkeypatch.setattr(training, "StepSampler", lambda *args: made.append(args))
+    samplers = []
+    monkeypatch.setattr(training, "StepSampler", lambda *args: samplers.append(args))
     model = random_model("llama")
     model.accepts_loss_kwargs = False
     trainer(examples(24)).train(model, 1)
-    assert made == []
+    assert samplers == []
 
 
 @pytest.mark.parametrize("count", [2, 4])

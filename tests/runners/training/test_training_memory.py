@@ -1,4 +1,4 @@
-"""What trainings are foreseen to take: properties of the estimate, and measured peaks beside it."""
+"""What trainings are estimated to take: properties of the estimate, and measured peaks beside it."""
 
 from pathlib import Path
 
@@ -56,8 +56,8 @@ def test_checkpointing_never_needs_more(precision: str) -> None:
 
 def test_activations_grow_with_the_batch() -> None:
     """Twice the examples take twice the memory beside weights and gradients, but for masks and positions."""
-    one, two = (pass_peak(skeleton(), size, 64, False, False).later for size in (4, 8))
-    assert two == pytest.approx(2 * one, rel=0.02)
+    small, large = (pass_peak(skeleton(), size, 64, False, False).later for size in (4, 8))
+    assert large == pytest.approx(2 * small, rel=0.02)
 
 
 def test_moments_on_the_host_leave_the_gpu_by_eight_bytes_a_parameter() -> None:

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_bench.methods.base import create_method
-from lowrank_bench.methods.calibration import offload_cache
-from lowrank_bench.methods.calibration import sequential as walk
-from lowrank_bench.methods.calibration import sequential_statistics as walked
+from lowrank_bench.methods.calibration import offload_cache, sequential, sequential_statistics
 from lowrank_bench.methods.calibration.collection import gradient_grams, input_fisher, input_moments
 from lowrank_bench.methods.calibration.offload_cache import OffloadCache
 from lowrank_bench.methods.contract_parts import RandomData
@@ -24,8 +22,8 @@ from lowrank_bench.models.streamed import NotStreamable, open_streamed, weights_
 
 def moments(model: nn.Module, names: list[str], batch_size: int) -> dict[str, list[Tensor]]:
     """Return all sums by name, as they come."""
-    found = input_moments(model, names, RandomData(7), None, batch_size)
-    return {name: [m.gram, m.total, m.absolute, torch.tensor(m.tokens)] for name, m in found}
+    statistics = input_moments(model, names, RandomData(7), None, batch_size)
+    return {name: [m.gram, m.total, m.absolute, torch.tensor(m.tokens)] for name, m in statistics}
 
 
 def gradients(model: nn.Module, names: list[str], batch_size: int) -> dict[str, list[Tensor]]:
@@ -90,7 +88,7 @@ def test_does_not_depend_on_where_states_wait(
     """All on disk, and one batch at a time on the way back: the same bits, and no file is left."""
     whole, streamed, names = pair(tmp_path, "mistral", tied)
     monkeypatch.setattr(offload_cache.OffloadCache.__init__, "__defaults__", (None, 0))
-    monkeypatch.setattr(walked, "INPUTS_BYTES", 1)
+    monkeypatch.setattr(sequential_statistics, "INPUTS_BYTES", 1)
     assert_same(gather(whole, names, 2), gather(streamed, names, 2))
     assert (tmp_path / "scratch").is_dir(), "nothing waited on disk"
     assert not list((tmp_path / "scratch").iterdir())
@@ -101,9 +99,9 @@ def test_names_may_come_in_any_order(tmp_path: Path) -> None:
     whole, streamed, names = pair(tmp_path, "llama")
     mixed = names[::2][::-1] + names[1::2]
     assert_same(moments(whole, mixed, 4), moments(streamed, mixed, 4))
-    found = input_moments(streamed, names, RandomData(7), None, 4)
-    first, _ = next(found)
-    found.close()
+    statistics = input_moments(streamed, names, RandomData(7), None, 4)
+    first, _ = next(statistics)
+    statistics.close()
     assert first == names[0]
     assert all(parameter.is_meta for parameter in streamed.parameters())
 
@@ -112,19 +110,19 @@ def test_only_one_block_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """While a block runs, no parameter of another one is loaded."""
     _, streamed, names = pair(tmp_path, "qwen2")
     seen: list[set[str]] = []
-    run = walk.SequentialCalibration.run
+    run = sequential.SequentialCalibration.run
 
-    def watched(self: walk.SequentialCalibration, name: str, index: int, hidden: Tensor) -> Tensor:
+    def watched(self: sequential.SequentialCalibration, name: str, index: int, hidden: Tensor) -> Tensor:
         seen.append({key.rpartition(".layers.")[2][:1] for key, p in self.model.named_parameters() if not p.is_meta})
         return run(self, name, index, hidden)
 
-    monkeypatch.setattr(walk.SequentialCalibration, "run", watched)
+    monkeypatch.setattr(sequential.SequentialCalibration, "run", watched)
     gradients(streamed, names, 4)
     assert seen
     assert all(len(blocks) == 1 for blocks in seen)
 
 
-def test_a_broken_model_is_told_before_the_work(tmp_path: Path) -> None:
+def test_a_broken_model_is_refused_before_the_work(tmp_path: Path) -> None:
     """A NaN in a weight is an error of the fit, as with a model in memory."""
     model = random_model("llama")
     with torch.no_grad():
@@ -135,7 +133,7 @@ def test_a_broken_model_is_told_before_the_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 100, 10_000])
-def test_spill_gives_back_what_it_got(limit: int, tmp_path: Path) -> None:
+def test_waiting_states_come_back_as_they_were_written(limit: int, tmp_path: Path) -> None:
     """In memory or on disk: values, shapes and dtypes; the files go with their tensors."""
     tensors = {
         "a": torch.randn(2, 3),
@@ -159,9 +157,9 @@ def test_spill_gives_back_what_it_got(limit: int, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("new/*"))
 
 
-def test_a_streamed_model_is_told_apart(tmp_path: Path) -> None:
-    """Only a streamed model can be walked."""
+def test_a_streamed_model_is_recognised(tmp_path: Path) -> None:
+    """Only a streamed model can be calibrated layer by layer."""
     whole, _, _ = pair(tmp_path, "llama")
     assert weights_of(whole) is None
     with pytest.raises(ValueError, match="streamed"):
-        walk.SequentialCalibration(whole, [], OffloadCache())
+        sequential.SequentialCalibration(whole, [], OffloadCache())
