@@ -100,7 +100,7 @@ def test_gradients_leave_the_model_as_it_was() -> None:
 @settings(deadline=None, max_examples=200)
 @given(SLOPES)
 def test_the_sum_stays_within_one_part(rows: list[list[float]]) -> None:
-    """|S| is at most the largest change dropped so far, until the required sign is no longer on offer; all is dropped."""
+    """|S| is at most the largest change dropped so far, until the required sign runs out; all is dropped."""
     order = dropping_order(rows)
     assert sorted(order) == sorted(index for index, row in enumerate(rows) for _ in row)
     left, total, largest = [len(row) for row in rows], 0.0, 0.0
