@@ -2,6 +2,7 @@
 
 import contextlib
 import getpass
+import json
 import os
 import random
 import re
@@ -170,6 +171,22 @@ def test_nodes_that_share_only_a_storage_give_the_local_results_though_a_worker_
         if path.name.startswith((".part", ".ray", "failed"))
     ]
     assert none_left(lambda: working(short_folder))
+
+
+def test_nodes_that_share_only_a_storage_choose_the_learning_rates_of_a_local_sweep(cluster, tmp_path, monkeypatch):
+    """The choice is made between the trainings of all rates and the evaluations, from records in the storage alone."""
+    part = {"methods": ["svd", "bs:prunings=1"], "ratios": [2], "tune": "lr=1e-5,3e-3", "limit": 2}
+    local = run_sweep(small_sweep(tmp_path / "local", **part))
+    for name, value in cluster[1].items():
+        monkeypatch.setenv(name, value)
+    url = f"file://{tmp_path}/storage"
+    clustered = run_sweep(small_sweep(tmp_path / "out", **part, executor="ray", address=cluster[0], storage=url))
+    assert clustered.stages_run == local.stages_run
+    tables = [read_records(result.folder) for result in (local, clustered)]
+    assert same_results(*tables) == []
+    choices = [table.set_index("label")["tuned"].map(json.loads).to_dict() for table in tables]
+    assert choices[0] == choices[1]
+    assert {choice["lr"] for label, choice in choices[0].items() if label in ("svd", "bs:prunings=1")} <= {1e-5, 3e-3}
 
 
 KILLS = int(os.environ.get("LOWRANK_BENCH_KILLS", "2"))
