@@ -124,6 +124,18 @@ def test_names_say_what_they_hold_and_words_are_the_fields(folder):
     assert not sentences, "\n".join(sentences)
 
 
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+CODE = re.compile(r"^(?: {4}.*|```.*?^```)$|``.*?``|`[^`]*`|\]\([^)]*\)", re.MULTILINE | re.DOTALL)
+"""Of Markdown, with addresses of links."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_pages_use_the_words_of_the_field(page):
+    text = CODE.sub(lambda code: "\n" * code[0].count("\n"), page.read_text(encoding="utf-8"))
+    words = [f"{page.name}:{text[: match.start()].count(chr(10)) + 1}: '{match[0]}'" for match in WORDS.finditer(text)]
+    assert not words, "\n".join(words)
+
+
 def test_a_name_that_does_not_say_what_it_holds_is_a_complaint():
     source = "def ranks_of(where):\n    _found = [one for one in where]\n    return _found\n"
     words = [sentence.split("'")[1] for sentence in complaints("sample.py", source)]
