@@ -14,7 +14,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from ..foundation.checksums import LARGE_BYTES, remembered_sha256
 from ..foundation.errors import UserError
+from ..foundation.files import digest
+from ..foundation.remembered import remembered
 from .generation_defaults import GENERATION_FILE, check_token_ids
 from .headers import Header, read_headers, weight_files
 from .layout import LOWRANK, Layout, check_tensors
@@ -183,7 +186,9 @@ def check_tokenizer(folder: Path) -> int | None:
         UserError: a file that is no JSON object, or that chooses code; names it.
     """
     check_files(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+    if (folder / "tokenizer.json").exists():
+        _check_object(folder / "tokenizer.json")
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if (folder / name).exists():
             settings = read_object(folder / name)
             if name == "tokenizer_config.json":
@@ -194,6 +199,18 @@ def check_tokenizer(folder: Path) -> int | None:
     text = config.get("text_config") or {}
     size = config.get("vocab_size", text.get("vocab_size") if isinstance(text, Mapping) else None)
     return size if type(size) is int else None
+
+
+def _check_object(file: Path) -> None:
+    """Check a JSON file as `read_object` does; a large one that passed is not parsed again until its bytes change."""
+    try:
+        sha256 = remembered_sha256(file) if file.stat().st_size >= LARGE_BYTES else ""
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error}); {_AGAIN}") from error
+    if not sha256:
+        read_object(file)
+        return
+    remembered(digest(["JSON object", _JSON_DEPTH, sha256]), lambda: len(read_object(file)))
 
 
 def _check_code_fields(config: Mapping[str, Any], file: str) -> None:

@@ -1,9 +1,11 @@
 import json
+import os
 
 import pytest
 from sweeps import small_sweep
 
 from lowrank_bench.foundation.errors import UserError
+from lowrank_bench.models import folder_checks
 from lowrank_bench.models.folder_checks import read_object
 from lowrank_bench.models.presets import ModelSource
 from lowrank_bench.runners import tokenizers
@@ -67,3 +69,32 @@ def test_nesting_is_refused_from_65_levels_on(tmp_path, opening, closing):
         else:
             with pytest.raises(UserError, match="nested deeper than 64 levels"):
                 read_object(file)
+
+
+def test_a_large_tokenizer_is_parsed_by_the_check_until_its_bytes_change(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOWRANK_BENCH_CACHE", str(tmp_path / "cache"))
+    (folder := tmp_path / "model").mkdir()
+    parsed = []
+
+    def reading(file):
+        parsed.append(file.name)
+        return read_object(file)
+
+    monkeypatch.setattr(folder_checks, "read_object", reading)
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps({"vocab": ["token"] * 200_000}))
+    os.utime(file, (1, 1))
+    for _ in range(3):
+        folder_checks.check_tokenizer(folder)
+    assert parsed == ["tokenizer.json"]
+
+    status = file.stat()
+    file.write_text(file.read_text().replace('"vocab"', '"vocab', 1))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"tokenizer\.json cannot be read"):
+            folder_checks.check_tokenizer(folder)
+    assert len(parsed) == 3  # what is refused is not remembered
+    file.write_text(json.dumps({"vocab": ["token"] * 300_000}))
+    folder_checks.check_tokenizer(folder)
+    assert len(parsed) == 4
