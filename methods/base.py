@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from ..foundation.errors import UserError
+from ..foundation.strict_numbers import StrictNumbers
 from ..models.matrices import Matrix, matrices, model_size
 from .configured import create_part
 from .fitted import Fitted
@@ -201,7 +202,7 @@ class CompressionReport:
         return self.matrices_before / self.matrices_after
 
 
-class Compressor(BaseModel, ABC):
+class Compressor(StrictNumbers, ABC):
     """A low-rank compression method; its fields are its options.
 
     Args:

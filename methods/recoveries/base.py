@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 from torch import nn
 
+from ...foundation.strict_numbers import StrictNumbers
 from ..base import Trainer, TrainingLog
 from ..configured import create_part
 from ..registry import recoveries
@@ -38,7 +39,7 @@ class Phase:
         return {"name": self.name, "trained_parameters": self.trained_parameters} | used
 
 
-class Recovery(BaseModel, ABC):
+class Recovery(StrictNumbers, ABC):
     """What is trained of a compressed model, and how; its fields are its options.
 
     The model keeps its modules, shapes and dtypes, so that checkpoints of all recoveries are alike. It is trained for

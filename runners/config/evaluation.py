@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     field_validator,
@@ -13,6 +12,7 @@ from pydantic import (
 
 from ...foundation.errors import unknown
 from ...foundation.limits import MAX_COUNT, MAX_SEED
+from ...foundation.strict_numbers import StrictNumbers
 from .checks import Positive, check_repeats
 from .options import Option
 
@@ -20,7 +20,7 @@ BosRule = Literal["auto", "always", "never"]
 BOS_CHOICES = get_args(BosRule)
 
 
-class Evaluation(BaseModel):
+class Evaluation(StrictNumbers):
     """How models are measured, and in which states."""
 
     panel: ClassVar[str] = "Evaluation"

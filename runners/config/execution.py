@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     field_validator,
@@ -14,6 +13,7 @@ from pydantic import (
 )
 
 from ...foundation.errors import unknown
+from ...foundation.strict_numbers import StrictNumbers
 from ..tracking.names import TRACKERS
 from .checks import Positive, check_repeats
 from .methods import check_recordable
@@ -24,7 +24,7 @@ _FILES = "Files"
 MAX_WORKERS = 1024
 
 
-class Execution(BaseModel):
+class Execution(StrictNumbers):
     """Where and how fast a sweep runs: none of it is part of a stage's key or of ``sweep.yaml``.
 
     What the machine decides for a setting that is ``auto`` (engine, optimizer's kernel, placement) is part of a key by

@@ -6,10 +6,11 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ...foundation.errors import UserError
 from ...foundation.plain import parse_yaml
+from ...foundation.strict_numbers import StrictNumbers
 from .sentences import sentence
 
 _NOT_A_COMMA = re.compile(r"(\([^()]*\)|[^()])*?(\s*[:;|&/]|\s)\s*-*\w+\s*=")
@@ -31,7 +32,7 @@ def check_recordable(kind: str, value: str) -> str:
     return recordable(kind, value)
 
 
-class MethodSpec(BaseModel):
+class MethodSpec(StrictNumbers):
     """One method of a sweep: its name, its options, and the label that tables show.
 
     The short form ``bs:prunings=2,new_vectors=top`` names options after a colon; its label is the text itself, or what

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from ...foundation.strict_numbers import StrictNumbers
 from .methods import parse_method
 
 
-class RecoverySpec(BaseModel):
+class RecoverySpec(StrictNumbers):
     """One recovery of a sweep: its name, and options that differ from its defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)

@@ -6,7 +6,6 @@ import math
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     ValidationInfo,
@@ -15,6 +14,7 @@ from pydantic import (
 )
 
 from ...foundation.files import canonical_json
+from ...foundation.strict_numbers import StrictNumbers
 from .checks import check_repeats, check_seed
 from .evaluation import Evaluation
 from .execution import Execution
@@ -23,7 +23,7 @@ from .options import Option
 from .training import NO_TRAINING, Training
 
 
-class SweepConfig(BaseModel):
+class SweepConfig(StrictNumbers):
     """A sweep: every method at every ratio and seed, on one model and one task."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)

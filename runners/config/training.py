@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     ValidationInfo,
@@ -16,6 +15,7 @@ from pydantic import (
 
 from ...foundation.errors import unknown
 from ...foundation.limits import MAX_COUNT, MAX_LEARNING_RATE
+from ...foundation.strict_numbers import StrictNumbers
 from .checks import Count, Positive, check_repeats
 from .methods import split_methods
 from .options import Option
@@ -28,7 +28,7 @@ NO_TRAINING = (
 )
 
 
-class TrainOverrides(BaseModel):
+class TrainOverrides(StrictNumbers):
     """Changes to a recipe's training run; a field left out keeps the recipe's value (see ``recipes.TrainSettings``)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
@@ -114,7 +114,7 @@ class RecoverOverrides(TrainOverrides):
         return values[0] if values and len(values) == 1 else None if values is None else list(values)
 
 
-class Training(BaseModel):
+class Training(StrictNumbers):
     """How models are finetuned, before compression and after it."""
 
     panel: ClassVar[str] = "Training"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from ....foundation.strict_numbers import StrictNumbers
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 PLACEHOLDER = re.compile(r"\{([^{}\n]+)\}")
@@ -14,7 +16,7 @@ STYLES = ("auto", "chat", "alpaca", "question", "plain")
 _EXAMPLE = "such as tickets or my-task"
 
 
-class Part(BaseModel):
+class Part(StrictNumbers):
     """Base of all parts: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from ....foundation.errors import UserError, reason
+from ....foundation.strict_numbers import StrictNumbers
 from ...registry import policies
 
 __all__ = ["Demand", "Evidence", "Loss", "Metric", "Policy", "parse_policy", "policies"]
@@ -52,7 +53,7 @@ class Evidence:
     loss: Loss | None = None
 
 
-class Policy(BaseModel, ABC):
+class Policy(StrictNumbers, ABC):
     """How a parameter budget is shared among the units of a model; its fields are its options.
 
     A policy only says what each unit wants as a common level rises from 0 (least) to 1 (everything); meeting the
