@@ -26,6 +26,7 @@ from ...methods.recoveries.base import create_recovery
 from ...models.dtypes import OWN
 from ...models.loading import DTYPES, own_dtype
 from ...models.matrices import Matrix, head_name, matrices
+from ...models.token_scores import block_rows
 from ..data_spec import DataSpec
 from ..graph import Plan
 from ..specs import CompressStage, EvaluateStage, FitStage, QuantiseStage, RecoverStage, Stage
@@ -224,6 +225,8 @@ class Arithmetic:
         steps, written = passes * lengths.written, lengths.requests * lengths.written
         length = lengths.mean + lengths.written / 2
         read_again = width * (sizes.blocks + sizes.head) * steps  # all weights, for each token of a batch
+        if not lengths.written:  # the head, packed for its product and read, for each block of logits
+            read_again = CPU_SHARES.packings * width * sizes.head * -(-scored // block_rows(self.plan.skeleton.config))
         return Work(
             scoring=sizes.forward(lengths.tokens_read, lengths.mean, scored),
             generation=sizes.forward(written, length, written),

@@ -43,6 +43,7 @@ class CpuShares:
         copies: how often a layer's inputs and outputs are read or written beside its product.
         calls: small operations of a decoder block in a forward pass.
         logit_bytes: read and written for each logit that becomes a likelihood in float32.
+        packings: how often the weights of the head move for a block of logits.
         threads: share of a further thread's speed that products gain; decompositions gain `threads_decomposing`.
     """
 
@@ -51,9 +52,10 @@ class CpuShares:
     svd: float = 0.5
     eigen: float = 0.5
     memory: float = 0.5
-    copies: float = 4.0
+    copies: float = 6.0
     calls: float = 60.0
-    logit_bytes: float = 24.0
+    logit_bytes: float = 36.0
+    packings: float = 3.0
     threads: float = 0.9
     threads_decomposing: float = 0.3
 
