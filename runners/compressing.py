@@ -24,7 +24,7 @@ from .compression_note import CompressionNote
 from .config import MethodSpec, SweepConfig, make_config, nest, parse_method
 from .estimates.memory import check_plan, load_modes, memory_rows
 from .estimates.seconds import stage_seconds
-from .executors.local import Event, crew_size
+from .executors.local import Event, divide_cores
 from .plan import Plan, make_plan
 from .process_setup import refuse_launchers
 from .progress import LOG_FILE, StageProgress
@@ -195,7 +195,7 @@ def compress(request: CompressRequest, progress: Progress | None = None, console
         # As a sweep's worker does, or last digits differ.
         seconds = stage_seconds(plan) if console else {}
         shown = StageProgress(console or Console(quiet=True), plan.stages, seconds, 1, folder / LOG_FILE)
-        with shown, cpu_threads(crew_size(None, plan.device, plan.parameters, 1)[1]):
+        with shown, cpu_threads(divide_cores(None, plan.device, plan.parameters, 1)[1]):
             for stage in plan.stages.values():
                 _run(stage, store, shown, progress)
         records = {key: store.record(key) for key in plan.stages}

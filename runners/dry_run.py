@@ -20,7 +20,7 @@ from .estimates.memory import COLUMNS, TITLE, evaluation_needs, evaluation_rows,
 from .estimates.probe import probe_cpu
 from .estimates.seconds import estimate, wall_seconds
 from .estimates.verdict import evaluation_demands, judge, load_demands, training_demands, training_rows
-from .executors.local import crew_size
+from .executors.local import divide_cores
 from .graph import Plan
 from .plan import make_plan
 from .progress import duration
@@ -61,7 +61,9 @@ def print_plan(config: SweepConfig, console: Console, assume: str | None = None)
 
 def _show_hours(plan: Plan, console: Console) -> None:
     estimated = estimate(plan)
-    workers, _ = crew_size(plan.config.execution.workers, plan.device, plan.parameters, max(len(estimated.seconds), 1))
+    workers, _ = divide_cores(
+        plan.config.execution.workers, plan.device, plan.parameters, max(len(estimated.seconds), 1)
+    )
     kinds = estimated.by_kind(plan)
     table = Table(
         "stage", "to do", "each", "together", "by", title="time", title_justify="left", box=None, pad_edge=False

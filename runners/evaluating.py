@@ -27,7 +27,7 @@ from ..records.bos import bos_sentence, differ, variant_without
 from .checks import bos_windows, check_model
 from .choices import pick_device, pick_dtype
 from .evaluation_stages import evaluate_stage, evaluation_name
-from .executors.local import Event, crew_size
+from .executors.local import Event, divide_cores
 from .finetuned_as import TEXT_NOTE, finetuned_as_text
 from .progress import LOG_FILE, StageProgress
 from .provenance import provenance
@@ -160,7 +160,7 @@ def evaluate(
         for name, (benchmark, asked) in chosen.items()
     }
     scored_by_another = any(stage.spec.engine == choice.scoring for stage in stages.values())
-    threads = crew_size(None, device, parameters, 1)[1]
+    threads = divide_cores(None, device, parameters, 1)[1]
 
     def longest(tokenizer: Any, context: int) -> int:
         return max(benchmark.longest_sequence(tokenizer, asked, context) for benchmark, asked in chosen.values())

@@ -24,7 +24,7 @@ from .config import SweepConfig
 from .estimates.disk import checkpoint_bytes, disk_bytes
 from .estimates.memory import check_plan
 from .estimates.seconds import stage_seconds, wall_seconds
-from .executors.local import Event, crew_size, raise_failures, run_stages
+from .executors.local import Event, divide_cores, raise_failures, run_stages
 from .graph import Plan
 from .plan import make_plan
 from .process_setup import refuse_launchers
@@ -185,7 +185,7 @@ def _run_pending(plan: Plan, pending: Sequence[str], removal: Removal, out: Cons
             with StageProgress(out, todo, seconds, min(share.slots, len(todo)), log) as progress:
                 on_event = removal.after(progress.event)
                 return ray_executor.run_stages(todo, plan.needs, plan.store, share, on_event, progress.start)
-    workers, threads = crew_size(config.execution.workers, plan.device, plan.parameters, len(pending))
+    workers, threads = divide_cores(config.execution.workers, plan.device, plan.parameters, len(pending))
     with StageProgress(out, todo, seconds, workers, log) as progress:
         on_event = removal.after(progress.event)
         return run_stages(todo, plan.needs, plan.store, workers, threads, on_event, progress.start)
@@ -262,7 +262,7 @@ def fit_warnings(plan: Plan) -> list[str]:
 def plan_seconds(plan: Plan) -> float:
     """Return the estimated wall-clock seconds of what is still to do."""
     seconds = stage_seconds(plan)
-    workers, _ = crew_size(plan.config.execution.workers, plan.device, plan.parameters, max(len(seconds), 1))
+    workers, _ = divide_cores(plan.config.execution.workers, plan.device, plan.parameters, max(len(seconds), 1))
     return wall_seconds(plan, seconds, workers)
 
 

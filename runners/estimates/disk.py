@@ -14,7 +14,7 @@ from ...models.dtypes import OWN
 from ...models.loading import DTYPES, own_dtype
 from ...models.matrices import matrices
 from ...models.quantised.size import correction_bytes
-from ..executors.local import crew_size
+from ..executors.local import divide_cores
 from ..graph import Plan
 from ..specs import CompressStage, QuantiseStage, Stage
 from ..store.folders import ratio_folder, resume_folder
@@ -53,7 +53,7 @@ def disk_sentence(plan: Plan) -> str:
 
 def _peak(plan: Plan, pending: list[str], sizes: Mapping[str, int], resuming: Mapping[str, int]) -> int:
     """Run the plan on paper as `run_stages` does; stages end in the order in which they begin."""
-    workers, _ = crew_size(plan.config.execution.workers, plan.device, plan.parameters, len(pending))
+    workers, _ = divide_cores(plan.config.execution.workers, plan.device, plan.parameters, len(pending))
     readers, waiting, left = readers_of_inputs(plan), list(pending), set(pending)
     running: list[str] = []
     occupied = most = 0
@@ -104,7 +104,7 @@ def checkpoint_bytes(plan: Plan) -> int:
     Small models are done before they keep anything. Two checkpoints lie there while the second is written.
     """
     pending = plan.pending()
-    workers, _ = crew_size(plan.config.execution.workers, plan.device, plan.parameters, len(pending))
+    workers, _ = divide_cores(plan.config.execution.workers, plan.device, plan.parameters, len(pending))
     return sum(sorted(_resume_bytes(plan, pending).values())[-workers:])
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 from ...foundation.errors import UserError
 from ...foundation.files import read_json
 from ...models.loading import DTYPES
-from ..executors.local import crew_size
+from ..executors.local import divide_cores
 from ..graph import Plan
 from ..specs import CompressSpec, EvaluateSpec, FitSpec, QuantiseSpec, RecoverSpec, Spec, TrainedSpec
 from ..stage_records import StageRecord, parse_record
@@ -122,7 +122,7 @@ def plan_speeds(plan: Plan) -> Speeds:
     """Return the speeds of the machine that a plan is for."""
     if plan.machine.flops is not None:
         return card_speeds(plan.machine.flops)
-    _, threads = crew_size(plan.config.execution.workers, plan.device, plan.parameters, len(plan.stages))
+    _, threads = divide_cores(plan.config.execution.workers, plan.device, plan.parameters, len(plan.stages))
     text = cast(Any, plan.skeleton).config.get_text_config()
     loading = tokenizer_seconds(plan.source) if plan.at_hand.tokenizer else 0.0
     return cpu_speeds(DTYPES[plan.dtype], int(getattr(text, "num_hidden_layers", None) or 1), threads, loading)

@@ -223,8 +223,8 @@ def _epitaph(code: int | None, stage: Stage) -> str:
     )
 
 
-def crew_size(config_workers: int | None, device: str, parameters: int, stages: int) -> tuple[int, int]:
-    """Return (worker processes, CPU threads of each).
+def divide_cores(config_workers: int | None, device: str, parameters: int, stages: int) -> tuple[int, int]:
+    """Divide the cores among stages: return (worker processes, CPU threads of each).
 
     Small models do not fill several cores, so each core gets its own stage; large models and GPUs run one at a time.
 

@@ -12,7 +12,7 @@ from sweeps import small_sweep
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.runners.compressing import CompressRequest, compress, estimate_compression, plan_compression
-from lowrank_bench.runners.executors.local import crew_size, do_stage
+from lowrank_bench.runners.executors.local import divide_cores, do_stage
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.store.folders import MODEL_FOLDER, ratio_folder
 
@@ -28,7 +28,7 @@ def sweep_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         small_sweep(out, methods=list(METHODS), ratios=[2], finetune={"steps": 0}, recover={"steps": STEPS})
     )
     threads = torch.get_num_threads()
-    torch.set_num_threads(crew_size(None, plan.device, plan.parameters, 1)[1])
+    torch.set_num_threads(divide_cores(None, plan.device, plan.parameters, 1)[1])
     try:
         for stage in plan.stages.values():
             if stage.kind in ("fit", "compress"):

@@ -47,7 +47,7 @@ def test_bytes_follow_from_shapes_and_are_those_of_the_tensors(case):
     assert expected < model_size(model).bytes
 
 
-def test_the_packed_file_stands_for_the_weights_that_are_evaluated(case, tmp_path):
+def test_the_packed_file_holds_the_weights_that_are_evaluated(case, tmp_path):
     model, scheme = case
     size = write_packed(quantise(model, scheme), scheme, tmp_path / "packed.safetensors")
     assert size == (tmp_path / "packed.safetensors").stat().st_size

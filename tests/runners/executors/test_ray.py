@@ -29,7 +29,7 @@ from lowrank_bench.records.files import read_records, same_results
 from lowrank_bench.results.sweep import run_sweep
 from lowrank_bench.runners.config import make_config
 from lowrank_bench.runners.executors import ray as ray_executor
-from lowrank_bench.runners.executors.local import StageCrashed, crew_size
+from lowrank_bench.runners.executors.local import StageCrashed, divide_cores
 from lowrank_bench.runners.executors.ray import RETRIES, Node, share_of
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.store.shared import LIGHT_BYTES
@@ -358,7 +358,7 @@ worker_counts = st.none() | st.integers(1, 64)
 def test_one_machine_gets_the_threads_of_the_local_executor(workers, parameters):
     cores = len(os.sched_getaffinity(0))
     share = share_of(workers, "cpu", parameters, [Node(cores, 0)])
-    worker_count, threads = crew_size(workers, "cpu", parameters, 10**6)
+    worker_count, threads = divide_cores(workers, "cpu", parameters, 10**6)
     assert share.threads == threads
     assert share.slots == min(worker_count, cores)
 
