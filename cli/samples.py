@@ -48,6 +48,7 @@ def rescore(
         (
             c.label,
             f"{c.ratio:g}x",
+            str(c.steps or ""),
             str(c.seed),
             c.benchmark,
             f"{c.before:.4g}",
@@ -56,7 +57,7 @@ def rescore(
         )
         for c in changes
     ]
-    print_rows("rescored", ["label", "ratio", "seed", "benchmark", "before", "now", ""], rows)
+    print_rows("rescored", ["label", "ratio", "steps", "seed", "benchmark", "before", "now", ""], rows)
     console().print(f"results  {csv}", soft_wrap=True, highlight=False)
 
 
@@ -70,7 +71,7 @@ def show(
     finish: Annotated[str | None, typer.Option(help="Only this finish reason: stop or length.")] = None,
     problem: Annotated[str | None, typer.Option(help="Only this problem id.")] = None,
     contains: Annotated[str | None, typer.Option(help="Only completions with this text.")] = None,
-    limit: Annotated[int, typer.Option(help="Most samples to show; 0 shows all.")] = 10,
+    limit: Annotated[int, typer.Option(min=0, help="Most samples to show; 0 shows all.")] = 10,
     data: Data = None,
 ) -> None:
     """Page through problems, completions, answers and verdicts (through a pager on a terminal)."""

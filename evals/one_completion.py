@@ -43,8 +43,8 @@ def score_completion(
     """
     if not isinstance(benchmark, GenerativeBenchmark):
         raise UserError(
-            f"benchmark '{benchmark.name}' compares likelihoods, so there is no completion to score; name one that "
-            "generates, such as gsm8k, math, humaneval or mbpp"
+            f"benchmark '{benchmark.name}' has no completion that can be scored alone: it compares likelihoods, or "
+            "lm-eval scores it; name one that generates, such as gsm8k, math, humaneval or mbpp"
         )
     if (gold is None) == (item is None):
         raise UserError(

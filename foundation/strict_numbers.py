@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
 
-from pydantic import BaseModel, ValidationInfo, ValidatorFunctionWrapHandler, field_validator
+from pydantic import BaseModel, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+_WRONG = PydanticCustomError(
+    "truth_value", "this is a number, and true, false and what YAML reads as these (yes, no, on, off) are none"
+)
 
 
 class StrictNumbers(BaseModel):
     """Refuses true and false where a number is asked for: YAML reads ``yes`` as true, which pydantic takes for 1."""
 
-    @field_validator("*", mode="wrap", check_fields=False)
+    @model_validator(mode="wrap")
     @classmethod
-    def _refuse_truth_values(cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-        validated = handler(value)
-        if _counts_truth(value, validated):
-            raise ValueError(
-                f"{info.field_name} cannot be {str(value).lower()}; it is a number, and YAML reads yes, no, on and off "
-                "as true and false"
-            )
-        return validated
+    def _refuse_truth_values(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        model = handler(values)
+        given = values if isinstance(values, Mapping) else {}
+        wrong = [
+            InitErrorDetails(type=_WRONG, loc=(name,), input=value)
+            for name, value in given.items()
+            if name in cls.model_fields and _counts_truth(value, getattr(model, name))
+        ]
+        if wrong:
+            raise ValidationError.from_exception_data(cls.__name__, wrong)
+        return model
 
 
 def _counts_truth(value: Any, validated: Any) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import math
 import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ..foundation.errors import UserError, did_you_mean, unknown
@@ -39,7 +41,7 @@ def parse_condition(text: str) -> Condition:
     """Read ``method=svd,bs``, ``label!="bs, top"``, ``ratio_target>=2`` or ``headline=true``.
 
     Several values with commas are alternatives (after ``!=``, all are left out); a value with a comma goes into double
-    quotes. Numbers may be compared by size, and so may the time ``evaluated_at``.
+    quotes. Numbers may be compared by size, and so may the time ``evaluated_at``, a day being its first second in UTC.
 
     Raises:
         UserError: this is not such a condition, the column is unknown, or a value is not of the column's type.
@@ -97,14 +99,29 @@ def _value(column: str, text: str) -> Any:
         if text.lower() not in _BOOLS:
             raise UserError(f"{column} is true or false, not '{text}'")
         return _BOOLS[text.lower()]
+    if column == "evaluated_at":
+        return _time(text)
     if kind not in (int, float):
         return text
     try:
         number = kind(text.removesuffix("x") if column.startswith("ratio") else text)
     except ValueError:
+        number = math.nan
+    if math.isnan(number):
         whole = "whole " if kind is int else ""
-        raise UserError(f"{column} is a {whole}number, and '{text}' is not") from None
+        raise UserError(f"{column} is a {whole}number, and '{text}' is not")
     return number
+
+
+def _time(text: str) -> str:
+    """Return a time as records have it."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise UserError(
+            f"evaluated_at is a time such as 2026-01-31 or 2026-01-31T12:00:00+00:00, and '{text}' is not"
+        ) from None
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC).isoformat(timespec="seconds")
 
 
 def _written(value: object) -> str:

@@ -96,9 +96,9 @@ class ByteCount:
         if not smallest <= size <= largest:
             whole = self._shape.parameters * 2
             raise UserError(
-                f"--bytes {size / whole:.4g} is out of reach for {self.method.name} in {bits} bits, which takes "
-                f"{smallest / whole:.3f} to {largest / whole:.3f} of the bfloat16 model's bytes; ask for a share in "
-                "between, or for other --bits"
+                f"--bytes {size / whole:.6g} is out of reach for {self.method.name} in {bits} bits, which takes "
+                f"{_up(smallest / whole) / _STEPS:g} to {_down(largest / whole) / _STEPS:g} of the bfloat16 model's "
+                "bytes; ask for a share in between, or for other --bits"
             )
         if bits == WHOLE_BITS:
             ratio = self._shape.parameters * self.width / size

@@ -42,7 +42,9 @@ class Choice:
 
 
 def choose(plan: Plan, candidates: Sequence[Candidate], ratio: float, trains: bool) -> Choice:
-    """Choose among the trainings of a grid; where some are not done, the first takes the part of the one to come.
+    """Choose among the trainings of a grid; where some are not done, one of those takes the part of the one to come.
+
+    It has to run anyway: the weights of a rate that is done may have been removed, and are not needed.
 
     Args:
         plan: whose store has the finished ones.
@@ -54,9 +56,11 @@ def choose(plan: Plan, candidates: Sequence[Candidate], ratio: float, trains: bo
         UserError: no rate leaves a finite loss.
     """
     compressions = [candidate.keys["compress"] for candidate in candidates] if trains else []
-    records = _records(plan, [candidate.keys["recover"] for candidate in candidates], compressions)
+    recoveries = [candidate.keys["recover"] for candidate in candidates]
+    records = _records(plan, recoveries, compressions)
     if records is None:
-        return Choice(candidates[0], None)
+        missing = plan.store.missing(recoveries)
+        return Choice(candidates[recoveries.index(missing[0]) if missing else 0], None)
     losses = [_held_out_loss(record) for record in records]
     rates = tuple(candidate.run.learning_rate for candidate in candidates)
     if not math.isfinite(min(losses)):

@@ -13,7 +13,7 @@ from ...models.identity import identity_files
 from .card import eval_results, find_base, model_card
 from .origin import read_origin
 
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,29 @@ def prepare(
         UserError: what `read_origin` and `find_base` refuse, or a name that is no repository.
     """
     for kind, name in (("repository", repository), ("base model", base_model)):
-        if name and not _REPOSITORY.fullmatch(name):
-            raise UserError(f"the {kind} '{name}' is no OWNER/NAME; write for example me/llama-3.2-1b-svd-2x")
+        if name and not _is_repository(name):
+            raise UserError(
+                f"the {kind} '{name}' is no OWNER/NAME; write for example me/llama-3.2-1b-svd-2x, with letters, "
+                "digits, '-', '_' and '.', without '--', '..' or '.git' at the end"
+            )
     if not repository:
         raise UserError("the repository has no name; write OWNER/NAME")
     origin = read_origin(checkpoint, evaluations, seed)
     base = find_base(origin, base_model, licence)
     files = {file.relative_to(origin.folder).as_posix(): file for file in identity_files(origin.folder)}
     return Publication(repository, files, {"README.md": model_card(origin, base, repository), **eval_results(origin)})
+
+
+def _is_repository(name: str) -> bool:
+    """Whether the hub's client takes a name with an owner."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return _REPOSITORY.fullmatch(name) is not None
 
 
 def push(publication: Publication, public: bool = False) -> tuple[str, str]:

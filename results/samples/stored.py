@@ -15,13 +15,14 @@ from ...evals.tasks.chat import is_chat_variant
 from ...foundation.errors import UserError
 from ...foundation.progress import track
 from ...records.files import Record, read_records, write_records
-from ...records.schema import KEY_COLUMNS
+from ...records.schema import BUDGET, KEY_COLUMNS
 from ...runners.store.folders import StageStore, verify_around
 from ...runners.task_files import know_task_of
 from ...runners.training.data import DATA_SEED
 from ..cells import find_cell, is_cell, stage_folder
 from .compare import Comparison, compare
 
+_SHOWN = 12  # of what there is, in messages
 _CELL = [column for column in KEY_COLUMNS if column not in ("metric", "scorer")]
 """What the records of one evaluation of one cell have in common."""
 
@@ -83,10 +84,11 @@ def compare_samples(a: str, b: str, benchmark: str | None, seed: int | None, sco
 
 @dataclass(frozen=True)
 class Change:
-    """A headline before and after rescoring."""
+    """A headline before and after rescoring; ``steps`` after the first finetuning are 0 where none are named."""
 
     label: str
     ratio: float
+    steps: int
     seed: int
     benchmark: str
     before: float
@@ -107,6 +109,8 @@ def rescore_run(run: Path, data: Path | None, out: Path | None, allow_weak: bool
         provenance.
     """
     frame = read_records(run)
+    if frame.empty:
+        raise UserError(f"{run} holds no records; name the folder of a run that has results")
     names = list(Record.model_fields)
     changes, records = [], []
     evaluations = frame.groupby(["stage_key", "benchmark"], sort=False)
@@ -128,7 +132,15 @@ def rescore_run(run: Path, data: Path | None, out: Path | None, allow_weak: bool
                 records.append(Record(**(common | {"metric": values.pop("name")} | values)))
             before = cell[cell.headline].iloc[0]
             changes.append(
-                Change(before.label, before.ratio_target, before.seed, before.benchmark, before.value, headline.value)
+                Change(
+                    before.label,
+                    before.ratio_target,
+                    before[BUDGET],
+                    before.seed,
+                    before.benchmark,
+                    before.value,
+                    headline.value,
+                )
             )
     csv, _ = write_records(out or (run if run.is_dir() else run.parent) / "rescored", records)
     return changes, csv
@@ -155,11 +167,18 @@ def show_samples(lines: list[Sample], filters: Filters) -> Iterator[Sample]:
     """Yield the lines that pass the filters.
 
     Raises:
-        UserError: a verdict that none of the samples has.
+        UserError: a verdict, a finish reason or a problem that none of the samples has.
     """
-    verdicts = sorted({str(line["verdicts"].get(line["scorer"])) for line in lines})
-    if filters.verdict is not None and filters.verdict not in verdicts:
-        raise UserError(f"no sample has the verdict '{filters.verdict}'; there are: {', '.join(verdicts)}")
+    present = {
+        "verdict": (filters.verdict, {str(line["verdicts"].get(line["scorer"])) for line in lines}),
+        "finish reason": (filters.finish, {line["finish_reason"] for line in lines}),
+        "problem": (filters.problem, {str(line["problem"]) for line in lines}),
+    }
+    for kind, (asked, known) in present.items():
+        if asked is not None and asked not in known:
+            names = sorted(known)
+            shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+            raise UserError(f"no sample has the {kind} '{asked}'; there are: {shown}")
     for line in lines:
         if filters.verdict is not None and line["verdicts"].get(line["scorer"]) != filters.verdict:
             continue

@@ -128,7 +128,10 @@ def check(config: SweepConfig, share: float, between: tuple[float, float], resol
         raise UserError(f"--keep {100 * share:g}% is not usable; write more than 0% and at most 100%, such as 95%")
     least, most = between
     if not 1 < least < most <= 100:
-        raise UserError(f"--between {least:g},{most:g} is not usable; write two ratios above 1, such as 1.1,8")
+        raise UserError(
+            f"--between {least:g},{most:g} is not usable; write two ratios above 1 and up to 100, the smaller first, "
+            "such as 1.1,8"
+        )
     if not 0.005 <= resolution <= 1:
         raise UserError(f"--resolution {resolution:g} is not usable; write 0.005 to 1, such as 0.05 for 5 % steps")
     if len(config.seeds) != 1:

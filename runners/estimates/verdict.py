@@ -48,9 +48,10 @@ def training_demands(trainings: Mapping[str, tuple[Choice, TrainingPeak]]) -> li
     """Return what trainings take where they are placed."""
     advice = "a smaller batch (--batch-size) or shorter examples (--max-length), or a machine with more memory"
     demands = []
-    for title, (_, peak) in trainings.items():
+    for title, (choice, peak) in trainings.items():
         sizes = (0, peak.device) if peak.on_cpu else (peak.device, peak.host)
-        demands.append(Demand(title, *sizes, advice))
+        elsewhere = "--placement host-moments, " if choice.placement == "device" and not peak.on_cpu else ""
+        demands.append(Demand(title, *sizes, elsewhere + advice))
     return demands
 
 

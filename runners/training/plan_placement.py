@@ -85,7 +85,10 @@ class TrainingPlacements:
             self.plan.trainings[title] = choice, estimate_peak(spread, setup.processes)
             return Choice("device", 1, "")
         if self.plan.config.execution.executor == "ray" and self.plan.config.training.placement == "auto":
-            return Choice("device", 1, "")  # other machines' memory is not known here
+            choice = Choice("device", 1, "")  # nothing is chosen or refused: the nodes' memory is not known here
+            if self.plan.dry:
+                self.plan.trainings[title] = choice, estimate_peak("device", 1)
+            return choice
         count = self.plan.machine.count
         shares = max(n for n in range(1, count + 1) if settings.batch_size % n == 0)
         if not may_shard:

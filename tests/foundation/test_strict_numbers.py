@@ -25,7 +25,7 @@ class Numbers(StrictNumbers):
 )
 def test_a_truth_value_is_no_number(values):
     (name,) = values
-    with pytest.raises(ValidationError, match=rf"{name} cannot be .*it is a number"):
+    with pytest.raises(ValidationError, match=rf"{name}\n.*this is a number"):
         Numbers(**values)
 
 
@@ -42,13 +42,11 @@ def test_numbers_and_flags_are_taken(values):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"limit": True}, "limit cannot be true"),
-        ({"seeds": [True]}, r"seeds cannot be \[true\]"),
-        ({"ratios": [True, 2]}, r"ratios cannot be \[true, 2\]"),
-        ({"recover": {"steps": [True]}}, r"steps cannot be \[true\]"),
-        ({"finetune": {"learning_rate": True}}, "learning_rate cannot be true"),
-        ({"workers": True}, "workers cannot be true"),
-        ({"tune": [True]}, r"tune cannot be \[true\]"),
+        ({"limit": True}, "limit cannot be True: this is a number"),
+        ({"seeds": [True]}, r"seeds cannot be \[True\]"),
+        ({"recover": {"steps": [True]}}, r"steps cannot be \[True\]"),
+        ({"finetune": {"learning_rate": True}}, "learning_rate cannot be True"),
+        ({"workers": True}, "workers cannot be True"),
     ],
 )
 def test_a_sweep_refuses_them(tmp_path, changes, sentence):
@@ -57,10 +55,10 @@ def test_a_sweep_refuses_them(tmp_path, changes, sentence):
 
 
 def test_options_of_methods_policies_and_recoveries_refuse_them():
-    with pytest.raises(UserError, match=r"samples=True is not usable: samples cannot be true"):
+    with pytest.raises(UserError, match=r"samples=True is not usable.* this is a number"):
         create_method("svd-llm", {"samples": True})
-    with pytest.raises(UserError, match="cannot be true"):
+    with pytest.raises(UserError, match=r"trials=True is not usable .this is a number"):
         parse_policy("ilp(trials=true)")
-    with pytest.raises(UserError, match="r cannot be true"):
+    with pytest.raises(UserError, match="r=True is not usable.* this is a number"):
         create_recovery("lora", {"r": True})
     assert issubclass(Part, StrictNumbers)

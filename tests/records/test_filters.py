@@ -36,6 +36,14 @@ def test_several_conditions_all_hold(sweep):
     assert set(frame["ratio_target"]) == {2.0, 3.0}
 
 
+@pytest.mark.parametrize("text", ["2026-01-31T12:00:00+00:00", "2026-01-31T13:00+01:00", "2026-01-31T12:00"])
+def test_times_are_compared_as_times(record, text):
+    frame = to_frame([record(evaluated_at=f"2026-01-31T{hour}:00:00+00:00", stage_key=hour) for hour in ("11", "12")])
+    assert list(filter_frame(frame, [f"evaluated_at>={text}"])["stage_key"]) == ["12"]
+    assert list(filter_frame(frame, [f"evaluated_at<{text}"])["stage_key"]) == ["11"]
+    assert len(filter_frame(frame, ["evaluated_at>=2026-01-31"])) == 2
+
+
 def test_a_value_with_a_comma_is_quoted(record):
     frame = to_frame([record(label="bs, top"), record(label="bs", stage_key="b")])
     assert list(filter_frame(frame, ['label="bs, top"'])["label"]) == ["bs, top"]
@@ -54,6 +62,9 @@ def test_a_value_with_a_comma_is_quoted(record):
         ("ratio_target=7", "no record has ratio_target '7'; there are: 1, 1.5, 2, 3, 5"),
         ("ratio_target>50", "no record is left"),
         ("headline=yes", "is true or false"),
+        ("ratio_target>=nan", "is a number, and 'nan' is not"),
+        ("evaluated_at<=yesterday", "is a time such as 2026-01-31 .* and 'yesterday' is not"),
+        ("evaluated_at<=2026-13-45", "and '2026-13-45' is not"),
         ("ratio_target>1,2", "one number"),
         ("__class__=x", "unknown column"),
         ("value.__class__=x", "is not a condition"),

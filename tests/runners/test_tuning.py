@@ -309,6 +309,21 @@ def test_a_model_that_another_sweep_measured_stays_and_one_that_is_chosen_later_
     assert not store.without_weights([again, measured, best])
 
 
+def test_a_longer_grid_trains_only_what_is_new_where_weights_of_other_rates_were_removed(tmp_path):
+    options = SMALL | {"methods": ["svd", "bs:prunings=1"], "tune": "lr=1e-5,1e-2", "keep": "needed"}
+    run_sweep(small_sweep(tmp_path, **options))
+    longer = small_sweep(tmp_path, **options | {"tune": "lr=1e-5,1e-4,1e-2"})
+    plan = make_plan(longer)
+    trained = {"recover svd 2x": [], "recover bs:prunings=1 2x": [], "compress bs:prunings=1 2x": []}
+    for key in plan.pending():
+        stage = plan.stages[key]
+        if (name := stage.title.split(",")[0]) in trained:
+            trained[name].append(stage.train.learning_rate)
+    assert set(map(tuple, trained.values())) == {(1e-4,)}
+    run_sweep(longer)
+    assert run_sweep(longer).stages_run == 0
+
+
 def test_a_plan_with_a_choice_to_make_counts_the_weights_that_it_waits_with(tmp_path):
     changes = {"methods": ["bs:prunings=1"], "tune": "lr=1e-4,1e-3,1e-2", "workers": 1, "before_recovery": True}
     plan = planned(tmp_path, **changes)

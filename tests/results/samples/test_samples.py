@@ -110,5 +110,15 @@ def test_filters(run):
         first["problem"]
     ]
     assert not list(show_samples(lines, Filters(contains="no such text")))
-    with pytest.raises(UserError, match="there are"):
-        list(show_samples(lines, Filters(verdict="splendid")))
+    for filters in (Filters(verdict="splendid"), Filters(finish="cut"), Filters(problem="no such problem")):
+        with pytest.raises(UserError, match=r"no sample has the (verdict|finish reason|problem) '.*'; there are: "):
+            list(show_samples(lines, filters))
+
+
+def test_a_table_without_records_is_not_rescored(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    heading = (run / "results.csv").read_text().splitlines()[0]
+    (tmp_path / "empty" / "results.csv").write_text(heading + "\n")
+    with pytest.raises(UserError, match="holds no records"):
+        rescore_run(tmp_path / "empty", None, None)
+    assert not (tmp_path / "empty" / "rescored").exists()

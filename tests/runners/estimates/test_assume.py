@@ -50,11 +50,38 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def dry_run(model: str, task: str, card: str) -> str:
-    words = ["run", "--methods", "svd,fwsvd,bs", "--model", model, "--task", task, "--dry-run", "--assume", card]
+def dry_run(model: str, task: str, card: str, *more: str) -> str:
+    words = ["run", "--methods", "svd,fwsvd,bs", "--model", model, "--task", task, "--dry-run", "--assume", card, *more]
     done = CliRunner(env={"COLUMNS": "200"}).invoke(app, words)
     assert done.exit_code == 0, f"{done.output}{done.exception}"
     return done.output
+
+
+@pytest.mark.parametrize(("card", "placed"), [("h100:1", ()), ("rtx4090:1", ()), ("h100:1", ("host-moments",))])
+def test_a_plan_for_ray_counts_its_trainings(card: str, placed: tuple[str, ...], bare: Path) -> None:
+    """No placement is chosen there, so that everything on the device is what has to fit, or what was named."""
+    named = [word for placement in placed for word in ("--placement", placement)]
+    shown = dry_run("llama2-7b", "math", card, "--executor", "ray", *named)
+    (verdict,) = [line for line in shown.splitlines() if re.match(r"(fits|does not fit)[ :]", line)]
+    if placed:
+        assert verdict.startswith("fits 1 h100")
+        assert "finetune llama2-7b" in verdict
+    else:
+        assert re.match(
+            r"does not fit: finetune llama2-7b .* needs 106\.3 GiB .* use --placement host-moments", verdict
+        )
+    rows = [
+        line.split()
+        for line in shown.splitlines()
+        if line.startswith(("finetune llama2-7b", "recover svd", "compress bs"))
+    ]
+    assert {row[2] for row in rows} == set(placed or ["device"])
+    assert len(rows) == 3
+
+
+def test_a_run_by_ray_is_not_judged_by_this_machine(tmp_path: Path) -> None:
+    assert make_plan(small_sweep(tmp_path, executor="ray")).trainings == {}
+    assert make_plan(small_sweep(tmp_path, executor="ray"), dry=True).trainings
 
 
 @pytest.mark.parametrize("card", ["h100:1", "h100:8", "rtx4090:1"])
