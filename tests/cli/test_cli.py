@@ -237,7 +237,9 @@ def test_samples_are_compared_rescored_and_shown(finished, tmp_path):
         assert word in done.stdout
     assert refused(bench("compare", f"{folder}:svd@9", f"{folder}:svd@2"), "its cells")
     assert refused(bench("show", f"{folder}:svd@2", "--verdict", "nice"), "no sample has the verdict")
-    assert refused(bench("show", f"{folder}:svd@2", "--limit", "-1"), "-1 is not in the range x>=0")
+    assert refused(
+        bench("show", f"{folder}:svd@2", "--limit", "-1"), "invalid value for '--limit'", "greater than or equal to 0"
+    )
     source = sample_file(f"{folder}:svd@2")
     (tmp_path / "samples.jsonl").write_text(
         "".join(
