@@ -117,11 +117,12 @@ def _time(text: str) -> str:
     """Return a time as records have it."""
     try:
         time = datetime.fromisoformat(text)
-    except ValueError:
+        time = (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):  # the latter of the first and the last day that there is
         raise UserError(
             f"evaluated_at is a time such as 2026-01-31 or 2026-01-31T12:00:00+00:00, and '{text}' is not"
         ) from None
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC).isoformat(timespec="seconds")
+    return time.isoformat(timespec="seconds")
 
 
 def _written(value: object) -> str:

@@ -95,7 +95,7 @@ def tokenizer_seconds(source: ModelSource) -> float:
     plain = remembered(
         key,
         lambda: {_BUSY: _is_busy(), "seconds": PlanTokenizer(source).load_seconds()},
-        lambda plain: _is_speed(plain.get("seconds")) and _is_current(plain),
+        lambda plain: isinstance(plain, dict) and _is_speed(plain.get("seconds")) and _is_current(plain),
     )
     return float(plain["seconds"])
 

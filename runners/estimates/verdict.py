@@ -50,7 +50,11 @@ def training_demands(trainings: Mapping[str, tuple[Choice, TrainingPeak]]) -> li
     demands = []
     for title, (choice, peak) in trainings.items():
         sizes = (0, peak.device) if peak.on_cpu else (peak.device, peak.host)
-        elsewhere = "--placement host-moments, " if choice.placement == "device" and not peak.on_cpu else ""
+        elsewhere = (
+            "--placement host-moments, "
+            if (choice.placement, choice.processes) == ("device", 1) and not peak.on_cpu
+            else ""
+        )
         demands.append(Demand(title, *sizes, elsewhere + advice))
     return demands
 

@@ -65,6 +65,7 @@ def test_a_value_with_a_comma_is_quoted(record):
         ("ratio_target>=nan", "is a number, and 'nan' is not"),
         ("evaluated_at<=yesterday", "is a time such as 2026-01-31 .* and 'yesterday' is not"),
         ("evaluated_at<=2026-13-45", "and '2026-13-45' is not"),
+        ("evaluated_at<=0001-01-01T00:00+14:00", r"and '0001-01-01T00:00\+14:00' is not"),
         ("ratio_target>1,2", "one number"),
         ("__class__=x", "unknown column"),
         ("value.__class__=x", "is not a condition"),

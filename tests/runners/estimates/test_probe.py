@@ -144,3 +144,11 @@ def test_loading_a_tokenizer_is_measured_once_and_counts_until_the_machine_is_id
     assert cpu_speeds(torch.float32, 4, 1, 2.0, PROBE).seconds(Work(tokenizers=3)) == pytest.approx(
         6 + cpu_speeds(torch.float32, 4, 1, 2.0, PROBE).seconds(Work())
     )
+
+
+@pytest.mark.parametrize("wrong", [[], "text", {}, {"seconds": "fast"}, {"seconds": -1.0}])
+def test_what_is_no_time_of_loading_is_measured_again(measured, monkeypatch, wrong):
+    source = ModelSource("m", "m", "", "sha256 of a folder")
+    monkeypatch.setattr(probe.PlanTokenizer, "load_seconds", lambda tokenizer: 2.0)
+    monkeypatch.setattr(probe, "remembered", lambda key, measure, valid: wrong if valid(wrong) else measure())
+    assert probe.tokenizer_seconds(source) == 2.0
