@@ -52,6 +52,8 @@ def print_plan(config: SweepConfig, console: Console, assume: str | None = None)
     for row in trained + memory_rows(other) + evaluation_rows(needs, plan.device):
         memory.add_row(*map(escape, row))
     console.print(memory)
+    for note in dict.fromkeys(peak.note for _, peak in plan.trainings.values() if peak.note):
+        console.print(f"note on the memory of trainings: {escape(note)}", highlight=False, soft_wrap=True)
     _show_hours(plan, console)
     for reason in dict.fromkeys(choice.why for choice, _ in plan.trainings.values() if choice.why):
         console.print(f"placement: {escape(reason)}", highlight=False, soft_wrap=True)

@@ -14,7 +14,7 @@ from lowrank_bench.cli import app
 from lowrank_bench.evals.base import EvalSettings, benchmarks
 from lowrank_bench.evals.tasks.base import built_in_tasks, get_task
 from lowrank_bench.foundation.errors import UserError
-from lowrank_bench.models import hub
+from lowrank_bench.models import hub, pass_memory
 from lowrank_bench.models.footprint import Footprint
 from lowrank_bench.models.known_shapes import SHAPES, check_preset, known_skeleton
 from lowrank_bench.models.matrices import model_size
@@ -40,7 +40,10 @@ def no_gpu(*_: Any) -> Any:
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Return an empty folder on a machine without a GPU, a hub or data."""
-    for name in ("is_available", "device_count", "mem_get_info", "get_device_name", "_lazy_init"):
+    # torch itself asks whether there is one, when it makes the tensors without data that passes are counted with.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for name in ("mem_get_info", "get_device_name", "_lazy_init"):
         monkeypatch.setattr(torch.cuda, name, no_gpu)
     monkeypatch.setattr(at_hand, "is_cached", lambda *_: False)
     monkeypatch.setattr(at_hand, "hub_answers", lambda: False)
@@ -54,6 +57,7 @@ def dry_run(model: str, task: str, card: str, *more: str) -> str:
     words = ["run", "--methods", "svd,fwsvd,bs", "--model", model, "--task", task, "--dry-run", "--assume", card, *more]
     done = CliRunner(env={"COLUMNS": "200"}).invoke(app, words)
     assert done.exit_code == 0, f"{done.output}{done.exception}"
+    assert "guessed" not in done.output
     return done.output
 
 
@@ -67,9 +71,13 @@ def test_a_plan_for_ray_counts_its_trainings(card: str, placed: tuple[str, ...],
         assert verdict.startswith("fits 1 h100")
         assert "finetune llama2-7b" in verdict
     else:
-        assert re.match(
-            r"does not fit: finetune llama2-7b .* needs 106\.3 GiB .* use --placement host-moments", verdict
+        needed = re.match(
+            r"does not fit: finetune llama2-7b .* needs ([\d.]+) GiB .* use --placement host-moments", verdict
         )
+        assert needed is not None
+        # Weights, gradients, moments and the copy that torch's AdamW makes of all parameters: 20 bytes a parameter.
+        assert float(needed[1]) * GIB > 16 * PARAMETERS["llama2-7b"]
+        assert needed[1] in next(line.split() for line in shown.splitlines() if line.startswith("finetune llama2-7b"))
     rows = [
         line.split()
         for line in shown.splitlines()
@@ -77,6 +85,17 @@ def test_a_plan_for_ray_counts_its_trainings(card: str, placed: tuple[str, ...],
     ]
     assert {row[2] for row in rows} == set(placed or ["device"])
     assert len(rows) == 3
+
+
+def test_a_dry_run_says_that_activations_are_guessed(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("no value in a tensor without data")
+
+    monkeypatch.setattr(pass_memory, "_known", {})
+    monkeypatch.setattr(pass_memory, "remembered", fail)
+    words = ["run", "--methods", "svd", "--model", "llama2-7b", "--task", "math", "--dry-run", "--assume", "h100:1"]
+    shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, words).output
+    assert "note on the memory of trainings: activations are guessed from the linear layers" in shown
 
 
 def test_a_run_by_ray_is_not_judged_by_this_machine(tmp_path: Path) -> None:
