@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from pydantic import BaseModel
 
-from ..runners.config.options import ConfigOption, config_options, put
+from ..runners.config.options import ConfigOption, config_options, empties, put
 from ..runners.config.sweep import SweepConfig
 from .output import numbers, split_list
 
@@ -86,6 +86,8 @@ def _typer_option(option: ConfigOption, panel: str | None) -> Any:
 def _parsed(option: ConfigOption, value: Any) -> Any:
     if value is None:
         return None
+    if empties(option, value):
+        return []
     if option.declared.parse is not None:
         return option.declared.parse(value)
     if not option.several:

@@ -68,6 +68,8 @@ def filter_frame(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame
     Raises:
         UserError: a condition cannot be read, names a value that no record has, or nothing is left.
     """
+    if frame.empty and conditions:
+        raise UserError("there are no records to choose from; name a run that has evaluated at least one model")
     whole = frame
     for text in conditions:
         condition = parse_condition(text)

@@ -17,11 +17,26 @@ from ...foundation.strict_numbers import StrictNumbers
 from ..tracking.names import TRACKERS
 from .checks import Positive, check_repeats
 from .methods import check_recordable
-from .options import Option
+from .options import NONE, Option
 
 _FILES = "Files"
 
 MAX_WORKERS = 1024
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Return both parts of the address of a Ray cluster.
+
+    Raises:
+        ValueError: it is none.
+    """
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(
+            f"the address '{address}' is none of a Ray cluster; write HOST:PORT as 'ray start --head' prints it, such "
+            "as 10.0.0.1:6379, or auto on a machine of the cluster"
+        )
+    return host.strip("[]"), int(port)
 
 
 class Execution(StrictNumbers):
@@ -75,7 +90,7 @@ class Execution(StrictNumbers):
         description="Minutes between two states of a training that it can be resumed from; inf: none.",
     )
 
-    report_to: Annotated[tuple[str, ...], Option(default="none", example="tensorboard,wandb")] = Field(
+    report_to: Annotated[tuple[str, ...], Option(default=NONE, example="tensorboard,wandb")] = Field(
         default=(),
         description="Trackers of training curves and results: tensorboard, mlflow, wandb, trackio.",
     )
@@ -98,6 +113,13 @@ class Execution(StrictNumbers):
                 raise ValueError(str(unknown("tracker", value, TRACKERS)))
         check_repeats("tracker", list(values))
         return values
+
+    @field_validator("address")
+    @classmethod
+    def _address_of_a_cluster(cls, value: str | None) -> str | None:
+        if value not in (None, "auto"):
+            host_and_port(str(value))
+        return value
 
     @field_validator("storage")
     @classmethod

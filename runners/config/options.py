@@ -11,6 +11,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+NONE = "none"
+"""Given for an option with several values that is empty by default, it makes the option empty."""
+
 
 @dataclass(frozen=True)
 class Option:
@@ -19,7 +22,8 @@ class Option:
     Attributes:
         name: of the option; empty is the field's. In a model of several fields ``{parent}`` is the name of the field
             that holds it; a name without it sets the field in each of them.
-        default: what help shows instead of the field's default, such as ``the benchmark's`` for None.
+        default: what help shows instead of the field's default, such as ``the benchmark's`` for None. `NONE` can be
+            given too: it empties the option, also one that a file has set.
         example: values with commas that an error sentence shows.
         parse: reads the text of one option; else values with commas are read by the field's type.
         environment: a variable that gives the value too.
@@ -77,8 +81,15 @@ def config_options(root: type[BaseModel], panel: str = "What to run") -> list[Co
     return sorted(options.values(), key=lambda option: len(option.paths[0]) > 1)
 
 
+def empties(option: ConfigOption, value: Any) -> bool:
+    """Whether a value, as it was typed, makes an option empty."""
+    return option.default == NONE and isinstance(value, str) and value.strip() == NONE
+
+
 def parse_value(option: ConfigOption, value: Any) -> Any:
     """Return a value as the configuration takes it: texts as on the command line, one value of several as a list."""
+    if empties(option, value):
+        return []
     if isinstance(value, str) and option.declared.parse is not None:
         return option.declared.parse(value)
     if not option.several or isinstance(value, (list, tuple)):

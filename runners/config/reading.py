@@ -27,6 +27,10 @@ def make_config(values: Mapping[str, Any], kind: type[SweepConfig] = SweepConfig
         raise UserError(sentence(error, SweepConfig)) from error
 
 
+_INSTEAD = {"ratios": "bytes", "bytes": "ratios"}
+"""Fields that say the same in two ways, of which a sweep has one."""
+
+
 def nest(values: Mapping[str, Any]) -> dict[str, Any]:
     """Put options that have no group, as on the command line, into the groups of `SweepConfig`.
 
@@ -44,8 +48,11 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values with changes over them, mapping by mapping; what should be a mapping and is none stays as it is."""
-    merged = dict(values)
+    """Return values with changes over them, mapping by mapping; what should be a mapping and is none stays as it is.
+
+    Shares of bytes take the place of ratios, and ratios that of shares.
+    """
+    merged = {name: value for name, value in values.items() if not changes.get(_INSTEAD.get(name, ""))}
     for name, change in changes.items():
         old = merged.get(name)
         if isinstance(change, Mapping) and isinstance(old, Mapping):

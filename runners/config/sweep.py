@@ -19,7 +19,7 @@ from .checks import check_repeats, check_seed
 from .evaluation import Evaluation
 from .execution import Execution
 from .methods import MethodSpec, check_recordable, split_methods
-from .options import Option
+from .options import NONE, Option
 from .training import NO_TRAINING, Training
 
 
@@ -42,15 +42,14 @@ class SweepConfig(StrictNumbers):
     ratios: Annotated[tuple[float, ...], Option(example="2,4,7")] = Field(
         default=(2.0, 4.0), min_length=1, description="Original / compressed parameters of the whole model: 2,4,7."
     )
-    bytes: Annotated[tuple[float, ...] | None, Option(example="0.5,0.35,0.25")] = Field(
+    bytes: Annotated[tuple[float, ...] | None, Option(default=NONE, example="0.5,0.35,0.25")] = Field(
         default=None,
-        min_length=1,
         description="Instead of --ratios: shares of the bfloat16 model's bytes; each method's ratio is solved.",
     )
     bits: Annotated[tuple[int, ...], Option(example="16,8")] = Field(
         default=(16,), min_length=1, description="Bits of the factors: 16 as they are saved, 8 rounded after training."
     )
-    controls: Annotated[tuple[MethodSpec, ...], Option(parse=split_methods, default="none")] = Field(
+    controls: Annotated[tuple[MethodSpec, ...], Option(parse=split_methods, default=NONE)] = Field(
         default=(),
         description="Quantisation beside the methods: rtn-int8, rtn-int4, rtn4+r (corrected by low rank), with options "
         "after a colon.",
@@ -108,7 +107,7 @@ class SweepConfig(StrictNumbers):
                     f"{value:g} is no share of the bfloat16 model's bytes; use a number between 0 and 1, such as 0.5"
                 )
         check_repeats("share of bytes", [f"{value:g}" for value in values or ()])
-        return values
+        return values or None
 
     @field_validator("bits")
     @classmethod

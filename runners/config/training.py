@@ -18,7 +18,7 @@ from ...foundation.limits import MAX_COUNT, MAX_LEARNING_RATE
 from ...foundation.strict_numbers import StrictNumbers
 from .checks import Count, Positive, check_repeats
 from .methods import split_methods
-from .options import Option
+from .options import NONE, Option
 from .recoveries import FULL, RecoverySpec
 from .tuning import check_grid, split_grid
 
@@ -139,7 +139,7 @@ class Training(StrictNumbers):
             "compared: full,lora:r=16.",
         )
     )
-    tune: Annotated[tuple[float, ...] | None, Option(parse=split_grid, default="nothing")] = Field(
+    tune: Annotated[tuple[float, ...] | None, Option(parse=split_grid, default=NONE)] = Field(
         default=None,
         description="Learning rates after compression, lr=1e-4,3e-4,1e-3: held-out training examples choose per method "
         "and ratio; --lr is of the first finetuning then.",
@@ -192,7 +192,7 @@ class Training(StrictNumbers):
     @field_validator("tune")
     @classmethod
     def _usable_grid(cls, values: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        return None if values is None else check_grid(values)
+        return check_grid(values) if values else None
 
     @field_serializer("tune")
     def _plain_grid(self, values: tuple[float, ...] | None) -> str | None:

@@ -27,6 +27,7 @@ from ...foundation.errors import UserError
 from ...foundation.process import python_command, python_environment
 from ...foundation.progress import throttled
 from ..config import SweepConfig
+from ..config.execution import host_and_port
 from ..specs import Stage
 from ..store.folders import StageStore
 from ..store.shared import SharedStore
@@ -71,15 +72,13 @@ def require_ray(config: SweepConfig) -> None:
     """Refuse what can be seen to fail before anything is planned.
 
     Raises:
-        UserError: Ray is not installed, or the address or the device is none that it can use.
+        UserError: Ray is not installed, or the device is none that it can use.
     """
     if find_spec("ray") is None:
         raise UserError("--executor ray needs Ray, which is not installed; type pip install 'lowrank-bench[ray]'")
-    device, address = config.execution.device, config.execution.address
+    device = config.execution.device
     if device.startswith("cuda:"):
         raise UserError(f"--executor ray picks the GPU of each stage; use --device cuda instead of {device}")
-    if address not in (None, "auto"):
-        _host_and_port(str(address))
 
 
 @contextlib.contextmanager
@@ -145,21 +144,11 @@ def ray_session(address: str | None) -> Iterator[list[Node]]:
             shutil.rmtree(temp, ignore_errors=True)
 
 
-def _host_and_port(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdigit() or int(port) > 65535:
-        raise UserError(
-            f"the address '{address}' is none of a Ray cluster; write HOST:PORT as 'ray start --head' prints it, such "
-            "as 10.0.0.1:6379, or auto on a machine of the cluster"
-        )
-    return host.strip("[]"), int(port)
-
-
 def _probe(address: str) -> None:
     """Connect in another process first: Ray waits for minutes, or ends the process, where nothing usable answers."""
     if address != "auto":
         try:
-            socket.create_connection(_host_and_port(address), timeout=10).close()
+            socket.create_connection(host_and_port(address), timeout=10).close()
         except OSError as error:
             raise UserError(_refusal(address, str(error.strerror or error))) from error
     try:

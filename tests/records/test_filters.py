@@ -77,6 +77,11 @@ def test_what_cannot_be_meant_is_refused(sweep, condition, message):
         filter_frame(to_frame(sweep()), [condition])
 
 
+def test_of_no_records_nothing_is_chosen():
+    with pytest.raises(UserError, match="there are no records to choose from; name a run"):
+        filter_frame(to_frame([]), ["headline=true"])
+
+
 @settings(deadline=None)
 @given(st.text(max_size=40) | st.builds("{}{}{}".format, st.sampled_from(COLUMNS), st.sampled_from("=<>!"), st.text()))
 def test_any_text_is_a_condition_or_a_sentence(text):

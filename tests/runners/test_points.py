@@ -3,10 +3,12 @@
 from collections import Counter
 
 import pytest
+import yaml
 from commands import bench
 from sweeps import changed, small_sweep
 from typed_stages import quantise_stage
 
+from lowrank_bench.cli.config_options import OPTIONS
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.methods.base import create_method
 from lowrank_bench.models.loading import load_skeleton
@@ -14,6 +16,7 @@ from lowrank_bench.models.presets import resolve_model
 from lowrank_bench.models.quantised.scheme import CONTROLS
 from lowrank_bench.models.quantised.size import packed_bytes
 from lowrank_bench.results.sweep import run_sweep
+from lowrank_bench.runners.keywords import config_of
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.points import ByteCount
 
@@ -101,18 +104,55 @@ def test_what_cannot_be_is_refused(tmp_path, options, message):
         small_sweep(tmp_path, **{"methods": ["svd"]} | options)
 
 
-@pytest.mark.parametrize(("ratios", "in_file"), [("2,4", False), ("4,2", False), ("2,4", True)])
-def test_typed_ratios_beside_bytes_are_refused_whatever_they_are(tmp_path, ratios, in_file):
-    """In one sentence, also where they equal the default or a file has them."""
+@pytest.mark.parametrize("ratios", ["2,4", "4,2"])
+@pytest.mark.parametrize("in_file", [False, True])
+def test_ratios_beside_bytes_are_refused_whatever_they_are(tmp_path, ratios, in_file):
+    """In one sentence, also where they equal the default, on one command line or in one file."""
     options = ["--methods", "svd", "--model", "tiny", "--task", "toy-math", "--out", str(tmp_path / "runs")]
-    if in_file:
-        (tmp_path / "sweep.yaml").write_text(f"ratios: [{ratios}]\n")
-    given = ["--config", str(tmp_path / "sweep.yaml")] if in_file else ["--ratios", ratios]
-    done = bench("run", *options, *given, "--bytes", "0.5", "--dry-run")
+    (tmp_path / "sweep.yaml").write_text(f"ratios: [{ratios}]\nbytes: [0.5]\n")
+    given = ["--config", str(tmp_path / "sweep.yaml")] if in_file else ["--ratios", ratios, "--bytes", "0.5"]
+    done = bench("run", *options, *given, "--dry-run")
     assert done.returncode == 2
     sentence = "error: --bytes solves the ratio of each method; leave --ratios out, or --bytes"
     assert " ".join(done.stderr.split()) == sentence
     assert in_file or bench("run", *options, "--bytes", "0.5", "--dry-run").returncode == 0
+
+
+FILE = {"methods": ["svd"], "model": "tiny", "task": "toy-math"}
+
+
+@pytest.mark.parametrize(
+    ("more", "typed", "ratios", "shares"),
+    [
+        ({"ratios": [2, 3]}, {"bytes": "0.5"}, (2.0, 4.0), (0.5,)),
+        ({"bytes": [0.5]}, {"ratios": "3"}, (3.0,), None),
+        ({"bytes": [0.5]}, {"bytes": "none"}, (2.0, 4.0), None),
+        ({"ratios": [3]}, {"bytes": "none"}, (3.0,), None),
+    ],
+)
+def test_what_is_typed_takes_the_place_of_either_in_a_file(tmp_path, more, typed, ratios, shares):
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(FILE | more))
+    config = config_of(file, typed)
+    assert (config.ratios, config.bytes) == (ratios, shares)
+
+
+def test_what_help_calls_none_can_be_typed_over_a_file(tmp_path):
+    """`none` empties controls, grid, trackers and shares, on the command line, in Python and in YAML."""
+    set_there = {"controls": ["rtn-int8"], "training": {"tune": "lr=1e-4,1e-3"}, "execution": {"report_to": ["wandb"]}}
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(FILE | set_there | {"bytes": [0.5]}))
+    emptied = [option.name for option in OPTIONS.values() if option.default == "none"]
+    assert sorted(emptied) == ["bytes", "controls", "report_to", "tune"]
+    config = config_of(file, dict.fromkeys(emptied, "none"))
+    assert (config.bytes, config.controls, config.training.tune, config.execution.report_to) == (None, (), None, ())
+    typed = [word for name in emptied for word in (f"--{name.replace('_', '-')}", "none")]
+    done = bench("run", "--config", file, *typed, "--out", tmp_path / "runs", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "rtn-int8" not in done.stdout
+    file.write_text(yaml.safe_dump(FILE | {"controls": "none", "training": {"tune": "none"}}))
+    config = config_of(file, {})
+    assert (config.controls, config.training.tune) == ((), None)
 
 
 def test_the_key_depends_on_the_scheme():

@@ -324,6 +324,9 @@ def test_without_ray_there_is_a_sentence(tmp_path, monkeypatch):
     ("changes", "sentence"),
     [
         ({"address": "10.0.0.1:6379"}, "add --executor ray"),
+        ({"executor": "ray", "address": "ray://head:10001"}, "write HOST:PORT"),
+        ({"executor": "ray", "address": "head"}, "write HOST:PORT"),
+        ({"executor": "ray", "address": "head:70000"}, "write HOST:PORT"),
         ({"executor": "slurm"}, "executor cannot be 'slurm'"),
     ],
 )
@@ -335,8 +338,6 @@ def test_options_that_do_not_fit(tmp_path, changes, sentence):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"address": "ray://head:10001"}, "write HOST:PORT"),
-        ({"address": "head"}, "write HOST:PORT"),
         ({"device": "cuda:1"}, "use --device cuda"),
     ],
 )
