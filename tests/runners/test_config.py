@@ -90,6 +90,11 @@ def test_other_separators_end_in_one_sentence_with_the_text_that_works(text, cor
         ({"training": {"seeds": [1]}}, ["'training.seeds' is 'seeds'"]),
         ({"training": {"finetune": {"recipe": "paper"}}}, ["'training.finetune.recipe' is 'training.recipe'"]),
         ({"task": None}, ["task"]),
+        ({"lr": 3}, ["'lr' is an option of the command line", "training: {finetune: {learning_rate: …}"]),
+        ({"recover_steps": 3}, ["'recover_steps' is an option of the command line", "recover: {steps: …}"]),
+        ({"methods": [{"options": {}}]}, ["an entry of 'methods' has no 'name'", "write '- NAME'"]),
+        ({"methods": [3]}, ["methods.0 cannot be 3", "lines 'key: value'"]),
+        ({"training": {"finetune": 3}}, ["finetune cannot be 3", "lines 'key: value'"]),
     ],
 )
 def test_wrong_values_end_in_one_sentence(change, words):
