@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from ..foundation.option_help import option_help
 from ..foundation.registry import Listing, Registry
 from ..methods.registry import methods, policies, recoveries
 from ..methods.table import cells, listed
-from ..models.quantised.scheme import CONTROLS, SUMMARIES, control_options, parse_control
+from ..models.quantised.scheme import CONTROLS, SUMMARIES, Correction, Scheme, control_options, parse_control
 from .output import print_rows
 
 _NEEDS, _SOURCES = ("data", "gradients", "trains", "shares", "ranks", "storage"), ("paper", "status", "note")
@@ -44,19 +46,28 @@ def list_all(kind: Kind) -> None:
 
 
 def show(name: str, kind: Kind) -> None:
-    """Print one method's summary, requirements and options with their defaults, or a control's."""
+    """Print one method's summary, requirements and options with their defaults and meanings, or a control's."""
     if kind == "methods" and name in CONTROLS:
         control = parse_control(name, {})
         print_rows(
             name, ["", ""], [("what it does", SUMMARIES[name]), ("from", "built in"), ("asked for by", "--controls")]
         )
         values = control.scheme.model_dump() | (control.correction.model_dump() if control.correction else {})
-        print_rows("options", ["option", "default"], [(key, str(values[key])) for key in control_options(name)])
+        meanings = option_help(Scheme) | option_help(Correction)
+        _show_options({key: values[key] for key in control_options(name)}, meanings)
         return
     registry = _REGISTRIES[kind]
     cls = registry.get(name)
     listing = next(row for row in registry.listings() if row.name == name)
     rows = [("what it does", listing.summary), *_cells(listing).items()]
     print_rows(name, ["", ""], [*rows, ("from", listing.origin)])
-    options = [(option, str(field.default)) for option, field in cls.model_fields.items()]
-    print_rows("options", ["option", "default"], options)
+    _show_options({option: field.default for option, field in cls.model_fields.items()}, option_help(cls))
+
+
+def _show_options(defaults: Mapping[str, Any], meanings: Mapping[str, str]) -> None:
+    rows = [(option, _as_typed(default), meanings.get(option, "")) for option, default in defaults.items()]
+    print_rows("options", ["option", "default", "what it does"], rows)
+
+
+def _as_typed(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -55,7 +55,8 @@ class BasisSelectionOptions(Compressor):
         hessian_probes: probes before each pruning and at the start; each costs two forward and backward passes over
             8 examples, which the report counts in its details and not in its steps and tokens.
         hessian_samples: examples that the probes take turns on.
-        hessian_step, hessian_memory: see `curvature.Curvature`.
+        hessian_step: relative change of the singular values in a probe, see `curvature.Curvature`.
+        hessian_memory: weight of earlier probes relative to the newest one, 1 for a plain mean.
         bases_dtype: of the frozen bases while training, ``model`` for the model's own or ``bfloat16`` (authors), which
             halves their memory and leaves its rounding in the compressed model.
         compile: fuse the kernels of every block with torch.compile while bases are trained; the last digits change.
