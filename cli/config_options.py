@@ -88,6 +88,8 @@ def _parsed(option: ConfigOption, value: Any) -> Any:
         return None
     if empties(option, value):
         return []
+    if option.several:
+        split_list(value)  # refuses an empty list
     if option.declared.parse is not None:
         return option.declared.parse(value)
     if not option.several:

@@ -6,8 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from pydantic_core import PydanticUndefined
+
 from ..foundation.option_help import option_help
 from ..foundation.registry import Listing, Registry
+from ..methods.configured import part_class
 from ..methods.registry import methods, policies, recoveries
 from ..methods.table import cells, listed
 from ..models.quantised.scheme import CONTROLS, SUMMARIES, Correction, Scheme, control_options, parse_control
@@ -57,7 +60,7 @@ def show(name: str, kind: Kind) -> None:
         _show_options({key: values[key] for key in control_options(name)}, meanings)
         return
     registry = _REGISTRIES[kind]
-    cls = registry.get(name)
+    cls = part_class(registry, _base(kind), name)
     listing = next(row for row in registry.listings() if row.name == name)
     rows = [("what it does", listing.summary), *_cells(listing).items()]
     print_rows(name, ["", ""], [*rows, ("from", listing.origin)])
@@ -70,4 +73,20 @@ def _show_options(defaults: Mapping[str, Any], meanings: Mapping[str, str]) -> N
 
 
 def _as_typed(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    if value is PydanticUndefined:
+        return "(has to be given)"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _base(kind: Kind) -> type[Any]:
+    if kind == "policies":
+        from ..methods.ranks.policies.base import Policy
+
+        return Policy
+    if kind == "recoveries":
+        from ..methods.recoveries.base import Recovery
+
+        return Recovery
+    from ..methods.base import Compressor
+
+    return Compressor

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..foundation.errors import UserError
 from .output import console
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run, or its results.csv or .parquet.")]
@@ -37,6 +38,8 @@ def check(
     from ..results.regression.recovery import with_references
     from ..results.regression.show import print_check
 
+    if junit is not None and junit.suffix != ".xml":
+        raise UserError(f"--junit {junit} does not end in .xml; name the file for JUnit XML, such as junit.xml")
     tolerance = Tolerance(sigmas, min_drop / 100)
     stored, current = baselines.read_baseline(baseline), read_records(run)
     if where:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..foundation.errors import UserError, unknown
+from ..records.checksums import check_not_results
 from .output import console, print_tables, split_list
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def table(
     if not runs:
         raise UserError("name a run, such as bench table runs/tiny-toy-math")
     chosen = _format(format, out)
+    if out is not None:
+        check_not_results(out)
     from ..records.combine import read_runs
     from ..records.filters import filter_frame
 

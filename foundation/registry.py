@@ -155,10 +155,13 @@ class Registry(Generic[T]):
         elif (point := self._entry_points().get(name)) is not None:
             try:
                 cls = point.load()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
+                why = " ".join(str(error).split()) or type(error).__name__
                 raise UserError(
-                    f"{self.kind} '{name}' of {point.value} cannot be imported ({error}); repair or uninstall it"
+                    f"{self.kind} '{name}' of {point.value} cannot be imported ({why}); repair or uninstall it"
                 ) from error
+            if not isinstance(cls, type):
+                raise UserError(f"{self.kind} '{name}' of {point.value} is no class; name one in the entry point")
             if name not in self._classes:
                 self.register(name)(cls)
         else:

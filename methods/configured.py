@@ -11,6 +11,20 @@ from ..foundation.errors import UserError, did_you_mean, reason
 from ..foundation.registry import Registry
 
 
+def part_class(registry: Registry[Any], base: type[Any], name: str) -> Any:
+    """Return the class of a part.
+
+    Raises:
+        UserError: unknown name, or what was published by this name is no such part or leaves out a method of it.
+    """
+    cls, title = registry.get(name), f"{registry.kind} '{name}'"
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise UserError(f"{title} is no {base.__name__}; derive it from {base.__module__}.{base.__name__}")
+    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+        raise UserError(f"{title} does not define {', '.join(missing)}; see {base.__module__}.{base.__name__}")
+    return cls
+
+
 def create_part(registry: Registry[Any], base: type[Any], name: str, options: Mapping[str, Any] | None) -> Any:
     """Build a part whose fields are its options.
 
@@ -23,9 +37,7 @@ def create_part(registry: Registry[Any], base: type[Any], name: str, options: Ma
     Raises:
         UserError: unknown name, unknown option or unusable value, with the nearest name or what is allowed.
     """
-    cls, title = registry.get(name), f"{registry.kind} '{name}'"
-    if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise UserError(f"{title} is no {base.__name__}; derive it from {base.__module__}.{base.__name__}")
+    cls, title = part_class(registry, base, name), f"{registry.kind} '{name}'"
     try:
         return cls(**(options or {}))
     except ValidationError as error:

@@ -25,6 +25,7 @@ After `register` (done by importing this module) transformers loads such a folde
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ from .matrices import (
 from .saved import verify_saved
 
 QUANT_METHOD = LOWRANK
+
+
+def announces_factors(config: Any) -> bool:
+    """Whether a model's configuration says that it is factorised; a skeleton of it has dense layers all the same."""
+    announced = getattr(config, "quantization_config", None)
+    fields = announced if isinstance(announced, Mapping) else vars(announced or object)
+    return bool(fields.get("quant_method") == QUANT_METHOD)
 
 
 class LowRankConfig(QuantizationConfigMixin):

@@ -33,6 +33,16 @@ def write_with_checksums(folder: Path, files: Mapping[str, bytes]) -> None:
     write_atomic(folder / CHECKSUMS_NAME, "".join(lines))
 
 
+def check_not_results(path: Path) -> None:
+    """Refuse to write a file over the results of a run.
+
+    Raises:
+        UserError: it has a checksum beside it.
+    """
+    if path.name in (CSV_NAME, PARQUET_NAME) and path.with_name(CHECKSUMS_NAME).is_file():
+        raise UserError(f"{path} holds the results of a run and would be overwritten; name another file")
+
+
 def check_against_checksums(path: Path, data: bytes) -> None:
     """Compare a file's bytes with the checksum beside it, if there is one for it.
 

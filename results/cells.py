@@ -113,6 +113,8 @@ def no_cell(name: str, frame: pd.DataFrame) -> UserError:
     """
     run, label, ratio, _ = split_cell(name)
     cells = sorted({f"{label}@{ratio:g}" for label, ratio in zip(frame.label, frame.ratio_target, strict=True)})
+    if not cells:
+        return UserError(f"{run} has no records; name a run that has evaluated at least one model")
     return UserError(f"'{label}@{ratio:g}' is no cell of {run}; its cells: {', '.join(cells)}")
 
 

@@ -20,8 +20,9 @@ from ..evals.tasks.lookup import benchmark_names
 from ..foundation.errors import UserError
 from ..foundation.files import check_new_folder, write_atomic, write_json
 from ..foundation.progress import Progress
+from ..models.checkpoint import announces_factors
 from ..models.loading import load_skeleton
-from ..models.matrices import low_rank_layers, model_size
+from ..models.matrices import model_size
 from ..models.presets import ModelSource, resolve_model
 from ..records.bos import bos_sentence, differ, variant_without
 from .checks import bos_windows, check_model
@@ -126,7 +127,7 @@ def evaluate(
     for benchmark, asked in chosen.values():
         benchmark.check(asked)
     device = pick_device(device)
-    compressed = bool(low_rank_layers(skeleton))
+    compressed = announces_factors(skeleton.config)
     chosen = {
         evaluation_name(benchmark.name, asked.context, windows): (benchmark, settings_each)
         for benchmark, asked in chosen.values()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...foundation.errors import UserError
 from ...foundation.files import write_atomic
+from ...records.checksums import check_not_results
 from ...records.files import COLUMNS, TIMING_COLUMNS, Record, csv_text, read_records, to_records
 from .recovery import CellName, Estimate, estimates, has_budgets
 
@@ -61,6 +62,7 @@ def update_baseline(run: pd.DataFrame, path: Path) -> Update:
     """
     if path.suffix != ".csv":
         raise UserError(f"{path} does not end in .csv; a baseline is a CSV file of records, such as baseline.csv")
+    check_not_results(path)
     cells = estimates(run)
     compressed = [cell for name, cell in cells.items() if not name.uncompressed]
     if all(cell.undefined for cell in compressed):

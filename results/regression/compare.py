@@ -126,6 +126,9 @@ def check_run(run: pd.DataFrame, baseline: pd.DataFrame, tolerance: Tolerance) -
     Raises:
         UserError: the two have no cell in common, or one holds two records of a cell and seed.
     """
+    for side, frame in (("run", run), ("baseline", baseline)):
+        if frame.empty:
+            raise UserError(f"the {side} has no records; name a run that has evaluated at least one model")
     budgets = has_budgets(baseline) or has_budgets(run)
     bases, runs = estimates(baseline, budgets), estimates(run, budgets)
     measures = {name.reference for name in bases}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -24,19 +25,22 @@ _FILES = "Files"
 MAX_WORKERS = 1024
 
 
+_ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
+
+
 def host_and_port(address: str) -> tuple[str, int]:
     """Return both parts of the address of a Ray cluster.
 
     Raises:
         ValueError: it is none.
     """
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdigit() or int(port) > 65535:
+    match = _ADDRESS.fullmatch(address)
+    if match is None or not 0 < int(match["port"]) <= 65535:
         raise ValueError(
             f"the address '{address}' is none of a Ray cluster; write HOST:PORT as 'ray start --head' prints it, such "
             "as 10.0.0.1:6379, or auto on a machine of the cluster"
         )
-    return host.strip("[]"), int(port)
+    return match["host"].strip("[]"), int(match["port"])
 
 
 class Execution(StrictNumbers):

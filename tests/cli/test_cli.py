@@ -208,6 +208,16 @@ def test_evaluation_names_a_sample_of_a_dataset_and_the_context(data_dir, tmp_pa
         "wikitext2@64-no-bos": "wikitext2-test-64",
     }
     assert "perplexityoftheuncompressedmodelis" in "".join(done.stdout.split())
+    # A factorised checkpoint is no uncompressed model: it is measured as its tokenizer does, once.
+    small = tmp_path / "small"
+    model = ("compress", data_dir / "models" / "stories260K", "--method", "svd", "--ratio", "1.5", "--out", small)
+    assert bench(*model).returncode == 0
+    scores = ("--benchmarks", "wikitext2", "--context", "32", "--limit", "2", "--data", data_dir)
+    factorised = bench("eval", small, *scores, "--out", tmp_path / "of-factors")
+    assert factorised.returncode == 0, factorised.stderr
+    (result,) = json.loads((tmp_path / "of-factors" / "metrics.json").read_text())["benchmarks"].values()
+    assert result["variant"] == "wikitext2-test-32-bos"
+    assert "uncompressed" not in factorised.stdout
     shown = "".join(done.stdout.split())
     assert "1000of10042" in shown
     assert refused(bench(*words, "--benchmarks", "hellaswag", "--context", "32"), "--context is for perplexities")

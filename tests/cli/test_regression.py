@@ -147,6 +147,7 @@ def test_update_makes_a_baseline_and_says_what_changed(tmp_path):
         (("table", BASELINE, "--rows", "label", "--overview"), "leave out --rows"),
         (("table", BASELINE, "--out", "table.html"), ".md, .csv, .tex"),
         (("table", BASELINE, "--out", "table.md", "--format", "csv"), "leave out --format"),
+        (("check", BASELINE, "--baseline", BASELINE, "--junit", BASELINE), "does not end in .xml"),
         (("table",), "name a run"),
         (("table", BASELINE, BASELINE), "named twice"),
     ],

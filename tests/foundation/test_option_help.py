@@ -32,12 +32,43 @@ class Silent(Plain):
     pass
 
 
+class Other:
+    """Has options in other hands' forms.
+
+        Arguments:
+          two (float): indented by two,
+            and on.
+
+          after: a blank line; None is `null`.
+
+        Attributes:
+    \t\ttabs: indented by tabs.
+            below:
+                on the next line.
+
+        Notes:
+            Not: an option.
+    """
+
+
+class First:
+    """Args:
+    only: without a summary.
+    """
+
+
 def test_descriptions_are_one_line_and_those_of_bases_stay() -> None:
     first = "of two, 'none' or Plain and more: of it."
     assert option_help(Plain) == {"first": first, "second": "alike.", "third": "alike."}
     assert option_help(Changed) == {"first": first, "second": "in other words.", "third": "alike."}
     assert option_help(Silent) == option_help(Plain)
     assert option_help(int) == {}
+    assert option_help(Other) == {
+        "two": "indented by two, and on.",
+        "after": "a blank line; null is null.",
+        "tabs": "indented by tabs.",
+        "below": "on the next line.",
+    }
 
 
 @pytest.mark.parametrize("registry", [methods, policies, recoveries], ids=["methods", "policies", "recoveries"])

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import bench
 
 from lowrank_bench.foundation.errors import UserError, did_you_mean, unknown
 from lowrank_bench.foundation.registry import Registry
@@ -123,6 +124,61 @@ def test_a_name_is_registered_once(empty: Path) -> None:
     assert parts.get("one").name == "one"
     with pytest.raises(UserError, match="registered twice"):
         parts.register("one")(type("Second", (Part,), {}))
+
+
+ODD = """
+import sys
+from pathlib import Path
+from typing import Literal
+from lowrank_bench.methods.library.svd import SVD
+from lowrank_bench.methods.base import Compressor
+
+
+class Needs(SVD):
+    given: int
+    folder: Path = Path("x")
+
+
+class Unfinished(Compressor):
+    "Defines nothing."
+
+
+def function():
+    "No class."
+
+
+one = SVD()
+"""
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("acme_odd:Unfinished", "method 'odd' does not define"),
+        ("acme_odd:Path", "method 'odd' is no Compressor"),
+        ("acme_odd:function", "method 'odd' of acme_odd:function is no class"),
+        ("acme_odd:one", "method 'odd' of acme_odd:one is no class"),
+        ("acme_exit:Mine", "method 'odd' of acme_exit:Mine cannot be imported"),
+    ],
+)
+def test_what_is_no_method_is_one_sentence_for_every_command(site: Path, value: str, sentence: str) -> None:
+    (site / "acme_odd.py").write_text(ODD)
+    (site / "acme_exit.py").write_text("import sys\nsys.exit(7)\n")
+    publish(site, "acme-odd", "odd", value, "lowrank_bench.methods")
+    run = ["run", "--methods", "odd", "--model", "tiny", "--task", "toy-math", "--dry-run"]
+    for words in (["methods", "odd"], run):
+        done = bench(*words)
+        assert done.returncode == 2, done.stderr
+        assert sentence in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_options_without_a_default_and_of_any_type_are_shown(site: Path) -> None:
+    (site / "acme_odd.py").write_text(ODD)
+    publish(site, "acme-odd", "needs", "acme_odd:Needs", "lowrank_bench.methods")
+    done = bench("methods", "needs")
+    assert done.returncode == 0, done.stderr
+    assert "(has to be given)" in done.stdout
 
 
 def test_unknown_names_suggest_the_nearest() -> None:

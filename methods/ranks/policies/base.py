@@ -13,6 +13,7 @@ from pydantic import ConfigDict, ValidationError
 
 from ....foundation.errors import UserError, reason
 from ....foundation.strict_numbers import StrictNumbers
+from ...configured import part_class
 from ...registry import policies
 
 __all__ = ["Demand", "Evidence", "Loss", "Metric", "Policy", "parse_policy", "policies"]
@@ -112,7 +113,7 @@ def parse_policy(text: str) -> Policy:
     match = re.fullmatch(r"([^()]*)(?:\((.*)\))?", text.strip())
     if match is None:
         raise UserError(f"the policy '{text}' cannot be read; write name or name(option=value;option=value)")
-    cls = policies.get(match[1].strip())
+    cls = part_class(policies, Policy, match[1].strip())
     pairs = [part.partition("=") for part in (match[2] or "").split(";") if part.strip()]
     try:
         return cls(**{key.strip(): yaml.safe_load(value) for key, _, value in pairs})

@@ -272,11 +272,24 @@ def test_a_baseline_that_cannot_be_used_is_refused(tmp_path, side, record):
     csv, _ = write_records(tmp_path, [record(**BASE)])
     with pytest.raises(UserError, match="no compressed model"):
         read_baseline(csv)
-    csv.write_text(csv.read_text().replace("0.4,", "nan,"))
-    before = csv.read_bytes()
-    with pytest.raises(UserError, match="record 1 is not valid"):
-        update_baseline(side({"svd": 700}), csv)
-    assert csv.read_bytes() == before
+    # A run's own results are no baseline to write to, whatever they hold.
+    other = tmp_path / "baseline.csv"
+    other.write_text(csv.read_text().replace("0.4,", "nan,"))
+    for path, sentence in (
+        (other, "record 1 is not valid"),
+        (csv, "holds the results of a run and would be overwritten"),
+    ):
+        before = path.read_bytes()
+        with pytest.raises(UserError, match=sentence):
+            update_baseline(side({"svd": 700}), path)
+        assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("empty", ["run", "baseline"])
+def test_a_side_without_records_is_named(side, empty):
+    frames = {"run": side({"svd": 700}), "baseline": side({"svd": 700})} | {empty: to_frame([])}
+    with pytest.raises(UserError, match=f"the {empty} has no records; name a run"):
+        check_run(frames["run"], frames["baseline"], Tolerance())
 
 
 def test_two_records_of_a_cell_and_seed_are_refused(record):

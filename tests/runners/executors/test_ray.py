@@ -326,7 +326,20 @@ def test_without_ray_there_is_a_sentence(tmp_path, monkeypatch):
         ({"address": "10.0.0.1:6379"}, "add --executor ray"),
         ({"executor": "ray", "address": "ray://head:10001"}, "write HOST:PORT"),
         ({"executor": "ray", "address": "head"}, "write HOST:PORT"),
-        ({"executor": "ray", "address": "head:70000"}, "write HOST:PORT"),
+        *(
+            ({"executor": "ray", "address": address}, "write HOST:PORT")
+            for address in (
+                "head:70000",
+                "head:0",
+                "head:²",
+                "[::1:6379",
+                "::1:6379",
+                "a b:1",
+                " head:1",
+                "me@head:1",
+                "",
+            )
+        ),
         ({"executor": "slurm"}, "executor cannot be 'slurm'"),
     ],
 )
