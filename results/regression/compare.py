@@ -288,9 +288,11 @@ def _option_notes(base: Estimate, run: Estimate) -> list[str]:
 def _not_compared(name: CellName, base: Estimate | None, run: Estimate | None) -> Comparison:
     if run is None:
         fault = "missing in the run; run it, or take it out of the baseline with 'bench baseline update'"
-        return Comparison(name, base, run, "missing", faults=(fault,))
+        before = math.nan if base is None or base.undefined else 1.0 if name.uncompressed else base.mean
+        return Comparison(name, base, run, "missing", before=before, faults=(fault,))
     if base is None:
-        return Comparison(name, base, run, "new", notes=("new, not in the baseline",))
+        after = math.nan if run.undefined or name.uncompressed else run.mean
+        return Comparison(name, base, run, "new", after=after, notes=("new, not in the baseline",))
     if differing := _other_conditions(base, run):
         fault = f"measured under other conditions, so nothing can be said: {'; '.join(differing)}"
         return Comparison(name, base, run, "other conditions", faults=(fault,))

@@ -18,6 +18,8 @@ _HEADS = (26, 15)
 """How wide the first column may be; the narrow one where it saves a block of columns."""
 _WORD = 15
 """How wide a word of a heading may make its column."""
+_LEAST = 8
+"""What is left to a column whose texts are broken into lines, its margin included."""
 _GAP = 2
 _STYLES = {"best": "bold", "alarm": "bold red"}
 
@@ -100,6 +102,14 @@ def _grid(table: Table, chosen: Sequence[int], head: int, joint: str | None, wid
     from rich.table import Table as Grid
 
     grid = Grid(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    # A column of names is not broken where it fits into half of the width, and all of them into the whole.
+    names = {}
+    for number in chosen[1 if head else 0 :]:
+        texts = [_shown(row[number], joint) for row in table.fields]
+        needed = max(map(cell_len, [table.columns[number].title, *texts]))
+        if table.columns[number].kind != "number" and not any(" " in text for text in texts) and needed <= width // 2:
+            names[number] = needed + 2
+    whole = set(names) if sum(names.values()) + _LEAST * (len(chosen) - len(names)) <= width else set()
     for position, number in enumerate(chosen):
         column = table.columns[number]
         texts = [_shown(row[number], joint) for row in table.fields]
@@ -109,10 +119,7 @@ def _grid(table: Table, chosen: Sequence[int], head: int, joint: str | None, wid
         elif position == 0 and head:
             grid.add_column(_text(visible(column.title)), max_width=head, overflow="fold")
         else:
-            # A column of names is not broken where it fits into half of the width.
-            names = not any(" " in text for text in texts)
-            whole = names and max(map(cell_len, [column.title, *texts])) <= width // 2
-            grid.add_column(_text(visible(column.title)), overflow="fold", no_wrap=whole)
+            grid.add_column(_text(visible(column.title)), overflow="fold", no_wrap=number in whole)
     block = len(chosen) < len(table.columns)
     shown = [n for n, row in enumerate(table.fields) if not block or any(row[i].whole for i in chosen[1:])]
     for number in shown:

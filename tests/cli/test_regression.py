@@ -1,5 +1,6 @@
 """bench check and bench baseline as a CI job meets them; with a method that is damaged for real."""
 
+import re
 from pathlib import Path
 
 import commands
@@ -131,6 +132,7 @@ def test_update_makes_a_baseline_and_says_what_changed(tmp_path):
     assert dropped.returncode == 1
     assert "bs 1.5×, bs 2× on tiny" in dropped.stdout
     assert "missing in the run" in dropped.stdout
+    assert re.search(r"bs 1\.5× +\d+\.\d +–", dropped.stdout)
 
 
 @pytest.mark.parametrize(

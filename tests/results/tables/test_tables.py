@@ -19,6 +19,7 @@ from lowrank_bench.results.tables import writers
 from lowrank_bench.results.tables.by_ratio import by_ratio, by_ratio_data
 from lowrank_bench.results.tables.overview import overviews
 from lowrank_bench.results.tables.pivot import pivot
+from lowrank_bench.results.tables.table import Table, text_columns
 from lowrank_bench.results.tables.terminal import render
 
 RATIOS = (1.5, 2.0, 3.0, 5.0)
@@ -253,3 +254,14 @@ def test_a_folded_name_keeps_its_characters_and_width(name, width):
     folded = fold_name(name, width)
     assert "".join(folded.split()) == "".join(name.split())
     assert all(len(line) <= width for line in folded.split("\n")) or not name.strip()
+
+
+@pytest.mark.parametrize("width", [30, 40, 45, 52, 60, 80, 100])
+def test_no_column_of_texts_is_cut_or_left_out(width: int) -> None:
+    """Names that are kept whole leave the other columns their share, on any terminal."""
+    cells = ("aaaaaaaaaaaaa", "bbbbbbbb bbbb", "ccccccccc", "dd", "eee eeeeee", "ffffffff", "gggggggg")
+    console = Console(file=(out := io.StringIO()), width=width)
+    render([Table("", text_columns(*"1234567"), [cells])], console)
+    printed = out.getvalue()
+    assert max(map(len, printed.splitlines())) <= width
+    assert {letter: printed.count(letter) for letter in "abcdefg"} == {cell[0]: cell.count(cell[0]) for cell in cells}
