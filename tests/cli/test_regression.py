@@ -7,6 +7,8 @@ import commands
 import pytest
 from junitparser import JUnitXml
 
+from lowrank_bench.records.files import write_records
+
 BASELINE = Path(__file__).parent.parent / "baselines" / "tiny.csv"
 
 DAMAGED = '''"""SVD that keeps the smallest singular values instead of the largest, as a wrong sort would."""
@@ -170,3 +172,13 @@ def test_tables_of_any_layout_are_written_by_their_ending(tmp_path):
         assert mark in (tmp_path / f"t.{ending}").read_text()
     shown = bench(*words)
     assert "value by ratio_target" in shown.stdout
+
+
+def test_a_table_is_not_written_over_the_results_of_a_run(record, tmp_path):
+    csv, _ = write_records(tmp_path, [record()])
+    before = csv.read_bytes()
+    done = bench("table", tmp_path, "--out", csv)
+    assert done.returncode == 2
+    assert "holds the results of a run and would be overwritten" in " ".join(done.stderr.split())
+    assert csv.read_bytes() == before
+    assert bench("table", tmp_path, "--out", tmp_path / "other.csv").returncode == 0

@@ -137,6 +137,16 @@ def test_what_is_typed_takes_the_place_of_either_in_a_file(tmp_path, more, typed
     assert (config.ratios, config.bytes) == (ratios, shares)
 
 
+@pytest.mark.parametrize("option", ["controls", "report-to", "tune", "bytes", "methods", "recovery"])
+@pytest.mark.parametrize("empty", ["", ",", " "])
+def test_an_empty_list_is_refused_and_takes_nothing_out(tmp_path, option, empty):
+    """An unset variable of a shell is no wish."""
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(FILE | {"controls": ["rtn-int8"]}))
+    done = bench("run", "--config", tmp_path / "sweep.yaml", f"--{option}", empty, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "is empty; write its items with commas" in " ".join(done.stderr.split())
+
+
 def test_what_help_calls_none_can_be_typed_over_a_file(tmp_path):
     """`none` empties controls, grid, trackers and shares, on the command line, in Python and in YAML."""
     set_there = {"controls": ["rtn-int8"], "training": {"tune": "lr=1e-4,1e-3"}, "execution": {"report_to": ["wandb"]}}
