@@ -140,7 +140,7 @@ def test_what_is_typed_takes_the_place_of_either_in_a_file(tmp_path, more, typed
 @pytest.mark.parametrize("option", ["controls", "report-to", "tune", "bytes", "methods", "recovery"])
 @pytest.mark.parametrize("empty", ["", ",", " "])
 def test_an_empty_list_is_refused_and_takes_nothing_out(tmp_path, option, empty):
-    """An unset variable of a shell is no wish."""
+    """An unset shell variable does not take out what the file says."""
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(FILE | {"controls": ["rtn-int8"]}))
     done = bench("run", "--config", tmp_path / "sweep.yaml", f"--{option}", empty, "--dry-run", cwd=tmp_path)
     assert done.returncode == 2
