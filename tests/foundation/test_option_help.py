@@ -51,12 +51,6 @@ class Other:
     """
 
 
-class First:
-    """Args:
-    only: without a summary.
-    """
-
-
 def test_descriptions_are_one_line_and_those_of_bases_stay() -> None:
     first = "of two, 'none' or Plain and more: of it."
     assert option_help(Plain) == {"first": first, "second": "alike.", "third": "alike."}

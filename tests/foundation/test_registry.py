@@ -129,7 +129,6 @@ def test_a_name_is_registered_once(empty: Path) -> None:
 ODD = """
 import sys
 from pathlib import Path
-from typing import Literal
 from lowrank_bench.methods.library.svd import SVD
 from lowrank_bench.methods.base import Compressor
 

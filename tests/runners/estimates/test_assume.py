@@ -75,7 +75,7 @@ def test_a_plan_for_ray_counts_its_trainings(card: str, placed: tuple[str, ...],
             r"does not fit: finetune llama2-7b .* needs ([\d.]+) GiB .* use --placement host-moments", verdict
         )
         assert needed is not None
-        # Weights, gradients, moments and the copy that torch's AdamW makes of all parameters: 20 bytes a parameter.
+        # Weights, gradients and moments alone are 16 bytes a parameter.
         assert float(needed[1]) * GIB > 16 * PARAMETERS["llama2-7b"]
         assert needed[1] in next(line.split() for line in shown.splitlines() if line.startswith("finetune llama2-7b"))
     rows = [
