@@ -13,6 +13,9 @@ READY := $(VENV)/.ready
 SETUP_GIB := 5
 VLLM := $(VENV)/.vllm
 
+# Some containers set it; then every process that a test or a sweep starts would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
+
 SMALL_SWEEP := --methods svd,fwsvd,bs --model tiny --task toy-math --ratios 1.5,2 --finetune-steps 200 --recover-steps 80
 
 .PHONY: demo real gemma measurements test check docs dist regression regression-baseline setup setup-vllm setup-vllm-cpu sandbox browser clean

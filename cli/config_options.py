@@ -96,4 +96,5 @@ def _parsed(option: ConfigOption, value: Any) -> Any:
         return value
     if option.type is str:
         return split_list(value)
-    return numbers(option.name.removesuffix("s").replace("_", " "), value, option.type, option.declared.example)
+    one = "share of the bytes" if option.name == "bytes" else option.name.removesuffix("s").replace("_", " ")
+    return numbers(one, value, option.type, option.declared.example)

@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 from pydantic_core import PydanticUndefined
 
+from ..foundation.errors import unknown
 from ..foundation.option_help import option_help
 from ..foundation.registry import Listing, Registry
 from ..methods.configured import part_class
 from ..methods.registry import methods, policies, recoveries
 from ..methods.table import cells, listed
 from ..models.quantised.scheme import CONTROLS, SUMMARIES, Correction, Scheme, control_options, parse_control
-from .output import print_rows
+from .output import print_rows, print_text
 
 _NEEDS, _SOURCES = ("data", "gradients", "trains", "shares", "ranks", "storage"), ("paper", "status", "note")
 
@@ -60,6 +61,8 @@ def show(name: str, kind: Kind) -> None:
         _show_options({key: values[key] for key in control_options(name)}, meanings)
         return
     registry = _REGISTRIES[kind]
+    if kind == "methods" and name not in registry.names():
+        raise unknown("method or control", name, [*registry.names(), *CONTROLS])
     cls = part_class(registry, _base(kind), name)
     listing = next(row for row in registry.listings() if row.name == name)
     rows = [("what it does", listing.summary), *_cells(listing).items()]
@@ -69,6 +72,9 @@ def show(name: str, kind: Kind) -> None:
 
 def _show_options(defaults: Mapping[str, Any], meanings: Mapping[str, str]) -> None:
     rows = [(option, _as_typed(default), meanings.get(option, "")) for option, default in defaults.items()]
+    if not rows:
+        print_text("It has no options.")
+        return
     print_rows("options", ["option", "default", "what it does"], rows)
 
 

@@ -30,7 +30,8 @@ def table(
     format: Annotated[str | None, typer.Option(help="terminal, markdown, csv or latex. \\[default: terminal]")] = None,
     all_metrics: Annotated[bool, typer.Option("--all-metrics", help="Not only each benchmark's headline.")] = False,
     overview: Annotated[
-        bool, typer.Option("--overview", help="One table over all benchmarks, with the change against uncompressed.")
+        bool,
+        typer.Option("--overview", help="One table over 3 or more benchmarks, with the change against uncompressed."),
     ] = False,
     where: Annotated[
         list[str] | None,

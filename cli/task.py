@@ -61,7 +61,11 @@ def check(
     print_rows(
         "training data",
         ["rows", "for training", "held out", "left out as empty", "duplicates, kept", "converted to text"],
-        [tuple(f"{card[name]:,}" for name in ("rows", "used", "held_out", "empty", "duplicates", "converted"))],
+        [
+            tuple(
+                f"{getattr(card, name):,}" for name in ("rows", "used", "held_out", "empty", "duplicates", "converted")
+            )
+        ],
     )
     names = [name for name in checked.quantiles if name != "sum"]
     fate = "cut" if checked.cut else "left out"
@@ -76,9 +80,9 @@ def check(
         [
             (
                 name,
-                f"{benchmark['problems']:,}",
-                f"{benchmark['empty']:,}",
-                f"{benchmark['duplicates']:,}",
+                f"{benchmark.problems:,}",
+                f"{benchmark.empty:,}",
+                f"{benchmark.duplicates:,}",
                 f"{checked.overlaps[name].exact:,}",
                 f"{checked.overlaps[name].near:,}",
                 checked.overlaps[name].example,

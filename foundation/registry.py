@@ -8,7 +8,7 @@ have registered itself under that very name with the right base class.
 
 import ast
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -108,16 +108,12 @@ class Registry(Generic[T]):
 
     def listings(self) -> list[Listing]:
         """Return every known name in alphabetical order, importing none of them."""
-        rows = {}
-        for name, path in self._files().items():
+        rows, files = {}, self._files()
+        for name, path in files.items():
             tree = ast.parse(path.read_text(encoding="utf-8"))
             text = ast.get_docstring(tree) or ""
             rows[name] = Listing(name, text.split("\n")[0].rstrip("."), "built in", _declared(name, path, tree))
-        for name, point in self._entry_points().items():
-            if name in rows:
-                raise UserError(
-                    f"{self.kind} '{name}' of {point.value} has the name of a built-in one; rename its entry point"
-                )
+        for name, point in self._published(files).items():
             rows[name] = Listing(name, point.value, point.dist.name if point.dist else "entry point")
         for name, cls in self._classes.items():
             if name not in rows or (rows[name].declared is None and rows[name].origin != "built in"):
@@ -128,7 +124,18 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """Return every known name in alphabetical order."""
-        return [row.name for row in self.listings()]
+        files = self._files()
+        return sorted({*files, *self._published(files), *self._classes})
+
+    def _published(self, files: Collection[str]) -> dict[str, EntryPoint]:
+        """Return the entry points, none of which may have the name of a built-in part."""
+        points = self._entry_points()
+        for name, point in points.items():
+            if name in files:
+                raise UserError(
+                    f"{self.kind} '{name}' of {point.value} has the name of a built-in one; rename its entry point"
+                )
+        return points
 
     def module_of(self, name: str) -> str:
         """Return the module whose import registers a name that is neither built in nor published, '' for those.

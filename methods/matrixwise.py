@@ -32,7 +32,7 @@ from .base import CalibrationData, CompressionReport, Compressor, Trainer
 from .fitted import Factors, Fitted
 from .groups import Group, singles
 from .linalg.rows import factor_rows
-from .ranks.budget import Allocation, Budget
+from .ranks.budget import Allocation, Budget, allocate_by_shapes
 from .ranks.policies.base import Loss, Policy, parse_policy
 from .ranks.probe import Probe
 from .ranks.slopes import fitted_slopes
@@ -210,7 +210,7 @@ class MatrixCompressor(Compressor):
         if needs_evidence(policy):
             return self.fit(model, data, folder)
         method = self.model_copy()
-        method._ranks = budget.allocate(self.shape(model, budget.ratio), policy).ranks
+        method._ranks = allocate_by_shapes(budget, self.shape(model, budget.ratio), self.policy).ranks
         return method.fit(model, data, folder)
 
     def kept_ranks(self, model: nn.Module, budgets: Sequence[Budget]) -> dict[str, int] | None:
@@ -228,7 +228,7 @@ class MatrixCompressor(Compressor):
         largest: dict[str, int] = {}
         for budget in budgets:
             shape = self.shape(model, budget.ratio)
-            ranks = budget.allocate(shape, policy).ranks
+            ranks = allocate_by_shapes(budget, shape, self.policy).ranks
             for unit in shape.units:
                 rank = ranks.get(unit.name, (unit.parameters - unit.overhead - 1) // unit.cost)
                 most = min(max(rank, unit.min_rank) + max(budget.multiple, _MORE_PARTS), unit.max_rank)

@@ -9,7 +9,7 @@ from typing import Any
 from ..foundation.errors import UserError
 from ..foundation.memory import free_memory
 from .configs import load_config
-from .loading import DTYPES, own_dtype, verify_folder, weights_size
+from .loading import DTYPES, own_dtype, weights_size
 from .matrices import model_size
 
 SMALL_PARAMETERS = 50_000_000
@@ -88,8 +88,6 @@ def footprint(checkpoint: str | Path, revision: str = "", dtype: str = "auto", l
     Raises:
         UserError: a folder that is not whole, or a configuration that cannot be read.
     """
-    if Path(checkpoint).is_dir():
-        verify_folder(Path(checkpoint))
     config = load_config(checkpoint, revision)
     chosen = dtype if dtype != "auto" else own_dtype(config)
     itemsize = DTYPES[chosen].itemsize

@@ -186,8 +186,8 @@ def weights_size(location: str | Path, revision: str = "") -> Size:
         skeleton = cast(Any, load_skeleton(location, revision))
         parameters = model_size(skeleton).parameters
         return Size(parameters, parameters * DTYPES[own_dtype(skeleton.config)].itemsize)
-    folder, skeleton = Path(location), load_skeleton(location)
-    headers = check_folder(folder)
+    folder = Path(location)
+    skeleton, headers = verify_folder(folder), check_folder(folder)
     layout = layout_of(read_object(folder / "config.json"))
     unused = [headers[name] for name in claim(skeleton, headers, str(folder), layout).left_out]
     parameters = sum(header.parameters for header in headers.values())

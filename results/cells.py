@@ -6,12 +6,12 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..foundation.errors import UserError
 from ..records.bos import without_bos_references
-from ..records.files import read_records
-from ..records.schema import STAGES
+from ..records.files import read_records, to_records
+from ..records.schema import STAGES, Record
 from ..runners.config.methods import parse_method
 from ..runners.store.folders import StageStore, verify_around
 from ..runners.store.storage import check_url
@@ -27,12 +27,12 @@ class FoundCell:
     """One evaluation of a cell of a run.
 
     Attributes:
-        record: the cell's record, by column.
+        record: its headline.
         stage: folder of the evaluate stage.
         storage: URL that its stages may be completed from; None: from nowhere.
     """
 
-    record: dict[str, Any]
+    record: Record
     stage: Path
     storage: str | None = None
 
@@ -175,8 +175,7 @@ def find_cell(
         if keys:
             raise UserError(f"{cell} of {run} names several evaluations; add {options} (there are the {seeds})")
         raise no_cell(name, frame)
-    record = {str(column): value for column, value in rows.to_dict("records")[0].items()}
-    return FoundCell(record, stage_folder(run, keys[0]), storage)
+    return FoundCell(to_records(rows)[0], stage_folder(run, keys[0]), storage)
 
 
 def of_budget(rows: pd.DataFrame, name: str, steps: str | None) -> pd.DataFrame:

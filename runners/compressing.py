@@ -207,7 +207,7 @@ def compress(request: CompressRequest, progress: Progress | None = None, console
             file.rename(folder / file.name)
         shutil.rmtree(folder / _STAGES_FOLDER)
         dense_parts = untouched(load_exact_skeleton(str(folder)), report.dense)
-        training = done.result.memory.get("warning")
+        training = done.result.memory.warning
         warnings = [*fit.result.warnings, *notes["placement"], *notes["compress"], *([training] if training else [])]
         people = {"stays_dense": [asdict(part) for part in dense_parts], "warnings": warnings}
         CompressionNote.model_validate(_origin(plan, request, fit, done) | report.summary() | people).write(folder)
@@ -257,8 +257,8 @@ def _origin(plan: Plan, request: CompressRequest, fit: FitRecord, done: Compress
         "calibration": _readings(fit, done),
         "calibration_dtype": fit.spec.calibration_dtype,
         "added_jitter": fit.result.added_jitter,
-        "memory": {"fit": fit.result.memory, "compress": done.result.memory, "peak_bytes": peak},
-        "provenance": provenance(),
+        "memory": {"fit": fit.result.memory.plain(), "compress": done.result.memory.plain(), "peak_bytes": peak},
+        "provenance": provenance().plain(),
     }
 
 

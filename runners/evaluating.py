@@ -32,8 +32,9 @@ from .executors.local import Event, divide_cores
 from .finetuned_as import TEXT_NOTE, finetuned_as_text
 from .progress import LOG_FILE, StageProgress
 from .provenance import provenance
-from .specs import EvaluateStage, ModelLocation
-from .stages.evaluate import evaluate_with, open_engine, outcome_record, sample_lines
+from .specs import EvaluateStage, Execution, ModelLocation
+from .stage_results import Measurement
+from .stages.evaluate import evaluate_with, open_engine, sample_lines
 from .store.folders import verify_around
 from .task_files import METRICS
 from .tokenizers import PlanTokenizer, tokenizer_chat_rules, tokenizer_chats
@@ -141,11 +142,8 @@ def evaluate(
     dtype = chosen_dtype.dtype if chosen_dtype.why else dtype
     check_model(source, skeleton.config, chosen.values())
     why = chosen_dtype.why
-    common = {
-        "model": ModelLocation(location=source.location, revision=source.revision),
-        "device": device,
-        "data": settings.data_dir,
-    }
+    model_location = ModelLocation(location=source.location, revision=source.revision)
+    common = Execution(model=model_location, device=device, data=settings.data_dir)
     stages = {
         name: evaluate_stage(
             benchmark,
@@ -270,10 +268,10 @@ class _Results:
             return
         write_atomic(self.out / f"samples-{name}.jsonl", "".join(sample_lines(outcome)))
         values = {
-            name: outcome_record(self.stages[name], outcome) | self.engines[name]
+            name: Measurement.of(outcome, self.stages[name].spec.variant).model_dump() | self.engines[name]
             for name, outcome in self.outcomes.items()
         }
-        write_json(self.out / METRICS, self.about | {"benchmarks": values, "provenance": provenance()})
+        write_json(self.out / METRICS, self.about | {"benchmarks": values, "provenance": provenance().plain()})
 
 
 def _about_engine(name: str) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..evals.base import Benchmark, EvalSettings, benchmarks
 from ..evals.base import Stage as EvalStage
@@ -12,7 +11,7 @@ from .checks import bos_windows, check_model
 from .estimates.at_hand import counts_by_size
 from .evaluation_stages import evaluate_stage, evaluation_name
 from .graph import Plan
-from .specs import ModelLocation
+from .specs import Execution, ModelLocation
 from .stage_data import StageData
 from .training.data import DATA_SEED
 
@@ -34,16 +33,16 @@ class PlannedModel:
     stage: str | None = None
 
 
-def execution_fields(plan: Plan, data: StageData, model: PlannedModel) -> dict[str, Any]:
-    """Return the fields that all kinds of `Execution` share."""
-    return {
-        "model": ModelLocation(location=model.location, revision=model.revision),
-        "device": plan.device,
-        "data": data.folder,
-        "train_set": data.train_set,
-        "task": plan.config.task,
-        "task_file": plan.task_file,
-    }
+def execution_on(plan: Plan, data: StageData, model: PlannedModel) -> Execution:
+    """Return what all kinds of `Execution` share."""
+    return Execution(
+        model=ModelLocation(location=model.location, revision=model.revision),
+        device=plan.device,
+        data=data.folder,
+        train_set=data.train_set,
+        task=plan.config.task,
+        task_file=plan.task_file,
+    )
 
 
 class EvaluationLayout:
@@ -139,7 +138,7 @@ class EvaluationLayout:
             self.plan.engine.engine_for(benchmark.is_generating(settings)),
             self.plan.dtype,
             model.identity,
-            execution_fields(self.plan, self.data, model),
+            execution_on(self.plan, self.data, model),
             f"evaluate {name.replace('@', ' at ')} on {shown}",
             counts_by_size(benchmark.name, self.plan.at_hand),
             self.plan.dtype_note,

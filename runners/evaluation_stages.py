@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from ..evals.base import Benchmark, EvalSettings
 from ..evals.harness.names import PREFIX
@@ -13,6 +11,7 @@ from .specs import (
     EvaluateExecution,
     EvaluateSpec,
     EvaluateStage,
+    Execution,
     ModelInput,
 )
 
@@ -23,7 +22,7 @@ def evaluate_stage(
     engine: str,
     dtype: str,
     model: str,
-    common: Mapping[str, Any],
+    common: Execution,
     title: str,
     by_size: bool = False,
     dtype_why: str = "",
@@ -35,7 +34,7 @@ def evaluate_stage(
         benchmark, settings: what is measured.
         engine, dtype: by what.
         model: identity of the model.
-        common: fields of `Execution`: where model and data lie, and the device.
+        common: where model and data lie, and the device.
         title: for people.
         by_size: the data are not at hand in a dry run.
         dtype_why: see `EvaluateExecution`.
@@ -53,7 +52,9 @@ def evaluate_stage(
         engine=engine,
         dtype=dtype,
     )
-    execution = EvaluateExecution(**common, settings=replace(settings, data_dir=None), dtype_why=dtype_why or None)
+    execution = EvaluateExecution(
+        **dict(common), settings=replace(settings, data_dir=None), dtype_why=dtype_why or None
+    )
     return EvaluateStage(spec=spec, execution=execution, title=title)
 
 

@@ -51,7 +51,7 @@ class KeptRanks:
                 continue
             ranks = [needed for needed in asked if needed is not None]
             if self.plan.store.is_done(key):
-                ranks.append(self.plan.store.read(key)["runtime"].get("ranks") or {})
+                ranks.append(self.plan.store.record(key).execution.ranks or {})
             most = {name: max(needed.get(name, 0) for needed in ranks) for name in ranks[0]}
             execution = stage.execution.model_copy(update={"ranks": most})
             self.plan.stages[key] = stage.model_copy(update={"execution": execution})

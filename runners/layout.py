@@ -17,7 +17,7 @@ from ..models.quantised.scheme import FACTORS, FACTORS_AND_EMBEDDINGS, Correctio
 from .choices import DtypeChoice, build_method, merge_settings, pick_calibration_dtype
 from .config import MethodSpec, RecoverOverrides
 from .controls import ControlRow, control_rows
-from .evaluation_layout import EvaluationLayout, PlannedModel, execution_fields
+from .evaluation_layout import EvaluationLayout, PlannedModel, execution_on
 from .graph import BASELINE, Cell, Plan, Tuned
 from .kept_ranks import KeptRanks
 from .points import WHOLE_BITS
@@ -118,8 +118,8 @@ class Layout:
                 self._control(row, seed, tuned, keys)
         self.kept_ranks.settle()
 
-    def _execution(self, model: PlannedModel) -> dict[str, Any]:
-        return execution_fields(self.plan, self.data, model)
+    def _execution(self, model: PlannedModel) -> Execution:
+        return execution_on(self.plan, self.data, model)
 
     def _training_fields(self, choice: Choice) -> dict[str, Any]:
         """Return the fields that all kinds of `TrainingExecution` share."""
@@ -150,7 +150,7 @@ class Layout:
             seed=seed,
             save_dtype=self.plan.saves(trains=True),
         )
-        execution = TrainingExecution(**self._execution(self.source), **self._training_fields(choice))
+        execution = TrainingExecution(**dict(self._execution(self.source)), **self._training_fields(choice))
         key = self.plan.add(FinetuneStage(spec=spec, execution=execution, title=title))
         return self._model_of(key, MODEL_FOLDER), {"finetune": key}
 
@@ -173,7 +173,7 @@ class Layout:
             calibration_dtype=cast(PassDtype, passes.dtype),
         )
         execution = FitExecution(
-            **self._execution(tuned),
+            **dict(self._execution(tuned)),
             memory=self.config.execution.memory,
             method=spec.name,
             options=options,
@@ -238,7 +238,7 @@ class Layout:
         elif needs.searches:
             compression = compression.model_copy(update={"data": self.data.for_statistics(spec, method, self.finetune)})
         execution = CompressExecution(
-            **self._execution(tuned),
+            **dict(self._execution(tuned)),
             **training,
             memory=self.config.execution.memory,
             fit=self.plan.store.path(keys["fit"]),
@@ -328,7 +328,7 @@ class Layout:
             recovery=recovery.name,
             recovery_options=recovery.model_dump(mode="json"),
         )
-        execution = TrainingExecution(**self._execution(small), **self._training_fields(choice))
+        execution = TrainingExecution(**dict(self._execution(small)), **self._training_fields(choice))
         key = self.plan.add(RecoverStage(spec=recover, execution=execution, title=title), small.stage)
         recovered, path = self._model_of(key, MODEL_FOLDER), keys | {"recover": key}
         if self.config.training.tune:
@@ -398,7 +398,7 @@ class Layout:
             save_dtype=self.plan.saves(trains=False),
             **corrected,
         )
-        execution = Execution(**self._execution(model))
+        execution = self._execution(model)
         stage = QuantiseStage(spec=quantisation, execution=execution, title=f"quantise {shown}, seed {seed}")
         key = self.plan.add(stage, model.stage)
         return self._model_of(key, MODEL_FOLDER), key

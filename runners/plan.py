@@ -11,8 +11,7 @@ from ..evals.tasks.files.task import FileTask
 from ..evals.tasks.lookup import benchmark_names
 from ..foundation.errors import UserError
 from ..methods.base import create_method
-from ..methods.ranks.budget import Budget, RatioOutOfReachError
-from ..methods.ranks.policies.base import policies
+from ..methods.ranks.budget import Budget, RatioOutOfReachError, allocate_by_shapes
 from ..models.matrices import model_size
 from ..models.presets import resolve_model
 from ..models.untouched import out_of_reach
@@ -101,9 +100,7 @@ def _check_ratios(plan: Plan) -> None:
         for ratio in plan.ratios(spec.shown):
             shape = method.shape(plan.skeleton, ratio)
             try:
-                allocation = Budget(ratio, method.guard, plan.config.rank_multiple).allocate(
-                    shape, policies.get("uniform")()
-                )
+                allocation = allocate_by_shapes(Budget(ratio, method.guard, plan.config.rank_multiple), shape)
             except RatioOutOfReachError as refusal:
                 reasons = [str(refusal), out_of_reach(plan.skeleton)]
                 raise RatioOutOfReachError("; ".join(filter(None, reasons)), refusal.largest) from refusal

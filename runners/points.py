@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, cast
 
 from torch import nn
 
 from ..foundation.errors import UserError
 from ..methods.base import Compressor
-from ..methods.ranks.budget import Allocation, Budget
-from ..methods.ranks.policies.base import policies
-from ..methods.ranks.units import ModelShape
+from ..methods.ranks.budget import Budget, allocate_by_shapes
 from ..models.dtypes import OWN
 from ..models.loading import DTYPES, own_dtype
 from ..models.matrices import matrices
@@ -62,7 +60,7 @@ class ByteCount:
         """
         shape = self.method.shape_at(self._shape, ratio)
         budget = Budget(ratio, self.method.guard, self.multiple)
-        allocation = _allocate(shape, budget)
+        allocation = allocate_by_shapes(budget, shape)
         if bits == WHOLE_BITS:
             return float(allocation.parameters * self.width)
         size, inside = 0.0, 0
@@ -120,12 +118,6 @@ class ByteCount:
         high = min(_MOST, self._shape.parameters / max(self._shape.untouched, 1))
         low, _ = _bisect(1 + 1 / _STEPS, high, is_out_of_reach, _down)
         return _down(low) / _STEPS
-
-
-@lru_cache(maxsize=4096)
-def _allocate(shape: ModelShape, budget: Budget) -> Allocation:
-    """Allocate uniformly; methods with the same units share the result."""
-    return budget.allocate(shape, policies.get("uniform")())
 
 
 def _up(ratio: float) -> int:

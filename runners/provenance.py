@@ -11,9 +11,47 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from ..foundation.environment import kernel_choices, number_formats
 from ..foundation.files import digest, sha256_file
 from ..foundation.version import __version__
+
+
+class Hardware(BaseModel):
+    """What a process runs on.
+
+    Attributes:
+        cpu: the processor's name.
+        cores, threads: how many it may use, and the CPU threads of torch.
+        gpus: names of all GPUs.
+        system: kernel and its version.
+        environment: variables that change its numbers, where some are set.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    cpu: str
+    cores: int | None = None
+    threads: int
+    gpus: tuple[str, ...] = ()
+    system: str = ""
+    environment: dict[str, str] = {}
+
+
+class Provenance(BaseModel):
+    """Versions of the libraries by name, commit of the package (empty outside a checkout), and machine."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    versions: dict[str, str]
+    git_commit: str
+    hardware: Hardware
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as plain data for JSON, without what is empty of the environment."""
+        return self.model_dump(exclude_unset=True)
+
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy", "lm_eval")
 
@@ -80,22 +118,22 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def hardware() -> dict[str, Any]:
+def hardware() -> Hardware:
     """Return what the process runs on, and the environment variables that change its numbers, if any is set."""
     import torch
 
     gpus = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
+    known = Hardware(
+        cpu=processor(),
+        cores=len(os.sched_getaffinity(0)),
+        threads=torch.get_num_threads(),
+        gpus=tuple(gpus),
+        system=f"{platform.system()} {platform.release()}",
+    )
     environment = number_formats() | kernel_choices()
-    return {
-        **({"environment": environment} if environment else {}),
-        "cpu": processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "gpus": gpus,
-        "system": f"{platform.system()} {platform.release()}",
-    }
+    return known.model_copy(update={"environment": environment}) if environment else known
 
 
 def device_name(device: str) -> str:
@@ -105,6 +143,6 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else processor()
 
 
-def provenance() -> dict[str, Any]:
-    """Return versions, commit and hardware for ``stage.json``."""
-    return {"versions": versions(), "git_commit": git_commit(), "hardware": hardware()}
+def provenance() -> Provenance:
+    """Return versions, commit and hardware of this process."""
+    return Provenance(versions=versions(), git_commit=git_commit(), hardware=hardware())

@@ -10,166 +10,39 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import Discriminator, Field, TypeAdapter, ValidationError
 
-from ..evals.base import Metric, metric_from_plain
 from ..foundation.errors import UserError
+from .provenance import Provenance
 from .specs import CompressSpec, EvaluateSpec, FinetuneSpec, FitSpec, ModelLocation, QuantiseSpec, RecoverSpec, Spec
-from .store.files import RECORD, damaged
+from .stage_results import (
+    CompressResult,
+    EvaluateResult,
+    FitResult,
+    Lenient,
+    QuantiseResult,
+    TrainingResult,
+)
+from .store.files import RECORD, damaged, read_record
 
 VERSION = 1
 """Of ``stage.json``; raised when its fields change their meaning. Records without one are of version 1."""
 
 
-class _Lenient(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+class RecordedExecution(Lenient):
+    """Where a stage ran: torch device, where its model lay, folder with local datasets, and the task file's text.
 
-
-class Hardware(_Lenient):
-    """What a stage ran on: the processor's name, its cores and CPU threads, the names of all GPUs, and the system."""
-
-    cpu: str
-    cores: int | None = None
-    threads: int
-    gpus: tuple[str, ...] = ()
-    system: str = ""
-
-
-class Provenance(_Lenient):
-    """Versions of the libraries by name, commit of the package (empty outside a checkout), and machine."""
-
-    versions: dict[str, str]
-    git_commit: str
-    hardware: Hardware
-
-
-class RecordedExecution(_Lenient):
-    """Where a stage ran: torch device, where its model lay, folder with local datasets, and the task file's text."""
+    ``ranks`` are the parts that a fit keeps of each unit's factors, by name; None for all.
+    """
 
     device: str
     model: ModelLocation
     data: Path | None = None
     task_file: str | None = None
+    ranks: dict[str, int] | None = None
 
 
-class RecordedTraining(_Lenient):
-    """What a training used: optimizer steps, and tokens without padding."""
-
-    steps: int
-    tokens: int
-
-
-class RecordedReport(_Lenient):
-    """What a method reported of one ratio; see `methods.base.CompressionReport`."""
-
-    parameters: int
-    ratio_matrices: float
-    ranks: dict[str, int] = Field(default_factory=dict)
-    dense: dict[str, str] = Field(default_factory=dict)
-    steps: int = 0
-    tokens: int = 0
-
-
-class DataCard(_Lenient):
-    """What was in the training data of a task file: rows, and tokens by ``min``, ``50%`` and other quantiles."""
-
-    rows: int
-    used: int
-    held_out: int = 0
-    empty: int = 0
-    dropped_too_long: int = 0
-    cut_to_length: int = 0
-    tokens: dict[str, float] = Field(default_factory=dict)
-
-
-class HeldOut(_Lenient):
-    """Of a recovery in a tuned sweep: mean loss in nats a token on held-out training examples, and what was read.
-
-    The loss is None where it was not finite.
-    """
-
-    loss: float | None
-    examples: int
-    tokens: int
-
-
-class TrainingResult(_Lenient):
-    """Of a finetuning or a recovery; ``diverged`` says why a learning rate of a tuned sweep left no model."""
-
-    training: RecordedTraining
-    diverged: str = ""
-    held_out: HeldOut | None = None
-    warnings: tuple[str, ...] = ()
-    data_card: DataCard | None = None
-
-
-class FitResult(_Lenient):
-    """Of a fit.
-
-    Attributes:
-        warnings: what a reader of the result should know.
-        calibration: what was read, ``examples``, ``tokens`` and the longest example's ``length``; empty without data.
-        added_jitter: what was added to the diagonals of moments that had no Cholesky factor, by matrix or group.
-        memory: plain data of how the model was held, and what that was estimated to need.
-    """
-
-    warnings: tuple[str, ...] = ()
-    calibration: dict[str, int] = Field(default_factory=dict)
-    added_jitter: dict[str, tuple[float, ...]] = Field(default_factory=dict)
-    memory: dict[str, Any] = Field(default_factory=dict)
-
-
-class CompressResult(_Lenient):
-    """Of a compression: reports by ratio, as ``f"{ratio:g}"`` writes it; calibration and memory as of a fit.
-
-    ``training`` and ``diverged`` are as of a recovery, for methods that train.
-    """
-
-    reports: dict[str, RecordedReport]
-    training: RecordedTraining | None = None
-    diverged: str = ""
-    calibration: dict[str, int] = Field(default_factory=dict)
-    memory: dict[str, Any] = Field(default_factory=dict)
-
-    def report(self, ratio: float) -> RecordedReport:
-        """Return the report of one of the stage's ratios."""
-        return self.reports[f"{ratio:g}"]
-
-    def has_report(self, ratio: float) -> bool:
-        """Whether this is one of the stage's ratios."""
-        return f"{ratio:g}" in self.reports
-
-
-class QuantiseResult(_Lenient):
-    """Of rounding weights: bytes of the packed file."""
-
-    packed_bytes: int
-    warnings: tuple[str, ...] = ()
-
-
-class EvaluateResult(_Lenient):
-    """Of an evaluation.
-
-    Attributes:
-        details: plain data of the benchmark's, such as the isolation of executed code.
-        variant: full name of the benchmark, where the evaluation settled it.
-        bytes: size of the evaluated checkpoint's weights; of a quantised one they are dequantised.
-    """
-
-    metrics: tuple[Metric, ...]
-    dataset_sha256: str
-    prompt_sha256: str
-    details: dict[str, Any]
-    variant: str = ""
-    bytes: int
-
-    @field_validator("metrics", mode="before")
-    @classmethod
-    def _from_plain(cls, metrics: Any) -> Any:
-        return tuple(metric_from_plain(metric) for metric in metrics)
-
-
-class _Record(_Lenient):
+class _Record(Lenient):
     """What all kinds have in common.
 
     Attributes:
@@ -180,6 +53,7 @@ class _Record(_Lenient):
             without earlier attempts; 0 in records of earlier versions.
         started_at, ended_at: ISO 8601.
         peak_memory_bytes: of the process, or of a larger one that it started.
+        files: size in bytes of each file in the stage's folder, by its path there.
     """
 
     version: int = VERSION
@@ -193,6 +67,7 @@ class _Record(_Lenient):
     ended_at: str
     peak_memory_bytes: int
     provenance: Provenance
+    files: dict[str, int]
 
 
 class FinetuneRecord(_Record):
@@ -257,6 +132,15 @@ _SPECS: dict[str, type[Spec]] = {
 }
 _NOUNS = {"finetune": "a finetuning", "fit": "a fit", "compress": "a compression", "recover": "a recovery"}
 _NOUNS |= {"quantise": "a rounding of weights"}
+
+
+def read_stage(folder: Path) -> StageRecord:
+    """Return the typed record of the stage in a folder; whether its files are there is not looked at.
+
+    Raises:
+        UserError: see `parse_record`; or there is no record, or it has changed since it was written.
+    """
+    return parse_record(read_record(folder), folder)
 
 
 def parse_record(plain: Mapping[str, Any], folder: Path) -> StageRecord:

@@ -13,7 +13,7 @@ from rich.console import Console
 from ..evals.base import EvalSettings, benchmarks
 from ..evals.tasks.files.opening import is_task_file, open_task
 from ..evals.tasks.files.overlap import Overlap, OverlapSearch, prompt_text
-from ..evals.tasks.files.problems import card_of
+from ..evals.tasks.files.problems import ProblemCard, card_of
 from ..evals.tasks.files.task import FileTask, length_quantiles
 from ..evals.tasks.files.training import Counts, find_layout, read_examples
 from ..evals.tasks.prompts import IGNORED, Encoded
@@ -75,13 +75,13 @@ class Checked:
     model: str
     prompt: str
     limit: int
-    card: Mapping[str, Any]
+    card: Counts
     examples: Sequence[Rendered]
     quantiles: Mapping[str, int]
     tokenised: int
     too_long: int
     cut: bool
-    benchmarks: Mapping[str, Mapping[str, Any]]
+    benchmarks: Mapping[str, ProblemCard]
     overlaps: Mapping[str, Overlap]
     ratio: float
     cost: Sequence[tuple[str, int, float]]
@@ -166,7 +166,7 @@ def _checked(task: FileTask, plan: Plan) -> Checked:
         plan.source.name,
         "chat template" if chat else task.file.prompt,
         limit,
-        counts.card(),
+        counts,
         shown,
         length_quantiles(lengths),
         len(lengths),

@@ -25,9 +25,27 @@ from lowrank_bench.runners.specs import (
     RecoverStage,
     TrainingExecution,
 )
+from lowrank_bench.runners.stage_results import (
+    CompressResult,
+    EvaluateResult,
+    FitResult,
+    QuantiseResult,
+    RecordedTraining,
+    TrainingResult,
+)
 from lowrank_bench.runners.training.settings import TrainSettings
 
 DATA = DataSpec(task="toy-math", source="generated:42", sha256="", prompt_version=2)
+_TRAINED = TrainingResult(training=RecordedTraining(steps=1, tokens=10))
+RESULTS = {
+    "finetune": _TRAINED,
+    "fit": FitResult(matrices=7),
+    "compress": CompressResult(reports={}),
+    "recover": _TRAINED,
+    "quantise": QuantiseResult(packed_bytes=1),
+    "evaluate": EvaluateResult(metrics=(), dataset_sha256="d", prompt_sha256="p", details={}, bytes=1),
+}
+"""What a stage of each kind may return."""
 
 
 def _common(location, execution):

@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 from ...foundation.files import digest
 from .prompts import Encoded
 
 MOST_TOKENS = 2_000_000
 """More are not remembered: ids and labels of so many take 32 MB, for which a later stage may have other use."""
+
+
+class DataCard(BaseModel):
+    """What was in the training data of a task file.
+
+    Attributes:
+        rows, used, held_out, empty, duplicates, converted, characters: see `files.training.Counts`.
+        dropped_too_long, cut_to_length: examples beyond the limit in tokens, left out or shortened.
+        tokens: of an example, by ``min``, ``50%`` and other quantiles, and their ``sum``.
+        sha256, form: of the data, and how its rows are read.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    rows: int
+    used: int
+    held_out: int = 0
+    empty: int = 0
+    duplicates: int = 0
+    converted: int = 0
+    characters: int = 0
+    dropped_too_long: int = 0
+    cut_to_length: int = 0
+    tokens: dict[str, int] = {}
+    sha256: str = ""
+    form: str = ""
 
 
 @dataclass(frozen=True)
@@ -20,12 +48,12 @@ class EncodedSet:
     Attributes:
         items: the examples.
         dropped: how many did not fit.
-        card: plain data about where they come from, where there is more to say than the hash.
+        card: what was in the data, where a task file names them.
     """
 
     items: Sequence[Encoded]
     dropped: int
-    card: Mapping[str, Any] = field(default_factory=dict)
+    card: DataCard | None = None
 
     @property
     def count(self) -> int:

@@ -11,12 +11,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 
 from torch import Tensor
 
 from ...foundation.errors import UserError
-from .policies.base import Demand, Evidence, Loss, Policy
+from .policies.base import Demand, Evidence, Loss, Policy, parse_policy
 from .units import ModelShape, Unit
 
 _BISECTIONS = 60
@@ -196,6 +196,20 @@ class Budget:
 
     def _dense(self, unit: Unit, rank: int) -> bool:
         return self.guard and not unit.saves(rank)
+
+
+def allocate_by_shapes(budget: Budget, shape: ModelShape, policy: str = "uniform") -> Allocation:
+    """Return the ranks under a policy that needs no evidence; methods with the same units share the result.
+
+    Raises:
+        RatioOutOfReachError: see `Budget.allocate`.
+    """
+    return _allocate_by_shapes(budget, shape, policy, type(parse_policy(policy)))
+
+
+@lru_cache(maxsize=4096)
+def _allocate_by_shapes(budget: Budget, shape: ModelShape, policy: str, cls: type[Policy]) -> Allocation:
+    return budget.allocate(shape, parse_policy(policy))
 
 
 def _round_down(ratio: float) -> float | None:

@@ -160,7 +160,7 @@ def inspect_changes(
     tokens = _tokens(model, load_tokenizer(stage.base, stage.revision), stage, frame, count, reading) if count else ()
     parts = ([] if layer is None else [f"layer {layer}"]) + ([matrix] if matrix else [])
     title = ", ".join([f"{name}: what became of the bases", *parts])
-    short = " ".join([f"{cell.record['label']}@{cell.record['ratio_target']:g}", *parts])
+    short = " ".join([f"{cell.record.label}@{cell.record.ratio_target:g}", *parts])
     return ChangeView(title, short, _change_notes(trained, bool(tokens), reading), frame, trained, tokens)
 
 
@@ -200,7 +200,7 @@ def _compress_stage(cell: FoundCell) -> _CompressStage:
             break
         if not key.startswith("recover-"):
             raise UserError(
-                f"'{cell.record['label']}@{cell.record['ratio_target']:g}' is not compressed, so no basis changed; "
+                f"'{cell.record.label}@{cell.record.ratio_target:g}' is not compressed, so no basis changed; "
                 "name a compressed cell, such as runs/tiny-toy-math:bs@3"
             )
     record = store.record(key)

@@ -102,9 +102,9 @@ def _of_cell(name: str, seed: int | None) -> Origin:
     folder, record = cell.checkpoint(), cell.record
     _check_factorised(folder)
     frame = read_records(Path(name.partition(":")[0]))
-    frame = frame[frame.headline & (frame.seed == record["seed"])]
-    own = frame[(frame.label == record["label"]) & (frame.ratio_target == record["ratio_target"])]
-    own = own[(own.stage == record["stage"]) & (own.steps_budget == record["steps_budget"])]
+    frame = frame[frame.headline & (frame.seed == record.seed)]
+    own = frame[(frame.label == record.label) & (frame.ratio_target == record.ratio_target)]
+    own = own[(own.stage == record.stage) & (own.steps_budget == record.steps_budget)]
     dense = frame[frame.method == "none"]
     condition = ["variant", "metric", "scorer", "n", "engine"]
     values = {tuple(row[column] for column in condition): row["value"] for row in dense.to_dict("records")}
@@ -112,17 +112,17 @@ def _of_cell(name: str, seed: int | None) -> Origin:
     return Origin(
         folder,
         model_sha256(folder),
-        record["model"],
-        record["model_sha256"],
-        record["method"],
-        record["label"],
-        json.loads(record["options"]),
-        record["ratio"],
-        record["params_original"],
-        record["params"],
-        any(record[f"steps_{kind}"] for kind in ("finetune", "compress", "recover")),
-        json.loads(record["versions"]).get("lowrank_bench", ""),
-        record["git_commit"] or "",
+        record.model,
+        record.model_sha256,
+        record.method,
+        record.label,
+        json.loads(record.options),
+        record.ratio,
+        record.params_original,
+        record.params,
+        any((record.steps_finetune, record.steps_compress, record.steps_recover)),
+        json.loads(record.versions).get("lowrank_bench", ""),
+        record.git_commit,
         tuple(
             Measurement(
                 **{

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...foundation.errors import UserError
-from ...runners.stage_records import StageRecord, parse_record
-from ...runners.store.files import KEY, read_record, reason_of
+from ...runners.stage_records import StageRecord, read_stage
+from ...runners.store.files import KEY, reason_of
 from ...runners.store.folders import StageStore
 from ..cells import stage_folder
 
@@ -46,7 +46,7 @@ class Lineage:
             return None
         record = None
         try:
-            record = parse_record(read_record(folder), folder)
+            record = read_stage(folder)
             StageStore(self.root).verify(key)
         except UserError as error:
             self.damaged[key] = reason_of(error)

@@ -77,9 +77,15 @@ def load_samples(path: Path) -> list[Sample]:
 
 
 def compare_samples(a: str, b: str, benchmark: str | None, seed: int | None, scorer: str | None) -> Comparison:
-    """Test whether two evaluations of the same problems differ; names as in `sample_file`."""
-    first, second = (load_samples(sample_file(name, benchmark, seed)) for name in (a, b))
-    return compare(first, second, scorer)
+    """Test whether two evaluations of the same problems differ; names as in `sample_file`.
+
+    Raises:
+        UserError: both names are those of one evaluation, a file cannot be read, or they are not of the same problems.
+    """
+    files = [sample_file(name, benchmark, seed) for name in (a, b)]
+    if files[0].resolve() == files[1].resolve():
+        raise UserError(f"{a} and {b} are the same evaluation; name two, such as those of two methods at one ratio")
+    return compare(*(load_samples(file) for file in files), scorer)
 
 
 @dataclass(frozen=True)

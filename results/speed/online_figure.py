@@ -41,7 +41,7 @@ def draw_online(series: Sequence[OnlineSeries], folder: Path) -> list[Path]:
             folder.mkdir(parents=True, exist_ok=True)
             ordered = sorted(chosen, key=_position)
             conditions = online_variant(series[0], chosen[0]).replace(chosen[0].name, kind)
-            stem = folder / slug(f"{series[0].subject.origin['model']}-{conditions}")
+            stem = folder / slug(f"{series[0].subject.origin.model}-{conditions}")
             with style():
                 paths += save_figure(_figure(series, ordered, label), stem)
     return paths
@@ -65,7 +65,7 @@ def _figure(series: Sequence[OnlineSeries], loads: Sequence[Load], label: str) -
         else ("output_tokens_per_second", "output tokens/s", 1.0)
     )
     panels = figure.subplots(2, 2)
-    lines = looks([str(entry.subject.origin["method"]) for entry in series])
+    lines = looks([entry.subject.origin.method for entry in series])
     handles: list[Any] = []
     for axes, (metric, title, scale) in zip(panels.flat, (*_TIMES, fourth), strict=True):
         handles = []
@@ -102,7 +102,7 @@ def _set_axes(axes: Any, loads: Sequence[Load], title: str) -> None:
 
 def _title(series: Sequence[OnlineSeries]) -> str:
     spec = series[0].spec
-    first = f"{series[0].subject.origin['model']} · vllm serve {series[0].version} · {spec.dtype} · {spec.device}"
+    first = f"{series[0].subject.origin.model} · vllm serve {series[0].version} · {spec.dtype} · {spec.device}"
     count = len(series[0].rounds)
     rounds = f"medians of {count} rounds, bars: least and largest round" if count > 1 else "one round"
     second = f"{spec.requests} requests of {spec.prompt_tokens} + {spec.new_tokens} tokens a load; {rounds}"

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ...evals.speed.online_spec import Load
 from ...foundation.files import digest
 from ...records.files import Record
 from ...runners.provenance import processor
 from .online import OnlineSeries
-from .records import add_records, common_fields, machine_name, median_of_rounds
+from .records import Conditions, add_records, machine_name, median_of_rounds, speed_record
 
 BENCHMARK = "online"
 HEADLINE = "request_latency_seconds"
@@ -41,16 +40,19 @@ def online_records(series: Sequence[OnlineSeries]) -> list[Record]:
     for entry in series:
         metrics = METRICS | ({GOODPUT: "goodput"} if entry.spec.objectives else {})
         for load in entry.spec.loads:
-            common = _common(entry, load)
+            conditions = _conditions(entry, load)
             rows += [
-                Record(
-                    **common,
-                    metric=metric,
-                    scorer=objectives_name(entry) if metric == GOODPUT else "",
+                speed_record(
+                    entry.subject,
+                    entry.size,
+                    entry.version,
+                    conditions,
+                    metric,
+                    median_of_rounds(entry.values(field, load)),
+                    entry.spec.requests,
                     headline=metric == HEADLINE,
                     higher_is_better=metric.endswith("_per_second"),
-                    n=entry.spec.requests,
-                    **median_of_rounds(entry.values(field, load)),
+                    scorer=objectives_name(entry) if metric == GOODPUT else "",
                 )
                 for metric, field in metrics.items()
             ]
@@ -90,25 +92,24 @@ def online_variant(entry: OnlineSeries, load: Load) -> str:
 
 
 def _stage_key(entry: OnlineSeries, load: Load) -> str:
-    return f"{BENCHMARK}-{digest([entry.subject.origin, online_variant(entry, load)])[:16]}"
+    return f"{BENCHMARK}-{digest([asdict(entry.subject.origin), online_variant(entry, load)])[:16]}"
 
 
-def _common(entry: OnlineSeries, load: Load) -> dict[str, Any]:
+def _conditions(entry: OnlineSeries, load: Load) -> Conditions:
     spec = entry.spec
     problems = ["vllm bench serve: timed_trace", spec.prompt_tokens, spec.new_tokens, spec.requests, len(entry.rounds)]
-    measured = {
-        "benchmark": BENCHMARK,
-        "variant": online_variant(entry, load),
-        "seconds_evaluate": sum(entry.values("seconds", load)),
-        "peak_memory_bytes": 0,
-        "engine": "vllm",
-        "dtype": spec.dtype,
-        "device": device_name(spec.device),
-        "threads": spec.threads,
-        "dataset_sha256": digest(problems),
-        "stage_key": _stage_key(entry, load),
-    }
-    return common_fields(entry.subject, entry.size, entry.version, measured)
+    return Conditions(
+        BENCHMARK,
+        online_variant(entry, load),
+        "vllm",
+        spec.dtype,
+        device_name(spec.device),
+        spec.threads,
+        sum(entry.values("seconds", load)),
+        0,
+        digest(problems),
+        _stage_key(entry, load),
+    )
 
 
 def device_name(device: str) -> str:

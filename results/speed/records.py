@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,12 @@ def speed_records(series: Sequence[Series]) -> list[Record]:
     """
     rows = []
     for entry in series:
-        sizes, rounds = entry.spec.batch_sizes, len(entry.rounds)
+        sizes = entry.spec.batch_sizes
         for batch in sizes:
-            common = _common(entry) | {"variant": variant_name(entry, (batch,))}
-            for field, name in _PER_BATCH.items():
-                rows.append(Record(**common, **_metric(name, entry.values(field, batch), rounds)))
-        common = _common(entry) | {"variant": variant_name(entry, sizes) + ("-process" if len(sizes) > 1 else "")}
-        rows += [Record(**common, **_metric(name, entry.values(name), rounds)) for name in _PER_PROCESS]
+            conditions = _conditions(entry, variant_name(entry, (batch,)))
+            rows += [_record(entry, conditions, name, entry.values(key, batch)) for key, name in _PER_BATCH.items()]
+        conditions = _conditions(entry, variant_name(entry, sizes) + ("-process" if len(sizes) > 1 else ""))
+        rows += [_record(entry, conditions, name, entry.values(name)) for name in _PER_PROCESS]
     return rows
 
 
@@ -77,8 +77,8 @@ def add_records(folder: Path, new: Sequence[Record], rounds: object) -> Path:
     Returns:
         The path of ``results.csv``.
     """
-    names = {_key(record.model_dump()) for record in new}
-    others = [record for record in stored_records(folder) if _key(record.model_dump()) not in names]
+    names = {_key(record) for record in new}
+    others = [record for record in stored_records(folder) if _key(record) not in names]
     write_json(folder / f"rounds-{digest(rounds)[:12]}.json", rounds)
     return write_records(folder, [*others, *new])[0]
 
@@ -91,69 +91,113 @@ def stored_records(folder: Path) -> list[Record]:
     return [Record(**{str(key): value for key, value in row.items()}) for row in rows]
 
 
-def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[column] for column in KEY_COLUMNS)
+def _key(record: Record) -> tuple[Any, ...]:
+    return tuple(getattr(record, column) for column in KEY_COLUMNS)
 
 
 def _stage_key(entry: Series) -> str:
-    return f"{BENCHMARK}-{digest([entry.subject.origin, variant_name(entry, entry.spec.batch_sizes)])[:16]}"
+    return f"{BENCHMARK}-{digest([asdict(entry.subject.origin), variant_name(entry, entry.spec.batch_sizes)])[:16]}"
 
 
-def _common(entry: Series) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Conditions:
+    """Under which conditions a checkpoint was timed; see the fields of `records.schema.Record`."""
+
+    benchmark: str
+    variant: str
+    engine: str
+    dtype: str
+    device: str
+    threads: int
+    seconds_evaluate: float
+    peak_memory_bytes: int
+    dataset_sha256: str
+    stage_key: str
+
+
+@dataclass(frozen=True)
+class Median:
+    """The median of timed rounds, with the interval that holds it; see `median_of_rounds`."""
+
+    value: float
+    low: float
+    high: float
+    confidence: float
+
+
+def _conditions(entry: Series, variant: str) -> Conditions:
     spec, last = entry.spec, entry.rounds[-1]
     problems = [spec.prompt_tokens, spec.new_tokens, [spec.prompts(1, 1 << 20)]]
-    measured = {
-        "benchmark": BENCHMARK,
-        "seconds_evaluate": sum(entry.values("seconds")),
-        "peak_memory_bytes": int(max(entry.values("peak_memory_bytes"))),
-        "engine": spec.engine,
-        "dtype": spec.dtype,
-        "device": last.device or processor(),
-        "threads": last.threads,
-        "dataset_sha256": digest(problems),
-        "stage_key": _stage_key(entry),
-    }
-    return common_fields(entry.subject, entry.size, last.engine_version, measured)
+    return Conditions(
+        BENCHMARK,
+        variant,
+        spec.engine,
+        spec.dtype,
+        last.device or processor(),
+        last.threads,
+        sum(entry.values("seconds")),
+        int(max(entry.values("peak_memory_bytes"))),
+        digest(problems),
+        _stage_key(entry),
+    )
 
 
-def common_fields(subject: Subject, size: Size, engine_version: str, measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that all records of one checkpoint share, those of this software among them.
+def _record(entry: Series, conditions: Conditions, metric: str, values: Sequence[float]) -> Record:
+    median = median_of_rounds(values, counted=metric == "weight_bytes")
+    best = metric == HEADLINE
+    version = entry.rounds[-1].engine_version
+    return speed_record(entry.subject, entry.size, version, conditions, metric, median, len(entry.rounds), best, best)
+
+
+def speed_record(
+    subject: Subject,
+    size: Size,
+    engine_version: str,
+    conditions: Conditions,
+    metric: str,
+    median: Median,
+    n: int,
+    headline: bool,
+    higher_is_better: bool,
+    scorer: str = "",
+) -> Record:
+    """Return the record of one metric of one checkpoint, with the versions of this software.
 
     Args:
-        subject: the checkpoint.
-        size: of its weights on disk.
+        subject, size: the checkpoint, and its weights on disk.
         engine_version: of the library behind the engine.
-        measured: further fields, ``engine`` and ``dtype`` among them.
+        conditions: under which it was timed.
+        metric, median, n, headline, higher_is_better, scorer: what came out, of how many rounds or requests.
     """
-    return {
-        **subject.origin,
-        "bytes": size.bytes,
-        "runtime_bytes": size.parameters * DTYPES[str(measured["dtype"])].itemsize,
-        "isolation": "",
-        "prompt_sha256": "",
-        "versions": canonical_json(versions() | {str(measured["engine"]): engine_version}),
-        "git_commit": git_commit(),
-        "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        **measured,
-    }
+    return Record(
+        **asdict(subject.origin),
+        **asdict(conditions),
+        **asdict(median),
+        metric=metric,
+        n=n,
+        headline=headline,
+        higher_is_better=higher_is_better,
+        scorer=scorer,
+        bytes=size.bytes,
+        runtime_bytes=size.parameters * DTYPES[conditions.dtype].itemsize,
+        isolation="",
+        prompt_sha256="",
+        versions=canonical_json(versions() | {conditions.engine: engine_version}),
+        git_commit=git_commit(),
+        evaluated_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
 
 
-def _metric(name: str, values: Sequence[float], rounds: int) -> dict[str, Any]:
-    middle = median_of_rounds(values, counted=name == "weight_bytes")
-    named = {"metric": name, "scorer": "", "headline": name == HEADLINE, "higher_is_better": name == HEADLINE}
-    return named | middle | {"n": rounds}
-
-
-def median_of_rounds(values: Sequence[float], counted: bool = False) -> dict[str, Any]:
-    """Return the fields ``value``, ``low``, ``high`` and ``confidence`` of one value a round.
+def median_of_rounds(values: Sequence[float], counted: bool = False) -> Median:
+    """Return the median of one value a round.
 
     The least and the largest of n rounds hold the median with probability 1 - 0.5^(n-1); one round bounds nothing,
     unless it was ``counted``.
     """
     bounded = len(values) > 1 or counted
-    return {
-        "value": statistics.median(values),
-        "low": min(values) if bounded else float("-inf"),
-        "high": max(values) if bounded else float("inf"),
-        "confidence": 1 - 0.5 ** (len(values) - 1) if len(values) > 1 else 0.95,
-    }
+    return Median(
+        statistics.median(values),
+        min(values) if bounded else float("-inf"),
+        max(values) if bounded else float("inf"),
+        1 - 0.5 ** (len(values) - 1) if len(values) > 1 else 0.95,
+    )

@@ -25,6 +25,10 @@ def sentence(error: ValidationError, root: type[BaseModel]) -> str:
         return f"'{key}' is missing; say it on the command line (--{key}) or in the YAML file ({key}: …)"
     if problem["type"] == "value_error":
         return reason(problem)
+    if problem["type"] == "too_short":
+        return f"{key} is empty; write one value or more, or leave it out"
+    if problem["input"] is None:
+        return f"{key} has no value; write one, or leave the line out"
     if problem["type"] in ("model_type", "dict_type"):
         return f"{key} cannot be {problem['input']!r}; it holds lines 'key: value' (docs/cli.md has an example)"
     return f"{key} cannot be {problem['input']!r}: {reason(problem)}"

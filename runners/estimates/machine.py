@@ -7,7 +7,6 @@ import re
 import subprocess
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from ...foundation.errors import UserError, did_you_mean
 from ...foundation.memory import free_memory
@@ -85,6 +84,15 @@ class Machine:
     assumed: bool = False
 
 
+@dataclass(frozen=True)
+class ProbedGpus:
+    """Name of the GPUs, free bytes of each, and the operations a second of a bfloat16 product on the first."""
+
+    name: str
+    free: list[int]
+    product: float
+
+
 def measure_machine(device: str) -> Machine:
     """Read what is free here.
 
@@ -98,13 +106,13 @@ def measure_machine(device: str) -> Machine:
     if device == "cpu":
         return Machine("cpu", "cpu", 1, host, host)
     gpus = probe_gpus(device)
-    free = gpus["free"]
-    return Machine(f"{len(free)} {gpus['name']}", "cuda", len(free), min(free), host, gpus["product"] / PRODUCT_SHARE)
+    count = len(gpus.free)
+    return Machine(f"{count} {gpus.name}", "cuda", count, min(gpus.free), host, gpus.product / PRODUCT_SHARE)
 
 
 @cache
-def probe_gpus(device: str) -> dict[str, Any]:
-    """Return name, free bytes of each GPU, and the operations a second of a bfloat16 product on the first.
+def probe_gpus(device: str) -> ProbedGpus:
+    """Measure the GPUs that a sweep may use.
 
     A process of its own asks: asking keeps some hundred MB of each GPU until the process that asked ends.
 
@@ -121,7 +129,7 @@ def probe_gpus(device: str) -> dict[str, Any]:
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise UserError(f"the GPU cannot be used ({reason}); see bench doctor, or use --device cpu")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return ProbedGpus(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def assume_machine(text: str) -> Machine:

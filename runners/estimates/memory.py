@@ -28,6 +28,7 @@ from ...models.matrices import model_size
 from ...models.streamed import NotStreamable, open_streamed, why_not_streamed
 from ..graph import Plan
 from ..specs import CompressStage, EvaluateStage, FitStage, QuantiseSpec, QuantiseStage, Stage
+from ..stage_results import RecordedMemory
 from ..tokenizers import PlanTokenizer
 from ..training.data import CALIBRATION_TOKENS, TaskData, example_length
 from .at_hand import assumed_longest, counts_by_size
@@ -60,10 +61,12 @@ class LoadMode:
     peak: Peak | None
     advice: str = ""
 
-    def record(self) -> dict[str, Any]:
-        """Return plain data for a stage's record."""
-        peak = {} if self.peak is None else {"predicted_peak_bytes": self.peak.total}
-        return {"load": "layerwise" if self.layerwise else "whole", "why": self.why, **peak}
+    def record(self) -> RecordedMemory:
+        """Return what a stage's record says of it."""
+        load: Literal["layerwise", "whole"] = "layerwise" if self.layerwise else "whole"
+        if self.peak is None:
+            return RecordedMemory(load=load, why=self.why)
+        return RecordedMemory(load=load, why=self.why, predicted_peak_bytes=self.peak.total)
 
     def check(self, title: str, device: str) -> list[str]:
         """Return a warning if the peak may not fit into free memory, and on a GPU one if the host's part may not.

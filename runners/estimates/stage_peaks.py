@@ -18,6 +18,7 @@ from ...models.quantised.scheme import Scheme
 from ...models.quantised.size import correction_bytes, packed_bytes
 from ...models.token_scores import LOGIT_BYTES
 from ..specs import Stage
+from ..stage_results import RecordedMemory
 from ..training.memory import TrainingPeak
 from ..training.settings import Placement, TrainSettings
 
@@ -96,10 +97,10 @@ def placement_of(stage: Stage, sharded: bool) -> Placement:
     return "fsdp2" if sharded else "device"
 
 
-def plain(peak: TrainingPeak, processes: int = 1) -> dict[str, Any]:
-    """Return plain data for a stage's record, of one process, as its measured peak is."""
+def recorded(peak: TrainingPeak, processes: int = 1) -> RecordedMemory:
+    """Return what a stage's record says of its peak, of one process, as its measured peak is."""
     note = {"note": peak.note} if peak.note else {}
-    return {"load": "whole", "why": "", "predicted_peak_bytes": peak.of_one(processes)} | note
+    return RecordedMemory(load="whole", why="", predicted_peak_bytes=peak.of_one(processes), **note)
 
 
 def advise(settings: TrainSettings) -> str:

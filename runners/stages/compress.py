@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,13 @@ from ...methods.ranks.budget import Budget
 from ...models.shards import save_model
 from ..estimates.memory import calibration_of, compress_mode
 from ..specs import CompressStage
+from ..stage_results import CompressResult, RecordedReport, RecordedTraining
 from ..store.folders import MODEL_FOLDER, ratio_folder
 from ..store.report_file import read_report, write_report
 from ..training.divergence import Diverged, advice, require_finite
 from ..training.sharding import is_main
 from .shared import (
     choose_mode,
-    data_card,
     dtypes_of,
     estimate_training,
     open_for,
@@ -30,8 +28,8 @@ from .shared import (
 )
 
 
-def compress(stage: CompressStage, folder: Path, report: Report | None) -> Mapping[str, Any]:
-    """Compress a model to the stage's ratios and write the checkpoints; returns plain data for the record."""
+def compress(stage: CompressStage, folder: Path, report: Report | None) -> CompressResult:
+    """Compress a model to the stage's ratios and write the checkpoints."""
     spec, method = stage.spec, create_method(stage.spec.method, stage.spec.options)
     skeleton, tokenizer = skeleton_of(stage)
     data = read_data(stage, skeleton, tokenizer)
@@ -39,7 +37,7 @@ def compress(stage: CompressStage, folder: Path, report: Report | None) -> Mappi
     memory = mode.record()
     if spec.train is not None:
         assert data is not None
-        memory |= estimate_training(stage, data, skeleton, method) | {"why": mode.why}
+        memory = estimate_training(stage, data, skeleton, method).model_copy(update={"why": mode.why})
     model, fitted = open_for(stage, mode, folder), Fitted.load(stage.execution.fit)
     trainer = trainer_for(stage, data, folder, report, method) if data and spec.train else None
     budgets = [Budget(ratio, method.guard, spec.rank_multiple) for ratio in spec.ratios]
@@ -62,7 +60,15 @@ def compress(stage: CompressStage, folder: Path, report: Report | None) -> Mappi
         sentence = f"{error} of {stage.title}; {advice(spec.train.learning_rate)}"
         raise Diverged(sentence, error.steps, error.tokens) from error
     # From the files, for some may be older than this process.
-    reports = {f"{b.ratio:g}": read_report(folder / ratio_folder(b.ratio)).summary() for b in budgets if is_main()}
-    trained = {"training": asdict(trainer.log)} if trainer and trainer.log else {}
-    searched = {"calibration": reading} if (reading := data.reading() if data else {}) else {}
-    return {"reports": reports, "memory": memory} | trained | searched | (data_card(data) if data else {})
+    reports = {
+        f"{budget.ratio:g}": RecordedReport.of(read_report(folder / ratio_folder(budget.ratio)))
+        for budget in budgets
+        if is_main()
+    }
+    return CompressResult(
+        reports=reports,
+        memory=memory,
+        training=RecordedTraining.of(trainer.log) if trainer and trainer.log else None,
+        calibration=data.reading() if data else {},
+        data_card=data.card if data else None,
+    )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...evals.base import Outcome, benchmarks, metric_to_plain
+from ...evals.base import Outcome, benchmarks
 from ...evals.engines.base import Engine
 from ...evals.hosting.choice import engine_version
 from ...evals.hosting.host import HostedEngine
@@ -17,8 +17,9 @@ from ...evals.kinds.perplexity import PerplexityBenchmark
 from ...foundation.progress import Report, in_units, reporting
 from ...models.footprint import context_length
 from ...models.loading import weights_size
-from ..estimates.stage_peaks import evaluation_peak, plain
+from ..estimates.stage_peaks import evaluation_peak, recorded
 from ..specs import EvaluateStage
+from ..stage_results import EvaluateResult, Measurement, RecordedEngine, RecordedMemory
 from .shared import skeleton_of
 
 
@@ -39,49 +40,39 @@ def evaluate_with(engine: Engine, stage: EvaluateStage, report: Report | None) -
         return benchmark.evaluate(engine, stage.settings, in_units(report, unit))
 
 
-def outcome_record(stage: EvaluateStage, outcome: Outcome) -> dict[str, Any]:
-    """Return what came out of an evaluate stage as plain data, without the samples."""
-    return {
-        "metrics": [metric_to_plain(metric) for metric in outcome.metrics],
-        "dataset_sha256": outcome.dataset_sha256,
-        "prompt_sha256": outcome.prompt_sha256,
-        "details": outcome.details,
-        "variant": outcome.variant or stage.spec.variant,
-    }
-
-
 def sample_lines(outcome: Outcome) -> Iterator[str]:
     """Yield the lines of a file of samples."""
     return (json.dumps(sample, ensure_ascii=False, sort_keys=True) + "\n" for sample in outcome.samples)
 
 
-def evaluate(stage: EvaluateStage, folder: Path, report: Report | None) -> Mapping[str, Any]:
-    """Measure a model and write its samples; returns plain data for the record."""
+def evaluate(stage: EvaluateStage, folder: Path, report: Report | None) -> EvaluateResult:
+    """Measure a model and write its samples."""
     spec, settings = stage.spec, stage.settings
     device, model = stage.execution.device, stage.execution.model
     benchmark = benchmarks.get(spec.benchmark)()
     benchmark.check(settings)
     skeleton, tokenizer = skeleton_of(stage)
     longest = benchmark.longest_sequence(tokenizer, settings, context_length(skeleton.config))
-    memory = {}
+    memory = RecordedMemory()
     if spec.engine == "transformers":  # vLLM takes what it is given
         peak = evaluation_peak(skeleton, benchmark, settings, longest, spec.dtype, device)
-        memory = {"memory": plain(peak)}
+        memory = recorded(peak)
     engine = open_engine(stage, lambda *_: longest, torch.get_num_threads(), tokenizer)
     with engine:
         outcome = evaluate_with(engine, stage, report)
     with open(folder / "samples.jsonl", "w", encoding="utf-8") as file:
         file.writelines(sample_lines(outcome))
     size = weights_size(model.location, model.revision)
-    return {
-        **outcome_record(stage, outcome),
-        "engine": {
-            "name": engine.engine,
-            "version": engine_version(engine.engine),
-            "peak_memory_bytes": engine.peak_memory_bytes,
-            "cpu_seconds": engine.cpu_seconds,
-        },
-        "parameters": size.parameters,
-        "bytes": size.bytes,
-        **memory,
-    }
+    used = RecordedEngine(
+        name=engine.engine,
+        version=engine_version(engine.engine),
+        peak_memory_bytes=engine.peak_memory_bytes,
+        cpu_seconds=engine.cpu_seconds,
+    )
+    return EvaluateResult(
+        **dict(Measurement.of(outcome, spec.variant)),
+        engine=used,
+        parameters=size.parameters,
+        bytes=size.bytes,
+        memory=memory,
+    )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ...methods.base import create_method
 from ...methods.calibration.precision import passes_in
@@ -13,11 +11,12 @@ from ...methods.ranks.budget import Budget
 from ...models.notes import notes_of
 from ..estimates.memory import calibration_of, fit_mode
 from ..specs import FitStage
-from .shared import choose_mode, data_card, open_for, read_data, skeleton_of
+from ..stage_results import FitResult
+from .shared import choose_mode, open_for, read_data, skeleton_of
 
 
-def fit(stage: FitStage, folder: Path) -> Mapping[str, Any]:
-    """Fit a method and write its factors; returns plain data for the record."""
+def fit(stage: FitStage, folder: Path) -> FitResult:
+    """Fit a method and write its factors."""
     method = create_method(stage.execution.method, stage.execution.options)
     skeleton, tokenizer = skeleton_of(stage)
     data = read_data(stage, skeleton, tokenizer)
@@ -30,12 +29,12 @@ def fit(stage: FitStage, folder: Path) -> Mapping[str, Any]:
         else:
             fitted = method.fit_to(stage.execution.ranks or {}, model, data, folder)
     fitted.save(folder)
-    return {
-        "matrices": len(method.targets(model)),
-        "dropped": data.dropped if data else 0,
-        "calibration": data.reading() if data else {},
-        "added_jitter": fitted.meta.get("added_jitter", {}),
-        "warnings": [*fitted.meta.get("warnings", []), *notes_of(model), *notes],
-        "memory": mode.record(),
-        **(data_card(data) if data else {}),
-    }
+    return FitResult(
+        matrices=len(method.targets(model)),
+        dropped=data.dropped if data else 0,
+        calibration=data.reading() if data else {},
+        added_jitter=fitted.meta.get("added_jitter", {}),
+        warnings=(*fitted.meta.get("warnings", []), *notes_of(model), *notes),
+        memory=mode.record(),
+        data_card=data.card if data else None,
+    )

@@ -6,9 +6,7 @@ import math
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,9 +14,9 @@ from ...evals.tasks.files.opening import add_definition
 from ...foundation.environment import number_formats
 from ...foundation.errors import UserError
 from ...foundation.progress import Report, reporting
-from ...methods.base import TrainingLog
 from ..executors.parallel.launch import train_together
 from ..specs import CompressStage, EvaluateStage, FinetuneStage, FitStage, QuantiseStage, RecoverStage, Stage
+from ..stage_results import CompressResult, RecordedTraining, StageResult, TrainingResult
 from ..training.divergence import Diverged
 from .compress import compress
 from .evaluate import evaluate
@@ -28,8 +26,8 @@ from .quantise import quantise
 from .recover import recover
 
 
-def perform(stage: Stage, folder: Path, report: Report | None = None) -> Mapping[str, Any]:
-    """Do one stage inside ``folder``, here or in processes that train together; returns plain data for its record.
+def perform(stage: Stage, folder: Path, report: Report | None = None) -> StageResult:
+    """Do one stage inside ``folder``, here or in processes that train together.
 
     A training of a tuned sweep whose loss becomes infinite or NaN is complete without a model: its learning rate is not
     chosen. Any other such training fails.
@@ -47,12 +45,14 @@ def perform(stage: Stage, folder: Path, report: Report | None = None) -> Mapping
                 shutil.rmtree(left)
             else:
                 left.unlink()
-        training = {"training": asdict(TrainingLog(error.steps, error.tokens, 0.0, math.nan)), "diverged": str(error)}
-        return training | ({"reports": {}} if isinstance(stage, CompressStage) else {})
+        used = RecordedTraining(steps=error.steps, tokens=error.tokens, seconds=0.0, loss=math.nan)
+        if isinstance(stage, CompressStage):
+            return CompressResult(reports={}, training=used, diverged=str(error))
+        return TrainingResult(training=used, diverged=str(error))
 
 
-def perform_here(stage: Stage, folder: Path, report: Report | None = None) -> Mapping[str, Any]:
-    """Do one stage, or this process's share of it, inside ``folder``; returns plain data for its record.
+def perform_here(stage: Stage, folder: Path, report: Report | None = None) -> StageResult:
+    """Do one stage, or this process's share of it, inside ``folder``.
 
     Raises:
         UserError: among others, an environment that asks for other number formats than the one that planned the stage.
@@ -70,7 +70,7 @@ def perform_here(stage: Stage, folder: Path, report: Report | None = None) -> Ma
         return _by_kind(stage, folder, report)
 
 
-def _by_kind(stage: Stage, folder: Path, report: Report | None) -> Mapping[str, Any]:
+def _by_kind(stage: Stage, folder: Path, report: Report | None) -> StageResult:
     if isinstance(stage, FinetuneStage):
         return finetune(stage, folder, report)
     if isinstance(stage, FitStage):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,14 @@ from ...models.quantised.scheme import PACKED_FILE
 from ...models.shards import save_model
 from ..estimates.memory import calibration_of, quantise_mode
 from ..specs import QuantiseStage
+from ..stage_results import QuantiseResult
 from ..store.folders import MODEL_FOLDER
 from ..training.data import TaskData
-from .shared import data_card, read_data, skeleton_of
+from .shared import read_data, skeleton_of
 
 
-def quantise(stage: QuantiseStage, folder: Path) -> Mapping[str, Any]:
-    """Round a model, write what is evaluated and what is counted; returns plain data for the record.
+def quantise(stage: QuantiseStage, folder: Path) -> QuantiseResult:
+    """Round a model, write what is evaluated and what is counted.
 
     ``model/`` holds dequantised weights, which any engine loads; ``packed.safetensors`` holds the integers and scales,
     and the factors of a correction.
@@ -50,12 +50,16 @@ def quantise(stage: QuantiseStage, folder: Path) -> Mapping[str, Any]:
     tensors = round_weights(model, spec.scheme, factors)
     packed = write_packed(tensors, spec.scheme, folder / PACKED_FILE)
     save_model(model, tokenizer, folder / MODEL_FOLDER, dtypes)
-    warnings, calibration = [*notes_of(model), *notes], dict[str, Any]()
-    if data is not None:
-        reading, widest = data.reading(), max(a.shape[1] for a, _ in factors.values())
-        warnings += few_tokens(stage.shown, reading["tokens"], widest)
-        calibration = {"calibration": reading} | data_card(data)
-    return {"packed_bytes": packed, "warnings": warnings, "memory": mode.record()} | calibration
+    warnings, reading = [*notes_of(model), *notes], data.reading() if data else {}
+    if reading:
+        warnings += few_tokens(stage.shown, reading["tokens"], max(a.shape[1] for a, _ in factors.values()))
+    return QuantiseResult(
+        packed_bytes=packed,
+        warnings=tuple(warnings),
+        memory=mode.record(),
+        calibration=reading,
+        data_card=data.card if data else None,
+    )
 
 
 def _correct(stage: QuantiseStage, model: Any, dtypes: SaveDtypes, data: TaskData | None) -> Corrections:

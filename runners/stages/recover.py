@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ...foundation.errors import UserError
 from ...foundation.progress import Report
 from ...methods.base import TrainingLog
 from ...methods.recoveries.base import create_recovery
 from ..specs import RecoverStage
+from ..stage_results import RecordedRecovery, RecordedTraining, TrainingResult
 from ..store.report_file import read_report
 from ..training.divergence import Diverged
 from ..training.held_out import mean_loss, split_held_out
 from ..training.sharding import shards
-from .shared import data_card, estimate_training, model_of, save_trained, skeleton_of, trainer_for, training_data
+from .shared import estimate_training, model_of, save_trained, skeleton_of, trainer_for, training_data
 
 
-def recover(stage: RecoverStage, folder: Path, report: Report | None) -> Mapping[str, Any]:
-    """Train a compressed model for what compression left of the budget; returns plain data for the record."""
+def recover(stage: RecoverStage, folder: Path, report: Report | None) -> TrainingResult:
+    """Train a compressed model for what compression left of the budget."""
     recovery = create_recovery(stage.spec.recovery, stage.spec.recovery_options)
     recovery.check()
     compressed = Path(stage.execution.model.location)
@@ -45,9 +43,14 @@ def recover(stage: RecoverStage, folder: Path, report: Report | None) -> Mapping
     phases = recovery.recover(model, trainer, steps, compression.recover_lr_scale, stage.spec.seed)
     whole = save_trained(stage, trainer, model, tokenizer, folder)
     log = trainer.log or TrainingLog(0, 0, 0.0, math.nan)
-    recovered = {"name": recovery.name, "phases": [phase.plain() for phase in phases]}
-    result = {"training": asdict(log), "recovery": recovered, "memory": memory} | data_card(data)
+    loss = None
     if held_out is not None and whole is not None:
         wide = stage.spec.train.precision != "float32"
-        result["held_out"] = mean_loss(whole, held_out, stage.spec.train.micro_batch_size, wide)
-    return result
+        loss = mean_loss(whole, held_out, stage.spec.train.micro_batch_size, wide)
+    return TrainingResult(
+        training=RecordedTraining.of(log),
+        recovery=RecordedRecovery.of(recovery.name, phases),
+        memory=memory,
+        data_card=data.card,
+        held_out=loss,
+    )

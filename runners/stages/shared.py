@@ -15,15 +15,16 @@ from ...models.loading import load_model, load_skeleton, load_tokenizer
 from ...models.shards import save_model
 from ...models.skeletons import load_exact_skeleton
 from ..estimates.memory import LoadMode, open_model
-from ..estimates.stage_peaks import check_training, placement_of, plain
+from ..estimates.stage_peaks import check_training, placement_of, recorded
 from ..provenance import code_digest
 from ..specs import CompressStage, FitStage, QuantiseStage, Stage, TrainingStage
+from ..stage_results import RecordedMemory
 from ..store.folders import MODEL_FOLDER, input_digests, resume_folder
 from ..training.data import TaskData, load_task_data
 from ..training.divergence import require_finite
 from ..training.held_out import split_held_out
 from ..training.memory import training_peak
-from ..training.resuming import Resumable
+from ..training.resuming import Resumable, RunOrigin
 from ..training.settings import TrainSettings
 from ..training.sharding import is_main, process_count, shards
 from ..training.trainer import TaskTrainer, compress_order
@@ -65,8 +66,8 @@ def estimate_training(
     skeleton: Any,
     method: Compressor | None = None,
     recovery: Recovery | None = None,
-) -> dict[str, Any]:
-    """Return what the training will take, for the record, with a note where it may not fit.
+) -> RecordedMemory:
+    """Return what the training will take, with a warning where it may not fit.
 
     Args:
         stage: whose settings count.
@@ -84,7 +85,8 @@ def estimate_training(
     trained = skeleton if recovery is None else recovery.trained_skeleton(skeleton)
     peak = training_peak(trained, settings, longest, device, placement, processes, method, loaded=skeleton)
     note = check_training(peak, stage.shown, settings, device)
-    return plain(peak, processes) | ({"warning": note} if note else {})
+    memory = recorded(peak, processes)
+    return memory.model_copy(update={"warning": note}) if note else memory
 
 
 def skeleton_of(stage: Stage) -> tuple[Any, Any]:
@@ -121,11 +123,6 @@ def read_data(
         chat=asked.chat,
     )
     return split_held_out(data, asked.held_out)[0] if asked.held_out and not whole else data
-
-
-def data_card(data: TaskData) -> dict[str, Any]:
-    """Return the field of a record that says what the data were, where a task file names them."""
-    return {"data_card": dict(data.card)} if data.card else {}
 
 
 def training_data(stage: TrainingStage, skeleton: Any, tokenizer: Any, whole: bool = False) -> TaskData:
@@ -166,7 +163,7 @@ def trainer_for(
     """
     minutes = stage.execution.checkpoint_minutes
     assert minutes is not None
-    origin = {"code": code_digest(*([type(part)] if part else [])), "inputs": input_digests(stage)}
+    origin = RunOrigin(code_digest(*([type(part)] if part else [])), input_digests(stage))
     seed = stage.spec.seed
     return TaskTrainer(
         data,

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -115,7 +116,15 @@ def _wrong_field(record: dict[str, Any]) -> str:
     return ""
 
 
-def read_marker(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Marker:
+    """What is known of a stage's copy in a storage: its URL, and the files that are only there; empty for no copy."""
+
+    storage: str = ""
+    lacks: tuple[str, ...] = ()
+
+
+def read_marker(folder: Path) -> Marker:
     """Return what is known of a stage's copy in a storage; empty where there is none.
 
     Raises:
@@ -123,11 +132,11 @@ def read_marker(folder: Path) -> dict[str, Any]:
     """
     file = folder / MARKER
     try:
-        known: dict[str, Any] = read_json(file)
+        known = read_json(file)
         if isinstance(known["storage"], str) and all(isinstance(name, str) for name in known["lacks"]):
-            return known
+            return Marker(known["storage"], tuple(known["lacks"]))
     except FileNotFoundError:
-        return {}
+        return Marker()
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise damaged(folder, f"no readable {MARKER}")

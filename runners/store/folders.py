@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from ...foundation.files import apply_umask, digest, finite, read_json, sha256_f
 from ...foundation.memory import peak_memory_bytes, reset_peak_memory
 from ..specs import ModelLocation, Stage
 from ..stage_records import VERSION, StageRecord, parse_record
+from ..stage_results import StageResult
 from .files import (
     KEY,
     MARKER,
     RECORD,
+    Marker,
     check_bytes,
     check_sizes,
     checksum,
@@ -37,8 +39,6 @@ from .locks import hold_lock, lock_file
 MODEL_FOLDER = "model"
 """Where a stage puts the checkpoint that it made, inside its folder or a ratio's."""
 
-_OTHER_PROCESSES = ("engine", "processes")  # parts of a result that say how much memory processes of their own took
-
 
 def ratio_folder(ratio: float) -> str:
     """Return the folder of one ratio inside a compress stage."""
@@ -50,14 +50,14 @@ def resume_folder(root: Path, key: str) -> Path:
     return root / f".resume-{key}"
 
 
-def covers(record: Mapping[str, Any], stage: Stage) -> bool:
+def covers(record: StageRecord, stage: Stage) -> bool:
     """Whether a finished fit keeps all the parts of its factors that a stage asks for; True for other kinds.
 
     Args:
         record: of the finished stage.
         stage: the same one, of a plan.
     """
-    stored, needed = record["runtime"].get("ranks"), getattr(stage.execution, "ranks", None)
+    stored, needed = record.execution.ranks, getattr(stage.execution, "ranks", None)
     if stage.kind != "fit" or stored is None:
         return True
     return needed is not None and all(needed.get(name, rank + 1) <= rank for name, rank in stored.items())
@@ -107,8 +107,8 @@ class StageStore:
         """
         return parse_record(self.read(key), self.path(key))
 
-    def verify(self, key: str) -> dict[str, Any]:
-        """Return ``stage.json`` of a finished stage after comparing its files with their checksums.
+    def verify(self, key: str) -> None:
+        """Compare the files of a finished stage with their checksums.
 
         Checksums of large files are remembered while the files stay the same (`remembered_sha256`).
 
@@ -117,15 +117,14 @@ class StageStore:
         """
         record = self.read(key)
         check_bytes(self.path(key), record["sha256"], {*self.lacking(key), *self.removed(key)})
-        return record
 
-    def marker(self, key: str) -> dict[str, Any]:
+    def marker(self, key: str) -> Marker:
         """Return what is known of a stage's copy in a storage; empty where there is none."""
         return read_marker(self.path(key))
 
     def lacking(self, key: str) -> list[str]:
         """Return the files of a stage that may be in its storage alone: not empty where the stage is light."""
-        return list(self.marker(key).get("lacks", []))
+        return list(self.marker(key).lacks)
 
     def removed(self, key: str) -> list[str]:
         """Return the files of a stage that were removed after their last reader: not empty where weights are gone."""
@@ -133,7 +132,7 @@ class StageStore:
 
     def enough(self, stage: Stage) -> bool:
         """Whether a stage is not done, or keeps all that is asked for; see `covers`."""
-        return not self.is_done(stage.key) or covers(self.read(stage.key), stage)
+        return not self.is_done(stage.key) or covers(self.record(stage.key), stage)
 
     def without_weights(self, keys: Iterable[str]) -> set[str]:
         """Return the keys of the stages that must run again before their weights can be read."""
@@ -152,7 +151,7 @@ class StageStore:
         if self.lacking(key):
             raise UserError(
                 f"some files of the stage {key} are only in a storage (its {MARKER} names "
-                f"{self.marker(key)['storage']!r}); add --storage URL with a URL that you trust"
+                f"{self.marker(key).storage!r}); add --storage URL with a URL that you trust"
             )
         return self.path(key)
 
@@ -213,8 +212,8 @@ class StageStore:
         keys = {folder: folder.name.removeprefix(".resume-") for folder in folders}
         return [folder for folder, key in keys.items() if not self.path(key).is_dir() or self.removed(key)]
 
-    def run(self, stage: Stage, work: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
-        """Do a stage unless it is complete, with its weights; return its ``stage.json``.
+    def run(self, stage: Stage, work: Callable[[Path], StageResult]) -> StageRecord:
+        """Do a stage unless it is complete, with its weights; return its record.
 
         Only one process works on a key; another one waits, logs for whom, and then finds it done. Where a stage is done
         again because its weights were removed and gives the same bytes, its first record stays. A fit that keeps fewer
@@ -222,7 +221,7 @@ class StageStore:
 
         Args:
             stage: what to do.
-            work: fills the folder it is given and returns plain data for ``stage.json``.
+            work: fills the folder it is given.
 
         Raises:
             UserError: from the work itself, or no space left on the device.
@@ -233,9 +232,9 @@ class StageStore:
         key = stage.key
         with hold_lock(self.root, key):
             earlier = self.read(key) if self.is_done(key) else None
-            enough = earlier is not None and covers(earlier, stage)
+            enough = earlier is not None and covers(parse_record(earlier, self.path(key)), stage)
             if earlier and enough and not self.removed(key):
-                return earlier
+                return self.record(key)
             part = self.root / f".part-{key}"
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
@@ -250,18 +249,14 @@ class StageStore:
                 "inputs": stage.inputs,
                 "runtime": stage.execution.stored(),
                 "started_at": started.isoformat(timespec="seconds"),
-                "provenance": provenance(),
+                "provenance": provenance().plain(),
             }
             try:
-                record["result"] = dict(work(part))
-                record["seconds"] = time.perf_counter() - clock
-                engine = record["result"].get("engine", {})
-                record["cpu_seconds"] = time.process_time() - computed + engine.get("cpu_seconds", 0.0)
-                training = record["result"].get("training", {})
-                record["seconds"] += training.get("resumed_seconds", 0.0)
-                elsewhere = [record["result"].get(part, {}).get("peak_memory_bytes", 0) for part in _OTHER_PROCESSES]
-                before = training.get("resumed_peak_memory_bytes", 0)
-                record["peak_memory_bytes"] = max(peak_memory_bytes(), before, *elsewhere)
+                result = work(part)
+                record["result"] = result.plain()
+                record["seconds"] = time.perf_counter() - clock + result.earlier_seconds()
+                record["cpu_seconds"] = time.process_time() - computed + result.processes_cpu_seconds()
+                record["peak_memory_bytes"] = max(peak_memory_bytes(), result.other_peak_memory())
                 record["ended_at"] = datetime.now(UTC).isoformat(timespec="seconds")
                 record["status"] = "done"
                 files = [file for file in sorted(part.rglob("*")) if file.is_file()]
@@ -285,7 +280,7 @@ class StageStore:
                         "choose another folder with --out, then run the same command again"
                     ) from error
                 raise
-            return record
+            return self.record(key)
 
     def _put(self, part: Path, key: str) -> None:
         """Rename finished work into place, instead of the stage whose weights were removed."""

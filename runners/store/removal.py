@@ -11,10 +11,9 @@ lock of that name; no other sweep removes those.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors import safe_open
@@ -25,6 +24,7 @@ from ...foundation.files import read_json, sync, write_json
 from ..executors.local import Event
 from ..graph import Plan
 from ..specs import Stage
+from ..stage_records import StageRecord
 from .files import KEPT, REMOVED, stage_around
 from .folders import MODEL_FOLDER, StageStore
 from .locks import lock_file
@@ -83,10 +83,10 @@ def by_fit(plan: Plan, keys: Sequence[str]) -> list[str]:
     return sorted(keys, key=position.__getitem__)
 
 
-def weight_files(record: Mapping[str, Any]) -> list[str]:
+def weight_files(record: StageRecord) -> list[str]:
     """Return the files of a stage that are weights or factors, from its record."""
-    fit = record["kind"] == "fit"
-    paths = [PurePosixPath(name) for name in record["files"]]
+    fit = record.kind == "fit"
+    paths = [PurePosixPath(name) for name in record.files]
     return [str(p) for p in paths if p.suffix == ".safetensors" and (fit or p.parent.name == MODEL_FOLDER)]
 
 
@@ -99,16 +99,16 @@ def remove_weights(store: StageStore, key: str) -> int:
     folder, freed = store.path(key), 0
     try:
         with FileLock(lock_file(store.root, key)).acquire(blocking=False):
-            record = store.read(key)
+            record = store.record(key)
             names = weight_files(record)
             if names and not store.removed(key):
                 for name in names:
-                    _keep_small_part(folder / name, record["kind"] == "fit")
+                    _keep_small_part(folder / name, record.kind == "fit")
                 write_json(folder / REMOVED, {"files": names})
             for name in names:
                 if (folder / name).exists():
                     (folder / name).unlink()
-                    freed += record["files"][name]
+                    freed += record.files[name]
     except Timeout:
         pass
     return freed
@@ -209,7 +209,7 @@ def _measured(store: StageStore) -> set[str]:
     for key in store.keys():  # noqa: SIM118
         if key.startswith(("evaluate-", "quantise-")):
             with suppress(UserError):  # damaged: the doctor says so
-                keys.add(str(store.read(key)["inputs"].get("model", "")).partition("/")[0])
+                keys.add(store.record(key).spec.inputs.model.partition("/")[0])
     return keys
 
 

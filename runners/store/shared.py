@@ -19,6 +19,8 @@ from typing import Any
 from ...foundation.errors import UserError
 from ...foundation.files import sha256_file, sync, write_json
 from ..specs import Stage
+from ..stage_records import StageRecord, parse_record
+from ..stage_results import StageResult
 from .files import removed_weights
 from .folders import MARKER, RECORD, StageStore, checksum, covers
 from .locks import hold_lock
@@ -86,10 +88,10 @@ class SharedStore(StageStore):
         """Say what `StageStore.enough` says; of a stage that is not here, what is in the storage counts."""
         if self.path(stage.key).is_dir() or not self.storage.has(stage.key):
             return super().enough(stage)
-        return covers(self._stored_record(stage.key)[1], stage)
+        return covers(parse_record(self._stored_record(stage.key)[1], self.path(stage.key)), stage)
 
-    def run(self, stage: Stage, work: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
-        """Do a stage unless it is complete here or in the storage, and bring it there; return its ``stage.json``.
+    def run(self, stage: Stage, work: Callable[[Path], StageResult]) -> StageRecord:
+        """Do a stage unless it is complete here or in the storage, and bring it there; return its record.
 
         Where another machine was first, its stage takes the place of the one made here. A fit in the storage that keeps
         fewer ranks than are asked for is replaced.
@@ -109,7 +111,7 @@ class SharedStore(StageStore):
                 self.set_aside(key)  # what it lacks was in the storage and is gone
             super().run(stage, work)
             self._upload(key)
-        return self.read(key)
+        return self.record(key)
 
     def whole(self, key: str) -> Path:
         """Return the folder of a finished stage after bringing all its files here and comparing their bytes once."""
@@ -120,7 +122,7 @@ class SharedStore(StageStore):
         if self.lacking(key) and not self.storage.has(key):
             raise UserError(
                 f"the stage {key} lacks files and is not in the storage {self.storage.shown}; name the storage that it "
-                f"came from with --storage, or run the sweep again (its {MARKER} names {self.marker(key)['storage']!r})"
+                f"came from with --storage, or run the sweep again (its {MARKER} names {self.marker(key).storage!r})"
             )
         if key not in self._checked:
             if folder.is_dir():
@@ -145,7 +147,7 @@ class SharedStore(StageStore):
 
     def _foreign(self, key: str) -> bool:
         """Whether a stage that is here has not been compared with the storage yet."""
-        return self.marker(key).get("storage") != self.storage.shown
+        return self.marker(key).storage != self.storage.shown
 
     def _agree(self, key: str) -> None:
         """Make what is here and what is in the storage the same."""

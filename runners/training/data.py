@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...evals.tasks.base import Example, get_task
+from ...evals.tasks.encoded_sets import DataCard
 from ...evals.tasks.prompts import IGNORED, PROMPT_VERSION, Encoded
 from ...foundation.errors import UserError
 from ...foundation.progress import track
@@ -59,7 +60,7 @@ class TaskData:
     seed: int
     length: int = 0
     used: dict[str, int] = field(default_factory=dict, compare=False)
-    card: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    card: DataCard | None = field(default=None, compare=False)
 
     def reading(self) -> dict[str, int]:
         """Return what `batches` has been asked for, for a record: examples, tokens and the length limit."""

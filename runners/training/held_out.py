@@ -12,6 +12,7 @@ import torch
 
 from ...evals.tasks.prompts import IGNORED, Encoded
 from ...foundation.errors import UserError
+from ..stage_results import HeldOut
 from .data import TaskData
 
 HELD_OUT = 0.05
@@ -67,7 +68,7 @@ def split_held_out(data: TaskData, share: float) -> tuple[TaskData, TaskData]:
 
 
 @torch.no_grad()
-def mean_loss(model: Any, data: TaskData, batch_size: int, wide: bool = False) -> dict[str, Any]:
+def mean_loss(model: Any, data: TaskData, batch_size: int, wide: bool = False) -> HeldOut:
     """Return the mean cross-entropy over all target tokens, in nats, and what was read.
 
     Args:
@@ -94,4 +95,4 @@ def mean_loss(model: Any, data: TaskData, batch_size: int, wide: bool = False) -
         targets += int((labels != IGNORED).sum())
         tokens += int(batch["attention_mask"].sum())
         examples += len(labels)
-    return {"loss": total / max(targets, 1), "examples": examples, "tokens": tokens}
+    return HeldOut(loss=total / max(targets, 1), examples=examples, tokens=tokens)

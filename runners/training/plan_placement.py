@@ -10,8 +10,7 @@ from torch import nn
 
 from ...foundation.errors import UserError
 from ...methods.base import Compressor, create_method
-from ...methods.ranks.budget import Budget
-from ...methods.ranks.policies.base import policies
+from ...methods.ranks.budget import Budget, allocate_by_shapes
 from ...methods.recoveries.base import Recovery
 from ...models.checkpoint import put_layers
 from ...models.footprint import context_length
@@ -114,7 +113,7 @@ class TrainingPlacements:
         if name not in self.factorised:
             skeleton, method = copy.deepcopy(self.plan.skeleton), create_method("svd", {"embeddings": embeddings})
             try:
-                ranks = Budget(ratio).allocate(method.shape(skeleton), policies.get("uniform")()).ranks
+                ranks = allocate_by_shapes(Budget(ratio), method.shape(skeleton)).ranks
             except UserError:
                 self.factorised[name] = None
                 return None

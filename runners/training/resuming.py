@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,36 @@ _OTHER = {
 
 
 @dataclass(frozen=True)
+class RunFacts:
+    """What a checkpoint has in common with the run that goes on from it.
+
+    Attributes:
+        layout: how its tensors lie.
+        stateful: whether it has the state of a method.
+    """
+
+    layout: str
+    stateful: bool
+
+
+@dataclass(frozen=True)
+class RunUse:
+    """What a run has used by the time of a checkpoint: tokens without padding, seconds, and the most memory."""
+
+    tokens: int
+    seconds: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class RunOrigin:
+    """What a run is of: a digest of the code, and digests of its inputs by role."""
+
+    code: str = ""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Resumable:
     """Where a training run keeps what it can go on from.
 
@@ -35,14 +65,14 @@ class Resumable:
         folder: outlives the run; made when the first checkpoint is written.
         minutes: least time between two checkpoints; 0 writes one after every update.
         made: where the run puts results while it trains; what is not hidden there belongs to its checkpoints.
-        origin: facts that a checkpoint must have in common with the run that goes on from it: ``code`` (a digest) and
-            ``inputs`` (digests by role), for it leaves out what can be read from them.
+        origin: what a checkpoint must have in common with the run that goes on from it, for it leaves out what can be
+            read from there.
     """
 
     folder: Path
     minutes: float
     results: Path | None = None
-    origin: Mapping[str, Any] = field(default_factory=dict)
+    origin: RunOrigin = RunOrigin()
 
     def of_run(self, number: int) -> Resumable:
         """Return the same for one of several trainings of a stage: what ends does not take another's checkpoints."""
@@ -52,7 +82,7 @@ class Resumable:
         """Return the folder of the checkpoint after a number of updates."""
         return self.folder / f"checkpoint-{step}"
 
-    def seal(self, checkpoint: Path, facts: dict[str, Any]) -> None:
+    def seal(self, checkpoint: Path, facts: RunFacts, used: RunUse) -> None:
         """Declare a checkpoint whole, with facts to find again and the checksums of its files; remove older ones."""
         if self.results is not None:
             for path in self.results.iterdir():
@@ -62,7 +92,7 @@ class Resumable:
         sums = {file.relative_to(checkpoint).as_posix(): sha256_file(file) for file in files}
         for path in [*checkpoint.rglob("*"), checkpoint]:
             sync(path)
-        write_json(checkpoint / _SEAL, {**self.origin, **facts, "versions": versions(), "sha256": sums})
+        write_json(checkpoint / _SEAL, self._required(facts) | asdict(used) | {"sha256": sums})
         sync(self.folder)
         self.clear(checkpoint)
 
@@ -77,22 +107,25 @@ class Resumable:
         if self.results is not None and (checkpoint / _MADE).is_dir():
             shutil.copytree(checkpoint / _MADE, self.results, copy_function=_link, dirs_exist_ok=True)
 
-    def newest(self, **facts: Any) -> tuple[Path, dict[str, Any]] | None:
-        """Return the latest usable checkpoint and its facts; says on standard error why one is passed over.
+    def newest(self, facts: RunFacts) -> tuple[Path, RunUse] | None:
+        """Return the latest usable checkpoint and what it used; says on standard error why one is passed over.
 
         Args:
             facts: what it must have been sealed with, beside the origin and the versions of the libraries.
         """
-        required = {**self.origin, **facts, "versions": versions()}
+        required = self._required(facts)
         if not self.folder.is_dir():
             return None
         checkpoints = {int(match[1]): path for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))}
         for _, path in sorted(checkpoints.items(), reverse=True):
-            sealed, wrong = _check(path, required)
-            if not wrong:
-                return path, sealed
+            used, wrong = _check(path, required)
+            if used is not None:
+                return path, used
             print(f"note: {path} is passed over ({wrong}); the training goes on from before it", file=sys.stderr)
         return None
+
+    def _required(self, facts: RunFacts) -> dict[str, Any]:
+        return asdict(self.origin) | asdict(facts) | {"versions": versions()}
 
 
 def _link(source: str, target: str) -> None:
@@ -105,16 +138,16 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _check(path: Path, required: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return the facts of a checkpoint and what is wrong with it, empty if nothing is."""
+def _check(path: Path, required: Mapping[str, Any]) -> tuple[RunUse | None, str]:
+    """Return what a checkpoint used, or None and what is wrong with it."""
     try:
-        facts: dict[str, Any] = read_json(path / _SEAL)
+        facts = read_json(path / _SEAL)
         for name, value in required.items():
             if facts[name] != value:
-                return facts, _OTHER[name].format(found=facts[name], wanted=value)
+                return None, _OTHER[name].format(found=facts[name], wanted=value)
         for name, expected in facts["sha256"].items():
             if sha256_file(path / name) != expected:
-                return facts, f"{name} is damaged"
+                return None, f"{name} is damaged"
+        return RunUse(**{part.name: facts[part.name] for part in fields(RunUse)}), ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return {}, f"it is not whole: {type(error).__name__}"
-    return facts, ""
+        return None, f"it is not whole: {type(error).__name__}"

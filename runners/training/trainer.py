@@ -34,7 +34,7 @@ from .host_moments import HostMomentsAdamW
 from .later import begin_later, begins_later
 from .one_device import OneDeviceArguments
 from .placement import optimizer_name
-from .resuming import Resumable
+from .resuming import Resumable, RunFacts, RunUse
 from .schedules import schedule_arguments
 from .settings import TrainSettings
 from .sharding import collect, fit_settings, is_main, is_sharded, process_count, shards, skeleton, use_fsdp2_on_cpus
@@ -125,15 +125,14 @@ class _Hooks(transformers.TrainerCallback):
             checkpoint = self.resumable.checkpoint_folder(state.global_step)
             if self.state is not None:
                 torch.save(self.state.state_dict(), checkpoint / _STATE)
-            done = {"tokens": self.tokens_done, "seconds": self.seconds}
-            done["peak_memory_bytes"] = max(self.peak_before, *peaks)
-            self.resumable.seal(checkpoint, self.required | done)
+            used = RunUse(self.tokens_done, self.seconds, max(self.peak_before, *peaks))
+            self.resumable.seal(checkpoint, self.facts, used)
         self.saved = time.perf_counter()
 
     @property
-    def required(self) -> dict[str, Any]:
+    def facts(self) -> RunFacts:
         """Facts that a checkpoint of this run has."""
-        return {"layout": self.trainer.layout, "stateful": self.state is not None}
+        return RunFacts(self.trainer.layout, self.state is not None)
 
 
 class _CheckedTrainer(transformers.Trainer):
@@ -381,16 +380,16 @@ class TaskTrainer:
         if hooks.resumable is None:
             return None
         main = trainer.args.process_index == 0
-        newest = [hooks.resumable.newest(**hooks.required) if main else None]
+        newest = [hooks.resumable.newest(hooks.facts) if main else None]
         if main:
             hooks.resumable.clear(newest[0][0] if newest[0] else None)
         if process_count() > 1:
             broadcast_object_list(newest)
         if newest[0] is None:
             return None
-        path, facts = newest[0]
-        hooks.tokens_done, hooks.seconds_before = facts["tokens"], facts["seconds"]
-        hooks.peak_before = facts["peak_memory_bytes"]
+        path, used = newest[0]
+        hooks.tokens_done, hooks.seconds_before = used.tokens, used.seconds
+        hooks.peak_before = used.peak_memory_bytes
         if hooks.state is not None:
             hooks.state.load_state_dict(torch.load(path / _STATE, map_location="cpu", weights_only=True))
         if main:

@@ -59,7 +59,8 @@ RUN = ("run", "--model", "tiny", "--task", "toy-math", "--methods", "svd")
     ("arguments", "words"),
     [
         (("run",), ("'model' is missing", "--model")),
-        ((*RUN, "--ratios", "two"), ("'two' is not a number",)),
+        ((*RUN, "--ratios", "two"), ("the ratio 'two' is not a number",)),
+        ((*RUN, "--bytes", "None"), ("the share of the bytes 'None' is not a number",)),
         ((*RUN, "--ratios", "0.5"), ("above 1",)),
         ((*RUN, "--ratios", "2,2"), ("ratio 2 is given twice",)),
         ((*RUN, "--ratios", "99"), ("out of reach", "ask for at most")),

@@ -4,6 +4,7 @@ import json
 import math
 import random
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import pytest
@@ -11,6 +12,8 @@ from transformers import AutoTokenizer
 
 from lowrank_bench.evals.base import EvalSettings, benchmarks
 from lowrank_bench.evals.engines.base import Completion
+from lowrank_bench.evals.grading.sandbox.programs import run_programs
+from lowrank_bench.evals.kinds import code
 from lowrank_bench.evals.rescore import rescore
 from lowrank_bench.evals.samples import parse_samples, read_samples
 from lowrank_bench.foundation.errors import UserError
@@ -37,6 +40,12 @@ class Scripted:
         texts = self.rounds[len(self.seeds) - 1]
         assert len(prompts) == len(texts)
         return [Completion((1, 2), text, "length" if text.endswith("…") else "stop") for text in texts]
+
+
+@pytest.fixture(autouse=True)
+def short_limit(monkeypatch):
+    """Endless programs are stopped after one second, and after a few when they run again alone."""
+    monkeypatch.setattr(code, "run_programs", partial(run_programs, timeout=1.0))
 
 
 @pytest.fixture(scope="module")

@@ -69,8 +69,8 @@ def test_a_baseline_names_cells_by_budget_only_where_there_are_several(record):
 def test_a_cell_is_named_with_its_budget(record, tmp_path):
     run = tmp_path / "run"
     write_records(run, records(record))
-    assert find_cell(f"{run}:b@2/600").record["value"] == 0.5
-    assert find_cell(f"{run}:finetuned@1").record["method"] == "none"
+    assert find_cell(f"{run}:b@2/600").record.value == 0.5
+    assert find_cell(f"{run}:finetuned@1").record.method == "none"
     with pytest.raises(UserError, match=r"was trained for 200, 600 steps after the first finetuning; write .*b@2/200"):
         find_cell(f"{run}:b@2")
     with pytest.raises(UserError, match=r"write .*b@2/200"):

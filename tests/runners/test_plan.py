@@ -139,10 +139,10 @@ def test_number_formats_of_the_environment_are_part_of_the_key(tmp_path, monkeyp
     monkeypatch.setenv(variable, "1")
     second = make_plan(small_sweep(tmp_path))
     assert not set(first.stages) & set(second.stages)
-    assert hardware()["environment"] == {variable: "1"}
+    assert hardware().environment == {variable: "1"}
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     assert list(make_plan(small_sweep(tmp_path)).stages) == list(second.stages), "kernels are as a processor is"
-    assert hardware()["environment"] == {variable: "1", "MKL_CBWR": "COMPATIBLE"}
+    assert hardware().environment == {variable: "1", "MKL_CBWR": "COMPATIBLE"}
     monkeypatch.delenv(variable)
     stage = next(iter(second.stages.values()))
     with pytest.raises(UserError, match=rf"planned with {variable}=1.*this worker.*has no variable"):

@@ -7,6 +7,7 @@ from typed_stages import compress_stage, evaluate_stage, finetune_stage, fit_sta
 from lowrank_bench.evals.base import Metric
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.files import read_json, write_json
+from lowrank_bench.runners.stage_results import CompressResult, EvaluateResult, FitResult, TrainingResult
 from lowrank_bench.runners.store.files import DamagedStage
 from lowrank_bench.runners.store.folders import StageStore
 
@@ -27,11 +28,18 @@ RESULTS = {
         "bytes": 9,
     },
 }
+TYPES = {
+    finetune_stage: TrainingResult,
+    fit_stage: FitResult,
+    compress_stage: CompressResult,
+    recover_stage: TrainingResult,
+    evaluate_stage: EvaluateResult,
+}
 
 
 def stored(tmp_path, make):
     store, stage = StageStore(tmp_path), make("a title")
-    store.run(stage, lambda folder: RESULTS[make])
+    store.run(stage, lambda folder: TYPES[make].model_validate(RESULTS[make]))
     return store, stage
 
 

@@ -228,7 +228,7 @@ def test_the_check_shows_masks_lengths_overlap_and_cost(tmp_path):
     assert [learnt for _, learnt in example.parts] == [False, True]
     assert example.parts[0][0].endswith("### Response:\n")
     assert example.parts[1][0] == "yes</s>"
-    assert checked.card["rows"] == checked.tokenised == 61
+    assert checked.card.rows == checked.tokenised == 61
     assert checked.too_long == 61
     assert "not one example fits 32 tokens" in " ".join(checked.notes)
     overlap = checked.overlaps["parity-seen"]

@@ -125,9 +125,9 @@ def test_the_loss_is_the_mean_over_all_target_tokens(data):
                 total, count = total - float(scores[position, label]), count + 1
     for batch_size in (1, 3, 7):
         measured = mean_loss(model, few, batch_size)
-        assert measured["loss"] == pytest.approx(total / count, rel=1e-4)
-        assert measured["examples"] == 7
-        assert measured["tokens"] == sum(len(item.input_ids) for item in few.items)
+        assert measured.loss == pytest.approx(total / count, rel=1e-4)
+        assert measured.examples == 7
+        assert measured.tokens == sum(len(item.input_ids) for item in few.items)
 
 
 def test_the_least_loss_on_held_out_examples_chooses(config, swept, store, data):
@@ -139,7 +139,7 @@ def test_the_least_loss_on_held_out_examples_chooses(config, swept, store, data)
         losses = {}
         for stage in recoveries(plan, method):
             model = load_model(store.path(stage.key) / MODEL_FOLDER)
-            losses[stage.train.learning_rate] = mean_loss(model, held_out, 5)["loss"]
+            losses[stage.train.learning_rate] = mean_loss(model, held_out, 5).loss
             recorded = store.record(stage.key).result.held_out
             assert recorded.loss == pytest.approx(losses[stage.train.learning_rate], rel=1e-4)
             assert recorded.examples == len(held_out.items)

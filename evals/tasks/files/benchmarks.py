@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
 from ....foundation.errors import UserError
@@ -47,7 +47,7 @@ class FileBenchmark(Benchmark):
     def evaluate(self, engine: Engine, settings: EvalSettings, progress: Progress | None = None) -> Outcome:
         """Measure, and keep the data card."""
         outcome = super().evaluate(engine, settings, progress)  # type: ignore[safe-super]
-        outcome.details["data"] = dict(card_of(self.data(settings)))
+        outcome.details["data"] = asdict(card_of(self.data(settings)))
         return outcome
 
     def prompt_of(self, row: Mapping[str, Any], settings: EvalSettings) -> str:

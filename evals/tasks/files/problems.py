@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,17 @@ from .prompting import conversation, fill, instruction_columns, read_messages
 from .rows import Row, cell_text, columns_of, is_file, read_rows, shown
 from .schema import AnyBenchmark, Choice, Code, Json, Perplexity, TaskFile
 from .training import Counts, Layout, find_layout, messages_example, read_examples
+
+
+@dataclass
+class ProblemCard:
+    """What was in the data of a benchmark: rows, those without a prompt or an answer, equal problems, and problems."""
+
+    rows: int = 0
+    empty: int = 0
+    duplicates: int = 0
+    problems: int = 0
+    sha256: str = ""
 
 
 def problems(definition: TaskFile, part: AnyBenchmark) -> Rows:
@@ -38,25 +50,25 @@ def _problems(definition_json: str, name: str, stamp: Any) -> Rows:
     definition = TaskFile.model_validate_json(definition_json)
     part = next(part for part in definition.benchmarks if part.name == name)
     rows: list[dict[str, Any]] = []
-    card = {"rows": 0, "empty": 0, "duplicates": 0}
+    card = ProblemCard()
     for row in _rows(definition, part, card):
         if row is None:
-            card["empty"] += 1
+            card.empty += 1
         else:
             rows.append(row)
     if not rows:
         remedy = "no row was held out; raise test_share" if part.data is None else "name other columns, or another file"
         raise UserError(
-            f"the benchmark '{name}' has no problems: {card['rows']:,} rows, {card['empty']:,} of them without a "
+            f"the benchmark '{name}' has no problems: {card.rows:,} rows, {card.empty:,} of them without a "
             f"prompt or an answer; {remedy}"
         )
     contents = [digest({key: value for key, value in row.items() if key != "id"}) for row in rows]
-    card["duplicates"] = len(contents) - len(set(contents))
-    sha256 = digest(contents)
-    return Rows(rows, sha256, json.dumps(card | {"problems": len(rows), "sha256": sha256}))
+    card.duplicates, card.problems = len(contents) - len(set(contents)), len(rows)
+    card.sha256 = digest(contents)
+    return Rows(rows, card.sha256, json.dumps(asdict(card)))
 
 
-def _rows(definition: TaskFile, part: AnyBenchmark, card: dict[str, int]) -> Iterator[dict[str, Any] | None]:
+def _rows(definition: TaskFile, part: AnyBenchmark, card: ProblemCard) -> Iterator[dict[str, Any] | None]:
     if part.data is None:
         yield from _held_out(definition, part, card)
         return
@@ -68,7 +80,7 @@ def _rows(definition: TaskFile, part: AnyBenchmark, card: dict[str, int]) -> Ite
     needed = list(dict.fromkeys([*layout.columns, *answers, *extra]))
     template = part.instruction or definition.instruction
     for row in read_rows(source, needed):
-        card["rows"] += 1
+        card.rows += 1
         if layout.form == "text":
             text = cell_text(row, layout.text)
             yield {"id": str(row.number), "text": text} if text.strip() else None
@@ -83,7 +95,7 @@ def _rows(definition: TaskFile, part: AnyBenchmark, card: dict[str, int]) -> Ite
             yield _problem(part, row, conversation(definition, instruction), reference) if instruction.strip() else None
 
 
-def _held_out(definition: TaskFile, part: AnyBenchmark, card: dict[str, int]) -> Iterator[dict[str, Any] | None]:
+def _held_out(definition: TaskFile, part: AnyBenchmark, card: ProblemCard) -> Iterator[dict[str, Any] | None]:
     layout, counts = find_layout(definition), Counts()
     extra = [column for column in (part.columns.choices, part.columns.tests) if column]
     if part.instruction or any((part.columns.prompt, part.columns.messages, part.columns.text)):
@@ -105,7 +117,7 @@ def _held_out(definition: TaskFile, part: AnyBenchmark, card: dict[str, int]) ->
             continue
         answer = row.values[part.columns.answer] if part.columns.answer else example.answer
         yield _problem(part, row, example.prompt, answer)
-    card["rows"] = counts.held_out
+    card.rows = counts.held_out
 
 
 def _layout(
@@ -203,7 +215,6 @@ def _gold(row: Row, choices: Sequence[str], answer: Any) -> int:
     )
 
 
-def card_of(rows: Rows) -> Mapping[str, Any]:
+def card_of(rows: Rows) -> ProblemCard:
     """Return the data card of a benchmark's problems."""
-    card: Mapping[str, Any] = json.loads(rows.source)
-    return card
+    return ProblemCard(**json.loads(rows.source))

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from ....foundation.errors import UserError
 from ....foundation.files import canonical_json
 from ..base import Example, Task, TrainSet, TrainSurvey
-from ..encoded_sets import EncodedSet
+from ..encoded_sets import DataCard, EncodedSet
 from ..prompts import IGNORED, Encoded, encode_documents, encode_example
 from .prompting import asked, uses_chat
 from .rows import Row
@@ -101,13 +101,14 @@ class FileTask(Task):
                 yield item
 
         items = StoredExamples(encoded())
-        card = counts.card() | {
-            "sha256": sha256.hexdigest(),
-            "form": layout.form,
-            "dropped_too_long": dropped,
-            "cut_to_length": shortened,
-            "tokens": length_quantiles(items.lengths()),
-        }
+        card = DataCard(
+            **counts.card(),
+            sha256=sha256.hexdigest(),
+            form=layout.form,
+            dropped_too_long=dropped,
+            cut_to_length=shortened,
+            tokens=length_quantiles(items.lengths()),
+        )
         return EncodedSet(items, dropped, card)
 
     def encode(

@@ -75,9 +75,13 @@ class BasisLinear(nn.Module):
             first = extra
             extra_left, extra_right = factors.left[:, :extra].to(dtype), factors.right[:extra].to(dtype)
         else:
-            generator = torch.Generator().manual_seed(seed)
-            noise = torch.randn(extra, self.in_features, generator=generator) / max(extra, 1) ** 0.5
-            extra_left, extra_right = torch.zeros(self.out_features, extra, dtype=dtype), noise.to(dtype)
+            # On the meta device, where memory is estimated, there are no numbers to draw.
+            meta = left.is_meta
+            generator = None if meta else torch.Generator().manual_seed(seed)
+            size, place = (extra, self.in_features), left.device if meta else None
+            noise = torch.randn(size, generator=generator, device=place) / max(extra, 1) ** 0.5
+            extra_left = torch.zeros(self.out_features, extra, dtype=dtype, device=left.device)
+            extra_right = noise.to(dtype)
         # Without new vectors nothing of them is used, and DDP would wait for their gradients.
         self.extra_left = nn.Parameter(extra_left.to(left.device).clone(), extra > 0)
         self.extra_right = nn.Parameter(extra_right.to(left.device).clone(), extra > 0)

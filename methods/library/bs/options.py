@@ -20,8 +20,8 @@ from torch import nn
 from ....models.matrices import Matrix, matrices
 from ...base import Compressor, methods
 from ...matrixwise import MatrixCompressor, embeddings_hint
-from ...ranks.budget import Budget
-from ...ranks.policies.base import parse_policy, policies
+from ...ranks.budget import Budget, allocate_by_shapes
+from ...ranks.policies.base import parse_policy
 from ...ranks.units import ModelShape
 from .layer import Start
 from .pruning import Schedule
@@ -177,7 +177,7 @@ class BasisSelectionOptions(Compressor):
 
     def extra_vectors(self, shape: ModelShape, budget: Budget) -> dict[str, int]:
         """Return the number of new vectors of each matrix at a budget, whatever ranks have to be multiples of."""
-        uniform = replace(budget, multiple=1).allocate(shape, policies.get("uniform")()).ranks
+        uniform = allocate_by_shapes(replace(budget, multiple=1), shape).ranks
         return {
             unit.name: min(
                 self.additional_dimension, math.floor(self.additional_share * uniform.get(unit.name, unit.max_rank))

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import yaml
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict
 
-from ....foundation.errors import UserError, reason
+from ....foundation.errors import UserError
 from ....foundation.strict_numbers import StrictNumbers
-from ...configured import part_class
+from ...configured import create_part
 from ...registry import policies
 
 __all__ = ["Demand", "Evidence", "Loss", "Metric", "Policy", "parse_policy", "policies"]
@@ -113,15 +113,7 @@ def parse_policy(text: str) -> Policy:
     match = re.fullmatch(r"([^()]*)(?:\((.*)\))?", text.strip())
     if match is None:
         raise UserError(f"the policy '{text}' cannot be read; write name or name(option=value;option=value)")
-    cls = part_class(policies, Policy, match[1].strip())
     pairs = [part.partition("=") for part in (match[2] or "").split(";") if part.strip()]
-    try:
-        return cls(**{key.strip(): yaml.safe_load(value) for key, _, value in pairs})
-    except ValidationError as error:
-        problem = error.errors()[0]
-        option = ".".join(str(part) for part in problem["loc"])
-        allowed = ", ".join(cls.model_fields) or "none"
-        raise UserError(
-            f"policy '{match[1]}': the option {option}={problem['input']!r} is not usable ({reason(problem)}); "
-            f"options: {allowed}"
-        ) from error
+    options = {key.strip(): yaml.safe_load(value) for key, _, value in pairs}
+    policy: Policy = create_part(policies, Policy, match[1].strip(), options)
+    return policy

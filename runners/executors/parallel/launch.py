@@ -6,9 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ....evals.hosting.host import cause_of_death
 from ....foundation.environment import without_launcher
@@ -18,7 +16,8 @@ from ....foundation.memory import release_memory
 from ....foundation.process import python_command, python_environment
 from ....foundation.progress import Report
 from ...process_setup import FSDP2
-from ...specs import Stage
+from ...specs import CompressStage, Stage
+from ...stage_results import CompressResult, StageResult, TrainingResult
 from ...training.divergence import Diverged
 
 DESK = ".launch"
@@ -32,7 +31,7 @@ class ProcessesCrashed(Exception):
     """The processes that trained together ended without a result; the text has their last words."""
 
 
-def train_together(stage: Stage, folder: Path, report: Report | None) -> Mapping[str, Any]:
+def train_together(stage: Stage, folder: Path, report: Report | None) -> StageResult:
     """Do a training stage in the processes that its ``accelerate`` names; return its result.
 
     Raises:
@@ -69,9 +68,14 @@ def train_together(stage: Stage, folder: Path, report: Report | None) -> Mapping
             raise
     if code or not (desk / RESULT).is_file():
         raise _failure(desk, stage, code)
-    result: dict[str, Any] = json.loads((desk / RESULT).read_text(encoding="utf-8"))
+    result = result_class(stage).model_validate_json((desk / RESULT).read_text(encoding="utf-8"))
     shutil.rmtree(desk)
     return result
+
+
+def result_class(stage: Stage) -> type[CompressResult] | type[TrainingResult]:
+    """Return what a training stage results in."""
+    return CompressResult if isinstance(stage, CompressStage) else TrainingResult
 
 
 def _own_file(desk: Path, processes: int) -> str:

@@ -15,6 +15,7 @@ from ....foundation.process import die_with_parent
 from ....foundation.progress import throttled
 from ...process_setup import Strategy
 from ...specs import CompressSpec, Stage, parse_stage
+from ...stage_results import RecordedProcesses
 from ...training.divergence import Diverged
 from .launch import ERROR, PROGRESS, RESULT, STAGE
 from .launcher import LAUNCHER
@@ -78,16 +79,16 @@ def _train(desk: Path, folder: Path, threads: int) -> None:
         write_atomic(desk / PROGRESS, f"{done} {total} {unit}")
 
     stage = stage.model_copy(update={"execution": stage.execution.model_copy(update=alone)})
-    result = dict(perform_here(stage, folder, throttled(report) if state.is_main_process else None))
-    before = result.get("training", {}).get("resumed_peak_memory_bytes", 0)
-    result["processes"] = {
-        "count": state.num_processes,
-        "strategy": strategy,
-        "accelerate": accelerate.__version__,
-        "peak_memory_bytes": max(*gather_object([peak_memory_bytes()]), before),
-    }
+    result = perform_here(stage, folder, throttled(report) if state.is_main_process else None)
+    before = result.training.resumed_peak_memory_bytes if result.training else 0
+    processes = RecordedProcesses(
+        count=state.num_processes,
+        strategy=strategy,
+        accelerate=accelerate.__version__,
+        peak_memory_bytes=max(*gather_object([peak_memory_bytes()]), before),
+    )
     if state.is_main_process:
-        write_json(desk / RESULT, result)
+        write_json(desk / RESULT, result.model_copy(update={"processes": processes}).plain())
     state.wait_for_everyone()
     torch.distributed.destroy_process_group()
 

@@ -34,6 +34,40 @@ PAIRS = [
     if not line.startswith("#")
 ]
 MARKS = {"=": "correct", "x": "wrong", "-": "no-answer"}
+MEGABYTES = (
+    "",
+    "\n",
+    "\\boxed{" * 150_000,
+    "{" * 1_000_000,
+    "$" * 1_000_000,
+    "1" * 1_000_000,
+    "The answer is: " + "9" * 1_000_000,
+    "The answer is " * 70_000,
+    "Final Answer: The final answer is" * 30_000,
+    "#### " + "9" * 1_000_000,
+    "\\boxed{" + "(" * 10_000 + "}",
+    "\\boxed{\\frac{\\frac{" + "\\sqrt{" * 100 + "2" + "}" * 103,
+    "?" * 1_000_000,
+)
+DELIMITED = (
+    (r"The answer is \[18\]", "18"),
+    (r"**The answer is \(18\)**", "18"),
+    (r"Final Answer: The final answer is \(18\). I hope it is correct.", "18"),
+    (r"The answer is \frac{3}{4} of the total.", r"\frac{3}{4}"),
+    (r"The answer is \sqrt{2} times the side.", r"\sqrt{2}"),
+    (r"The answer is the fraction \frac{3}{4}.", r"\frac{3}{4}"),
+    ("The answer is:\n\\[\n\\frac{3}{4}\n\\]", r"\frac{3}{4}"),
+    (r"The answer is \boxed{18}", "18"),
+)
+BOXED = (
+    (r"The final answer is: $\boxed{42}$. I hope it is correct.", "42", "correct"),
+    (r"The answer is $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}", "correct"),
+    (r"The answer is: \(\fbox{x+1}\)", "x+1", "correct"),
+    (r"The answer is \boxed{7}", "8", "wrong"),
+    (r"The answer is $\boxed{1}$ or $\boxed{2}$.", "1", "wrong"),
+    (r"The answer is \boxed{1", "1", "wrong"),
+)
+ADVERSARIAL = ("The answer is" * 153 + "\\" * 2000 + "$", "$" * 4000, "The answer is \\frac{" * 200)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +78,14 @@ def rows(data_dir):
 @pytest.fixture(scope="module")
 def golds(rows):
     return [last_boxed(row["solution"]) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def scored_singly(golds):
+    """What single texts are scored as, by text and reference: in one call, for each starts workers."""
+    cases = [*((text, golds[0]) for text in MEGABYTES), *DELIMITED, *((text, "18") for text in ADVERSARIAL)]
+    cases += [(text, gold) for text, gold, _ in BOXED]
+    return dict(zip(cases, score_texts(*zip(*cases, strict=True)), strict=True))
 
 
 def wrap(answer):
@@ -236,30 +278,13 @@ def test_no_worker_outlives_the_comparison_and_it_works_off_the_main_thread():
     assert "math_worker" not in children
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "\n",
-        "\\boxed{" * 150_000,
-        "{" * 1_000_000,
-        "$" * 1_000_000,
-        "1" * 1_000_000,
-        "The answer is: " + "9" * 1_000_000,
-        "The answer is " * 70_000,
-        "Final Answer: The final answer is" * 30_000,
-        "#### " + "9" * 1_000_000,
-        "\\boxed{" + "(" * 10_000 + "}",
-        "\\boxed{\\frac{\\frac{" + "\\sqrt{" * 100 + "2" + "}" * 103,
-        "?" * 1_000_000,
-    ],
-)
-def test_a_megabyte_of_anything_is_scored(text, golds):
+@pytest.mark.parametrize("text", MEGABYTES)
+def test_a_megabyte_of_anything_is_scored(text, golds, scored_singly):
     """A quadratic reading would need hours."""
     for extractor in (*EXTRACTORS.values(), extract.strict, extract.flexible):
         answer = extractor(text)
         assert answer is None or len(answer) <= extract.MAX_ANSWER
-    (scored,) = score_texts([text], [golds[0]])
+    scored = scored_singly[text, golds[0]]
     assert set(scored.verdicts) == set(SCORERS)
     assert "correct" not in scored.verdicts.values()
 
@@ -280,41 +305,18 @@ def test_bare_latex_after_the_answer_is_is_read():
     assert scored.verdicts["boxed"] == scored.verdicts["minerva"] == "no-answer"
 
 
-@pytest.mark.parametrize(
-    ("text", "gold"),
-    [
-        (r"The answer is \[18\]", "18"),
-        (r"**The answer is \(18\)**", "18"),
-        (r"Final Answer: The final answer is \(18\). I hope it is correct.", "18"),
-        (r"The answer is \frac{3}{4} of the total.", r"\frac{3}{4}"),
-        (r"The answer is \sqrt{2} times the side.", r"\sqrt{2}"),
-        (r"The answer is the fraction \frac{3}{4}.", r"\frac{3}{4}"),
-        ("The answer is:\n\\[\n\\frac{3}{4}\n\\]", r"\frac{3}{4}"),
-        (r"The answer is \boxed{18}", "18"),
-    ],
-)
-def test_delimited_latex_and_words_around_latex_are_left_as_they_are(text, gold):
-    (scored,) = score_texts([text], [gold])
+@pytest.mark.parametrize(("text", "gold"), DELIMITED)
+def test_delimited_latex_and_words_around_latex_are_left_as_they_are(text, gold, scored_singly):
+    scored = scored_singly[text, gold]
     assert scored.verdicts["math-verify"] == "correct"
     assert scored.answers["math-verify"] == gold
     if "\\(" in text or "\\[" in text:
         assert scored.answers["answer-is"] == gold
 
 
-@pytest.mark.parametrize(
-    ("text", "gold", "verdict"),
-    [
-        (r"The final answer is: $\boxed{42}$. I hope it is correct.", "42", "correct"),
-        (r"The answer is $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}", "correct"),
-        (r"The answer is: \(\fbox{x+1}\)", "x+1", "correct"),
-        (r"The answer is \boxed{7}", "8", "wrong"),
-        (r"The answer is $\boxed{1}$ or $\boxed{2}$.", "1", "wrong"),
-        (r"The answer is \boxed{1", "1", "wrong"),
-    ],
-)
-def test_a_box_around_the_answer_is_taken_off(text, gold, verdict):
-    (scored,) = score_texts([text], [gold])
-    assert scored.verdicts["answer-is"] == verdict
+@pytest.mark.parametrize(("text", "gold", "verdict"), BOXED)
+def test_a_box_around_the_answer_is_taken_off(text, gold, verdict, scored_singly):
+    assert scored_singly[text, gold].verdicts["answer-is"] == verdict
 
 
 def test_all_reference_answers_are_right_in_a_box_behind_the_answer_is(golds):
@@ -348,7 +350,6 @@ def test_single_comparison():
     assert math_pool.ITEM_SECONDS == 5
 
 
-@pytest.mark.parametrize("text", ["The answer is" * 153 + "\\" * 2000 + "$", "$" * 4000, "The answer is \\frac{" * 200])
-def test_adversarial_texts_come_back_with_a_verdict(text):
-    (scored,) = score_texts([text], ["18"])
-    assert scored.verdicts["math-verify"] in ("no-answer", "wrong", "timeout")
+@pytest.mark.parametrize("text", ADVERSARIAL)
+def test_adversarial_texts_come_back_with_a_verdict(text, scored_singly):
+    assert scored_singly[text, "18"].verdicts["math-verify"] in ("no-answer", "wrong", "timeout")

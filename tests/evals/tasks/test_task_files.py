@@ -109,8 +109,8 @@ def test_texts_are_a_language_task_and_are_cut(tmp_path, tokenizer):
     encoded = task.read_encoded(tokenizer, None, None, 0, 32)
     assert task.kind == "language"
     assert task.benchmarks == ("sums-stories",)
-    assert encoded.card["empty"] == 1
-    assert encoded.card["cut_to_length"] > 40
+    assert encoded.card.empty == 1
+    assert encoded.card.cut_to_length > 40
     assert encoded.dropped == 0
     assert max(map(len, (item.input_ids for item in encoded.items))) == 32
     assert benchmarks.get("sums-stories")().variant(EvalSettings()) == "sums-stories-bos-64"
@@ -133,8 +133,14 @@ def test_odd_cells_are_read_counted_or_left_out(tmp_path, tokenizer):
         benchmarks=[{"name": "b", "kind": "exact", "data": "train.jsonl", "columns": {"answer": "a"}}],
     )
     encoded = task.read_encoded(tokenizer, None, None, 0, 128)
-    assert [encoded.card[name] for name in ("rows", "empty", "duplicates", "converted", "used")] == [7, 2, 1, 2, 5]
-    assert encoded.card["dropped_too_long"] == encoded.dropped == 1
+    assert [getattr(encoded.card, name) for name in ("rows", "empty", "duplicates", "converted", "used")] == [
+        7,
+        2,
+        1,
+        2,
+        5,
+    ]
+    assert encoded.card.dropped_too_long == encoded.dropped == 1
     answers = [example.answer for example in task.train_examples(None, None, 0).examples]
     assert answers[:3] == ["true", "NA", '["x", 1]']
 

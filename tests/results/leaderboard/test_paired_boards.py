@@ -9,7 +9,7 @@ import shutil
 import pytest
 from made_records import make_record
 from sealing import seal
-from typed_stages import evaluate_stage
+from typed_stages import RESULTS, evaluate_stage
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.records.files import read_records, to_records, write_records
@@ -29,7 +29,7 @@ def stage_of(lines, folder):
 
     def write(part):
         (part / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return {}
+        return RESULTS["evaluate"]
 
     store.run(stage, write)
     return store.path(stage.key)

@@ -8,6 +8,7 @@ from sealing import seal
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.records.files import read_records, to_records, write_records
+from lowrank_bench.results.samples.compare import compare
 from lowrank_bench.results.samples.stored import (
     Filters,
     compare_samples,
@@ -41,10 +42,14 @@ def test_what_is_not_there_is_reported_with_what_is(run, name, words):
 
 
 def test_a_run_does_not_differ_from_itself(run):
-    result = compare_samples(f"{run}:svd@2", f"{run}:svd@2", None, None, None)
+    name = f"{run}:svd@2"
+    result = compare(load_samples(sample_file(name)), load_samples(sample_file(name)))
     assert result.problems == 4
     assert result.difference == 0
     assert not result.significant
+    for other in (name, str(sample_file(name).parent)):
+        with pytest.raises(UserError, match="are the same evaluation; name two"):
+            compare_samples(name, other, None, None, None)
 
 
 def test_rescoring_unchanged_samples_changes_nothing(run, tmp_path):

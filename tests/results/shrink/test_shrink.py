@@ -154,7 +154,7 @@ def test_what_is_left_is_an_ordinary_run_and_a_model(include_path, tmp_path):
     assert model_size(model).parameters == best.parameters
     assert low_rank_layers(model)
     cell = find_cell(f"{result.folder}:{best.method}@{best.target:g}", "lm_eval:sums")
-    assert cell.record["value"] == pytest.approx(best.margin.accuracy)
+    assert cell.record.value == pytest.approx(best.margin.accuracy)
     frame = read_records(result.folder)
     assert set(frame.label) == {"pretrained", *(probe.method for probe in result.tried)}
     assert {probe.target for probe in result.tried} == set(frame.ratio_target) - {1.0}

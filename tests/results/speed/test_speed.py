@@ -53,7 +53,7 @@ def test_a_factorised_checkpoint_is_measured_next_to_its_dense_export(series):
     dense, small = series
     assert (dense.subject.factorised, small.subject.factorised) == (False, True)
     assert (dense.reference, small.reference) == (None, 0)
-    assert dense.size.parameters == small.subject.origin["params_original"]
+    assert dense.size.parameters == small.subject.origin.params_original
     for measurements in series:
         (measured,) = measurements.rounds
         assert [timing.batch for timing in measured.timings] == [1, 2]
@@ -108,11 +108,11 @@ def test_cells_of_a_run_keep_their_names(finished):
     run = finished.execution.out / "tiny-toy-math"
     subject = find_subject(f"{run}:svd@4")
     assert is_factorised(subject.folder)
-    assert (subject.origin["label"], subject.origin["stage"], subject.origin["ratio_target"]) == ("svd", "recovered", 4)
+    assert (subject.origin.label, subject.origin.stage, subject.origin.ratio_target) == ("svd", "recovered", 4)
     by_folder = find_subject(str(subject.folder))
-    assert by_folder.origin["method"] == "svd"
-    assert by_folder.origin["stage"] == "recovered"
-    assert by_folder.origin["ratio"] == pytest.approx(subject.origin["ratio"])
+    assert by_folder.origin.method == "svd"
+    assert by_folder.origin.stage == "recovered"
+    assert by_folder.origin.ratio == pytest.approx(subject.origin.ratio)
     assert by_folder.shape == subject.shape
     dense = find_subject(f"{run}:finetuned@1")
     assert not dense.factorised
@@ -124,8 +124,8 @@ def test_a_folder_that_nobody_described_is_measured_all_the_same(tmp_path, small
     shutil.copytree(small, tmp_path / "found")
     (tmp_path / "found" / "compression.json").unlink()
     origin = find_subject(str(tmp_path / "found")).origin
-    assert (origin["method"], origin["label"], origin["stage"]) == ("lowrank", "found", "compressed")
-    assert origin["ratio_target"] == origin["ratio"] == pytest.approx(3, rel=0.01)
+    assert (origin.method, origin.label, origin.stage) == ("lowrank", "found", "compressed")
+    assert origin.ratio_target == origin.ratio == pytest.approx(3, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -119,9 +119,9 @@ def test_a_name_of_a_cell_means_the_variant_of_the_others(tmp_path):
     write_records(tmp_path / "run", [measured(BOS, 22.0), measured(PLAIN, 55.6), measured(BOS, 300.0, True)])
     assert set(without_bos_references(frame).variant) == {BOS}
     name = f"{tmp_path / 'run'}:pretrained@1"
-    assert find_cell(name).record["variant"] == BOS
-    assert find_cell(name, benchmark="wikitext2").record["variant"] == BOS
-    assert find_cell(name, benchmark=PLAIN).record["variant"] == PLAIN
+    assert find_cell(name).record.variant == BOS
+    assert find_cell(name, benchmark="wikitext2").record.variant == BOS
+    assert find_cell(name, benchmark=PLAIN).record.variant == PLAIN
 
 
 def test_a_cell_of_several_contexts_is_named_by_its_variant(tmp_path):
@@ -129,5 +129,5 @@ def test_a_cell_of_several_contexts_is_named_by_its_variant(tmp_path):
     name = f"{tmp_path / 'run'}:pretrained@1"
     with pytest.raises(UserError, match=f"benchmarks {PLAIN}, wikitext2-test-64"):
         find_cell(name)
-    assert find_cell(name, any_benchmark=True).record["benchmark"] == "wikitext2"
-    assert find_cell(name, benchmark="wikitext2-test-64").record["value"] == 99.0
+    assert find_cell(name, any_benchmark=True).record.benchmark == "wikitext2"
+    assert find_cell(name, benchmark="wikitext2-test-64").record.value == 99.0

@@ -156,7 +156,7 @@ def test_a_machine_is_a_card_and_a_number() -> None:
 
 
 def test_gpus_are_measured_by_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    probed = {"name": "H100", "free": [70 * GIB, 60 * GIB], "product": 600e12}
+    probed = machine.ProbedGpus("H100", [70 * GIB, 60 * GIB], 600e12)
     monkeypatch.setattr(machine, "probe_gpus", lambda device: probed)
     measured = machine.measure_machine("cuda")
     assert (measured.count, measured.device_bytes, measured.flops) == (2, 60 * GIB, 800e12)

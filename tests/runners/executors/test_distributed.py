@@ -190,16 +190,15 @@ def test_a_killed_sweep_over_processes_ends_as_one_process_does(tmp_path):
     changes = {"methods": ["basis-sharing"], "ratios": [2], "limit": 2, "max_new_tokens": 4}
     alone = make_plan(small_sweep(tmp_path / "two", finetune={"steps": 0}, recover={"steps": 8}, **changes))
     (key,) = [key for key in alone.stages if key.startswith("recover")]
-    record = alone.store.read(key)
+    record = alone.store.record(key)
     prepare(1)
     (tmp_path / "one").mkdir()
-    expected = perform(alone.stages[key], tmp_path / "one")["training"]
-    training = record["result"]["training"]
-    assert (training["steps"], training["tokens"]) == (expected["steps"], expected["tokens"])
-    assert record["seconds"] > training["seconds"] > training["resumed_seconds"] > 0
-    assert record["result"]["processes"]["count"] == 2
-    assert record["result"]["processes"]["strategy"] == "fsdp2"
-    assert record["runtime"]["accelerate"]["file"] == str(accelerate)
+    expected = perform(alone.stages[key], tmp_path / "one").training
+    training, processes = record.result.training, record.result.processes
+    assert (training.steps, training.tokens) == (expected.steps, expected.tokens)
+    assert record.seconds > training.seconds > training.resumed_seconds > 0
+    assert (processes.count, processes.strategy) == (2, "fsdp2")
+    assert alone.store.read(key)["runtime"]["accelerate"]["file"] == str(accelerate)
     folders = [alone.store.path(key) / "model", tmp_path / "one" / "model"]
     assert {file.name for file in folders[0].iterdir()} == {file.name for file in folders[1].iterdir()}
     resumed, uninterrupted = (load_file(folder / "model.safetensors") for folder in folders)
@@ -228,7 +227,7 @@ def test_basis_selection_over_processes_cut_off_and_resumed_keeps_the_bases_of_o
     for need in spread.needs[key]:
         spread.store.run(spread.stages[need], lambda folder, need=need: perform(spread.stages[need], folder))
     (tmp_path / "one").mkdir()
-    uninterrupted = dict(perform(alone, tmp_path / "one"))
+    uninterrupted = perform(alone, tmp_path / "one")
 
     def cut(done, total, unit):
         if done > total / 2 and list(tmp_path.glob(".resume-*/run-0/checkpoint-*/seal.json")):
@@ -245,9 +244,9 @@ def test_basis_selection_over_processes_cut_off_and_resumed_keeps_the_bases_of_o
     ]
     assert 0.9 * estimated < max(sizes) < 1.2 * estimated  # places of parts count, with tensors as small as these
     (tmp_path / "two").mkdir()
-    resumed = dict(perform(spread.stages[key], tmp_path / "two"))
-    assert resumed["training"]["resumed_seconds"] > 0
-    assert resumed.pop("processes")["strategy"] == strategy
+    resumed = perform(spread.stages[key], tmp_path / "two")
+    assert resumed.training.resumed_seconds > 0
+    assert resumed.processes.strategy == strategy
     ratios = {"ratio-1.3", "ratio-2"} if "trajectory" in method else {"ratio-2"}
     for ratio in ratios:
         configs = [(tmp_path / name / ratio / "model" / "config.json").read_text() for name in ("one", "two")]
@@ -259,10 +258,10 @@ def test_basis_selection_over_processes_cut_off_and_resumed_keeps_the_bases_of_o
         with torch.no_grad():
             torch.testing.assert_close(*(model(input_ids=ids).logits for model in models), atol=1e-3, rtol=0)
     assert {path.name for name in ("one", "two") for path in (tmp_path / name).iterdir()} == ratios
-    assert {f"ratio-{ratio}" for ratio in uninterrupted["reports"]} == ratios
-    for ratio, report in uninterrupted["reports"].items():
-        for field in ("ranks", "steps", "tokens"):
-            assert report[field] == resumed["reports"][ratio][field]
+    assert {f"ratio-{ratio}" for ratio in uninterrupted.reports} == ratios
+    for ratio, report in uninterrupted.reports.items():
+        other = resumed.reports[ratio]
+        assert (report.ranks, report.steps, report.tokens) == (other.ranks, other.steps, other.tokens)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import save_file
 from sweeps import changed, small_sweep
+from typed_stages import RESULTS
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.files import read_json
@@ -52,7 +53,7 @@ def fill(stage, folder, value=1.0):
             (folder / name).mkdir(parents=True)
             (folder / name / "config.json").write_text("{}")
             save_file({"w": torch.full((8, 8), value)}, folder / name / "model.safetensors")
-    return {}
+    return RESULTS[stage.kind]
 
 
 def do(plan, removal, keys, value=1.0):
@@ -181,7 +182,7 @@ def test_a_sweep_on_a_checkpoint_of_a_stage_claims_it(tmp_path):
 
     def copy(folder):
         shutil.copytree(plan.source.location, folder / "model")
-        return {}
+        return RESULTS["finetune"]
 
     plan.store.run(plan.stages[finetune], copy)
     do(plan, Removal(planned(tmp_path, "all"), []), plan.pending())

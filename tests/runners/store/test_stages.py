@@ -11,10 +11,25 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typed_stages import compress_stage, evaluate_stage, finetune_stage, fit_stage, quantise_stage, recover_stage
+from typed_stages import (
+    RESULTS,
+    compress_stage,
+    evaluate_stage,
+    finetune_stage,
+    fit_stage,
+    quantise_stage,
+    recover_stage,
+)
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.runners.specs import parse_stage
+from lowrank_bench.runners.stage_results import (
+    FitResult,
+    RecordedEngine,
+    RecordedProcesses,
+    RecordedTraining,
+    TrainingResult,
+)
 from lowrank_bench.runners.store import locks
 from lowrank_bench.runners.store.folders import StageStore, input_digests
 from lowrank_bench.runners.store.locks import hold_lock
@@ -31,9 +46,9 @@ KINDS = {
 }
 
 
-def fill(folder: Path) -> dict:
+def fill(folder: Path) -> FitResult:
     (folder / "out.txt").write_text("result")
-    return {"value": 7}
+    return FitResult(matrices=7)
 
 
 def test_key_depends_on_config_and_inputs_only():
@@ -67,9 +82,11 @@ def test_a_stage_is_done_once_and_says_what_ran(tmp_path):
 
     first, second = store.run(STAGE, work), store.run(STAGE, work)
     assert len(calls) == 1
-    assert first["result"] == second["result"] == {"value": 7}
+    assert first == second
+    assert first.result.matrices == 7
     record = json.loads((store.path(STAGE.key) / "stage.json").read_text())
     assert record["status"] == "done"
+    assert record["result"] == {"matrices": 7}
     assert record["config"] == {"fit": {"a": 1}}
     assert record["files"] == {"out.txt": 6}
     assert record["seconds"] >= 0
@@ -86,7 +103,7 @@ def test_what_a_stage_reads_is_known_by_its_content(tmp_path):
 
         def work(folder, text=text):
             (folder / "out.txt").write_text(text)
-            return {}
+            return FitResult()
 
         store.run(STAGE, work)
         digests.append(input_digests(store.ready(after)))
@@ -96,10 +113,21 @@ def test_what_a_stage_reads_is_known_by_its_content(tmp_path):
 
 
 def test_a_resumed_stage_took_what_both_attempts_took(tmp_path):
-    training = {"resumed_seconds": 1e6, "resumed_peak_memory_bytes": 1 << 50}
-    record = StageStore(tmp_path).run(STAGE, lambda folder: {"training": training})
-    assert record["seconds"] > 1e6
-    assert record["peak_memory_bytes"] == 1 << 50
+    used = RecordedTraining(steps=1, tokens=9, resumed_seconds=1e6, resumed_peak_memory_bytes=1 << 50)
+    record = StageStore(tmp_path).run(finetune_stage(), lambda folder: TrainingResult(training=used))
+    assert record.seconds > 1e6
+    assert record.peak_memory_bytes == 1 << 50
+
+
+def test_memory_and_cpu_seconds_of_other_processes_count(tmp_path):
+    engine = RecordedEngine(name="vllm", version="1", peak_memory_bytes=1 << 50, cpu_seconds=1e6)
+    record = StageStore(tmp_path).run(
+        evaluate_stage(), lambda folder: RESULTS["evaluate"].model_copy(update={"engine": engine})
+    )
+    assert (record.peak_memory_bytes, record.cpu_seconds > 1e6) == (1 << 50, True)
+    together = RecordedProcesses(count=2, strategy="ddp", accelerate="1", peak_memory_bytes=1 << 51)
+    result = RESULTS["finetune"].model_copy(update={"processes": together})
+    assert StageStore(tmp_path).run(finetune_stage(), lambda folder: result).peak_memory_bytes == 1 << 51
 
 
 def test_failure_leaves_no_stage_but_a_record(tmp_path):
@@ -115,7 +143,7 @@ def test_failure_leaves_no_stage_but_a_record(tmp_path):
     assert not list(tmp_path.glob(".part-*"))
     (failed,) = (tmp_path / "failed").glob("*.json")
     assert json.loads(failed.read_text())["error"] == "RuntimeError: broken"
-    assert store.run(STAGE, fill)["status"] == "done"
+    assert store.run(STAGE, fill).key == STAGE.key
 
 
 def test_no_space_is_a_sentence(tmp_path):
@@ -198,10 +226,10 @@ def test_a_damaged_stage_is_set_aside_and_done_again(tmp_path):
 
 
 def _hold(root: str, started: str) -> None:
-    def work(folder: Path) -> dict:
+    def work(folder: Path) -> FitResult:
         Path(started).touch()
         time.sleep(600)
-        return {}
+        return FitResult()
 
     StageStore(Path(root)).run(STAGE, work)
 
@@ -222,7 +250,7 @@ def test_only_what_nobody_works_on_is_cut_off(tmp_path):
 
 
 def _slow(root: str, log: str) -> None:
-    def work(folder: Path) -> dict:
+    def work(folder: Path) -> FitResult:
         with open(log, "a") as file:
             file.write("x")
         time.sleep(0.5)

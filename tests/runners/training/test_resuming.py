@@ -11,7 +11,7 @@ from lowrank_bench.methods.base import create_method
 from lowrank_bench.methods.ranks.budget import Budget
 from lowrank_bench.models.architectures import random_model
 from lowrank_bench.runners.training.data import TaskData
-from lowrank_bench.runners.training.resuming import Resumable
+from lowrank_bench.runners.training.resuming import Resumable, RunOrigin
 from lowrank_bench.runners.training.trainer import TaskTrainer
 
 STEPS = trained_together.STEPS
@@ -29,7 +29,7 @@ class Cut(BaseException):
 
 def train(model, folder=None, progress=None, minutes=0.0, **origin):
     settings = trained_together.SETTINGS.model_copy(update={"micro_batch_size": 4})
-    resumable = Resumable(folder, minutes, origin=origin) if folder else None
+    resumable = Resumable(folder, minutes, origin=RunOrigin(**origin)) if folder else None
     data = TaskData(trained_together.ITEMS, 0, 0, 42)
     return TaskTrainer(data, settings, resumable=resumable, progress=progress).train(model, STEPS)
 

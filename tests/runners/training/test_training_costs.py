@@ -195,8 +195,7 @@ def test_a_resumed_training_goes_on_with_the_same_steps(tmp_path):
             raise Stop
 
     def train(model, progress=None):
-        origin = {"code": "", "inputs": {}}
-        resumable = Resumable(tmp_path / "resume", 0, tmp_path / "made", origin)
+        resumable = Resumable(tmp_path / "resume", 0, tmp_path / "made")
         return trainer(examples(21), {"steps": 6}, progress=progress, resumable=resumable).train(model, 6)
 
     (tmp_path / "made").mkdir()
