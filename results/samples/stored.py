@@ -85,7 +85,7 @@ def compare_samples(a: str, b: str, benchmark: str | None, seed: int | None, sco
     files = [sample_file(name, benchmark, seed) for name in (a, b)]
     if files[0].resolve() == files[1].resolve():
         raise UserError(f"{a} and {b} are the same evaluation; name two, such as those of two methods at one ratio")
-    return compare(*(load_samples(file) for file in files), scorer)
+    return compare(load_samples(files[0]), load_samples(files[1]), scorer)
 
 
 @dataclass(frozen=True)
