@@ -96,5 +96,5 @@ def _parsed(option: ConfigOption, value: Any) -> Any:
         return value
     if option.type is str:
         return split_list(value)
-    one = "share of the bytes" if option.name == "bytes" else option.name.removesuffix("s").replace("_", " ")
-    return numbers(one, value, option.type, option.declared.example)
+    kind = "share of the bytes" if option.name == "bytes" else option.name.removesuffix("s").replace("_", " ")
+    return numbers(kind, value, option.type, option.declared.example)

@@ -92,7 +92,7 @@ def online_variant(entry: OnlineSeries, load: Load) -> str:
 
 
 def _stage_key(entry: OnlineSeries, load: Load) -> str:
-    return f"{BENCHMARK}-{digest([asdict(entry.subject.origin), online_variant(entry, load)])[:16]}"
+    return f"{BENCHMARK}-{digest([entry.subject.origin.columns(), online_variant(entry, load)])[:16]}"
 
 
 def _conditions(entry: OnlineSeries, load: Load) -> Conditions:

@@ -96,7 +96,7 @@ def _key(record: Record) -> tuple[Any, ...]:
 
 
 def _stage_key(entry: Series) -> str:
-    return f"{BENCHMARK}-{digest([asdict(entry.subject.origin), variant_name(entry, entry.spec.batch_sizes)])[:16]}"
+    return f"{BENCHMARK}-{digest([entry.subject.origin.columns(), variant_name(entry, entry.spec.batch_sizes)])[:16]}"
 
 
 @dataclass(frozen=True)
@@ -169,23 +169,22 @@ def speed_record(
         conditions: under which it was timed.
         metric, median, n, headline, higher_is_better, scorer: what came out, of how many rounds or requests.
     """
-    return Record(
-        **asdict(subject.origin),
-        **asdict(conditions),
-        **asdict(median),
-        metric=metric,
-        n=n,
-        headline=headline,
-        higher_is_better=higher_is_better,
-        scorer=scorer,
-        bytes=size.bytes,
-        runtime_bytes=size.parameters * DTYPES[conditions.dtype].itemsize,
-        isolation="",
-        prompt_sha256="",
-        versions=canonical_json(versions() | {conditions.engine: engine_version}),
-        git_commit=git_commit(),
-        evaluated_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
+    columns = subject.origin.columns() | asdict(conditions) | asdict(median)
+    columns |= {
+        "metric": metric,
+        "n": n,
+        "headline": headline,
+        "higher_is_better": higher_is_better,
+        "scorer": scorer,
+        "bytes": size.bytes,
+        "runtime_bytes": size.parameters * DTYPES[conditions.dtype].itemsize,
+        "isolation": "",
+        "prompt_sha256": "",
+        "versions": canonical_json(versions() | {conditions.engine: engine_version}),
+        "git_commit": git_commit(),
+        "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return Record.model_validate(columns)
 
 
 def median_of_rounds(values: Sequence[float], counted: bool = False) -> Median:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from ...foundation.errors import UserError
@@ -40,8 +40,6 @@ class Origin:
     tuned: str = "{}"
     seed: int = 0
     ratio_target: float = 1.0
-    ratio: float = 1.0
-    kept: float = 1.0
     ratio_matrices: float = 1.0
     steps_finetune: int = 0
     steps_compress: int = 0
@@ -61,6 +59,15 @@ class Origin:
     def of(cls, record: Record) -> Origin:
         """Return that of a record's checkpoint."""
         return cls(**{field.name: getattr(record, field.name) for field in fields(cls)})
+
+    @property
+    def ratio(self) -> float:
+        """Original over measured parameters."""
+        return self.params_original / self.params
+
+    def columns(self) -> dict[str, str | int | float]:
+        """Return the fields of records, those that follow from others among them."""
+        return asdict(self) | {"ratio": self.ratio, "kept": 1 / self.ratio}
 
 
 @dataclass(frozen=True)
@@ -153,9 +160,8 @@ def _origin(name: str, folder: Path, model: str | None) -> Origin:
     original = model_size(load_skeleton(folder)).parameters
     origin = replace(origin, params_original=original, method="lowrank", label=name, stage="compressed")
     origin = _from_note(origin, folder) if has_note(folder) else _from_stages(origin, folder.resolve())
-    ratio = origin.params_original / origin.params
-    target = ratio if origin.ratio_target == 1 else origin.ratio_target  # nobody says what was asked for
-    return replace(origin, ratio_target=target, ratio=ratio, kept=1 / ratio)
+    known = origin.ratio_target != 1  # else nobody says what was asked for
+    return origin if known else replace(origin, ratio_target=origin.ratio)
 
 
 def _from_note(origin: Origin, folder: Path) -> Origin:

@@ -76,10 +76,9 @@ class BasisLinear(nn.Module):
             extra_left, extra_right = factors.left[:, :extra].to(dtype), factors.right[:extra].to(dtype)
         else:
             # On the meta device, where memory is estimated, there are no numbers to draw.
-            meta = left.is_meta
-            generator = None if meta else torch.Generator().manual_seed(seed)
-            size, place = (extra, self.in_features), left.device if meta else None
-            noise = torch.randn(size, generator=generator, device=place) / max(extra, 1) ** 0.5
+            generator = None if left.is_meta else torch.Generator().manual_seed(seed)
+            device = left.device if left.is_meta else torch.device("cpu")
+            noise = torch.randn(extra, self.in_features, generator=generator, device=device) / max(extra, 1) ** 0.5
             extra_left = torch.zeros(self.out_features, extra, dtype=dtype, device=left.device)
             extra_right = noise.to(dtype)
         # Without new vectors nothing of them is used, and DDP would wait for their gradients.
