@@ -176,17 +176,21 @@ def _run_pending(plan: Plan, pending: Sequence[str], removal: Removal, out: Cons
     config, seconds = plan.config, stage_seconds(plan)
     todo = {key: plan.stages[key] for key in (pending if keeps_all(plan) else by_fit(plan, pending))}
     log = config.execution.folder / plan.name / LOG_FILE
-    out.print(f"log      {log}", soft_wrap=True, highlight=False)
+
+    def show(workers: int) -> StageProgress:
+        out.print(f"log      {log}", soft_wrap=True, highlight=False)
+        return StageProgress(out, todo, seconds, workers, log)
+
     if config.execution.executor == "ray":
         from .executors import ray as ray_executor
 
         with ray_executor.ray_session(config.execution.address) as nodes:
             share = ray_executor.share_of(config.execution.workers, plan.device, plan.parameters, nodes)
-            with StageProgress(out, todo, seconds, min(share.slots, len(todo)), log) as progress:
+            with show(min(share.slots, len(todo))) as progress:
                 on_event = removal.after(progress.event)
                 return ray_executor.run_stages(todo, plan.needs, plan.store, share, on_event, progress.start)
     workers, threads = divide_cores(config.execution.workers, plan.device, plan.parameters, len(pending))
-    with StageProgress(out, todo, seconds, workers, log) as progress:
+    with show(workers) as progress:
         on_event = removal.after(progress.event)
         return run_stages(todo, plan.needs, plan.store, workers, threads, on_event, progress.start)
 
