@@ -4,7 +4,7 @@ import weakref
 
 import pytest
 import torch
-from typed_stages import fit_stage
+from typed_stages import RESULTS, fit_stage
 
 from lowrank_bench.foundation import memory
 from lowrank_bench.runners.executors.local import do_stage
@@ -71,7 +71,7 @@ def test_a_worker_frees_the_model_of_a_stage_before_the_next_one(fails, tmp_path
         left.append(weakref.ref(cycle))
         if fails:
             raise ValueError("no")
-        return {}
+        return RESULTS["fit"]
 
     monkeypatch.setattr("lowrank_bench.runners.stages.perform.perform", perform)
     event = do_stage(fit_stage(), StageStore(tmp_path), lambda done, total, unit: None)

@@ -57,7 +57,7 @@ def test_a_sweep_refuses_them(tmp_path, changes, sentence):
 def test_options_of_methods_policies_and_recoveries_refuse_them():
     with pytest.raises(UserError, match=r"samples=True is not usable.* this is a number"):
         create_method("svd-llm", {"samples": True})
-    with pytest.raises(UserError, match=r"trials=True is not usable .this is a number"):
+    with pytest.raises(UserError, match=r"trials=True is not usable: this is a number"):
         parse_policy("ilp(trials=true)")
     with pytest.raises(UserError, match=r"r=True is not usable.* this is a number"):
         create_recovery("lora", {"r": True})

@@ -330,7 +330,7 @@ def test_windows_with_bos_are_stages_of_their_own(tmp_path, data_dir):
 @pytest.mark.parametrize(
     ("bos", "words"),
     [("allways", "unknown BOS rule 'allways'; did you mean 'always'"), ("never,never", "'?BOS rule never'? is given"),
-     ([], "bos cannot be")],
+     ([], "bos is empty; write one value")],
 )  # fmt: skip
 def test_rules_of_bos_that_are_none(tmp_path, bos, words):
     with pytest.raises(UserError, match=words):

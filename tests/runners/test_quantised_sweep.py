@@ -113,15 +113,15 @@ def test_reports_follow_a_rounded_cell_to_the_first_model(swept):
 def test_speed_names_the_method_behind_rounded_weights(config, swept, tmp_path):
     rounded = rows(swept)["svd:bits=8"]
     stages = config.execution.folder / "stages"
-    folders = {find_subject(str(folder)).origin["ratio_target"] for folder in stages.glob("quantise-*/model")}
+    folders = {find_subject(str(folder)).origin.ratio_target for folder in stages.glob("quantise-*/model")}
     assert rounded.ratio_target in folders
     cell = find_subject(f"{swept.folder}:svd:bits=8@{rounded.ratio_target:g}")
     origin = find_subject(str(cell.folder)).origin
-    assert (origin["method"], origin["stage"], origin["params"]) == ("svd", "compressed", rounded.params)
-    assert json.loads(origin["options"])["bits"] == 8
+    assert (origin.method, origin.stage, origin.params) == ("svd", "compressed", rounded.params)
+    assert json.loads(origin.options)["bits"] == 8
     alone = tmp_path / cell.folder.parent.name  # as where the stages before it were removed
     shutil.copytree(cell.folder.parent, alone)
-    assert find_subject(str(alone / cell.folder.name)).origin["method"] == "lowrank"
+    assert find_subject(str(alone / cell.folder.name)).origin.method == "lowrank"
 
 
 def test_a_card_says_that_published_weights_were_rounded(swept):

@@ -411,7 +411,7 @@ def test_surgical_by_accuracy_is_not_cumulative() -> None:
 def test_what_a_policy_lacks_is_said() -> None:
     with pytest.raises(ValueError, match="needs the loss"):
         parse_policy("surgical").demands(Evidence(transformer().units))
-    with pytest.raises(UserError, match="options: normalise, at"):
+    with pytest.raises(UserError, match="no option 'normalize'; did you mean 'normalise'"):
         parse_policy("greedy(normalize=none)")
     with pytest.raises(UserError, match="did you mean 'surgical'"):
         parse_policy("surgicl")

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from typed_stages import finetune_stage
+from typed_stages import RESULTS, finetune_stage
 
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.foundation.memory import free_memory
 from lowrank_bench.runners.executors.local import do_stage
 from lowrank_bench.runners.specs import FinetuneStage
+from lowrank_bench.runners.stage_results import StageResult
 from lowrank_bench.runners.stages import perform as module
 from lowrank_bench.runners.store.folders import StageStore
 
@@ -30,12 +31,12 @@ def test_no_stage_leaves_its_model_in_memory(
 ) -> None:
     left: list[weakref.ref[Trained]] = []
 
-    def perform(stage: FinetuneStage, folder: Path, progress: Any) -> dict[str, Any]:
+    def perform(stage: FinetuneStage, folder: Path, progress: Any) -> StageResult:
         trained = Trained()
         left.append(weakref.ref(trained))
         if ending is not None:
             raise ending("out of memory")
-        return {}
+        return RESULTS["finetune"]
 
     monkeypatch.setattr(module, "perform", perform)
     gc.disable()  # a collection by chance would hide one that is missing
