@@ -39,7 +39,7 @@ class RecordedMemory(Lenient):
 
     load: Literal["layerwise", "whole"] = "whole"
     why: str = ""
-    predicted_peak_bytes: int | None = None
+    predicted_peak_bytes: int | float | None = None
     note: str = ""
     warning: str = ""
 
@@ -67,19 +67,19 @@ class RecordedTraining(Lenient):
 class RecordedPhase(Lenient):
     """One training of a recovery; see `methods.recoveries.base.Phase`."""
 
-    name: str
-    trained_parameters: int
-    steps: int
-    tokens: int
-    seconds: float
-    loss: float | None
+    name: str = ""
+    trained_parameters: int = 0
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    loss: float | None = None
 
 
 class RecordedRecovery(Lenient):
     """Which recovery ran, and its trainings in their order."""
 
-    name: str
-    phases: tuple[RecordedPhase, ...]
+    name: str = ""
+    phases: tuple[RecordedPhase, ...] = ()
 
     @classmethod
     def of(cls, name: str, phases: Sequence[Phase]) -> RecordedRecovery:
@@ -91,16 +91,16 @@ class RecordedProcesses(Lenient):
     """The processes that trained together: how many, how the model was spread, and the largest one's peak memory."""
 
     count: int
-    strategy: str
-    accelerate: str
-    peak_memory_bytes: int
+    strategy: str = ""
+    accelerate: str = ""
+    peak_memory_bytes: int = 0
 
 
 class RecordedEngine(Lenient):
     """The engine of an evaluation and its library's version; memory and CPU seconds are those of its processes."""
 
-    name: str
-    version: str
+    name: str = ""
+    version: str = ""
     peak_memory_bytes: int = 0
     cpu_seconds: float = 0.0
 

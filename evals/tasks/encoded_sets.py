@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class DataCard(BaseModel):
     characters: int = 0
     dropped_too_long: int = 0
     cut_to_length: int = 0
-    tokens: dict[str, int] = {}
+    tokens: Mapping[str, int | float] = {}
     sha256: str = ""
     form: str = ""
 

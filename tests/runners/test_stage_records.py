@@ -73,6 +73,20 @@ def test_fields_that_this_version_does_not_know_are_left_out(tmp_path):
     assert store.record(stage.key) == before
 
 
+@pytest.mark.parametrize("make", RESULTS, ids=lambda make: make.__name__)
+def test_a_record_of_an_earlier_version_that_wrote_less_is_read(tmp_path, make):
+    """Fields beside those that have always been there may be absent, empty, or have more in them."""
+    store, stage = stored(tmp_path, make)
+    before = store.record(stage.key)
+    plain = store.read(stage.key)
+    parts = {name: {"since": 1} for name in ("memory", "recovery", "engine")}
+    seal(store.path(stage.key), result=plain["result"] | parts | {"processes": {"count": 2}})
+    after = store.record(stage.key)
+    assert after.result.warnings == before.result.warnings
+    assert after.result.processes.count == 2
+    assert after.result.memory.predicted_peak_bytes is None
+
+
 def test_a_record_without_a_version_is_of_the_first(tmp_path):
     store, stage = stored(tmp_path, fit_stage)
     file = store.path(stage.key) / "stage.json"
