@@ -18,16 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File
 
 PARTS = ("cli", "papers", "results", "runners", "evals", "methods", "models", "records", "foundation")
 NOTEBOOK, NOTEBOOK_PAGE = "tutorial.ipynb", "tutorial.md"
 
 
+@event_priority(100)
 def on_config(config: Any) -> Any:
     """Add the fence for formulas, and link the package's parts alone into ``build/docs-package``.
 
-    Beside them in the root are ``.venv`` and ``runs``, which mkdocstrings would search too.
+    Beside them in the root are ``.venv`` and ``runs``, which mkdocstrings would search too: for two minutes in a new
+    checkout, where the folder was missing when mkdocstrings looked for its paths. So this comes before the plugins.
     """
     root = Path(config.config_file_path).parent
     package = root / "build" / "docs-package" / "lowrank_bench"
