@@ -232,9 +232,10 @@ class StageStore:
         key = stage.key
         with hold_lock(self.root, key):
             earlier = self.read(key) if self.is_done(key) else None
-            enough = earlier is not None and covers(parse_record(earlier, self.path(key)), stage)
-            if earlier and enough and not self.removed(key):
-                return self.record(key)
+            known = parse_record(earlier, self.path(key)) if earlier else None
+            enough = known is not None and covers(known, stage)
+            if known and enough and not self.removed(key):
+                return known
             part = self.root / f".part-{key}"
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
