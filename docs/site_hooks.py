@@ -29,8 +29,8 @@ NOTEBOOK, NOTEBOOK_PAGE = "tutorial.ipynb", "tutorial.md"
 def on_config(config: Any) -> Any:
     """Add the fence for formulas, and link the package's parts alone into ``build/docs-package``.
 
-    Beside them in the root are ``.venv`` and ``runs``, which mkdocstrings would search too: for two minutes in a new
-    checkout, where the folder was missing when mkdocstrings looked for its paths. So this comes before the plugins.
+    Beside them in the root are ``.venv`` and ``runs``, which mkdocstrings would search too, and did in a new
+    checkout, where the folder was missing when it looked for its paths. So this comes before the plugins.
     """
     root = Path(config.config_file_path).parent
     package = root / "build" / "docs-package" / "lowrank_bench"
