@@ -47,6 +47,7 @@ def list_all(kind: Kind) -> None:
     foreign = [(row.name, row.summary, row.origin) for row in listings if row.origin != "built in"]
     if foreign:
         print_rows("from other packages", ["name", "what it does", "from"], foreign)
+        print_text("A '?' is known only after an import, which lists do without: bench methods NAME shows it.")
 
 
 def show(name: str, kind: Kind) -> None:

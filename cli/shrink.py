@@ -15,8 +15,11 @@ from .config_options import takes_config
 from .interruption import resumable_work
 from .output import console, escape, numbers, print_rows
 
+NOT_USED = ("ratios", "bytes", "bits", "controls", "keep", "tune")
+"""Keys of a sweep that a search has no use for: no options here, and left out of a file that a sweep uses too."""
 
-@takes_config(SweepConfig, without=("ratios", "bytes", "bits", "controls", "keep", "tune"))
+
+@takes_config(SweepConfig, without=NOT_USED)
 def shrink(
     asked: dict[str, Any],
     keep: Annotated[str, typer.Option(help="Share of the uncompressed accuracy to keep at 95 % confidence: 95%.")],
@@ -25,24 +28,30 @@ def shrink(
     confirm: Annotated[
         bool, typer.Option("--confirm/--no-confirm", help="Measure again on generated problems with another seed.")
     ] = True,
-    config: Annotated[Path | None, typer.Option(help="YAML file as for bench run; options here override it.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of bench run; ratios, tune and controls in it are left out; options override it."),
+    ] = None,
 ) -> None:
     """Find the smallest model whose accuracy stays within a share of the uncompressed one's.
 
     By bisection over ratios, for the best of the methods. Every evaluation is a cell of an ordinary sweep: give the
     same command again to go on after an interruption.
     """
-    from ..runners.config import make_config, merge, read_yaml
+    from ..runners.config import make_config, merge, nest, read_yaml
 
     ends = numbers("ratio", between, float, "1.1,8") or []
     if len(ends) != 2:
         raise UserError(f"--between {between} has to be two ratios, such as 1.1,8")
-    checked = make_config(merge(read_yaml(config) if config else {}, asked))
+    values, unused = _split(nest(read_yaml(config) if config else {}))
+    checked = make_config(merge(values, asked))
     from ..results.shrink.run import sentence
     from ..results.shrink.run import shrink as search
     from ..runners.progress import duration
 
     share, screen = _share(keep), console()
+    if unused:
+        screen.print(escape(f"not used by a search: {', '.join(unused)} of {config}"), highlight=False, soft_wrap=True)
     with resumable_work():
         answer = search(checked, share, (ends[0], ends[1]), resolution, confirm, screen)
     rows = [
@@ -100,6 +109,21 @@ def _say_what_is_next(say: Any, answer: Any, probe_time: str) -> None:
         f"{probe.method} at {following:g}x is not shown to hold{undecided}; a finer --resolution costs "
         f"about {probe_time} a cell"
     )
+
+
+def _split(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Split a file's values, in groups, into those that a search uses and the names of the others."""
+    used: dict[str, Any] = {}
+    unused: list[str] = []
+    for name, value in values.items():
+        if name in NOT_USED:
+            unused.append(name)
+        elif isinstance(value, dict):
+            used[name], names = _split(value)
+            unused += names
+        else:
+            used[name] = value
+    return used, unused
 
 
 def _share(text: str) -> float:

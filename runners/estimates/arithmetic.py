@@ -246,7 +246,8 @@ class Arithmetic:
         """Return the work of decomposing all matrices, and of the passes through the examples that a stage reads."""
         groups = self._groups(method)
         whitened = isinstance(method, MatrixCompressor) and any(statistic_bytes(method, group) for group in groups)
-        work = _sum([_decomposition(group, whitened) for group in groups])
+        tokens = None if stage.spec.data is None else self._tokens_read(stage, stage.spec.data, method)
+        work = _sum([_decomposition(group, whitened, tokens) for group in groups])
         if stage.spec.data is None:
             return work
         gradients = method.requirements.gradients
@@ -257,6 +258,11 @@ class Arithmetic:
                 self._calibration_work(stage, stage.spec.data, method, 3.0 if gradients else 1.0, moments, gradients),
             ]
         )
+
+    def _tokens_read(self, stage: Stage, data: DataSpec, method: Compressor) -> float:
+        """Return the tokens that statistics are made of, padding not counted."""
+        passes, lengths = calibration(method, self.plan.skeleton, read_length(stage)), self.lengths.training(data)
+        return min(passes.samples, lengths.examples) * lengths.padded(1)
 
     def _calibration_work(
         self, stage: Stage, data: DataSpec, method: Compressor, times: float, moments: float, scores: bool = False
@@ -302,15 +308,22 @@ class Arithmetic:
         passes = calibration_passes(method)
         if passes and stage.spec.data is not None:
             # For each ratio half of x̂ x̂ᵀ, all of (x - x̂) x̂ᵀ, and the decompositions that others keep from a fit.
-            parts = [_decomposition(group, whitened=True) for group in self._groups(method)]
+            tokens = self._tokens_read(stage, stage.spec.data, method)
+            parts = [_decomposition(group, True, tokens) for group in self._groups(method)]
             parts.append(self._calibration_work(stage, stage.spec.data, method, passes, 3.0))
             return _sum([work, *parts * len(sizes)])
         search = self.sizes.forward(SEARCH_TOKENS, 128, SEARCH_TOKENS) if method.requirements.searches else 0.0
         return replace(work, reading=search)
 
 
-def _decomposition(group: Group, whitened: bool) -> Work:
-    """Return the work of decomposing one matrix in full, by `linalg.svd`, `whiten` or `factor_rows`."""
+def _decomposition(group: Group, whitened: bool, tokens: float | None) -> Work:
+    """Return the work of decomposing one matrix in full, by `linalg.svd`, `whiten` or `factor_rows`.
+
+    Args:
+        group: the matrix.
+        whitened: whether it is weighted by second moments of its inputs.
+        tokens: that these are sums over; None where there are none.
+    """
     m, n = group.out_features, group.in_features
     side, longer = min(m, n), max(m, n)
     if group.embedding:
@@ -318,7 +331,9 @@ def _decomposition(group: Group, whitened: bool) -> Work:
     if not whitened:
         return Work(decomposition=svd_operations(m, n), moved=8.0 * m * n)
     products = 2.0 * m * n**2 + 2.0 * side**2 * longer + 2.0 * side * m * n + n**3 / 3
-    return Work(double=products, eigen=eigen_operations(side), moved=24.0 * (m * n + n * n))
+    # Fewer tokens than inputs leave a singular matrix, so that `left_vectors` ends with an SVD in float64.
+    singular = 2.0 * svd_operations(m, n) if tokens is not None and tokens < n else 0.0
+    return Work(double=products, eigen=eigen_operations(side), decomposition=singular, moved=24.0 * (m * n + n * n))
 
 
 def _sum(parts: list[Work]) -> Work:

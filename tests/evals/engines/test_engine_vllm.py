@@ -27,6 +27,7 @@ from lowrank_bench.models.configs import load_config
 from lowrank_bench.models.footprint import Footprint
 from lowrank_bench.models.loading import load_model, load_tokenizer
 from lowrank_bench.models.presets import PRESETS
+from lowrank_bench.runners import evaluating
 from lowrank_bench.runners.evaluating import default_settings, evaluate
 
 TINY = PRESETS["tiny"].source
@@ -63,15 +64,7 @@ class Hosted(EngineContract):
 
 
 class TestHostedVllm(Hosted):
-    def test_half_precision_and_the_checkpoints_own_dtype_are_close_to_float32(self, engine):
-        own = json.loads((Path(TINY) / "config.json").read_text())["dtype"]
-        ids = [[0, *range(30, 90)]]
-        scored = {"float32": engine.logprobs(ids, 1)[0]}
-        for dtype in (own, "auto"):
-            with vllm(TINY, dtype) as other:
-                (scored[dtype],) = other.logprobs(ids, 1)
-        assert scored["auto"] == scored[own] != scored["float32"]
-        assert torch.tensor(scored[own]).sub(torch.tensor(scored["float32"])).abs().mean() < 0.2
+    pass
 
 
 class TestFactorised(Hosted):
@@ -80,12 +73,64 @@ class TestFactorised(Hosted):
         return factorised
 
 
-def test_perplexity_and_pass_at_k_agree_with_transformers(data_dir):
-    settings = default_settings(data_dir=data_dir, limit=3, samples=5, temperature=0.8, max_new_tokens=24)
+def test_half_precision_and_the_checkpoints_own_dtype_are_close_to_float32():
+    own = json.loads((Path(TINY) / "config.json").read_text())["dtype"]
+    ids, scored = [[0, *range(30, 90)]], {}
+    for dtype in ("float32", own, "auto"):
+        with vllm(TINY, dtype) as engine:
+            (scored[dtype],) = engine.logprobs(ids, 1)
+    assert scored["auto"] == scored[own] != scored["float32"]
+    assert torch.tensor(scored[own]).sub(torch.tensor(scored["float32"])).abs().mean() < 0.2
+
+
+ENGINES = ("vllm", "transformers")
+FREE = {"name": "free", "kind": "exact", "max_new_tokens": 12, "data": "rows.jsonl"}
+PARTS = [
+    FREE,
+    {"name": "lines", "kind": "match", "max_new_tokens": 12, "stop": [" y", "\n"], "data": "rows.jsonl"},
+    {"name": "choice", "kind": "choice", "choices": ["yes", "no"], "data": "rows.jsonl"},
+    {"name": "texts", "kind": "perplexity", "window": 8, "data": "rows.jsonl"},
+]
+
+
+def write_task(folder, name, parts):
+    """Write a task of eight prompts with its benchmarks; returns its file."""
+    folder.mkdir()
+    rows = [{"prompt": f"Is {n} even?", "completion": "no" if n % 2 else "yes", "text": "3 plus 4"} for n in range(8)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = {"data": "rows.jsonl", "form": "prompt-completion"}
+    (folder / "task.yaml").write_text(yaml.safe_dump({"name": name, "train": train, "benchmarks": parts}))
+    return str(folder / "task.yaml")
+
+
+@pytest.fixture(scope="module")
+def evaluated(data_dir, tmp_path_factory):
+    """What each engine makes of each model, by engine and model: all of one engine's in one process."""
+    root = tmp_path_factory.mktemp("evaluated")
+    save_chat_model(root / "chat", "<|im_start|>user\nIs 4 even?<|im_end|>\n<|im_start|>assistant\n")
+    file, family_file = write_task(root / "file", "vllmed", PARTS), write_task(root / "families", "families", [FREE])
+    sampled = default_settings(data_dir=data_dir, limit=3, samples=5, temperature=0.8, max_new_tokens=24)
+    asked = {"sampled": ("tiny", ["toy-math", "tinystories"], sampled)}
+    asked |= {name: (name, [file], default_settings()) for name in ("tiny", str(root / "chat"))}
+    for name, family in FAMILIES.items():
+        save_family_model(family, root / name, family.asked.format("Is 4 even?"))
+        asked[name] = (str(root / name), [family_file], default_settings())
+    results = {}
+    with pytest.MonkeyPatch.context() as patch:
+        # An evaluation takes the process that the one before it left, if it has as many threads.
+        patch.setattr(evaluating, "divide_cores", lambda *_: (1, 1))
+        for engine in ENGINES:
+            for name, (model, names, settings) in asked.items():
+                done = evaluate(model, names, settings, engine=engine, dtype="float32")
+                assert done.failures == {}
+                results[engine, Path(name).name] = done.outcomes
+    return results
+
+
+def test_perplexity_and_pass_at_k_agree_with_transformers(evaluated):
     values = {}
-    for engine in ("transformers", "vllm"):
-        done = evaluate("tiny", ["toy-math", "tinystories"], settings, engine=engine, dtype="float32")
-        outcomes = done.outcomes
+    for engine in ENGINES:
+        outcomes = evaluated[engine, "sampled"]
         values[engine] = {metric.name: metric.value for metric in outcomes["tinystories"].metrics}
         names = {metric.name for metric in outcomes["toy-math"].metrics}
         assert "accuracy-pass@5" in names
@@ -95,70 +140,40 @@ def test_perplexity_and_pass_at_k_agree_with_transformers(data_dir):
     assert values["vllm"] == pytest.approx(values["transformers"], rel=1e-4)
 
 
-def test_a_task_file_is_evaluated_as_with_transformers_and_turns_end_alike(tmp_path):
+@pytest.mark.parametrize(("model", "style"), [("tiny", "alpaca"), ("chat", "chat")])
+def test_a_task_file_is_evaluated_as_with_transformers_and_turns_end_alike(evaluated, model, style):
     """Generated answers with stop strings, choices and perplexity; behind a prompt and behind a conversation."""
-    rows = [{"prompt": f"Is {n} even?", "completion": "no" if n % 2 else "yes", "text": "3 plus 4"} for n in range(8)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data, prompted = {"data": "rows.jsonl"}, ("vllmed-free", "vllmed-lines", "vllmed-choice")
-    task = {
-        "name": "vllmed",
-        "train": {"data": "rows.jsonl", "form": "prompt-completion"},
-        "benchmarks": [
-            {"name": "free", "kind": "exact", "max_new_tokens": 12, **data},
-            {"name": "lines", "kind": "match", "max_new_tokens": 12, "stop": [" y", "\n"], **data},
-            {"name": "choice", "kind": "choice", "choices": ["yes", "no"], **data},
-            {"name": "texts", "kind": "perplexity", "window": 8, **data},
-        ],
-    }
-    (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
-    save_chat_model(tmp_path / "chat", "<|im_start|>user\nIs 4 even?<|im_end|>\n<|im_start|>assistant\n")
-    for model, style in (("tiny", "alpaca"), (str(tmp_path / "chat"), "chat")):
-        outcomes = {}
-        for engine in ("transformers", "vllm"):
-            done = evaluate(model, [str(tmp_path / "task.yaml")], default_settings(), engine=engine, dtype="float32")
-            assert done.failures == {}
-            outcomes[engine] = done.outcomes
-        assert set(outcomes["vllm"]) == {*prompted, "vllmed-texts"}
-        for name, expected in outcomes["transformers"].items():
-            outcome = outcomes["vllm"][name]
-            ours, theirs = outcome.samples, expected.samples
-            assert [m.value for m in outcome.metrics] == pytest.approx([m.value for m in expected.metrics], rel=1e-4)
-            for fields in ("completion", "tokens", "finish_reason", "verdicts"):
-                assert [s.get(fields) for s in ours] == [s.get(fields) for s in theirs]
-            if name == "vllmed-choice":
-                for by_vllm, by_transformers in zip(ours, theirs, strict=True):
-                    likelihoods = by_transformers["loglikelihoods"]
-                    assert by_vllm["loglikelihoods"] == pytest.approx(likelihoods, rel=1e-3, abs=1e-3)
-        for name in prompted:
-            assert {sample["variant"] for sample in outcomes["vllm"][name].samples} == {f"{name}-0shot-{style}"}
-    free, lines = (outcomes["vllm"][name].samples for name in prompted[:2])
+    prompted, outcomes = ("vllmed-free", "vllmed-lines", "vllmed-choice"), evaluated["vllm", model]
+    assert set(outcomes) == {*prompted, "vllmed-texts"}
+    for name, expected in evaluated["transformers", model].items():
+        ours, theirs = outcomes[name].samples, expected.samples
+        assert [m.value for m in outcomes[name].metrics] == pytest.approx([m.value for m in expected.metrics], rel=1e-4)
+        for fields in ("completion", "tokens", "finish_reason", "verdicts"):
+            assert [s.get(fields) for s in ours] == [s.get(fields) for s in theirs]
+        if name == "vllmed-choice":
+            for by_vllm, by_transformers in zip(ours, theirs, strict=True):
+                likelihoods = by_transformers["loglikelihoods"]
+                assert by_vllm["loglikelihoods"] == pytest.approx(likelihoods, rel=1e-3, abs=1e-3)
+    for name in prompted:
+        assert {sample["variant"] for sample in outcomes[name].samples} == {f"{name}-0shot-{style}"}
+
+
+def test_a_turns_end_a_stop_string_and_the_length_end_answers(evaluated):
+    free, lines = (evaluated["vllm", "chat"][f"vllmed-{name}"].samples for name in ("free", "lines"))
     assert (free[4]["finish_reason"], free[4]["tokens"] <= 3) == ("stop", True), "the end of its turn ended it"
     assert "length" in {sample["finish_reason"] for sample in free}
     assert any(" y" in sample["completion"] for sample in free)
     assert not any(" y" in sample["completion"] for sample in lines), "a stop string ended these"
 
 
-def test_turns_of_every_family_end_alike_and_bos_is_there_once(tmp_path):
-    rows = [{"prompt": f"Is {n} even?", "completion": "no" if n % 2 else "yes"} for n in range(6)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    part = {"name": "free", "kind": "exact", "max_new_tokens": 12, "data": "rows.jsonl"}
-    task = {"name": "families", "train": {"data": "rows.jsonl"}, "benchmarks": [part]}
-    (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
-    for name, family in FAMILIES.items():
-        save_family_model(family, tmp_path / name, family.asked.format("Is 4 even?"))
-        samples = {}
-        for engine in ("transformers", "vllm"):
-            done = evaluate(
-                str(tmp_path / name), [str(tmp_path / "task.yaml")], default_settings(), engine=engine, dtype="float32"
-            )
-            assert done.failures == {}
-            samples[engine] = done.outcomes["families-free"].samples
-        assert samples["vllm"] == samples["transformers"]
-        assert {sample["variant"] for sample in samples["vllm"]} == {"families-free-0shot-chat"}
-        ended = samples["vllm"][4]
-        assert (ended["finish_reason"], ended["tokens"] <= 3) == ("stop", True), "the end of its turn ended it"
-        assert not any(token in ended["completion"] for token in (family.end, *family.plain))
-        assert "length" in {sample["finish_reason"] for sample in samples["vllm"]}
+@pytest.mark.parametrize("name", FAMILIES)
+def test_turns_of_every_family_end_alike_and_bos_is_there_once(evaluated, name):
+    samples, expected = (evaluated[engine, name]["families-free"].samples for engine in ENGINES)
+    assert samples == expected
+    assert {sample["variant"] for sample in samples} == {"families-free-0shot-chat"}
+    assert (samples[4]["finish_reason"], samples[4]["tokens"] <= 3) == ("stop", True), "the end of its turn ended it"
+    assert not any(token in samples[4]["completion"] for token in (FAMILIES[name].end, *FAMILIES[name].plain))
+    assert "length" in {sample["finish_reason"] for sample in samples}
 
 
 def test_the_cache_holds_a_full_sequence_or_is_refused(monkeypatch):

@@ -46,16 +46,18 @@ EMBEDDED = ("llama-embedding", "qwen2-embedding", "gemma3-embedding")
 DENSE = ("llama", "mistral", "qwen2", "gemma", "stories260K", *EMBEDDED)
 """Models that have dense twins; transformers answers with each, and one of either kind is served too."""
 DENSE_SERVED = ("llama", "gemma3-embedding")
+SHARED = ("mixed", EMBEDDED[0])
+"""Models that two processes share, each with a part of every matrix."""
 
 
-def serve(cache: Path, *jobs: dict[str, Any], **environment: str) -> list[dict[str, Any]]:
+def serve(cache: Path, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
     """Run vLLM in a process that knows this package only by its installed entry points."""
     jobs = tuple({"dtype": "float32", "enforce_eager": True, "block_size": 32} | job for job in jobs)
     task = {"prompts": prompts(), "new": NEW, "jobs": jobs}
     settings = ENVIRONMENT | {"VLLM_CACHE_ROOT": str(cache)}
     done = subprocess.run(
         [sys.executable, str(_CHILD), json.dumps(task)],
-        env=os.environ | settings | environment,
+        env=os.environ | settings,
         capture_output=True,
         text=True,
         timeout=1800,
@@ -146,6 +148,9 @@ def served(
     jobs["compiled"] = {"model": mixed, "enforce_eager": False, "reload": reloads}
     jobs |= {control / name: {"model": str(control / name), "dtype": "bfloat16"} for name in ("model", "packed")}
     draft = {"model": mixed, "num_speculative_tokens": 3, "method": "draft_model"}
+    if len(os.sched_getaffinity(0)) >= 2:
+        for name in SHARED:
+            jobs["shared", name] = {"model": str(folders / name / "lowrank"), "tensor_parallel_size": 2}
     jobs["drafted"] = {"model": mixed, "speculative_config": draft, "disable_log_stats": False}
     return dict(zip(jobs, serve(tmp_path_factory.mktemp("cache"), *jobs.values()), strict=True))
 
@@ -180,14 +185,11 @@ def test_integers_of_a_control_are_served(control: Path, served: dict[object, di
     assert len({tuple(completion) for completion in packed}) > 1
 
 
-def test_two_processes_share_a_model(folders: Path, tmp_path: Path) -> None:
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
+def test_two_processes_share_a_model(folders: Path, served: dict[object, dict[str, Any]]) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("tensor parallelism on the CPU needs two cores")
-    paths = [folders / name / "lowrank" for name in ("mixed", EMBEDDED[0])]
-    bind = {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[1]}", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    answers = serve(tmp_path, *({"model": str(path), "tensor_parallel_size": 2} for path in paths), **bind)
-    assert [answer["tokens"] for answer in answers] == [tokens(path) for path in paths]
+    for name in SHARED:
+        assert served["shared", name]["tokens"] == tokens(folders / name / "lowrank")
 
 
 def test_compiled_with_weights_read_again_and_with_a_draft_model(

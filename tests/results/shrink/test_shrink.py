@@ -10,9 +10,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from commands import bench
 from shrinking import likelihood_sweep, write_sums
 from sweeps import small_sweep
 
+from lowrank_bench.cli.shrink import NOT_USED
 from lowrank_bench.evals.base import EvalSettings, benchmarks
 from lowrank_bench.foundation.errors import UserError
 from lowrank_bench.models.loading import load_model
@@ -202,6 +204,26 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path, change, sentence):
     words = {"share": 0.95, "between": (1.1, 4.0), "resolution": 0.1} | change
     with pytest.raises(UserError, match=sentence):
         check(small_sweep(tmp_path), **words)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tune: lr=1e-4,3e-4\ncontrols: [rtn8]\nbits: [8]\nratios: [2]\n",
+        "training: {tune: 'lr=1e-4,3e-4'}\ncontrols: [rtn8]\nbytes: [0.5]\n",
+        "execution: {keep: needed, workers: 1}\n",
+    ],
+)
+def test_a_file_of_a_sweep_serves_a_search_too(tmp_path, text):
+    """What a search has no option for could not be taken back on the command line."""
+    (tmp_path / "sweep.yaml").write_text(f"model: tiny\ntask: toy-math\nmethods: [svd]\n{text}")
+    words = ["shrink", "--config", tmp_path / "sweep.yaml", "--keep", "95%", "--out", tmp_path / "runs"]
+    done = bench(*words, "--between", "5,4")
+    assert done.returncode == 2
+    assert "--between 5,4 is not usable" in done.stderr
+    said = (done.stdout + done.stderr).partition("not used by a search: ")[2].partition(" of ")[0]
+    assert set(said.split(", ")) == {name for name in NOT_USED if f"{name}:" in text}
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_perplexity_and_a_model_that_solves_nothing_are_refused(tmp_path, data_dir):

@@ -96,6 +96,19 @@ def test_a_plan_of_basis_selection_alone_estimates_less(tmp_path, monkeypatch):
     assert checkpoint_bytes(plan) == 2 * training_checkpoint_bytes(bs, plan.skeleton, Budget(4.0)) > 0
 
 
+@pytest.mark.parametrize("method", ["svd-llm", "drone", "svd-llm-v2"])
+def test_fewer_tokens_than_inputs_cost_an_svd_in_place_of_an_eigendecomposition(tmp_path, method):
+    def decompositions(samples):
+        plan = make_plan(small_sweep(tmp_path, methods=[f"{method}:samples={samples}"], ratios=[2]))
+        works = {stage.kind: Arithmetic(plan).work(key) for key, stage in plan.stages.items() if stage.data}
+        work = works["fit"]
+        return work.decomposition, work.eigen
+
+    (few, eigen), (many, same) = decompositions(1), decompositions(64)
+    assert few > many == 0
+    assert eigen == same > 0
+
+
 def test_a_task_of_lm_eval_that_generates_counts_two_tokenizer_loads_and_others_count_one(tmp_path):
     """One class serves both kinds: the task says whether it generates."""
     names = ["toy-math", "lm_eval:local_generated", "lm_eval:local_choice"]
