@@ -221,8 +221,8 @@ def test_a_file_of_a_sweep_serves_a_search_too(tmp_path, text):
     done = bench(*words, "--between", "5,4")
     assert done.returncode == 2
     assert "--between 5,4 is not usable" in done.stderr
-    said = (done.stdout + done.stderr).partition("not used by a search: ")[2].partition(" of ")[0]
-    assert set(said.split(", ")) == {name for name in NOT_USED if f"{name}:" in text}
+    names = (done.stdout + done.stderr).partition("not used by a search: ")[2].partition(" of ")[0]
+    assert set(names.split(", ")) == {name for name in NOT_USED if f"{name}:" in text}
     assert not (tmp_path / "runs").exists()
 
 
