@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import suppress
 from typing import NoReturn
@@ -30,6 +31,7 @@ from . import (
     task,
 )
 from .help import finish_help
+from .interruption import end_on
 from .output import Streams, console, escape
 from .refusals import UsageError, path_sentence, usage_sentence
 
@@ -68,6 +70,7 @@ finish_help(app)
 def main() -> None:
     """Run the command line; bad input becomes one sentence and exit code 2."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its warnings would stand before our one sentence
+    end_on((signal.SIGINT,), "interrupted")
     streams = Streams()
     try:
         code = app(standalone_mode=False)

@@ -30,7 +30,7 @@ def shrink(
     ] = True,
     config: Annotated[
         Path | None,
-        typer.Option(help="YAML file of bench run; ratios, tune and controls in it are left out; options override it."),
+        typer.Option(help="YAML file of bench run; its ratios, bytes, bits, controls, tune and keep are left out."),
     ] = None,
 ) -> None:
     """Find the smallest model whose accuracy stays within a share of the uncompressed one's.
@@ -74,10 +74,7 @@ def shrink(
 
     probe_time = duration(answer.seconds_per_probe())
     if answer.smallest is None:
-        say(
-            f"no model of these methods between {ends[0]:g}x and {ends[1]:g}x is shown to keep {keep}; try other "
-            f"methods, a smaller --keep, longer --recover-steps, or more problems (a cell takes about {probe_time})"
-        )
+        _say_why_none(say, answer, keep, f"between {ends[0]:g}x and {ends[1]:g}x", probe_time)
         sys.exit(1)
     best = answer.smallest
     say(f"smallest: {best.method} at {best.target:g}x, {best.parameters:,} parameters; in the search {sentence(best)}")
@@ -96,6 +93,31 @@ def shrink(
     say(f"results  {answer.folder / 'results.csv'}")
 
 
+def _say_why_none(say: Any, answer: Any, keep: str, between: str, probe_time: str) -> None:
+    from ..results.shrink.margin import problems_for_equal_answers
+
+    measured = answer.tried[0].margin
+    least = problems_for_equal_answers(measured.uncompressed, answer.share)
+    if least is None or measured.n < least:
+        enough = f"{least:,} show it" if least else "no number shows it"
+        say(
+            f"no model is shown to keep {keep} by {measured.n:,} problems, even with the answers of the uncompressed "
+            f"one: {enough}; give the benchmark more problems, or ask for a smaller --keep"
+        )
+        return
+    say(
+        f"no model of these methods {between} is shown to keep {keep}; try other methods, a smaller --keep, longer "
+        f"--recover-steps, or more problems (a cell takes about {probe_time})"
+    )
+    if probe := answer.undecided():
+        say(f"{probe.method} at {probe.target:g}x is undecided{_problems_to_decide(probe)}")
+
+
+def _problems_to_decide(probe: Any) -> str:
+    need = probe.margin.problems_to_decide()
+    return f"; its {probe.margin.n:,} problems do not decide it, about {need:,} would" if need else ""
+
+
 def _say_what_is_next(say: Any, answer: Any, probe_time: str) -> None:
     following = answer.next_ratio()
     if following is None:
@@ -103,11 +125,9 @@ def _say_what_is_next(say: Any, answer: Any, probe_time: str) -> None:
         return
     failed = [p for p in [*answer.tried, *answer.confirmations] if p.target == following and not p.margin.holds]
     probe = max(failed, key=lambda p: p.margin.value)
-    need = probe.margin.problems_to_decide()
-    undecided = f"; its {probe.margin.n:,} problems do not decide it, about {need:,} would" if need else ""
     say(
-        f"{probe.method} at {following:g}x is not shown to hold{undecided}; a finer --resolution costs "
-        f"about {probe_time} a cell"
+        f"{probe.method} at {following:g}x is not shown to hold{_problems_to_decide(probe)}; a finer --resolution "
+        f"costs about {probe_time} a cell"
     )
 
 

@@ -167,7 +167,12 @@ def find_cell(
         rows = rows[(rows.variant == rows.variant.iloc[0]) & (rows.stage == last)]
     keys = sorted(set(rows.stage_key))
     if len(keys) != 1:
-        options = "--seed" if any_benchmark else "--benchmark or --seed"
+        differing = [
+            flag
+            for flag, column in (("--benchmark", "variant"), ("--seed", "seed"))
+            if rows[column].nunique() > 1 and not (any_benchmark and column == "variant")
+        ]
+        options = " or ".join(differing or ["--seed" if any_benchmark else "--benchmark"])
         cell = f"'{label}@{ratio:g}'"
         if seeds and not keys:
             lacks = " and ".join(f"{k} {v}" for k, v in (("benchmark", benchmark), ("seed", seed)) if v is not None)

@@ -95,11 +95,18 @@ class Cell:
         return shown
 
 
+def sweep_name(given: str | None, source: ModelSource, task: str) -> str:
+    """Return the name of a sweep and of its folder: the given one, or else that of model and task."""
+    return given or f"{source.short_name}-{task}".lower()
+
+
 @dataclass
 class Plan:
     """All stages of a sweep, each after those it needs, and its cells.
 
     Attributes:
+        config: the sweep, its task by name.
+        asked: the same as it was given; the task may be a file.
         stages: by key, in an order in which they can run.
         needs: keys of the stages that must stand before a stage can run.
         setup: the processes that train together, or None for one.
@@ -110,7 +117,6 @@ class Plan:
         provisional: keys of the stages that stand for those of a learning rate that is not chosen yet.
         alternatives: by the key of such a stage, what it may read in place of what it needs once the rate is chosen.
         control_notes: at which shares of bytes a control has no row.
-        task_typed: what was typed as the task, which may be a file.
         task_file: the user's task file, see `specs.Execution`.
         assumed: the machine that the user named for a dry run, or None for this one.
         at_hand: which inputs could be read.
@@ -122,6 +128,7 @@ class Plan:
     """
 
     config: SweepConfig
+    asked: SweepConfig
     source: ModelSource
     recipe: Recipe
     recipe_name: str
@@ -142,7 +149,6 @@ class Plan:
     grid: dict[str, tuple[float, MethodSpec]] = field(default_factory=dict)
     provisional: set[str] = field(default_factory=set)
     alternatives: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    task_typed: str = ""
     task_file: str | None = None
     assumed: Machine | None = None
     at_hand: AtHand = field(default_factory=AtHand)
@@ -155,7 +161,7 @@ class Plan:
     @property
     def name(self) -> str:
         """Name of the sweep and of its folder."""
-        return self.config.name or f"{self.source.short_name}-{self.config.task}".lower()
+        return sweep_name(self.config.name, self.source, self.config.task)
 
     @property
     def tracking(self) -> Tracking | None:

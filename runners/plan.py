@@ -46,7 +46,7 @@ def make_plan(
     """
     require_installed(config.execution.report_to)
     task = open_task(config.task) if config.task or not compress_only else None
-    typed, task_file = config.task, None
+    typed, task_file = config, None
     if isinstance(task, FileTask):
         config = config.model_copy(update={"task": task.name})  # as records, keys and titles call it
         task_file = task.file.model_dump_json(by_alias=True)
@@ -78,9 +78,9 @@ def make_plan(
     root = execution.folder / "stages"
     store = SharedStore(root, execution.storage) if execution.storage else StageStore(root)
     dtype = pick_dtype(config.evaluation.dtype, recipe.dtype, device)
-    plan = Plan(config, source, recipe, recipe_name, device, engine, dtype.dtype, store, skeleton)
+    plan = Plan(config, typed, source, recipe, recipe_name, device, engine, dtype.dtype, store, skeleton)
     plan.dtype_note = dtype.why
-    plan.task_typed, plan.task_file = typed, task_file
+    plan.task_file = task_file
     if dtype.why and execution.executor == "ray":
         plan.dtype_note += "; this machine decides for all nodes of the cluster"
     plan.assumed, plan.at_hand, plan.dry = assumed, at_hand, dry

@@ -63,12 +63,11 @@ class Executed:
 
     def write_records(self) -> tuple[Path, ...]:
         """Write results.csv, results.parquet, their checksums and sweep.yaml; return their paths in that order."""
-        config = self.plan.config
+        config = self.plan.asked
         folder = config.execution.folder / self.plan.name
         csv, parquet = write_records(folder, self.records)
         # Where stages ran is no part of what was asked: the file is the same on each machine, and runs on another one.
         asked = config.model_dump(mode="json", exclude={"execution"}, exclude_none=True, exclude_defaults=True)
-        asked["task"] = self.plan.task_typed
         write_atomic(folder / "sweep.yaml", yaml.safe_dump(asked, sort_keys=True, allow_unicode=True))
         return csv, parquet, folder / CHECKSUMS_NAME, folder / "sweep.yaml"
 
@@ -167,7 +166,7 @@ def _train_grid(plan: Plan, out: Console) -> tuple[Plan, int, int]:
         grid = [key for key in pending if plan.stages[key].kind not in ("quantise", "evaluate")]
         _run_pending(plan, grid, removal, out)
     with show_progress(out, "reading data", after=PLANNING_QUIET) as report, reporting(report):
-        chosen = make_plan(plan.config)
+        chosen = make_plan(plan.asked)
     assert not chosen.provisional
     return chosen, len(grid), removal.freed
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -11,6 +11,8 @@ from ...records.intervals import mean_interval
 
 CONFIDENCE = 0.95
 """Of a single comparison, two-sided: a model that is just too bad is called good in 2.5 % of cases."""
+_CELLS = tuple((small, large) for small in (0, 1) for large in (0, 1))
+_MOST_PROBLEMS = 100_000
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,32 @@ def margin(
     if any(score not in (0, 1) for pair in pairs for score in pair):
         interval = mean_interval([small - share * large for small, large in pairs], confidence)
         return Margin(accuracy, whole, value, interval.low, interval.high, n, confidence)
-    cells = {(small, large): pairs.count((small, large)) + 0.5 for small in (0, 1) for large in (0, 1)}
-    total = n + 2
+    low, high = _agresti_min({cell: pairs.count(cell) for cell in _CELLS}, share, confidence)
+    return Margin(accuracy, whole, value, low, high, n, confidence)
+
+
+def problems_for_equal_answers(accuracy: float, share: float) -> int | None:
+    """Return from how many problems on a model with the very answers of the uncompressed one keeps a share for sure.
+
+    With fewer no model does that is not better than the uncompressed one.
+
+    Args:
+        accuracy: of the uncompressed model.
+        share: that has to be kept; None is returned for 1, where no number would do.
+    """
+
+    def holds(n: int) -> bool:
+        right = round(accuracy * n)
+        return _agresti_min({(1, 1): right, (0, 0): n - right}, share, CONFIDENCE)[0] >= 0
+
+    return next((n for n in range(1, _MOST_PROBLEMS) if holds(n)), None)
+
+
+def _agresti_min(counts: Mapping[tuple[int, int], int], share: float, confidence: float) -> tuple[float, float]:
+    """Return the interval from how many problems each of the four pairs of scores has."""
+    cells = {cell: counts.get(cell, 0) + 0.5 for cell in _CELLS}
+    total = math.fsum(cells.values())
     centre = math.fsum(count * (small - share * large) for (small, large), count in cells.items()) / total
     squares = math.fsum(count * (small - share * large) ** 2 for (small, large), count in cells.items()) / total
     half = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt((squares - centre**2) / total)
-    return Margin(accuracy, whole, value, centre - half, centre + half, n, confidence)
+    return centre - half, centre + half

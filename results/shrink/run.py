@@ -14,11 +14,14 @@ from typing import Any
 
 from rich.console import Console
 
+from ...evals.tasks.files.opening import open_task
 from ...foundation.errors import UserError
 from ...foundation.files import new_folder, read_json, write_json
+from ...models.presets import resolve_model
 from ...records.files import Record, write_records
 from ...records.metrics import is_perplexity
 from ...runners.config import SweepConfig, make_config, merge
+from ...runners.graph import sweep_name
 from ...runners.layout import BASELINE
 from ...runners.sweep import Executed, execute
 from ...runners.training.data import DATA_SEED
@@ -91,6 +94,11 @@ class Shrunk:
         failed = [p.target for p in [*self.tried, *self.confirmations] if not p.margin.holds]
         return min((target for target in failed if target > least), default=None)
 
+    def undecided(self) -> Probe | None:
+        """Return the cell that fewest problems more would show to keep the share, or None."""
+        needs = {p.margin.problems_to_decide(): p for p in self.tried if p.margin.value > 0}
+        return needs[min(filter(None, needs))] if any(needs) else None
+
     def seconds_per_probe(self) -> float:
         """Return the mean time of a cell beyond the stages that all share."""
         return sum(probe.seconds for probe in self.tried) / max(1, len(self.tried))
@@ -104,7 +112,7 @@ def shrink(
     confirm: bool = True,
     console: Console | None = None,
 ) -> Shrunk:
-    """Find the smallest model, write what was tried, and copy its checkpoint to ``OUT/NAME/smallest``.
+    """Find the smallest model, write what was tried, and copy its checkpoint to ``OUT/NAME-shrink/smallest``.
 
     Args:
         config: model, task, methods and how cells are trained and measured; its ratios are not used.
@@ -146,8 +154,8 @@ def check(config: SweepConfig, share: float, between: tuple[float, float], resol
         raise UserError("bench shrink measures models after one recovery; name one that trains, such as full or lora")
     if config.bytes is not None or config.bits != (16,) or config.controls:
         raise UserError("bench shrink searches over ratios in 16 bits; leave bytes, bits and controls out")
-    if config.execution.storage or config.execution.keep == "needed":
-        raise UserError("bench shrink keeps the weights of its cells in --out; leave --storage and keep: needed out")
+    if config.execution.storage:
+        raise UserError("bench shrink keeps the weights of its cells in --out; leave --storage out")
 
 
 class _Search:
@@ -160,6 +168,9 @@ class _Search:
         self.probes: dict[tuple[str, float, int | None], Probe] = {}
         self.data: dict[int | None, str] = {}
         self.result: Shrunk | None = None
+        source, task = resolve_model(config.model, config.revision), open_task(config.task)
+        # The sweep of the same configuration has its results in the folder of that name.
+        self.name = f"{sweep_name(config.name, source, task.name)}-shrink"
 
     def run(self, confirm: bool) -> Shrunk:
         best = largest_ratio(list(self.methods), self.grid, self._holds)
@@ -192,7 +203,7 @@ class _Search:
         return self.probes[key]
 
     def _evaluate(self, method: str, ratio: float, problem_seed: int | None) -> Probe:
-        changes: dict[str, Any] = {"ratios": (ratio,), "execution": {"keep": "all"}}
+        changes: dict[str, Any] = {"name": self.name, "ratios": (ratio,), "execution": {"keep": "all"}}
         if problem_seed is not None:
             changes["evaluation"] = {"problem_seed": problem_seed}
         config = make_config(merge(self.config.model_dump(exclude_unset=True), changes)).model_copy(

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from ...foundation.errors import UserError
 from ...foundation.plain import parse_yaml, read_input
 from .options import config_options, parse_lists
-from .sentences import group_of, sentence
+from .sentences import group_of
 from .sweep import SweepConfig
 
 
@@ -21,10 +19,7 @@ def make_config(values: Mapping[str, Any], kind: type[SweepConfig] = SweepConfig
     Raises:
         UserError: one sentence about the first thing that is wrong.
     """
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        raise UserError(sentence(error, SweepConfig)) from error
+    return kind(**values)
 
 
 _INSTEAD = {"ratios": "bytes", "bytes": "ratios"}

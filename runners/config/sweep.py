@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from ...foundation.errors import UserError
 from ...foundation.files import canonical_json
 from ...foundation.strict_numbers import StrictNumbers
 from .checks import check_repeats, check_seed
@@ -20,11 +23,16 @@ from .evaluation import Evaluation
 from .execution import Execution
 from .methods import MethodSpec, check_recordable, split_methods
 from .options import NONE, Option
+from .sentences import sentence
 from .training import NO_TRAINING, Training
 
 
 class SweepConfig(StrictNumbers):
-    """A sweep: every method at every ratio and seed, on one model and one task."""
+    """A sweep: every method at every ratio and seed, on one model and one task.
+
+    Raises:
+        UserError: one sentence about the first value that is wrong.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
@@ -187,3 +195,11 @@ class SweepConfig(StrictNumbers):
         if value is not None and len(value.encode(errors="replace")) > 200:
             raise ValueError(f"the name '{value}' is too long for a folder; use at most 200 bytes")
         return value if value is None else check_recordable("name", value)
+
+    @model_validator(mode="wrap")  # the last one: it is around all others
+    @classmethod
+    def _in_a_sentence(cls, values: Any, validate: ModelWrapValidatorHandler[SweepConfig]) -> SweepConfig:
+        try:
+            return validate(values)
+        except ValidationError as error:
+            raise UserError(sentence(error, SweepConfig)) from error

@@ -76,6 +76,22 @@ def chat_model(tmp_path_factory):
     return folder
 
 
+def test_a_tuned_sweep_names_the_task_file_as_it_was_given_and_its_file_runs_again(tmp_path):
+    """The plan is made again once the learning rates are chosen."""
+    asked: dict[str, Any] = {"methods": ["svd"], "ratios": [2], "limit": 2, "tune": "lr=1e-5,1e-3"}
+    file, rows = task_file(tmp_path / "t"), tmp_path / "t" / "train.jsonl"
+    rows.write_text(
+        "".join(rows.read_text().replace("Is ", f"{number}: is ") for number in range(4))
+    )  # enough for --tune
+    asked |= {"finetune": {"steps": 1}, "recover": {"steps": 2}, "task": str(file)}
+    done = run_sweep(small_sweep(tmp_path / "runs", **asked))
+    written = (done.folder / "sweep.yaml").read_text()
+    assert yaml.safe_load(written)["task"] == asked["task"]
+    again = run_sweep(done.folder / "sweep.yaml", out=tmp_path / "runs", workers=1)
+    assert again.stages_run == 0
+    assert (again.folder / "sweep.yaml").read_text() == written
+
+
 def test_the_whole_line_of_a_chat_model_from_a_file_resumes_and_moves(tmp_path, chat_model):
     file = task_file(tmp_path / "here")
     common: dict[str, Any] = {"model": str(chat_model), "methods": ["svd-llm:samples=8"], "ratios": [2], "name": "run"}

@@ -22,9 +22,10 @@ from lowrank_bench.models.matrices import low_rank_layers, model_size
 from lowrank_bench.records.files import read_records
 from lowrank_bench.records.paired import paired_interval
 from lowrank_bench.results.cells import find_cell
-from lowrank_bench.results.shrink.margin import confirmation_confidence, margin
+from lowrank_bench.results.shrink.margin import confirmation_confidence, margin, problems_for_equal_answers
 from lowrank_bench.results.shrink.run import CONFIRM_SEED, as_plain, check, shrink
 from lowrank_bench.results.shrink.search import largest_confirmed, largest_ratio, ratio_grid
+from lowrank_bench.results.sweep import run_sweep
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,48 @@ def test_equal_models_on_few_problems_are_no_certainty():
     assert few.problems_to_decide() > 60
 
 
+@pytest.mark.parametrize(("accuracy", "share"), [(1.0, 0.95), (0.5, 0.95), (0.9, 0.99)])
+def test_equal_answers_keep_a_share_from_so_many_problems_on(accuracy, share):
+    least = problems_for_equal_answers(accuracy, share)
+
+    def holds(n):
+        right = round(accuracy * n)
+        answers = [1] * right + [0] * (n - right)
+        return margin(answers, answers, share).holds
+
+    assert holds(least)
+    assert all(holds(n) for n in range(least + 10, 3 * least))
+    assert not any(holds(n) for n in range(1, least))
+    assert problems_for_equal_answers(accuracy, 1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("keep", "limit", "sentence"),
+    [
+        ("95%", 8, "by 8 problems, even with the answers of the uncompressed one"),
+        ("100%", 16, "by 16 problems, even with the answers of the uncompressed one: no number shows it"),
+    ],
+)
+def test_too_few_problems_are_named_in_place_of_advice_that_cannot_help(include_path, tmp_path, keep, limit, sentence):
+    words = ["shrink", "--model", "tiny", "--task", "toy-math", "--benchmarks", "lm_eval:sums", "--methods", "svd"]
+    words += ["--include-path", include_path, "--out", tmp_path / "runs", "--limit", limit, "--keep", keep]
+    done = bench(*words, "--finetune-steps", 1, "--recover-steps", 1, "--between", "2,4", "--resolution", "1")
+    assert done.returncode == 1, done.stderr
+    assert sentence in done.stderr + done.stdout
+    assert "longer --recover-steps" not in done.stderr + done.stdout
+
+
+def test_a_sweep_of_the_same_configuration_keeps_its_results(include_path, tmp_path):
+    config = likelihood_sweep(include_path, tmp_path, methods=["svd"], ratios=[1.5])
+    folder = run_sweep(config).folder
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    found = shrink(config, SHARE, BETWEEN, RESOLUTION)
+    assert found.folder == folder.with_name(f"{folder.name}-shrink")
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    named = likelihood_sweep(include_path, tmp_path, methods=["svd"], name="mine")
+    assert shrink(named, SHARE, BETWEEN, RESOLUTION).folder.name == "mine-shrink"
+
+
 def test_killed_at_random_it_ends_the_same(include_path, tmp_path):
     first = shrink(likelihood_sweep(include_path, tmp_path / "a", methods=["svd"]), SHARE, BETWEEN, RESOLUTION)
     assert first.smallest is not None
@@ -139,10 +182,10 @@ def test_killed_at_random_it_ends_the_same(include_path, tmp_path):
         assert process.poll() is None, "it ended before it could be killed"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert not (tmp_path / "b" / "tiny-toy-math" / "shrink.json").exists()
+    assert not (tmp_path / "b" / "tiny-toy-math-shrink" / "shrink.json").exists()
     second = shrink(likelihood_sweep(include_path, tmp_path / "b", methods=["svd"]), SHARE, BETWEEN, RESOLUTION)
     assert as_plain(second) == as_plain(first)
-    reports = [(tmp_path / name / "tiny-toy-math" / "shrink.json").read_bytes() for name in "ab"]
+    reports = [(tmp_path / name / "tiny-toy-math-shrink" / "shrink.json").read_bytes() for name in "ab"]
     assert reports[0] == reports[1]
     assert {path.name for path in (tmp_path / "a" / "stages").iterdir()} <= {path.name for path in stages.iterdir()}
 
