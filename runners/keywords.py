@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..foundation.errors import unknown
 from .config import SweepConfig, make_config, merge, nest, read_yaml
 from .config.options import config_options, parse_value, put
 
@@ -27,6 +28,10 @@ def config_of(config: SweepConfig | Path | str | None, options: dict[str, Any]) 
     elif config is not None:
         values = read_yaml(Path(config))
     given = {name: value for name, value in options.items() if value is not None}
-    known = {option.name: option for option in config_options(SweepConfig) if option.name in given}
+    by_name = {option.name: option for option in config_options(SweepConfig)}
+    names = {*by_name, *SweepConfig.model_fields}
+    if odd := next((name for name in given if name not in names), None):
+        raise unknown("key", odd, names)
+    known = {name: option for name, option in by_name.items() if name in given}
     flat = put(list(known.values()), {name: parse_value(option, given.pop(name)) for name, option in known.items()})
     return make_config(merge(merge(values, nest(given)), flat))

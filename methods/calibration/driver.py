@@ -76,7 +76,7 @@ def few_tokens(name: str, tokens: int, widest: int) -> list[str]:
         return []
     return [
         f"{name} was calibrated on {tokens:,} tokens, fewer than the {widest:,} inputs of the widest "
-        "matrix, so its statistics are noisy or singular; give it more samples"
+        "matrix, so its statistics are noisy, and a matrix of second moments is singular; give it more samples"
     ]
 
 

@@ -215,7 +215,8 @@ class _Search:
         verdict = (
             "keeps" if probe.margin.holds else "is not shown to keep" if probe.margin.undecided else "does not keep"
         )
-        self.console.print(f"{method} at {ratio:g}x {verdict} {self.share:.0%}: {sentence(probe)}", highlight=False)
+        if problem_seed is None or self.data[problem_seed] != self.data[None]:  # else it would read as a confirmation
+            self.console.print(f"{method} at {ratio:g}x {verdict} {self.share:.0%}: {sentence(probe)}", highlight=False)
         return probe
 
     def _probe_of(self, done: Executed, method: str, ratio: float, problem_seed: int | None) -> Probe:

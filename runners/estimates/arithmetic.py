@@ -5,8 +5,8 @@ for attention over t tokens, and 2 an entry of the output head where logits are 
 Training costs three times that, four times with gradient checkpointing, which runs every forward pass twice. Basis
 Selection trains through bases that are full at first; they are frozen, and what is frozen costs a third less, as it has
 no gradient. What moves through memory counts beside the products: inputs and outputs of layers, logits that become
-likelihoods in float32, weights for each generated token, an optimizer's moments. What is left out: data, starting
-engines.
+likelihoods in float32, weights for each generated token, an optimizer's moments. What is left out: data, and
+starting engines (`seconds.estimate` adds vLLM's).
 """
 
 from __future__ import annotations

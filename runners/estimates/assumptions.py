@@ -28,6 +28,9 @@ STAGE_SECONDS, STAGE_SECONDS_ON_GPUS = 2.0, 60.0
 """Of a stage beside its work: opening a model, reading data, writing records; with a GPU a process of its own that
 imports torch, or an engine with its graphs."""
 
+VLLM_START_SECONDS = 12.0
+"""Of a process with vLLM on a CPU: 10 to 12.5 s measured for the built-in model on an idle core (30 November 2026)."""
+
 
 @dataclass(frozen=True)
 class CpuShares:

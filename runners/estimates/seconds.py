@@ -8,16 +8,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from ...evals.hosting.host import REUSE_BYTES
 from ...foundation.errors import UserError
 from ...foundation.files import read_json
 from ...models.loading import DTYPES
 from ..executors.local import divide_cores
 from ..graph import Plan
-from ..specs import CompressSpec, EvaluateSpec, FitSpec, QuantiseSpec, RecoverSpec, Spec, TrainedSpec
+from ..specs import (
+    CompressSpec,
+    EvaluateSpec,
+    EvaluateStage,
+    FitSpec,
+    QuantiseSpec,
+    RecoverSpec,
+    Spec,
+    Stage,
+    TrainedSpec,
+)
 from ..stage_records import StageRecord, parse_record
 from ..store.files import RECORD
 from ..store.folders import StageStore
 from .arithmetic import Arithmetic
+from .assumptions import VLLM_START_SECONDS
 from .probe import tokenizer_seconds
 from .speeds import Speeds, card_speeds, cpu_speeds
 
@@ -114,8 +126,15 @@ def estimate(plan: Plan, speeds: Speeds | None = None) -> Estimate:
             continue
         speeds = speeds or plan_speeds(plan)
         together = stage.accelerate.processes if stage.accelerate and plan.device != "cpu" else 1
-        seconds[key] = speeds.seconds(arithmetic.work(key)) / together + speeds.start
+        seconds[key] = speeds.seconds(arithmetic.work(key)) / together + speeds.start + _engine_start(plan, stage)
     return Estimate(seconds, frozenset(measured))
+
+
+def _engine_start(plan: Plan, stage: Stage) -> float:
+    """Return the seconds until vLLM is there on a CPU; after a small model its process waits for the next one."""
+    if not isinstance(stage, EvaluateStage) or stage.spec.engine != "vllm" or plan.device != "cpu":
+        return 0.0
+    return VLLM_START_SECONDS if plan.parameters * DTYPES[plan.dtype].itemsize > REUSE_BYTES else 0.0
 
 
 def plan_speeds(plan: Plan) -> Speeds:

@@ -154,8 +154,8 @@ def test_a_sweep_of_the_same_configuration_keeps_its_results(include_path, tmp_p
     config = likelihood_sweep(include_path, tmp_path, methods=["svd"], ratios=[1.5])
     folder = run_sweep(config).folder
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    found = shrink(config, SHARE, BETWEEN, RESOLUTION)
-    assert found.folder == folder.with_name(f"{folder.name}-shrink")
+    result = shrink(config, SHARE, BETWEEN, RESOLUTION)
+    assert result.folder == folder.with_name(f"{folder.name}-shrink")
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
     named = likelihood_sweep(include_path, tmp_path, methods=["svd"], name="mine")
     assert shrink(named, SHARE, BETWEEN, RESOLUTION).folder.name == "mine-shrink"

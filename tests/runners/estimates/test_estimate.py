@@ -15,8 +15,10 @@ from lowrank_bench.models.architectures import random_model
 from lowrank_bench.models.loading import load_tokenizer
 from lowrank_bench.models.matrices import model_size
 from lowrank_bench.runners.estimates.arithmetic import Arithmetic
+from lowrank_bench.runners.estimates.assumptions import VLLM_START_SECONDS
 from lowrank_bench.runners.estimates.disk import checkpoint_bytes
 from lowrank_bench.runners.estimates.lengths import Lengths
+from lowrank_bench.runners.estimates.seconds import estimate
 from lowrank_bench.runners.plan import make_plan
 from lowrank_bench.runners.specs import EvaluateStage
 from lowrank_bench.runners.store.folders import resume_folder
@@ -107,6 +109,20 @@ def test_fewer_tokens_than_inputs_cost_an_svd_in_place_of_an_eigendecomposition(
     (few, eigen), (many, same) = decompositions(1), decompositions(64)
     assert few > many == 0
     assert eigen == same > 0
+
+
+def test_starting_vllm_on_a_cpu_counts_where_no_process_of_it_waits(tmp_path, monkeypatch):
+    def evaluations(engine):
+        plan = make_plan(small_sweep(tmp_path, engine=engine, ratios=[2]))
+        seconds = estimate(plan).seconds
+        return [seconds[key] for key, stage in plan.stages.items() if stage.kind == "evaluate"]
+
+    monkeypatch.setattr("lowrank_bench.runners.estimates.seconds.REUSE_BYTES", 0)
+    without, starting = evaluations("transformers"), evaluations("vllm")
+    monkeypatch.undo()
+    waiting = evaluations("vllm")
+    assert [b - a for a, b in zip(waiting, starting, strict=True)] == pytest.approx([VLLM_START_SECONDS] * len(waiting))
+    assert waiting == pytest.approx(without)
 
 
 def test_a_task_of_lm_eval_that_generates_counts_two_tokenizer_loads_and_others_count_one(tmp_path):
