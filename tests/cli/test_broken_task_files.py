@@ -131,6 +131,8 @@ BROKEN: dict[str, tuple[dict[str, str | bytes], str]] = {
     "no-answer-turn": (rows('{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}\n'), "messages in line 1 of 'train.jsonl' do not end with the assistant's"),
     "odd-messages": (rows('{"messages": "hello"}\n'), "column 'messages' in line 1 of 'train.jsonl' is no list of messages"),
     "many-turns": (rows(TURNS * 30), "has conversations of several turns, which only a chat template can write"),
+    "one-row": (rows('{"prompt": "a", "completion": "b"}\n'), r"has no problems: no row of the training data was held out .* raise test_share \(0.1\)"),
+    "one-row-csv": (rows("prompt,completion\na,b\n", "train.csv"), "no row of the training data was held out"),
     # A benchmark's own data.
     "test-column": (added(TEST, '{"prompt": "a", "label": "b"}\n'), "line 1 of 'test.jsonl' has no column 'completion'"),
     "no-problems": (added(TEST, '{"prompt": "a", "answer": ""}\n'), "the benchmark 'b' has no problems: 1 rows"),

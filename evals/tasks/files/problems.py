@@ -56,8 +56,13 @@ def _problems(definition_json: str, name: str, stamp: Any) -> Rows:
             card.empty += 1
         else:
             rows.append(row)
+    if not rows and part.data is None and not card.rows:
+        raise UserError(
+            f"the benchmark '{name}' has no problems: no row of the training data was held out for it; give it data of "
+            f"its own (data: FILE), add rows, or raise test_share ({definition.test_share:g})"
+        )
     if not rows:
-        remedy = "no row was held out; raise test_share" if part.data is None else "name other columns, or another file"
+        remedy = "raise test_share" if part.data is None else "name other columns, or another file"
         raise UserError(
             f"the benchmark '{name}' has no problems: {card.rows:,} rows, {card.empty:,} of them without a "
             f"prompt or an answer; {remedy}"
