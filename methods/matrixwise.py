@@ -155,6 +155,7 @@ class MatrixCompressor(Compressor):
 
     def fit_key(self) -> dict[str, Any]:
         """Return the method's name and the options that the factors depend on."""
+        # Ranks are chosen from a fit and leave it as it is, so policies share one; what a policy measures is in it.
         ignored = {"policy", "guard", "probe_samples"}
         key = {"factors": self.name} | {k: v for k, v in self.model_dump(mode="json").items() if k not in ignored}
         if parse_policy(self.policy).measures:
@@ -325,6 +326,7 @@ def install(model: nn.Module, group: Group, factors: Factors, rank: int) -> None
     owner: LowRankLinear | None = None
     for matrix, dense, part in zip(group.members, layers, cut(group, factors, rank, biases), strict=True):
         tensors = {key: None if value is None else value.to(dense.weight) for key, value in part.items()}
+        # The first member stores the A that the group shares; the others refer to it.
         layer = LowRankLinear.from_factors(**tensors, source=owner)  # type: ignore[arg-type]
         owner = owner or layer
         replace_module(model, matrix.name, layer.train(dense.training))

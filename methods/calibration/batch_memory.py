@@ -87,6 +87,7 @@ def _count(
         whole = max(run.whole(count).values())
     else:
         few, more = run.whole(_FEW), run.whole(_MORE)
+        # Blocks between the first and the last take something between the two, as in `models.pass_memory`.
         whole = max(few[phase] + (count - _FEW) * (more[phase] - few[phase]) for phase in few if phase != "between")
     if not count:
         return BatchPeak(whole, whole, 0, 0)
@@ -165,6 +166,7 @@ class _Run:
             args, kwargs = calls[0]
             hidden = hidden_in(args, kwargs)
             own = hidden.detach().requires_grad_(self.gradients)
+            # By storage, so that views of one tensor count once.
             given = {t.untyped_storage()._cdata: t for t in tensors_in((args, kwargs)) if t is not hidden}
             kwargs = {key: own if value is hidden else value for key, value in kwargs.items()}
             args = tuple(own if value is hidden else value for value in args)
@@ -220,7 +222,7 @@ class _Run:
 
 def _sum(values: Tensor) -> None:
     rows = values.detach().reshape(-1, values.shape[-1]).clone()  # without padding
-    _ = [part.double() for part in rows.split(_ROWS)][:1]
+    _ = rows[:_ROWS].double()
 
 
 def guess(skeleton: Any, groups: Sequence[Group], examples: int, tokens: int, gradients: bool) -> BatchPeak:

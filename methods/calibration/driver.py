@@ -102,6 +102,7 @@ class MomentCompressor(CalibratedCompressor):
         readers = [group.reader for group in groups if group.reader]
         inputs = input_moments(model, readers, data, self.samples, self.batch_size, grams=self.grams)
         for group in groups:
+            # `inputs` comes in the order of `readers`, so that only groups with a reader may take from it.
             moments = next(inputs)[1] if group.reader else None
             if group.embedding:
                 counts = token_counts(data, group.out_features, self.samples, self.batch_size)

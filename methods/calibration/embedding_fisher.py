@@ -113,6 +113,7 @@ class EmbeddingFisher:
         x, d = (part.detach().float().reshape(*shape, part.shape[-1]) for part in (self._inputs, gradient))
         self._inputs = torch.zeros(0)
         self._add("head", squared_gradient_sums(x, d) if self.axis == "in" else squared_gradient_sums(d, x))
+        # (b, t, t): D's columns of the text's own tokens. Its transpose times X is h at each position, (b, t, d).
         at_positions = d.gather(2, self._ids[:, None, :].expand(-1, shape[1], -1))
         self.waiting.put(("head rows", self._put), at_positions.transpose(1, 2) @ x)
         self._put += 1

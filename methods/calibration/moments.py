@@ -74,6 +74,7 @@ def add_moments(gram: Tensor, total: Tensor, absolute: Tensor, x: Tensor) -> Non
         x: (t, n), any floating dtype.
     """
     for part in x.split(_ROWS):
+        # A copy of float64 inputs too: `abs_` below would change the activations of the model.
         wide = part.to(torch.float64, copy=True)
         if len(gram):
             _add_products(gram, wide)
@@ -86,6 +87,7 @@ def mirrored(total: Tensor) -> Tensor:
     for begin in range(0, len(total), _WIDTH):
         band = slice(begin, begin + _WIDTH)
         total[begin + _WIDTH :, band] = total[band, begin + _WIDTH :].T
+        # `add_gram` computes the blocks on the diagonal whole; their upper halves are taken, for exact symmetry.
         square = total[band, band]
         square.copy_(square.triu() + square.triu(1).T)
     return total
@@ -135,6 +137,7 @@ class MomentSums:
                 handle.remove()
 
     def _see(self, name: str, given: Tensor) -> None:
+        # Settled at a layer's first call: that layers share an input is taken for a property of the model's code.
         if name not in self._same:
             self._same[name] = next((other for other, x in self._seen.items() if x() is given), name)
         self._seen[name] = ref(given)

@@ -44,6 +44,7 @@ class OffloadCache:
     def put(self, key: Hashable, tensor: Tensor) -> None:
         """Keep a tensor, in place of what had its key; on the CPU, whatever its device."""
         self.drop(key)
+        # Of a tensor on the CPU this is no copy: its values must not change while it waits.
         value = tensor.detach().cpu()
         size = value.numel() * value.element_size()
         if self.memory_bytes + size <= self.limit_bytes:

@@ -91,5 +91,6 @@ def nearest_product(rows: list[Tensor], columns: list[Tensor]) -> tuple[Tensor, 
     right, inner = torch.linalg.qr(torch.stack([column.flatten() for column in columns], 1))
     u, s, vt = torch.linalg.svd(outer @ inner.T)
     weights, matrix = left @ u[:, 0], (right @ vt[0] * s[0]).reshape(columns[0].shape)
+    # An SVD leaves the common sign of a pair open; of the two signs, one makes both w and M non-negative (Perron).
     sign = -1.0 if float(weights.sum()) < 0 else 1.0
     return (sign * weights).clamp_min(0), sign * matrix

@@ -125,6 +125,7 @@ def gradient_grams(
             calibration: SequentialCalibration, block: str | None, pass_back: Callable[[GradientSums], None]
         ) -> None:
             inside = [name for name in names if calibration.blocks.owner(name) == block]
+            # Each group of batches goes on with the sums of those before it.
             before = {name: grams.take(name).to(calibration.weights.device) for name in inside if grams.has(name)}
             own = GradientSums(inside, before, rule, diagonal)
             with own.watching(calibration.model):
@@ -151,6 +152,7 @@ def _batch_groups(
     group: list[Batch] = []
     used = 0
     for batch in logit_batches(data.batches(samples, batch_size), vocabulary_of(model)):
+        # float32 states before each block and after the last.
         size = 4 * batch["input_ids"].numel() * int(width) * (blocks + 1)
         if group and used + size > INPUTS_BYTES:
             with _offload_cache(model) as cache:
@@ -200,6 +202,7 @@ def _backwards(
                 hidden = calibration.hidden((len(names), index)).requires_grad_(True)
                 with torch.enable_grad():
                     gradient = torch.autograd.grad(loss(rest(index, hidden).logits, batch), hidden)[0]
+                # In place of the states that it is the gradient of, which are not read again; so in `through`.
                 calibration.cache.put((len(names), index), gradient)
 
     def through(number: int) -> Callable[[Any], None]:

@@ -75,6 +75,7 @@ class TwoStreams:
                     if self._two:
                         self._enter("shifted", cache)
                 elif self._two:
+                    # Nothing before the blocks has changed, so both streams enter them with the same states.
                     for index in range(len(self.batches)):
                         cache.put(("shifted", index), cache.get(("dense", index)))
                 for block in track(self.blocks.names, unit="blocks"):
@@ -100,6 +101,7 @@ class TwoStreams:
                 self._given[name, index] = rest, {k: v for k, v in kwargs.items() if k != "hidden_states"}
                 if name == last:
                     raise Reached
+                # Blocks are skipped: only what they are given beside hidden states (masks, positions) is needed.
                 return self.blocks.wrap(hidden)
 
             return forward
@@ -123,8 +125,10 @@ class TwoStreams:
 
     def _block(self, name: str, names: list[str], cache: OffloadCache, replace: Replace) -> None:
         module = self.model.get_submodule(name)
+        # The dense stream needs this block as it was while its layers are replaced one after the other.
         self._dense = copy.deepcopy(module)
         inside = [layer.removeprefix(f"{name}.") for layer in names]
+        # One step after the other, because x̂ of a layer depends on the layers of this block that were just replaced.
         for step in self._steps(name, inside, cache):
 
             def inputs(block: nn.Module, stream: str, index: int, layer: str = step[0]) -> Tensor:
@@ -141,6 +145,7 @@ class TwoStreams:
 
     def _steps(self, name: str, inside: Sequence[str], cache: OffloadCache) -> list[list[str]]:
         """Return the layers by common input, in the order of their calls."""
+        # Inputs stay alive in this list: layers share one if they were given the same object.
         calls: list[tuple[Tensor, list[str]]] = []
 
         def hook(layer: str) -> Callable[..., None]:

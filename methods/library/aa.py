@@ -125,6 +125,7 @@ class AASVD(Whitened):
         """
         inputs = root(gram, self.ridge if self.stream == "compressed" else self.jitter)
         wide = weight.double()
+        # T = W (X X̂ᵀ)(X̂ X̂ᵀ)⁻¹ = W + W (X - X̂) X̂ᵀ (X̂ X̂ᵀ)⁻¹: T is W itself where X̂ = X, with any ridge.
         if self.beta and self.stream == "compressed":
             wide = wide + self.beta * torch.cholesky_solve((wide @ shift).T, inputs.lower).T
         return whiten(wide, inputs, side=self.side)

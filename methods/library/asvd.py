@@ -54,6 +54,7 @@ class ASVD(MomentCompressor):
         wide = weight.double()
         scale = (statistic.absolute.to(wide) / max(statistic.tokens, 1)) ** self.alpha + 1e-6
         left, s = left_vectors(wide * scale)
+        # SVD_r(W S) S⁻¹ = U_r U_rᵀ W, so that nothing is divided by a small entry of S.
         left, right = balance(left, left.T @ wide)
         return Factors(left.float(), right.float(), s.float())
 

@@ -65,6 +65,7 @@ class BasisSharing(MomentCompressor):
             numbered = _LAYER.match(matrix.name)
             alike = numbered is not None and matrix.name.rpartition(".")[2] in shared
             if numbered is not None and alike:
+                # Of one width, because members are stacked along their outputs and share A (r, n).
                 key: tuple[Any, ...] = (numbered[1], int(numbered[2]) // self.layers, numbered[3], matrix.in_features)
             else:
                 key = (matrix.name,)

@@ -69,6 +69,7 @@ class Whitened(MomentCompressor):
             return
         # Of an embedding both sides: what is looked up, and the logits of a tied head.
         heads = {group.name: group.reader for group in groups if group.embedding and group.reader}
+        # Read below in this order: each group's, and after an embedding its head's.
         names = [name for group in groups for name in (group.name, heads.get(group.name)) if name]
         rule = self.gradient_rule
         gradients = gradient_grams(

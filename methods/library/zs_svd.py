@@ -90,6 +90,7 @@ class ZSSVD(Whitened):
         groups = self.groups(model)
         once = self.model_copy(update={"corrections": 0})
         examples = Examples(data, self.correction_samples, PROBE_BATCH, model)
+        # Copies: the model's own weights are overwritten, and each correction is measured from the dense ones.
         dense = {group.name: stored(model, group) for group in groups}
         for _ in range(self.corrections):
             ranks = once.allocation(model, fitted, budget, data).ranks
@@ -99,6 +100,7 @@ class ZSSVD(Whitened):
                     overwrite(model, group, b @ a)
             gradients = weight_gradients(model, groups, examples.batches)
             for group in groups:
+                # A matrix that stays dense in the first round has W - W_r = 0 and is not moved.
                 overwrite(model, group, corrected(stored(model, group), dense[group.name], gradients.pop(group.name)))
             fitted = once.fit(model, data)
         done = once.compress(model, fitted, budget, trainer, data)

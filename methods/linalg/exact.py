@@ -64,6 +64,7 @@ def left_vectors(matrix: Tensor, least: int = EIGEN_FROM) -> tuple[Tensor, Tenso
             if 0 < float(values[-1]) <= _SPREAD * float(values[0]):
                 if rows <= columns:
                     return vectors.flip(1), values.flip(0).sqrt()
+                # The eigenvectors are V here: U s = M V. No norm is 0, as the least eigenvalue is above 0.
                 image = matrix @ vectors.flip(1)
                 s = image.norm(dim=0)
                 return image.div_(s), s

@@ -19,6 +19,7 @@ def merge(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, Tenso
     if left.shape[1] >= min(left.shape[0], right.shape[1]):
         u, s, vt = svd(left @ right)
     else:
+        # left = Q_l R_l and rightᵀ = Q_r R_r: the SVD of the k x k core R_l R_rᵀ gives that of the product.
         q_left, r_left = torch.linalg.qr(left)
         q_right, r_right = torch.linalg.qr(right.T)
         core_u, s, core_vt = svd(r_left @ r_right.T)

@@ -77,6 +77,8 @@ def whiten(
     lower, regular, added = gram if isinstance(gram, Root) else root(gram.to(wide), jitter)
     jitters = [added]
     if gradients is not None:
+        # With R = C Cᵀ the loss is ‖Cᵀ (W - BA) L‖². U holds the left singular vectors of Cᵀ W L; the optimum is
+        # Cᵀ BA = U_r U_rᵀ Cᵀ W, so that B = C⁻ᵀ U_r and A = U_rᵀ Cᵀ W, and L is never inverted.
         outer, _, added = root(gradients.to(wide), jitter)
         jitters.append(added)
         image = outer.T @ wide
@@ -85,10 +87,12 @@ def whiten(
         left = torch.linalg.solve_triangular(outer.T, left, upper=True)
     else:
         if side == "output" or (side == "auto" and m < n and _spread(regular) <= _WIDEST):
+            # W G Wᵀ = (W L)(W L)ᵀ has the same U, and eigenvalues s²; past min(m, n) they are rounding errors of 0.
             left, squares = _descending(wide @ regular @ wide.T)
             left, spectrum = left[:, : min(m, n)], squares[: min(m, n)].clamp_min(0).sqrt()
         else:
             left, spectrum = left_vectors(wide @ lower)
+        # SVD_r(W L) L⁻¹ = U_r U_rᵀ W: no solve with L is needed.
         right = left.T @ wide
     left, right = balance(left, right)
     tensors = {"left": left, "right": right, "spectrum": spectrum}
@@ -118,6 +122,7 @@ def root(gram: Tensor, jitter: float = 0.0) -> Root:
     if not bool(torch.isfinite(gram).all()):
         raise ValueError(_OVERFLOW)
     regular = (gram + gram.T) / 2
+    # A view: writing to it below changes `regular`. Each jitter starts from `own`, so that they do not add up.
     diagonal = regular.diagonal()
     mean, own, least = float(diagonal.mean()), diagonal.clone(), len(gram) * torch.finfo(gram.dtype).eps
     if mean <= 0:

@@ -19,6 +19,7 @@ from ...foundation.errors import UserError
 from .policies.base import Demand, Evidence, Loss, Policy, parse_policy
 from .units import ModelShape, Unit
 
+# 2^-60 is below the resolution of a float64 near level 1.
 _BISECTIONS = 60
 
 
@@ -126,6 +127,7 @@ class Budget:
         stored = [cache(partial(self._stored, unit)) for unit in shape.units]
 
         def ranks_at(level: float) -> list[int]:
+            # 1e-9: a demand that is a whole number but for rounding counts as that rank, here as in `_level_of`.
             return [
                 rounded(min(max(math.floor(want(level) + 1e-9), unit.min_rank), unit.max_rank))
                 for unit, want, rounded in zip(shape.units, wants, usable, strict=True)
@@ -134,6 +136,7 @@ class Budget:
         def cost(ranks: Sequence[int]) -> int:
             return sum(entries(rank) for entries, rank in zip(stored, ranks, strict=True))
 
+        # Bisection needs a cost that does not fall with the level, which `Demand` promises; `low` stays affordable.
         low, high = 0.0, 1.0
         if cost(ranks_at(high)) <= affordable:
             low = high
@@ -156,6 +159,7 @@ class Budget:
         while queue:
             _, index, following = heapq.heappop(queue)
             step = stored[index](following) - stored[index](ranks[index])
+            # A step that does not fit is not offered again: it keeps its price, and what is left only shrinks.
             if 0 < step <= left:
                 ranks[index] = following
                 left -= step
@@ -181,6 +185,7 @@ class Budget:
         return last if last >= unit.min_rank and last > 0 else unit.max_rank
 
     def _round(self, unit: Unit, rank: int) -> int:
+        # Not rounded: past break-even, the multiple below could turn a dense matrix into factors.
         if self._dense(unit, rank):
             return rank
         return min(max(rank // self.multiple * self.multiple, self._least(unit)), self._most(unit))
@@ -192,6 +197,7 @@ class Budget:
         following = rank + self.multiple
         if following <= unit.max_rank and not self._dense(unit, following):
             return following
+        # The least rank whose factors are not smaller, which `_stored` counts as the dense matrix.
         return math.ceil((unit.parameters - unit.overhead) / unit.cost)
 
     def _dense(self, unit: Unit, rank: int) -> bool:
@@ -207,6 +213,7 @@ def allocate_by_shapes(budget: Budget, shape: ModelShape, policy: str = "uniform
     return _allocate_by_shapes(budget, shape, policy, type(parse_policy(policy)))
 
 
+# `cls` is only part of the key: a policy registered later under the same name must not get these ranks.
 @lru_cache(maxsize=4096)
 def _allocate_by_shapes(budget: Budget, shape: ModelShape, policy: str, cls: type[Policy]) -> Allocation:
     return budget.allocate(shape, parse_policy(policy))

@@ -141,6 +141,7 @@ class Probe:
                     if self._dense_bytes + size <= DENSE_BYTES:
                         self._dense[index] = dense
                         self._dense_bytes += size
+                # Cut batch by batch: dense logits that are not kept are computed in between.
                 with self.truncated(ranks):
                     cut = target_logits(self.model, batch)
                 total += float(divergence(dense, cut).sum())

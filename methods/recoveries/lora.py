@@ -58,6 +58,7 @@ class Lora(Recovery):
         """Train in place, see `Recovery.recover`."""
         phases, before = [], 0
         for number, (part, factor) in enumerate(PHASES):
+            # The last phase gets the odd step; with a single step the first phase has none.
             of_phase = (steps - before) // (len(PHASES) - number)
             if of_phase == 0:
                 continue

@@ -129,6 +129,7 @@ def _quoted_interval(quoted: Quoted) -> tuple[float, float, float]:
     if quoted.n is None or quoted.unit != "%":
         return value, value, value
     ends = wilson(round(value * quoted.n), quoted.n)
+    # Wilson's interval is of a rounded count, so near 0 or 1 the printed value may lie just outside of it.
     return value, min(ends.low, value), max(ends.high, value)
 
 
@@ -165,6 +166,7 @@ def _obstacles(quoted: Quoted, table: Pivot | None, row: Row | None, cell: Cell 
     if papers_model(table.model) != quoted.model:
         reasons.append(f"other model: ours is {table.model}, theirs {quoted.model}")
     elif cell is not None and quoted.model in PARAMETERS:
+        # A local folder may have the paper's name and other weights; its size before compression shows that.
         counted = cell.ratio * cell.params
         if abs(counted / PARAMETERS[quoted.model] - 1) > 1e-3:
             reasons.append(f"ours is called {table.model} but has {counted:,.0f} parameters")

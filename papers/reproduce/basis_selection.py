@@ -77,6 +77,7 @@ def _parting(source: str, similar_below: float, ahead_from: float) -> tuple[Clai
         Claim(
             f"the methods are similar below {similar_below:g}x ({source})",
             "similar",
+            # Both ends of a range count, and "below" excludes its bound.
             (1.0, similar_below - 0.01),
             (1.0, 2.0),
         ),

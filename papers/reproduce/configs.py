@@ -47,6 +47,7 @@ def pick_form(item: Item, model: str | None, revision: str | None = None) -> For
     name = model or item.model
     if name in PRESETS:
         return item.small if PRESETS[name].recipe == "small" else item.full
+    # By its name: a plan of the paper's own model needs no configuration from the hub.
     if papers_model(name) == papers_model(item.model):
         return item.full
     from ...models.loading import load_skeleton

@@ -77,6 +77,7 @@ PAPER = Paper(
             _full(
                 "uniform",
                 _SPACES,
+                # The README states sizes, 5.4 and 3.4 billion parameters, of the model's 6.74.
                 (round(6.738415616 / 5.4, 4), round(6.738415616 / 3.4, 4)),
                 (_MEAN,),
                 "ours compresses all decoder matrices, theirs a subset that is not known",

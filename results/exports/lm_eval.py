@@ -243,6 +243,7 @@ def _sample(
     """Yield what lm-eval writes of one problem, once for each filter."""
     last = str(line["problem"]).rpartition("/")[2]
     prompt = line.get("prompt")
+    # Lines keep the last PROMPT_CHARACTERS of a prompt: at that length it may be cut, and its hash not lm-eval's.
     whole = prompt is not None and (not harness or len(prompt) < PROMPT_CHARACTERS)
     common: dict[str, Any] = {
         "doc_id": int(last) if harness and last.isdecimal() else number,

@@ -139,6 +139,7 @@ def _circuit(model: Any, linear: NamedMatrix, head: int, side: Side, name: str) 
     assert linear.layer is not None
     heads, layer = Heads.of(model), linear.layer
     columns = heads.rows("o", head)
+    # Consecutive query heads share a key/value head.
     rows = heads.rows("v", head * heads.key_value // heads.query)
     b_o, a_o = weight(model, find_matrix(model, "o", layer))
     b_v, a_v = weight(model, linear)
@@ -192,7 +193,7 @@ def read_tokens(
 
     Args:
         model: what the vectors belong to.
-        place, side: where they come from, see `Bases`.
+        linear, side: where they come from, see `Bases`.
         vectors: (k, d).
         top: tokens at each end.
         vocabulary: token ids from here on are padding and left out.
@@ -224,6 +225,7 @@ def _strongest(scores: Tensor, top: int) -> tuple[tuple[int, float], ...]:
 def _scores(model: Any, linear: NamedMatrix, side: Side, vectors: Tensor, lens: Lens | None, fold_norm: bool) -> Tensor:
     """Return (k, vocabulary rows) in float64."""
     name = head_name(model)
+    # They lie in the space of the logits and have a score for each token already.
     if side == "left" and linear.module == name:
         return vectors
     if lens not in (None, "output", "input"):

@@ -154,16 +154,20 @@ def boards(
     Raises:
         UserError: there are no records, or two records of one measurement contradict each other.
     """
+    # First of all: `prompt_too_long` is no headline metric, and the next filter would drop it.
     frame = _one_of_each(with_too_long(frame))
     if headline:
         frame = frame[frame["headline"]]
+    # Decoding speeds come in by `speeds`, as a property of an entry; they are no board.
     frame = frame[frame["benchmark"] != "speed"]
     if frame.empty:
         raise UserError("there are no records to rank; name a run that has evaluated at least one model")
     columns = {str(name): frame[name].tolist() for name in frame.columns}
     positions = {index: i for i, index in enumerate(frame.index)}
+    # `speeds` has a value for each row of the caller's frame, and sorting and dropping rows kept that frame's index.
     timed = {name: [values[index] for index in frame.index] for name, values in (speeds or {}).items()}
     results = []
+    # Stricter than a table, which may pool seeds whose data differ: here entries are ranked against each other.
     for _, part in frame.groupby(_STRICT, sort=True):
         for table in pivot(part, headline=False):
             results.append(_board(table, columns, positions, samples or {}, timed))
@@ -172,12 +176,13 @@ def boards(
 
 
 def _one_of_each(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the frame in a fixed order, each measurement once, renumbered by its own index.
+    """Return the frame in a fixed order, each measurement once; the index stays that of each row.
 
     Two runs may share an evaluate stage; a measurement from here goes before the same one in a submission.
     """
     frame = frame.sort_values([ORIGIN, *KEY_COLUMNS, "value", "evaluated_at", "stage_key"], kind="stable")
     same = [c for c in KEY_COLUMNS if c != "sweep"]
+    # With the value in the subset, contradicting records both stay, and `pivot` refuses them instead of one being lost.
     return frame.drop_duplicates(subset=[*same, ORIGIN, "stage_key", "value"])
 
 
@@ -240,6 +245,7 @@ def _ranked(
     for band, column in by_band.items():
         left_out = {entry.id: reason for entry in column if (reason := _not_ranked(entry.cell, band))}
         fit = [entry for entry in column if entry.id not in left_out]
+        # Of equal values `rank` takes the first as the best, which must not depend on the order of the records.
         fit.sort(key=lambda entry: entry.label)
         contenders = [_contender(entry, table, columns, positions, samples) for entry in fit]
         standings = {entry.id: standing for entry, standing in zip(fit, rank(contenders), strict=True)}
@@ -253,6 +259,7 @@ def _not_ranked(cell: Cell, band: float) -> str:
     """Return why a cell has no rank in a band, or the empty string."""
     if cell.too_long == 1:
         return "no prompt fits the model's context, so it was not measured and is not ranked"
+    # Only a shortfall counts: a model that is smaller than its band has no advantage from that.
     if cell.ratio < band * (1 - SHORTFALL):
         return f"its achieved ratio is {cell.ratio:.3g}×, so it is not ranked at {band_name(band)}"
     return ""
@@ -266,6 +273,7 @@ def _contender(
     samples: Samples,
 ) -> Contender:
     better = table.goodness(entry.cell)
+    # Not looked up: a submission may name the key of a stage here, whose samples would not be its own.
     if entry.origin:
         return Contender(better, {}, NO_SAMPLES)
     scores: dict[int, Scores] = {}

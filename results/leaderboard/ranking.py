@@ -162,8 +162,10 @@ def _test(column: Sequence[Contender]) -> dict[tuple[int, int], Test | str]:
         if problems == 0:
             results[pair] = "no problem in common"
             continue
+        # Problems without a common seed become 0, which no flip and no count of McNemar's test sees.
         difference = np.where(compared, apart, 0).sum(axis=0) / np.maximum(compared.sum(axis=0), 1)
         size = f"{problems} problems or windows, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
+        # Averaged over several seeds a difference is no longer right or wrong, so that McNemar's test does not apply.
         if len(seeds) == 1 and a.scores[seeds[0]].greedy and b.scores[seeds[0]].greedy:
             p = mcnemar(int((difference > 0).sum()), int((difference < 0).sum()))
             results[pair] = Test(p, f"{MCNEMAR} ({size})", ahead=float(difference.sum()))
@@ -172,9 +174,11 @@ def _test(column: Sequence[Contender]) -> dict[tuple[int, int], Test | str]:
             differences.append(difference)
             names.append(f"{SIGN_FLIP} ({size})")
     if flipped:
+        # All pairs, McNemar's among them: Holm multiplies the least p-value by their number.
         flips = enough_flips(len(tested) * (len(tested) - 1) // 2)
         p_values = sign_flips(np.stack(differences, axis=1), flips)
         for pair, p, name, difference in zip(flipped, p_values, names, differences, strict=True):
+            # The least p-value is 1 / (flips + 1) and the next 2 / (flips + 1): 1.5 separates them despite rounding.
             results[pair] = Test(float(p), name, bool(p < 1.5 / (flips + 1)), float(difference.sum()))
     return results
 

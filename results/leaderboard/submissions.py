@@ -147,6 +147,7 @@ def check(path: Path) -> list[Record]:
         try:
             record = Record.model_validate(upgraded(row))
         except ValidationError as error:
+            # A column is named once: what is wrong with its text explains why the schema refuses it.
             columns = {fault.column for fault in row_faults}
             row_faults += [fault for fault in _schema_faults(number, error) if fault.column not in columns]
         else:
@@ -166,6 +167,7 @@ def _content(records: Sequence[Record]) -> str:
     for record in records:
         values = (getattr(record, column) for column in COLUMNS)
         lines.append(
+            # repr of a float reads back as the same float, so equal values give equal text and one hash.
             [str(v).lower() if isinstance(v, bool) else repr(v) if isinstance(v, float) else v for v in values]
         )
     text = io.StringIO()
@@ -186,6 +188,7 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
     try:
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path} has more than {MOST_BYTES // 10**6} MB; split it")
+        # A byte order mark, as spreadsheets write it, would become part of the first column's name.
         text = read_limited(path, MOST_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
@@ -193,6 +196,7 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
         line = error.object[: error.start].count(b"\n") + 1
         raise FaultyFile(path, [Fault(line, "", "this is not UTF-8; save the file as CSV in UTF-8")]) from None
     first = text.partition("\n")[0]
+    # Else the header would read as a single column, and every column of the schema would be reported missing.
     if first.count(";") > first.count(","):
         raise FaultyFile(path, [Fault(1, "", "columns are separated by semicolons; save the file with commas")])
     if (longest := max(map(len, text.split("\n")))) > MOST_IN_A_LINE:
@@ -202,6 +206,7 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
     try:
         for cells in reader:
             if cells:
+                # A quoted cell may span lines: `line_num` is the record's last one, and a fault names its first.
                 lines.append((before + 1, cells))
             before = reader.line_num
     except csv.Error as error:
@@ -224,6 +229,7 @@ def _version_faults(lines: Sequence[tuple[int, list[str]]]) -> list[Fault]:
     if not lines or "schema_version" not in lines[0][1]:
         return []
     index = lines[0][1].index("schema_version")
+    # Reversed, so that the line of each version is the first one that names it.
     versions = {cells[index].strip(): number for number, cells in reversed(lines[1:]) if len(cells) > index}
     return [
         Fault(

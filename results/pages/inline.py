@@ -58,6 +58,7 @@ def inline_svg(figure: Any, name: str, alt: str, tips: Mapping[str, str] | None 
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<style [^>]*>.*?</style>", "", text, flags=re.DOTALL)  # the page's policy forbids it
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    # Before the ids get their prefix: artists are looked up by their own.
     for gid, tip in (tips or {}).items():
         text = text.replace(f'<g id="{gid}">', f'<g id="{gid}"><title>{escape(clean(tip))}</title>')
     text = re.sub(r'\bid="([^"]*)"', rf'id="{name}-\1"', text)

@@ -10,8 +10,9 @@ from typing import Any
 from ..tables.pivot import Cell, Row
 
 _LOGARITHMIC_FROM = 8
-_FEW_DECADES = 1e5
 """Values whose largest is this many times the least are drawn on a logarithmic axis."""
+_FEW_DECADES = 1e5
+"""Up to this many times its ticks lie at 1, 2 and 5 of each decade, beyond at powers of ten."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def _ratio_axis(axes: Any, axis: XAxis, lines: Sequence[Row]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xlim(min(achieved) / margin, max(achieved) * margin)
     ratios = sorted({ratio for row in lines for ratio in row.cells})
+    # Models may miss all their targets by so much that none lies on the axis, which would then have no tick at all.
     ticks = _apart(ratios, axes.get_xlim(), logarithmic=True) or [math.sqrt(math.prod(axes.get_xlim()))]
     axes.set_xlabel(axis.label)
     top = axes.secondary_xaxis("top")

@@ -77,6 +77,7 @@ def _figure(tables: Sequence[Pivot]) -> Any:
         if number >= len(ratios):
             axes.set_axis_off()
             continue
+        # The axis of ratios draws a level alone: the uncompressed model has no tokens here and so no point.
         drawn = draw_references(axes, references, scale, AXES["ratio"])
         handles |= zip([row.label for row in references], drawn, strict=True)
         for row in rows[ratios[number]]:

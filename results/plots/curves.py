@@ -32,7 +32,9 @@ _PANEL_LEGEND = 40
 """Characters of a line of the legend below a figure, and below one of its panels."""
 _PANEL_LINES = 6
 _STYLE: Any = {
+    # Labels are the user's: a $ in one begins no formula.
     "text.parse_math": False,
+    # Without a fixed salt matplotlib's ids are random, and equal records would not give equal bytes.
     "svg.hashsalt": "lowrank-bench",
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
@@ -102,16 +104,17 @@ def save_figure(figure: Any, stem: Path) -> list[Path]:
 
 def file_stem(table: Pivot, tables: Sequence[Pivot]) -> str:
     """Return the name of a table's figure without its ending, other than those of the other tables."""
-    scorer = f"-{table.scorer}" if table.scorer else ""
-    names = [slug(f"{t.model}-{t.task}-{t.variant}-{t.metric}{scorer}{_steps(t)}") for t in tables]
-    name = slug(f"{table.model}-{table.task}-{table.variant}-{table.metric}{scorer}{_steps(table)}")
+    names, name = [_stem(t) for t in tables], _stem(table)
+    # A slug loses characters and keeps only its end, so two tables may have one name and overwrite each other.
     if names.count(name) > 1:
         name += f"-{digest([table.title, table.model, table.n])[:8]}"
     return name
 
 
-def _steps(table: Pivot) -> str:
-    return f"-{table.budget}-steps" if table.budget else ""
+def _stem(table: Pivot) -> str:
+    scorer = f"-{table.scorer}" if table.scorer else ""
+    steps = f"-{table.budget}-steps" if table.budget else ""
+    return slug(f"{table.model}-{table.task}-{table.variant}-{table.metric}{scorer}{steps}")
 
 
 def slug(text: str) -> str:
@@ -164,6 +167,7 @@ def _joined(rows: Sequence[Row]) -> list[Row]:
     joined = []
     for label, group in groups.items():
         cells = sorted((cell for row in group for cell in row.cells.values()), key=lambda cell: cell.bytes)
+        # The key takes the place of a ratio: fewest bytes are the largest key, as the deepest ratio is in `_groups`.
         whole = replace(group[0], label=label, cells={-cell.bytes: cell for cell in cells})
         joined.append(whole if len(group) > 1 else group[0])
     return joined

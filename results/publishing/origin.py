@@ -107,6 +107,7 @@ def _of_cell(name: str, seed: int | None) -> Origin:
     own = own[(own.stage == record.stage) & (own.steps_budget == record.steps_budget)]
     dense = frame[frame.method == "none"]
     condition = ["variant", "metric", "scorer", "n", "engine"]
+    # Records are sorted by stage, so under equal conditions the finetuned model replaces the pretrained one.
     values = {tuple(row[column] for column in condition): row["value"] for row in dense.to_dict("records")}
     rows = own.to_dict("records")
     return Origin(

@@ -87,6 +87,7 @@ def update_baseline(run: pd.DataFrame, path: Path) -> Update:
     if old is None:
         return Update(records, tuple(_changes({}, cells)))
     same = old[[pair in updated for pair in _models_and_tasks(old)]]
+    # One decision for both sides: else the same cell has two names and is listed as dropped and as added.
     budgets = has_budgets(same) or has_budgets(run)
     return Update(records, tuple(_changes(estimates(same, budgets), estimates(run, budgets))))
 

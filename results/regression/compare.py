@@ -129,9 +129,11 @@ def check_run(run: pd.DataFrame, baseline: pd.DataFrame, tolerance: Tolerance) -
     for side, frame in (("run", run), ("baseline", baseline)):
         if frame.empty:
             raise UserError(f"the {side} has no records; name a run that has evaluated at least one model")
+    # One decision for both sides: else the same cell has two names and counts as missing and as new.
     budgets = has_budgets(baseline) or has_budgets(run)
     bases, runs = estimates(baseline, budgets), estimates(run, budgets)
     measures = {name.reference for name in bases}
+    # A row that the baseline lacks is reported as new; a whole measure that it lacks was never to be checked.
     runs = {name: estimate for name, estimate in runs.items() if name.reference in measures}
     if not bases.keys() & runs.keys():
         raise UserError(
@@ -222,10 +224,14 @@ def _compare(
 ) -> Comparison:
     before, after = base.mean / scale, run.mean / scale
     own, degrees = _own_variance(base, run, scale)
+    # The larger of two estimates: a few seeds lie close together by chance, and their own variance is then too small.
     between = max(own if degrees else 0.0, pool.variance((before + after) / 2))
     seeds = between * (1 / len(base.seeds) + 1 / len(run.seeds))
     problems = (base.problems**2 + run.problems**2) / scale**2
+    # Not the sum: where problems differ between seeds, the spread of seeds contains them; where they are the same,
+    # they cancel.
     error = math.sqrt(max(seeds, problems))
+    # Bonferroni over the cells, and one-sided, since only a fall fails; t_quantile is two-sided, hence the 2.
     threshold = max(tolerance.sigmas, t_quantile(1 - 2 * _NOMINAL / cells, pool.degrees or _MANY))
     result = Comparison(name, base, run, "same", before, after, error, threshold)
     beyond = abs(result.sigmas) > threshold and abs(result.change) > tolerance.min_drop
@@ -266,6 +272,7 @@ def _size_faults(base: Estimate, run: Estimate) -> list[str]:
             f"the achieved ratio fell from {base.ratio:.3f}× to {run.ratio:.3f}×; "
             f"a larger model is not compared as if it were as small (tolerance {100 * SIZE_TOLERANCE:g} %)"
         )
+    # Only at an equal ratio: more parameters are more bytes, and that would be the same fault twice.
     elif base.bytes and run.bytes > base.bytes * (1 + SIZE_TOLERANCE):
         faults.append(
             f"the weights grew from {base.bytes:,.0f} to {run.bytes:,.0f} bytes "
@@ -315,6 +322,7 @@ def _other_conditions(base: Estimate, run: Estimate) -> list[str]:
         for column, values in run.conditions.items()
         if base.conditions[column] != values
     ]
+    # An option of one side alone is a note (`_option_notes`): a method that got a new option is still comparable.
     differing += [
         f"option {option} is {value!r} in the baseline, {run.options[option]!r} in the run"
         for option, value in base.options.items()

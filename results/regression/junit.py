@@ -62,7 +62,7 @@ def _add_case(suite: ElementTree.Element, measure: str, cell: Comparison) -> Non
 
 
 def _numbers(cell: Comparison) -> str:
-    if math.isnan(cell.before):
+    if math.isnan(cell.before) or math.isnan(cell.after):
         return cell.verdict
     return (
         f"recovery {100 * cell.before:.2f} % in the baseline, {100 * cell.after:.2f} % now: {100 * cell.change:+.2f} "

@@ -135,6 +135,7 @@ def estimates(frame: pd.DataFrame, budgets: bool | None = None) -> dict[CellName
             name = name._replace(steps_budget=0)
         if name.uncompressed:
             name = name._replace(label="uncompressed", ratio_target=1.0)
+        # Two sweeps may share an evaluate stage: the same stage and value twice are no contradiction.
         earlier = groups.setdefault(name, {}).setdefault(int(row["seed"]), row)
         if earlier is not row and (earlier["stage_key"], earlier["value"]) != (row["stage_key"], row["value"]):
             raise UserError(
@@ -171,6 +172,7 @@ def gain(row: Mapping[Any, Any]) -> tuple[float, float]:
     if math.isinf(value):
         return 0.0, 0.0
     logs = (math.log(end) if end > 0 else -math.inf for end in (value, low, high))
+    # To first order the error of 1 / v is that of log v times 1 / v.
     return 1 / value, _half_width(*logs) / quantile / value
 
 

@@ -73,6 +73,7 @@ def failure(line: Sample) -> str:
         return CORRECT
     if line["finish_reason"] == TOO_LONG:
         return "prompt too long"
+    # Before the verdicts: a completion that was cut off often has no answer for that reason alone.
     if line["finish_reason"] == "length":
         return "cut off at the token limit"
     if verdict == "timeout":

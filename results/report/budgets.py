@@ -64,6 +64,7 @@ def _sentence(group: Sequence[Pivot], ratio: float, tested: Mapping[int, Sequenc
     basis = (
         f"paired tests, Holm-corrected over {number} comparisons, p < {SIGNIFICANCE:g}" if with_tests else "intervals"
     )
+    # Both directions of a changed pair are in `shown`: the one that holds at the smaller budget is named, once.
     changes = [pair for pair in shown if pair[::-1] in shown and min(shown[pair]) < min(shown[pair[::-1]])]
     if changes:
         parts = [

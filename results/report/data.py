@@ -37,7 +37,7 @@ class Paired:
         leader, label: rows; the leader has the better estimate.
         difference, low, high: by how much the leader is better, with its 95 % interval: share of right answers, or nats
             per token.
-        p_value: two-sided; ``p_corrected`` is Holm's over all rows at this ratio.
+        p_value: two-sided; ``p_corrected`` is Holm's over all comparisons that the page shows together.
         units: how many ``unit`` (problems or windows) it is over.
         seeds: seeds that both have; their answers to a problem are averaged.
         every_seed: whether the leader is ahead in each of them.
@@ -65,7 +65,7 @@ class Cost:
     """One stage that was run once.
 
     Attributes:
-        kind: ``finetune``, ``fit``, ``compress``, ``recover`` or ``evaluate``.
+        kind: ``finetune``, ``fit``, ``compress``, ``recover``, ``quantise`` or ``evaluate``.
         labels: rows that need it, more than one where it was shared; uncompressed rows are left out where others need
             it too.
         seconds: wall clock.

@@ -190,6 +190,7 @@ def _curves(tables: Sequence[Pivot]) -> list[Block]:
             caption += f" The {MOST_LINES} best of {len(rows)} rows are drawn."
         if len(blocks) < MOST_CURVES and any(math.isfinite(c.value) for row in rows for c in row.cells.values()):
             blocks.append(Picture(f"curve-{number}", caption, caption, partial(curve, table, f"curve-{number}")))
+        # Once: with this note there are more blocks than curves may be.
         elif len(blocks) == MOST_CURVES:
             blocks.append(f"The first {MOST_CURVES} benchmarks are drawn; all are in the tables above.")
     return blocks + _budget_curves(tables)

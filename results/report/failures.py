@@ -72,17 +72,18 @@ def _counted(title: str, rows: Rows, answers: Mapping[str, Answers], lineage: Li
 
 
 def _choose(sources: Sequence[_Source], kind: str, counts: Mapping[tuple[str, float], Counter[str]]) -> list[_Source]:
-    def rare(source: _Source) -> float:
+    def negative_share(source: _Source) -> float:
         part = counts[source.label, source.ratio]
         return -part[kind] / part.total()
 
-    ordered = sorted(sources, key=rare)
+    ordered = sorted(sources, key=negative_share)
     chosen: list[_Source] = []
     for source in ordered:
         new_row = all(source.label != other.label for other in chosen)
         new_problem = all(source.line["problem"] != other.line["problem"] for other in chosen)
         if len(chosen) < EXAMPLES and new_row and new_problem:
             chosen.append(source)
+    # Where too few rows or problems have the kind, an example of the same one is better than none.
     chosen += [source for source in ordered if source not in chosen][: EXAMPLES - len(chosen)]
     return chosen
 

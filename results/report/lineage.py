@@ -35,8 +35,9 @@ class Lineage:
         self.damaged: dict[str, str] = {}
 
     def stage(self, key: str) -> StageRecord | None:
-        """Return a stage's record; None where it is not there or not as written."""
+        """Return a stage's record, be its files damaged or not; None where it is not there or cannot be read."""
         if key not in self._records:
+            # Keys come from a file of records: what has not the form of one could be a path out of the stages.
             self._records[key] = self._load(key) if KEY.fullmatch(key) else None
         return self._records[key]
 
@@ -47,6 +48,7 @@ class Lineage:
         record = None
         try:
             record = read_stage(folder)
+            # Last: a damaged stage keeps its record, which has the ranks for one; `folder` withholds its files.
             StageStore(self.root).verify(key)
         except UserError as error:
             self.damaged[key] = reason_of(error)

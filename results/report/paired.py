@@ -140,6 +140,7 @@ def _pair(leader: _Entry, other: _Entry) -> _Pair | None:
         return None
     sign = 1.0 if leader.higher_is_better else -1.0
     columns = np.stack([sign * (_ordered(a, order) - _ordered(b, order)) for a, b in zip(mine, theirs, strict=True)], 1)
+    # The loss of a model that diverged may be infinite, and the difference of two such losses is NaN.
     if not np.isfinite(columns).all():
         return None
     ahead = bool((columns.sum(axis=0) > _ROUNDING * np.abs(columns).sum(axis=0)).all())
@@ -168,6 +169,7 @@ def _tested(pairs: Sequence[tuple[int, float, str, _Pair]]) -> list[Paired]:
             low, high = paired_interval(behind, ahead, n)
         else:
             p_value, test = float(sign_flips(pair.gains[:, None], flips)[0]), f"sign flips of {pair.units}"
+            # The interval is of the mean per unit; n / scale makes it one per token, as the difference is.
             low, high = (end * n / pair.scale for end in mean_interval(pair.gains.tolist()))
         results.append((float(pair.gains.sum()) / pair.scale, low, high, p_value, test))
     corrected = holm([p_value for *_, p_value, _ in results])

@@ -93,6 +93,7 @@ def _shapes(folder: Path) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
     for name, shape in tensors.items():
         module, _, part = name.rpartition(".")
+        # lr_b is (m, r) and lr_a (r, n); a matrix that shares its first factor finds lr_a under the owner's name.
         if part == "lr_b":
             first = tensors.get(f"{owners.get(module, module)}.lr_a")
             if first:
@@ -106,6 +107,7 @@ def _header(path: Path) -> dict[str, list[int]]:
     try:
         with open_regular(path) as file:
             size = int.from_bytes(file.read(8), "little")
+            # The length is the file's own claim, and a damaged file may claim any.
             if size > path.stat().st_size:
                 return {}
             header = json.loads(file.read(size))

@@ -62,6 +62,7 @@ def _kinds(folder: Path) -> tuple[Energy, ...]:
         for path in sorted([*folder.glob("factors*.safetensors"), *folder.glob(f"{KEPT}factors*.safetensors")]):
             with safe_open(path, framework="np") as tensors:
                 for key in sorted(tensors.keys()):
+                    # What a rank policy measured lies beside the factors and is no spectrum of theirs.
                     if not key.endswith(_ENDING) or key.startswith("policy."):
                         continue
                     values = np.asarray(tensors.get_tensor(key), dtype=np.float64)
@@ -78,6 +79,7 @@ def _energy(kind: str, values: list[Array]) -> Energy:
     shares = np.linspace(0, 1, POINTS)
     curves, ninety = [], []
     for spectrum in values:
+        # With the leading 0 an index is a number of parts, for the curve and for the 90 % below.
         energy = np.concatenate([[0.0], np.cumsum(spectrum**2)])
         energy /= energy[-1]
         axis = np.linspace(0, 1, len(energy))

@@ -91,6 +91,7 @@ def _graded(lines: Sequence[Sample], metric: str, value: float) -> Scores | str:
     values = [math.fsum(row) / len(row) for row in scores.values()]
     if not math.isclose(math.fsum(values) / len(values), value, abs_tol=1e-9):
         return _NOT_PER_PROBLEM
+    # Not greedy even for a single sample: these scores are not right or wrong, so McNemar's test does not apply.
     return Scores(tuple(scores), np.array(values), False)
 
 
@@ -98,6 +99,7 @@ def _likelihoods(lines: Sequence[Window], metric: str, value: float) -> Scores |
     """Return negative log-likelihoods of windows: their sum decides the perplexity, tokens being equal."""
     sums, counts = [float(line["nll"]) for line in lines], [int(line["tokens"]) for line in lines]
     mean = math.fsum(sums) / sum(counts)
+    # math.exp raises an OverflowError from about 710 on.
     printed = mean if metric == "nats_per_token" else math.exp(mean) if mean < 700 else math.inf
     if not math.isclose(printed, value, rel_tol=1e-9):
         return _NOT_PER_PROBLEM
@@ -124,6 +126,7 @@ def scores_of(
             if isinstance(entry, Scores):
                 problems = names.setdefault(digest(entry.problems), entry.problems)
                 entry = replace(entry, problems=problems)
+            # Folders of stages may share a key: one without the samples does not replace those of another.
             if isinstance(entry, Scores) or not isinstance(results.get((key, metric, scorer)), Scores):
                 results[key, metric, scorer] = entry
     return results

@@ -49,6 +49,7 @@ class Margin:
         """Return so many problems that would decide it if the difference stayed as it is; None where none would."""
         if not self.undecided or not self.value:
             return None
+        # The width of an interval falls with the root of the number of problems.
         half = (self.high - self.low) / 2
         return math.ceil(self.n * (half / self.value) ** 2)
 

@@ -190,6 +190,7 @@ class _Search:
         assert self.result is not None
         done = self.result.confirmations
         fresh = self._probe(method, ratio, CONFIRM_SEED + len(done))
+        # A benchmark with fixed data ignores the seed: these are the search's own problems, which confirm nothing.
         if self.data[fresh.problem_seed] == self.data[None]:
             self.result.confirmable = False
             return True
@@ -203,6 +204,7 @@ class _Search:
         return self.probes[key]
 
     def _evaluate(self, method: str, ratio: float, problem_seed: int | None) -> Probe:
+        # All weights are kept: which cell is the smallest, whose checkpoint is copied, is known at the end alone.
         changes: dict[str, Any] = {"name": self.name, "ratios": (ratio,), "execution": {"keep": "all"}}
         if problem_seed is not None:
             changes["evaluation"] = {"problem_seed": problem_seed}
@@ -224,6 +226,7 @@ class _Search:
             self.records |= {_name(record): record for record in done.records}
         benchmark = done.records[0].benchmark
         rows = [row for row in done.records if row.headline and row.benchmark == benchmark]
+        # The last one is the finetuned model where there is one; the pretrained one comes before it.
         before = [row for row in rows if row.method == BASELINE.name][-1]
         after = next(row for row in rows if row.method != BASELINE.name)
         self.data[problem_seed] = before.dataset_sha256
@@ -314,6 +317,7 @@ def _keep(checkpoint: Path, folder: Path) -> Path:
     origin = {"copied_from": str(checkpoint.relative_to(folder.parent.parent))}
     if folder.is_dir() and source.is_file() and read_json(source) == origin:
         return folder
+    # The note goes first and comes back last, so that an interrupted copy has none and is made again.
     source.unlink(missing_ok=True)
     if folder.is_dir():
         shutil.rmtree(folder)

@@ -38,6 +38,7 @@ def largest_ratio(methods: Sequence[str], grid: Sequence[float], holds: Holds) -
                 continue
             known += 1
             best = method, known
+        # `known` holds or is below the grid; `failed` does not hold or is above it.
         while failed - known > 1:
             middle = (known + failed) // 2
             if holds(method, grid[middle]):

@@ -173,6 +173,7 @@ def _series(
 
 def dense_twins(subjects: Sequence[Subject]) -> list[int | None]:
     """Return the index of each checkpoint's dense form among them; None for dense ones and where there is none."""
+    # Reversed, so that of several dense forms of a model the first is the reference.
     dense = {s.shape: index for index, s in reversed(list(enumerate(subjects))) if not s.factorised}
     return [dense.get(subject.shape) if subject.factorised else None for subject in subjects]
 

@@ -39,6 +39,7 @@ def is_rounded(row: Row) -> bool:
 
 def share_of_bfloat16(cell: Cell) -> float:
     """Return the bytes on disk as a share of what the uncompressed model's parameters take in bfloat16."""
+    # params × ratio is the uncompressed count of parameters, which a cell does not hold.
     return cell.bytes / (2 * cell.params * cell.ratio)
 
 

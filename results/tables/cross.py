@@ -157,7 +157,7 @@ def _order(names: Sequence[str], key: Sequence[Any]) -> tuple[Any, ...]:
 
 def _entry(key: tuple[Any, ...], lines: Sequence[Mapping[Any, Any]], layout: Layout) -> Entry:
     distinct = {line["seed"]: line for line in lines}
-    if len(distinct) < len(lines) or len(lines) > 1:
+    if len(lines) > 1:
         for column in _MUST_AGREE:
             values = list(dict.fromkeys(str(line[column]) for line in lines))
             if len(values) > 1:

@@ -30,6 +30,7 @@ def shown_labels(group: Sequence[_Line]) -> list[str]:
     ]
     labels = _tell_apart(labels, group, "options", _differing_options)
     labels = _tell_apart(labels, group, "steps_finetune", lambda steps, _: f"finetuned {steps:,} steps")
+    # Only where two records still share a cell: a sweep's name says nothing about the model.
     cells = {(label, line["ratio_target"], line["seed"]) for label, line in zip(labels, group, strict=True)}
     if len(cells) < len(group):
         labels = [f"{label} ({line['sweep']})" for label, line in zip(labels, group, strict=True)]

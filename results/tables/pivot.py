@@ -218,6 +218,8 @@ def pivot(frame: pd.DataFrame, headline: bool = True) -> list[Pivot]:
             hashes = tuple(line[c] for c in _DATA)
             data.setdefault(line["seed"], set()).add(hashes)
             parts.setdefault(hashes, []).append(line)
+        # Data may be drawn from the training seed and then differ between seeds; two sets under one seed are different
+        # problems or prompts, whose values do not belong in one table.
         if max(map(len, data.values())) > 1:
             for hashes, part in parts.items():
                 tables += _by_budget(part, " ".join(h[:8] for h in hashes if h))
@@ -243,6 +245,7 @@ def same_but_budget(tables: Sequence[Pivot]) -> list[list[Pivot]]:
     """Return the tables in groups that differ in nothing but the budget, ascending in it."""
     groups: dict[str, list[Pivot]] = {}
     for table in tables:
+        # The id keeps each table without a budget in a group of its own.
         groups.setdefault(replace(table, budget=0).title if table.budget else f"{id(table)}", []).append(table)
     return list(groups.values())
 
@@ -261,6 +264,7 @@ def _with_bos_notes(tables: Sequence[Pivot]) -> list[Pivot]:
             sentence = _bos_note(with_bos, without)
             if sentence:
                 for table in (with_bos, without):
+                    # A table that has a note already is a copy, and `rows` is the object that it shares.
                     shown = [replace(t, note=sentence) if t.rows is table.rows else t for t in shown]
             elif not without.compressed:
                 shown = [t for t in shown if t.rows is not without.rows]
@@ -340,6 +344,7 @@ def _table(group: Sequence[_Line], data: str) -> Pivot:
         for (label, stage), cells in parts.items()
     ]
     rank = {"pretrained": 0, "finetuned": 1}
+    # The sort is stable: compressed rows keep the order of the records.
     rows.sort(key=lambda row: rank.get(row.stage, 2))
     names = ("model", "task", "benchmark", "variant", "metric", "scorer", "engine", "dtype")
     conditions: dict[str, Any] = {name: str(first[name]) for name in names}
@@ -364,6 +369,7 @@ def _cell(label: str, lines: Sequence[_Line]) -> Cell:
         )
     values = [float(line["value"]) for line in lines]
     value, low, high = mean(values), float(first["low"]), float(first["high"])
+    # An infinite mean (a perplexity that overflowed) has no interval across seeds.
     spread = len(set(values)) > 1 and math.isfinite(value)
     if spread:
         low, high = across_seeds(values, float(first["confidence"]), *limits(first["metric"]))

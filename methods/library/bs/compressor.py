@@ -134,6 +134,7 @@ class BasisSelection(BasisSelectionOptions):
         """
         steps = self.pruning_run_steps(trainer) if trainer else 0
         before = self.keep_epochs + self.prune_epochs
+        # At least one step is left to prune in.
         keep_steps = min(round(steps * self.keep_epochs / before), max(steps - 1, 0))
         spaced = (keep_steps, steps - keep_steps)
         due = pruning_steps(*spaced, self.prunings)
@@ -150,6 +151,7 @@ class BasisSelection(BasisSelectionOptions):
 
         groups = singles(self.targets(model))
         shrink = trainer.shrink if trainer else shrink_parameter
+        # As many prunings as are due, which counted by epoch may be more than P (`pruning_steps_by_epoch`).
         run = PruningRun(self, model, fitted, budgets, hand_out, data, shrink, len(due))
 
         def prune_what_is_due(step: int, tokens: int) -> None:
@@ -183,6 +185,7 @@ class BasisSelection(BasisSelectionOptions):
                     return
                 run.gathered(whole_model)
                 model = whole_model
+        # Without training none has been done yet.
         while run.prunings_done < run.prunings:
             run.prune()
         hand_out(len(run.budgets) - 1, run.merged(model))

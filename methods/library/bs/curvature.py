@@ -55,8 +55,10 @@ class Curvature:
         scaled_gradients: list[dict[str, Tensor]] = []
         try:
             for direction in (1.0, -1.0):
+                # s·(1 ± εz) in terms of w, as s = w²; ε < 1 keeps the root real.
                 stretch = {name: (1 + direction * step[name] * signs[name]).sqrt() for name in roots}
                 for name, root in roots.items():
+                    # A new tensor instead of a change in place: `saved` then brings w back bit for bit.
                     root.data = (saved[name] * stretch[name]).to(saved[name])
                 gradients = torch.autograd.grad(loss(), list(roots.values()), allow_unused=True)
                 # s = w², so s_i·∂L/∂s_i = w_i² / (2 w'_i) · ∂L/∂w'_i with w' = w·stretch
@@ -72,8 +74,10 @@ class Curvature:
             for name, root in roots.items():
                 root.data = saved[name]
         up, down = scaled_gradients
+        # The weight forgets as the sums do, so that their quotient is a mean from the first probe on.
         self.weight = self.memory * self.weight + 1
         for name, layer in self.layers.items():
+            # bend: z_i s_i (g_i⁺ - g_i⁻) / (2ε) ≈ Σ_j s_i H_ij s_j z_i z_j, whose mean over the signs is s_i² H_ii.
             slope, bend = (up[name] + down[name]) / 2, signs[name] * (up[name] - down[name]) / (2 * step[name])
             indices, slots = layer.kept, layer.slots
             self.slope[name][indices] = self.memory * self.slope[name][indices] + slope[slots]

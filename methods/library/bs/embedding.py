@@ -93,6 +93,7 @@ class DenseEmbedding:
         shared = nn.Parameter(weight)
         for name, shell in ((self.matrix.name, self.embedding), (self.matrix.head, self.head)):
             if shell is not None:
+                # A copy, because each budget of a trajectory needs the shells again.
                 module = copy.deepcopy(shell)
                 module._parameters["weight"] = shared
                 replace_module(model, name, module.train(training))

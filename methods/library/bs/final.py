@@ -50,6 +50,7 @@ class BasisProbe:
         try:
             for name, rank in ranks.items():
                 layer = self.layers[name]
+                # `prune` makes new tensors and leaves these as they are, so references are enough to go back.
                 saved.append((layer, (layer.left, layer.right, layer.kept, layer.slots)))
                 layer.prune(self.mask_at(name, rank))
             return self.examples.loss(self.model)

@@ -69,6 +69,7 @@ class BasisLinear(nn.Module):
         self.out_features, self.in_features = factors.left.shape[0], factors.right.shape[1]
         self.weight_root = nn.Parameter(spectrum.sqrt())
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        # Divided by √s on both sides, u_i v_iᵀ is the part without s_i, however the fit split s_i between them.
         left, right = factors.left.to(dtype) / unit, factors.right.to(dtype) / unit[:, None]
         first = 0
         if start == "top":
@@ -76,6 +77,7 @@ class BasisLinear(nn.Module):
             extra_left, extra_right = factors.left[:, :extra].to(dtype), factors.right[:extra].to(dtype)
         else:
             # On the meta device, where memory is estimated, there are no numbers to draw.
+            # Elsewhere they are drawn on the CPU, so that a seed gives the same vectors on every device.
             generator = None if left.is_meta else torch.Generator().manual_seed(seed)
             device = left.device if left.is_meta else torch.device("cpu")
             noise = torch.randn(extra, self.in_features, generator=generator, device=device) / max(extra, 1) ** 0.5
@@ -121,12 +123,14 @@ class BasisLinear(nn.Module):
         """Map (..., n) to (..., m) without building the dense weight."""
         linear = nn.functional.linear
         left, right = self.left, self.right
+        # Narrow bases: autocast casts operands by itself, and without it a linear of mixed dtypes is refused.
         if left.dtype != self.weight_root.dtype and not torch.is_autocast_enabled(x.device.type):
             left, right = left.to(x.dtype), right.to(x.dtype)
         s = self.roots() ** 2
         if len(s) == len(right):
             y = linear(linear(x, right) * s, left, self.bias)
         else:
+            # `kept` counts from the start of the spectrum, the bases from the first one that was not freed.
             rows = self.kept - self.freed
             y = SelectedLinear.apply(SelectedLinear.apply(x, right, rows, 0) * s, left, rows, 1)
             y = y if self.bias is None else y + self.bias.to(y.dtype)
@@ -146,6 +150,7 @@ class BasisLinear(nn.Module):
         """
         for name in ("left", "right"):
             bases = getattr(self, name)
+            # The buffer goes first: a module refuses a parameter under the name of one.
             delattr(self, name)
             self.register_parameter(name, nn.Parameter(bases, requires_grad=False))
         self.shared = True

@@ -42,6 +42,7 @@ def put_bases(
         embedding.replace(model, rows.to(weight.device).train(training))
         return rows
     dense = get_linear(model, name)
+    # promote_types gives float32 for float16; bfloat16 and float32 stay what they are.
     dtype = torch.promote_types(dense.weight.dtype, torch.bfloat16)
     layer = BasisLinear(factors, dense.bias, *start, dtype, narrow).to(dense.weight.device)
     if layer.bias is not None:

@@ -24,6 +24,7 @@ def keep_largest(scores: Tensor, theta: float) -> Tensor:
     """
     ordered = scores.double().sort(descending=True).values
     sums = ordered.cumsum(0)
+    # The smallest prefix that reaches the whole sum leaves out zeros; where all are zero there is nothing to rank by.
     if theta >= 1.0 or sums[-1] <= 0:
         return scores > 0 if sums[-1] > 0 else torch.ones_like(scores, dtype=torch.bool)
     last = int(torch.searchsorted(sums, theta * sums[-1]))

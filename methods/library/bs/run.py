@@ -85,11 +85,14 @@ class PruningRun:
         freed = 0.0
         self.spectra: dict[str, Tensor] = {}
         self.required = {name: p.requires_grad for name, p in model.named_parameters()}
+        # Before the basis layers exist: their w and new vectors train whether or not the others do.
         for parameter in model.parameters():
             parameter.requires_grad_(method.train_others)
         self.embedding = next((DenseEmbedding(model, m) for m in method.targets(model) if m.embedding), None)
         for number, unit in enumerate(self.shape.units):
             factors = fitted.factors(unit.name)
+            # The whole spectrum: what `drop_below` takes out is reported as died (`bases`). As only the end is cut off,
+            # `kept` still counts in it.
             spectrum = factors.spectrum.float().cpu()
             if method.drop_below:
                 factors = strongest(factors, method.drop_below, self.extra[unit.name] + 1)
@@ -97,9 +100,11 @@ class PruningRun:
                 freed += float(factors.spectrum[: self.extra[unit.name]].sum())
             layer = put_bases(method, model, unit.name, self.embedding, factors, self.extra[unit.name], number)
             self.layers[unit.name] = layer
+            # Bases that became new vectors (`top`) still have entries in w, which nothing reads.
             self._shrink(layer)
             self.spectra[unit.name] = spectrum
         self.product = dict.fromkeys(self.layers, 1.0)
+        # By index into the spectrum and not by slot, so that prunings and `shrink` leave the sums in place.
         self.slope = {name: layer.weight_root.detach().new_zeros(layer.bases) for name, layer in self.layers.items()}
         self.observed = 0
         self.used = TrainingLog(0, 0, 0.0, 0.0)
@@ -107,16 +112,20 @@ class PruningRun:
         self.met = False
         self.final_levels: dict[int, float] = {}
         self.probes = CurvatureProbes(method, model, self.layers, data) if method.criterion == "hessian" else None
+        # Allocations rank bases by the criterion, which for the Hessian has no values before the first probe.
         if self.probes is not None:
             self.probes.run()
         plans = [self._allocate(budget) for budget in self.budgets]
         self.kept_share = [self._kept_share(plan, freed) for plan in plans]
+        # The energy policy's level is a kept share, the threshold policy's is not: there K is counted. The schedule is
+        # that of the bases alone: those that became new vectors count in `kept_share` and not in K.
         self.keep = plans[-1].level if method.scope == "layer" else self._kept_share(plans[-1], 0.0)
 
     def _scores(self, layer: BasisLinear, name: str) -> Tensor:
         s = layer.singular_values().float()
         if self.method.criterion == "s2":
             return s**2
+        # s orders the bases that have had no gradient, and is the criterion until there is one at all.
         if self.method.criterion == "taylor" and self.observed:
             return (self.slope[name] / self.observed)[layer.kept].float() + 1e-12 * s
         if self.probes is not None:
@@ -189,6 +198,7 @@ class PruningRun:
 
     def _spectra(self, units: Sequence[Unit]) -> dict[str, Tensor]:
         scores = {unit.name: self._scores(self.layers[unit.name], unit.name) for unit in units}
+        # New vectors have no score: to a policy, ranks that a spectrum lacks come first (`_shares.tail_energy`).
         return {
             unit.name: scores[unit.name].sort(descending=True).values[: unit.max_rank - self.layers[unit.name].extra]
             for unit in units
@@ -244,8 +254,10 @@ class PruningRun:
             if self.reached == len(self.budgets) - 1:
                 self.met = True
                 return
+            # Merging replaces the basis layers, which the run goes on training.
             self.hand_out(self.reached, self.merged(copy.deepcopy(self.model)))
             self.reached += 1
+            # The last pruning goes on through all budgets that are left, since no other follows it.
             if not final:
                 return
 
@@ -255,6 +267,7 @@ class PruningRun:
         share = target_share(self.keep, pruning * before_last, self.prunings, self.method.schedule)
         if self.method.scope == "global":
             pool = torch.cat([self._scores(layer, name) for name, layer in self.layers.items()])
+            # All matrices have the same product in this scope (`_apply`), so any name gives the threshold.
             theta = self._threshold(share, before_last, next(iter(self.layers)))
             limit = pool[keep_largest(pool, theta)].min()
             masks = {name: self._at_least_one(self._scores(layer, name), limit) for name, layer in self.layers.items()}
@@ -305,6 +318,7 @@ class PruningRun:
         }
 
     def _size(self, masks: Mapping[str, Tensor]) -> int:
+        # As in `merged`: kept bases and new vectors may be more than min(m, n), which the merge cuts off.
         return self.shape.untouched + sum(
             unit.stored(
                 min(int(masks[unit.name].sum()) + self.layers[unit.name].extra, unit.max_rank), self.method.guard
@@ -348,6 +362,7 @@ class PruningRun:
             if not all(all_finite(parameter) for parameter in model.get_submodule(unit.name).parameters()):
                 raise self._not_finite(unit.name)
         for name, parameter in model.named_parameters():
+            # The dense model has no names of factors; `Recovery.recover` expects them to require a gradient.
             parameter.requires_grad_(self.required.get(name, True))
             parameter.grad = None
         return model
@@ -358,6 +373,7 @@ class PruningRun:
 
     def _merge(self, layer: BasisLinear, rank: int, unit: Unit) -> tuple[Tensor, Tensor] | None:
         """Return A (r, n) and B (m, r) in float64; None for a layer that becomes dense again."""
+        # With `drop_below` only the SVD says whether the rank that is left is below break-even.
         if not (self._factorised(unit, rank) or self.method.drop_below):
             return None
         u, s, vt = layer.merged(rank)
@@ -369,6 +385,7 @@ class PruningRun:
                 return None
             u, s, vt = u[:, :rank], s[:rank], vt[:rank]
         root = s.sqrt() if self.method.split == "even" else torch.ones_like(s)
+        # The clamp is for split=even, where a component of s = 0 would be 0 / 0.
         return (s / root.clamp_min(1e-300))[:, None] * vt, u * root
 
     def _factorised(self, unit: Unit, rank: int) -> bool:

@@ -37,6 +37,7 @@ class Search:
         for number, unit in enumerate(track(self.units, unit="matrices searched"), 1):
             if dense is None:
                 return None
+            # The loss is the logarithm of the perplexity, of which the limit is dense·(1 + δ)^k.
             limit = dense + (number * math.log1p(tolerance) if self.metric == "loss" else tolerance)
             for rank in grid(unit):
                 loss = self._ask(ranks | {unit.name: rank})

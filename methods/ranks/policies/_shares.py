@@ -83,6 +83,7 @@ def through(units: Sequence[Unit], ranks_at: Sequence[tuple[float, Mapping[str, 
         dense = dense_rank(unit)
         knots = [(0.0, 0.0)]
         for level, ranks in ranks_at:
+            # Searches may find a lower rank at a higher level, and a demand must not fall.
             knots.append((level, max(knots[-1][1], float(ranks.get(unit.name, dense)))))
         demands.append(_line([*knots, (BREAK_EVEN_LEVEL, float(dense)), (1.0, float(unit.max_rank))]))
     return demands

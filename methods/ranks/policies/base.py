@@ -44,7 +44,8 @@ class Evidence:
         share: q, the share of the units' parameters that the budget can afford, 0..1.
         measured: what the policy's own `Policy.measure` gave while fitting.
         loss: mean loss over the calibration data when the named units are cut to the given ranks and all others are
-            dense, or the error rate where the policy's metric is the accuracy; None where there is no data.
+            dense, or what else the policy `asks` for: the error rate, or the divergence from the dense model; None
+            where there is no data.
     """
 
     units: Sequence[Unit]

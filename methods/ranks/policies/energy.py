@@ -38,6 +38,7 @@ class Energy(Policy):
         def rank(level: float) -> float:
             if total == 0.0:
                 return float(unit.min_rank)
+            # 1e-12: where a prefix reaches the share exactly, rounding must not ask for one part more.
             return float(fixed + min(bisect_left(sums, level * total * (1 - 1e-12)) + 1, len(sums)))
 
         return rank

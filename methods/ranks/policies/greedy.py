@@ -93,4 +93,5 @@ def demand_in_pool(unit: Unit, positions: Sequence[int], pool: int) -> Demand:
         pool: how many components there are.
     """
     fixed = unit.max_rank - len(positions)  # ranks that carry no component of their own
+    # 1e-9: level · pool of a whole number of components may round to just below it.
     return lambda level: float(fixed + bisect_right(positions, level * pool + 1e-9))

@@ -81,6 +81,7 @@ class IntegerProgram(Policy):
         """Return demands that pass through the best ranks found."""
         affordable = evidence.share * sum(unit.parameters for unit in evidence.units)
         choices = self.choices(evidence, affordable)
+        # Ranks without depth factors remain where the divergence of every trial is infinite.
         best, least = self._ranks(evidence.units, choices, 0.0, 0.0, affordable), math.inf
         if self.trials > 1:
             assert evidence.loss is not None
@@ -107,7 +108,9 @@ class IntegerProgram(Policy):
             grid = [r for r in range(-(-first // step) * step, dense_rank(unit), step) if r < 0.95 * even]
             ranks = sorted({first, *grid}) if unit.saves(first) else []
             before = tail_energy(unit, spectrum, float(evidence.measured[unit.name][0]))
+            # The floor leaves an order among the ranks of a matrix whose cut changed nothing that was measured.
             weight = max(kl if math.isfinite(kl) else worst, 1e-6 * worst, 1e-12)
+            # A cut to r_0 that drops only zeros has no tail to divide by: then the sum of all squares, or 1, is taken.
             weight /= before or tail_energy(unit, spectrum, 0.0) or 1.0
             choices.append(
                 Choices(
@@ -174,6 +177,7 @@ def solve(costs: Sequence[Sequence[int]], errors: Sequence[Sequence[float]], aff
         raise RuntimeError(f"the integer program of the ranks was not solved: {solution.message}")
     picked, start = [], 0
     for own in costs:
+        # The solver's values are 0 or 1 only within its tolerance.
         picked.append(int(np.argmax(solution.x[start : start + len(own)])))
         start += len(own)
     return picked

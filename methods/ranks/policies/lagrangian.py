@@ -33,6 +33,7 @@ class Lagrangian(Policy):
         """Return ranks in the proportion of √(score/cost)."""
         scores = [self._score(unit, values(evidence.spectra, unit, "lagrangian"), evidence) for unit in evidence.units]
         least = _FLOOR * (max(scores, default=1.0) or 1.0)
+        # `in_proportion` takes kept shares, which are rank_i · cost_i / parameters_i.
         weights = [
             math.sqrt(max(score, least) / unit.cost) * unit.cost / unit.parameters
             for score, unit in zip(scores, evidence.units, strict=True)

@@ -63,6 +63,7 @@ class LossBased(Policy):
             weights: w_i above 0.
             sizes: parameters.
         """
+        # The heaviest reach the cap first. When one stays below it, so do all after it, and they share what is left.
         order = sorted(range(len(weights)), key=lambda index: -weights[index])
 
         def at(mean: float) -> list[float]:

@@ -45,6 +45,7 @@ class Sensitivity(Policy):
 
     def shares(self) -> list[float]:
         """Return the measured kept shares, ascending, all below 1."""
+        # 1e-9: a quotient that rounding lifts above a whole number would add the share 1, which is dense.
         number = math.ceil((1 - self.least) / self.step - 1e-9)
         return [self.least + index * self.step for index in range(number)]
 
@@ -63,6 +64,8 @@ class Sensitivity(Policy):
         for index, unit in enumerate(evidence.units):
             losses = torch.nan_to_num(evidence.measured[unit.name].double(), nan=math.inf).tolist()
             entries += [(-loss, share, index) for share, loss in zip(self.shares(), losses, strict=True)]
+        # The most harmful come first: the cut moves down the list as the level rises, and all behind it are done.
+        # A truncation that gave NaN is thus the first to be left out.
         entries.sort()
         own: list[list[tuple[int, float]]] = [[] for _ in evidence.units]
         for level, (_, share, index) in enumerate(entries):

@@ -85,6 +85,7 @@ class Surgical(Policy):
             tolerated = search.run(self.tolerance, None)
             return through(evidence.units, [(_level(self.tolerance), least if tolerated is None else tolerated)])
         low, high = 1e-5, 1.0 if self.metric == "accuracy" else 1e3
+        # `under` met the budget (the least ranks at first), `over` did not; empty, it means all dense, at δ = 0.
         under: Mapping[str, int] = least
         over: Mapping[str, int] = {}
         low_level = _TOP

@@ -32,6 +32,7 @@ class ZeroSum(Policy):
     def demands(self, evidence: Evidence) -> list[Demand]:
         """Return how many of a unit's parts are left when a share of all, 1 - level, is dropped."""
         slopes = [evidence.measured[unit.name].double().tolist() for unit in evidence.units]
+        # What is dropped last is the first to be kept.
         order = list(reversed(dropping_order(slopes)))
         positions: list[list[int]] = [[] for _ in slopes]
         for position, index in enumerate(order):
@@ -45,6 +46,7 @@ def dropping_order(slopes: Sequence[Sequence[float]]) -> list[int]:
     Args:
         slopes: Δ of each unit's parts, strongest part first. NaN counts as harm without limit.
     """
+    # By sign of Δ: heaps[False] those >= 0, heaps[True] the negative ones.
     heaps: tuple[list[tuple[float, int, int]], list[tuple[float, int, int]]] = ([], [])
     left = [len(own) for own in slopes]
     order: list[int] = []
@@ -53,6 +55,7 @@ def dropping_order(slopes: Sequence[Sequence[float]]) -> list[int]:
     def offer(index: int) -> None:
         if left[index]:
             slope = _number(slopes[index][left[index] - 1])
+            # Second in the heap's order: of equal Δ the matrix that has lost fewer parts is next, so they take turns.
             dropped = len(slopes[index]) - left[index]
             heapq.heappush(heaps[slope < 0], (abs(slope), dropped, index))
 
@@ -70,4 +73,5 @@ def dropping_order(slopes: Sequence[Sequence[float]]) -> list[int]:
 
 
 def _number(slope: float) -> float:
+    # Finite, because a running sum of inf - inf would be NaN, which is never above 0.
     return 1e300 if math.isnan(slope) else min(max(slope, -1e300), 1e300)
