@@ -37,6 +37,7 @@ def rescore(lines: Iterable[Sample], benchmark: Benchmark, settings: EvalSetting
         raise UserError(
             f"these samples are of benchmark {names}, not '{benchmark.name}'; rescore them as what they are"
         )
+    # Without a limit, because the lines say themselves which problems there were.
     settings = replace(settings, stage=stored[0]["stage"], temperature=stored[0]["temperature"], limit=None)
     rows = {benchmark.problem_id(row, index): row for index, row in enumerate(benchmark.data(settings).rows)}
     for line in stored:

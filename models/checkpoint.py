@@ -131,10 +131,12 @@ def _put_embedding(model: Any, name: str, rank: int, head: str) -> None:
 class LowRankQuantizer(HfQuantizer):
     """Puts empty factorised layers into a model before transformers fills in the tensors."""
 
+    # transformers then refuses the method for a checkpoint that does not announce it.
     requires_calibration = True
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         layout = self.quantization_config.layout = put_layers(model, self.quantization_config.layout)
+        # No parameter has the guard's name, so that loading would report it as unexpected.
         if layout.guard:
             ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
             model._keys_to_ignore_on_load_unexpected = {*ignored, re.escape(layout.guard)}
@@ -221,6 +223,7 @@ def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
         model.config.quantization_config = config
         model.hf_quantizer = LowRankQuantizer(config)
     elif isinstance(quantizer, LowRankQuantizer):
+        # All factors have been multiplied out since loading, so that the folder must not announce any.
         quantizer.remove_quantization_config(model)
     # Factors keep their module names on disk, so that ranks and tensors agree (GPT-NeoX would be renamed otherwise).
     model.save_pretrained(folder, save_original_format=not layers)

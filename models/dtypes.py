@@ -59,6 +59,7 @@ class SaveDtypes:
         saved_names = model.state_dict().keys()  # without the buffers that no checkpoint holds
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name in saved_names and tensor.is_floating_point() and tensor.dtype != self.of(name):
+                # A gradient would keep the old dtype, in which it no longer fits the tensor.
                 tensor.grad = None
                 tensor.data = rounded(name, tensor.data, self.of(name))
 

@@ -144,6 +144,7 @@ def _multiply_out_embedding(model: Any, name: str, layer: LowRankEmbedding, dtyp
 def _dense(layer: LowRankLinear, dtype: torch.dtype | None) -> nn.Linear:
     wide = torch.promote_types(layer.lr_a.dtype, torch.float32)
     weight = (layer.lr_b.to(wide) @ layer.lr_a.to(wide)).to(dtype or layer.lr_a.dtype)
+    # Made small: a layer of full size would be filled with numbers that the weight then replaces.
     dense = nn.Linear(1, 1, bias=False)
     dense.in_features, dense.out_features = layer.in_features, layer.out_features
     dense.weight = nn.Parameter(weight)
@@ -160,6 +161,7 @@ def bias_flags(config: Any, names: Collection[str]) -> list[str]:
         UserError: no flag gives one of them a bias.
     """
     missing, flags = set(names), []
+    # Tried one by one, because only the architecture's code says which flag gives which layer a bias.
     for flag, value in config.to_dict().items():
         if missing and "bias" in flag and value is False:
             changed = copy.deepcopy(config)

@@ -56,6 +56,7 @@ def check_folder(folder: Path) -> dict[str, Header]:
     Raises:
         UserError: names the file and the field or tensor.
     """
+    # Before anything below opens a file.
     check_files(folder)
     check_no_adapter(folder)
     config = read_object(folder / "config.json")
@@ -254,6 +255,7 @@ def _check_sizes(config: Mapping[str, Any], headers: Mapping[str, Header], file:
             continue
         if value is None or isinstance(value, list):
             continue
+        # A layer has at least one tensor; a width or a number of heads or experts is at most the number of all weights.
         most = len(headers) if key in _LAYER_FIELDS else max(parameters, len(headers))
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
             stored = f"{len(headers):,} tensors" if key in _LAYER_FIELDS else f"{parameters:,} weights"
@@ -266,6 +268,7 @@ def _fields(value: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
         for key, inner in value.items():
             own = f"{path}.{key}" if path else str(key)
             yield own, str(key), inner
+            # What is inside belongs to the quantisation, which `check_config` judges as a whole.
             if key not in _QUANTISED_FIELDS:
                 yield from _fields(inner, own)
     elif isinstance(value, list):

@@ -42,6 +42,7 @@ def hub_answers() -> bool:
     request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=HUB_SECONDS).close()
+    # A refusal is an answer too.
     except urllib.error.HTTPError:
         return True
     except OSError:
@@ -110,6 +111,7 @@ def fetch_snapshot(repository: str, revision: str, kind: str, patterns: tuple[st
         """A bar that is shown on terminals alone."""
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
+            # For tqdm, None is: no bar unless the output is a terminal.
             super().__init__(*arguments, **(options | {"disable": options.get("disable") or None}))
 
     return Path(

@@ -42,6 +42,7 @@ def load_model(location: str | Path, revision: str = "", dtype: str = "float32",
     """
     from transformers import AutoModelForCausalLM
 
+    # `from_pretrained` reads config.json by itself and does not know what `load_config` chose.
     eager = load_config(location, revision)._attn_implementation == "eager"
     settings, note = read_generation_defaults(location, revision)
     notes = notes_of(verify_folder(Path(location))) if Path(location).is_dir() else []
@@ -51,6 +52,7 @@ def load_model(location: str | Path, revision: str = "", dtype: str = "float32",
             str(folder),
             dtype="auto" if dtype == "auto" else DTYPES[dtype],
             output_loading_info=True,
+            # A misfit then ends in the report, and so in the sentence below, which names the tensor.
             ignore_mismatched_sizes=True,
             trust_remote_code=False,
             use_safetensors=True if Path(location).is_dir() else None,
@@ -108,6 +110,7 @@ def load_tokenizer(location: str | Path, revision: str = "") -> Any:
                 f"{vocabulary}; copy the tokenizer that belongs to the model"
             )
     pad = tokenizer.pad_token_id
+    # Padding is looked up in the embedding too, although it is masked.
     if pad is None or (vocabulary and pad >= vocabulary):
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -214,6 +214,7 @@ def make_fake(model: Any, dtype: torch.dtype) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+    # Tied parameters became separate ones in the loop.
     model.tie_weights()
 
 
@@ -261,6 +262,7 @@ class Live(TorchDispatchMode):
         weakref.finalize(storage, self._drop, address, size)
 
     def _drop(self, address: int, size: int) -> None:
+        # A later storage may get the same address.
         self._seen.discard(address)
         self.now -= size
 
@@ -269,6 +271,8 @@ class Live(TorchDispatchMode):
 def marked(model: nn.Module, blocks: list[str], live: Live) -> Iterator[None]:
     """Tell when the backward pass comes to the last block, leaves it, and comes to the first one."""
 
+    # A hook runs when its tensor's gradient is there: for a block's output that is before the block's own backward, for
+    # its input after it.
     def when_reached(tensor: Tensor, phase: str) -> None:
         if tensor.requires_grad:
             tensor.register_hook(lambda _: live.enter(max(live.phase, phase, key=_PHASES.index)))

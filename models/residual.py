@@ -181,6 +181,7 @@ def final_norm(model: nn.Module) -> nn.Module | None:
     """Return the norm between the residual stream and the output head, or None where it is not known."""
     names = ("norm", "final_layer_norm", "final_layernorm", "ln_f")
     for name, module in model.named_modules():
+        # A norm inside a layer has the layer's number in its name.
         if name.rpartition(".")[2] in names and not re.search(r"\.\d+\.", name) and module is not None:
             return module
     return None

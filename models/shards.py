@@ -103,6 +103,7 @@ def _write(file: Path, shard: list[Promise]) -> None:
         }
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
+    # Padded with spaces, so that the data behind it start at a multiple of 8 bytes.
     text += b" " * (-len(text) % 8)
     with open(file, "wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
@@ -110,6 +111,7 @@ def _write(file: Path, shard: list[Promise]) -> None:
             tensor = promise.make()
             if tuple(tensor.shape) != promise.shape or tensor.dtype != promise.dtype:
                 raise ValueError(f"{promise.name} came as {tensor.dtype} {tuple(tensor.shape)}, not as announced")
+            # As bytes, because numpy has no bfloat16.
             out.write(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
             del tensor
         out.flush()

@@ -236,6 +236,7 @@ def _placed(
             raise NotStreamable(f"its tensor {name} has another shape than its configuration says")
         locations[name] = (headers[key].file, key)
     add_note(model, claims.note)
+    # Only the source of a tie is read, so that a second copy with other values would be ignored.
     double = sorted(name for name, source in tied.items() if name in locations and name != source)
     if double:
         raise NotStreamable(f"it stores the tied tensor {double[0]} a second time")

@@ -73,6 +73,7 @@ class TokenScorer:
         ids, mask = ids[:, :context], mask[:, :context]
         if not self._checked:
             self._body, self._checked = self._find_body(ids, mask), True
+        # The logits at one position are those of the next token; a row is a position of the flattened batch.
         rows = sequence * ids.shape[1] + token - 1
         if self._body is None:
             logits = self._logits(ids, mask)
@@ -103,6 +104,7 @@ class TokenScorer:
                     for block in rows.split(max(1, len(rows) // 2)):
                         shown.rows = block
                         parts.append(self._logits(ids, mask))
+                    # Another number of calls means that a pass does not run this module exactly once.
                     fine = shown.calls == len(parts) and _agree(torch.cat(parts), expected[rows])
             except Exception:  # foreign code may do anything with a body's output
                 continue
@@ -160,6 +162,7 @@ def _agree(blocks: Tensor, whole: Tensor) -> bool:
     if blocks.shape != whole.shape:
         return False
     eps = torch.finfo(whole.dtype).eps
+    # NaN and infinite logits must not make the tolerance; they are compared below as they are.
     scale = whole.float().nan_to_num(0, 0, 0).abs().max()
     tolerance = float(scale) * (64 * eps if eps < 1e-5 else 4 * eps)
     return torch.allclose(blocks.float(), whole.float(), rtol=0, atol=tolerance, equal_nan=True)

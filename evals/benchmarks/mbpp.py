@@ -94,6 +94,7 @@ def mbpp_job(row: Mapping[str, Any], program: str) -> Job:
 def _needs(tests: str, setup: str, gold: str) -> _Needs:
     body = ast.parse(gold).body
     own = {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    # A function of the solution counts also where it has the name of a builtin.
     names = {name for name in free_names(f"{setup}\n{tests}") if name in own or not hasattr(builtins, name)}
     imports, classes = [], set()
     for node in body:

@@ -107,6 +107,7 @@ def read_lines(path: Path) -> Iterable[tuple[int, Any]]:
     try:
         with open_regular(path) as raw:
             file: Any = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+            # One more than allowed: enough to notice a longer line without reading all of it.
             while line := file.readline(MAX_LINE_BYTES + 1):
                 number, total = number + 1, total + len(line)
                 if len(line) > MAX_LINE_BYTES or total > MAX_BYTES:
@@ -234,6 +235,7 @@ def _load_hub(spec: DatasetSpec, split: str) -> Rows:
             ) from error
     _check_count(rows, spec, split, source)
     actual = content_sha256(rows, spec.fields)
+    # A commit that the user named may hold other data on purpose.
     if revision == spec.revision and entry.sha256 not in (None, actual):
         raise UserError(
             f"what was loaded as {source} is not the published data (content hash {actual}, expected {entry.sha256}); "

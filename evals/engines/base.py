@@ -132,6 +132,7 @@ class Engine(ABC):
         scores = self.continuation_logprobs(sequences, starts, batch_size, progress)
         tails = [tuple(ids[start:]) for ids, start in zip(sequences, starts, strict=True)]
         greedy = [False] * len(tails)
+        # One call for each length, because the limit of new tokens holds for all prompts of a call.
         for length in sorted(set(map(len, tails))):
             some = [index for index, tail in enumerate(tails) if len(tail) == length]
             heads = [sequences[index][: starts[index]] for index in some]
@@ -173,6 +174,7 @@ def token_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     start = 0
     while start < len(order):
+        # The first one is the longest of its batch, and the others are padded to its length.
         size = max(1, min(batch_size, BATCH_TOKENS // max(1, lengths[order[start]])))
         yield order[start : start + size]
         start += size

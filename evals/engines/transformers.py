@@ -116,6 +116,7 @@ class TransformersEngine(Engine):
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             mask[row, width - len(prompt) :] = 1
         greedy = sampling.temperature == 0
+        # Without top_k 0, transformers would sample from the 50 likeliest tokens only.
         choice = {} if greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         stops = [_StopStrings(self.tokenizer, prompts, sampling.stop, width)] if sampling.stop else []
         output = self.model.generate(

@@ -78,7 +78,9 @@ def _delimited(text: str, start: int) -> str | None:
 
 def _bare(line: str) -> str | None:
     answer = line.strip(" \t\r*").removesuffix("I hope it is correct.").strip()
+    # The full stop may be behind closing asterisks or dollars, or before them.
     answer = answer.removesuffix(".").strip().strip("*").removesuffix(".").strip()
+    # With more dollars there are several formulas, and the outer two dollars are no pair.
     if answer.count("$") - answer.count("\\$") <= 2:
         answer = answer.strip("$").removesuffix(".").strip()
     return answer[:MAX_ANSWER] or None

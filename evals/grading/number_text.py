@@ -60,6 +60,7 @@ def read_number(text: str) -> Fraction | None:
     numerator = above or above_digit or above_2 or first
     denominator = _amount(below or below_digit or below_2 or second or "1")
     power = next(filter(None, powers), "0")
+    # By length: an exponent of thousands of digits must be refused before `int` reads it.
     if denominator == 0 or len(power.lstrip("+-0")) > len(str(_LARGEST_POWER)):
         return None
     value = _amount(whole or whole_2 or "0") + _amount(numerator) * Fraction(10) ** int(power) / denominator

@@ -98,6 +98,7 @@ def bleu(answers: Sequence[str], references: Sequence[Sequence[str]], tokenize: 
     from sacrebleu.metrics.bleu import BLEU
 
     most = max(map(len, references))
+    # A stream has a reference for each answer. Repeating one changes neither clipped counts nor the closest length.
     streams = [[row[min(index, len(row) - 1)] for row in references] for index in range(most)]
     metric = BLEU(tokenize=tokenize)
     value = min(metric.corpus_score(list(answers), streams).score / 100, 1.0)  # a perfect one is a last bit above

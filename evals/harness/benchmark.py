@@ -112,13 +112,14 @@ class HarnessTaskBenchmark(Benchmark):
         from lm_eval.evaluator import evaluate
 
         model = engine_model(engine, settings.batch_size, settings.max_new_tokens, lambda _: progress)
+        # The tasks are loaded again: loading draws random numbers, and evaluating changes the tasks.
         with seeded(), quiet(), _judging(self.name):
             loaded = self._load(settings)
             results = evaluate(
                 model,
                 loaded.tasks,
                 limit=settings.limit,
-                bootstrap_iters=0,
+                bootstrap_iters=0,  # intervals are made in `outcome`
                 log_samples=True,
                 apply_chat_template=self.task_name.chat,
                 fewshot_as_multiturn=True,

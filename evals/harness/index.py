@@ -49,6 +49,7 @@ def find_tasks(name: str, include_path: Path | None) -> tuple[Any, dict[str, Map
     while True:
         index = manager.task_index
         needed |= {member for known in needed & index.keys() for member in _member_names(index[known])}
+        # A name that no file defines stays missing; not asking for it twice is what ends the loop.
         missing = sorted(needed - index.keys() - asked)
         if not missing:
             break
@@ -106,6 +107,7 @@ def _folders(root: Path, names: Iterable[str]) -> list[str]:
         for path in root.glob("**/*.yaml")
         if says.search(path.read_text(encoding="utf-8", errors="replace"))
     }
+    # The harness indexes a folder with all below it.
     return sorted(folder for folder in folders if not any(folder.startswith(f"{other}/") for other in folders))
 
 

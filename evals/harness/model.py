@@ -59,6 +59,7 @@ def engine_model(
 
         @property
         def max_length(self) -> int:
+            # A window of the harness has one id more than this: the token that starts its context.
             return engine.context_length + engine.unread - 1
 
         @property
@@ -125,6 +126,7 @@ def engine_model(
             report, done = progress("generate_until"), 0
             for settings, members in groups.items():
                 sampling = sampling_of(json.loads(settings), engine.context_length, max_new_tokens)
+                # At least 1, which `sampling_of` checks: with 0 the slice below would keep the whole prompt.
                 room = engine.context_length - sampling.max_new_tokens
                 prompts = [self.tok_encode(requests[index].args[0]) for index in members]
                 part = _part(report, done, len(requests))
@@ -222,6 +224,7 @@ def sampling_of(settings: Mapping[str, Any], context: int, max_new_tokens: int |
 def completion_text(tokenizer: Any, ids: Sequence[int], stops: Sequence[str]) -> str:
     """Return a completion as the harness reads it: decoded alone, without special tokens, cut at the stop strings."""
     special = set(tokenizer.all_special_ids)
+    # A special token may hold a stop string and is left out of the text, so that it has to be looked for among the ids.
     end = next(
         (
             index

@@ -162,6 +162,7 @@ def _with_interval(metric: str, value: float, items: Sequence[Any], better: bool
     scale = _scale(metric, value, aggregate)
     value /= scale
     numbers = [number / scale for number in _numbers(items)]
+    # Only where the harness's value is the mean over problems do the problems' own values give its interval.
     if numbers and math.isclose(math.fsum(numbers) / len(numbers), value, rel_tol=1e-9, abs_tol=1e-12):
         if all(number in (0, 1) for number in numbers):
             return rate(metric, numbers, better=better)
@@ -228,6 +229,7 @@ def _group_metrics(
                 if math.isfinite(metrics[key].high - metrics[key].low):
                     continue
             weights = sizes if entry.weight_by_size else [1] * len(parts)
+            # Half-widths back to standard errors, and those of independent members to that of their weighted mean.
             errors = [(part.high - part.low) / 2 / NormalDist().inv_cdf(0.975) for part in parts]
             error = math.hypot(*(w * e for w, e in zip(weights, errors, strict=True))) / sum(weights)
             metrics[key] = _normal(entry.metric, float(value), error, sum(sizes), better)

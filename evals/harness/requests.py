@@ -73,6 +73,7 @@ def _counted(request: Any, settings: EvalSettings, tokenizer: Any, context: int)
         new = sampling_of(request.args[1], context, settings.max_new_tokens).max_new_tokens
         return Counted(1, min(prompt_tokens, context - new), 0, new)
     both = min(len(encode(tokenizer, "".join(request.args))), context)
+    # Tokenised together, context and option may have no more tokens than the context alone.
     return Counted(1, both, max(1, both - prompt_tokens), 0)
 
 

@@ -97,6 +97,7 @@ class HostedEngine(Engine):
         opening = Opening(engine, module, str(checkpoint), dtype, one_gpu(device)[0], revision, count, most)
         self._process: _Process | None = _take(engine, opening.module, device, count)
         self.process_id = self._process.id
+        # A process that is used again has spent time on earlier models.
         self._cpu_before = cpu_seconds(self.process_id)
         try:
             self.context_length = self._ask(None, "open", opening)
@@ -220,6 +221,7 @@ class _Process:
             )
         else:
             self._process = self._started(child_end, environment)
+        # While this process holds that end too, the pipe does not close when the child dies.
         child_end.close()
 
     def _started(self, child_end: Connection, environment: dict[str, str]) -> _Started:

@@ -113,6 +113,7 @@ def function_program(prompt: str, completion: str, entry_point: str) -> str:
     """
     code = unfence(completion)
     if re.search(rf"^(?:async )?def {re.escape(entry_point)}\b", code, re.MULTILINE):
+        # The prompt stays in front for its imports and helpers; of two definitions with one name the later one counts.
         return f"{prompt}\n{code}"
     if code.strip() and not code.lstrip("\n")[:1].isspace():
         code = textwrap.indent(code, "    ")

@@ -211,6 +211,7 @@ class GenerativeBenchmark(Benchmark):
         row_of_line = [row for row in rows for _ in range(count)]
         scored, details = self.score(row_of_line, [line["completion"] for line in lines], settings)
         for line, result in zip(lines, scored, strict=True):
+            # Nothing was asked there, and the scorers have judged an empty text.
             if line["finish_reason"] == TOO_LONG:
                 result.verdicts = dict.fromkeys(result.verdicts, "no-answer")
         samples = [
@@ -222,6 +223,7 @@ class GenerativeBenchmark(Benchmark):
         metrics += [rate("cut_off", _means([reason == "length" for reason in reasons], count), better=False)]
         if TOO_LONG in reasons:
             metrics += [rate("prompt_too_long", _means([r == TOO_LONG for r in reasons], count), better=False)]
+        # Samples of one problem share its prompt, which is counted once.
         prompts = digest([line["prompt_sha256"] for line in lines[::count]])
         details = {"headline": self.headline(settings), "samples": count, **details}
         return Outcome(metrics, samples, digest([dict(row) for row in rows]), prompts, details)

@@ -85,6 +85,7 @@ class HarnessBenchmark(ChoiceBenchmark):
         # The second part, whether greedy decoding gives the continuation, is read by exact_match alone.
         results = task.process_results(doc, [(score.value, False) for score in scores])
         verdicts = {name: "correct" if results[name] == 1 else "wrong" for name in self.values}
+        # Where contexts differ and the continuation is the same (WinoGrande), the harness's text is the right index.
         gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
         lengths = [len(choice) for choice in task.doc_to_choice(doc)]
         ranks = [

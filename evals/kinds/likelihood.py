@@ -76,6 +76,7 @@ def _behind_start(tokenizer: Any, continuation: str) -> tuple[list[int], list[in
     if start is None:
         raise UserError("this tokenizer has neither a BOS nor an end-of-sequence token to start a text with")
     ids = tokenizer.encode(continuation, add_special_tokens=False, verbose=False)
+    # As lm-evaluation-harness: a continuation that begins with this token by itself gives it to the context.
     return _checked([start], ids[1:] if ids[:1] == [start] else ids, continuation)
 
 
@@ -104,6 +105,7 @@ def likelihoods(
     positions: list[tuple[int, int, int]] = []
     for context, continuation in pairs:
         head, tail = encode_pair(engine.tokenizer, context, continuation)
+        # Equal is too long as well: the first id of a continuation needs one before it.
         if len(tail) >= limit:
             raise UserError(
                 f"a continuation has {len(tail)} tokens but the model's context is {limit}: {continuation[:60]!r}; "

@@ -37,6 +37,7 @@ class TransformersRun:
     def time(self, batch: int) -> Timing:
         """Time one batch."""
         started, first, ended = self._generate(batch, self._spec.new_tokens)
+        # The first token of each row is part of the time to the first token.
         tokens = batch * (self._spec.new_tokens - 1)
         return Timing(batch, first - started, tokens / (ended - first))
 

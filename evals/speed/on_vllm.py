@@ -51,6 +51,7 @@ class VllmRun:
             enable_prefix_caching=False,
             max_model_len=length,
             max_num_seqs=batch,
+            # All prompts of the largest batch fit into one step.
             max_num_batched_tokens=max(2048, batch * spec.prompt_tokens),
             kv_cache_memory_bytes=_cache_bytes(config, spec, batch),
             **({} if spec.device == "cpu" else {"gpu_memory_utilization": free_share(spec.device)}),

@@ -38,6 +38,7 @@ _CONSEQUENCE = "Engine core initialization failed"
 _WARM_UPS = 2
 _MOST_UNDER_WAY = 256
 """vLLM's own default; further requests wait in its queue."""
+# Without the environment's proxies, one of which might be asked for 127.0.0.1.
 _LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -145,6 +146,7 @@ def ask(server: Server, seed: int, folder: Path, progress: Callable[[int], None]
             time.sleep(0.2)
     finally:
         _stop(client)
+    # The server first: where it ended, the client failed for that reason.
     server.check()
     if client.returncode:
         raise UserError(f"vllm bench serve, which asks {name}, {_last_words(client.returncode, folder / 'log')}")
@@ -175,6 +177,7 @@ def _write_trace(spec: OnlineSpec, seed: int, file: Path) -> Path:
     server then cuts completions short without a word.
     """
     lengths = {"timestamp": 0, "input_length": spec.prompt_tokens, "output_length": spec.new_tokens}
+    # The client makes a prompt out of its number, so that each seed has prompts of its own.
     numbers = range(seed * spec.requests, (seed + 1) * spec.requests)
     file.write_text("".join(json.dumps(lengths | {"hash_ids": [number]}) + "\n" for number in numbers))
     return file
@@ -273,6 +276,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_SECONDS)
+    # The group has the processes that vLLM started, which may outlive their leader.
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -81,6 +81,7 @@ def encoded_once(key: Hashable, encode: Callable[[], EncodedSet]) -> EncodedSet:
         key: all that the result depends on.
         encode: returns the examples, which nobody changes.
     """
+    # Taken out and put back at the end, so that the order is that of last use.
     encoded = _remembered.pop(key) if key in _remembered else encode()
     _remembered[key] = encoded
     tokens = 0

@@ -129,6 +129,7 @@ def _promises(shard: Any, packed: Any, modules: list[str]) -> Iterator[Promise]:
     for name in shard.keys():  # noqa: SIM118
         module = name.removesuffix(_WEIGHT)
         shape = tuple(shard.get_slice(name).get_shape())
+        # An empty slice has the dtype without reading the data; a tensor without dimensions cannot be sliced.
         dtype = (shard.get_slice(name)[:0] if shape else shard.get_tensor(name)).dtype
         if module == name or module not in rounded:
             yield Promise(name, shape, dtype, partial(shard.get_tensor, name))
@@ -155,6 +156,7 @@ def _announcement(scheme: Scheme, groups: dict[int, list[str]], dense: list[str]
         "ignore": dense,
         "config_groups": {
             f"group_{number}": {
+                # One group is of every linear layer that is not ignored; several have to name theirs.
                 "targets": ["Linear"] if len(groups) == 1 else names,
                 "weights": {
                     "num_bits": scheme.bits,

@@ -24,11 +24,13 @@ def pack(integers: Tensor, bits: int) -> Tensor:
     unsigned = integers.to(torch.int32) + 2 ** (bits - 1)
     padded = torch.nn.functional.pad(unsigned, (0, -columns % neighbours)).view(rows, -1, neighbours)
     shifts = torch.arange(neighbours, dtype=torch.int32, device=integers.device) * bits
+    # No two summands have a bit in common, so the sum is their union; the last one may set the sign bit.
     return (padded << shifts).sum(dim=2, dtype=torch.int32)
 
 
 def unpack(words: Tensor, bits: int, columns: int) -> Tensor:
     """Return the integers (m, columns) in int8 that `pack` made words (m, …) of."""
     shifts = torch.arange(WORD_BITS // bits, dtype=torch.int32, device=words.device) * bits
+    # Shifting a negative word fills in ones from the left, which the mask removes.
     unsigned = (words[:, :, None] >> shifts) & (2**bits - 1)
     return (unsigned.flatten(1)[:, :columns] - 2 ** (bits - 1)).to(torch.int8)

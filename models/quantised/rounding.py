@@ -113,6 +113,7 @@ def round_factors(a: Tensor, seconds: Sequence[Tensor], bits: int = 8) -> Rounde
 
 def _magnitudes(weight: Tensor, group: int) -> Tensor:
     rows, columns = weight.shape
+    # Zeros change no largest magnitude.
     padded = torch.nn.functional.pad(weight.float().abs(), (0, -columns % group))
     return padded.view(rows, -1, group).amax(dim=2)
 

@@ -11,7 +11,7 @@ from .rounding import SCALE_DTYPE, group_count, group_for
 from .scheme import Scheme
 
 _SCALE_BYTES = SCALE_DTYPE.itemsize
-_SHAPE_BYTES = 16
+_SHAPE_BYTES = 16  # two numbers in int64
 
 
 def dense_bytes(matrix: Matrix, scheme: Scheme) -> int:

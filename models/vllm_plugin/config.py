@@ -104,6 +104,7 @@ class LowRankServingConfig(QuantizationConfig):
             old.guard,
             {rename(name): rename(head) if head else "" for name, head in old.embeddings.items()},
         )
+        # They were made with the checkpoint's names.
         self.factors.shared = self.layout.shared
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
@@ -125,6 +126,7 @@ class LowRankServingConfig(QuantizationConfig):
                 "transformers"
             )
         if self.layout.embeddings and isinstance(layer, VocabParallelEmbedding):
+            # In vLLM the class of heads is derived from that of embeddings.
             if isinstance(layer, ParallelLMHead):
                 if prefix in self.layout.embeddings.values():
                     return TiedHeadMethod()

@@ -43,6 +43,7 @@ class LowRankEmbeddingMethod(QuantizeMethodBase):
         first = nn.Parameter(torch.empty(self._rank, input_size, dtype=params_dtype), requires_grad=False)
         second = nn.Parameter(torch.empty(rows, self._rank, dtype=params_dtype), requires_grad=False)
         guard = nn.Parameter(torch.empty(0, dtype=params_dtype), requires_grad=False)
+        # The layer's loader cuts along `output_dim`; a tensor without one, such as `lr_a`, is copied whole.
         set_weight_attrs(second, {"output_dim": 0})
         for name, parameter in {"lr_a": first, "lr_b": second, "weight": guard}.items():
             set_weight_attrs(parameter, extra_weight_attrs)

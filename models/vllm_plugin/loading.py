@@ -106,6 +106,8 @@ def held_rows(layer: Any, outputs: int, rows: int, part: Any) -> Tensor:
         rows: number of rows on disk.
         part: what vLLM calls the part of the fused layer, or None.
     """
+    # Numbered from 1, because the loader leaves zeros where it pads. On the CPU, because vLLM runs loaders on the meta
+    # device too, where there would be no numbers to read.
     numbers = nn.Parameter(torch.zeros(outputs, dtype=torch.int64, device="cpu"), requires_grad=False)
     set_weight_attrs(numbers, {"output_dim": 0})
     layer.weight_loader(numbers, torch.arange(1, rows + 1, device="cpu"), *(() if part is None else (part,)))

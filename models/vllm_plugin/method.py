@@ -57,6 +57,7 @@ class LowRankMethod(LinearMethodBase):
         **extra_weight_attrs: Any,
     ) -> None:
         """Register empty parameters that collect what the checkpoint holds; see `loading.Loaded`."""
+        # Only a row-parallel layer holds fewer columns than its matrix has.
         start = layer.tp_rank * input_size_per_partition if input_size_per_partition < input_size else 0
         self._kind = (input_size, input_size_per_partition)
         self._outputs = sum(output_partition_sizes)
@@ -67,6 +68,7 @@ class LowRankMethod(LinearMethodBase):
 
     def _sizes(self, outputs: list[int], columns: int) -> dict[str, int]:
         """Return how many numbers this process keeps of each kind of tensor, or more where that is not known."""
+        # One matrix on disk may have several parts in vLLM, as Phi-3's qkv_proj.
         rows = outputs if len(outputs) == len(self._modules) else [sum(outputs)]
         if len(rows) != len(self._modules):
             return dict.fromkeys(TENSORS, _UNKNOWN)
@@ -110,6 +112,7 @@ class LowRankMethod(LinearMethodBase):
                     stacks.append(rows.stack)
                 number = next(i for i, stack in enumerate(stacks) if rows.stack is stack)
                 cut = (number, rows.start, rows.stop)
+                # The stack has zero rows up to the next `rank_multiple`, and these zero columns belong to them.
                 matrix = nn.functional.pad(matrix, (0, rows.stop - rows.start - matrix.shape[1]))
             # The vocabulary is padded to a multiple of the processes; the dense layer has zero rows there too.
             if isinstance(layer, ParallelLMHead):

@@ -63,6 +63,7 @@ class Worker:
         except BrokenPipeError:
             answer = None
         if answer is None:
+            # Killed although it may only be slow: its answer must not be read as that to the next request.
             self.close()
             return Reply("timeout")
         return Reply(*json.loads(answer))
@@ -89,6 +90,7 @@ class Worker:
             left = end - time.monotonic()
             if left <= 0 or not waiting.poll(left * 1000):
                 return None
+            # From the descriptor itself: `poll` does not see what a buffered reader has already taken.
             data = os.read(fd, 65536)
             if not data:  # end of file: the process is gone (killed for memory, or a stack overflow in C)
                 return None

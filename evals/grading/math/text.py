@@ -36,6 +36,7 @@ _MARKS = (
     *("\\text{s}", "\\text{.}", "\\text{\ns}", "\\text{}^2", "\\text{}^3", "\\text{\n}", "\\text{}", "\\mathrm{th}"),
     *("^\\circ", "^{\\circ}", "\\;", ",\\!", "{,}", '"', "\\dots"),
 )
+# The order of the published list, where `\ldots` comes before "sue"; `_LONE_UNIT` needs the words by themselves.
 _REMOVED = (*_UNIT_WORDS[:10], *_MARKS_BEFORE_SUE, *_UNIT_WORDS[10:], *_MARKS)
 
 _LONE_UNIT = re.compile(rf"(?<!\\)\b(?:{'|'.join(_UNIT_WORDS)})\b")

@@ -27,7 +27,7 @@ _MAX_DEPTH = 10
 _LARGEST = 1e9
 _SMALLEST = 1e-6
 _CLEAR = 1e-4
-_INFINITE = {"\\infty": 1e30, "-\\infty": -1e30}
+_INFINITE = {"\\infty": 1e30, "-\\infty": -1e30}  # far beyond _LARGEST
 _COMMAND = re.compile(r"\\[a-z]+")
 _LETTER = re.compile(r"[A-Za-z]")
 _THOUSANDS = re.compile(r"-?[1-9]\d{0,2}(?:,\d{3}){1,2}")
@@ -107,6 +107,7 @@ def simple(latex: str) -> Simple | None:
     if equation := _EQUATION.fullmatch(latex):
         right = value(equation[1])
         return None if right is None else Simple("equation", (right,))
+    # A comma before three digits may belong to one number or separate two.
     if _GROUP.search(latex) or _LETTER.search(_COMMAND.sub("", latex)):
         return None
     text = latex.strip()
@@ -225,6 +226,7 @@ class _Reader:
         if self._take("{"):
             exponent = self._inner("}")
         else:
+            # Without braces only one character is the exponent, so `2^10` is not simple.
             exponent = self._factor() if len(self._next()) == 1 and self._next().isalnum() else _fail()
         if self._next() == "^" or abs(exponent) > 30 or (base <= 0 and exponent != int(exponent)):
             raise _UnknownError

@@ -39,6 +39,7 @@ _NUMBER = re.compile(
     r"(-?)(?:(0|[1-9]\d{0,30})|((?:0|[1-9]\d{0,5})\.\d{1,6})|\\frac\{(-?\d{1,12})\}\{([1-9]\d{0,11})\})"
 )
 _SAME = sympy.Symbol("written just as the reference answer")
+# Another value for each symbol, so that a difference such as x - y does not vanish.
 _TRIAL = (sympy.Rational(13, 7), sympy.Rational(29, 23), sympy.Rational(41, 17), sympy.Rational(7, 31))
 
 

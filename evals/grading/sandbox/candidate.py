@@ -43,6 +43,7 @@ def load(channel: Channel, job: dict[str, Any]) -> None:
         if token is not None:
             run(job["setup"], "<setup>", space)
             run(job["test"], "<test>", space)
+    # SystemExit too: a program that exits is reported to the judge, and does not just close the pipe.
     except BaseException as error:
         channel.send(("error", type(error).__name__, describe(error)))
         return
@@ -52,6 +53,7 @@ def load(channel: Channel, job: dict[str, Any]) -> None:
     named_values = [(name, callable(space[name])) for name in job["names"] if name in space]
     loaded = [(name, is_function, None if is_function else space[name]) for name, is_function in named_values]
     channel.send(("loaded", loaded))
+    # Ends with the EOFError of `receive` when the judge is gone.
     while True:
         name, args, kwargs = channel.receive()
         channel.send(answer(space[name], args, kwargs))
@@ -67,6 +69,7 @@ def answer(function: Any, args: bytes, kwargs: bytes) -> tuple[Any, ...]:
     try:
         values = decode(args)
         result = encode(function(*values, **decode(kwargs)))  # encoded once: reading an iterator uses it up
+        # The judge wrote the arguments by the same encoder, so equal bytes mean that the call changed none of them.
         if all(type(value).__name__ not in CHANGEABLE for value in values) or (changed := encode(values)) == args:
             changed = None
         return "value", result, changed

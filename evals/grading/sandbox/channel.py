@@ -30,6 +30,7 @@ class Channel:
     def receive(self) -> Any:
         """Return the next value; raises `EOFError` if the other end is gone, `WireError` for malformed data."""
         size = int.from_bytes(self._exactly(8), "big")
+        # The other end may be an untrusted program: its length is checked before that much is read and kept.
         if size > MAX_MESSAGE_BYTES:
             raise WireError("message too large")
         return decode(self._exactly(size))

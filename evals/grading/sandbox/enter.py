@@ -83,6 +83,7 @@ def main(
             os._exit(1)
         os.execve(command[0], [*command], os.environ)  # which has nothing of the grader's
     die_with_parent()
+    # The grader may have ended before the signal at its death was set; then nothing would end this process.
     if os.getppid() != grader:
         os._exit(1)
     os.write(info_fd, b'{"child-pid": %d}' % child)
@@ -93,8 +94,10 @@ def main(
 
 def _own_user_namespace() -> None:
     """Become nobody in a user namespace, where that user alone exists and no further one can be made."""
+    # Read first: in the new namespace both are the overflow id until the maps are written.
     user, group = os.geteuid(), os.getegid()
     unshare(NEW_USER)
+    # The kernel takes a group map from an ordinary user only after setgroups is denied.
     for name, text in (("setgroups", "deny"), ("uid_map", f"{NOBODY} {user} 1"), ("gid_map", f"{NOBODY} {group} 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
@@ -107,8 +110,10 @@ def _own_user_namespace() -> None:
 
 def _build(view: Sequence[tuple[str, str, str]], tmp_bytes: int) -> None:
     """Build the file system of the sandbox and make it the root."""
+    # Candidates have user ids of their own and must be able to enter the folders that are made here.
     os.umask(0o022)
     private_mounts()
+    # pivot_root needs a mount point. The old root stays reachable below the new one until all views are bound.
     mount("tmpfs", "/tmp", "tmpfs", NOSUID | NODEV, "mode=755,size=1m,nr_inodes=1024")
     os.mkdir("/tmp" + _OLD)
     new_root("/tmp", _OLD)
@@ -124,6 +129,7 @@ def _build(view: Sequence[tuple[str, str, str]], tmp_bytes: int) -> None:
     mount("tmpfs", "/tmp", "tmpfs", NOSUID | NODEV, f"mode=1777,size={tmp_bytes},nr_inodes=4096")
     detach(_OLD)
     os.rmdir(_OLD)
+    # Last, since folders were made in it; not recursive, since /tmp and /dev/shm stay writable.
     set_mount("/", ATTR_READ_ONLY)
     os.chdir("/tmp")
 
@@ -139,4 +145,5 @@ def _bind(source: str, path: str, attributes: int) -> None:
             with open(path, "x"):
                 pass
     mount(source, path, None, BIND | RECURSIVE)
+    # A second call, because the kernel ignores attributes in the call that binds.
     set_mount(path, attributes, recursive=True)

@@ -58,6 +58,7 @@ def main(kind: str, socket_fd: int, tmp_bytes: int) -> None:
     block()
     server = socket.socket(fileno=socket_fd)
     while True:
+        # At most four descriptors for a judge, and the one for the status.
         message, fds, _, _ = socket.recv_fds(server, 256, 5)
         if not message:
             return
@@ -77,6 +78,7 @@ def main(kind: str, socket_fd: int, tmp_bytes: int) -> None:
         # Closed before waiting: a pipe's other end must see the end of the child that holds the only copy.
         for fd in fds:
             os.close(fd)
+        # A candidate's handle is sent by `keep_candidate`, because it has to be that of the namespaces' first process.
         handle = os.pidfd_open(child)
         if kind == "judge":
             socket.send_fds(server, [b"p"], [handle])
@@ -180,7 +182,9 @@ def _first_process(fds: list[int], status: int, uid: int, numbers: list[int], tm
     child = os.fork()
     if child == 0:
         try:
+            # A program that held it could report itself how it ended.
             os.close(status)
+            # 0, because the user was changed before the fork.
             candidate.main(fds[0], fds[1], *numbers, 0)
         finally:
             os._exit(0)

@@ -94,6 +94,8 @@ class Candidate:
         kinds = {"SystemExit": "exited", "MemoryError": "memory", "WireError": "output", "SyntaxError": "syntax"}
         if name in ("SystemExit", "KeyboardInterrupt", "GeneratorExit", "WireError"):
             raise self._end(kinds.get(name, "exception"), f"{name}: {message}"[:300])
+        # Builtin exceptions keep their class, since a test may expect one. The name comes from the program: nothing but
+        # a subclass of `Exception` may be called by it.
         cls = getattr(builtins, name, None)
         is_error = isinstance(cls, type) and issubclass(cls, Exception)
         try:
@@ -130,6 +132,7 @@ def judge(candidate: Candidate, job: dict[str, Any]) -> tuple[str, str]:
         if job["setup"]:
             run(job["setup"], "<setup>", space)
         for name, is_function, value in answer[1]:
+            # A program must not add names to the test's globals: one such as `all` would hide the builtin.
             if name in job["names"]:
                 space[name] = Proxy(candidate, name) if is_function else value
         run(job["test"], "<test>", space)
@@ -153,6 +156,7 @@ def classify(error: BaseException, candidate: Candidate, job: dict[str, Any]) ->
     if isinstance(error, ModuleNotFoundError) and lacks_package(error):
         return "missing-package", detail
     in_process = job["token"] is not None
+    # A failed assertion of the program itself is an exception; in a shared process it looks like one of the test's.
     if isinstance(error, AssertionError) and (in_process or not own):
         return "wrong", detail
     return "exception", detail

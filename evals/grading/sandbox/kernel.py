@@ -34,7 +34,7 @@ ATTR_READ_ONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 1, 2, 4, 8
 _PDEATHSIG, _DUMPABLE, _CAPBSET_DROP, _NO_NEW_PRIVS, _CAP_AMBIENT = 1, 4, 24, 38, 47
 _AMBIENT_RAISE, _AMBIENT_CLEAR = 2, 4
 _CAPABILITY_VERSION_3 = 0x2008_0522
-_MOUNT_SETATTR, _AT_RECURSIVE, _HERE = 442, 0x8000, (1 << 64) - 100
+_MOUNT_SETATTR, _AT_RECURSIVE, _HERE = 442, 0x8000, (1 << 64) - 100  # the last is AT_FDCWD (-100)
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _DETACH = 2
 
@@ -65,6 +65,7 @@ def mount(source: str, target: str, kind: str | None, flags: int, data: str | No
 
 def set_mount(target: str, attributes: int, recursive: bool = False) -> None:
     """Add attributes to a mount, or to all mounts below a path too (Linux 5.12)."""
+    # The kernel's `mount_attr`: attributes to set, attributes to clear, propagation, user namespace.
     struct = (ctypes.c_uint64 * 4)(attributes, 0, 0, 0)
     path = ctypes.create_string_buffer(target.encode())
     flags = _AT_RECURSIVE if recursive else 0
@@ -125,6 +126,7 @@ def keep_capabilities(capabilities: Iterable[int] = ()) -> None:
 def give_up_privileges(uid: int) -> None:
     """Become a user that owns nothing (if given) and drop every capability for good."""
     _bound_capabilities(frozenset())  # while this process still may
+    # The user last: without being root a process can no longer change its groups.
     if uid:
         os.setgroups([])
         os.setresgid(uid, uid, uid)

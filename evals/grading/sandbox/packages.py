@@ -38,6 +38,7 @@ def _installed() -> Mapping[str, Distribution]:
         folders.add(site.getusersitepackages())
     names = {*OFFERED, *(name for needs in OFFERED.values() for name in needs)}
     candidates = {name: list(distributions(name=name, path=sorted(folders))) for name in sorted(names)}
+    # `package_paths` needs the RECORD: without one nothing says which files belong to the package.
     return {name: first[0] for name, first in candidates.items() if first and first[0].read_text("RECORD")}
 
 

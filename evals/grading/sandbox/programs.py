@@ -160,6 +160,7 @@ def _run(job: Job, level: str, pair: Pair, timeout: float, wall_factor: int = 1)
     if not job.test.strip():
         return Verdict(False, "no-test", 0.0, "the task has no test", job.together)
     try:
+        # In `_conversation` a job beyond the limits would raise, after two sandboxes have been started for it.
         encode(_message(job))
     except WireError as error:
         return Verdict(False, "output", 0.0, str(error), job.together)
@@ -246,6 +247,7 @@ def _conversation(
         detail = f"the test itself: {detail}"
         kind = "crashed" if kind == "exited" else kind
     else:
+        # The judge saw no more than closed pipes; the exit code and the CPU time say why they were closed.
         if kind == "crashed":
             kind, detail = _why_gone(candidate.status(_STATUS_SECONDS), cpu)
     return Verdict(kind == "passed", kind, seconds, detail, job.together)
@@ -259,6 +261,7 @@ def _why_gone(ended: Ending | None, limit: int) -> tuple[str, str]:
     if ended is None:
         return "crashed", "it closed its connection and had to be killed"
     code, cpu = ended
+    # SIGKILL comes at the hard limit, but also where the machine is out of memory: it counts only with the CPU time.
     ended_by = (-signal.SIGXCPU,) if cpu is None else (-signal.SIGXCPU, -signal.SIGKILL)
     limited = code in ended_by and (cpu is None or cpu > _COUNTED * limit)
     if limited:

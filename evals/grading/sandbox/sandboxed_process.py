@@ -58,6 +58,7 @@ def own_users() -> bool:
         return False
     effective = int(status["CapEff"], 16)
     able = all(effective >> number & 1 for number in _CAPABILITIES.values())
+    # An id that this user namespace does not map cannot be taken.
     first, end = _FIRST_PRIVATE_UID, _FIRST_PRIVATE_UID + _PRIVATE_UIDS
     return os.geteuid() == 0 and able and any(a <= first and end <= a + count for a, _, count in users)
 
@@ -103,6 +104,7 @@ def _python(module: str, home: str, packages: str, arguments: Sequence[object]) 
     """Return the command that runs ``MODULE.main(*arguments)`` of this folder, which is at ``home``."""
     call = f"{module}.main({', '.join(map(repr, arguments))})"
     path = f"import sys; sys.path.append({packages!r}); sys.path.insert(0, {home!r})"
+    # The folder leaves the path before anything runs: a program must not find the grader's modules by an import.
     code = f"{path}; import {module}; sys.path.pop(0); {call}"
     return [python()[0], "-s", "-S", "-P", "-B", "-c", code]
 

@@ -28,6 +28,7 @@ class Forked:
         """Return how it ended, waiting for that up to so long before killing; None if nobody is left to say so."""
         select_readable(self._process, seconds)
         self.end()
+        # After the end, because the pipe is read until nobody holds its other end any more.
         with os.fdopen(self._status, "rb") as pipe:
             self._status = -1
             code, _, cpu = pipe.read().partition(b" ")
@@ -73,6 +74,7 @@ class Server:
             if answer != b"p":
                 raise ConnectionError
         except (OSError, ValueError):
+            # The server ends too: a late answer of it would be taken for the answer to the next request.
             os.close(status_read)
             self.close()
             return None

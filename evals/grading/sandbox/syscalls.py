@@ -110,6 +110,7 @@ def block() -> bool:
 def _program(column: int, architecture: int) -> bytes:
     """Assemble the filter. A jump goes that many instructions further, if the test holds and if it does not."""
     denied = [numbers[column] for numbers in _DENIED.values()]
+    # A load of an argument overwrites the call's number, so each group with one decides both ways.
     body = [(_LOAD, 0, 0, _NUMBER)]
     if column == 0:
         body.append((_AT_LEAST, -1, 0, 0x4000_0000))  # the x32 numbering of the same calls
@@ -136,6 +137,7 @@ def _program(column: int, architecture: int) -> bytes:
         (_RETURN, 0, 0, _ALLOW),
         (_RETURN, 0, 0, _ERROR | _EPERM),
     ]
+    # Under another architecture, as of 32-bit programs, the same numbers are other calls: all of those are refused.
     whole = [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 0, -1, architecture), *body]
     allow, deny = len(whole) - 2, len(whole) - 1
     out = b""

@@ -51,6 +51,7 @@ def read_only_view() -> tuple[tuple[str, str, str], ...]:
             seen.append(("bind", folder, folder))
     executable, prefix = python()
     for path in (prefix, executable):
+        # A Python outside of the system's folders has to be shown as well.
         if not any(Path(path).is_relative_to(target) for _, target, _ in seen):
             seen.append(("bind", path, path))
     cache_of_libraries = "/etc/ld.so.cache"

@@ -126,6 +126,7 @@ class _Writer:
             self._put(array("d", values).tobytes())
         elif tag == "j":
             self._put(array("d", chain.from_iterable((value.real, value.imag) for value in values)).tobytes())
+        # The lengths count characters and the text's own length counts bytes, so both are written.
         elif tag in "sxD":
             self._lengths(list(map(len, values)))
             self._blob("".join(values).encode(*_TEXT))
@@ -157,6 +158,7 @@ class _Writer:
                 continue
             self._put(b"i" + code.encode() + packed.tobytes())
             return
+        # Hexadecimal is linear in the length and exempt from Python's limit on the digits of a decimal text.
         self._put(b"h")
         self._column(list(map("%x".__mod__, values)), depth + 1)
 
@@ -177,6 +179,7 @@ class _Writer:
     def _classify(self, value: Any) -> tuple[str, Any]:
         """Return the tag of an object of no builtin type, and the value to be written under it."""
         kind = type(value)
+        # Not imported: a value can be of numpy only where a program or test has imported it.
         numpy = sys.modules.get("numpy")
         if numpy is not None and isinstance(value, (numpy.generic, numpy.ndarray)):
             is_scalar = isinstance(value, numpy.generic)
@@ -187,6 +190,7 @@ class _Writer:
         elif isinstance(value, int):
             return "i", int.__add__(value, 0)
         elif isinstance(value, float):
+            # Adding 0.0 would make 0.0 of -0.0.
             return "f", float.__add__(value, -0.0)
         elif isinstance(value, complex):
             return "j", complex.__pos__(value)
@@ -204,6 +208,7 @@ class _Writer:
         for tag, base in _BASES.items():
             if isinstance(value, base):
                 return tag, value
+        # By name: importing these modules in order to compare types would be slow.
         name = f"{kind.__module__}.{kind.__qualname__}"
         if name == "collections.deque":
             return "e", list(value)
@@ -360,6 +365,7 @@ def _numpy(is_scalar: bool, code: str, shape: tuple[int, ...], data: bytes) -> A
     kind = numpy.dtype(code)
     if kind.kind not in NUMPY_KINDS or (is_scalar and shape != ()):
         raise WireError("malformed data (data type)")
+    # A bytearray, because an array over bytes is read-only and a program or test may change it.
     values = numpy.frombuffer(bytearray(data), kind) if data else numpy.empty(0, kind)
     if kind.kind == "b":
         values = values.view("u1") != 0  # one byte each, of which only 0 and 1 are truth values

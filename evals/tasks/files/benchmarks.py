@@ -56,6 +56,7 @@ class FileBenchmark(Benchmark):
 
     def part_identity(self) -> dict[str, Any]:
         """Return what of the part decides a result besides the problems; no path is in it."""
+        # What these decide is in the problems, whose hash is part of the identity, or in the benchmark's name.
         left_out = {"name", "data", "revision", "config", "split", "delimiter", "columns", "instruction"}
         fields: dict[str, Any] = self.part.model_dump(mode="json", exclude=left_out, by_alias=True)
         return fields | {"prompt": self.definition.prompt, "version": RULES_VERSION}

@@ -45,6 +45,7 @@ def problems(definition: TaskFile, part: AnyBenchmark) -> Rows:
     return _problems(definition.model_dump_json(by_alias=True), part.name, stamp)
 
 
+# The stamp is nothing but a part of the key: a file that has changed is read again.
 @lru_cache(maxsize=16)
 def _problems(definition_json: str, name: str, stamp: Any) -> Rows:
     definition = TaskFile.model_validate_json(definition_json)
@@ -67,6 +68,7 @@ def _problems(definition_json: str, name: str, stamp: Any) -> Rows:
             f"the benchmark '{name}' has no problems: {card.rows:,} rows, {card.empty:,} of them without a "
             f"prompt or an answer; {remedy}"
         )
+    # Without ids, so that a problem is the same wherever it is in the file.
     contents = [digest({key: value for key, value in row.items() if key != "id"}) for row in rows]
     card.duplicates, card.problems = len(contents) - len(set(contents)), len(rows)
     card.sha256 = digest(contents)
@@ -208,6 +210,7 @@ def _gold(row: Row, choices: Sequence[str], answer: Any) -> int:
     """Return the position of the right choice: by its text, its number from 0, or its letter."""
     text = str(answer).strip()
     stripped = [choice.strip() for choice in choices]
+    # The text first, because a choice may itself be a number or a letter.
     if text in stripped:
         return stripped.index(text)
     if text.isdigit() and int(text) < len(choices):

@@ -102,6 +102,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             size = os.fstat(raw.fileno()).st_size
             report = counting(f"MB of '{path.name}' read") if size > _REPORTED else None
             file: Any = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+            # One more than allowed: enough to notice a longer line without reading all of it.
             while line := file.readline(MAX_FIELD + 1):
                 number += 1
                 behind += len(line)
@@ -167,6 +168,7 @@ def _csv(path: Path, delimiter: str | None, required: Sequence[str] | None) -> I
     reader = csv.reader((line for _, line in _lines(path)), delimiter=separator, strict=True)
     header: list[str] = []
     while True:
+        # A row may go over several lines, and messages name the one that it starts on.
         start = reader.line_num + 1
         title = f"line {start} of '{path.name}'"
         try:

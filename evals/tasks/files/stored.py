@@ -22,11 +22,13 @@ class StoredExamples(Sequence[Encoded]):
         self._starts, total = array("q", [0]), 0
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the object
         for example in examples:
+            # Ids, then labels: an example of n tokens has the 2n numbers from twice its start.
             both = np.array([example.input_ids, example.labels], dtype=np.int32)
             self._file.write(both.tobytes())
             total += len(example.input_ids)
             self._starts.append(total)
         self._file.flush()
+        # An empty file cannot be mapped.
         self._tokens = np.memmap(self._file, dtype=np.int32, mode="r") if total else np.zeros(0, dtype=np.int32)
 
     def __len__(self) -> int:

@@ -138,6 +138,7 @@ class FileTask(Task):
         item = encode_example(tokenizer, prompt, example.answer, max_length, cut)
         if item is None or self.file.loss == "answer":
             return item
+        # Nothing predicts a leading BOS.
         skip = 1 if item.input_ids[:1] == [tokenizer.bos_token_id] else 0
         return Encoded(item.input_ids, [IGNORED] * skip + item.input_ids[skip:])
 

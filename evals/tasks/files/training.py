@@ -165,6 +165,7 @@ def is_held_out(definition: TaskFile, example: Example) -> bool:
     """Return whether benchmarks keep an example: by the hash of its prompt, so equal prompts are on one side."""
     if not definition.holds_out:
         return False
+    # Of a whole text the prompt is empty.
     key = hashlib.sha256(str(example.prompt or example.answer).encode()).digest()
     return int.from_bytes(key[:8]) < definition.test_share * 2**64
 

@@ -120,6 +120,7 @@ def toy_code_problems(split: str, count: int, seed: int) -> list[dict[str, str]]
     keys = _keys(split) if split in ("train", "test") else []
     check_request("toy-code", split, count, len(keys))
     rng = random.Random(seed)
+    # Sorted by random numbers and not shuffled, for the reason that `pick` gives.
     shuffled = [key for _, key in sorted((rng.random(), key) for key in keys)]
     return [_write(f"ToyCode/{split}/{i}", *key, seed) for i, key in enumerate(shuffled[:count])]
 
