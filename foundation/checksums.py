@@ -56,6 +56,7 @@ def remembered_sha256(file: Path) -> str:
     if _identity(file) == before and not 0 <= age < _SETTLED_SECONDS:
         with contextlib.suppress(sqlite3.Error, OSError), contextlib.closing(_open()) as cache, cache:
             cache.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", (name, before, value))
+            # A replaced row gets a new rowid, so that the lowest are those that were written longest ago.
             cache.execute("DELETE FROM files WHERE rowid <= (SELECT max(rowid) FROM files) - ?", (_MOST_FILES,))
     return value
 

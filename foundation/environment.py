@@ -71,6 +71,7 @@ def one_gpu(device: str) -> tuple[str, dict[str, str]]:
     kind, _, index = device.partition(":")
     if kind != "cuda":
         return device, {}
+    # Where the variable is set already, this process counts the GPUs of its list.
     names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     number = int(index or 0)
     return kind, {"CUDA_VISIBLE_DEVICES": names[number].strip() if names else str(number)}

@@ -202,6 +202,7 @@ class ForkServer:
                 }
                 pickle.dump(settings, file)
                 pickle.dump((function, arguments), file)
+            # With the socket of the orders, so that the child can have children forked by this server too.
             socket.send_fds(self._orders, [b"\0"], [child_end.fileno(), order, self._orders.fileno(), *outputs, *files])
         except OSError as error:
             _servers.pop(self.threads, None)
@@ -343,10 +344,10 @@ def _run_child(parent: int, files: Sequence[int]) -> NoReturn:
                 os.close(source)
             os.environ.clear()
             os.environ.update(settings["environment"])
-            time.tzset()
+            time.tzset()  # TZ may be another in the new environment
             os.chdir(settings["folder"])
             sys.path[:] = settings["path"]
-            importlib.invalidate_caches()
+            importlib.invalidate_caches()  # files may be new since the server looked at their folders
             _servers[settings["threads"]] = ForkServer(socket.socket(fileno=orders), settings["threads"])
             with socket.socket(fileno=handle) as status:
                 try:

@@ -55,6 +55,7 @@ def die_with_parent(parent: int) -> None:
         parent: process id that the parent is known to have.
     """
     if sys.platform == "linux":
+        # In this order: a parent that died before the call is gone when its id is asked for below.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

@@ -116,6 +116,7 @@ class Registry(Generic[T]):
         for name, point in self._published(files).items():
             rows[name] = Listing(name, point.value, point.dist.name if point.dist else "entry point")
         for name, cls in self._classes.items():
+            # Of a published class only the name is known until it has been imported; then it says what it requires.
             if name not in rows or (rows[name].declared is None and rows[name].origin != "built in"):
                 requires = getattr(cls, "requires", None)
                 declared = asdict(requires) if is_dataclass(requires) and not isinstance(requires, type) else None
@@ -162,7 +163,7 @@ class Registry(Generic[T]):
         elif (point := self._entry_points().get(name)) is not None:
             try:
                 cls = point.load()
-            except (Exception, SystemExit) as error:
+            except (Exception, SystemExit) as error:  # a module may call sys.exit when it is imported
                 why = " ".join(str(error).split()) or type(error).__name__
                 raise UserError(
                     f"{self.kind} '{name}' of {point.value} cannot be imported ({why}); repair or uninstall it"

@@ -114,7 +114,7 @@ def check_tensors(layout: Layout, shapes: Mapping[str, Sequence[int]], folder: s
     Args:
         layout: what ``config.json`` announces.
         shapes: tensor shapes by name, as found in the safetensors files.
-        where: named in the error.
+        folder: named in the error.
 
     Raises:
         UserError: a missing tensor, one that is not announced, or a rank that does not fit, by name.

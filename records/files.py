@@ -36,6 +36,7 @@ __all__ = [
     *("csv_text", "read_records", "same_results", "to_frame", "to_records", "write_records"),
 ]
 
+# First as people read the rows, then by all of the key, which makes the order complete; columns may come twice.
 _ORDER = (
     *("sweep", "model", "task", "stage", "label", "ratio_target"),
     *(BUDGET, "seed", "benchmark", "variant", "metric", "scorer"),
@@ -207,6 +208,7 @@ def _csv_text(records: Sequence[Record]) -> str:
 def _csv_cell(value: Any) -> str:
     if isinstance(value, bool):
         return _CSV_FALSE_TRUE[value]
+    # `repr` of a float reads back as the very same number.
     return repr(value) if isinstance(value, float) else str(value)
 
 
@@ -276,6 +278,7 @@ def _csv_lines(path: Path, text: str) -> list[list[str]]:
             yield part
 
     lines: list[list[str]] = []
+    # The reader takes one line after the other until a record is complete; an open quote makes it take many.
     for cells in csv.reader(parts(), strict=True):
         length = 0
         lines.append(cells)
@@ -331,6 +334,7 @@ def _parquet_rows(path: Path, raw: bytes) -> list[dict[str, Any]]:
 
     try:
         text = _check_parquet(path, pq.ParquetFile(io.BytesIO(raw)))
+        # Text stays in dictionaries until `_check_text` knows how long it is when written out.
         table = pq.ParquetFile(io.BytesIO(raw), page_checksum_verification=True, read_dictionary=text).read()
         _check_text(path, table)
     except (OSError, pa.ArrowException) as error:

@@ -63,6 +63,7 @@ def sign_flips(differences: Floats, flips: int = LEAST_FLIPS, seed: int = 0) -> 
 
 def enough_flips(comparisons: int) -> int:
     """Return so many flips that the least p-value stays below 0.05 after a correction for all comparisons."""
+    # The least p-value is 1 / (flips + 1): with 40 flips a comparison it is below 1/40 after the correction.
     return max(LEAST_FLIPS, min(200 * comparisons, 50_000), 40 * comparisons)
 
 

@@ -28,7 +28,7 @@ _INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}")  # fillers and v
 
 @lru_cache(maxsize=4096)  # ten thousand records have few different texts
 def _text(value: str) -> str:
-    if value[:1] in "=+-@" and value:
+    if value[:1] in "=+-@" and value:  # the empty string is in every string
         raise ValueError(
             f"'{value[:30]}' would be a formula in a spreadsheet; begin with a letter, a digit, '.' or '/'"
         )
@@ -239,11 +239,13 @@ def upgraded(row: Mapping[Any, Any]) -> dict[Any, Any]:
     training budget a sweep: the steps after the first finetuning. Version 2 knew no tuning.
     """
     version = str(row.get("schema_version"))
+    # A row with columns of a later version than it names is left as it is, and validation refuses it.
     if version not in ("1", "2") or any(column not in columns_of(int(version)) for column in row if column in COLUMNS):
         return dict(row)
     later = {"schema_version": SCHEMA_VERSION, "tuned": "{}"}
     if version == "2":
         return dict(row) | later
+    # Rows are not validated yet: what is no number counts as 0 here, and is refused afterwards.
     params, width = str(row.get("params")), _WIDTHS.get(str(row.get("dtype")), 0)
     in_memory = int(params) * width if params.isdecimal() else 0
     steps = [str(row.get(column)) for column in ("steps_compress", "steps_recover")]

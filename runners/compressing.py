@@ -192,9 +192,9 @@ def compress(request: CompressRequest, progress: Progress | None = None, console
         console.print(f"note: {dense}", highlight=False, markup=False, soft_wrap=True)
     with new_folder(request.out) as folder:
         store = StageStore(folder / _STAGES_FOLDER)
-        # As a sweep's worker does, or last digits differ.
         seconds = stage_seconds(plan) if console else {}
         shown = StageProgress(console or Console(quiet=True), plan.stages, seconds, 1, folder / LOG_FILE)
+        # As many threads as a sweep's worker has, or last digits differ.
         with shown, cpu_threads(divide_cores(None, plan.device, plan.parameters, 1)[1]):
             for stage in plan.stages.values():
                 _run(stage, store, shown, progress)

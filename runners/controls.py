@@ -61,6 +61,7 @@ class _Reach:
         if not self.bytes(self.multiple) <= size <= self.bytes(self.most):
             return None
         while low < high:
+            # Rounded up: with the lower one of two neighbours as the middle, the loop would not end.
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.bytes(middle * self.multiple) <= size else (low, middle - 1)
         return low * self.multiple

@@ -198,6 +198,7 @@ class Plan:
         """Add a stage (once) and return its key, which the environment's number formats are part of."""
         if formats := number_formats():
             stage = stage.model_copy(update={"spec": stage.spec.model_copy(update={"environment": formats})})
+        # Cells that share a stage add it again; the title of the first stays.
         self.stages.setdefault(stage.key, stage)
         self.needs.setdefault(stage.key, tuple(key for key in needs if key))
         return stage.key

@@ -51,6 +51,7 @@ class KeptRanks:
                 continue
             ranks = [needed for needed in asked if needed is not None]
             if self.plan.store.is_done(key):
+                # A finished fit without ranks kept all parts: it covers any ranks, so that it adds nothing here.
                 ranks.append(self.plan.store.record(key).execution.ranks or {})
             most = {name: max(needed.get(name, 0) for needed in ranks) for name in ranks[0]}
             execution = stage.execution.model_copy(update={"ranks": most})

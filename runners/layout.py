@@ -80,6 +80,7 @@ class Layout:
                     f"the recovery {recovery.name} needs the whole model in every process, and --accelerate is for "
                     "FSDP2; name one for DDP, or --recovery full"
                 )
+        # Called for its error alone: a batch that the processes cannot share is refused before anything runs.
         for run in (self.finetune, *self.recoveries):
             if plan.setup and run.steps != 0:
                 run.split(plan.setup.processes)
@@ -91,6 +92,7 @@ class Layout:
                     "for at most that many tokens, or leave it out"
                 )
         self.placements = TrainingPlacements(plan)
+        # By ratio, budget and recovery, of the method and seed that are laid out at the moment (`_choose` clears it).
         self.candidates: dict[tuple[float, TrainSettings, str], list[Candidate]] = {}
         self.kept_ranks = KeptRanks(plan)
         self.controls, plan.control_notes = control_rows(self.config, plan.skeleton, plan.saves(trains=False))
@@ -110,12 +112,14 @@ class Layout:
             if shown:
                 self._cell(BASELINE, 1.0, seed, "pretrained", {}, self.source)
             tuned, keys = self._finetuned(seed)
+            # Without a finetuning both rows would be of one model, so that only one of them is shown.
             if keys or not shown:
                 self._cell(BASELINE, 1.0, seed, "finetuned", keys, tuned)
             for spec in self.config.methods:
                 self._method(spec, seed, tuned, keys)
             for row in self.controls:
                 self._control(row, seed, tuned, keys)
+        # Last: only now are all methods that read a fit known.
         self.kept_ranks.settle()
 
     def _execution(self, model: PlannedModel) -> Execution:
@@ -162,8 +166,10 @@ class Layout:
         options = method.model_dump(mode="json")
         reads = method.requirements.data_in_fit
         ratios = self.plan.ratios(spec.shown)
+        # The budget is part of the key, so only `bench compress` names one: no later sweep reads its fit.
         alone = self.compress_only and len(ratios) == 1
         passes = self._passes(method, tuned)
+        # Without data and seed in its key, a fit that reads no data is one stage for all seeds that share the model.
         fit = FitSpec(
             inputs=ModelInput(model=tuned.identity),
             fit=method.fit_key(),
@@ -234,6 +240,7 @@ class Layout:
                 "data": self.data.for_training(recoveries[0]),
                 "extra_pruning_steps": self.config.training.extra_pruning_steps,
             }
+            # `model_copy` runs no validators, so `unplaced` above does what `CompressSpec` does when it is built.
             compression = compression.model_copy(update=trained)
         elif needs.searches:
             compression = compression.model_copy(update={"data": self.data.for_statistics(spec, method, self.finetune)})
@@ -254,6 +261,7 @@ class Layout:
             recovering = {shown: recovery for shown, recovery in self.recovered_by.items() if recovery.trains}
             later = bool(needs.trains and self.config.training.tune)  # see `_choose`
             if last or (self._shows_compressed and not later):
+                # A budget goes into the row only where the compressed model depends on it.
                 self._cells(spec, ratio, seed, "compressed", path, small, recoveries[0] if needs.trains else None)
             for run in recoveries if not last else []:
                 for shown, recovery in recovering.items():
@@ -275,6 +283,7 @@ class Layout:
         first = next((shown for shown, recovery in self.recovered_by.items() if recovery.trains), "")
         for (ratio, _, recovery), candidates in self.candidates.items():
             choice = choose(self.plan, candidates, ratio, trains)
+            # What the cells below add is provisional until the rate is chosen; the grid's own trainings are not.
             chosen, known = choice.candidate, set(self.plan.stages)
             if trains and recovery == first and self._shows_compressed:
                 path = {kind: key for kind, key in chosen.keys.items() if kind != "recover"}
@@ -332,6 +341,7 @@ class Layout:
         key = self.plan.add(RecoverStage(spec=recover, execution=execution, title=title), small.stage)
         recovered, path = self._model_of(key, MODEL_FOLDER), keys | {"recover": key}
         if self.config.training.tune:
+            # With one rate for all, runs that differ in the rate alone become candidates of the same choice.
             budget, self.plan.grid[key] = run.model_copy(update={"learning_rate": 1.0}), (ratio, spec)
             self.candidates.setdefault((ratio, budget, shown), []).append(Candidate(run, path, small, recovered))
         else:

@@ -57,6 +57,7 @@ def make_plan(
     context = config.evaluation.context
     if context and not any(benchmarks.get(name).has_context for name in names):
         raise UserError(f"--context is for perplexities and none of {', '.join(names)} is one; leave it out")
+    # Before anything in it is read: a model in a damaged stage folder is refused as such.
     verify_around(Path(config.model))
     source = resolve_model(config.model, config.revision)
     execution = config.execution
@@ -86,6 +87,7 @@ def make_plan(
     plan.assumed, plan.at_hand, plan.dry = assumed, at_hand, dry
     if execution.accelerate is not None:
         plan.setup = read_setup(execution.accelerate, device, assumed.count if assumed else None)
+    # Before the layout, which reads the ratios and bits that this puts into `plan.points`.
     _check_ratios(plan)
     asked = config.evaluation.pretrained
     pretrained = task is not None and task.pretrained_row if asked is None else asked

@@ -68,6 +68,7 @@ class ByteCount:
             inside += unit.parameters
             rank = allocation.ranks.get(unit.name)
             if rank is None:
+                # It stays dense, and is rounded as a dense matrix is.
                 size += unit.parameters * self._dense_width
             else:
                 size += factor_bytes(rank, rank * unit.cost) + unit.overhead * self.width
@@ -101,6 +102,7 @@ class ByteCount:
         if bits == WHOLE_BITS:
             ratio = self._shape.parameters * self.width / size
             return min(_up(ratio) / _STEPS, high)
+        # Of the two ends the upper one, at which the bytes are known to fit.
         _, high = _bisect(low, high, lambda ratio: self.at(ratio, bits) <= size, _up)
         return min(_up(high) / _STEPS, self._most)
 
@@ -115,6 +117,7 @@ class ByteCount:
                 return True
             return False
 
+        # Beyond this ratio what stays untouched is more than the whole budget.
         high = min(_MOST, self._shape.parameters / max(self._shape.untouched, 1))
         low, _ = _bisect(1 + 1 / _STEPS, high, is_out_of_reach, _down)
         return _down(low) / _STEPS
@@ -157,6 +160,6 @@ def points(config: SweepConfig, skeleton: nn.Module, method: Compressor, save_dt
     own = own_dtype(cast(Any, skeleton).config)
     width = DTYPES[own if save_dtype == OWN else save_dtype].itemsize
     count = ByteCount(skeleton, method, width, config.rank_multiple)
-    whole = 2 * method.shape(skeleton).parameters
+    whole = 2 * method.shape(skeleton).parameters  # in bfloat16, which --bytes is a share of
     solved = {Point(count.ratio_for(share * whole, bits), bits) for share in config.bytes for bits in config.bits}
     return tuple(sorted(solved, key=lambda point: (point.ratio, point.bits)))

@@ -86,6 +86,7 @@ class _Running:
         """Return the seconds until this count is complete, by its own rate; None before it has one."""
         if not self.total:
             return None
+        # From the first report on: loading a model before it says nothing about the rate of its batches.
         began, before = self.first[self.total, self.unit]
         rate = (self.done - before) / max(time.perf_counter() - began, 1e-9)
         return (self.total - self.done) / rate if rate > 0 else None

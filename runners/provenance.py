@@ -76,6 +76,7 @@ def versions() -> dict[str, str]:
 def git_commit() -> str:
     """Return the commit of the package's checkout, with ``+changes`` if its files differ, or '' outside a checkout."""
     root = Path(__file__).parent.parent
+    # git would otherwise answer for any repository that an installed package lies in.
     if not (root / ".git").exists():
         return ""
     try:

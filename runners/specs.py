@@ -67,6 +67,7 @@ class Spec(Frozen):
 
 
 class _MayTrain(Spec):
+    # `check_fields=False`: only the subclasses have the field.
     @field_validator("train", check_fields=False)
     @classmethod
     def _without_placement(cls, train: TrainSettings | None) -> TrainSettings | None:
@@ -415,6 +416,7 @@ class EvaluateStage(Stage):
 TrainingStage = FinetuneStage | CompressStage | RecoverStage
 """The kinds that may train."""
 
+# The union, for the fields of `Stage` have the base types; the literal `kind` of a spec fits one member alone.
 _ANY: TypeAdapter[Stage] = TypeAdapter(
     FinetuneStage | FitStage | CompressStage | RecoverStage | QuantiseStage | EvaluateStage
 )

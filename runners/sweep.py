@@ -92,7 +92,7 @@ def execute(config: SweepConfig, out: Console) -> Executed:
 
         require_ray(config)
     if config.execution.storage:
-        Storage(config.execution.storage, attempts=1).check()
+        Storage(config.execution.storage, attempts=1).check()  # one attempt: a wrong URL is refused at once
     with show_progress(out, "reading data", after=PLANNING_QUIET) as report, reporting(report):
         plan = make_plan(config)
     for warning in [*filter(None, [check_results_folder(plan)]), *plan_warnings(plan)]:
@@ -114,6 +114,7 @@ def execute(config: SweepConfig, out: Console) -> Executed:
         removal.remove_all()  # of the learning rates that were not chosen, before more is written
     if pending:
         _prepare(plan, pending)
+        # Looked at again under the claim: another sweep may have done or removed some of it meanwhile.
         with removal.claim() as pending:
             failed = _run_pending(plan, pending, removal, out)
     elif not trained:
@@ -128,6 +129,7 @@ def execute(config: SweepConfig, out: Console) -> Executed:
     for warning in fit_warnings(plan):
         out.print(f"[yellow]note:[/yellow] {warning}", highlight=False)
     records = collect(plan, failed)
+    # Where there are some, results are written before the failure is raised (`Executed.raise_failures`).
     if not records:
         raise_failures(plan.stages, failed)
     return Executed(plan, records, len(pending) + trained, failed)

@@ -187,6 +187,7 @@ def rendered(tokenizer: Any, example: Encoded, title: str) -> Rendered:
     done, before = 0, ""
     for learnt, group in groupby(flags):
         done += len(list(group))
+        # From the beginning each time: tokens that are decoded alone may lose a space, or part of a character.
         text = str(tokenizer.decode(example.input_ids[:done], clean_up_tokenization_spaces=False))
         parts.append((text[len(before) :] if text.startswith(before) else text, learnt))
         before = text

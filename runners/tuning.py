@@ -59,6 +59,7 @@ def choose(plan: Plan, candidates: Sequence[Candidate], ratio: float, trains: bo
     recoveries = [candidate.keys["recover"] for candidate in candidates]
     records = _records(plan, recoveries, compressions)
     if records is None:
+        # None is missing where a dry run must not bring their records from the storage.
         missing = plan.store.missing(recoveries)
         return Choice(candidates[recoveries.index(missing[0]) if missing else 0], None)
     losses = [_held_out_loss(record) for record in records]
@@ -75,7 +76,7 @@ def choose(plan: Plan, candidates: Sequence[Candidate], ratio: float, trains: bo
             assert isinstance(record, CompressRecord)
             if record.result.has_report(ratio):
                 tokens += record.result.report(ratio).tokens
-            elif record.result.training:
+            elif record.result.training:  # it diverged, and has no report
                 tokens += record.result.training.tokens
     best = losses.index(min(losses))
     return Choice(candidates[best], Tuned(rates, tuple(losses), rates[best], tokens, HELD_OUT))

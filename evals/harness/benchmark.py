@@ -89,10 +89,13 @@ class HarnessTaskBenchmark(Benchmark):
         """Return the tokens of the longest request; what does not fit the model is cut."""
         with seeded(), quiet():
             loaded = self._load(settings)
-            sizes = dict(request_texts(loaded, settings, self.task_name.chat, tokenizer, context))
-        if any(new is None for new in sizes.values()):  # windows of a text
-            return context
-        return min(most_tokens(sizes, lambda text: len(encode(tokenizer, text)) + (sizes[text] or 0)), context)
+            requests = list(request_texts(loaded, settings, self.task_name.chat, tokenizer, context))
+        sizes: dict[str, int] = {}
+        for text, new in requests:
+            if new is None:  # windows of a text
+                return context
+            sizes[text] = max(new, sizes.get(text, 0))
+        return min(most_tokens(sizes, lambda text: len(encode(tokenizer, text)) + sizes[text]), context)
 
     def count_tokens(self, tokenizer: Any, settings: EvalSettings, context: int, problems: int) -> Counted:
         """Return what an evaluation reads, scores and generates, by the first ``problems`` ones.

@@ -106,6 +106,7 @@ def _split_label(head: str) -> tuple[str, str]:
         head: what is before the colon.
     """
     match = _LABELLED.fullmatch(head)
+    # `svd=embeddings` is a method with an option behind the wrong sign, and not a label.
     if match is None or (_is_method(match["label"]) and not _is_method(match["method"])):
         return "", head
     label = match["label"]

@@ -139,7 +139,7 @@ def _flatten(
                 ((*path, name),),
                 kind,
                 several,
-                kind is bool and not optional,
+                kind is bool and not optional,  # one that may be None has --no-NAME too
                 chosen.default or _shown(field),
                 _filled(field.description or "", names),
                 chosen,

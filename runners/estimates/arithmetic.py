@@ -94,6 +94,7 @@ class Sizes:
         """Return the sizes of the model compressed to a ratio, with or without its embedding and head."""
         if embeddings:
             return replace(self, blocks=self.blocks / ratio, head=self.head / ratio, rest=self.rest / ratio)
+        # Only the blocks shrink; the hundredth keeps them positive where the rest takes the whole budget.
         whole = self.blocks + self.rest
         return replace(self, blocks=max(whole / ratio - self.rest, 0.01 * self.blocks))
 
@@ -113,6 +114,7 @@ class Arithmetic:
         self.plan, self.lengths = plan, Lengths(plan)
         self.ratios: dict[str, tuple[float, bool]] = {}
         self.methods: dict[str, str] = {}
+        # Learning rates that were not chosen have no cell.
         for key, (ratio, spec) in plan.grid.items():
             self.ratios[key], self.methods[key] = (ratio, bool(spec.options.get("embeddings"))), spec.name
         for cell in plan.cells:
@@ -223,7 +225,7 @@ class Arithmetic:
         batch = min(stage.settings.batch_size, max(1, BATCH_TOKENS // max(1, round(lengths.mean))))
         passes = -(-lengths.requests // batch)
         steps, written = passes * lengths.written, lengths.requests * lengths.written
-        length = lengths.mean + lengths.written / 2
+        length = lengths.mean + lengths.written / 2  # on average half of the completion is there already
         read_again = width * (sizes.blocks + sizes.head) * steps  # all weights, for each token of a batch
         if not lengths.written:  # the head, packed for its product and read, for each block of logits
             read_again = CPU_SHARES.packings * width * sizes.head * -(-scored // block_rows(self.plan.skeleton.config))

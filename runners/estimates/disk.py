@@ -78,7 +78,7 @@ def _stage_bytes(plan: Plan, stage: Stage) -> int:
     own = own_dtype(cast(Any, plan.skeleton).config)
     width = max(DTYPES[own if name == OWN else name].itemsize for name in map(plan.saves, (True, False)))
     if stage.kind == "fit":
-        return 4 * 2 * plan.parameters
+        return 4 * 2 * plan.parameters  # float32; the full factors of a square matrix have twice its entries
     if stage.kind in ("finetune", "recover"):
         return int(width * plan.parameters / _ratio(stage))
     if isinstance(stage, QuantiseStage):  # dequantised weights, and packed ones of a byte or less
@@ -105,6 +105,7 @@ def checkpoint_bytes(plan: Plan) -> int:
     """
     pending = plan.pending()
     workers, _ = divide_cores(plan.config.execution.workers, plan.device, plan.parameters, len(pending))
+    # No more trainings run at once than there are workers; at worst they are the largest.
     return sum(sorted(_resume_bytes(plan, pending).values())[-workers:])
 
 

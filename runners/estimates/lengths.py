@@ -152,6 +152,7 @@ class Lengths:
                 min(settings.context or benchmark.window, self.context),
             )
             few = _first(texts, _CHARACTERS)
+            # As in the evaluation: one token alone predicts nothing.
             cut = [ids for ids in benchmark.windows(self._tokenizer, few, window) if len(ids) > 1]
             share = sum(map(len, texts)) / max(1, sum(map(len, few)))
             windows = _limited(max(1, round(len(cut) * share)), settings)

@@ -158,6 +158,7 @@ def _beside_tokenizer(peak: Peak, location: str) -> Peak:
     """Return a peak with the tokenizer that processes keep from their first stage on."""
     file = Path(location) / "tokenizer.json" if location else Path()
     size = TOKENIZER_COPIES * file.stat().st_size if file.is_file() else 0
+    # A usual of 0 says that none is known, and stays 0.
     return replace(peak, host=peak.host + size, usual=peak.usual and peak.usual + size)
 
 

@@ -86,6 +86,7 @@ def probe_cpu() -> Probe:
     What was measured while others used the processor counts only until that is over: threads of one core share its
     caches, and parsing JSON was seen to take five times longer.
     """
+    # The argument only keys the cache of this process: another folder has a probe of its own.
     return _probe(str(cache_folder()))
 
 
@@ -151,6 +152,7 @@ def _measure() -> Probe:
         return 2.0 * _ROWS * _SIDE**2 / _best(lambda: torch.nn.functional.linear(x, weight))
 
     with torch.inference_mode(), cpu_threads(1):
+        # The names are without "torch.", as the fields of `Probe` are.
         speeds = {str(dtype)[6:]: product(dtype) for dtype in (torch.float32, torch.bfloat16, torch.float64)}
         square = matrix(_DECOMPOSED, _DECOMPOSED)
         svd = _best(lambda: torch.linalg.svd(square, full_matrices=False))
@@ -196,6 +198,7 @@ def _written() -> float:
 def _best(run: Callable[[], Any], clock: Callable[[], float] = time.thread_time) -> float:
     """Return the seconds of one call by a clock, the best of several."""
     run()
+    # The call above is a warm-up and is not measured.
     best, count, begin = math.inf, 0, clock()
     while count < _LEAST or clock() - begin < _SECONDS:
         start = clock()

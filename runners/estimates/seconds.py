@@ -82,6 +82,7 @@ def past_seconds(store: StageStore, model: str, device: str) -> dict[tuple[str, 
 
 def _first_model(record: StageRecord, records: Mapping[str, StageRecord]) -> str:
     """Return the identity of the model that a chain of stages began with."""
+    # Bounded: records that are damaged could name each other in a circle.
     for _ in range(len(records) + 1):
         identity = record.spec.inputs.model
         before = records.get(identity.partition("/")[0])

@@ -100,9 +100,11 @@ class _Worker:
         self.pipe, far = context.Pipe()
         if forks:
             self.process = ForkServer.get_or_start(threads).start(_forked_work, store, threads, files=[far.fileno()])
+            # Here and below: a far end that stays open in this process would hide the end of the worker.
             far.close()
             return
         self.process = context.Process(target=_start_work, args=(far, store, threads, os.getpid()), daemon=True)
+        # multiprocessing has no argument for the environment: a process takes that of its parent at the start.
         before = dict(os.environ)
         os.environ.update(python_environment({"OMP_NUM_THREADS": str(threads)}))
         try:
@@ -166,7 +168,7 @@ def run_stages(
                 try:
                     event: Event = worker.pipe.recv()
                 except (EOFError, ConnectionError):
-                    worker.process.join(5)
+                    worker.process.join(5)  # the pipe may close before the exit code is known
                     raise StageCrashed(_epitaph(worker.process.exitcode, stage)) from None
                 on_event(event, stage)
                 if event.kind == "done":

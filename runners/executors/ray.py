@@ -109,7 +109,7 @@ def ray_session(address: str | None) -> Iterator[list[Node]]:
         "object_store_memory": _OBJECT_STORE_BYTES,
         "_temp_dir": temp,
     }
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM)  # `ray.init` sets a handler of its own
     environment = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
     try:
         if temp and "RAY_AUTH_TOKEN_PATH" not in os.environ:
@@ -269,7 +269,7 @@ def run_stages(
                             on_event(Event(key, "progress", count, total, unit=unit), stages[key])
                 for ref in ended:
                     stage = running.pop(ref)
-                    start(stage.key)
+                    start(stage.key)  # a short stage may end before its first news is read
                     event = _outcome(ref, stage)
                     if event.kind == "done" and shared:
                         shared.gather([stage.key])
@@ -289,7 +289,7 @@ def _do_stage(stage: Stage, store: StageStore, token: str, threads: int, mailbox
     """The task: runs in a Ray worker, on whichever node has room."""
     with contextlib.suppress(OSError):
         os.chdir(folder)  # the sweep's own, where this node has it
-    mailbox.put.remote(stage.key, 0, 0, "")
+    mailbox.put.remote(stage.key, 0, 0, "")  # a total of 0 says only that the stage has begun
 
     def report(done: int, total: int, unit: str) -> None:
         mailbox.put.remote(stage.key, done, total, unit)

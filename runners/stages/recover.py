@@ -38,6 +38,7 @@ def recover(stage: RecoverStage, folder: Path, report: Report | None) -> Trainin
     model = model_of(stage)
     compression = read_report(compressed.parent)
     trainer = trainer_for(stage, data, folder, report, recovery)
+    # Steps while compressing come out of the common budget, unless the method got its own on top of it.
     spent = 0 if trainer.extra_steps else compression.steps
     steps = max(trainer.total_steps - spent, 0)
     phases = recovery.recover(model, trainer, steps, compression.recover_lr_scale, stage.spec.seed)

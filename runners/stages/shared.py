@@ -113,6 +113,7 @@ def read_data(
         return None
     data = load_task_data(
         asked.task,
+        # The set is named for the sweep's task; calibration data of another task have that task's default.
         execution.train_set if asked.task == (execution.task or asked.task) else None,
         execution.data,
         tokenizer,

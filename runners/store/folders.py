@@ -198,6 +198,7 @@ class StageStore:
         for part in sorted([*self.root.glob(".part-*"), *self.root.glob(".resume-*")]):
             if part in resumable:
                 continue
+            # The process of a running stage holds this lock.
             lock = FileLock(lock_file(self.root, part.name.split("-", 1)[1]))
             try:
                 with lock.acquire(blocking=False):
@@ -263,10 +264,13 @@ class StageStore:
                 files = [file for file in sorted(part.rglob("*")) if file.is_file()]
                 record["files"] = {file.relative_to(part).as_posix(): file.stat().st_size for file in files}
                 record["sha256"] = {file.relative_to(part).as_posix(): sha256_file(file) for file in files}
+                # As JSON stores it, or the checksum would not be that of the record as it is read back.
                 record = finite(record)
                 if earlier and enough and earlier["sha256"] == record["sha256"]:
                     record = earlier
                 write_json(part / RECORD, record | {"checksum": checksum(record)})
+                # All on disk before the rename, as a folder under its key counts as whole. The checkpoints to
+                # resume from go after it: until then a restart needs them.
                 apply_umask(part)
                 for path in [*part.rglob("*"), part]:
                     sync(path)
@@ -288,6 +292,7 @@ class StageStore:
         folder, old = self.path(key), self.root / f".part-{key}.removed"
         shutil.rmtree(old, ignore_errors=True)
         if folder.is_dir():
+            # A folder cannot be renamed over one that is not empty. Cut off in between, the stage is done again.
             os.rename(folder, old)
         os.rename(part, folder)
         sync(self.root)
@@ -316,6 +321,7 @@ def input_digests(stage: Stage) -> dict[str, str]:
             here = stage.location_of(role)
             folder = next(path for path in (here, *here.parents) if path.name == key)
             record = read_json(folder / RECORD)
+            # Stages that are older than checksums have sizes alone.
             digests[role] = digest(record.get("sha256", record["files"]))
     return digests
 

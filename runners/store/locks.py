@@ -51,6 +51,7 @@ def hold_lock(root: Path, key: str) -> Iterator[None]:
             write_json(holder, {"process": os.getpid(), "host": socket.gethostname(), "since": since})
         yield
     finally:
+        # Before the lock is released, or this could remove the note of the process that has it next.
         with suppress(OSError):
             holder.unlink(missing_ok=True)
         lock.release()

@@ -75,6 +75,8 @@ def by_fit(plan: Plan, keys: Sequence[str]) -> list[str]:
         plan: of the sweep.
         keys: in an order in which they can run.
     """
+    # A compression takes the position of its fit, and what is made of it takes the compression's. A finetuning gives
+    # none: all share it. The sort is stable, so that stages of one position keep their order.
     position: dict[str, int] = {}
     for index, (key, needs) in enumerate(plan.needs.items()):
         fits = [position[need] for need in needs if not need.startswith(("finetune-", "fit-"))]
@@ -121,6 +123,7 @@ def _keep_small_part(file: Path, fit: bool) -> None:
             save_file({key: tensors.get_tensor(key) for key in tensors.keys() if key.endswith(".spectrum")}, small)  # noqa: SIM118
     else:
         with open(file, "rb") as source:
+            # A safetensors file begins with the length of its header in 8 bytes, and the header: names and shapes.
             size = source.read(8)
             small.write_bytes(size + source.read(int.from_bytes(size, "little")))
     sync(small)
@@ -153,6 +156,7 @@ class Removal:
         try:
             with FileLock(lock_file(root, self._claim)):
                 with FileLock(lock_file(root, _GATE)):
+                    # Under the gate: what is found done here cannot be removed before the claim says that it is read.
                     pending = self.plan.pending()
                     reads = {input_key for key in pending for input_key in self.plan.reads(key)}
                     around = stage_around(Path(self.plan.source.location))

@@ -64,8 +64,8 @@ class SharedStore(StageStore):
             if (
                 self.is_done(key)
                 and not self.removed(key)
-                and (self._foreign(key) or key not in stored)
-                and (key in stored or not self.lacking(key))
+                and (self._foreign(key) or key not in stored)  # not compared with this storage yet, or gone from it
+                and (key in stored or not self.lacking(key))  # a light stage has not all files to send
             ):
                 self.verify(key)
                 count += self._upload(key)
@@ -103,6 +103,7 @@ class SharedStore(StageStore):
                 shutil.rmtree(self.path(key), ignore_errors=True)
             self._checked.discard(key)
         if not self.enough(stage):
+            # Without its stage.json a stage is not whole; `_upload` removes the files that nobody names any more.
             self.storage.remove(f"stages/{key}/{RECORD}")
         if self.storage.has(key):
             self._agree(key)
@@ -172,6 +173,7 @@ class SharedStore(StageStore):
         for name in small:
             self._download(record, name, part)
         (part / RECORD).write_bytes(raw)
+        # All on disk before the rename: a folder under its key counts as a finished stage.
         lacks = sorted(set(record["files"]) - set(small))
         write_json(part / MARKER, {"storage": self.storage.shown, "lacks": lacks})
         for path in [*part.rglob("*"), part]:
@@ -190,8 +192,10 @@ class SharedStore(StageStore):
                     f"{folder} is light and no longer what is in {self.storage.shown}; remove that folder, then "
                     "run the same command again"
                 )
+            # The marker changes last: a download that is cut off leaves the files listed, and is taken up again.
             for name in lacks:
                 if not (folder / name).is_file():
+                    # `read` takes the checksum out, and the path in the storage is made of it.
                     self._download(record | {"checksum": checksum(record)}, name, folder)
             write_json(folder / MARKER, {"storage": self.storage.shown, "lacks": []})
 
@@ -247,6 +251,7 @@ class SharedStore(StageStore):
                         self.storage.send(folder / name, f"{inside}/{name}")
                 first = self.storage.claim(f"{prefix}/{RECORD}", mine) == mine
             winner = self._stored_record(key)[1]["checksum"]
+            # A machine that still sends one of these loses the claim anyway, for there is a stage.json already.
             for other in {name.partition("/")[0] for name in self.storage.sizes(prefix)} - {winner[:16], RECORD}:
                 self.storage.remove(f"{prefix}/{other}")
             if winner == checksum(record):
@@ -254,6 +259,7 @@ class SharedStore(StageStore):
                 return first
             part = self.root / f".part-{key}"
             shutil.rmtree(part, ignore_errors=True)
+            # `_take` clears this folder, and puts the winner's files in the place of ours.
             os.rename(folder, part)
             self._take(key)
             return False

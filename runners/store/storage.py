@@ -160,6 +160,7 @@ class Storage:
             target = self._at(name)
             self._fs.put_file(str(file), target)
             if self._local:
+                # Folders that were made on the way are entries of their parents, up to the storage's own folder.
                 for path in [Path(target), *list(Path(target).parents)[: name.count("/") + 1]]:
                     sync(path)
 
@@ -179,6 +180,7 @@ class Storage:
 
         def create() -> None:
             if self._local:
+                # `os.link` fails where the name exists, and what it names is complete: nobody reads a part of a file.
                 beside = Path(f"{target}.{uuid.uuid4().hex}")
                 beside.parent.mkdir(parents=True, exist_ok=True)
                 try:

@@ -149,6 +149,7 @@ class MLflow(Tracker):
         mlflow = self._client()
         mlflow.set_experiment(self._experiment)
         key = self.run_id(title)
+        # MLflow numbers runs itself, so the id that a run is found by is a tag.
         known = mlflow.search_runs(
             filter_string=f"tags.lowrank_bench_run = '{key}'", output_format="list", max_results=1
         )

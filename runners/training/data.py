@@ -69,6 +69,7 @@ class TaskData:
     def batches(self, samples: int | None, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Yield batches of the first ``samples`` examples of a seeded shuffle."""
         chosen = self._chosen(samples)
+        # All passes read a beginning of one shuffle, so that the longest of them contains the others.
         if len(chosen) > self.used.get("examples", 0):
             self.used.update(examples=len(chosen), tokens=sum(len(self.items[i].input_ids) for i in chosen))
         for start in track(range(0, len(chosen), batch_size), unit="batches"):

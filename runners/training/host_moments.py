@@ -94,6 +94,7 @@ class HostMomentsAdamW(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+        # The kernel has raised the copy on the device alone.
         if counted is not step:
             step += 1
 
@@ -111,6 +112,7 @@ class HostMomentsAdamW(torch.optim.Optimizer):
             parameter, slot = jobs[number][1], number % 2
             moments = [part[: parameter.numel()].view(parameter.shape) for part in buffers[slot]]
             with torch.cuda.stream(loading):
+                # The slot's last moments have to be copied back before they are overwritten.
                 if number >= 2:
                     loading.wait_event(stored[slot])
                 for moment, on_host in zip(moments, self._moments(parameter), strict=True):
@@ -122,6 +124,7 @@ class HostMomentsAdamW(torch.optim.Optimizer):
         for number, (group, parameter) in enumerate(jobs):
             moments, slot = coming, number % 2
             if number + 1 < len(jobs):
+                # Queued before this update, so that the copies run while it computes.
                 coming = load(number + 1)
             computing.wait_event(loaded[slot])
             self._update(group, parameter, moments)

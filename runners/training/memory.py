@@ -109,7 +109,7 @@ def training_peak(
     gathered = 0
     if placement == "fsdp2" and processes > 1:
         weights, gradients, state = (-(-part // processes) for part in (weights, gradients, state))
-        gathered = 2 * 2 * 4 * _largest_block(trained)
+        gathered = 2 * 2 * 4 * _largest_block(trained)  # two blocks with their gradients, in float32
     elif processes > 1:
         gathered = gradients  # buckets of DDP
     moments = state if placement == "host-moments" else 0

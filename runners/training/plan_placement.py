@@ -72,6 +72,8 @@ class TrainingPlacements:
                 self.peaks[name] = training_peak(
                     skeleton, settings, longest, device, placement, processes, method, loaded
                 )
+            # The peak is of the dense model, computed once for all ratios. Only what is certain shrinks with the ratio:
+            # weights, gradients and state, not the activations.
             peak = self.peaks[name]
             return replace(
                 peak, device=peak.device - round(peak.least * (1 - 1 / shrunk)), least=round(peak.least / shrunk)
@@ -80,6 +82,7 @@ class TrainingPlacements:
         if setup:
             sharded = setup.strategy == "fsdp2" and may_shard
             spread: Placement = "fsdp2" if sharded else "device"
+            # Only noted: the file of --accelerate decides how weights are spread, so the settings get no placement.
             choice = Choice(spread, setup.processes, f"by {setup.processes} processes, as --accelerate asks")
             self.plan.trainings[title] = choice, estimate_peak(spread, setup.processes)
             return Choice("device", 1, "")
@@ -89,6 +92,7 @@ class TrainingPlacements:
                 self.plan.trainings[title] = choice, estimate_peak("device", 1)
             return choice
         count = self.plan.machine.count
+        # The most GPUs among which the batch can be divided evenly, as `TrainSettings.split` asks.
         shares = max(n for n in range(1, count + 1) if settings.batch_size % n == 0)
         if not may_shard:
             shares = 1
@@ -97,6 +101,7 @@ class TrainingPlacements:
                 estimate_peak, self.plan.machine, self.plan.config.training.placement, title, settings.optimizer, shares
             )
         except NothingFits as refusal:
+            # Raised by `check_plan`, and only where this training has yet to run.
             self.plan.refusals[title] = str(refusal)
             return Choice("device", 1, "")
         if self.plan.assumed is None:

@@ -88,6 +88,7 @@ class Resumable:
             for path in self.results.iterdir():
                 if not path.name.startswith("."):
                     shutil.copytree(path, checkpoint / _MADE / path.name, copy_function=_link)
+        # The seal comes last, when all that it vouches for is on disk, and only then may older checkpoints go.
         files = [file for file in sorted(checkpoint.rglob("*")) if file.is_file()]
         sums = {file.relative_to(checkpoint).as_posix(): sha256_file(file) for file in files}
         for path in [*checkpoint.rglob("*"), checkpoint]:
@@ -145,6 +146,7 @@ def _check(path: Path, required: Mapping[str, Any]) -> tuple[RunUse | None, str]
         for name, value in required.items():
             if facts[name] != value:
                 return None, _OTHER[name].format(found=facts[name], wanted=value)
+        # After the facts, for this reads every byte of the checkpoint.
         for name, expected in facts["sha256"].items():
             if sha256_file(path / name) != expected:
                 return None, f"{name} is damaged"

@@ -44,6 +44,7 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
 
 def skeleton(model: nn.Module) -> nn.Module:
     """Return a copy of a model without the numbers of its parameters, to be filled by `collect`."""
+    # The memo of `deepcopy`: for each parameter it takes the one on the meta device instead of a copy.
     empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, empty)
 
@@ -53,6 +54,7 @@ def collect(model: nn.Module, into: nn.Module) -> nn.Module | None:
     state = whole_state(model)
     if not is_main():
         return None
+    # The state may have a tied parameter under one of its names alone; each is made once, which keeps the tie.
     parameters: dict[nn.Parameter, nn.Parameter] = {}
     for name, parameter in into.named_parameters(remove_duplicate=False):
         if parameter not in parameters and name in state:
@@ -61,6 +63,7 @@ def collect(model: nn.Module, into: nn.Module) -> nn.Module | None:
         for name, empty in module._parameters.items():
             if empty is not None:
                 module._parameters[name] = parameters[empty]
+    # Buffers are not sharded, and those that are not persistent are missing from the state.
     for path, buffer in model.named_buffers():
         owner, _, name = path.rpartition(".")
         into.get_submodule(owner)._buffers[name] = buffer.cpu()

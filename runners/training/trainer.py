@@ -84,6 +84,7 @@ class _Hooks(transformers.TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.sums is not None
+        # Waits for the device once for all passes of an update, before the optimizer applies a loss that is not finite.
         self.loss, self.tokens = self.sums.tolist()
         self.sums = None
         if not math.isfinite(self.loss):
@@ -97,6 +98,7 @@ class _Hooks(transformers.TrainerCallback):
             self.on_gradients(state.global_step - self.start, self.tokens_done)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # The clocks of processes differ, and all have to write a checkpoint together: if one asks for it, all do.
         due = self.resumable is not None and time.perf_counter() - self.saved >= 60 * self.resumable.minutes
         tokens, self.last_loss, asking = self._of_all(self.tokens, self.loss, due)
         self.tokens_done += round(tokens)
@@ -145,6 +147,7 @@ class _CheckedTrainer(transformers.Trainer):
     """Steps of the data's order that lie before this training."""
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        # `max_steps` counts the steps before this training too; the schedule covers its own alone.
         return super().create_scheduler(num_training_steps - self.start, optimizer)
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -279,11 +282,13 @@ class TaskTrainer:
         if steps == 0:
             return TrainingLog(0, 0, 0.0, math.nan)
         schedule = schedule_arguments(self.settings.schedule, min_lr_rate)
+        # Taken while the model is still whole; `whole` gathers the shards in it.
         if self.shards and not is_sharded(model):
             self._skeleton = skeleton(model)
         chosen = self.settings
         micro, accumulated = chosen.split(process_count())
         wide = chosen.precision == "bfloat16" or (chosen.precision == "auto" and self.device.startswith("cuda"))
+        # What callbacks of a method change is in a checkpoint only where it hands over its state.
         resumable = self.resumable if (on_gradients is None and on_step is None) or state is not None else None
         resumable = resumable.of_run(self._runs) if resumable else None
         self._runs += 1
@@ -313,6 +318,7 @@ class TaskTrainer:
                 use_cpu=self.device == "cpu",
                 seed=self.seed,
                 data_seed=self.seed,
+                # `_Hooks` decides instead: checkpoints by time, and a limited number of points of a curve.
                 save_strategy="no",
                 logging_strategy="no",
                 logging_nan_inf_filter=False,  # it would wait for the device at each pass

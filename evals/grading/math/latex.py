@@ -13,7 +13,6 @@ _DELIMITED = re.compile(r"\$|(?<!\\)\\[(\[]|\\boxed")
 """What the library finds by itself."""
 _PIECE = re.compile(r"\\[A-Za-z]+|\\.|[{}]|[A-Za-z]+|.")
 _SENTENCE_END = re.compile(r"[.;:!?](?=\s|\Z)")
-_WORDS = "am an as at be by cm do ft go he if in is it kg km me mm my no of on or so to up us we"
 _SHORT_WORDS = re.compile("am|an|as|at|be|by|cm|do|ft|go|he|if|in|is|it|kg|km|me|mm|my|no|of|on|or|so|to|up|us|we")
 _FUNCTIONS = re.compile("(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|log|exp|max|min|gcd|lcm|mod|det")
 _BEFORE = " \t*,"

@@ -31,7 +31,7 @@ _ITEMS_A_WORKER = 50
 
 
 class Request(NamedTuple):
-    """One comparison: a rule of `math_worker`, the reference answer, and what it is compared with."""
+    """One comparison: a rule of `worker`, the reference answer, and what it is compared with."""
 
     rule: str
     gold: str

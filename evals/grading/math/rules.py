@@ -12,8 +12,8 @@ math-verify found by the library          the library                           
 ========== ============================== ======================================== ============================
 
 Equal strings are equal before any algebra is tried, integers, decimals and simple fractions are compared exactly
-without it, and simple expressions with clearly different values are different (`math_value`). The rest is computed in
-processes that can be killed (`math_pool`).
+without it, and simple expressions with clearly different values are different (`value`). The rest is computed in
+processes that can be killed (`pool`).
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def compare_strings(answer: str, gold: str) -> Outcome:
 
 
 def read_by_library(text: str, gold: str) -> Outcome:
-    """Ask math-verify, in a process that can be killed, with the end of the text; see `math_latex` for bare answers."""
+    """Ask math-verify, in a process that can be killed, with the end of the text; see `latex` for bare answers."""
     tail = text[-MAX_READ:]
     if not tail.strip():
         return Outcome("no-answer")

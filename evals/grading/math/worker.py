@@ -6,7 +6,7 @@ a line. See `rules` for the rules.
 
 Reading and simplifying take milliseconds. So plain numbers are read directly, everything read is kept, an answer that
 math-verify finds written just as the reference answer is not read at all, nor are two simple answers that clearly
-differ (`math_value`), and a difference that is clearly not zero at one point is not simplified. None of this changes a
+differ (`value`), and a difference that is clearly not zero at one point is not simplified. None of this changes a
 verdict: the tests compare with the libraries as they are.
 """
 

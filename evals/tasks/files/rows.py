@@ -56,7 +56,7 @@ def read_rows(source: Data, required: Sequence[str] | None = None) -> Iterator[R
 
     Args:
         source: a file, by its absolute path, or a hub dataset.
-        wanted: columns that every row must have; None for all there are, unchecked.
+        required: columns that every row must have; None for all there are, unchecked.
 
     Raises:
         UserError: no such file, a file that is none of its kind, or a row without a column.

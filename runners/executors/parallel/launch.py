@@ -63,6 +63,7 @@ def train_together(stage: Stage, folder: Path, report: Report | None) -> StageRe
         try:
             code = _listen(process, desk / PROGRESS, report)
         except BaseException:
+            # Enough for all of them: the processes that the launcher started die with it (`die_with_parent`).
             process.kill()
             process.wait()
             raise

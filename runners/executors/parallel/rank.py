@@ -70,6 +70,7 @@ def _train(desk: Path, folder: Path, threads: int) -> None:
     strategy = strategy_for(stage, setup.strategy)
     alone: dict[str, Any] = {"accelerate": None}
     if strategy == "ddp":
+        # accelerate and `shards` read this, which the launcher has set where the configuration file asks for FSDP.
         os.environ["ACCELERATE_USE_FSDP"] = "false"
     else:
         alone["load_device"] = "cpu"  # accelerate moves each process's share to its device
