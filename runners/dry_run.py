@@ -24,12 +24,10 @@ from .executors.local import divide_cores
 from .graph import Plan
 from .plan import make_plan
 from .progress import duration
-from .specs import CompressStage, FitStage, QuantiseStage
+from .specs import KINDS, CompressStage, FitStage, QuantiseStage
 from .sweep import plan_warnings
 from .training.data import example_length
 from .tuning import tuning_sentence
-
-KINDS = ("finetune", "fit", "compress", "recover", "quantise", "evaluate")
 
 
 def print_plan(config: SweepConfig, console: Console, assume: str | None = None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter, field_serializer, field_validator
 
@@ -26,6 +26,7 @@ FORMAT = 1
 """Raised when a stage's content changes its meaning, so that old folders are not taken for new ones."""
 
 StageKind = Literal["finetune", "fit", "compress", "recover", "quantise", "evaluate"]
+KINDS: tuple[StageKind, ...] = get_args(StageKind)
 """In the order in which they can follow each other."""
 
 

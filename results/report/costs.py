@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ...runners.specs import KINDS
 from .data import Cost
 from .lineage import Lineage, Rows
-
-KINDS = ("finetune", "fit", "compress", "recover", "quantise", "evaluate")
 
 
 @dataclass

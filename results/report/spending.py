@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ...runners.specs import KINDS
 from .data import Cost
-
-KINDS = ("finetune", "fit", "compress", "recover", "quantise", "evaluate")
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def reason_of(error: UserError) -> str:
 
 def checksum(record: Mapping[str, Any]) -> str:
     """Return the sha256 (hex) of a stage's record without its own checksum."""
-    # Records hold infinite interval ends, which canonical JSON refuses.
+    # Records of earlier versions hold infinite interval ends, which canonical JSON refuses.
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 

@@ -64,7 +64,7 @@ class Resumable:
     Attributes:
         folder: outlives the run; made when the first checkpoint is written.
         minutes: least time between two checkpoints; 0 writes one after every update.
-        made: where the run puts results while it trains; what is not hidden there belongs to its checkpoints.
+        results: where the run puts results while it trains; what is not hidden there belongs to its checkpoints.
         origin: what a checkpoint must have in common with the run that goes on from it, for it leaves out what can be
             read from there.
     """
