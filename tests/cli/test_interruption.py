@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from commands import FRESH
 
+LISTENING = ("env", "--default-signal=INT")
+"""Tests that run in the background of a shell inherit an ignored SIGINT."""
 SWALLOWS = """
 import time
 print("importing", flush=True)
@@ -34,7 +36,9 @@ def interrupt_when(process, begun):
 @pytest.mark.parametrize("library", ["_multiarray_umath", "libtorch_cpu", "pandas"])
 def test_while_libraries_are_imported(tmp_path, library):
     words = ["run", "--methods", "svd", "--model", "tiny", "--task", "toy-math", "--out", str(tmp_path / "runs")]
-    process = subprocess.Popen([*FRESH, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*LISTENING, *FRESH, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     maps = Path(f"/proc/{process.pid}/maps")
     code, errors = interrupt_when(process, lambda: library in maps.read_text())
     assert code == 130, errors
@@ -55,7 +59,11 @@ def test_an_import_that_would_swallow_it(tmp_path, number, code):
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     process = subprocess.Popen(
-        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*LISTENING, sys.executable, "-c", program],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout.readline() == "importing\n"
     process.send_signal(number)
