@@ -98,7 +98,7 @@ def _say_why_none(say: Any, answer: Any, keep: str, between: str, probe_time: st
 
     measured = answer.tried[0].margin
     least = problems_for_equal_answers(measured.uncompressed, answer.share)
-    if least is None or measured.n < least:
+    if measured.right_or_wrong and (least is None or measured.n < least):
         enough = f"{least:,} show it" if least else "no number shows it"
         say(
             f"no model is shown to keep {keep} by {measured.n:,} problems, even with the answers of the uncompressed "

@@ -41,6 +41,11 @@ class Margin:
         return self.low >= 0
 
     @property
+    def right_or_wrong(self) -> bool:
+        """Whether both accuracies are of whole problems, as where each is right or wrong."""
+        return all(abs(x * self.n - round(x * self.n)) < 1e-6 for x in (self.accuracy, self.uncompressed))
+
+    @property
     def undecided(self) -> bool:
         """Whether the problems show neither that the share is kept nor that it is lost."""
         return self.low < 0 <= self.high
@@ -99,8 +104,13 @@ def problems_for_equal_answers(accuracy: float, share: float) -> int | None:
 
     Args:
         accuracy: of the uncompressed model.
-        share: that has to be kept; None is returned for 1, where no number would do.
+        share: that has to be kept.
+
+    Returns:
+        The number; None for a share of 1, where none would do, and where it is above 100,000.
     """
+    if share >= 1:
+        return None
 
     def holds(n: int) -> bool:
         right = round(accuracy * n)

@@ -96,8 +96,8 @@ class Shrunk:
 
     def undecided(self) -> Probe | None:
         """Return the cell that fewest problems more would show to keep the share, or None."""
-        needs = {p.margin.problems_to_decide(): p for p in self.tried if p.margin.value > 0}
-        return needs[min(filter(None, needs))] if any(needs) else None
+        needs = [(p.margin.problems_to_decide() or 0, p) for p in self.tried if p.margin.value > 0]
+        return min((need for need in needs if need[0]), key=lambda need: need[0], default=(0, None))[1]
 
     def seconds_per_probe(self) -> float:
         """Return the mean time of a cell beyond the stages that all share."""

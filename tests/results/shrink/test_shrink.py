@@ -114,6 +114,8 @@ def test_equal_models_on_few_problems_are_no_certainty():
     assert not margin([1, 1, 1], [1, 1, 1], 0.95).holds
     assert margin([1] * 200, [1] * 200, 0.95).holds
     assert margin([0.5, 0.25, 1.0], [0.5, 0.25, 1.0], 0.95).n == 3
+    assert not margin([0.5, 0.25, 1.0], [0.5, 0.25, 1.0], 0.95).right_or_wrong
+    assert margin([1, 0, 1], [1, 1, 1], 0.95).right_or_wrong
     few = margin([1] * 56 + [0] * 4, [1] * 60, 0.9)
     assert few.undecided
     assert few.problems_to_decide() > 60
